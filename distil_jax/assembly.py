@@ -1,0 +1,360 @@
+"""A config to the parts that it asks for."""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Generic, TypeVar
+
+import grain
+import jax
+import optax
+
+from distil_jax import objectives, processes, prompts, teaching, update
+from distil_jax.actor import Actor
+from distil_jax.config import Config, ConfigError
+from distil_jax.envs import Environment, make_environment
+from distil_jax.io import datasets, weights
+from distil_jax.io import tokenizer as tokenizers
+from distil_jax.models import architecture, qwen3, sharding
+from distil_jax.policy import Policy, load_policy, resolve_directory
+from distil_jax.records import Demonstration, Problem
+
+T = TypeVar("T")
+
+# How many problems `data.*=generated` makes where the config does not say.
+NUM_GENERATED = {"train": 4096, "evaluation": 256}
+# Texts that a new tokenizer is trained on, at the most.
+_NUM_TOKENIZER_TEXTS = 20_000
+
+
+class Generated(Sequence[T], Generic[T]):
+  """Items that are made when they are asked for."""
+
+  def __init__(self, make: Callable[[int], T], size: int):
+    self._make = make
+    self._size = size
+
+  def __len__(self) -> int:
+    return self._size
+
+  def __getitem__(self, index):
+    if isinstance(index, slice):
+      return [self._make(i) for i in range(*index.indices(self._size))]
+    if not -self._size <= index < self._size:
+      raise IndexError(index)
+    return self._make(index % self._size)
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """What a run reads.
+
+  Attributes:
+    train: problems, or demonstrations for a supervised run.
+    evaluation: held-out problems.
+    num_skipped: malformed rows that were left out.
+    num_dropped: problems whose prompt was too long.
+  """
+
+  train: Sequence[Problem] | Sequence[Demonstration]
+  evaluation: Sequence[Problem]
+  num_skipped: int
+  num_dropped: int
+
+
+def environment(config: Config) -> Environment:
+  settings = config.environment.model_dump(exclude={"kind"})
+  return make_environment(config.environment.kind, **settings)
+
+
+def mesh(config: Config) -> jax.sharding.Mesh:
+  """The mesh; refuses batches that it cannot cut evenly.
+
+  Raises:
+    ConfigError: with both numbers and the cure.
+  """
+  try:
+    made = sharding.make_mesh(**config.mesh.model_dump())
+  except ValueError as error:
+    raise ConfigError(str(error)) from None
+  multiple = sharding.batch_size_multiple(made)
+  sizes = {
+    "rollout.num_problems": config.rollout.num_problems,
+    "evaluation.num_problems": config.evaluation.num_problems,
+  }
+  if config.optimizer.micro_batch_size:
+    sizes["optimizer.micro_batch_size"] = config.optimizer.micro_batch_size
+  for name, size in sizes.items():
+    if size % multiple:
+      raise ConfigError(
+        f"{name}={size} is not a multiple of {multiple}, the devices along "
+        f"mesh.data={made.shape['data']} and mesh.fsdp={made.shape['fsdp']}"
+      )
+  return made
+
+
+def policy(
+  config: Config, environment: Environment, mesh: jax.sharding.Mesh
+) -> Policy:
+  """Loads the policy; makes it first where the config says so."""
+  directory = resolve_directory(config.model.directory)
+  if config.model.create and not (directory / weights.CONFIG).is_file():
+    _create(config, environment)
+  return load_policy(
+    config.model.directory,
+    config.model.param_dtype,
+    compute_dtype=config.model.compute_dtype,
+    remat=config.model.remat,
+    mesh=mesh,
+    chat_template_kwargs=config.model.chat_template_kwargs,
+  )
+
+
+def data(
+  config: Config, environment: Environment, tokenizer: tokenizers.Tokenizer
+) -> Data:
+  """Reads or makes the problems, and checks that their prompts fit.
+
+  Raises:
+    ConfigError: a prompt is too long and the config does not say to drop it,
+      or a supervised run's problems have no solutions.
+    DataError: see `io.datasets`.
+  """
+  train, skipped = _problems(config, environment, "train")
+  held_out, also_skipped = _problems(config, environment, "evaluation")
+  is_supervised = config.objective.kind == "sft"
+  if is_supervised:
+    train = _demonstrations(config, environment, train)
+  num_dropped = 0
+  if not is_supervised:
+    train, dropped = _fitting(config, train, tokenizer, "train")
+    num_dropped += dropped
+  held_out, dropped = _fitting(config, held_out, tokenizer, "evaluation")
+  return Data(
+    train=train,
+    evaluation=held_out,
+    num_skipped=skipped + also_skipped,
+    num_dropped=num_dropped + dropped,
+  )
+
+
+def batches(config: Config, data: Data) -> grain.DatasetIterator:
+  """This process's training batches."""
+  count = jax.process_count()
+  if config.rollout.num_problems % count:
+    raise ConfigError(
+      f"rollout.num_problems={config.rollout.num_problems} is not a multiple "
+      f"of the {count} processes"
+    )
+  return datasets.batches(
+    data.train,
+    batch_size=config.rollout.num_problems // count,
+    seed=config.data.seed,
+    num_epochs=config.data.num_epochs,
+    process_index=jax.process_index(),
+    process_count=count,
+  )
+
+
+def training_actor(
+  config: Config,
+  policy: Policy,
+  environment: Environment,
+  mesh: jax.sharding.Mesh,
+) -> Actor:
+  settings = config.rollout.model_dump(exclude={"num_problems"})
+  return Actor(policy, environment, mesh, **settings)
+
+
+def evaluation_actor(
+  config: Config,
+  policy: Policy,
+  environment: Environment,
+  mesh: jax.sharding.Mesh,
+) -> Actor:
+  e = config.evaluation
+  return Actor(
+    policy,
+    environment,
+    mesh,
+    group_size=e.num_samples,
+    max_prompt_length=config.rollout.max_prompt_length,
+    max_completion_length=e.max_completion_length
+    or config.rollout.max_completion_length,
+    temperature=e.temperature,
+    top_k=e.top_k,
+    top_p=e.top_p,
+  )
+
+
+def teacher_settings(config: Config) -> teaching.TeacherSettings:
+  settings = config.teacher.model_dump(exclude={"parameters", "ema_rate"})
+  return teaching.TeacherSettings(**settings)
+
+
+def optimizer(
+  config: Config,
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+  settings = config.optimizer.model_dump(exclude={"micro_batch_size"})
+  return update.make_optimizer(**settings, num_steps=config.train.num_steps)
+
+
+def keeps_teacher(config: Config) -> bool:
+  """Whether the teacher has parameters of its own."""
+  return (
+    config.objective.kind != "sft" and config.teacher.parameters != "current"
+  )
+
+
+def train_step(
+  config: Config,
+  policy: Policy,
+  optimizer: optax.GradientTransformation,
+) -> Callable[..., Any]:
+  """`update.train_step` with everything but state and batch filled in."""
+  objective = config.objective
+  micro_batch_size = config.optimizer.micro_batch_size or config.num_sequences
+  credit_fn = None
+  if objective.kind == "sft":
+    loss_fn = functools.partial(
+      update.sft_loss,
+      graphdef=policy.graphdef,
+      chunk_size=objective.chunk_size,
+    )
+  else:
+    score_fn = functools.partial(
+      objectives.score_weights,
+      group_size=config.rollout.group_size,
+      **objective.model_dump(
+        include={
+          "future_weight",
+          "normalize",
+          "discount",
+          "baseline",
+          "terminal_neutral",
+        }
+      ),
+    )
+    shared = {
+      "graphdef": policy.graphdef,
+      "cost": objective.cost,
+      "chunk_size": objective.chunk_size,
+      "score_fn": score_fn,
+    }
+    loss_fn = functools.partial(update.distil_loss, **shared)
+    splits_groups = micro_batch_size % config.rollout.group_size != 0
+    if objective.baseline == "leave_one_out" and splits_groups:
+      credit_fn = functools.partial(update.batch_credit, **shared)
+  is_ema = keeps_teacher(config) and config.teacher.parameters == "ema"
+  return functools.partial(
+    update.train_step,
+    loss_fn=loss_fn,
+    credit_fn=credit_fn,
+    optimizer=optimizer,
+    aggregation=objective.aggregation,
+    num_micro_batches=config.num_sequences // micro_batch_size,
+    ema_rate=config.teacher.ema_rate if is_ema else None,
+  )
+
+
+def _problems(config: Config, environment: Environment, split: str):
+  source = getattr(config.data, split)
+  limit = getattr(config.data, f"num_{split}")
+  if source == "generated":
+    make = functools.partial(environment.generate, split=split)
+    return Generated(make, limit or NUM_GENERATED[split]), 0
+  return datasets.load_problems(
+    source,
+    environment.problem,
+    fields=config.data.fields,
+    malformed=config.data.malformed_rows,
+    limit=limit,
+  )
+
+
+def _demonstrations(
+  config: Config, environment: Environment, problems: Sequence[Problem]
+) -> Sequence[Demonstration]:
+  if config.data.train == "generated":
+    make = functools.partial(
+      environment.demonstration, teacher_prompt=prompts.teacher_prompt
+    )
+    return Generated(make, len(problems))
+  for problem in problems:
+    if not problem.solution:
+      raise ConfigError(
+        f"objective.kind=sft learns from solutions, but row "
+        f"{problem.index + 1} of {config.data.train} has none; name its field "
+        "with data.fields.solution"
+      )
+  return [
+    Demonstration(index=p.index, messages=p.messages, solution=p.solution)
+    for p in problems
+  ]
+
+
+def _fitting(
+  config: Config,
+  problems: Sequence[Problem],
+  tokenizer: tokenizers.Tokenizer,
+  split: str,
+) -> tuple[Sequence[Problem], int]:
+  """The problems whose prompt fits, and how many do not."""
+  limit = config.rollout.max_prompt_length
+  kept, num_dropped = [], 0
+  for problem in problems:
+    length = len(tokenizer.encode_messages(problem.messages))
+    if length <= limit:
+      kept.append(problem)
+    elif config.data.long_prompts == "drop":
+      num_dropped += 1
+    else:
+      raise ConfigError(
+        f"data.{split}: the prompt of problem {problem.index} has {length} "
+        f"tokens, more than rollout.max_prompt_length={limit}; raise it, or "
+        "set data.long_prompts=drop"
+      )
+  if not kept:
+    raise ConfigError(
+      f"data.{split}: none of the {len(problems)} prompts fits "
+      f"rollout.max_prompt_length={limit}"
+    )
+  return kept, num_dropped
+
+
+def _create(config: Config, environment: Environment) -> None:
+  """Makes a random model and trains its tokenizer on the training data."""
+  if jax.process_index() == 0:
+    sizes = config.model.create.model_dump(exclude={"seed", "vocab_size"})
+    texts = itertools.islice(_texts(config, environment), _NUM_TOKENIZER_TEXTS)
+    tokenizer = tokenizers.train(
+      texts, vocab_size=config.model.create.vocab_size
+    )
+    network = architecture.Qwen3Config(
+      vocab_size=tokenizer.vocab_size,
+      param_dtype=config.model.param_dtype,
+      **sizes,
+    )
+    graphdef, _ = qwen3.make(network)
+    params = qwen3.init(network, jax.random.key(config.model.create.seed))
+    made = Policy(network, graphdef, params, tokenizer)
+    made.save(config.model.directory)
+  processes.wait_for_all("the model is created")
+
+
+def _texts(config: Config, environment: Environment) -> Iterator[str]:
+  """What a new tokenizer should be good at."""
+  problems, _ = _problems(config, environment, "train")
+  if config.objective.kind == "sft":
+    for d in _demonstrations(config, environment, problems):
+      yield from (message["content"] for message in d.messages)
+      yield d.prefix + d.solution
+    return
+  for problem in problems:
+    blocks = prompts.teacher_prompt(problem, solution=problem.answer)
+    yield from (message["content"] for message in blocks)
+    if problem.solution:
+      yield problem.solution
+
+

@@ -1,0 +1,113 @@
+"""Multiple choice: the letter in the last answer tag, as in SciKnowEval."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from distil_jax.records import Problem, Status, Verdict
+
+_OPEN, _CLOSE = "<answer>", "</answer>"
+_LETTER = re.compile(r"(?:([A-Za-z])|\(([A-Za-z])\))\.?")
+# Of what stands in the tags where it is no letter, so much is quoted.
+_QUOTED_LENGTH = 40
+
+
+@dataclasses.dataclass(frozen=True)
+class MultipleChoice:
+  """Judges by the letter alone.
+
+  Attributes:
+    feedback: whether a verdict says what was wrong.
+    reveal_answer: whether that feedback names the correct option.
+  """
+
+  feedback: bool = True
+  reveal_answer: bool = False
+
+  def problem(self, row: Mapping[str, Any], index: int = 0) -> Problem:
+    """Reads a row of a data file.
+
+    Args:
+      row: `prompt`, and `answer`, one capital letter; optionally `system` and
+        `solution`, where null and empty are the same as none. The texts are
+        kept as they are; other fields are not read.
+      index: identity of the row within its data set.
+
+    Raises:
+      ValueError: prompt or answer is missing, a field is no string, or the
+        answer is not one letter A to Z.
+    """
+    prompt, answer = _text(row, "prompt"), _text(row, "answer")
+    system, solution = _text(row, "system"), _text(row, "solution")
+    if not prompt:
+      raise ValueError("the row has no prompt")
+    if answer is None or not re.fullmatch("[A-Z]", answer):
+      raise ValueError(f"answer must be one letter A to Z, got {answer!r}")
+    messages = [{"role": "user", "content": prompt}]
+    if system:
+      messages.insert(0, {"role": "system", "content": system})
+    return Problem(
+      index=index,
+      messages=tuple(messages),
+      answer=answer,
+      solution=solution or None,
+    )
+
+  def judge(self, problem: Problem, completion: str) -> Verdict:
+    """Compares the letter in the last `<answer>…</answer>`.
+
+    Around the letter, spaces and line feeds, one pair of brackets and a full
+    stop after it do not count, nor does its case: `(b).` is B. Anything else,
+    such as the text of the option, cannot be read as an answer. Of nested tags
+    the innermost counts, and a tag that is never closed does not.
+
+    Returns:
+      The reward is 1 or 0; `details` has the letter, or None, as `parsed`.
+    """
+    content = _last_answer(completion)
+    match = None if content is None else _LETTER.fullmatch(content.strip())
+    parsed = (match[1] or match[2]).upper() if match else None
+    if parsed == problem.answer:
+      return Verdict(1.0, "", Status.CORRECT, {"parsed": parsed})
+    if parsed is None:
+      status, feedback = Status.UNPARSABLE, _format_feedback(content)
+    else:
+      status = Status.WRONG
+      feedback = f"Option {parsed} is not the correct answer."
+    if self.reveal_answer:
+      feedback += f" The correct answer is option {problem.answer}."
+    if not self.feedback:
+      feedback = ""
+    return Verdict(0.0, feedback, status, {"parsed": parsed})
+
+
+def _text(row: Mapping[str, Any], name: str) -> str | None:
+  value = row.get(name)
+  if value is not None and not isinstance(value, str):
+    raise ValueError(f"{name} must be a string, got {type(value).__name__}")
+  return value
+
+
+def _last_answer(completion: str) -> str | None:
+  """What stands in the last pair of tags; in time linear in the length."""
+  last_close = completion.rfind(_CLOSE)
+  start = completion.rfind(_OPEN, 0, max(last_close, 0))
+  if start < 0:
+    return None
+  start += len(_OPEN)
+  return completion[start : completion.find(_CLOSE, start)]
+
+
+def _format_feedback(content: str | None) -> str:
+  if content is None:
+    fault = f"no answer was found between {_OPEN} and {_CLOSE}"
+  else:
+    quoted = content.strip()
+    if len(quoted) > _QUOTED_LENGTH:
+      quoted = quoted[:_QUOTED_LENGTH] + "…"
+    fault = f"{quoted!r} between {_OPEN} and {_CLOSE} is not a letter"
+  return (
+    f"The format is wrong: {fault}. Write the letter of one option, and "
+    f"nothing else, between {_OPEN} and {_CLOSE}."
+  )

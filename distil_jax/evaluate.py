@@ -1,0 +1,98 @@
+"""How often a policy is right on problems that it does not train on."""
+
+import collections
+import math
+from collections.abc import Callable, Sequence
+
+import chex
+
+from distil_jax import processes
+from distil_jax.actor import Actor
+from distil_jax.models import qwen3
+from distil_jax.records import Problem
+
+
+def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
+  """Chance that at least one of k samples is right, without bias.
+
+    1 − C(n − c, k) / C(n, k)
+
+  See "Evaluating Large Language Models Trained on Code" (arXiv:2107.03374).
+
+  Args:
+    num_samples: n.
+    num_correct: c of them.
+    k: at most n.
+  """
+  if not 0 < k <= num_samples:
+    raise ValueError(f"k={k} must be in 1..num_samples={num_samples}")
+  wrong = math.comb(num_samples - num_correct, k)
+  return 1.0 - wrong / math.comb(num_samples, k)
+
+
+def evaluate(
+  actor: Actor,
+  params: qwen3.Params,
+  problems: Sequence[Problem],
+  key: chex.PRNGKey,
+  *,
+  num_problems: int,
+  pass_at: Sequence[int],
+  success_threshold: float,
+  report: Callable[[int], None] = lambda num_done: None,
+) -> dict[str, float]:
+  """Samples every problem and averages over problems.
+
+  Args:
+    actor: its group size is the number of samples of each problem.
+    params: of the policy.
+    problems: held out; all processes evaluate their share of them.
+    key: the same key gives the same noise, so that two policies compare.
+    num_problems: of this process in one batch; the last is filled up.
+    pass_at: which k.
+    success_threshold: a reward from here on is right.
+    report: told how many problems are done.
+
+  Returns:
+    `avg@G` (mean reward), `pass@k`, `completion_length` (tokens), `cut_off`
+    (share that hit the limit) and `verdict/…` (share of each status).
+  """
+  group_size = actor.group_size
+  totals = collections.Counter()
+  mine = processes.share(problems)
+  # Every process makes the same number of batches, an empty one if need be.
+  for start in range(0, processes.largest_share(len(problems)), num_problems):
+    batch = list(mine[start : start + num_problems])
+    num_real = len(batch)
+    filler = [problems[0]] * (num_problems - num_real)
+    experience = actor(params, batch + filler, key)
+    is_real = slice(0, num_real * group_size)
+    is_right = experience.rewards[:num_real] >= success_threshold
+    for num_correct in is_right.sum(axis=1).tolist():
+      for k in pass_at:
+        totals[f"pass@{k}"] += pass_at_k(group_size, num_correct, k)
+    totals["problems"] += num_real
+    totals["rewards"] += float(experience.rewards[:num_real].sum())
+    totals["tokens"] += int(experience.lengths[is_real].sum())
+    totals["cut_off"] += int(experience.is_cut_off[is_real].sum())
+    for verdict in experience.verdicts[is_real]:
+      totals[f"verdict/{verdict.status}"] += 1
+    report(min(start + num_problems, len(mine)))
+  return _averages(processes.global_sums(totals), group_size, pass_at)
+
+
+def _averages(
+  totals: dict[str, float], group_size: int, pass_at: Sequence[int]
+) -> dict[str, float]:
+  num_problems = totals["problems"]
+  num_samples = num_problems * group_size
+  values = {f"avg@{group_size}": totals["rewards"] / num_samples}
+  values |= {f"pass@{k}": totals[f"pass@{k}"] / num_problems for k in pass_at}
+  values["completion_length"] = totals["tokens"] / num_samples
+  values["cut_off"] = totals["cut_off"] / num_samples
+  values |= {
+    name: total / num_samples
+    for name, total in sorted(totals.items())
+    if name.startswith("verdict/")
+  }
+  return values

@@ -1,0 +1,112 @@
+"""Checkpoints: state, data iterator and notes of a step, saved as one."""
+
+import pathlib
+from typing import Any
+
+import grain
+import jax
+import orbax.checkpoint as ocp
+
+
+class Checkpoints:
+  """The checkpoints of one run.
+
+  A step is complete or absent: orbax writes under a temporary name. Saving
+  goes on in the background; `close` waits for it.
+  """
+
+  def __init__(self, directory: str | pathlib.Path, *, keep: int):
+    self._manager = ocp.CheckpointManager(
+      pathlib.Path(directory).absolute(),
+      options=ocp.CheckpointManagerOptions(max_to_keep=keep),
+    )
+
+  def __enter__(self) -> "Checkpoints":
+    return self
+
+  def __exit__(self, *_) -> None:
+    self.close()
+
+  @property
+  def latest_step(self) -> int | None:
+    return self._manager.latest_step()
+
+  def save(
+    self,
+    step: int,
+    state: dict[str, Any],
+    data: grain.DatasetIterator,
+    notes: dict[str, Any],
+  ) -> None:
+    """Saves a step once; a second call for the same step does nothing.
+
+    Args:
+      step: training steps done.
+      state: arrays, as a nested dictionary.
+      data: its position is saved.
+      notes: anything JSON.
+    """
+    if self.latest_step == step:
+      return
+    self._manager.save(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardSave(state),
+        data=grain.checkpoint.CheckpointSave(data),
+        notes=ocp.args.JsonSave(notes),
+      ),
+    )
+
+  def restore(
+    self,
+    step: int,
+    template: dict[str, Any],
+    data: grain.DatasetIterator,
+  ) -> dict[str, Any]:
+    """Reads a step's arrays, and winds the iterator to where it was.
+
+    Args:
+      step: one that was saved.
+      template: `jax.ShapeDtypeStruct` with shardings, same tree as saved.
+      data: an iterator over the same data; it is changed in place.
+    """
+    restored = self._manager.restore(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardRestore(template),
+        data=grain.checkpoint.CheckpointRestore(data),
+      ),
+    )
+    return restored.state
+
+  def read_params(self, step: int, template: dict[str, Any]) -> dict[str, Any]:
+    """Reads the student's parameters alone; needs no data and no optimiser."""
+    path = self._manager.directory / str(step) / "state"
+    with ocp.PyTreeCheckpointer() as reader:
+      tree = {"params": template}
+      arguments = ocp.checkpoint_utils.construct_restore_args(tree)
+      restored = reader.restore(
+        path,
+        args=ocp.args.PyTreeRestore(
+          item=tree, restore_args=arguments, partial_restore=True
+        ),
+      )
+    return restored["params"]
+
+  def notes(self, step: int) -> dict[str, Any]:
+    restored = self._manager.restore(
+      step, args=ocp.args.Composite(notes=ocp.args.JsonRestore())
+    )
+    return restored.notes
+
+  def close(self) -> None:
+    """Waits for what is being written."""
+    self._manager.wait_until_finished()
+    self._manager.close()
+
+
+def template(state: Any) -> Any:
+  """Shapes, types and shardings of arrays, for `restore`."""
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+  )

@@ -1,0 +1,268 @@
+"""The picture of a run: `learning.png`."""
+
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import figure as mpl_figure
+from matplotlib import ticker
+from matplotlib.axes import Axes
+from matplotlib.backends import backend_agg
+
+from distil_jax.io import reports
+
+PICTURE = "learning.png"
+
+Records = Sequence[Mapping[str, Any]]
+
+# Okabe and Ito's colours, which stay apart for colour-blind readers.
+_BLUE, _GREEN, _BROWN = "#0072B2", "#009E73", "#A66A00"
+_ACCURACY_STYLES = (
+  ("#D55E00", "o"),
+  ("#CC79A7", "s"),
+  ("#56B4E9", "D"),
+  ("#E69F00", "^"),
+  ("#000000", "v"),
+)
+_FEW = 40  # up to so many points, each is marked
+_LEAST_WINDOW = 5  # points in a running mean; no mean of fewer points
+_WINDOWS = 25  # so many windows side by side span a long run
+
+
+def plot(run_directory: str | os.PathLike[str]) -> pathlib.Path:
+  """Draws `learning.png` from a run's `.jsonl` files.
+
+  Args:
+    run_directory: the run's folder.
+
+  Returns:
+    The picture's path.
+
+  Raises:
+    ReportError: there is nothing to draw, or a line cannot be read.
+  """
+  folder = pathlib.Path(run_directory)
+  picture = draw(
+    reports.read_lines(folder / reports.METRICS),
+    reports.read_lines(folder / reports.EVALUATIONS),
+    title=folder.resolve().name,
+  )
+  if picture is None:
+    raise reports.ReportError(
+      f"nothing to plot in {folder}: {reports.METRICS} and "
+      f"{reports.EVALUATIONS} have no numbers to show; train first"
+    )
+  path = folder / PICTURE
+  temporary = path.with_name(f".{path.name}.partial")
+  picture.savefig(temporary, format="png", dpi=150)
+  temporary.replace(path)
+  return path
+
+
+def draw(
+  metrics: Records, evaluations: Records, *, title: str
+) -> mpl_figure.Figure | None:
+  """Draws up to two panels; one without data is left out.
+
+  Above: the reward of each step (the loss, where there is no reward) with its
+  running mean, and the held-out accuracies. Below: cost and completion length.
+
+  Args:
+    metrics: lines of `metrics.jsonl`.
+    evaluations: lines of `evaluations.jsonl`.
+    title: stands above the panels.
+
+  Returns:
+    A figure with an Agg canvas; None where neither panel has data.
+  """
+  score = "reward" if _has(metrics, "reward") else "loss"
+  accuracies = _accuracies(evaluations)
+  panels = []
+  if _has(metrics, score) or accuracies:
+    panels.append(lambda axes: _draw_score(axes, metrics, score, evaluations))
+  if _has(metrics, "cost") or _has(metrics, "completion_length"):
+    panels.append(lambda axes: _draw_cost_and_length(axes, metrics))
+  if not panels:
+    return None
+  # The object interface: no display, and no state shared with a notebook.
+  picture = mpl_figure.Figure(
+    figsize=(9, 0.8 + 3.3 * len(panels)), layout="constrained"
+  )
+  backend_agg.FigureCanvasAgg(picture)
+  left = {"x": 0.012, "ha": "left"}
+  picture.suptitle(title, **left, weight="bold", size=13, parse_math=False)
+  stack = picture.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+  for axes, panel in zip(stack, panels, strict=True):
+    panel(axes)
+  steps = [record["step"] for record in (*metrics, *evaluations)]
+  margin = 0.02 * (max(steps) - min(steps)) or 0.5
+  stack[-1].set_xlim(min(steps) - margin, max(steps) + margin)
+  window = _window(len(metrics))
+  note = f"; thin: each logged step, thick: mean of {window}" if window else ""
+  stack[-1].set_xlabel("training step" + note, size=11)
+  stack[-1].xaxis.set_major_locator(
+    ticker.MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10])
+  )
+  return picture
+
+
+def running_mean(values: np.ndarray, window: int) -> np.ndarray:
+  """Mean of each value and its neighbours on both sides.
+
+  Args:
+    values: shape `[n]`.
+    window: values in a mean, odd; at both ends those of them that there are.
+
+  Returns:
+    Shape `[n]`.
+  """
+  sums = np.concatenate([[0.0], np.cumsum(values)])
+  places = np.arange(len(values))
+  begins = np.maximum(places - window // 2, 0)
+  ends = np.minimum(places + window // 2 + 1, len(values))
+  return (sums[ends] - sums[begins]) / (ends - begins)
+
+
+def _draw_score(
+  axes: Axes, metrics: Records, score: str, evaluations: Records
+) -> None:
+  names = _accuracies(evaluations)
+  has_score = _has(metrics, score)
+  accuracy_axes = axes
+  if has_score:
+    _draw_series(axes, metrics, score, score, _BLUE)
+  if has_score and score == "loss":
+    _name_axis(axes, "loss (nats per token)", _BLUE)
+    if names:
+      accuracy_axes = axes.twinx()
+      _name_axis(accuracy_axes, "held-out accuracy (0 to 1)", "black")
+  else:
+    parts = ["reward"] * has_score + ["held-out accuracy"] * bool(names)
+    _name_axis(axes, f"{', '.join(parts)} (0 to 1)", "black")
+  for number, name in enumerate(names):
+    style = _ACCURACY_STYLES[number % len(_ACCURACY_STYLES)]
+    _draw_accuracy(accuracy_axes, evaluations, name, *style)
+  if names or score == "reward":
+    _fit_unit_interval(accuracy_axes)
+  _finish(axes, accuracy_axes)
+
+
+def _draw_accuracy(
+  axes: Axes, evaluations: Records, name: str, color: str, marker: str
+) -> None:
+  steps, values = _series(evaluations, name)
+  ends = values if len(values) == 1 else values[[0, -1]]
+  change = " → ".join(f"{100 * value:.1f}" for value in ends)
+  axes.plot(
+    steps,
+    values,
+    color=color,
+    marker=marker,
+    markersize=7 if len(steps) <= _FEW else 3,
+    markeredgecolor="white",
+    linewidth=1.2,
+    linestyle="--",
+    label=f"held-out {name} {change} %",
+    zorder=4,
+    clip_on=False,
+  )
+
+
+def _draw_cost_and_length(axes: Axes, metrics: Records) -> None:
+  length_axes = axes
+  if _has(metrics, "cost"):
+    _draw_series(axes, metrics, "cost", "cost", _GREEN)
+    _name_axis(axes, "cost (nats per token)", _GREEN)
+    if _has(metrics, "completion_length"):
+      length_axes = axes.twinx()
+  if _has(metrics, "completion_length"):
+    label = "completion length"
+    _draw_series(length_axes, metrics, "completion_length", label, _BROWN)
+    _name_axis(length_axes, "completion length (tokens)", _BROWN)
+  if length_axes is not axes:  # other head room, so that they part
+    length_axes.set_ylim(top=1.35 * length_axes.get_ylim()[1])
+  _finish(axes, length_axes)
+
+
+def _draw_series(
+  axes: Axes, metrics: Records, name: str, label: str, color: str
+) -> None:
+  """A thin line through every value and a thick one through their mean."""
+  steps, values = _series(metrics, name)
+  window = _window(len(metrics))
+  marker = "o" if len(steps) <= _FEW else None
+  style: dict[str, Any] = {"color": color, "zorder": 3, "clip_on": False}
+  if window is None:
+    axes.plot(steps, values, marker=marker, label=label, **style)
+  else:
+    thin = {"alpha": 0.35, "linewidth": 0.8, "markersize": 3}
+    axes.plot(steps, values, marker=marker, **style, **thin)
+    means = running_mean(values, window)
+    axes.plot(steps, means, linewidth=2, label=label, **style)
+  if values.min() >= 0:
+    axes.set_ylim(bottom=0)
+
+
+def _window(num_points: int) -> int | None:
+  """Points in a running mean, odd; None for a series too short for one."""
+  if num_points <= _LEAST_WINDOW:
+    return None
+  return max(_LEAST_WINDOW, num_points // _WINDOWS // 2 * 2 + 1)
+
+
+def _fit_unit_interval(axes: Axes) -> None:
+  """From 0 to 1, or to less where everything is small."""
+  values = np.concatenate([line.get_ydata() for line in axes.get_lines()])
+  top = 1.0 if values.max() > 0.5 else max(0.02, 1.25 * values.max())
+  axes.set_ylim(0, 1.04 * top)
+
+
+def _name_axis(axes: Axes, label: str, color: str) -> None:
+  axes.set_ylabel(label, color=color, size=11)
+  axes.tick_params(axis="y", labelcolor=color)
+
+
+def _finish(left: Axes, right: Axes) -> None:
+  """Grid, frame, and one legend above the panel for both of its axes."""
+  both = [left] if right is left else [left, right]
+  for axes in both:
+    axes.spines["top"].set_visible(False)
+    axes.spines["right"].set_visible(len(both) == 2)
+  left.grid(alpha=0.3, linewidth=0.6)
+  lines = [line for axes in both for line in axes.get_lines()]
+  named = [line for line in lines if not str(line.get_label()).startswith("_")]
+  left.legend(
+    handles=named,
+    loc="lower left",
+    bbox_to_anchor=(0, 1),
+    ncols=3 if len(named) <= 3 else 2,  # what the width has room for
+    frameon=False,
+    fontsize=10,
+    borderaxespad=0.2,
+  )
+
+
+def _has(lines: Records, name: str) -> bool:
+  return any(line.get(name) is not None for line in lines)
+
+
+def _series(lines: Records, name: str) -> tuple[np.ndarray, np.ndarray]:
+  """Steps and values of one name, where it has a finite value."""
+  pairs = [(r["step"], r[name]) for r in lines if r.get(name) is not None]
+  steps, values = zip(*pairs, strict=True) if pairs else ((), ())
+  return np.array(steps, dtype=int), np.array(values, dtype=float)
+
+
+def _accuracies(evaluations: Records) -> list[str]:
+  """Names of the accuracies: avg@n first, then pass@k by k."""
+  names = {
+    name
+    for line in evaluations
+    for name, value in line.items()
+    if name.startswith(("avg@", "pass@")) and value is not None
+  }
+  if any(name.startswith("avg@") for name in names):
+    names.discard("pass@1")  # the same number
+  return sorted(names, key=lambda name: (name[0], int(name.split("@")[1])))

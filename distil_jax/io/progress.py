@@ -1,0 +1,170 @@
+"""What a person sees while a run is under way: one line on stderr."""
+
+import collections
+import contextlib
+import datetime
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TextIO
+
+import tqdm
+
+_STAGE_SECONDS = 2.0  # shorter stages are not worth a line in a log file
+_RECENT_STEPS = 50  # the time left follows the pace of these
+
+_FIELDS = (  # beside the reward, or the loss where there is no reward
+  ("cost", "cost {:.3f}"),
+  ("completion_length", "length {:.1f}"),
+  ("time/tokens_per_second", "{:,.0f} tokens/s"),
+)
+
+
+class Progress:
+  """A live line on a terminal; elsewhere a plain line now and then.
+
+  A context manager. Processes that show nothing make the same calls.
+  """
+
+  def __init__(
+    self,
+    num_steps: int | None = None,
+    *,
+    is_shown: bool = True,
+    stream: TextIO | None = None,
+    interval: float = 10.0,
+  ):
+    """Prepares the line.
+
+    Args:
+      num_steps: steps of the whole run; None where there are only stages.
+      is_shown: false in all processes but one.
+      stream: where to write; None for stderr.
+      interval: least time between two plain lines, seconds.
+    """
+    self._num_steps = num_steps
+    self._is_shown = is_shown
+    self._stream = stream or sys.stderr
+    self._interval = interval
+    self._bar: tqdm.tqdm | None = None
+    self._printed_at = -float("inf")
+    self._steps_at: collections.deque[tuple[int, float]] = collections.deque(
+      maxlen=_RECENT_STEPS
+    )
+
+  def __enter__(self) -> "Progress":
+    if self._is_shown and self._stream.isatty():
+      self._bar = tqdm.tqdm(
+        total=self._num_steps,
+        file=self._stream,
+        desc="starting",
+        miniters=1,  # else a resume, one long stride, would hold up the line
+        # The bar takes what the text leaves of the line.
+        bar_format="{desc}" if self._num_steps is None else "{desc}  {bar}",
+        **_size(self._stream),
+      )
+    return self
+
+  def __exit__(self, *error: object) -> None:
+    if self._bar is not None:
+      self._bar.close()
+      self._bar = None
+
+  def step(self, step: int, values: Mapping[str, Any]) -> None:
+    """Shows a finished step.
+
+    Args:
+      step: counted from 1; the first one after a resume may be any.
+      values: the step's metrics; those that are missing are not shown.
+    """
+    if not self._is_shown:
+      return
+    self._steps_at.append((step, time.monotonic()))
+    total = "" if self._num_steps is None else f"/{self._num_steps}"
+    parts = [f"{step}{total}", *self._time_left(), *_fields(values)]
+    text = "  ".join(parts)
+    if self._bar is not None:
+      self._bar.set_description_str(text, refresh=False)
+      self._bar.update(step - self._bar.n)
+    elif step == self._num_steps:
+      self._print(f"step {text}")
+    else:
+      self._print_in_turn(f"step {text}")
+
+  @contextlib.contextmanager
+  def stage(
+    self, text: str, total: int | None = None
+  ) -> Iterator[Callable[[int], None]]:
+    """Says what is being done outside the steps, or within a long one.
+
+    Args:
+      text: for example `compiling`.
+      total: how many things the stage has to do, where it can be counted.
+
+    Yields:
+      a function to call with the number of things done so far.
+    """
+
+    def label(num_done: int) -> str:
+      return text if total is None else f"{text} {num_done}/{total}"
+
+    if not self._is_shown:
+      yield lambda num_done: None
+    elif self._bar is not None:
+      bar, earlier = self._bar, self._bar.desc
+      bar.set_description_str(label(0))
+      try:
+        yield lambda num_done: bar.set_description_str(label(num_done))
+      finally:
+        bar.set_description_str(earlier)
+    else:
+      # Only time tells which stages are long: a short one stays silent.
+      timer = threading.Timer(_STAGE_SECONDS, self._print, [label(0)])
+      timer.daemon = True
+      timer.start()
+      try:
+        yield lambda num_done: self._print_in_turn(label(num_done))
+      finally:
+        timer.cancel()
+
+  def message(self, text: str) -> None:
+    """Prints a line of its own that stays, above the live one."""
+    if self._bar is not None:
+      self._bar.write(text, file=self._stream)
+    elif self._is_shown:
+      self._print(text)
+
+  def _time_left(self) -> list[str]:
+    """Of the steps that remain; the first one, which compiles, is left out."""
+    first_step, begun = self._steps_at[0]
+    step, now = self._steps_at[-1]
+    if self._num_steps is None or step == first_step:
+      return []
+    pace = (now - begun) / (step - first_step)
+    seconds = round(pace * (self._num_steps - step))
+    return [f"{datetime.timedelta(seconds=seconds)} left"]
+
+  def _print_in_turn(self, line: str) -> None:
+    if time.monotonic() - self._printed_at >= self._interval:
+      self._print(line)
+
+  def _print(self, line: str) -> None:
+    self._printed_at = time.monotonic()
+    print(line, file=self._stream, flush=True)
+
+
+def _size(terminal: TextIO) -> dict[str, Any]:
+  """Follows the window; one that says 0 x 0 (containers, CI) counts as 80."""
+  if all(os.get_terminal_size(terminal.fileno())):
+    return {"dynamic_ncols": True}
+  return {"ncols": 80, "nrows": 24}
+
+
+def _fields(values: Mapping[str, Any]) -> list[str]:
+  score = "reward" if "reward" in values else "loss"
+  formats = ((score, score + " {:.3f}"), *_FIELDS)
+  return [
+    form.format(float(values[name])) for name, form in formats if name in values
+  ]

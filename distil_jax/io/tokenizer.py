@@ -1,0 +1,283 @@
+"""Text to token ids and back, in the Hugging Face format.
+
+Needs the tokenizer part of transformers only, not torch.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import tokenizers
+import transformers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from distil_jax.records import Message
+
+PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+ROLES = ("system", "user", "assistant")
+
+# ChatML: each turn is `<|im_start|>role`, a line feed, the content,
+# `<|im_end|>` and a line feed.
+CHAT_TEMPLATE = """\
+{%- for message in messages -%}
+{%- if message['role'] not in ['system', 'user', 'assistant'] -%}
+{{- raise_exception('unknown role ' + message['role']) -}}
+{%- endif -%}
+{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] -}}
+{{- '<|im_end|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{- '<|im_start|>assistant\\n' -}}
+{%- endif -%}
+"""
+
+# What merges never cross: words, single digits and runs of signs, each with the
+# space before it; other white space.
+_PIECES = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+_GENERATION_CONFIG = "generation_config.json"
+
+
+class TokenizerError(ValueError):
+  """A tokenizer that cannot be used; the message names what is wrong."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+  """A tokenizer with a chat template.
+
+  Attributes:
+    backend: the transformers tokenizer that does the work.
+    eos_ids: tokens that end a completion; the first is the tokenizer's own.
+    pad_id: fills up a batch; masked wherever it stands for nothing.
+    template_kwargs: what the chat template is always given.
+  """
+
+  backend: transformers.PreTrainedTokenizerFast
+  eos_ids: tuple[int, ...]
+  pad_id: int
+  template_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  @classmethod
+  def load(
+    cls,
+    directory: str | pathlib.Path,
+    *,
+    template_kwargs: Mapping[str, Any] | None = None,
+  ) -> "Tokenizer":
+    """Reads a tokenizer from a Hugging Face directory.
+
+    A completion ends at the tokenizer's end token and at each one that
+    `generation_config.json` and `config.json` name.
+
+    Args:
+      directory: holds `tokenizer.json`, `tokenizer_config.json` and a chat
+        template.
+      template_kwargs: settings of the chat template for every prompt, such as
+        `enable_thinking`.
+
+    Raises:
+      TokenizerError: the directory or a file in it is missing or unreadable,
+        there is no chat template or no end token.
+    """
+    directory = pathlib.Path(directory)
+    backend = _load_backend(directory)
+    if not backend.chat_template:
+      raise TokenizerError(
+        f"the tokenizer in {directory} has no chat template; add "
+        "chat_template.jinja, or take the model's instruct version"
+      )
+    eos_id = cast(int | None, backend.eos_token_id)
+    pad_id = cast(int | None, backend.pad_token_id)
+    eos_ids = [] if eos_id is None else [eos_id]
+    for name in (_GENERATION_CONFIG, "config.json"):
+      eos_ids += _eos_ids(directory / name)
+    if not eos_ids:
+      raise TokenizerError(
+        f"no end token: set eos_token in {directory}/tokenizer_config.json or "
+        f"eos_token_id in {directory}/{_GENERATION_CONFIG}"
+      )
+    return cls(
+      backend=backend,
+      eos_ids=tuple(dict.fromkeys(eos_ids)),
+      pad_id=eos_ids[0] if pad_id is None else pad_id,
+      template_kwargs=dict(template_kwargs or {}),
+    )
+
+  def encode_messages(
+    self, messages: Sequence[Message], **template_kwargs: Any
+  ) -> list[int]:
+    """The prompt as ids, up to and with the marker of the assistant's turn.
+
+    Args:
+      messages: the conversation; the text of special tokens in it counts as
+        these tokens.
+      **template_kwargs: settings of the chat template, over the stored ones.
+    """
+    ids = self.backend.apply_chat_template(
+      [dict(message) for message in messages],
+      tokenize=True,
+      add_generation_prompt=True,
+      return_dict=False,
+      **{**self.template_kwargs, **template_kwargs},
+    )
+    return cast(list[int], ids)
+
+  def encode(self, text: str) -> list[int]:
+    """Plain text as ids: nothing added, and no special token whatever it says.
+
+    So text that a model or a file supplies cannot end a turn by spelling the
+    end token.
+    """
+    return self.backend.encode(
+      text, add_special_tokens=False, split_special_tokens=True
+    )
+
+  def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
+    """The text of the ids, spaces as they are.
+
+    Args:
+      ids: tokens of this vocabulary.
+      skip_special: leave out special tokens such as the end token.
+    """
+    text = self.backend.decode(
+      [int(token) for token in ids],
+      skip_special_tokens=skip_special,
+      clean_up_tokenization_spaces=False,
+    )
+    return cast(str, text)
+
+  @functools.cached_property
+  def vocab_size(self) -> int:
+    """One more than the largest id: the fewest rows an embedding may have."""
+    return max(self.backend.get_vocab().values()) + 1
+
+  def save(self, directory: str | pathlib.Path) -> None:
+    """Writes the tokenizer so that `load` and transformers read it back.
+
+    All end tokens go into `generation_config.json`; what else stands in that
+    file is kept.
+    """
+    directory = pathlib.Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    self.backend.save_pretrained(directory)
+    path = directory / _GENERATION_CONFIG
+    settings = _read_json(path) if path.exists() else {}
+    settings["eos_token_id"] = list(self.eos_ids)
+    settings["pad_token_id"] = self.pad_id
+    path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def train(
+  texts: Iterable[str],
+  *,
+  vocab_size: int,
+  chat_template: str = CHAT_TEMPLATE,
+) -> Tokenizer:
+  """Trains a byte-level BPE tokenizer; the same texts give the same one.
+
+  Every text has an encoding and comes back unchanged. No token has more than
+  one digit (it may have the space before it), so that numbers are read alike
+  wherever they stand.
+
+  Args:
+    texts: what to learn merges from. The names of the roles are learnt with
+      each of them, so that a turn costs few tokens.
+    vocab_size: largest number of tokens; there are fewer where the texts have
+      nothing left to merge.
+    chat_template: Jinja source.
+
+  Raises:
+    ValueError: `vocab_size` has no room for all bytes and the special tokens.
+  """
+  alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+  special = [PAD, START, END]  # their places are their ids
+  smallest = len(alphabet) + len(special)
+  if vocab_size < smallest:
+    raise ValueError(
+      f"vocab_size={vocab_size} must be at least {smallest}: "
+      f"{len(alphabet)} bytes and {len(special)} special tokens"
+    )
+  tokenizer = tokenizers.Tokenizer(models.BPE())
+  tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+    [
+      pre_tokenizers.Split(tokenizers.Regex(_PIECES), behavior="isolated"),
+      pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+  )
+  tokenizer.decoder = decoders.ByteLevel()
+  trainer = trainers.BpeTrainer(
+    vocab_size=vocab_size,
+    special_tokens=special,
+    initial_alphabet=alphabet,
+    show_progress=False,
+  )
+  tokenizer.train_from_iterator(_with_roles(texts), trainer)
+  backend = transformers.PreTrainedTokenizerFast(
+    tokenizer_object=tokenizer,
+    eos_token=END,
+    pad_token=PAD,
+    extra_special_tokens=[START],
+    clean_up_tokenization_spaces=False,
+  )
+  backend.chat_template = chat_template
+  return Tokenizer(
+    backend=backend,
+    eos_ids=(special.index(END),),
+    pad_id=special.index(PAD),
+  )
+
+
+def _with_roles(texts: Iterable[str]) -> Iterator[str]:
+  for text in texts:
+    yield text
+    yield from ROLES
+
+
+def _load_backend(
+  directory: pathlib.Path,
+) -> transformers.PreTrainedTokenizerFast:
+  if not directory.is_dir():
+    raise TokenizerError(f"there is no model directory {directory}")
+  for name in ("tokenizer.json", "tokenizer_config.json"):
+    if not (directory / name).is_file():
+      raise TokenizerError(f"{directory} has no {name}")
+    _read_json(directory / name)
+  try:
+    # Not AutoTokenizer: from the class that tokenizer_config.json names it may
+    # rebuild the splitting of text, where tokenizer.json says another.
+    return transformers.PreTrainedTokenizerFast.from_pretrained(
+      directory, local_files_only=True
+    )
+  except Exception as error:  # tokenizers raises plain Exception
+    raise TokenizerError(
+      f"{directory}/tokenizer.json cannot be read: {error!r}"
+    ) from error
+
+
+def _eos_ids(path: pathlib.Path) -> list[int]:
+  """The end tokens that a configuration file names, if it is there."""
+  if not path.is_file():
+    return []
+  value = _read_json(path).get("eos_token_id")
+  ids = [] if value is None else value if isinstance(value, list) else [value]
+  for token in ids:
+    if type(token) is not int or token < 0:
+      raise TokenizerError(
+        f"{path}: eos_token_id must be a token id or a list of them, got "
+        f"{value!r}"
+      )
+  return ids
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+  try:
+    content = json.loads(path.read_text(encoding="utf-8"))
+  except (OSError, ValueError) as error:
+    raise TokenizerError(f"{path} cannot be read: {error}") from error
+  if not isinstance(content, dict):
+    raise TokenizerError(f"{path} must hold a JSON object")
+  return content

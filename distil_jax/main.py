@@ -1,0 +1,100 @@
+"""`distil-jax`: argv to config to one of the conductors."""
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+
+from distil_jax import config as configs
+
+_CONFIG_HELP = "a YAML file; see configs/"
+_OVERRIDES_HELP = "settings, for example optimizer.learning_rate=1e-4"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs a command; returns the exit status."""
+  arguments = _parser().parse_args(argv)
+  try:
+    config = configs.load(arguments.config, arguments.overrides)
+    return arguments.run(config, arguments)
+  except KeyboardInterrupt:
+    print("\nstopped; the same command goes on from here", file=sys.stderr)
+    return 130
+  except (ValueError, RuntimeError, OSError) as error:
+    if arguments.debug:
+      raise
+    print(f"distil-jax: {error}", file=sys.stderr)
+    return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(
+    prog="distil-jax",
+    description="Train language models from rich feedback.",
+  )
+  commands = parser.add_subparsers(required=True, metavar="COMMAND")
+  for name, run, text in (
+    ("train", _train, "train, or go on from the last checkpoint"),
+    ("evaluate", _evaluate, "held-out accuracy of the last checkpoint"),
+    ("export", _export, "write the last checkpoint as a Hugging Face folder"),
+  ):
+    command = commands.add_parser(name, help=text, description=text)
+    command.add_argument("config", metavar="CONFIG", help=_CONFIG_HELP)
+    if name == "export":
+      command.add_argument("directory", metavar="DIRECTORY")
+    command.add_argument(
+      "overrides", nargs="*", metavar="key=value", help=_OVERRIDES_HELP
+    )
+    command.add_argument(
+      "--debug", action="store_true", help="show the traceback of an error"
+    )
+    command.set_defaults(run=run)
+  return parser
+
+
+def _train(config: configs.Config, _) -> int:
+  # Heavy imports wait until the command line is known to be right.
+  from distil_jax import learner
+  from distil_jax.io import reports
+
+  signal.signal(signal.SIGTERM, _interrupt)
+  summary = learner.Learner(config).train()
+  if summary:
+    print(reports.comparison_table(summary["before"], summary["after"]))
+    print(f"\n{config.run_directory}: metrics, samples, plot, checkpoints")
+  return 0
+
+
+def _evaluate(config: configs.Config, _) -> int:
+  import jax
+
+  from distil_jax import learner
+  from distil_jax.io import reports
+  from distil_jax.io.progress import Progress
+
+  judge = learner.Learner(config)
+  with jax.set_mesh(judge.mesh), Progress(None) as progress:
+    step, params = judge.trained_params()
+    values = judge.evaluate(params, progress, f"evaluating step {step}")
+  print(f"{config.run_directory}, step {step}")
+  print(reports.evaluation_table(values))
+  return 0
+
+
+def _export(config: configs.Config, arguments: argparse.Namespace) -> int:
+  import dataclasses
+
+  import jax
+
+  from distil_jax import learner
+
+  owner = learner.Learner(config)
+  with jax.set_mesh(owner.mesh):
+    step, params = owner.trained_params()
+    dataclasses.replace(owner.policy, params=params).save(arguments.directory)
+  print(f"step {step} of {config.run_directory} -> {arguments.directory}")
+  return 0
+
+
+def _interrupt(*_) -> None:
+  raise KeyboardInterrupt

@@ -1,0 +1,1 @@
+"""Pure networks: parameters and token ids in, hidden states and caches out."""

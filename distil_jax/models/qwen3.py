@@ -1,0 +1,408 @@
+"""A Qwen3-architecture decoder: a graph definition and a tree of parameters.
+
+`make` splits the Flax module once; every function below takes the graph
+definition (static) and the parameters, and is pure. Layers are stacked on a
+leading axis and scanned, so that compile time does not grow with depth.
+
+Positions come from the mask, never from the column: token i of a row stands at
+position (number of tokens that count before it). A row may therefore be padded
+on either side, or have a hole between prompt and completion.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from distil_jax.models import sharding
+from distil_jax.models.architecture import Qwen3Config
+
+Params = dict[str, Any]
+Attend = Callable[..., tuple[chex.Array, Any, Any]]
+
+AXES: Mapping[str, sharding.LogicalAxes] = {
+  "attention_norm": (None,),
+  "query": ("embed", "heads", "head_size"),
+  "key": ("embed", "kv_heads", "head_size"),
+  "value": ("embed", "kv_heads", "head_size"),
+  "query_norm": (None,),
+  "key_norm": (None,),
+  "output": ("heads", "head_size", "embed"),
+  "mlp_norm": (None,),
+  "gate": ("embed", "mlp"),
+  "up": ("embed", "mlp"),
+  "down": ("mlp", "embed"),
+  "embedding": ("vocab", "embed"),
+  "norm": (None,),
+  "unembedding": ("embed", "vocab"),
+}
+
+
+@chex.dataclass(frozen=True)
+class Cache:
+  """Keys and values of every layer.
+
+  For prompts, stored once for a group: `[L, P, S, K, H]`. For completions:
+  `[L, P, G, T, K, H]`.
+  """
+
+  key: chex.Array
+  value: chex.Array
+
+
+def rms_norm(x: chex.Array, scale: chex.Array, epsilon: float) -> chex.Array:
+  """Root-mean-square norm over the last axis, computed in float32."""
+  full = x.astype(jnp.float32)
+  mean_square = jnp.mean(jnp.square(full), axis=-1, keepdims=True)
+  normed = full * jax.lax.rsqrt(mean_square + epsilon)
+  return (normed * scale.astype(jnp.float32)).astype(x.dtype)
+
+
+def rope_angles(
+  positions: chex.Array, head_size: int, theta: float
+) -> tuple[chex.Array, chex.Array]:
+  """Cosine and sine of the rotary angles, each `[..., 1, H/2]`, float32."""
+  exponents = jnp.arange(0, head_size, 2, dtype=jnp.float32) / head_size
+  angles = positions[..., None].astype(jnp.float32) / theta**exponents
+  return jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
+
+
+def rotate(
+  x: chex.Array, angles: tuple[chex.Array, chex.Array]
+) -> chex.Array:
+  """Rotary embedding of `x` `[..., N, H]`; pairs are the two halves of H."""
+  cos, sin = angles
+  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  turned = [first * cos - second * sin, second * cos + first * sin]
+  return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+
+
+class Block(nnx.Module):
+  """One layer: grouped-query attention with normed heads, gated MLP."""
+
+  def __init__(self, config: Qwen3Config, *, rngs: nnx.Rngs):
+    c = config
+    weight = functools.partial(_weight, c, rngs)
+    self.config = c
+    self.attention_norm = _scale(c, c.width)
+    self.query = weight(c.width, c.num_heads, c.head_size)
+    self.key = weight(c.width, c.num_kv_heads, c.head_size)
+    self.value = weight(c.width, c.num_kv_heads, c.head_size)
+    self.query_norm = _scale(c, c.head_size)
+    self.key_norm = _scale(c, c.head_size)
+    self.output = weight(c.num_heads, c.head_size, c.width)
+    self.mlp_norm = _scale(c, c.width)
+    self.gate = weight(c.width, c.mlp_size)
+    self.up = weight(c.width, c.mlp_size)
+    self.down = weight(c.mlp_size, c.width)
+
+  def __call__(self, x, angles, attend, *extra):
+    """Runs the layer on `x` `[..., D]`.
+
+    `attend(query, key, value, *extra)` returns what attention reads, and
+    whatever the caller wants to keep (a cache).
+    """
+    dtype, epsilon = x.dtype, self.config.norm_epsilon
+    normed = rms_norm(x, self.attention_norm[...], epsilon)
+    query = jnp.einsum("...d,dnh->...nh", normed, self.query[...].astype(dtype))
+    key = jnp.einsum("...d,dkh->...kh", normed, self.key[...].astype(dtype))
+    value = jnp.einsum("...d,dkh->...kh", normed, self.value[...].astype(dtype))
+    query = rotate(rms_norm(query, self.query_norm[...], epsilon), angles)
+    key = rotate(rms_norm(key, self.key_norm[...], epsilon), angles)
+    attended, kept = attend(query, key, value, *extra)
+    x = x + jnp.einsum(
+      "...nh,nhd->...d", attended, self.output[...].astype(dtype)
+    )
+    normed = rms_norm(x, self.mlp_norm[...], epsilon)
+    gate = jax.nn.silu(normed @ self.gate[...].astype(dtype))
+    up = normed @ self.up[...].astype(dtype)
+    return x + (gate * up) @ self.down[...].astype(dtype), kept
+
+
+class Qwen3(nnx.Module):
+  """Embedding, stacked blocks, final norm; the unembedding where untied."""
+
+  def __init__(self, config: Qwen3Config, *, rngs: nnx.Rngs):
+    self.config = config
+    self.embedding = _weight(config, rngs, config.vocab_size, config.width)
+
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def stack(rngs):
+      return Block(config, rngs=rngs)
+
+    self.layers = stack(rngs.split(config.num_layers))
+    self.norm = _scale(config, config.width)
+    if not config.tie_embeddings:
+      self.unembedding = _weight(config, rngs, config.width, config.vocab_size)
+
+  def embed(self, ids: chex.Array) -> chex.Array:
+    return self.embedding[...].astype(self.config.compute_dtype)[ids]
+
+  def angles(self, positions: chex.Array):
+    return rope_angles(
+      positions, self.config.head_size, self.config.rope_theta
+    )
+
+  def finish(self, x: chex.Array) -> chex.Array:
+    return rms_norm(x, self.norm[...], self.config.norm_epsilon)
+
+
+def _weight(config: Qwen3Config, rngs: nnx.Rngs, *shape: int) -> nnx.Param:
+  init = jax.nn.initializers.normal(0.02)
+  return nnx.Param(init(rngs.params(), shape, jnp.dtype(config.param_dtype)))
+
+
+def _scale(config: Qwen3Config, size: int) -> nnx.Param:
+  return nnx.Param(jnp.ones(size, jnp.dtype(config.param_dtype)))
+
+
+def make(config: Qwen3Config) -> tuple[nnx.GraphDef, Params]:
+  """Splits the network once: its graph definition and its parameters' shapes.
+
+  Returns:
+    the graph definition (hashable, static under jit) and a nested dictionary
+    of `jax.ShapeDtypeStruct`.
+  """
+  abstract = nnx.eval_shape(lambda: Qwen3(config, rngs=nnx.Rngs(0)))
+  graphdef, params, _ = nnx.split(abstract, nnx.Param, ...)
+  return graphdef, nnx.to_pure_dict(params)
+
+
+def init(config: Qwen3Config, key: chex.PRNGKey) -> Params:
+  """Random parameters."""
+  model = Qwen3(config, rngs=nnx.Rngs(key))
+  return nnx.to_pure_dict(nnx.split(model, nnx.Param, ...)[1])
+
+
+def logical_axes(params: Params) -> Any:
+  """`LogicalAxes` of each parameter, same tree."""
+  return {
+    name: {k: ("layers", *AXES[k]) for k in value}
+    if name == "layers"
+    else AXES[name]
+    for name, value in params.items()
+  }
+
+
+def shardings(mesh: jax.sharding.Mesh, params: Params) -> Any:
+  """`NamedSharding` of each parameter, same tree.
+
+  Raises:
+    ValueError: a parameter cannot be cut evenly.
+  """
+  axes = logical_axes(params)
+  sharding.check_divisible(mesh, params, axes)
+  return jax.tree.map(
+    lambda a: sharding.sharding(mesh, *a),
+    axes,
+    is_leaf=lambda a: isinstance(a, tuple),
+  )
+
+
+def unembedding(params: Params) -> chex.Array:
+  """Hidden state to logits. Shape `[D, V]`; the embedding's where tied."""
+  if "unembedding" in params:
+    return params["unembedding"]
+  return params["embedding"].T
+
+
+def positions_of(mask: chex.Array) -> chex.Array:
+  """Position of each column among the tokens that count. Shape of `mask`."""
+  return jnp.maximum(jnp.cumsum(mask, axis=-1) - 1, 0)
+
+
+def hidden_states(
+  graphdef: nnx.GraphDef, params: Params, ids: chex.Array, mask: chex.Array
+) -> chex.Array:
+  """Final hidden states of whole sequences (teacher-forced).
+
+  Args:
+    graphdef: from `make`.
+    params: parameters.
+    ids: token ids. Shape `[B, S]`.
+    mask: 1 where the token counts; others are never attended to. `[B, S]`.
+
+  Returns:
+    Shape `[B, S, D]`, compute dtype.
+  """
+  model = _merge(graphdef, params)
+  allowed = _causal(mask)
+
+  def attend(query, key, value):
+    return _attention(query, key, value, allowed), None
+
+  hidden, _ = _full_pass(model, ids, mask, attend, model.config.remat)
+  return hidden
+
+
+def prefill(
+  graphdef: nnx.GraphDef, params: Params, ids: chex.Array, mask: chex.Array
+) -> tuple[chex.Array, Cache]:
+  """Reads prompts and keeps their keys and values.
+
+  Args:
+    graphdef: from `make`.
+    params: parameters.
+    ids: left-padded prompts. Shape `[P, S]`.
+    mask: 1 where the token counts. Shape `[P, S]`.
+
+  Returns:
+    the last token's hidden state `[P, D]`, and the cache `[L, P, S, K, H]`.
+  """
+  model = _merge(graphdef, params)
+  allowed = _causal(mask)
+
+  def attend(query, key, value):
+    kept = Cache(key=key, value=value)
+    return _attention(query, key, value, allowed), kept
+
+  hidden, cache = _full_pass(model, ids, mask, attend, "none")
+  return hidden[:, -1], cache
+
+
+def empty_cache(prompt_cache: Cache, group_size: int, length: int) -> Cache:
+  """Room for the completions of the prompts. Shape `[L, P, G, T, K, H]`."""
+  num_layers, num_problems, _, *heads = prompt_cache.key.shape
+  shape = (num_layers, num_problems, group_size, length, *heads)
+  zeros = sharding.constrain(
+    jnp.zeros(shape, prompt_cache.key.dtype),
+    *(None, "batch", None, None, "kv_heads", "head_size"),
+  )
+  return Cache(key=zeros, value=zeros)
+
+
+def decode(
+  graphdef: nnx.GraphDef,
+  params: Params,
+  ids: chex.Array,
+  step: chex.Array,
+  prompt_cache: Cache,
+  prompt_mask: chex.Array,
+  cache: Cache,
+) -> tuple[chex.Array, Cache]:
+  """One token further for every sample.
+
+  The prompt's keys and values are read in place by all samples of a group;
+  softmax runs over prompt and completion together.
+
+  Args:
+    graphdef: from `make`.
+    params: parameters.
+    ids: the newest token of each sample. Shape `[P, G]`.
+    step: its index within the completion. Scalar.
+    prompt_cache: from `prefill`. `[L, P, S, K, H]`.
+    prompt_mask: shape `[P, S]`.
+    cache: completions so far. `[L, P, G, T, K, H]`.
+
+  Returns:
+    hidden states `[P, G, D]`, and the cache with this token in it.
+  """
+  model = _merge(graphdef, params)
+  length = cache.key.shape[3]
+  positions = jnp.sum(prompt_mask, axis=-1)[:, None] + step
+  angles = model.angles(jnp.broadcast_to(positions, ids.shape))
+  allowed = jnp.concatenate(
+    [
+      prompt_mask.astype(bool),
+      jnp.broadcast_to(
+        jnp.arange(length) <= step, (prompt_mask.shape[0], length)
+      ),
+    ],
+    axis=-1,
+  )
+
+  def attend(query, key, value, cache, prompt, layer):
+    where = (layer, 0, 0, step, 0, 0)
+
+    def write(buffer, new):
+      new = new[None, :, :, None].astype(buffer.dtype)
+      return jax.lax.dynamic_update_slice(buffer, new, where)
+
+    cache = Cache(key=write(cache.key, key), value=write(cache.value, value))
+    own = jax.tree.map(lambda buffer: buffer[layer], cache)
+    return _group_attention(query, prompt, own, allowed), cache
+
+  graph, stacked = nnx.split(model.layers)
+
+  def layer_fn(carry, inputs):
+    x, cache = carry
+    state, prompt, layer = inputs
+    block = nnx.merge(graph, state)
+    x, cache = block(x, angles, attend, cache, prompt, layer)
+    return (sharding.constrain(x, "batch", None, None), cache), None
+
+  layers = jnp.arange(model.config.num_layers)
+  carry = (model.embed(ids), cache)
+  (x, cache), _ = jax.lax.scan(
+    layer_fn, carry, (stacked, prompt_cache, layers)
+  )
+  return model.finish(x), cache
+
+
+def _merge(graphdef: nnx.GraphDef, params: Params) -> Qwen3:
+  return nnx.merge(graphdef, nnx.State(params))
+
+
+def _full_pass(model: Qwen3, ids, mask, attend: Attend, remat: str):
+  angles = model.angles(positions_of(mask))
+  graph, stacked = nnx.split(model.layers)
+
+  def layer_fn(x, state):
+    x, kept = nnx.merge(graph, state)(x, angles, attend)
+    return sharding.constrain(x, "batch", None, None), kept
+
+  if remat == "layer":
+    layer_fn = jax.checkpoint(layer_fn)
+  x = sharding.constrain(model.embed(ids), "batch", None, None)
+  x, kept = jax.lax.scan(layer_fn, x, stacked)
+  return model.finish(x), kept
+
+
+def _causal(mask: chex.Array) -> chex.Array:
+  """May query column i read key column j? Shape `[B, 1, S, S]`, bool."""
+  columns = jnp.arange(mask.shape[-1])
+  earlier = columns[:, None] >= columns[None, :]
+  return (earlier & mask.astype(bool)[:, None, :])[:, None]
+
+
+def _attention(query, key, value, allowed) -> chex.Array:
+  """Attention of `[B, S, N, H]` queries over `[B, S, K, H]` keys."""
+  return jax.nn.dot_product_attention(query, key, value, mask=allowed)
+
+
+def _group_attention(query, prompt: Cache, own: Cache, allowed) -> chex.Array:
+  """One query a sample, over the group's prompt and its own completion.
+
+  Args:
+    query: shape `[P, G, N, H]`.
+    prompt: shape `[P, S, K, H]`.
+    own: shape `[P, G, T, K, H]`.
+    allowed: which of the S + T columns may be read. Shape `[P, S + T]`.
+
+  Returns:
+    Shape `[P, G, N, H]`.
+  """
+  num_problems, group_size, num_heads, head_size = query.shape
+  num_kv_heads = prompt.key.shape[-2]
+  grouped = query.reshape(
+    num_problems, group_size, num_kv_heads, num_heads // num_kv_heads, head_size
+  )
+  grouped = grouped * jnp.asarray(head_size**-0.5, query.dtype)
+  scores = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+  logits = jnp.concatenate(
+    [
+      scores("pgkrh,pskh->pgkrs", grouped, prompt.key),
+      scores("pgkrh,pgtkh->pgkrt", grouped, own.key),
+    ],
+    axis=-1,
+  )
+  logits = jnp.where(allowed[:, None, None, None], logits, -jnp.inf)
+  weights = jax.nn.softmax(logits, axis=-1).astype(query.dtype)
+  from_prompt, from_own = jnp.split(weights, [prompt.key.shape[1]], axis=-1)
+  attended = jnp.einsum("pgkrs,pskh->pgkrh", from_prompt, prompt.value)
+  attended += jnp.einsum("pgkrt,pgtkh->pgkrh", from_own, own.value)
+  return attended.reshape(query.shape)

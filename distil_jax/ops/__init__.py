@@ -1,0 +1,1 @@
+"""Pure mathematics on arrays; imports nothing else of this package."""

@@ -1,0 +1,97 @@
+"""Credit over time: what a token's choice will cost later.
+
+See "Reinforcement Learning from Rich Feedback with Distributional DAgger"
+(arXiv:2606.05152). Costs are ≥ 0 and are to be minimised.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from distil_jax.ops import masking
+
+
+def future_costs(
+  costs: chex.Array,
+  mask: chex.Array,
+  *,
+  discount: float = 1.0,
+  normalize: bool = True,
+) -> chex.Array:
+  """Cost still to come after each token.
+
+    Rₜ = Σ_{i>t} γ^{i−t−1} Hᵢ        divided, if normalised, by the same sum
+                                     over 1 in place of Hᵢ
+
+  The sum begins at t + 1: the cost at t does not depend on the token chosen
+  at t. Positions outside the mask contribute nothing, whatever stands there.
+
+  Args:
+    costs: cost of each token, nats. Shape `[B, T]`.
+    mask: 1 where the token counts; ones are contiguous. Shape `[B, T]`.
+    discount: γ in (0, 1].
+    normalize: take the (discounted) mean of the future costs, not their sum.
+
+  Returns:
+    nats. Shape `[B, T]`; 0 at and after the last token that counts.
+  """
+  chex.assert_rank([costs, mask], 2)
+  chex.assert_equal_shape([costs, mask])
+  costs = masking.where_counts(costs, mask)
+  counts = mask.astype(costs.dtype)
+  totals = _after(costs, discount)
+  if normalize:
+    weights = _after(counts, discount)
+    totals = jnp.where(weights > 0, totals / jnp.maximum(weights, 1e-30), 0.0)
+  return totals * counts
+
+
+def leave_one_out_baseline(
+  future_costs: chex.Array, mask: chex.Array, *, group_size: int
+) -> chex.Array:
+  """Mean future cost of the group's other members at the same position.
+
+  It does not depend on the token that it is subtracted from, so it leaves the
+  expected gradient unchanged. A member at its last token is alive, with R = 0;
+  one that has ended before is not counted. Where no other member is alive the
+  baseline is 0.
+
+  Args:
+    future_costs: nats. Shape `[B, T]`, the members of a group in a row.
+    mask: 1 where the token counts. Shape `[B, T]`.
+    group_size: G; must divide B.
+
+  Returns:
+    nats. Shape `[B, T]`; 0 at padding.
+  """
+  chex.assert_rank([future_costs, mask], 2)
+  chex.assert_equal_shape([future_costs, mask])
+  size, length = future_costs.shape
+  if size % group_size:
+    raise ValueError(
+      f"group_size={group_size} does not divide the batch of {size} sequences"
+    )
+  grouped = (size // group_size, group_size, length)
+  alive = mask.astype(jnp.float32).reshape(grouped)
+  values = masking.where_counts(future_costs, mask).reshape(grouped)
+  others = jnp.sum(alive, axis=1, keepdims=True) - alive
+  sums = jnp.sum(values, axis=1, keepdims=True) - values
+  means = jnp.where(others > 0, sums / jnp.maximum(others, 1.0), 0.0)
+  return (means * alive).reshape(size, length)
+
+
+def last_tokens(mask: chex.Array) -> chex.Array:
+  """1 at the last token that counts of each sequence. Shape `[B, T]`."""
+  following = jnp.pad(mask[:, 1:], ((0, 0), (0, 1)))
+  return mask * (1 - following)
+
+
+def _after(values: chex.Array, discount: float) -> chex.Array:
+  """Σ_{i>t} γ^{i−t−1} valuesᵢ as one reverse scan over time."""
+
+  def _body(accumulated, value):
+    return value + discount * accumulated, accumulated
+
+  start = jnp.zeros_like(values[:, 0])
+  _, sums = jax.lax.scan(_body, start, values.T, reverse=True)
+  return sums.T

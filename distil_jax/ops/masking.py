@@ -1,0 +1,52 @@
+"""Averages over the tokens that count."""
+
+from typing import Literal
+
+import chex
+import jax.numpy as jnp
+
+Aggregation = Literal["token_mean", "sequence_mean"]
+
+
+def aggregation_weights(
+  mask: chex.Array, sample_mask: chex.Array, *, aggregation: Aggregation
+) -> chex.Array:
+  """Weights w with which Σ w·loss is the average over a whole batch.
+
+  As the weights are known before any loss is, a batch can be cut into
+  micro-batches or over devices without changing the sum.
+
+    token_mean      w = m / Σ m                    m = mask · sample_mask
+    sequence_mean   w = m / (B · tokens of the sequence)
+
+  Under `sequence_mean` a sequence without signal counts as a loss of 0.
+
+  Args:
+    mask: 1 where the token counts. Shape `[B, T]`.
+    sample_mask: 1 where the sequence counts. Shape `[B]`.
+    aggregation: which average.
+
+  Returns:
+    Shape `[B, T]`, float32; all 0 where nothing counts.
+  """
+  chex.assert_rank([mask, sample_mask], [2, 1])
+  chex.assert_equal_shape_prefix([mask, sample_mask], 1)
+  mask = mask.astype(jnp.float32) * sample_mask.astype(jnp.float32)[:, None]
+  if aggregation == "token_mean":
+    return mask / jnp.maximum(jnp.sum(mask), 1.0)
+  if aggregation == "sequence_mean":
+    lengths = jnp.sum(mask, axis=1, keepdims=True)
+    return mask / jnp.maximum(lengths, 1.0) / mask.shape[0]
+  raise ValueError(
+    f"aggregation={aggregation!r} is neither 'token_mean' nor 'sequence_mean'"
+  )
+
+
+def where_counts(x: chex.Array, mask: chex.Array) -> chex.Array:
+  """`x` where the token counts, else 0, even if `x` is not finite there.
+
+  A product with the mask would let NaN at padding through. In float32 or, if
+  `x` has it, more.
+  """
+  x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  return jnp.where(mask.astype(bool), x, 0.0)

@@ -1,0 +1,81 @@
+"""From logits to a token."""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+_BLOCK = 256
+
+
+def truncate(
+  logits: chex.Array, *, top_k: int | None = None, top_p: float | None = None
+) -> chex.Array:
+  """Excludes (−inf) what top-k and then top-p leave out.
+
+  Top-p is taken among what top-k kept: the smallest set of most probable
+  tokens whose mass reaches `top_p`. Tokens as probable as the last one kept
+  are kept too, so the result does not depend on their order.
+
+  Args:
+    logits: shape `[..., V]`.
+    top_k: keep the k largest; None keeps all.
+    top_p: mass to keep, in (0, 1]; None keeps all.
+
+  Returns:
+    Shape `[..., V]`.
+  """
+  if top_k is not None and top_k < logits.shape[-1]:
+    smallest = jax.lax.top_k(logits, top_k)[0][..., -1:]
+    logits = jnp.where(logits >= smallest, logits, -jnp.inf)
+  if top_p is not None and top_p < 1.0:
+    ordered = jnp.sort(logits, axis=-1, descending=True)
+    mass = jnp.cumsum(jax.nn.softmax(ordered, axis=-1), axis=-1)
+    # A token is needed while the mass before it falls short of top_p.
+    before = jnp.pad(mass, [(0, 0)] * (mass.ndim - 1) + [(1, 0)])[..., :-1]
+    needed = (before < top_p).at[..., 0].set(True)
+    smallest = jnp.min(
+      jnp.where(needed, ordered, jnp.inf), axis=-1, keepdims=True
+    )
+    logits = jnp.where(logits >= smallest, logits, -jnp.inf)
+  return logits
+
+
+def sample(logits: chex.Array, uniforms: chex.Array) -> chex.Array:
+  """Draws a token by inverting the cumulative distribution.
+
+  One uniform number a row and two short searches (which block of the
+  vocabulary, which token within it) in place of one Gumbel number for every
+  vocabulary entry.
+
+  Args:
+    logits: −inf excludes a token; a row needs one finite entry. `[..., V]`.
+    uniforms: in [0, 1). Shape `[...]`.
+
+  Returns:
+    token ids, int32. Shape `[...]`.
+  """
+  chex.assert_shape(uniforms, logits.shape[:-1])
+  logits = logits.astype(jnp.float32)
+  weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+  padding = -weights.shape[-1] % _BLOCK
+  weights = jnp.pad(weights, [(0, 0)] * uniforms.ndim + [(0, padding)])
+  blocks = weights.reshape(*uniforms.shape, -1, _BLOCK)
+  block_ends = jnp.cumsum(jnp.sum(blocks, axis=-1), axis=-1)
+  target = uniforms * block_ends[..., -1]
+  block, target = _search(block_ends, target)
+  chosen = jnp.take_along_axis(blocks, block[..., None, None], axis=-2)
+  token, _ = _search(jnp.cumsum(chosen[..., 0, :], axis=-1), target)
+  return (block * _BLOCK + token).astype(jnp.int32)
+
+
+def _search(ends, target):
+  """The first interval that ends beyond the target, and what is left of it.
+
+  Rounding can put the target on the very end of the last interval; stepping
+  below it keeps the choice among intervals that are not empty.
+  """
+  target = jnp.minimum(target, jnp.nextafter(ends[..., -1], 0.0))
+  index = jnp.sum(ends <= target[..., None], axis=-1)
+  starts = jnp.pad(ends, [(0, 0)] * target.ndim + [(1, 0)])
+  start = jnp.take_along_axis(starts, index[..., None], axis=-1)[..., 0]
+  return index, target - start

@@ -1,0 +1,246 @@
+"""A policy to hold in one's hands: load it, ask it, look at its logits."""
+
+import dataclasses
+import functools
+import os
+import pathlib
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from distil_jax import prompts, rollout
+from distil_jax.io import tokenizer as tokenizers
+from distil_jax.io import weights
+from distil_jax.models import architecture, qwen3, sharding
+from distil_jax.records import Message, Rollout
+
+_EMBEDDED = "embedded:"
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+  """A network with its tokenizer.
+
+  Attributes:
+    config: sizes of the network.
+    graphdef: its graph definition, static.
+    params: its parameters.
+    tokenizer: text to ids and back.
+  """
+
+  config: architecture.Qwen3Config
+  graphdef: nnx.GraphDef
+  params: qwen3.Params
+  tokenizer: tokenizers.Tokenizer
+
+  def texts(self, ids: chex.Array, mask: chex.Array) -> list[str]:
+    """The texts of `[B, T]` ids without padding and special tokens."""
+    return [
+      self.tokenizer.decode(row[counts.astype(bool)].tolist())
+      for row, counts in zip(np.asarray(ids), np.asarray(mask), strict=True)
+    ]
+
+  def save(self, directory: str | os.PathLike[str]) -> None:
+    """Writes a Hugging Face directory: weights, config and tokenizer."""
+    settings = architecture.to_hugging_face(
+      self.config,
+      eos_ids=self.tokenizer.eos_ids,
+      pad_id=self.tokenizer.pad_id,
+    )
+    if jax.process_index() == 0:
+      self.tokenizer.save(directory)
+    weights.save(directory, self.params, config_json=settings)
+
+
+def resolve_directory(directory: str | os.PathLike[str]) -> pathlib.Path:
+  """The path of a model; `embedded:NAME` ships with the package."""
+  name = str(directory)
+  if not name.startswith(_EMBEDDED):
+    return pathlib.Path(directory)
+  assets = pathlib.Path(__file__).parent / "assets"
+  path = assets / name.removeprefix(_EMBEDDED)
+  if not path.is_dir():
+    known = sorted(p.name for p in assets.iterdir() if p.is_dir())
+    raise ValueError(
+      f"model.directory={name} is not embedded; known: "
+      + ", ".join(_EMBEDDED + k for k in known)
+    )
+  return path
+
+
+def load_policy(
+  directory: str | os.PathLike[str],
+  dtype: str = "float32",
+  *,
+  compute_dtype: str | None = None,
+  remat: str = "layer",
+  mesh: jax.sharding.Mesh | None = None,
+  chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> Policy:
+  """Loads a Hugging Face directory of a Qwen3-architecture decoder.
+
+  Args:
+    directory: with `config.json`, safetensors and a tokenizer with a chat
+      template; or `embedded:calculator`.
+    dtype: of the parameters.
+    compute_dtype: of activations; None for that of the parameters.
+    remat: `layer` recomputes each layer in the backward pass, `none` keeps it.
+    mesh: parameters are sharded over it; None puts them on one device.
+    chat_template_kwargs: passed to the tokenizer's chat template.
+
+  Raises:
+    ValueError: names the file, tensor or setting that does not fit.
+  """
+  path = resolve_directory(directory)
+  config = architecture.from_hugging_face(
+    weights.read_config(path),
+    param_dtype=dtype,
+    compute_dtype=compute_dtype or dtype,
+    remat=remat,
+  )
+  tokenizer = tokenizers.Tokenizer.load(
+    path, template_kwargs=chat_template_kwargs or {}
+  )
+  graphdef, template = qwen3.make(config)
+  if mesh is not None:
+    template = jax.tree.map(
+      lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+      template,
+      qwen3.shardings(mesh, template),
+    )
+  params = weights.load(path, template, tie_embeddings=config.tie_embeddings)
+  return Policy(
+    config=config, graphdef=graphdef, params=params, tokenizer=tokenizer
+  )
+
+
+def logits(
+  policy: Policy, token_ids: chex.Array, mask: chex.Array
+) -> chex.Array:
+  """Logits of whole sequences, for inspection: `[B, S, V]` is held in memory.
+
+  Args:
+    policy: from `load_policy`.
+    token_ids: shape `[B, S]`.
+    mask: 1 where the token counts, padding on either side. Shape `[B, S]`.
+
+  Returns:
+    float32, shape `[B, S, V]`; at padding they mean nothing.
+  """
+  token_ids, mask = jnp.asarray(token_ids), jnp.asarray(mask)
+  chex.assert_rank([token_ids, mask], 2)
+  chex.assert_equal_shape([token_ids, mask])
+  return _logits(policy.params, token_ids, mask, graphdef=policy.graphdef)
+
+
+def generate(
+  policy: Policy,
+  prompts: Sequence[str | Sequence[Message]] | tuple[chex.Array, chex.Array],
+  key: chex.PRNGKey,
+  *,
+  group_size: int = 1,
+  max_completion_length: int = 128,
+  temperature: float = 1.0,
+  top_k: int | None = None,
+  top_p: float | None = None,
+) -> Rollout:
+  """Samples completions.
+
+  A completion depends on the key, its own prompt and its number within the
+  group: not on the other prompts. The same prompt twice gets other samples.
+
+  Args:
+    policy: from `load_policy`.
+    prompts: a string is a user's message; a list of messages a conversation;
+      or left-padded token ids and their mask, `[P, S]` each.
+    key: another key gives other samples.
+    group_size: G, completions of each prompt.
+    max_completion_length: T, tokens.
+    temperature: 0 takes the most probable token.
+    top_k: sample among the k most probable; None among all.
+    top_p: sample among the most probable that reach this mass; None: all.
+
+  Returns:
+    the rollout; `policy.texts(r.completion_ids, r.completion_mask)` reads it.
+
+  Raises:
+    ValueError: no prompt, an empty prompt, or one that is not left-padded.
+  """
+  ids, mask = _prompt_arrays(policy, prompts)
+  names = [
+    zlib.crc32(row[counts.astype(bool)].astype("<i4").tobytes())
+    for row, counts in zip(ids, mask, strict=True)
+  ]
+  if not jnp.issubdtype(jnp.asarray(key).dtype, jax.dtypes.prng_key):
+    key = jax.random.wrap_key_data(key)
+  keys = rollout.sample_keys(key, rollout.identities(names), group_size)
+  return _generate(
+    policy.params,
+    jnp.asarray(ids),
+    jnp.asarray(mask),
+    keys,
+    graphdef=policy.graphdef,
+    max_completion_length=max_completion_length,
+    eos_ids=policy.tokenizer.eos_ids,
+    pad_id=policy.tokenizer.pad_id,
+    temperature=temperature,
+    top_k=top_k,
+    top_p=top_p,
+  )
+
+
+_generate = jax.jit(
+  rollout.generate,
+  static_argnames=(
+    "graphdef",
+    "max_completion_length",
+    "eos_ids",
+    "pad_id",
+    "temperature",
+    "top_k",
+    "top_p",
+  ),
+)
+
+
+@functools.partial(jax.jit, static_argnames="graphdef")
+def _logits(params, ids, mask, *, graphdef):
+  hidden = qwen3.hidden_states(graphdef, params, ids, mask)
+  return jnp.einsum(
+    "bsd,dv->bsv",
+    hidden,
+    qwen3.unembedding(params).astype(hidden.dtype),
+    preferred_element_type=jnp.float32,
+  )
+
+
+def _prompt_arrays(policy: Policy, given) -> tuple[np.ndarray, np.ndarray]:
+  if isinstance(given, str):
+    raise ValueError("prompts is one string; give a list of prompts")
+  if isinstance(given, tuple) and not isinstance(given[0], str):
+    ids, mask = (np.asarray(x, np.int32) for x in given)
+    chex.assert_rank([ids, mask], 2)
+    chex.assert_equal_shape([ids, mask])
+  else:
+    rows = [
+      policy.tokenizer.encode_messages(
+        [{"role": "user", "content": p}] if isinstance(p, str) else list(p)
+      )
+      for p in given
+    ]
+    if not rows:
+      raise ValueError("prompts is empty")
+    ids, mask = prompts.pad_left(
+      rows, max(map(len, rows)), policy.tokenizer.pad_id
+    )
+  if not mask.any(axis=1).all():
+    raise ValueError("a prompt has no token")
+  if (np.diff(mask, axis=1) < 0).any():
+    raise ValueError("prompts must be padded on the left: the mask falls")
+  return ids, mask

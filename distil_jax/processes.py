@@ -1,0 +1,46 @@
+"""What several processes have to agree on."""
+
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+T = TypeVar("T")
+
+
+def share(items: Sequence[T]) -> Sequence[T]:
+  """This process's items: every n-th of n processes."""
+  return items[jax.process_index() :: jax.process_count()]
+
+
+def largest_share(num_items: int) -> int:
+  """How many items the process with the most has."""
+  return -(-num_items // jax.process_count())
+
+
+def global_sums(values: Mapping[str, float]) -> dict[str, float]:
+  """Sums over processes; a name that one of them lacks counts as 0 there."""
+  if jax.process_count() == 1:
+    return dict(values)
+  names = sorted(set().union(*_gather_names(sorted(values))))
+  mine = np.asarray([values.get(name, 0.0) for name in names], np.float64)
+  # As bytes: float64 would be cut to float32 on its way through a device.
+  rows = multihost_utils.process_allgather(mine.view(np.uint8))
+  sums = np.asarray(rows).view(np.float64).reshape(-1, len(names)).sum(axis=0)
+  return dict(zip(names, sums.tolist(), strict=True))
+
+
+def wait_for_all(reason: str) -> None:
+  """Returns when every process is here."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(reason)
+
+
+def _gather_names(names: Sequence[str]) -> list[set[str]]:
+  text = "\n".join(names).encode()
+  length = int(np.max(multihost_utils.process_allgather(np.int32(len(text)))))
+  padded = np.frombuffer(text.ljust(length, b"\n"), np.uint8)
+  rows = np.asarray(multihost_utils.process_allgather(padded))
+  return [set(bytes(row).decode().split("\n")) - {""} for row in rows]

@@ -1,0 +1,246 @@
+"""The prompts of student and teacher.
+
+The student sees the problem. The teacher sees the problem, what came of it and
+the instruction to solve it; it is then scored on the student's own tokens, so
+the failed attempt itself is not in its prompt but follows it.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from distil_jax.records import Message, Problem
+
+_SOLUTION = "\n\nCorrect solution:\n\n{}"
+_FEEDBACK = (
+  "\n\nThe following is feedback from your unsuccessful earlier attempt:\n\n{}"
+)
+_INSTRUCTION = "\n\nCorrectly solve the original question."
+
+_THOUGHT = re.compile(r"<think>.*?(?:</think>\n*|\Z)", re.DOTALL)
+_ENDED_THOUGHT = re.compile(r"\A.*</think>\n*", re.DOTALL)
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherPrompt:
+  """A teacher prompt that fits its limit.
+
+  Attributes:
+    ids: the prompt up to and with the marker of the assistant's turn.
+    was_truncated: whether solution or feedback had to be cut.
+  """
+
+  ids: list[int]
+  was_truncated: bool
+
+
+def teacher_prompt(
+  problem: Problem,
+  *,
+  solution: str | None = None,
+  feedback: str | None = None,
+) -> list[Message]:
+  """The student's messages with what the teacher knows in the last question.
+
+  A block stands only where there is something to say; with none the messages
+  are the student's.
+
+  Args:
+    problem: the question.
+    solution: a successful attempt or a reference; thoughts are taken out.
+    feedback: what was wrong with the attempt.
+
+  Raises:
+    ValueError: a block is given, but the problem has no user message.
+  """
+  solution = _without_thought(solution or "")
+  messages = list(problem.messages)
+  blocks = ""
+  if solution.strip():
+    blocks += _SOLUTION.format(solution)
+  if feedback and feedback.strip():
+    blocks += _FEEDBACK.format(feedback)
+  if not blocks:
+    return messages
+  last = _last_user(messages, problem.index)
+  content = messages[last]["content"] + blocks + _INSTRUCTION
+  messages[last] = {**messages[last], "content": content}
+  return messages
+
+
+def choose_solution(
+  rewards: Sequence[float],
+  completions: Sequence[str],
+  index: int,
+  *,
+  threshold: float,
+) -> str | None:
+  """The first other success of the group, for the teacher of one sample.
+
+  A success that is nothing but thought shows nothing and is passed over.
+
+  Args:
+    rewards: of each sample of the group. Length G.
+    completions: of each sample of the group, as text. Length G.
+    index: the sample that is to be taught.
+    threshold: a reward from here on is a success.
+
+  Returns:
+    The completion as it is, or None where no other sample succeeded.
+  """
+  if len(rewards) != len(completions):
+    raise ValueError(f"{len(rewards)} rewards, {len(completions)} completions")
+  if not 0 <= index < len(rewards):
+    raise ValueError(f"index={index} in a group of {len(rewards)} samples")
+  for other, completion in enumerate(completions):
+    is_success = other != index and rewards[other] >= threshold
+    if is_success and _without_thought(completion).strip():
+      return completion
+  return None
+
+
+def fit_teacher_prompt(
+  problem: Problem,
+  *,
+  solution: str | None,
+  feedback: str | None,
+  encode: Callable[[list[Message]], list[int]],
+  encode_text: Callable[[str], list[int]],
+  decode: Callable[[Sequence[int]], str],
+  limit: int,
+) -> TeacherPrompt | None:
+  """The teacher's prompt as ids, with the blocks cut where it is too long.
+
+  The feedback is cut first, then the solution, each from its end and between
+  tokens; a block of which nothing is left goes with its heading. The problem,
+  the closing instruction and the marker of the assistant's turn always stay.
+
+  Args:
+    problem: the question.
+    solution: see `teacher_prompt`.
+    feedback: see `teacher_prompt`.
+    encode: messages -> ids of the whole prompt.
+    encode_text: text -> ids.
+    decode: ids -> text.
+    limit: most tokens in the prompt.
+
+  Returns:
+    None where the problem does not fit, or nothing of what the teacher was to
+    know fits beside it: a teacher that knows no more teaches nothing.
+  """
+  solution = _without_thought(solution or "")
+  feedback = feedback or ""
+  ids = encode(teacher_prompt(problem, solution=solution, feedback=feedback))
+  if len(ids) <= limit:
+    return TeacherPrompt(ids=ids, was_truncated=False)
+
+  def longest(
+    text: str, build: Callable[[str], list[Message]]
+  ) -> list[int] | None:
+    """The prompt with the longest beginning of the text that fits."""
+    tokens = encode_text(text)
+    best, low, high = None, 0, min(len(tokens), limit) + 1
+    while low + 1 < high:  # `low` tokens fit, `high` do not
+      middle = (low + high) // 2
+      # The cut may go through a character, whose rest is no text.
+      kept = decode(tokens[:middle]).rstrip("\ufffd")
+      ids = encode(build(kept))
+      if len(ids) > limit:
+        high = middle
+      else:
+        low = middle
+        best = ids if kept.strip() else None
+    return best
+
+  without_feedback = encode(teacher_prompt(problem, solution=solution))
+  if len(without_feedback) > limit:
+    best = longest(
+      solution, lambda kept: teacher_prompt(problem, solution=kept)
+    )
+  else:
+    best = longest(
+      feedback,
+      lambda kept: teacher_prompt(problem, solution=solution, feedback=kept),
+    )
+    if best is None and solution.strip():
+      best = without_feedback
+  return None if best is None else TeacherPrompt(ids=best, was_truncated=True)
+
+
+def pad_left(
+  sequences: Sequence[Sequence[int]], length: int, pad_id: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Prompts in one array, each ending in the last column.
+
+  Args:
+    sequences: ids. B of them, each at most `length` long.
+    length: S, tokens.
+    pad_id: stands where no token is.
+
+  Returns:
+    ids and mask, 1 at a token. Shape `[B, S]` each, int32.
+
+  Raises:
+    ValueError: a sequence is longer.
+  """
+  ids, mask = _blank(sequences, length, pad_id)
+  for row, sequence in enumerate(sequences):
+    ids[row, length - len(sequence) :] = sequence
+    mask[row, length - len(sequence) :] = 1
+  return ids, mask
+
+
+def pad_right(
+  sequences: Sequence[Sequence[int]], length: int, pad_id: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Completions in one array, each beginning in the first column.
+
+  Args:
+    sequences: ids. B of them, each at most `length` long.
+    length: T, tokens.
+    pad_id: stands where no token is.
+
+  Returns:
+    ids and mask, 1 at a token. Shape `[B, T]` each, int32.
+
+  Raises:
+    ValueError: a sequence is longer.
+  """
+  ids, mask = _blank(sequences, length, pad_id)
+  for row, sequence in enumerate(sequences):
+    ids[row, : len(sequence)] = sequence
+    mask[row, : len(sequence)] = 1
+  return ids, mask
+
+
+def _blank(
+  sequences: Sequence[Sequence[int]], length: int, pad_id: int
+) -> tuple[np.ndarray, np.ndarray]:
+  for row, sequence in enumerate(sequences):
+    if len(sequence) > length:
+      raise ValueError(
+        f"sequence {row} has {len(sequence)} tokens, more than the {length} "
+        "of the array"
+      )
+  shape = (len(sequences), length)
+  return np.full(shape, pad_id, np.int32), np.zeros(shape, np.int32)
+
+
+def _last_user(messages: Sequence[Message], index: int) -> int:
+  for position in reversed(range(len(messages))):
+    if messages[position]["role"] == "user":
+      return position
+  raise ValueError(
+    f"problem {index} has no user message to put solution or feedback into"
+  )
+
+
+def _without_thought(text: str) -> str:
+  """What a completion says after and between its thoughts.
+
+  A thought that is never closed reaches to the end. Where the chat template
+  opens the thought the completion only closes it: all before counts as thought.
+  """
+  return _ENDED_THOUGHT.sub("", _THOUGHT.sub("", text))

@@ -1,0 +1,137 @@
+"""What travels between the stations.
+
+Letters in shapes, everywhere in this package:
+
+  P problems            G samples per problem      B sequences, B = P * G
+  S prompt length       T completion length        V vocabulary
+  inside `models/` also
+  L layers  D width  F feed-forward  N heads  K key-value heads  H head size
+
+A mask is 1 where the token counts and 0 at padding. Prompts are padded on the
+left, completions on the right, so that column S - 1 of a prompt is always its
+last token and column 0 of a completion always its first.
+"""
+
+import dataclasses
+import enum
+from collections.abc import Mapping
+from typing import Any
+
+import chex
+
+Message = Mapping[str, str]  # {"role": ..., "content": ...}
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+  """One problem as the environment reads it out of a data row.
+
+  Attributes:
+    index: identity within its data set; it seeds the problem's samples.
+    messages: the student's prompt, system message first where there is one.
+    answer: what the environment compares with; its form is the environment's.
+    solution: a worked reference solution, where the data has one.
+    details: anything else that the environment needs to judge.
+  """
+
+  index: int
+  messages: tuple[Message, ...]
+  answer: str
+  solution: str | None = None
+  details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Demonstration:
+  """One supervised example.
+
+  Attributes:
+    index: identity within its data set.
+    messages: the prompt.
+    solution: what the model should write; the only part that is trained on.
+    prefix: beginning of the assistant's turn that is given, not trained on.
+  """
+
+  index: int
+  messages: tuple[Message, ...]
+  solution: str
+  prefix: str = ""
+
+
+class Status(enum.StrEnum):
+  """How a completion ended in the eyes of its environment."""
+
+  CORRECT = "correct"
+  WRONG = "wrong"
+  UNPARSABLE = "unparsable"
+  TIMEOUT = "timeout"
+  ERROR = "error"
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+  """An environment's judgement of one completion.
+
+  Attributes:
+    reward: in [0, 1].
+    feedback: what went wrong, in words; empty where there is nothing to say.
+    status: keeps wrong, unparsable and timed-out apart up to the report.
+    details: numbers and strings for the log (parsed answer, passed tests...).
+  """
+
+  reward: float
+  feedback: str
+  status: Status
+  details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class StopReason(enum.IntEnum):
+  """Why a completion ended."""
+
+  LENGTH = 0  # the limit came first; the last token is not an end token
+  EOS = 1
+
+
+@chex.dataclass(frozen=True)
+class Rollout:
+  """Completions sampled from the student, G in a row for each problem.
+
+  Attributes:
+    prompt_ids: left-padded. Shape `[P, S]`, int32.
+    prompt_mask: shape `[P, S]`, int32.
+    completion_ids: right-padded, the end token included. Shape `[B, T]`, int32.
+    completion_mask: shape `[B, T]`, int32.
+    log_probs: log π_θ(token) under the policy's own softmax, before
+      temperature and truncation, nats; 0 at padding. Shape `[B, T]`, float32.
+    stop_reasons: values of `StopReason`. Shape `[B]`, int32.
+  """
+
+  prompt_ids: chex.Array
+  prompt_mask: chex.Array
+  completion_ids: chex.Array
+  completion_mask: chex.Array
+  log_probs: chex.Array
+  stop_reasons: chex.Array
+
+
+@chex.dataclass(frozen=True)
+class Batch:
+  """What one update learns from.
+
+  Supervised batches have no teacher: their `teacher_prompt_*` are `[B, 0]`.
+
+  Attributes:
+    prompt_ids, prompt_mask: the student's prompt, left-padded. `[B, S]`.
+    teacher_prompt_ids, teacher_prompt_mask: the teacher's, left-padded; its
+      length differs from the student's. `[B, S']`.
+    completion_ids, completion_mask: the tokens that both score. `[B, T]`.
+    sample_mask: 1 where the sequence has a teacher signal. `[B]`.
+  """
+
+  prompt_ids: chex.Array
+  prompt_mask: chex.Array
+  teacher_prompt_ids: chex.Array
+  teacher_prompt_mask: chex.Array
+  completion_ids: chex.Array
+  completion_mask: chex.Array
+  sample_mask: chex.Array

@@ -1,0 +1,35 @@
+"""Teacher-forced passes: how a policy sees tokens that it need not have made."""
+
+import chex
+import jax.numpy as jnp
+from flax import nnx
+
+from distil_jax.models import qwen3
+
+
+def completion_hidden_states(
+  params: qwen3.Params,
+  prompt_ids: chex.Array,
+  prompt_mask: chex.Array,
+  completion_ids: chex.Array,
+  completion_mask: chex.Array,
+  *,
+  graphdef: nnx.GraphDef,
+) -> chex.Array:
+  """Hidden states from which each completion token was, or would be, chosen.
+
+  Args:
+    params: student's or teacher's.
+    prompt_ids: left-padded. Shape `[B, S]`.
+    prompt_mask: shape `[B, S]`.
+    completion_ids: right-padded. Shape `[B, T]`.
+    completion_mask: shape `[B, T]`.
+    graphdef: from `qwen3.make`.
+
+  Returns:
+    Shape `[B, T, D]`: row t has seen the prompt and the tokens before t.
+  """
+  ids = jnp.concatenate([prompt_ids, completion_ids], axis=1)
+  mask = jnp.concatenate([prompt_mask, completion_mask], axis=1)
+  hidden = qwen3.hidden_states(graphdef, params, ids, mask)
+  return hidden[:, prompt_ids.shape[1] - 1 : -1]

@@ -1,0 +1,177 @@
+"""From experience, or demonstrations, to the batch that an update learns from."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from distil_jax import prompts
+from distil_jax.actor import Experience
+from distil_jax.io.tokenizer import Tokenizer
+from distil_jax.records import Batch, Demonstration, Status
+
+SolutionSource = Literal["sibling", "reference", "sibling_or_reference", "none"]
+FeedbackUse = Literal["when_no_solution", "always", "never"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherSettings:
+  """What stands in the teacher's prompt; see `config.Teacher`."""
+
+  solution: SolutionSource
+  feedback: FeedbackUse
+  success_threshold: float
+  max_prompt_length: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Lesson:
+  """A batch for the update, on the host, and how it came about.
+
+  Attributes:
+    batch: NumPy arrays of this process's rows.
+    teacher_prompts: as text, None where there is no signal. Length B; empty
+      for demonstrations.
+    num_truncated: teacher prompts whose solution or feedback was cut.
+    num_without_room: samples that lost their signal because nothing fitted.
+  """
+
+  batch: Batch
+  teacher_prompts: list[str | None]
+  num_truncated: int = 0
+  num_without_room: int = 0
+
+
+def from_experience(
+  experience: Experience, tokenizer: Tokenizer, settings: TeacherSettings
+) -> Lesson:
+  """Builds each sample's teacher prompt from its group and its verdict.
+
+  A sample without solution and feedback (a lone success, or a failure with
+  nothing to say about it) has no signal and is masked out.
+  """
+  group_size = experience.group_size
+  rows, texts = [], []
+  num_truncated = num_without_room = 0
+  for i in range(len(experience.completions)):
+    solution = _solution(experience, i, settings)
+    feedback = _feedback(experience, i, solution, settings)
+    if not solution and not feedback:
+      rows.append(None)
+      texts.append(None)
+      continue
+    fitted = prompts.fit_teacher_prompt(
+      experience.problems[i // group_size],
+      solution=solution,
+      feedback=feedback,
+      encode=tokenizer.encode_messages,
+      encode_text=tokenizer.encode,
+      decode=tokenizer.decode,
+      limit=settings.max_prompt_length,
+    )
+    num_without_room += fitted is None
+    num_truncated += fitted is not None and fitted.was_truncated
+    rows.append(fitted and fitted.ids)
+    texts.append(fitted and tokenizer.decode(fitted.ids, skip_special=False))
+  # A masked row still passes through the network: one token stands in.
+  teacher_ids, teacher_mask = prompts.pad_left(
+    [row or [tokenizer.pad_id] for row in rows],
+    settings.max_prompt_length,
+    tokenizer.pad_id,
+  )
+  rollout = experience.rollout
+  batch = Batch(
+    prompt_ids=np.repeat(rollout.prompt_ids, group_size, axis=0),
+    prompt_mask=np.repeat(rollout.prompt_mask, group_size, axis=0),
+    teacher_prompt_ids=teacher_ids,
+    teacher_prompt_mask=teacher_mask,
+    completion_ids=rollout.completion_ids,
+    completion_mask=rollout.completion_mask,
+    sample_mask=np.asarray([row is not None for row in rows], np.int32),
+  )
+  return Lesson(
+    batch=batch,
+    teacher_prompts=texts,
+    num_truncated=num_truncated,
+    num_without_room=num_without_room,
+  )
+
+
+def from_demonstrations(
+  demonstrations: Sequence[Demonstration],
+  tokenizer: Tokenizer,
+  *,
+  max_prompt_length: int,
+  max_completion_length: int,
+) -> Lesson:
+  """Prompts (with their prefix) and solutions (with an end token).
+
+  Raises:
+    ValueError: a prompt or a solution is longer than its limit.
+  """
+  heads = [
+    tokenizer.encode_messages(d.messages) + tokenizer.encode(d.prefix)
+    for d in demonstrations
+  ]
+  tails = [
+    [*tokenizer.encode(d.solution), tokenizer.eos_ids[0]]
+    for d in demonstrations
+  ]
+  for what, rows, limit in (
+    ("prompt", heads, max_prompt_length),
+    ("completion", tails, max_completion_length),
+  ):
+    for demonstration, row in zip(demonstrations, rows, strict=True):
+      if len(row) > limit:
+        raise ValueError(
+          f"demonstration {demonstration.index}: its {what} has {len(row)} "
+          f"tokens; raise rollout.max_{what}_length={limit}"
+        )
+  pad_id = tokenizer.pad_id
+  prompt_ids, prompt_mask = prompts.pad_left(heads, max_prompt_length, pad_id)
+  ids, mask = prompts.pad_right(tails, max_completion_length, pad_id)
+  nothing = np.zeros((len(heads), 0), np.int32)
+  batch = Batch(
+    prompt_ids=prompt_ids,
+    prompt_mask=prompt_mask,
+    teacher_prompt_ids=nothing,
+    teacher_prompt_mask=nothing,
+    completion_ids=ids,
+    completion_mask=mask,
+    sample_mask=np.ones(len(heads), np.int32),
+  )
+  return Lesson(batch=batch, teacher_prompts=[])
+
+
+def _solution(
+  experience: Experience, i: int, settings: TeacherSettings
+) -> str | None:
+  problem, member = divmod(i, experience.group_size)
+  solution = None
+  if settings.solution in ("sibling", "sibling_or_reference"):
+    start = problem * experience.group_size
+    solution = prompts.choose_solution(
+      experience.rewards[problem].tolist(),
+      experience.completions[start : start + experience.group_size],
+      member,
+      threshold=settings.success_threshold,
+    )
+  if solution is None and "reference" in settings.solution:
+    solution = experience.problems[problem].solution
+  return solution
+
+
+def _feedback(
+  experience: Experience,
+  i: int,
+  solution: str | None,
+  settings: TeacherSettings,
+) -> str | None:
+  verdict = experience.verdicts[i]
+  is_wanted = settings.feedback == "always" or (
+    settings.feedback == "when_no_solution" and not solution
+  )
+  if not is_wanted or verdict.status == Status.CORRECT:
+    return None
+  return verdict.feedback

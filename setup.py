@@ -1,0 +1,47 @@
+import pathlib
+
+import setuptools
+
+VERSION = "0.1.0"
+
+setuptools.setup(
+  name="distil_jax",
+  version=VERSION,
+  description=(
+    "Reinforcement learning of language models from rich feedback: DistIL in "
+    "JAX"
+  ),
+  long_description=pathlib.Path(__file__)
+  .with_name("README.md")
+  .read_text(encoding="utf-8"),
+  long_description_content_type="text/markdown",
+  license="Apache-2.0",
+  python_requires=">=3.11",
+  packages=setuptools.find_packages(include=["distil_jax", "distil_jax.*"]),
+  package_data={"distil_jax": ["assets/*/*"]},
+  install_requires=[
+    "jax>=0.10",
+    "flax>=0.12.8",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12.1",
+    "grain>=0.2.18",
+    "chex>=0.1.91",
+    "transformers>=5.0",
+    "safetensors>=0.8",
+    "jinja2>=3.1",
+    "pydantic>=2.10",
+    "pyyaml>=6.0",
+    "matplotlib>=3.9",
+    "tensorboardX>=2.6",
+    "tqdm>=4.66",
+  ],
+  extras_require={
+    "cuda": ["jax[cuda13]>=0.10"],
+    "cuda12": ["jax[cuda12]>=0.10"],
+    "tpu": ["jax[tpu]>=0.10"],
+    "parquet": ["pyarrow>=17"],
+    "test": ["pytest>=8", "ruff>=0.14", "pyright>=1.1", "pyarrow>=17"],
+    "notebooks": ["jupyterlab>=4", "nbclient>=0.10"],
+  },
+  entry_points={"console_scripts": ["distil-jax=distil_jax.main:main"]},
+)

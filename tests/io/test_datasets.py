@@ -1,0 +1,343 @@
+import collections
+import itertools
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from distil_jax.envs.multiple_choice import MultipleChoice
+from distil_jax.io import datasets
+from distil_jax.records import Problem
+
+SCIENCE = pathlib.Path(__file__).parents[3] / "shared/data/sciknoweval"
+GOOD = {"prompt": "2 + 2?", "answer": "4"}
+
+
+def read(path, fields=None, malformed="error", **kwargs):
+  return datasets.read_rows(
+    path, fields=fields or {}, malformed=malformed, **kwargs
+  )
+
+
+def write_lines(path, *rows):
+  lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+  path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+  return path
+
+
+def to_problem(row, index):
+  if row["answer"] == "bad":
+    raise ValueError("answer must not be 'bad'")
+  message = {"role": "user", "content": row["prompt"]}
+  return Problem(index=index, messages=(message,), answer=row["answer"])
+
+
+def test_all_forms_of_a_file_hold_the_same_rows(tmp_path):
+  pyarrow = pytest.importorskip("pyarrow")
+  parquet = pytest.importorskip("pyarrow.parquet")
+  rows = [
+    {**GOOD, "system": None},
+    {"prompt": "Grüße ✓", "answer": "5", "system": "s"},
+  ]
+  array = tmp_path / "array.json"
+  array.write_text("\n " + json.dumps(rows, indent=2), encoding="utf-8")
+  lines = write_lines(tmp_path / "lines.json", *rows)
+  jsonl = write_lines(tmp_path / "lines.JSONL", *rows)
+  table = tmp_path / "table.parquet"
+  parquet.write_table(pyarrow.Table.from_pylist(rows), table)
+  expected = [(1, rows[0]), (2, rows[1])]
+  for path in (array, lines, jsonl, table):
+    assert read(path).rows == expected
+
+
+def test_a_byte_order_mark_is_not_part_of_the_data(tmp_path):
+  path = tmp_path / "bom.json"
+  path.write_bytes(b"\xef\xbb\xbf" + json.dumps([GOOD]).encode())
+  assert read(path).rows == [(1, GOOD)]
+
+
+def test_line_separators_inside_a_string_end_no_line(tmp_path):
+  row = {"prompt": "a\u2028b\x85c\rd", "answer": "4"}
+  path = tmp_path / "data.jsonl"
+  text = json.dumps(row, ensure_ascii=False)
+  path.write_bytes(f"{text}\r\n\r\n{text}".encode())
+  assert read(path).rows == [(1, row), (3, row)]
+
+
+def test_fields_are_renamed(tmp_path):
+  path = write_lines(tmp_path / "data.jsonl", {"question": "q", "answer": "a"})
+  fields = {"prompt": "question", "solution": "answer"}
+  (row,) = read(path, fields).rows
+  assert row == (
+    1,
+    {"question": "q", "answer": "a", "prompt": "q", "solution": "a"},
+  )
+
+
+def test_fields_can_be_exchanged(tmp_path):
+  path = write_lines(tmp_path / "data.jsonl", {"prompt": "x", "answer": "y"})
+  fields = {"prompt": "answer", "answer": "prompt"}
+  assert read(path, fields).rows == [(1, {"prompt": "y", "answer": "x"})]
+
+
+def test_a_renamed_field_hides_the_one_of_that_name(tmp_path):
+  path = write_lines(tmp_path / "data.jsonl", {**GOOD, "target": "5"}, {**GOOD})
+  with pytest.raises(datasets.DataError, match=r"line 2: field 'target'"):
+    read(path, {"answer": "target"})
+
+
+def test_a_field_that_no_row_has_is_an_error(tmp_path):
+  path = write_lines(tmp_path / "data.jsonl", {**GOOD, "solution": "s"})
+  with pytest.raises(
+    datasets.DataError, match=r"'solutoin'.*did you mean 'solution'"
+  ):
+    read(path, {"solution": "solutoin"})
+
+
+MALFORMED = {
+  "not JSON": ('{"prompt": "x"', "not valid JSON"),
+  "too deep": ("[" * 100_000, "not valid JSON"),
+  "no object": ("[1]", "expected a JSON object, got list"),
+  "missing": ({"prompt": "x", "anwser": "4"}, "did you mean 'anwser'"),
+  "null": ({"prompt": None, "answer": "4"}, "field 'prompt' is null"),
+  "empty": ({"prompt": " \n", "answer": "4"}, "field 'prompt' is empty"),
+  "number": ({"prompt": "x", "answer": 4}, "'answer' must be a string"),
+  "surrogate": (
+    '{"prompt": "x", "answer": "4", "system": "\\ud800"}',
+    "field 'system' is no valid Unicode",
+  ),
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_a_malformed_row_is_an_error_or_counted(tmp_path, name):
+  row, message = MALFORMED[name]
+  path = write_lines(tmp_path / "data.jsonl", GOOD, "", row, GOOD)
+  with pytest.raises(datasets.DataError) as caught:
+    read(path)
+  assert f"{path}, line 3: " in str(caught.value)
+  assert message in str(caught.value)
+  skipped = read(path, malformed="skip")
+  assert skipped.rows == [(1, GOOD), (4, GOOD)]
+  assert skipped.num_skipped == 1
+
+
+def test_invalid_utf8_names_its_line(tmp_path):
+  path = tmp_path / "data.jsonl"
+  good = json.dumps(GOOD).encode()
+  path.write_bytes(good + b'\n{"prompt": "\xff", "answer": "4"}\n' + good)
+  with pytest.raises(datasets.DataError, match=r"line 2: not valid UTF-8"):
+    read(path)
+  assert read(path, malformed="skip").num_skipped == 1
+
+
+def test_a_broken_array_is_an_error_even_where_rows_are_skipped(tmp_path):
+  path = tmp_path / "data.json"
+  path.write_text(json.dumps([GOOD])[:-1], encoding="utf-8")
+  with pytest.raises(datasets.DataError, match=r"data\.json: not valid JSON"):
+    read(path, malformed="skip")
+
+
+def test_rows_of_an_array_are_counted_as_rows(tmp_path):
+  path = tmp_path / "data.json"
+  path.write_text(json.dumps([GOOD, 7]), encoding="utf-8")
+  with pytest.raises(datasets.DataError, match="row 2: expected a JSON object"):
+    read(path)
+
+
+def test_required_fields_can_be_chosen(tmp_path):
+  path = write_lines(tmp_path / "data.jsonl", {"prompt": "x"})
+  assert read(path, required=("prompt",)).rows == [(1, {"prompt": "x"})]
+
+
+@pytest.mark.parametrize("content", ["", " \n\n", "[]"])
+def test_an_empty_file_is_an_error(tmp_path, content):
+  path = tmp_path / "data.json"
+  path.write_text(content, encoding="utf-8")
+  with pytest.raises(datasets.DataError, match="holds no rows"):
+    read(path)
+
+
+def test_a_file_of_malformed_rows_only_is_an_error(tmp_path):
+  path = write_lines(tmp_path / "data.jsonl", "{", "}")
+  with pytest.raises(datasets.DataError, match="2 malformed rows were skipped"):
+    read(path, malformed="skip")
+
+
+def test_files_that_cannot_be_read(tmp_path):
+  with pytest.raises(datasets.DataError, match=r"no data file .*absent\.json"):
+    read(tmp_path / "absent.json")
+  with pytest.raises(datasets.DataError, match="is not a file"):
+    read(tmp_path)
+  csv = write_lines(tmp_path / "data.csv", GOOD)
+  with pytest.raises(datasets.DataError, match=r"not '\.csv'"):
+    read(csv)
+
+
+def test_a_file_that_is_no_parquet(tmp_path):
+  pytest.importorskip("pyarrow")
+  path = write_lines(tmp_path / "data.parquet", GOOD)
+  with pytest.raises(datasets.DataError, match="cannot be read as parquet"):
+    read(path)
+
+
+def test_problems_keep_their_index_when_others_are_skipped(tmp_path):
+  bad = {"prompt": "x", "answer": "bad"}
+  path = write_lines(tmp_path / "data.jsonl", GOOD, "{", bad, GOOD, GOOD)
+  problems, num_skipped = datasets.load_problems(
+    path, to_problem, fields={}, malformed="skip", limit=2
+  )
+  assert [problem.index for problem in problems] == [0, 3]
+  assert num_skipped == 2
+
+
+def test_a_row_that_makes_no_problem_is_malformed(tmp_path):
+  bad = {"prompt": "x", "answer": "bad"}
+  path = write_lines(tmp_path / "data.jsonl", GOOD, bad)
+  with pytest.raises(datasets.DataError, match=r"line 2: answer must not be"):
+    datasets.load_problems(path, to_problem, fields={}, malformed="error")
+  path = write_lines(tmp_path / "data.jsonl", bad)
+  with pytest.raises(datasets.DataError, match="no usable rows"):
+    datasets.load_problems(path, to_problem, fields={}, malformed="skip")
+
+
+@pytest.mark.skipif(not SCIENCE.is_dir(), reason="needs ../shared/data")
+@pytest.mark.parametrize(
+  ("name", "count"),
+  [
+    ("chemistry/train.json", 1890),
+    ("chemistry/test.json", 210),
+    ("material/train.json", 841),
+    ("material/test.json", 94),
+  ],
+)
+def test_every_row_of_sciknoweval_is_a_problem(name, count):
+  problems, num_skipped = datasets.load_problems(
+    SCIENCE / name, MultipleChoice().problem, fields={}, malformed="error"
+  )
+  assert len(problems) == count
+  assert num_skipped == 0
+  assert {problem.answer for problem in problems} == set("ABCD")
+  assert all(len(problem.messages) == 2 for problem in problems)
+
+
+def take(iterator, count):
+  return list(itertools.islice(iterator, count))
+
+
+def test_an_epoch_holds_every_item_once_and_epochs_differ_in_order():
+  items = [f"item {i}" for i in range(60)]
+  iterator = datasets.batches(items, batch_size=6, seed=1, num_epochs=3)
+  dealt = list(iterator)
+  assert [len(batch) for batch in dealt] == [6] * 30
+  epochs = np.reshape(dealt, (3, 60)).tolist()
+  assert all(sorted(epoch) == sorted(items) for epoch in epochs)
+  assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+  assert epochs[0] != items
+
+
+def test_the_seed_decides_the_order():
+  def first(seed):
+    return next(
+      datasets.batches(range(60), batch_size=60, seed=seed, num_epochs=None)
+    )
+
+  assert first(5) == first(5)
+  assert first(5) != first(6)
+
+
+@pytest.mark.parametrize("num_epochs", [2, None])
+@pytest.mark.parametrize("process_count", [1, 2, 3])
+def test_processes_share_global_batches(process_count, num_epochs):
+  kwargs = {"seed": 3, "num_epochs": num_epochs}
+  alone = datasets.batches(range(25), batch_size=6, **kwargs)
+  shares = [
+    datasets.batches(
+      range(25),
+      batch_size=6 // process_count,
+      process_index=index,
+      process_count=process_count,
+      **kwargs,
+    )
+    for index in range(process_count)
+  ]
+  dealt = [take(share, 8) for share in shares]
+  for number, whole in enumerate(take(alone, 8)):
+    parts = [item for share in dealt for item in share[number]]
+    assert sorted(parts) == sorted(whole)
+
+
+def test_processes_have_equally_many_batches_and_lose_only_the_rest():
+  shares = [
+    list(
+      datasets.batches(
+        range(7),
+        batch_size=2,
+        seed=0,
+        num_epochs=1,
+        process_index=index,
+        process_count=2,
+      )
+    )
+    for index in range(2)
+  ]
+  # 4 and 3 items; the second batch of the first process would have no partner.
+  assert [len(share) for share in shares] == [1, 1]
+  seen = collections.Counter(np.ravel(shares).tolist())
+  assert len(seen) == 4
+  assert set(seen.values()) == {1}
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_a_set_smaller_than_a_batch_fills_it_over_epochs(size):
+  for num_epochs in (None, 12):
+    iterator = datasets.batches(
+      range(size), batch_size=4, seed=0, num_epochs=num_epochs
+    )
+    dealt = take(iterator, size * 3)
+    assert [len(batch) for batch in dealt] == [4] * size * 3
+    counts = collections.Counter(np.ravel(dealt).tolist())
+    assert counts == dict.fromkeys(range(size), 12)
+
+
+def test_too_few_items_are_an_error():
+  with pytest.raises(datasets.DataError, match="3 items in 2 epochs"):
+    datasets.batches(
+      range(3), batch_size=4, seed=0, num_epochs=2, process_count=2
+    )
+  with pytest.raises(datasets.DataError, match="no items"):
+    datasets.batches([], batch_size=1, seed=0, num_epochs=None)
+
+
+def test_arguments_out_of_range_are_errors():
+  for wrong in (
+    {"batch_size": 0},
+    {"num_epochs": 0},
+    {"process_index": 1},
+    {"process_index": -1},
+    {"seed": -1},
+  ):
+    kwargs = {"batch_size": 1, "seed": 0, "num_epochs": None, **wrong}
+    with pytest.raises(ValueError, match=r"\d"):
+      datasets.batches([1], **kwargs)
+
+
+def test_an_iterator_continues_from_its_state():
+  def fresh():
+    return datasets.batches(range(10), batch_size=4, seed=2, num_epochs=None)
+
+  iterator = fresh()
+  take(iterator, 4)
+  state = iterator.get_state()
+  expected = take(iterator, 6)
+  restored = fresh()
+  restored.set_state(json.loads(json.dumps(state)))
+  assert take(restored, 6) == expected
+
+
+def test_items_are_passed_on_themselves():
+  items = [to_problem(GOOD, index) for index in range(3)]
+  (batch,) = datasets.batches(items, batch_size=3, seed=0, num_epochs=1)
+  assert isinstance(batch, list)
+  assert {id(item) for item in batch} == {id(item) for item in items}

@@ -1,0 +1,172 @@
+"""The progress line, on a real terminal and in a log file."""
+
+import fcntl
+import io
+import os
+import pty
+import re
+import select
+import struct
+import termios
+import time
+import types
+
+import jax.numpy as jnp
+import pytest
+
+from distil_jax.io import progress
+
+VALUES = {
+  "reward": jnp.float32(0.5),
+  "loss": 9.0,
+  "cost": 1.25,
+  "completion_length": 45.0,
+  "time/tokens_per_second": 12345.6,
+}
+SHOWN = "reward 0.500  cost 1.250  length 45.0  12,346 tokens/s"
+
+
+@pytest.fixture(params=[(24, 80), (0, 0)], ids=["sized", "unsized"])
+def terminal(request):
+  """A pseudo-terminal: the writer's stream and a reader."""
+  ours, theirs = pty.openpty()
+  fcntl.ioctl(
+    theirs, termios.TIOCSWINSZ, struct.pack("HHHH", *request.param, 0, 0)
+  )
+
+  def read():
+    data = b""
+    while select.select([ours], [], [], 0.05)[0]:
+      data += os.read(ours, 1 << 16)
+    return data.decode()
+
+  with os.fdopen(theirs, "w") as stream:
+    yield stream, read
+  os.close(ours)
+
+
+def test_terminal_shows_step_values_and_time_left(terminal):
+  stream, read = terminal
+  with progress.Progress(5000, stream=stream) as line:
+    line.step(119, VALUES)
+    time.sleep(0.15)  # longer than between two redraws
+    line.step(120, VALUES)
+  text = read()
+  assert re.search(rf"120/5000  \d+:\d\d:\d\d left  {SHOWN}", text)
+
+
+def test_terminal_goes_on_after_a_resume(terminal):
+  stream, read = terminal
+  with progress.Progress(5000, stream=stream) as line:
+    time.sleep(0.15)
+    line.step(4001, {})
+    time.sleep(0.15)
+    line.step(4002, {})
+    assert "4002/5000" in read()
+
+
+def test_terminal_shows_stages_and_messages(terminal):
+  stream, read = terminal
+  with progress.Progress(10, stream=stream) as line:
+    with line.stage("evaluating", total=64) as count:
+      count(12)
+    line.message("3 rows skipped")
+  text = read()
+  assert "evaluating 0/64" in text
+  assert "evaluating 12/64" in text
+  assert "3 rows skipped" in text
+  last = [part for part in text.split("\r") if part.strip()][-1]
+  assert "evaluating" not in last
+
+
+def test_terminal_without_steps_shows_stages_only(terminal):
+  stream, read = terminal
+  with (
+    progress.Progress(stream=stream) as line,
+    line.stage("evaluating", total=64) as count,
+  ):
+    count(12)
+  text = read()
+  assert "evaluating 12/64" in text
+  assert "None" not in text
+  assert "|" not in text
+
+
+def test_log_file_gets_the_first_and_the_last_step_in_an_interval():
+  stream = io.StringIO()
+  with progress.Progress(4, stream=stream, interval=60) as line:
+    for step in (1, 2, 3, 4):
+      line.step(step, VALUES)
+  assert stream.getvalue().splitlines() == [
+    f"step 1/4  {SHOWN}",
+    f"step 4/4  0:00:00 left  {SHOWN}",
+  ]
+
+
+def test_log_file_gets_every_step_where_steps_are_slow():
+  stream = io.StringIO()
+  with progress.Progress(3, stream=stream, interval=0) as line:
+    for step in (1, 2, 3):
+      line.step(step, {"loss": 2.0})
+  assert stream.getvalue().splitlines() == [
+    "step 1/3  loss 2.000",
+    "step 2/3  0:00:00 left  loss 2.000",
+    "step 3/3  0:00:00 left  loss 2.000",
+  ]
+
+
+def test_time_left_follows_recent_steps_not_the_compilation(monkeypatch):
+  now = 0.0
+  clock = types.SimpleNamespace(monotonic=lambda: now)
+  monkeypatch.setattr(progress, "time", clock)
+  stream = io.StringIO()
+  line = progress.Progress(1802, stream=stream, interval=0)
+  for step, now in ((1, 300.0), (2, 302.0)):  # noqa: B007, read by the clock
+    line.step(step, {})
+  assert stream.getvalue().splitlines() == [
+    "step 1/1802",
+    "step 2/1802  1:00:00 left",
+  ]
+
+
+def test_log_file_names_long_stages_only(monkeypatch):
+  monkeypatch.setattr(progress, "_STAGE_SECONDS", 0.1)
+  stream = io.StringIO()
+  with progress.Progress(3, stream=stream) as line:
+    with line.stage("loading"):
+      pass
+    with line.stage("compiling"):
+      time.sleep(0.4)
+  time.sleep(0.2)
+  assert stream.getvalue() == "compiling\n"
+
+
+def test_log_file_counts_in_long_stages():
+  stream = io.StringIO()
+  with (
+    progress.Progress(3, stream=stream, interval=0) as line,
+    line.stage("evaluating", total=2) as count,
+  ):
+    count(1)
+    count(2)
+  assert stream.getvalue() == "evaluating 1/2\nevaluating 2/2\n"
+
+
+def test_other_processes_stay_silent(terminal):
+  stream, read = terminal
+  with progress.Progress(3, stream=stream, is_shown=False) as line:
+    with line.stage("loading", total=2) as count:
+      count(1)
+    line.step(1, VALUES)
+    line.message("hello")
+  assert read() == ""
+
+
+def test_an_error_passes_through_a_stage():
+  stream = io.StringIO()
+  with (
+    pytest.raises(ZeroDivisionError),
+    progress.Progress(3, stream=stream) as line,
+    line.stage("dividing"),
+  ):
+    _ = 1 / 0

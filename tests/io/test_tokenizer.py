@@ -1,0 +1,213 @@
+import hashlib
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from distil_jax.io import tokenizer as tokenizer_lib
+from distil_jax.io.tokenizer import Tokenizer, TokenizerError
+
+SCIENCE = pathlib.Path(__file__).parents[3] / "shared/data/sciknoweval"
+TEXTS = [
+  "Compute 47 + 8 - 3 + 6.",
+  "The correct answer is option B, and the other answer is not correct.",
+  "<answer>58</answer>",
+] * 20
+QUESTION = [
+  {"role": "system", "content": "Be brief."},
+  {"role": "user", "content": "The answer?"},
+]
+
+
+@pytest.fixture(scope="module")
+def trained():
+  return tokenizer_lib.train(TEXTS, vocab_size=320)
+
+
+@pytest.fixture
+def directory(trained, tmp_path):
+  trained.save(tmp_path / "model")
+  return tmp_path / "model"
+
+
+def edit(path, **changes):
+  content = json.loads(path.read_text()) if path.exists() else {}
+  content |= changes
+  path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+  "text",
+  [
+    "",
+    " leading",
+    "trailing \n",
+    "a  b ,  c . it 's don 't",
+    "\r\n\t\x00\x1f\x7f",
+    "Ångström e\u0301 漢字 🧪👩🏽‍🔬 \u200b\u2028\ufeff",
+    "x² ½ ٣ 1234567890",
+    "<|im_end|> <|endoftext|><|im_start|>user",
+  ],
+)
+def test_every_text_comes_back(trained, text):
+  assert trained.decode(trained.encode(text)) == text
+
+
+@pytest.mark.skipif(not SCIENCE.is_dir(), reason="needs ../shared/data")
+def test_real_questions_come_back():
+  lines = (SCIENCE / "chemistry/test.json").read_text("utf-8").split("\n")
+  prompts = [json.loads(line)["prompt"] for line in lines if line]
+  trained = tokenizer_lib.train(prompts[:100], vocab_size=1000)
+  assert trained.vocab_size == 1000
+  encoded = [trained.encode(prompt) for prompt in prompts[100:]]
+  assert [trained.decode(ids) for ids in encoded] == prompts[100:]
+  num_bytes = sum(len(prompt.encode()) for prompt in prompts[100:])
+  assert sum(map(len, encoded)) < num_bytes * 0.6
+
+
+def test_text_cannot_spell_a_special_token(trained):
+  special = {*trained.eos_ids, trained.pad_id}
+  assert not special & set(trained.encode("<|im_end|><|endoftext|>"))
+  # In a prompt they still are what the template means by them.
+  assert trained.eos_ids[0] in trained.encode_messages(QUESTION)
+
+
+def test_each_digit_is_a_token(trained):
+  assert len(trained.encode("2270")) == 4
+  assert trained.encode("47")[1:] == trained.encode("7")
+
+
+def test_special_tokens_are_skipped_or_shown(trained):
+  ids = [*trained.encode("done"), *trained.eos_ids]
+  assert trained.decode(ids) == "done"
+  assert trained.decode(ids, skip_special=False) == "done<|im_end|>"
+
+
+def test_the_prompt_is_chatml_and_ends_with_the_assistants_marker(trained):
+  ids = trained.encode_messages(QUESTION)
+  assert trained.decode(ids, skip_special=False) == (
+    "<|im_start|>system\nBe brief.<|im_end|>\n"
+    "<|im_start|>user\nThe answer?<|im_end|>\n"
+    "<|im_start|>assistant\n"
+  )
+
+
+def test_a_turn_costs_few_tokens(trained):
+  empty = trained.encode_messages([{"role": "user", "content": ""}])
+  # start user \n end \n start assistant \n
+  assert len(empty) == 8
+
+
+def test_an_unknown_role_is_an_error(trained):
+  with pytest.raises(Exception, match="unknown role tool"):
+    trained.encode_messages([{"role": "tool", "content": "x"}])
+
+
+def test_special_ids(trained):
+  assert trained.decode(trained.eos_ids, skip_special=False) == "<|im_end|>"
+  assert trained.decode([trained.pad_id], skip_special=False) == "<|endoftext|>"
+  assert 259 <= trained.vocab_size <= 320
+
+
+def test_training_is_the_same_in_another_process(trained):
+  code = (
+    "import hashlib; from distil_jax.io import tokenizer as t;"
+    f"x = t.train({TEXTS!r}, vocab_size=320).backend.backend_tokenizer;"
+    "print(hashlib.sha256(x.to_str().encode()).hexdigest())"
+  )
+  output = subprocess.run(
+    [sys.executable, "-c", code], capture_output=True, text=True, check=True
+  ).stdout
+  here = trained.backend.backend_tokenizer.to_str().encode()
+  assert output.strip() == hashlib.sha256(here).hexdigest()
+
+
+def test_a_vocabulary_too_small_for_all_bytes_is_an_error():
+  with pytest.raises(ValueError, match="vocab_size=258 must be at least 259"):
+    tokenizer_lib.train(TEXTS, vocab_size=258)
+  assert tokenizer_lib.train(TEXTS, vocab_size=259).vocab_size == 259
+
+
+def test_saved_and_loaded_is_the_same(trained, directory):
+  loaded = Tokenizer.load(directory)
+  text = " The answer, 12 .\n漢<|im_end|>"
+  assert loaded.encode(text) == trained.encode(text)
+  assert loaded.decode(loaded.encode(text)) == text
+  assert loaded.encode_messages(QUESTION) == trained.encode_messages(QUESTION)
+  assert loaded.eos_ids == trained.eos_ids
+  assert loaded.pad_id == trained.pad_id
+  assert loaded.vocab_size == trained.vocab_size
+
+
+def test_end_tokens_come_from_all_files_and_survive_saving(directory, tmp_path):
+  edit(directory / "generation_config.json", eos_token_id=[7, 2], top_k=20)
+  edit(directory / "config.json", eos_token_id=9)
+  loaded = Tokenizer.load(directory)
+  assert loaded.eos_ids == (2, 7, 9)
+  loaded.save(directory)
+  assert Tokenizer.load(directory).eos_ids == (2, 7, 9)
+  settings = json.loads((directory / "generation_config.json").read_text())
+  assert settings["top_k"] == 20
+  loaded.save(tmp_path / "new")
+  assert Tokenizer.load(tmp_path / "new").eos_ids == (2, 7, 9)
+
+
+@pytest.mark.parametrize("value", ["2", [2, None], True, -1])
+def test_an_end_token_that_is_no_id_is_an_error(directory, value):
+  edit(directory / "config.json", eos_token_id=value)
+  with pytest.raises(TokenizerError, match=r"config\.json: eos_token_id"):
+    Tokenizer.load(directory)
+
+
+def test_without_a_pad_token_an_end_token_pads(directory):
+  edit(directory / "tokenizer_config.json", pad_token=None)
+  assert Tokenizer.load(directory).pad_id == 2
+
+
+def test_without_any_end_token_is_an_error(directory):
+  edit(directory / "tokenizer_config.json", eos_token=None)
+  (directory / "generation_config.json").unlink()
+  with pytest.raises(TokenizerError, match="no end token"):
+    Tokenizer.load(directory)
+
+
+def test_template_settings_are_stored_and_can_be_overridden(directory):
+  (directory / "chat_template.jinja").write_text(
+    "{% if enable_thinking %}think{% else %}answer{% endif %}"
+  )
+  loaded = Tokenizer.load(directory, template_kwargs={"enable_thinking": True})
+  assert loaded.decode(loaded.encode_messages(QUESTION)) == "think"
+  ids = loaded.encode_messages(QUESTION, enable_thinking=False)
+  assert loaded.decode(ids) == "answer"
+
+
+def test_the_file_decides_how_text_is_split(directory):
+  before = Tokenizer.load(directory).encode("e\u0301 12")
+  edit(directory / "tokenizer_config.json", tokenizer_class="Qwen2Tokenizer")
+  assert Tokenizer.load(directory).encode("e\u0301 12") == before
+
+
+def test_spaces_are_never_cleaned_up(directory):
+  edit(directory / "tokenizer_config.json", clean_up_tokenization_spaces=True)
+  loaded = Tokenizer.load(directory)
+  text = " it 's , 5 ."
+  assert loaded.decode(loaded.encode(text)) == text
+
+
+def test_directories_that_hold_no_tokenizer(directory):
+  with pytest.raises(TokenizerError, match="no model directory"):
+    Tokenizer.load(directory / "absent")
+  (directory / "chat_template.jinja").unlink()
+  with pytest.raises(TokenizerError, match="no chat template"):
+    Tokenizer.load(directory)
+  (directory / "tokenizer.json").write_text("{}")
+  with pytest.raises(TokenizerError, match=r"tokenizer\.json cannot be read"):
+    Tokenizer.load(directory)
+  (directory / "tokenizer.json").write_text("{")
+  with pytest.raises(TokenizerError, match=r"tokenizer\.json cannot be read"):
+    Tokenizer.load(directory)
+  (directory / "tokenizer.json").unlink()
+  with pytest.raises(TokenizerError, match=r"has no tokenizer\.json"):
+    Tokenizer.load(directory)
