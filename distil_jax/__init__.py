@@ -15,7 +15,6 @@ import os
 # Only tokenizers are used of transformers; that torch is absent is no news.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
-# ruff: noqa: E402
 from distil_jax.envs import make_environment
 from distil_jax.policy import Policy, generate, load_policy, logits
 from distil_jax.prompts import teacher_prompt

@@ -7,7 +7,6 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 
-import chex
 import jax
 import numpy as np
 
@@ -95,7 +94,7 @@ class Actor:
     )
 
   def __call__(
-    self, params: qwen3.Params, problems: Sequence[Problem], key: chex.PRNGKey
+    self, params: qwen3.Params, problems: Sequence[Problem], key: jax.Array
   ) -> Experience:
     """Samples G completions of each problem and judges them.
 

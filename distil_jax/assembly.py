@@ -47,6 +47,21 @@ class Generated(Sequence[T], Generic[T]):
 
 
 @dataclasses.dataclass(frozen=True)
+class Problems:
+  """What the files hold, or what is generated.
+
+  Attributes:
+    train: problems.
+    evaluation: held-out problems.
+    num_skipped: malformed rows that were left out.
+  """
+
+  train: Sequence[Problem]
+  evaluation: Sequence[Problem]
+  num_skipped: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Data:
   """What a run reads.
 
@@ -94,13 +109,29 @@ def mesh(config: Config) -> jax.sharding.Mesh:
   return made
 
 
+def problems(config: Config, environment: Environment) -> Problems:
+  """Reads or makes the problems.
+
+  Raises:
+    DataError: see `io.datasets`.
+  """
+  train, skipped = _problems(config, environment, "train")
+  held_out, also_skipped = _problems(config, environment, "evaluation")
+  return Problems(
+    train=train, evaluation=held_out, num_skipped=skipped + also_skipped
+  )
+
+
 def policy(
-  config: Config, environment: Environment, mesh: jax.sharding.Mesh
+  config: Config,
+  environment: Environment,
+  problems: Problems,
+  mesh: jax.sharding.Mesh,
 ) -> Policy:
   """Loads the policy; makes it first where the config says so."""
   directory = resolve_directory(config.model.directory)
   if config.model.create and not (directory / weights.CONFIG).is_file():
-    _create(config, environment)
+    _create(config, environment, problems.train)
   return load_policy(
     config.model.directory,
     config.model.param_dtype,
@@ -112,29 +143,29 @@ def policy(
 
 
 def data(
-  config: Config, environment: Environment, tokenizer: tokenizers.Tokenizer
+  config: Config,
+  environment: Environment,
+  problems: Problems,
+  tokenizer: tokenizers.Tokenizer,
 ) -> Data:
-  """Reads or makes the problems, and checks that their prompts fit.
+  """Makes sure that the problems can be used with this tokenizer.
 
   Raises:
     ConfigError: a prompt is too long and the config does not say to drop it,
       or a supervised run's problems have no solutions.
-    DataError: see `io.datasets`.
   """
-  train, skipped = _problems(config, environment, "train")
-  held_out, also_skipped = _problems(config, environment, "evaluation")
-  is_supervised = config.objective.kind == "sft"
-  if is_supervised:
+  train, num_dropped = problems.train, 0
+  if config.objective.kind == "sft":
     train = _demonstrations(config, environment, train)
-  num_dropped = 0
-  if not is_supervised:
-    train, dropped = _fitting(config, train, tokenizer, "train")
-    num_dropped += dropped
-  held_out, dropped = _fitting(config, held_out, tokenizer, "evaluation")
+  else:
+    train, num_dropped = _fitting(config, train, tokenizer, "train")
+  held_out, dropped = _fitting(
+    config, problems.evaluation, tokenizer, "evaluation"
+  )
   return Data(
     train=train,
     evaluation=held_out,
-    num_skipped=skipped + also_skipped,
+    num_skipped=problems.num_skipped,
     num_dropped=num_dropped + dropped,
   )
 
@@ -323,13 +354,16 @@ def _fitting(
   return kept, num_dropped
 
 
-def _create(config: Config, environment: Environment) -> None:
+def _create(
+  config: Config, environment: Environment, problems: Sequence[Problem]
+) -> None:
   """Makes a random model and trains its tokenizer on the training data."""
   if jax.process_index() == 0:
     sizes = config.model.create.model_dump(exclude={"seed", "vocab_size"})
-    texts = itertools.islice(_texts(config, environment), _NUM_TOKENIZER_TEXTS)
+    texts = _texts(config, environment, problems)
     tokenizer = tokenizers.train(
-      texts, vocab_size=config.model.create.vocab_size
+      itertools.islice(texts, _NUM_TOKENIZER_TEXTS),
+      vocab_size=config.model.create.vocab_size,
     )
     network = architecture.Qwen3Config(
       vocab_size=tokenizer.vocab_size,
@@ -343,9 +377,10 @@ def _create(config: Config, environment: Environment) -> None:
   processes.wait_for_all("the model is created")
 
 
-def _texts(config: Config, environment: Environment) -> Iterator[str]:
+def _texts(
+  config: Config, environment: Environment, problems: Sequence[Problem]
+) -> Iterator[str]:
   """What a new tokenizer should be good at."""
-  problems, _ = _problems(config, environment, "train")
   if config.objective.kind == "sft":
     for d in _demonstrations(config, environment, problems):
       yield from (message["content"] for message in d.messages)
@@ -356,5 +391,3 @@ def _texts(config: Config, environment: Environment) -> Iterator[str]:
     yield from (message["content"] for message in blocks)
     if problem.solution:
       yield problem.solution
-
-

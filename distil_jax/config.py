@@ -70,6 +70,15 @@ class Model(Section):
   remat: Literal["none", "layer"] = "layer"
   chat_template_kwargs: dict[str, Any] = {"enable_thinking": False}
 
+  @pydantic.model_validator(mode="after")
+  def _place_to_create(self):
+    if self.create and self.directory.startswith("embedded:"):
+      raise ValueError(
+        f"directory={self.directory} ships with the package, but create is "
+        "set; give the new model a directory of its own"
+      )
+    return self
+
 
 class Data(Section):
   """Problems: files, or `generated` where the environment makes its own.
@@ -104,6 +113,15 @@ class Calculator(Section):
   num_steps: tuple[Positive, Positive] = (3, 4)
   seed: Seed = 0
   slip_rate: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.25
+
+  @pydantic.model_validator(mode="after")
+  def _range(self):
+    fewest, most = self.num_steps
+    if fewest > most:
+      raise ValueError(
+        f"num_steps=[{fewest}, {most}] must be [fewest, most]; swap them"
+      )
+    return self
 
 
 Environment = Annotated[
@@ -263,6 +281,19 @@ class Config(Section):
     """Sequences in one training step."""
     return self.rollout.num_problems * self.rollout.group_size
 
+  @pydantic.model_validator(mode="before")
+  @classmethod
+  def _kinds(cls, tree: Any) -> Any:
+    """Where no kind is said it is the default's, as for every setting."""
+    if not isinstance(tree, dict):
+      return tree
+    filled = dict(tree)
+    for name in ("environment", "objective"):
+      if isinstance(filled.get(name), dict):
+        kind = cls.model_fields[name].default.kind
+        filled[name] = {"kind": kind, **filled[name]}
+    return filled
+
   @pydantic.model_validator(mode="after")
   def _together(self):
     micro = self.optimizer.micro_batch_size
@@ -319,7 +350,8 @@ def parse(tree: dict[str, Any], source: str = "config") -> Config:
     return Config.model_validate(tree)
   except pydantic.ValidationError as error:
     lines = [_explain(detail) for detail in error.errors()]
-    raise ConfigError("\n".join([f"{source} cannot be used:", *lines])) from None
+    lines.insert(0, f"{source} cannot be used:")
+    raise ConfigError("\n".join(lines)) from None
 
 
 class _Loader(yaml.SafeLoader):
@@ -359,9 +391,10 @@ def _explain(detail) -> str:
     hint = f"; did you mean {near[0]}?" if near else f"; known: {known}"
     return f"  {_dotted(path)}: unknown key{hint}"
   message = detail["msg"].removeprefix("Value error, ")
-  value = "" if isinstance(detail["input"], dict) else f", got {detail['input']!r}"
-  if isinstance(detail["input"], pydantic.BaseModel):
-    value = ""
+  given = detail["input"]
+  # A whole section would only bury the message.
+  is_section = isinstance(given, dict | pydantic.BaseModel)
+  value = "" if is_section else f", got {given!r}"
   where = f"{_dotted(path)}: " if path else ""
   return f"  {where}{message}{value}"
 

@@ -4,7 +4,7 @@ import collections
 import math
 from collections.abc import Callable, Sequence
 
-import chex
+import jax
 
 from distil_jax import processes
 from distil_jax.actor import Actor
@@ -34,7 +34,7 @@ def evaluate(
   actor: Actor,
   params: qwen3.Params,
   problems: Sequence[Problem],
-  key: chex.PRNGKey,
+  key: jax.Array,
   *,
   num_problems: int,
   pass_at: Sequence[int],

@@ -1,30 +1,32 @@
 """The training loop."""
 
-import collections
 import dataclasses
 import time
 from collections.abc import Mapping
 from typing import Any
 
+import grain
 import jax
 import jax.numpy as jnp
-import yaml
 
-from distil_jax import assembly, evaluate, processes, teaching, update
+from distil_jax import (
+  assembly,
+  bookkeeping,
+  evaluate,
+  interrupts,
+  processes,
+  teaching,
+  update,
+)
 from distil_jax.actor import Experience
 from distil_jax.config import Config, ConfigError
 from distil_jax.io import checkpoints, plots, reports
 from distil_jax.io.progress import Progress
 from distil_jax.models import qwen3, sharding
-from distil_jax.records import StopReason
 
 # Folded into the run's key, to keep the noise of evaluation apart from that of
 # training step 0, 1, ...
 _EVALUATION = 2**31
-
-# Settings that may differ when a run goes on from a checkpoint.
-_FREE = ("name", "train.num_steps", "train.run_directory", "mesh")
-_FREE_SECTIONS = ("evaluation", "checkpoint", "logging", "mesh")
 
 
 class TrainingError(RuntimeError):
@@ -32,15 +34,21 @@ class TrainingError(RuntimeError):
 
 
 class Learner:
-  """One run: `Learner(config).train()`."""
+  """One run: `Learner(config).train()`, once."""
 
   def __init__(self, config: Config):
     self.config = config
     self.environment = assembly.environment(config)
     self.mesh = assembly.mesh(config)
+    # Read before anything is written: what is missing or malformed ends here.
+    problems = assembly.problems(config, self.environment)
     with jax.set_mesh(self.mesh):
-      self.policy = assembly.policy(config, self.environment, self.mesh)
-    self.data = assembly.data(config, self.environment, self.policy.tokenizer)
+      self.policy = assembly.policy(
+        config, self.environment, problems, self.mesh
+      )
+    self.data = assembly.data(
+      config, self.environment, problems, self.policy.tokenizer
+    )
     parts = (config, self.policy, self.environment, self.mesh)
     self.actor = assembly.training_actor(*parts)
     self.evaluation_actor = assembly.evaluation_actor(*parts)
@@ -54,10 +62,13 @@ class Learner:
       the summary, as it stands in `summary.json`.
 
     Raises:
-      ConfigError: the checkpoint there is was made with other settings.
+      ConfigError: the checkpoint there is was made with other settings, or
+        the run folder cannot be made.
       TrainingError: loss or gradient are not finite.
     """
     config = self.config
+    bookkeeping.check_place(config.run_directory)
+    batches = assembly.batches(config, self.data)
     is_writer = jax.process_index() == 0
     folder = reports.RunFolder(
       config.run_directory,
@@ -69,7 +80,7 @@ class Learner:
       config.run_directory / "checkpoints", keep=config.checkpoint.keep
     )
     with progress, saved, jax.set_mesh(self.mesh):
-      run = _Run(self, folder, progress, saved)
+      run = _Run(self, batches, folder, progress, saved)
       try:
         return run.train()
       finally:
@@ -91,20 +102,35 @@ class Learner:
         report=report,
       )
 
-  def init_state(self) -> tuple[update.TrainState, update.TrainState]:
-    """The state before the first step, and its shardings."""
-
-    def init(params):
-      return update.init_state(
-        params,
-        optimizer=self.optimizer,
-        keeps_teacher=assembly.keeps_teacher(self.config),
-        seed=self.config.train.seed,
-      )
-
-    shapes = jax.eval_shape(init, self.policy.params)
+  def state_template(self) -> update.TrainState:
+    """Shapes, types and shardings of the state; holds no memory."""
+    shapes = jax.eval_shape(self._init, self.policy.params)
     places = update.state_shardings(shapes, self.mesh, self.optimizer)
-    return jax.jit(init, out_shardings=places)(self.policy.params), places
+    return jax.tree.map(
+      lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+      shapes,
+      places,
+    )
+
+  def init_state(self) -> update.TrainState:
+    """The state before the first step; takes over the policy's parameters."""
+    places = jax.tree.map(lambda x: x.sharding, self.state_template())
+    init = jax.jit(self._init, out_shardings=places, donate_argnums=0)
+    state = init(self.policy.params)
+    self.release_params()
+    return state
+
+  def release_params(self) -> None:
+    """Lets go of the base model's parameters, once the state has its own."""
+    self.policy = dataclasses.replace(self.policy, params={})
+
+  def _init(self, params: qwen3.Params) -> update.TrainState:
+    return update.init_state(
+      params,
+      optimizer=self.optimizer,
+      keeps_teacher=assembly.keeps_teacher(self.config),
+      seed=self.config.train.seed,
+    )
 
   def trained_params(self) -> tuple[int, qwen3.Params]:
     """The step and the parameters of the run's last checkpoint.
@@ -114,9 +140,7 @@ class Learner:
     directory = self.config.run_directory / "checkpoints"
     if not directory.is_dir():
       return 0, self.policy.params
-    with checkpoints.Checkpoints(
-      directory, keep=self.config.checkpoint.keep
-    ) as saved:
+    with checkpoints.Checkpoints(directory) as saved:
       step = saved.latest_step
       if step is None:
         return 0, self.policy.params
@@ -130,6 +154,7 @@ class _Run:
   def __init__(
     self,
     learner: Learner,
+    batches: grain.DatasetIterator,
     folder: reports.RunFolder,
     progress: Progress,
     saved: checkpoints.Checkpoints,
@@ -139,13 +164,22 @@ class _Run:
     self.folder = folder
     self.progress = progress
     self.saved = saved
-    self.batches = assembly.batches(self.config, learner.data)
+    self.batches = batches
     self.started = time.monotonic()
 
   def train(self) -> dict[str, Any]:
     """Reads like the algorithm: sample, judge, teach, update."""
-    config, learner = self.config, self.learner
     self.start()
+    try:
+      self.steps()
+    except KeyboardInterrupt:
+      self.save_finished()
+      raise
+    return self.finish()
+
+  def steps(self) -> None:
+    """All steps that are left."""
+    config, learner = self.config, self.learner
     for step in range(int(self.state.step), config.train.num_steps):
       items = next(self.batches, None)
       if items is None:
@@ -163,43 +197,47 @@ class _Run:
           max_completion_length=config.rollout.max_completion_length,
         )
       else:
-        key = jax.random.fold_in(
-          jax.random.wrap_key_data(self.state.key), step
-        )
+        key = jax.random.fold_in(jax.random.wrap_key_data(self.state.key), step)
         experience = learner.actor(self.state.params, items, key)
         clock.append(time.monotonic())
         lesson = teaching.from_experience(
           experience, learner.policy.tokenizer, self.teacher
         )
       batch = sharding.put_batch(learner.mesh, lesson.batch)
-      self.state, metrics = self.step_fn(self.state, batch)
-      metrics = {name: float(x) for name, x in metrics.items()}
-      clock.append(time.monotonic())
-      self.check(step, metrics)
-      self.report(step + 1, metrics, experience, lesson, clock)
+      # State, data position and report belong together.
+      with interrupts.held_back():
+        self.state, metrics = self.step_fn(self.state, batch)
+        metrics = {name: float(x) for name, x in metrics.items()}
+        clock.append(time.monotonic())
+        self.check(step, metrics)
+        self.report(step + 1, metrics, experience, lesson, clock)
+        self.position = self.batches.get_state()
       if self.evaluation_is_due(step + 1):
         self.evaluate(step + 1)
       if (step + 1) % config.checkpoint.every == 0:
         self.save()
-    return self.finish()
 
   def start(self) -> None:
     """Initial or restored state; the evaluation before the first step."""
     config, learner = self.config, self.learner
+    latest = self.saved.latest_step
+    if latest is not None:
+      self.check_resumable(latest)
     self.teacher = assembly.teacher_settings(config)
-    self.state, places = learner.init_state()
+    self.seconds_before = 0.0
+    template = learner.state_template()
     self.step_fn = jax.jit(
       assembly.train_step(config, learner.policy, learner.optimizer),
       donate_argnums=0,
-      out_shardings=(places, None),
+      out_shardings=(jax.tree.map(lambda x: x.sharding, template), None),
     )
-    latest = self.saved.latest_step
-    self.seconds_before = 0.0
-    if latest is not None:
-      self.resume(latest)
+    if latest is None:
+      self.state = learner.init_state()
+    else:
+      self.resume(latest, template)
     device = jax.devices()[0]
     self.folder.start(
-      dump(config),
+      bookkeeping.dump(config),
       latest,
       device_kind=device.device_kind,
       num_devices=jax.device_count(),
@@ -213,9 +251,12 @@ class _Run:
         self.progress.message(f"{count} {what}")
     if latest is None:
       self.evaluate(0)
+    elif self.evaluation_is_due(latest) and not self.is_evaluated(latest):
+      self.evaluate(latest)  # what interrupted the run came before it
+    self.position = self.batches.get_state()
 
-  def resume(self, step: int) -> None:
-    """Takes state and data position from a checkpoint."""
+  def check_resumable(self, step: int) -> None:
+    """Refuses a checkpoint that this run must not go on from."""
     config = self.config
     if not config.checkpoint.resume:
       raise ConfigError(
@@ -223,14 +264,14 @@ class _Run:
         "checkpoint.resume=false; set another train.run_directory, or remove "
         "it"
       )
-    notes = self.saved.notes(step)
-    check_same(notes["config"], config, step)
-    self.seconds_before = notes["seconds"]
+    bookkeeping.check_same(self.saved.notes(step)["config"], config, step)
+
+  def resume(self, step: int, template: update.TrainState) -> None:
+    """Takes state and data position from a checkpoint."""
+    self.seconds_before = self.saved.notes(step)["seconds"]
+    self.learner.release_params()
     with self.progress.stage("restoring"):
-      state = {f.name: self.state[f.name] for f in _fields(self.state)}
-      restored = self.saved.restore(
-        step, checkpoints.template(state), self.batches
-      )
+      restored = self.saved.restore(step, _as_dict(template), self.batches)
     self.state = update.TrainState(**restored)
     self.progress.message(f"going on from step {step}")
 
@@ -239,6 +280,7 @@ class _Run:
     loss, norm = metrics["loss"], metrics["gradient_norm"]
     if jnp.isfinite(loss) and jnp.isfinite(norm):
       return
+    self.batches.set_state(self.position)
     self.save()
     raise TrainingError(
       f"step {step + 1}: loss {loss}, gradient norm {norm}; the state before "
@@ -256,7 +298,7 @@ class _Run:
     """Metrics to file and screen, and now and then samples to read."""
     metrics["learning_rate"] = float(self.learner.schedule(step - 1))
     if experience is not None:
-      metrics |= _experience_metrics(experience, lesson)
+      metrics |= bookkeeping.experience_metrics(experience, lesson)
     else:
       masks = lesson.batch.completion_mask
       metrics["completion_length"] = float(masks.sum() / masks.shape[0])
@@ -272,12 +314,15 @@ class _Run:
     self.progress.step(step, metrics)
     every = logging.rollouts_every
     if experience is not None and every and (step == 1 or step % every == 0):
-      samples = _samples(experience, lesson, logging.num_rollouts)
+      samples = bookkeeping.samples(experience, lesson, logging.num_rollouts)
       self.folder.rollouts(step, samples)
 
   def evaluation_is_due(self, step: int) -> bool:
     every = self.config.evaluation.every
     return bool(every) and step % every == 0
+
+  def is_evaluated(self, step: int) -> bool:
+    return any(line["step"] == step for line in self.folder.evaluations())
 
   def evaluate(self, step: int) -> None:
     text = "evaluating" if step else "evaluating the base model"
@@ -285,12 +330,32 @@ class _Run:
     self.folder.evaluation(step, values)
 
   def save(self) -> None:
+    notes = {
+      "config": self.config.model_dump(mode="json"),
+      "seconds": self.seconds,
+    }
+    with interrupts.held_back():
+      self.saved.save(
+        int(self.state.step),
+        _as_dict(self.state),
+        self.batches,
+        notes,
+      )
+
+  def save_finished(self) -> None:
+    """Keeps the steps since the last checkpoint when a run is interrupted."""
     step = int(self.state.step)
-    self.saved.save(
-      step,
-      {f.name: self.state[f.name] for f in _fields(self.state)},
-      self.batches,
-      {"config": self.config.model_dump(mode="json"), "seconds": self.seconds},
+    if step == 0:
+      return
+    if jax.process_count() > 1:
+      # The others may be at another step, and saving needs all of them.
+      self.progress.message("interrupted: the last checkpoint stands")
+      return
+    # The batch of the step that was begun comes again.
+    self.batches.set_state(self.position)
+    self.save()
+    self.progress.message(
+      f"interrupted: step {step} is saved; the same command goes on from it"
     )
 
   @property
@@ -302,7 +367,7 @@ class _Run:
     """Last checkpoint, last evaluation, summary and picture."""
     step = int(self.state.step)
     self.save()
-    if all(line["step"] != step for line in self.folder.evaluations()):
+    if not self.is_evaluated(step):
       self.evaluate(step)
     summary = {}
     if jax.process_index() == 0:
@@ -321,82 +386,5 @@ class _Run:
     return summary
 
 
-def dump(config: Config) -> str:
-  """The resolved config as YAML."""
-  return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-
-
-def check_same(saved: Mapping[str, Any], config: Config, step: int) -> None:
-  """Refuses to go on with settings that would make it another run.
-
-  Raises:
-    ConfigError: lists every difference.
-  """
-  old = _flat(saved)
-  new = _flat(config.model_dump(mode="json"))
-  free = set(_FREE)
-  if config.optimizer.schedule != "constant":
-    free.remove("train.num_steps")  # the schedule depends on it
-  differences = [
-    f"  {key}: {old.get(key)!r} in the checkpoint, {new.get(key)!r} now"
-    for key in {**old, **new}
-    if old.get(key) != new.get(key)
-    and key not in free
-    and key.split(".")[0] not in _FREE_SECTIONS
-  ]
-  if differences:
-    raise ConfigError(
-      f"{config.run_directory} has a checkpoint of step {step} made with other "
-      "settings; restore them, or set another train.run_directory:\n"
-      + "\n".join(differences)
-    )
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  flat = {}
-  for key, value in tree.items():
-    if isinstance(value, Mapping) and value:
-      flat |= _flat(value, f"{prefix}{key}.")
-    else:
-      flat[prefix + key] = value
-  return flat
-
-
-def _fields(state: update.TrainState):
-  return dataclasses.fields(state)
-
-
-def _experience_metrics(
-  experience: Experience, lesson: teaching.Lesson
-) -> dict[str, float]:
-  """Means over all completions of the step, of all processes."""
-  statuses = collections.Counter(v.status for v in experience.verdicts)
-  sums = {
-    "reward": float(experience.rewards.sum()),
-    "completion_length": float(experience.lengths.sum()),
-    "cut_off": float(experience.is_cut_off.sum()),
-    "signal_fraction": float(lesson.batch.sample_mask.sum()),
-    "teacher/truncated": lesson.num_truncated,
-    "teacher/no_room": lesson.num_without_room,
-    **{f"verdict/{status}": count for status, count in statuses.items()},
-    "count": len(experience.verdicts),
-  }
-  sums = processes.global_sums(sums)
-  count = sums.pop("count")
-  return {name: total / count for name, total in sums.items()}
-
-
-def _samples(
-  experience: Experience, lesson: teaching.Lesson, count: int
-) -> list[reports.Sample]:
-  return [
-    reports.Sample(
-      problem=experience.problems[i // experience.group_size],
-      completion=experience.completions[i],
-      num_tokens=int(experience.lengths[i]),
-      stop_reason=StopReason(int(experience.rollout.stop_reasons[i])),
-      verdict=experience.verdicts[i],
-      teacher_prompt=lesson.teacher_prompts[i],
-    )
-    for i in range(min(count, len(experience.completions)))
-  ]
+def _as_dict(state: update.TrainState) -> dict[str, Any]:
+  return {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}

@@ -1,11 +1,11 @@
 """`distil-jax`: argv to config to one of the conductors."""
 
 import argparse
-import signal
 import sys
 from collections.abc import Sequence
 
 from distil_jax import config as configs
+from distil_jax import interrupts
 
 _CONFIG_HELP = "a YAML file; see configs/"
 _OVERRIDES_HELP = "settings, for example optimizer.learning_rate=1e-4"
@@ -15,11 +15,12 @@ def main(argv: Sequence[str] | None = None) -> int:
   """Runs a command; returns the exit status."""
   arguments = _parser().parse_args(argv)
   try:
-    config = configs.load(arguments.config, arguments.overrides)
-    return arguments.run(config, arguments)
+    with interrupts.obeyed():
+      config = configs.load(arguments.config, arguments.overrides)
+      return arguments.run(config, arguments)
   except KeyboardInterrupt:
-    print("\nstopped; the same command goes on from here", file=sys.stderr)
-    return 130
+    print("distil-jax: interrupted", file=sys.stderr)
+    return interrupts.EXIT_STATUS
   except (ValueError, RuntimeError, OSError) as error:
     if arguments.debug:
       raise
@@ -57,7 +58,6 @@ def _train(config: configs.Config, _) -> int:
   from distil_jax import learner
   from distil_jax.io import reports
 
-  signal.signal(signal.SIGTERM, _interrupt)
   summary = learner.Learner(config).train()
   if summary:
     print(reports.comparison_table(summary["before"], summary["after"]))
@@ -94,7 +94,3 @@ def _export(config: configs.Config, arguments: argparse.Namespace) -> int:
     dataclasses.replace(owner.policy, params=params).save(arguments.directory)
   print(f"step {step} of {config.run_directory} -> {arguments.directory}")
   return 0
-
-
-def _interrupt(*_) -> None:
-  raise KeyboardInterrupt

@@ -12,13 +12,14 @@ from typing import Literal
 import chex
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from distil_jax.ops import credit, masking, unembedding
 
 Cost = Literal["cross_entropy", "kl"]
 
 
-@chex.dataclass(frozen=True)
+@struct.dataclass
 class Loss:
   """A loss and what it is made of.
 
@@ -30,18 +31,18 @@ class Loss:
     token_losses: the surrogate before averaging. Shape `[B, T]`.
   """
 
-  value: chex.Array
-  costs: chex.Array
-  future_costs: chex.Array
-  log_probs: chex.Array
-  token_losses: chex.Array
+  value: jax.Array
+  costs: jax.Array
+  future_costs: jax.Array
+  log_probs: jax.Array
+  token_losses: jax.Array
 
 
 def distil(
-  student_logits: chex.Array,
-  teacher_logits: chex.Array,
-  completion_ids: chex.Array,
-  completion_mask: chex.Array,
+  student_logits: jax.Array,
+  teacher_logits: jax.Array,
+  completion_ids: jax.Array,
+  completion_mask: jax.Array,
   *,
   future_weight: float = 1.0,
   normalize: bool = True,
@@ -50,7 +51,7 @@ def distil(
   baseline: Literal["leave_one_out"] | None = None,
   group_size: int | None = None,
   terminal_neutral: bool = False,
-  sample_mask: chex.Array | None = None,
+  sample_mask: jax.Array | None = None,
   aggregation: masking.Aggregation = "token_mean",
 ) -> Loss:
   """DistIL from logits: forward cross-entropy plus future credit.
@@ -88,12 +89,13 @@ def distil(
   chex.assert_rank([student_logits, teacher_logits], 3)
   chex.assert_equal_shape([student_logits, teacher_logits])
   chex.assert_shape([completion_ids, completion_mask], student_logits.shape[:2])
-  dtype = jnp.promote_types(student_logits.dtype, jnp.float32)
-  labels = jax.nn.softmax(
-    jax.lax.stop_gradient(teacher_logits).astype(dtype), axis=-1
+  # Before the softmax: its gradient at NaN is NaN, whatever it is weighted by.
+  student_logits, teacher_logits = (
+    masking.where_counts(logits, completion_mask[..., None])
+    for logits in (student_logits, jax.lax.stop_gradient(teacher_logits))
   )
   statistics = unembedding.from_logits(
-    student_logits.astype(dtype), labels, completion_ids
+    student_logits, jax.nn.softmax(teacher_logits, axis=-1), completion_ids
   )
   costs = token_costs(statistics, completion_mask, cost=cost)
   scores, later = score_weights(
@@ -122,8 +124,8 @@ def distil(
 
 
 def token_costs(
-  statistics: unembedding.TokenStatistics, mask: chex.Array, *, cost: Cost
-) -> chex.Array:
+  statistics: unembedding.TokenStatistics, mask: jax.Array, *, cost: Cost
+) -> jax.Array:
   """The cost of each token, nats, 0 at padding. Shape `[B, T]`."""
   costs = masking.where_counts(statistics.costs, mask)
   if cost == "cross_entropy":
@@ -134,8 +136,8 @@ def token_costs(
 
 
 def score_weights(
-  costs: chex.Array,
-  mask: chex.Array,
+  costs: jax.Array,
+  mask: jax.Array,
   *,
   future_weight: float = 1.0,
   normalize: bool = True,
@@ -143,7 +145,7 @@ def score_weights(
   baseline: Literal["leave_one_out"] | None = None,
   group_size: int | None = None,
   terminal_neutral: bool = False,
-) -> tuple[chex.Array, chex.Array]:
+) -> tuple[jax.Array, jax.Array]:
   """future_weight · (Rₜ − bₜ), the weight of log π_θ(yₜ|sₜ) in the surrogate.
 
   Args:
@@ -178,11 +180,11 @@ def score_weights(
 
 def distil_losses(
   statistics: unembedding.TokenStatistics,
-  mask: chex.Array,
-  scores: chex.Array,
+  mask: jax.Array,
+  scores: jax.Array,
   *,
   cost: Cost = "cross_entropy",
-) -> chex.Array:
+) -> jax.Array:
   """The surrogate of each token, given the weights of its score function.
 
   Args:
@@ -200,6 +202,6 @@ def distil_losses(
   )
 
 
-def sft_losses(log_probs: chex.Array, mask: chex.Array) -> chex.Array:
+def sft_losses(log_probs: jax.Array, mask: jax.Array) -> jax.Array:
   """−log π_θ of demonstrated tokens, 0 at padding. Shape `[B, T]`."""
   return -masking.where_counts(log_probs, mask)

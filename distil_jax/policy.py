@@ -17,7 +17,7 @@ from flax import nnx
 from distil_jax import prompts, rollout
 from distil_jax.io import tokenizer as tokenizers
 from distil_jax.io import weights
-from distil_jax.models import architecture, qwen3, sharding
+from distil_jax.models import architecture, qwen3
 from distil_jax.records import Message, Rollout
 
 _EMBEDDED = "embedded:"
@@ -39,7 +39,7 @@ class Policy:
   params: qwen3.Params
   tokenizer: tokenizers.Tokenizer
 
-  def texts(self, ids: chex.Array, mask: chex.Array) -> list[str]:
+  def texts(self, ids: jax.Array, mask: jax.Array) -> list[str]:
     """The texts of `[B, T]` ids without padding and special tokens."""
     return [
       self.tokenizer.decode(row[counts.astype(bool)].tolist())
@@ -107,6 +107,12 @@ def load_policy(
   tokenizer = tokenizers.Tokenizer.load(
     path, template_kwargs=chat_template_kwargs or {}
   )
+  if tokenizer.vocab_size > config.vocab_size:
+    raise ValueError(
+      f"the tokenizer in {path} has {tokenizer.vocab_size} tokens, but "
+      f"config.json says vocab_size={config.vocab_size}: the tokens beyond "
+      "have no embedding; take the tokenizer that belongs to the model"
+    )
   graphdef, template = qwen3.make(config)
   if mesh is not None:
     template = jax.tree.map(
@@ -120,9 +126,7 @@ def load_policy(
   )
 
 
-def logits(
-  policy: Policy, token_ids: chex.Array, mask: chex.Array
-) -> chex.Array:
+def logits(policy: Policy, token_ids: jax.Array, mask: jax.Array) -> jax.Array:
   """Logits of whole sequences, for inspection: `[B, S, V]` is held in memory.
 
   Args:
@@ -141,8 +145,8 @@ def logits(
 
 def generate(
   policy: Policy,
-  prompts: Sequence[str | Sequence[Message]] | tuple[chex.Array, chex.Array],
-  key: chex.PRNGKey,
+  prompts: Sequence[str | Sequence[Message]] | tuple[jax.Array, jax.Array],
+  key: jax.Array,
   *,
   group_size: int = 1,
   max_completion_length: int = 128,
@@ -170,7 +174,8 @@ def generate(
     the rollout; `policy.texts(r.completion_ids, r.completion_mask)` reads it.
 
   Raises:
-    ValueError: no prompt, an empty prompt, or one that is not left-padded.
+    ValueError: no prompt, an empty prompt, one that is not left-padded, or a
+      token that is not in the vocabulary.
   """
   ids, mask = _prompt_arrays(policy, prompts)
   names = [
@@ -223,6 +228,8 @@ def _logits(params, ids, mask, *, graphdef):
 def _prompt_arrays(policy: Policy, given) -> tuple[np.ndarray, np.ndarray]:
   if isinstance(given, str):
     raise ValueError("prompts is one string; give a list of prompts")
+  if len(given) == 0:
+    raise ValueError("prompts is empty")
   if isinstance(given, tuple) and not isinstance(given[0], str):
     ids, mask = (np.asarray(x, np.int32) for x in given)
     chex.assert_rank([ids, mask], 2)
@@ -234,13 +241,20 @@ def _prompt_arrays(policy: Policy, given) -> tuple[np.ndarray, np.ndarray]:
       )
       for p in given
     ]
-    if not rows:
-      raise ValueError("prompts is empty")
     ids, mask = prompts.pad_left(
       rows, max(map(len, rows)), policy.tokenizer.pad_id
     )
+  if not len(ids):
+    raise ValueError("prompts is empty")
   if not mask.any(axis=1).all():
     raise ValueError("a prompt has no token")
   if (np.diff(mask, axis=1) < 0).any():
     raise ValueError("prompts must be padded on the left: the mask falls")
+  vocab_size = policy.config.vocab_size
+  unknown = (mask == 1) & ((ids < 0) | (ids >= vocab_size))
+  if unknown.any():
+    raise ValueError(
+      f"prompts hold token {ids[unknown][0]}, but the vocabulary has ids 0 to "
+      f"{vocab_size - 1}"
+    )
   return ids, mask

@@ -17,7 +17,8 @@ import enum
 from collections.abc import Mapping
 from typing import Any
 
-import chex
+import jax
+from flax import struct
 
 Message = Mapping[str, str]  # {"role": ..., "content": ...}
 
@@ -92,7 +93,7 @@ class StopReason(enum.IntEnum):
   EOS = 1
 
 
-@chex.dataclass(frozen=True)
+@struct.dataclass
 class Rollout:
   """Completions sampled from the student, G in a row for each problem.
 
@@ -106,15 +107,15 @@ class Rollout:
     stop_reasons: values of `StopReason`. Shape `[B]`, int32.
   """
 
-  prompt_ids: chex.Array
-  prompt_mask: chex.Array
-  completion_ids: chex.Array
-  completion_mask: chex.Array
-  log_probs: chex.Array
-  stop_reasons: chex.Array
+  prompt_ids: jax.Array
+  prompt_mask: jax.Array
+  completion_ids: jax.Array
+  completion_mask: jax.Array
+  log_probs: jax.Array
+  stop_reasons: jax.Array
 
 
-@chex.dataclass(frozen=True)
+@struct.dataclass
 class Batch:
   """What one update learns from.
 
@@ -128,10 +129,10 @@ class Batch:
     sample_mask: 1 where the sequence has a teacher signal. `[B]`.
   """
 
-  prompt_ids: chex.Array
-  prompt_mask: chex.Array
-  teacher_prompt_ids: chex.Array
-  teacher_prompt_mask: chex.Array
-  completion_ids: chex.Array
-  completion_mask: chex.Array
-  sample_mask: chex.Array
+  prompt_ids: jax.Array
+  prompt_mask: jax.Array
+  teacher_prompt_ids: jax.Array
+  teacher_prompt_mask: jax.Array
+  completion_ids: jax.Array
+  completion_mask: jax.Array
+  sample_mask: jax.Array

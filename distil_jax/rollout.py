@@ -3,7 +3,6 @@
 import collections
 from collections.abc import Sequence
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,8 +32,8 @@ def identities(names: Sequence[int]) -> np.ndarray:
 
 
 def sample_keys(
-  key: chex.PRNGKey, identities: chex.Array, group_size: int
-) -> chex.PRNGKey:
+  key: jax.Array, identities: jax.Array, group_size: int
+) -> jax.Array:
   """One key for each (problem, sample).
 
   A sample's noise depends on the key and on its own identity alone: not on
@@ -59,9 +58,9 @@ def sample_keys(
 
 def generate(
   params: qwen3.Params,
-  prompt_ids: chex.Array,
-  prompt_mask: chex.Array,
-  keys: chex.PRNGKey,
+  prompt_ids: jax.Array,
+  prompt_mask: jax.Array,
+  keys: jax.Array,
   *,
   graphdef: nnx.GraphDef,
   max_completion_length: int,

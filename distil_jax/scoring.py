@@ -1,6 +1,6 @@
-"""Teacher-forced passes: how a policy sees tokens that it need not have made."""
+"""Teacher-forced passes: how a policy sees tokens it need not have made."""
 
-import chex
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -9,13 +9,13 @@ from distil_jax.models import qwen3
 
 def completion_hidden_states(
   params: qwen3.Params,
-  prompt_ids: chex.Array,
-  prompt_mask: chex.Array,
-  completion_ids: chex.Array,
-  completion_mask: chex.Array,
+  prompt_ids: jax.Array,
+  prompt_mask: jax.Array,
+  completion_ids: jax.Array,
+  completion_mask: jax.Array,
   *,
   graphdef: nnx.GraphDef,
-) -> chex.Array:
+) -> jax.Array:
   """Hidden states from which each completion token was, or would be, chosen.
 
   Args:

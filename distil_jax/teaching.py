@@ -1,4 +1,4 @@
-"""From experience, or demonstrations, to the batch that an update learns from."""
+"""From experience or demonstrations to the batch that an update learns from."""
 
 import dataclasses
 from collections.abc import Sequence

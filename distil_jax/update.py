@@ -4,21 +4,20 @@ import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
+from flax import nnx, struct
 
 from distil_jax import objectives, scoring
 from distil_jax.models import qwen3, sharding
 from distil_jax.ops import masking, unembedding
 from distil_jax.records import Batch
 
-Metrics = dict[str, chex.Array]
+Metrics = dict[str, jax.Array]
 
 
-@chex.dataclass(frozen=True)
+@struct.dataclass
 class TrainState:
   """Everything that one step hands to the next.
 
@@ -31,16 +30,16 @@ class TrainState:
     key: raw key data of the run; each step folds its number in. uint32.
   """
 
-  step: chex.Array
+  step: jax.Array
   params: qwen3.Params
   teacher_params: qwen3.Params | None
   opt_state: Any
-  key: chex.Array
+  key: jax.Array
 
 
 # Token losses of one micro-batch and the sums to report.
 #   (params, teacher_params, batch, scores or None) -> ([b, T], sums)
-LossFn = Callable[..., tuple[chex.Array, Metrics]]
+LossFn = Callable[..., tuple[jax.Array, Metrics]]
 
 
 def make_optimizer(
@@ -136,7 +135,7 @@ def train_step(
   batch: Batch,
   *,
   loss_fn: LossFn,
-  credit_fn: Callable[..., chex.Array] | None,
+  credit_fn: Callable[..., jax.Array] | None,
   optimizer: optax.GradientTransformation,
   aggregation: masking.Aggregation,
   num_micro_batches: int = 1,
@@ -207,13 +206,13 @@ def distil_loss(
   params: qwen3.Params,
   teacher_params: qwen3.Params,
   batch: Batch,
-  scores: chex.Array | None,
+  scores: jax.Array | None,
   *,
   graphdef: nnx.GraphDef,
   cost: objectives.Cost,
   chunk_size: int | None,
-  score_fn: Callable[..., tuple[chex.Array, chex.Array]],
-) -> tuple[chex.Array, Metrics]:
+  score_fn: Callable[..., tuple[jax.Array, jax.Array]],
+) -> tuple[jax.Array, Metrics]:
   """Token losses of DistIL, `[b, T]`, and sums over scored tokens.
 
   `score_fn` is `objectives.score_weights` with its settings; `scores` are its
@@ -250,9 +249,7 @@ def distil_statistics(
 ) -> unembedding.TokenStatistics:
   """Student and teacher on the student's tokens. Shape `[b, T]` each."""
   completion = (batch.completion_ids, batch.completion_mask)
-  score = functools.partial(
-    scoring.completion_hidden_states, graphdef=graphdef
-  )
+  score = functools.partial(scoring.completion_hidden_states, graphdef=graphdef)
   student = score(params, batch.prompt_ids, batch.prompt_mask, *completion)
   teacher = score(
     teacher_params,
@@ -274,13 +271,13 @@ def batch_credit(
   params: qwen3.Params,
   teacher_params: qwen3.Params,
   slices: Batch,
-  mask: chex.Array,
+  mask: jax.Array,
   *,
   graphdef: nnx.GraphDef,
   cost: objectives.Cost,
   chunk_size: int | None,
-  score_fn: Callable[..., tuple[chex.Array, chex.Array]],
-) -> chex.Array:
+  score_fn: Callable[..., tuple[jax.Array, jax.Array]],
+) -> jax.Array:
   """Score weights of a batch whose groups are split over micro-batches.
 
   Args:
@@ -317,7 +314,7 @@ def sft_loss(
   *,
   graphdef: nnx.GraphDef,
   chunk_size: int | None,
-) -> tuple[chex.Array, Metrics]:
+) -> tuple[jax.Array, Metrics]:
   """Token losses of demonstrations, `[b, T]`, and sums over their tokens."""
   del teacher_params, scores
   hidden = scoring.completion_hidden_states(
@@ -338,7 +335,7 @@ def sft_loss(
   return losses, _sums(batch, cost=losses, entropy=entropies)
 
 
-def _sums(batch: Batch, **values: chex.Array) -> Metrics:
+def _sums(batch: Batch, **values: jax.Array) -> Metrics:
   """Sums over the tokens that are learned from, and their number."""
   mask = batch.completion_mask * batch.sample_mask[:, None]
   values = jax.lax.stop_gradient(values)
@@ -357,7 +354,7 @@ def _cut(tree, num_micro_batches: int):
   return jax.tree.map(cut, tree)
 
 
-def _select(condition: chex.Array, chosen, otherwise):
+def _select(condition: jax.Array, chosen, otherwise):
   return jax.tree.map(
     lambda a, b: jnp.where(condition, a, b), chosen, otherwise
   )

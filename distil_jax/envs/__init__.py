@@ -2,12 +2,12 @@
 
 import difflib
 import inspect
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from distil_jax.envs.calculator import Calculator
 from distil_jax.envs.multiple_choice import MultipleChoice
-from distil_jax.records import Problem, Verdict
+from distil_jax.records import Demonstration, Message, Problem, Verdict
 
 ENVIRONMENTS = {"multiple_choice": MultipleChoice, "calculator": Calculator}
 
@@ -21,6 +21,23 @@ class Environment(Protocol):
 
   def judge(self, problem: Problem, completion: str) -> Verdict:
     """Judges a completion; whatever it says, there is a verdict."""
+    ...
+
+
+@runtime_checkable
+class Generator(Environment, Protocol):
+  """An environment that makes its own problems and demonstrations."""
+
+  def generate(
+    self, index: int, split: Literal["train", "evaluation"]
+  ) -> Problem:
+    """Makes a problem; the splits have none in common."""
+    ...
+
+  def demonstration(
+    self, index: int, teacher_prompt: Callable[..., Sequence[Message]]
+  ) -> Demonstration:
+    """Makes a supervised example on a problem of the training split."""
     ...
 
 

@@ -43,9 +43,8 @@ SLIPS = (1, -1, 2, -2, 10, -10)
 # Of the demonstrations, by what stands in the prompt.
 BLOCK_SHARES = {
   (): 0.4,
-  ("solution",): 0.2,
-  ("feedback",): 0.3,
-  ("solution", "feedback"): 0.1,
+  ("solution",): 0.25,
+  ("feedback",): 0.35,
 }
 # Of the demonstrations without and with a block, those that begin in the middle
 # of an attempt.
@@ -200,7 +199,6 @@ class Calculator:
       solution   the reference solution is given: no slips
       feedback   the verdict on a failed attempt is given: no slips up to the
                  step that it is about; as without feedback after it
-      both       no slips
 
     A part of them (`PREFIX_SHARES`) begins with a piece of a failed attempt,
     with blocks the one that the feedback is about: half of these cut anywhere,

@@ -15,10 +15,19 @@ class Checkpoints:
   goes on in the background; `close` waits for it.
   """
 
-  def __init__(self, directory: str | pathlib.Path, *, keep: int):
+  def __init__(self, directory: str | pathlib.Path, *, keep: int | None = None):
+    """Opens a folder of checkpoints.
+
+    Args:
+      directory: made if this is to write.
+      keep: how many of the latest to keep; None only reads, and may do so
+        while another process writes.
+    """
     self._manager = ocp.CheckpointManager(
       pathlib.Path(directory).absolute(),
-      options=ocp.CheckpointManagerOptions(max_to_keep=keep),
+      options=ocp.CheckpointManagerOptions(
+        max_to_keep=keep, read_only=keep is None
+      ),
     )
 
   def __enter__(self) -> "Checkpoints":

@@ -289,7 +289,8 @@ def comparison_table(
 ) -> str:
   """Two evaluations side by side.
 
-  Accuracies (`avg@k`, `pass@k`) are in percent, their change in points.
+  Accuracies (`avg@k`, `pass@k`) and shares are in percent, their change in
+  points.
 
   Args:
     before: numbers by name.
@@ -300,28 +301,58 @@ def comparison_table(
   """
   rows = [("", "before", "after", "change")]
   for name in {**before, **after}:
-    if name != "step":
-      old, new = (_plain(name, side.get(name)) for side in (before, after))
-      rows.append((name.replace("_", " "), *_compared(name, old, new)))
-  width, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
+    if name == "step":
+      continue
+    old, new = (side.get(name, math.nan) for side in (before, after))
+    change = "-"
+    if _plain(name, old) is not None and _plain(name, new) is not None:
+      points = " points" if _is_share(name) else ""
+      change = f"{_scaled(name, new) - _scaled(name, old):+.1f}{points}"
+    rows.append((_title(name), _cell(name, old), _cell(name, new), change))
+  return _aligned(rows)
+
+
+def evaluation_table(values: Mapping[str, Any]) -> str:
+  """One evaluation, a number a line; see `comparison_table`."""
+  return _aligned(
+    [
+      (_title(name), _cell(name, value))
+      for name, value in values.items()
+      if name != "step"
+    ]
+  )
+
+
+def _is_share(name: str) -> bool:
+  return name == "cut_off" or name.startswith(("avg@", "pass@", "verdict/"))
+
+
+def _title(name: str) -> str:
+  return name.removeprefix("verdict/").replace("_", " ")
+
+
+def _scaled(name: str, value: Any) -> float:
+  return float(value) * (100 if _is_share(name) else 1)
+
+
+def _cell(name: str, value: Any) -> str:
+  if _plain(name, value) is None:
+    return "-"
+  return f"{_scaled(name, value):.1f}{' %' if _is_share(name) else ''}"
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   return "\n".join(
-    "  ".join([name.ljust(width), *map(str.rjust, cells, widths)])
-    for name, *cells in rows
+    "  ".join(
+      [row[0].ljust(widths[0])]
+      + [
+        cell.rjust(width)
+        for cell, width in zip(row[1:], widths[1:], strict=True)
+      ]
+    )
+    for row in rows
   )
-
-
-def _compared(
-  name: str, old: float | None, new: float | None
-) -> tuple[str, str, str]:
-  is_accuracy = name.startswith(("avg@", "pass@"))
-  scale, unit, points = (100, " %", " points") if is_accuracy else (1, "", "")
-  before, after = (
-    "-" if value is None else f"{scale * value:.1f}{unit}"
-    for value in (old, new)
-  )
-  if old is None or new is None:
-    return before, after, "-"
-  return before, after, f"{scale * (new - old):+.1f}{points}"
 
 
 def _version(package: str) -> str | None:

@@ -61,7 +61,8 @@ def from_hugging_face(
       num_layers=settings["num_hidden_layers"],
       num_heads=num_heads,
       num_kv_heads=settings.get("num_key_value_heads") or num_heads,
-      head_size=settings.get("head_dim") or settings["hidden_size"] // num_heads,
+      head_size=settings.get("head_dim")
+      or settings["hidden_size"] // num_heads,
       mlp_size=settings["intermediate_size"],
       tie_embeddings=settings.get("tie_word_embeddings", False),
       rope_theta=_rope_theta(settings),

@@ -13,16 +13,15 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
-from flax import nnx
+from flax import nnx, struct
 
 from distil_jax.models import sharding
 from distil_jax.models.architecture import Qwen3Config
 
 Params = dict[str, Any]
-Attend = Callable[..., tuple[chex.Array, Any, Any]]
+Attend = Callable[..., tuple[jax.Array, Any, Any]]
 
 AXES: Mapping[str, sharding.LogicalAxes] = {
   "attention_norm": (None,),
@@ -42,7 +41,7 @@ AXES: Mapping[str, sharding.LogicalAxes] = {
 }
 
 
-@chex.dataclass(frozen=True)
+@struct.dataclass
 class Cache:
   """Keys and values of every layer.
 
@@ -50,30 +49,30 @@ class Cache:
   `[L, P, G, T, K, H]`.
   """
 
-  key: chex.Array
-  value: chex.Array
+  key: jax.Array
+  value: jax.Array
 
 
-def rms_norm(x: chex.Array, scale: chex.Array, epsilon: float) -> chex.Array:
+def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
   """Root-mean-square norm over the last axis, computed in float32."""
   full = x.astype(jnp.float32)
   mean_square = jnp.mean(jnp.square(full), axis=-1, keepdims=True)
   normed = full * jax.lax.rsqrt(mean_square + epsilon)
-  return (normed * scale.astype(jnp.float32)).astype(x.dtype)
+  scale = jnp.expand_dims(scale.astype(jnp.float32), range(x.ndim - 1))
+  return (normed * scale).astype(x.dtype)
 
 
 def rope_angles(
-  positions: chex.Array, head_size: int, theta: float
-) -> tuple[chex.Array, chex.Array]:
+  positions: jax.Array, head_size: int, theta: float
+) -> tuple[jax.Array, jax.Array]:
   """Cosine and sine of the rotary angles, each `[..., 1, H/2]`, float32."""
   exponents = jnp.arange(0, head_size, 2, dtype=jnp.float32) / head_size
-  angles = positions[..., None].astype(jnp.float32) / theta**exponents
+  wavelengths = jnp.expand_dims(theta**exponents, range(positions.ndim))
+  angles = positions[..., None].astype(jnp.float32) / wavelengths
   return jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
 
 
-def rotate(
-  x: chex.Array, angles: tuple[chex.Array, chex.Array]
-) -> chex.Array:
+def rotate(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
   """Rotary embedding of `x` `[..., N, H]`; pairs are the two halves of H."""
   cos, sin = angles
   first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
@@ -139,15 +138,13 @@ class Qwen3(nnx.Module):
     if not config.tie_embeddings:
       self.unembedding = _weight(config, rngs, config.width, config.vocab_size)
 
-  def embed(self, ids: chex.Array) -> chex.Array:
+  def embed(self, ids: jax.Array) -> jax.Array:
     return self.embedding[...].astype(self.config.compute_dtype)[ids]
 
-  def angles(self, positions: chex.Array):
-    return rope_angles(
-      positions, self.config.head_size, self.config.rope_theta
-    )
+  def angles(self, positions: jax.Array):
+    return rope_angles(positions, self.config.head_size, self.config.rope_theta)
 
-  def finish(self, x: chex.Array) -> chex.Array:
+  def finish(self, x: jax.Array) -> jax.Array:
     return rms_norm(x, self.norm[...], self.config.norm_epsilon)
 
 
@@ -172,7 +169,7 @@ def make(config: Qwen3Config) -> tuple[nnx.GraphDef, Params]:
   return graphdef, nnx.to_pure_dict(params)
 
 
-def init(config: Qwen3Config, key: chex.PRNGKey) -> Params:
+def init(config: Qwen3Config, key: jax.Array) -> Params:
   """Random parameters."""
   model = Qwen3(config, rngs=nnx.Rngs(key))
   return nnx.to_pure_dict(nnx.split(model, nnx.Param, ...)[1])
@@ -203,21 +200,21 @@ def shardings(mesh: jax.sharding.Mesh, params: Params) -> Any:
   )
 
 
-def unembedding(params: Params) -> chex.Array:
+def unembedding(params: Params) -> jax.Array:
   """Hidden state to logits. Shape `[D, V]`; the embedding's where tied."""
   if "unembedding" in params:
     return params["unembedding"]
   return params["embedding"].T
 
 
-def positions_of(mask: chex.Array) -> chex.Array:
+def positions_of(mask: jax.Array) -> jax.Array:
   """Position of each column among the tokens that count. Shape of `mask`."""
   return jnp.maximum(jnp.cumsum(mask, axis=-1) - 1, 0)
 
 
 def hidden_states(
-  graphdef: nnx.GraphDef, params: Params, ids: chex.Array, mask: chex.Array
-) -> chex.Array:
+  graphdef: nnx.GraphDef, params: Params, ids: jax.Array, mask: jax.Array
+) -> jax.Array:
   """Final hidden states of whole sequences (teacher-forced).
 
   Args:
@@ -240,8 +237,8 @@ def hidden_states(
 
 
 def prefill(
-  graphdef: nnx.GraphDef, params: Params, ids: chex.Array, mask: chex.Array
-) -> tuple[chex.Array, Cache]:
+  graphdef: nnx.GraphDef, params: Params, ids: jax.Array, mask: jax.Array
+) -> tuple[jax.Array, Cache]:
   """Reads prompts and keeps their keys and values.
 
   Args:
@@ -278,12 +275,12 @@ def empty_cache(prompt_cache: Cache, group_size: int, length: int) -> Cache:
 def decode(
   graphdef: nnx.GraphDef,
   params: Params,
-  ids: chex.Array,
-  step: chex.Array,
+  ids: jax.Array,
+  step: jax.Array,
   prompt_cache: Cache,
-  prompt_mask: chex.Array,
+  prompt_mask: jax.Array,
   cache: Cache,
-) -> tuple[chex.Array, Cache]:
+) -> tuple[jax.Array, Cache]:
   """One token further for every sample.
 
   The prompt's keys and values are read in place by all samples of a group;
@@ -337,9 +334,7 @@ def decode(
 
   layers = jnp.arange(model.config.num_layers)
   carry = (model.embed(ids), cache)
-  (x, cache), _ = jax.lax.scan(
-    layer_fn, carry, (stacked, prompt_cache, layers)
-  )
+  (x, cache), _ = jax.lax.scan(layer_fn, carry, (stacked, prompt_cache, layers))
   return model.finish(x), cache
 
 
@@ -362,19 +357,19 @@ def _full_pass(model: Qwen3, ids, mask, attend: Attend, remat: str):
   return model.finish(x), kept
 
 
-def _causal(mask: chex.Array) -> chex.Array:
+def _causal(mask: jax.Array) -> jax.Array:
   """May query column i read key column j? Shape `[B, 1, S, S]`, bool."""
   columns = jnp.arange(mask.shape[-1])
   earlier = columns[:, None] >= columns[None, :]
-  return (earlier & mask.astype(bool)[:, None, :])[:, None]
+  return (earlier[None] & mask.astype(bool)[:, None, :])[:, None]
 
 
-def _attention(query, key, value, allowed) -> chex.Array:
+def _attention(query, key, value, allowed) -> jax.Array:
   """Attention of `[B, S, N, H]` queries over `[B, S, K, H]` keys."""
   return jax.nn.dot_product_attention(query, key, value, mask=allowed)
 
 
-def _group_attention(query, prompt: Cache, own: Cache, allowed) -> chex.Array:
+def _group_attention(query, prompt: Cache, own: Cache, allowed) -> jax.Array:
   """One query a sample, over the group's prompt and its own completion.
 
   Args:

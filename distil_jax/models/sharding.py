@@ -6,8 +6,8 @@ axis carries each. Nothing else in the package mentions a mesh axis.
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-import chex
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -32,7 +32,7 @@ def make_mesh(
   data: int = 1,
   fsdp: int = -1,
   tensor: int = 1,
-  devices: Sequence[jax.Device] | None = None,
+  devices: Sequence[Any] | None = None,
 ) -> Mesh:
   """Builds the mesh; an axis of -1 takes the devices that the others leave.
 
@@ -67,7 +67,7 @@ def sharding(mesh: Mesh, *axes: str | None) -> NamedSharding:
   return NamedSharding(mesh, partition_spec(axes))
 
 
-def constrain(x: chex.Array, *axes: str | None) -> chex.Array:
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
   """Pins an activation to its place on the mesh in use, if there is one."""
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
@@ -80,7 +80,7 @@ def batch_size_multiple(mesh: Mesh) -> int:
   return math.prod(mesh.shape[axis] for axis in ("data", "fsdp"))
 
 
-def check_divisible(mesh: Mesh, shapes: chex.ArrayTree, axes) -> None:
+def check_divisible(mesh: Mesh, shapes: Any, axes) -> None:
   """Refuses parameters that the mesh cannot cut evenly.
 
   Args:
@@ -110,7 +110,7 @@ def check_divisible(mesh: Mesh, shapes: chex.ArrayTree, axes) -> None:
     )
 
 
-def put_batch(mesh: Mesh, tree: chex.ArrayTree) -> chex.ArrayTree:
+def put_batch(mesh: Mesh, tree: Any) -> Any:
   """Host arrays to the mesh, leading axis over the batch axes.
 
   Each process passes its own rows; together they make the global array.
@@ -122,7 +122,7 @@ def put_batch(mesh: Mesh, tree: chex.ArrayTree) -> chex.ArrayTree:
   )
 
 
-def local_rows(x: chex.Array) -> np.ndarray:
+def local_rows(x: jax.Array) -> np.ndarray:
   """This process's rows of a batch, on the host; undoes `put_batch`."""
   shards = {(s.index[0].start or 0): s.data for s in x.addressable_shards}
   return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])

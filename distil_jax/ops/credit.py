@@ -12,12 +12,12 @@ from distil_jax.ops import masking
 
 
 def future_costs(
-  costs: chex.Array,
-  mask: chex.Array,
+  costs: jax.Array,
+  mask: jax.Array,
   *,
   discount: float = 1.0,
   normalize: bool = True,
-) -> chex.Array:
+) -> jax.Array:
   """Cost still to come after each token.
 
     Rₜ = Σ_{i>t} γ^{i−t−1} Hᵢ        divided, if normalised, by the same sum
@@ -47,8 +47,8 @@ def future_costs(
 
 
 def leave_one_out_baseline(
-  future_costs: chex.Array, mask: chex.Array, *, group_size: int
-) -> chex.Array:
+  future_costs: jax.Array, mask: jax.Array, *, group_size: int
+) -> jax.Array:
   """Mean future cost of the group's other members at the same position.
 
   It does not depend on the token that it is subtracted from, so it leaves the
@@ -80,13 +80,13 @@ def leave_one_out_baseline(
   return (means * alive).reshape(size, length)
 
 
-def last_tokens(mask: chex.Array) -> chex.Array:
+def last_tokens(mask: jax.Array) -> jax.Array:
   """1 at the last token that counts of each sequence. Shape `[B, T]`."""
   following = jnp.pad(mask[:, 1:], ((0, 0), (0, 1)))
   return mask * (1 - following)
 
 
-def _after(values: chex.Array, discount: float) -> chex.Array:
+def _after(values: jax.Array, discount: float) -> jax.Array:
   """Σ_{i>t} γ^{i−t−1} valuesᵢ as one reverse scan over time."""
 
   def _body(accumulated, value):

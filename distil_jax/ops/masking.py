@@ -3,14 +3,15 @@
 from typing import Literal
 
 import chex
+import jax
 import jax.numpy as jnp
 
 Aggregation = Literal["token_mean", "sequence_mean"]
 
 
 def aggregation_weights(
-  mask: chex.Array, sample_mask: chex.Array, *, aggregation: Aggregation
-) -> chex.Array:
+  mask: jax.Array, sample_mask: jax.Array, *, aggregation: Aggregation
+) -> jax.Array:
   """Weights w with which Σ w·loss is the average over a whole batch.
 
   As the weights are known before any loss is, a batch can be cut into
@@ -42,7 +43,7 @@ def aggregation_weights(
   )
 
 
-def where_counts(x: chex.Array, mask: chex.Array) -> chex.Array:
+def where_counts(x: jax.Array, mask: jax.Array) -> jax.Array:
   """`x` where the token counts, else 0, even if `x` is not finite there.
 
   A product with the mask would let NaN at padding through. In float32 or, if

@@ -8,8 +8,8 @@ _BLOCK = 256
 
 
 def truncate(
-  logits: chex.Array, *, top_k: int | None = None, top_p: float | None = None
-) -> chex.Array:
+  logits: jax.Array, *, top_k: int | None = None, top_p: float | None = None
+) -> jax.Array:
   """Excludes (−inf) what top-k and then top-p leave out.
 
   Top-p is taken among what top-k kept: the smallest set of most probable
@@ -40,7 +40,7 @@ def truncate(
   return logits
 
 
-def sample(logits: chex.Array, uniforms: chex.Array) -> chex.Array:
+def sample(logits: jax.Array, uniforms: jax.Array) -> jax.Array:
   """Draws a token by inverting the cumulative distribution.
 
   One uniform number a row and two short searches (which block of the
@@ -60,22 +60,24 @@ def sample(logits: chex.Array, uniforms: chex.Array) -> chex.Array:
   padding = -weights.shape[-1] % _BLOCK
   weights = jnp.pad(weights, [(0, 0)] * uniforms.ndim + [(0, padding)])
   blocks = weights.reshape(*uniforms.shape, -1, _BLOCK)
-  block_ends = jnp.cumsum(jnp.sum(blocks, axis=-1), axis=-1)
-  target = uniforms * block_ends[..., -1]
-  block, target = _search(block_ends, target)
+  totals = jnp.sum(blocks, axis=-1)
+  block, target = _search(totals, uniforms * jnp.sum(totals, axis=-1))
   chosen = jnp.take_along_axis(blocks, block[..., None, None], axis=-2)
-  token, _ = _search(jnp.cumsum(chosen[..., 0, :], axis=-1), target)
+  token, _ = _search(chosen[..., 0, :], target)
   return (block * _BLOCK + token).astype(jnp.int32)
 
 
-def _search(ends, target):
+def _search(lengths, target):
   """The first interval that ends beyond the target, and what is left of it.
 
-  Rounding can put the target on the very end of the last interval; stepping
-  below it keeps the choice among intervals that are not empty.
+  Accelerators sum in parallel, and such cumulative sums are neither monotone
+  to the last bit nor the same in every order. So an empty interval is left out
+  by its length, not because it ends where the one before it does; and the
+  target is kept below the last end.
   """
-  target = jnp.minimum(target, jnp.nextafter(ends[..., -1], 0.0))
-  index = jnp.sum(ends <= target[..., None], axis=-1)
-  starts = jnp.pad(ends, [(0, 0)] * target.ndim + [(1, 0)])
-  start = jnp.take_along_axis(starts, index[..., None], axis=-1)[..., 0]
-  return index, target - start
+  ends = jnp.where(lengths > 0, jnp.cumsum(lengths, axis=-1), 0.0)
+  target = jnp.minimum(target, jnp.nextafter(jnp.max(ends, axis=-1), 0.0))
+  target = jnp.maximum(target, 0.0)
+  index = jnp.argmax(ends > target[..., None], axis=-1)
+  start = jnp.take_along_axis(ends - lengths, index[..., None], axis=-1)
+  return index, target - start[..., 0]

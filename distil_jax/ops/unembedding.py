@@ -10,12 +10,13 @@ import functools
 import chex
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 # Entries of one tile of logits: 64 MiB in float32.
 _TILE = 2**24
 
 
-@chex.dataclass(frozen=True)
+@struct.dataclass
 class TokenStatistics:
   """Numbers of each token, nats. Shape `[B, T]` each.
 
@@ -26,18 +27,18 @@ class TokenStatistics:
     teacher_entropies: the teacher's entropy.
   """
 
-  costs: chex.Array
-  log_probs: chex.Array
-  entropies: chex.Array
-  teacher_entropies: chex.Array
+  costs: jax.Array
+  log_probs: jax.Array
+  entropies: jax.Array
+  teacher_entropies: jax.Array
 
 
 def token_statistics(
-  student_hidden: chex.Array,
-  student_unembedding: chex.Array,
-  teacher_hidden: chex.Array,
-  teacher_unembedding: chex.Array,
-  token_ids: chex.Array,
+  student_hidden: jax.Array,
+  student_unembedding: jax.Array,
+  teacher_hidden: jax.Array,
+  teacher_unembedding: jax.Array,
+  token_ids: jax.Array,
   *,
   chunk_size: int | None = None,
 ) -> TokenStatistics:
@@ -71,19 +72,19 @@ def token_statistics(
 
   return _by_chunks(
     reduce,
-    (student_unembedding, teacher_unembedding),
+    (_master(student_unembedding), teacher_unembedding),
     (student_hidden, teacher_hidden, token_ids),
     chunk_size or _default_chunk(token_ids, student_unembedding),
   )
 
 
 def token_log_probs(
-  hidden: chex.Array,
-  unembedding: chex.Array,
-  token_ids: chex.Array,
+  hidden: jax.Array,
+  unembedding: jax.Array,
+  token_ids: jax.Array,
   *,
   chunk_size: int | None = None,
-) -> tuple[chex.Array, chex.Array]:
+) -> tuple[jax.Array, jax.Array]:
   """Log-probability of each token, and the entropy where it was chosen.
 
   Args:
@@ -104,14 +105,14 @@ def token_log_probs(
 
   return _by_chunks(
     reduce,
-    unembedding,
+    _master(unembedding),
     (hidden, token_ids),
     chunk_size or _default_chunk(token_ids, unembedding),
   )
 
 
 def from_logits(
-  logits: chex.Array, teacher_probs: chex.Array, token_ids: chex.Array
+  logits: jax.Array, teacher_probs: jax.Array, token_ids: jax.Array
 ) -> TokenStatistics:
   """The same statistics from logits that fit into memory.
 
@@ -132,7 +133,7 @@ def from_logits(
   )
 
 
-def _logits(hidden: chex.Array, unembedding: chex.Array) -> chex.Array:
+def _logits(hidden: jax.Array, unembedding: jax.Array) -> jax.Array:
   """Product in the hidden states' dtype, accumulated in float32."""
   return jnp.einsum(
     "btd,dv->btv",
@@ -142,24 +143,34 @@ def _logits(hidden: chex.Array, unembedding: chex.Array) -> chex.Array:
   )
 
 
-def _pick(values: chex.Array, ids: chex.Array) -> chex.Array:
+def _master(unembedding: jax.Array) -> jax.Array:
+  """At least float32, in which its gradient is summed over the chunks."""
+  dtype = jnp.promote_types(unembedding.dtype, jnp.float32)
+  return unembedding.astype(dtype)
+
+
+def _pick(values: jax.Array, ids: jax.Array) -> jax.Array:
   """values[..., ids] as a masked sum: V may be sharded without a gather."""
-  vocabulary = jax.lax.broadcasted_iota(jnp.int32, values.shape, values.ndim - 1)
-  return jnp.sum(
-    jnp.where(vocabulary == ids[..., None], values, 0.0), axis=-1
+  vocabulary = jax.lax.broadcasted_iota(
+    jnp.int32, values.shape, values.ndim - 1
   )
+  return jnp.sum(jnp.where(vocabulary == ids[..., None], values, 0.0), axis=-1)
 
 
-def _times(probs: chex.Array, log_probs: chex.Array) -> chex.Array:
-  """p · log q with 0 · −inf = 0: an excluded token costs nothing."""
-  return jnp.where(probs > 0, probs * log_probs, 0.0)
+def _times(probs: jax.Array, log_probs: jax.Array) -> jax.Array:
+  """p · log q with 0 · −inf = 0: an excluded token costs nothing.
+
+  The choice is made before the product, so that 0 · −inf stands nowhere in the
+  gradient either, and p = NaN stays NaN.
+  """
+  return probs * jnp.where(probs == 0, 0.0, log_probs)
 
 
-def _entropy(log_softmax: chex.Array) -> chex.Array:
+def _entropy(log_softmax: jax.Array) -> jax.Array:
   return -jnp.sum(_times(jnp.exp(log_softmax), log_softmax), axis=-1)
 
 
-def _default_chunk(token_ids: chex.Array, unembedding: chex.Array) -> int:
+def _default_chunk(token_ids: jax.Array, unembedding: jax.Array) -> int:
   batch_size, length = token_ids.shape
   columns = _TILE // (batch_size * unembedding.shape[-1])
   return min(max(columns, 1), length)

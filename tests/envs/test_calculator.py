@@ -467,10 +467,10 @@ def test_mixture_has_its_shares(demonstrations):
     prefixed[kind] += bool(demonstration.prefix)
   shares = {
     (False, False): (0.4, 0.25),
-    (True, False): (0.2, 0.5),
-    (False, True): (0.3, 0.5),
-    (True, True): (0.1, 0.5),
+    (True, False): (0.25, 0.5),
+    (False, True): (0.35, 0.5),
   }
+  assert kinds.keys() == shares.keys()
   for kind, (share, prefix_share) in shares.items():
     assert is_within_bounds(kinds[kind], NUM_DEMONSTRATIONS, share)
     assert is_within_bounds(prefixed[kind], kinds[kind], prefix_share)

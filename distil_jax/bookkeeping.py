@@ -1,0 +1,109 @@
+"""What a run notes about itself, and checks before it goes on."""
+
+import collections
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from distil_jax import processes, teaching
+from distil_jax.actor import Experience
+from distil_jax.config import Config, ConfigError
+from distil_jax.io import reports
+from distil_jax.records import Status, StopReason
+
+# Settings that may differ when a run goes on from a checkpoint.
+_FREE = ("name", "train.num_steps", "train.run_directory")
+_FREE_SECTIONS = ("evaluation", "checkpoint", "logging", "mesh")
+
+
+def dump(config: Config) -> str:
+  """The resolved config as YAML."""
+  return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def check_place(run_directory: pathlib.Path) -> None:
+  """Refuses a run folder that cannot be made."""
+  for place in (run_directory, *run_directory.parents):
+    if place.exists() and not place.is_dir():
+      raise ConfigError(
+        f"train.run_directory={run_directory}: {place} is a file; choose "
+        "another place"
+      )
+
+
+def check_same(saved: Mapping[str, Any], config: Config, step: int) -> None:
+  """Refuses to go on with settings that would make it another run.
+
+  Raises:
+    ConfigError: lists every difference.
+  """
+  old = _flat(saved)
+  new = _flat(config.model_dump(mode="json"))
+  free = set(_FREE)
+  if config.optimizer.schedule != "constant":
+    free.remove("train.num_steps")  # the schedule depends on it
+  differences = [
+    f"  {key}: {old.get(key)!r} in the checkpoint, {new.get(key)!r} now"
+    for key in {**old, **new}
+    if old.get(key) != new.get(key)
+    and key not in free
+    and key.split(".")[0] not in _FREE_SECTIONS
+  ]
+  if differences:
+    raise ConfigError(
+      f"{config.run_directory} has a checkpoint of step {step} made with other "
+      "settings; restore them, or set another train.run_directory:\n"
+      + "\n".join(differences)
+    )
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  flat = {}
+  for key, value in tree.items():
+    if isinstance(value, Mapping) and value:
+      flat |= _flat(value, f"{prefix}{key}.")
+    else:
+      flat[prefix + key] = value
+  return flat
+
+
+def experience_metrics(
+  experience: Experience, lesson: teaching.Lesson
+) -> dict[str, float]:
+  """Means over all completions of the step, of all processes."""
+  statuses = collections.Counter(v.status for v in experience.verdicts)
+  lesson_counts = {
+    "signal_fraction": float(lesson.batch.sample_mask.sum()),
+    "teacher/truncated": lesson.num_truncated,
+    "teacher/no_room": lesson.num_without_room,
+  }
+  sums = {
+    "reward": float(experience.rewards.sum()),
+    "completion_length": float(experience.lengths.sum()),
+    "cut_off": float(experience.is_cut_off.sum()),
+    **lesson_counts,
+    **{f"verdict/{status}": statuses[status] for status in Status},
+    "count": len(experience.verdicts),
+  }
+  sums = processes.global_sums(sums)
+  count = sums.pop("count")
+  return {name: total / count for name, total in sums.items()}
+
+
+def samples(
+  experience: Experience, lesson: teaching.Lesson, count: int
+) -> list[reports.Sample]:
+  """The first few completions of a step, to be read."""
+  return [
+    reports.Sample(
+      problem=experience.problems[i // experience.group_size],
+      completion=experience.completions[i],
+      num_tokens=int(experience.lengths[i]),
+      stop_reason=StopReason(int(experience.rollout.stop_reasons[i])),
+      verdict=experience.verdicts[i],
+      teacher_prompt=lesson.teacher_prompts[i],
+    )
+    for i in range(min(count, len(experience.completions)))
+  ]

@@ -1,0 +1,81 @@
+"""Ctrl-C and SIGTERM: the first ends a command in order, the second at once."""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+EXIT_STATUS = 130  # what shells report for a command that Ctrl-C ended
+
+
+@contextlib.contextmanager
+def obeyed() -> Iterator[None]:
+  """Within the block the first signal raises KeyboardInterrupt.
+
+  The second ends the process on the spot, whatever it is doing. Python itself
+  hears of a signal only between two of its instructions, and a compiled
+  program can run for minutes: so a thread listens. Outside the main thread,
+  which alone may handle signals, the block changes nothing.
+  """
+  if threading.current_thread() is not threading.main_thread():
+    yield
+    return
+  reader, writer = os.pipe()
+  os.set_blocking(writer, False)
+  earlier = {number: signal.signal(number, _interrupt) for number in _SIGNALS}
+  earlier_fd = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+  listener = threading.Thread(target=_listen, args=(reader,), daemon=True)
+  listener.start()
+  try:
+    yield
+  finally:
+    signal.set_wakeup_fd(earlier_fd)
+    for number, handler in earlier.items():
+      signal.signal(number, handler)
+    os.close(writer)  # the end of what the listener reads
+    listener.join()
+    os.close(reader)
+
+
+@contextlib.contextmanager
+def held_back() -> Iterator[None]:
+  """A signal within the block takes effect at its end.
+
+  For what must not be done by half. See `obeyed` for a second signal.
+  """
+  if threading.current_thread() is not threading.main_thread():
+    yield
+    return
+  arrived = []
+
+  def note(number, _):
+    arrived.append(number)
+
+  earlier = {number: signal.signal(number, note) for number in _SIGNALS}
+  try:
+    yield
+  finally:
+    for number, handler in earlier.items():
+      signal.signal(number, handler)
+  if arrived:
+    handler = earlier[arrived[0]]
+    if callable(handler):
+      # Not by a new signal, which would count as the second.
+      handler(arrived[0], None)
+    else:
+      signal.raise_signal(arrived[0])
+
+
+def _listen(reader: int) -> None:
+  """Reads the number of each signal; returns when the pipe is closed."""
+  count = 0
+  while received := os.read(reader, 1):
+    count += received[0] in _SIGNALS
+    if count == 2:
+      os._exit(EXIT_STATUS)
+
+
+def _interrupt(*_) -> None:
+  raise KeyboardInterrupt

@@ -1,0 +1,247 @@
+"""What the network may and may not see, and that its three passes agree."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import networks
+import numpy as np
+import pytest
+
+from distil_jax.models import qwen3
+
+
+@pytest.fixture(scope="module")
+def network():
+  return networks.network()
+
+
+@functools.partial(jax.jit, static_argnames="graphdef")
+def hidden_states(params, ids, mask, *, graphdef):
+  return qwen3.hidden_states(graphdef, params, ids, mask)
+
+
+def run(network, ids, mask):
+  ids, mask = (jnp.asarray(x, jnp.int32) for x in (ids, mask))
+  hidden = hidden_states(network.params, ids, mask, graphdef=network.graphdef)
+  return np.asarray(hidden)
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "group_size"))
+def stepwise(params, ids, mask, completions, *, graphdef, group_size):
+  """Hidden states of `[P, G, T]` completions, one decoded token at a time."""
+  last, prompt_cache = qwen3.prefill(graphdef, params, ids, mask)
+  length = completions.shape[-1]
+  cache = qwen3.empty_cache(prompt_cache, group_size, length)
+
+  def one(cache, step):
+    hidden, cache = qwen3.decode(
+      graphdef,
+      params,
+      completions[..., step],
+      step,
+      prompt_cache,
+      mask,
+      cache,
+    )
+    return cache, hidden
+
+  _, hidden = jax.lax.scan(one, cache, jnp.arange(length))
+  return last, jnp.moveaxis(hidden, 0, 2)
+
+
+def decoding_case(network, group_size=3, num_steps=4):
+  """Hidden states of ragged prompts and their completions, both ways."""
+  rng = np.random.default_rng(3)
+  ids, mask = networks.random_prompts(rng, [1, 3, 5], 5)
+  shape = (len(ids), group_size, num_steps)
+  completions = rng.integers(1, networks.VOCAB_SIZE, shape)
+  last, decoded = stepwise(
+    network.params,
+    jnp.asarray(ids),
+    jnp.asarray(mask),
+    jnp.asarray(completions),
+    graphdef=network.graphdef,
+    group_size=group_size,
+  )
+  flat = completions.reshape(-1, num_steps)
+  both = np.concatenate([np.repeat(ids, group_size, 0), flat], axis=1)
+  counts = np.concatenate(
+    [np.repeat(mask, group_size, 0), np.ones_like(flat)], axis=1
+  )
+  whole = run(network, both, counts)
+  whole = whole.reshape(len(ids), group_size, *whole.shape[1:])
+  return last, decoded, whole[:, :, ids.shape[1] - 1 :]
+
+
+def test_a_hidden_state_depends_on_its_past_alone(network):
+  length = 7
+  ids = jnp.arange(length)[None]  # each token once: its row is its column
+  mask = jnp.ones_like(ids)
+  direction = jax.random.normal(jax.random.key(0), (network.config.width,))
+
+  @jax.jit
+  @jax.jacrev
+  def sensitivity(embedding):
+    params = {**network.params, "embedding": embedding}
+    hidden = qwen3.hidden_states(network.graphdef, params, ids, mask)
+    return hidden[0] @ direction
+
+  by_row = np.asarray(sensitivity(network.params["embedding"]))
+  size = np.abs(by_row[:, :length]).max(axis=-1)
+  later = np.triu(np.ones((length, length), bool), k=1)
+  np.testing.assert_array_equal(size[later], 0.0)
+  assert size[~later].min() > 1e-4
+
+
+def test_what_stands_at_padding_changes_nothing(network):
+  rng = np.random.default_rng(0)
+  mask = np.asarray(
+    [[0, 0, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0], [1, 1, 0, 0, 1, 1]]
+  )
+  ids = rng.integers(0, networks.VOCAB_SIZE, mask.shape)
+  garbage = rng.integers(0, networks.VOCAB_SIZE, mask.shape)
+  assert (garbage != ids)[mask == 0].any()
+  counts = mask.astype(bool)
+  clean = run(network, ids, mask)
+  dirty = run(network, np.where(counts, ids, garbage), mask)
+  np.testing.assert_array_equal(clean[counts], dirty[counts])
+  changed = run(network, np.where(counts, garbage, ids), mask)
+  assert np.abs(clean[counts] - changed[counts]).max() > 0.1
+
+
+def test_padding_may_stand_anywhere(network):
+  tokens = np.asarray([5, 3, 9, 1])
+  masks = np.asarray(
+    [[0, 0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0, 0], [1, 1, 0, 0, 0, 1, 1]]
+  )
+  ids = np.full(masks.shape, 7)
+  for row, mask in enumerate(masks):
+    ids[row, mask == 1] = tokens
+  padded = run(network, ids, masks)
+  alone = run(network, tokens[None], np.ones((1, 4)))[0]
+  for row, mask in enumerate(masks):
+    np.testing.assert_allclose(padded[row, mask == 1], alone, atol=1e-5)
+
+
+def test_sequences_of_a_batch_do_not_meet(network):
+  rng = np.random.default_rng(1)
+  ids = rng.integers(0, networks.VOCAB_SIZE, (4, 6))
+  mask = np.ones_like(ids)
+  together = run(network, ids, mask)
+  others = ids.copy()
+  others[1:] = rng.integers(0, networks.VOCAB_SIZE, (3, 6))
+  np.testing.assert_array_equal(run(network, others, mask)[0], together[0])
+  reversed_ = run(network, ids[::-1], mask)[::-1]
+  np.testing.assert_allclose(reversed_, together, atol=1e-6)
+
+
+def test_recomputing_layers_changes_neither_value_nor_gradient():
+  rng = np.random.default_rng(2)
+  ids = jnp.asarray(rng.integers(0, networks.VOCAB_SIZE, (2, 5)))
+  mask = jnp.asarray([[0, 1, 1, 1, 1], [1, 1, 1, 1, 0]])
+  direction = jax.random.normal(jax.random.key(1), (2, 5, 16))
+
+  def value_and_gradient(remat):
+    network = networks.network(remat=remat)
+
+    def loss(params):
+      hidden = qwen3.hidden_states(network.graphdef, params, ids, mask)
+      return jnp.sum(hidden * direction)
+
+    function = jax.jit(jax.value_and_grad(loss))
+    text = str(jax.make_jaxpr(jax.grad(loss))(network.params))
+    return function(network.params), "remat" in text or "checkpoint" in text
+
+  (value, gradient), is_kept = value_and_gradient("none")
+  (again, same), is_recomputed = value_and_gradient("layer")
+  assert (is_kept, is_recomputed) == (False, True)
+  np.testing.assert_allclose(value, again, rtol=1e-6)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
+    gradient,
+    same,
+  )
+
+
+@pytest.mark.parametrize("what", ["gradient", "decode"])
+def test_the_program_does_not_grow_with_depth(what):
+  def num_lines(num_layers):
+    config = networks.config_of(num_layers=num_layers)
+    graphdef, template = qwen3.make(config)
+    ids = jax.ShapeDtypeStruct((2, 5), jnp.int32)
+
+    def gradient(params, ids, mask):
+      hidden = functools.partial(qwen3.hidden_states, graphdef)
+      return jax.grad(lambda p: jnp.sum(hidden(p, ids, mask)))(params)
+
+    def decode(params, ids, mask):
+      _, prompt_cache = qwen3.prefill(graphdef, params, ids, mask)
+      cache = qwen3.empty_cache(prompt_cache, 3, 4)
+      newest, step = jnp.zeros((2, 3), jnp.int32), jnp.int32(0)
+      return qwen3.decode(
+        graphdef, params, newest, step, prompt_cache, mask, cache
+      )
+
+    function = {"gradient": gradient, "decode": decode}[what]
+    lowered = jax.jit(function).lower(template, ids, ids)
+    return lowered.as_text().count("\n")
+
+  assert num_lines(2) == num_lines(8)
+
+
+def test_prefill_and_decoding_see_what_the_full_pass_sees(network):
+  last, decoded, whole = decoding_case(network)
+  np.testing.assert_allclose(
+    np.broadcast_to(last[:, None], whole[:, :, 0].shape),
+    whole[:, :, 0],
+    atol=2e-5,
+  )
+  np.testing.assert_allclose(decoded, whole[:, :, 1:], atol=2e-5)
+
+
+def test_heads_of_a_group_share_their_keys_and_values(network):
+  """As many key-value heads as heads, in equal pairs, are the same network."""
+  spread = networks.network(num_kv_heads=4)
+  layers = dict(network.params["layers"])
+  for name in ("key", "value"):
+    layers[name] = jnp.repeat(layers[name], 2, axis=2)
+  params = {**network.params, "layers": layers}
+  spread = networks.Network(spread.config, spread.graphdef, params)
+  _, decoded, whole = decoding_case(network)
+  _, spread_decoded, spread_whole = decoding_case(spread)
+  np.testing.assert_allclose(spread_whole, whole, atol=2e-5)
+  np.testing.assert_allclose(spread_decoded, decoded, atol=2e-5)
+
+
+def test_bfloat16_stays_near_float32(network):
+  half = networks.network(compute_dtype="bfloat16")
+  last, decoded, whole = decoding_case(half)
+  for hidden in (last, decoded, whole):
+    assert hidden.dtype == jnp.bfloat16
+  _, _, exact = decoding_case(network)
+  whole, decoded = (np.asarray(x, np.float32) for x in (whole, decoded))
+  # Eight bits of mantissa through two layers: a few hundredths of the scale.
+  scale = np.abs(exact).max()
+  assert np.abs(whole - exact).max() < 0.1 * scale
+  assert np.abs(decoded - exact[:, :, 1:]).max() < 0.1 * scale
+
+
+@pytest.mark.parametrize("tie_embeddings", [True, False])
+def test_random_parameters_have_the_shapes_of_the_template(tie_embeddings):
+  config = networks.config_of(tie_embeddings=tie_embeddings, num_layers=3)
+  _, template = qwen3.make(config)
+  init = jax.jit(functools.partial(qwen3.init, config))
+  params = init(jax.random.key(0))
+  assert jax.tree.structure(params) == jax.tree.structure(template)
+  jax.tree.map(
+    lambda p, t: np.testing.assert_equal(
+      (p.shape, p.dtype), (t.shape, t.dtype)
+    ),
+    params,
+    template,
+  )
+  assert ("unembedding" in params) != tie_embeddings
+  assert qwen3.unembedding(params).shape == (16, networks.VOCAB_SIZE)
+  queries = np.asarray(params["layers"]["query"])
+  assert np.abs(queries[0] - queries[1]).max() > 1e-3  # layers differ

@@ -1,0 +1,212 @@
+"""A mesh changes where arrays live, never what they hold."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import networks
+import numpy as np
+import optax
+import pytest
+
+from distil_jax import objectives, rollout, update
+from distil_jax.models import qwen3, sharding
+
+GROUP_SIZE, LENGTH = 2, 5
+MESHES = {
+  "fsdp_4_tensor_2": {"data": 1, "fsdp": 4, "tensor": 2},
+  "data_2_fsdp_2_tensor_2": {"data": 2, "fsdp": 2, "tensor": 2},
+}
+
+
+def test_one_axis_takes_the_devices_that_are_left():
+  assert dict(sharding.make_mesh(2, -1, 2).shape) == {
+    "data": 2,
+    "fsdp": 2,
+    "tensor": 2,
+  }
+  assert sharding.batch_size_multiple(sharding.make_mesh(2, 2, 2)) == 4
+
+
+@pytest.mark.parametrize("sizes", [(1, 3, 1), (3, -1, 1), (1, 4, 4)])
+def test_a_mesh_that_does_not_fit_is_refused(sizes):
+  with pytest.raises(ValueError, match=r"does not fit 8 devices") as error:
+    sharding.make_mesh(*sizes)
+  assert f"data={sizes[0]}, fsdp={sizes[1]}, tensor={sizes[2]}" in str(
+    error.value
+  )
+
+
+@pytest.mark.parametrize(
+  ("changed", "mesh", "expected"),
+  [
+    ({"width": 18}, (1, 4, 2), "embed of size 18 over mesh.fsdp=4"),
+    ({"vocab_size": 25}, (1, 4, 2), "vocab of size 25 over mesh.tensor=2"),
+    ({"mlp_size": 21}, (1, 4, 2), "mlp of size 21 over mesh.tensor=2"),
+    ({}, (1, 2, 4), "kv_heads of size 2 over mesh.tensor=4"),
+  ],
+)
+def test_sizes_that_cannot_be_cut_are_refused(changed, mesh, expected):
+  _, template = qwen3.make(networks.config_of(**changed))
+  with pytest.raises(ValueError, match="choose a divisor") as error:
+    qwen3.shardings(sharding.make_mesh(*mesh), template)
+  assert expected in str(error.value)
+
+
+def test_every_parameter_has_a_place():
+  for tie_embeddings in (True, False):
+    _, template = qwen3.make(networks.config_of(tie_embeddings=tie_embeddings))
+    mesh = sharding.make_mesh(1, 4, 2)
+    places = qwen3.shardings(mesh, template)
+    assert jax.tree.structure(places) == jax.tree.structure(template)
+    for place, leaf in zip(
+      jax.tree.leaves(places), jax.tree.leaves(template), strict=True
+    ):
+      assert len(place.spec) == len(leaf.shape)
+
+
+def test_a_batch_goes_out_and_comes_back():
+  mesh = sharding.make_mesh(2, 2, 2)
+  rows = np.arange(24).reshape(8, 3)
+  placed = sharding.put_batch(mesh, {"ids": rows})["ids"]
+  assert {shard.data.shape for shard in placed.addressable_shards} == {(2, 3)}
+  np.testing.assert_array_equal(sharding.local_rows(placed), rows)
+
+
+def test_without_a_mesh_a_constraint_is_nothing():
+  x = jnp.ones((3, 2))  # three rows fit no mesh of these tests
+  assert sharding.constrain(x, "batch", None) is x
+
+
+def whole_step(network, mesh):
+  """Samples, greedily and not, and learns from the samples, on a mesh.
+
+  Returns:
+    both rollouts and the state after the step.
+  """
+  optimizer = optax.chain(optax.trace(0.9), optax.sgd(0.3))
+  rng = np.random.default_rng(0)
+  prompt_ids, prompt_mask = networks.random_prompts(rng, [1, 4, 2, 3], 4)
+  teacher_ids, teacher_mask = networks.random_prompts(
+    rng, [6, 2, 7, 4, 3, 7, 5, 1], 7
+  )
+  sample_mask = np.asarray([1, 1, 0, 1, 1, 1, 1, 1], np.int32)
+  generate = functools.partial(
+    rollout.generate,
+    graphdef=network.graphdef,
+    max_completion_length=LENGTH,
+    eos_ids=(3, 11),
+    pad_id=networks.PAD,
+  )
+
+  def sample(params, ids, mask, identities):
+    keys = rollout.sample_keys(jax.random.key(0), identities, GROUP_SIZE)
+    return (
+      generate(params, ids, mask, keys, temperature=0.0),
+      generate(params, ids, mask, keys),
+    )
+
+  score_fn = functools.partial(
+    objectives.score_weights, baseline="leave_one_out", group_size=GROUP_SIZE
+  )
+  step = functools.partial(
+    update.train_step,
+    loss_fn=functools.partial(
+      update.distil_loss,
+      graphdef=network.graphdef,
+      cost="cross_entropy",
+      chunk_size=2,
+      score_fn=score_fn,
+    ),
+    credit_fn=None,
+    optimizer=optimizer,
+    aggregation="token_mean",
+    num_micro_batches=2,
+    ema_rate=0.5,
+  )
+  init = functools.partial(
+    update.init_state, optimizer=optimizer, keeps_teacher=True, seed=0
+  )
+  with jax.set_mesh(mesh):
+    places = update.state_shardings(
+      jax.eval_shape(init, network.params), mesh, optimizer
+    )
+    state = jax.jit(init, out_shardings=places)(network.params)
+    put = functools.partial(sharding.put_batch, mesh)
+    greedy, sampled = jax.jit(
+      sample, out_shardings=sharding.sharding(mesh, "batch")
+    )(
+      state.params,
+      *put((prompt_ids, prompt_mask, rollout.identities([4, 7, 9, 9]))),
+    )
+    batch = networks.Batch(
+      prompt_ids=np.repeat(prompt_ids, GROUP_SIZE, axis=0),
+      prompt_mask=np.repeat(prompt_mask, GROUP_SIZE, axis=0),
+      teacher_prompt_ids=teacher_ids,
+      teacher_prompt_mask=teacher_mask,
+      completion_ids=sharding.local_rows(sampled.completion_ids),
+      completion_mask=sharding.local_rows(sampled.completion_mask),
+      sample_mask=sample_mask,
+    )
+    step_fn = jax.jit(step, donate_argnums=0, out_shardings=(places, None))
+    state, metrics = step_fn(state, put(batch))
+    state, metrics = step_fn(state, put(batch))
+  assert step_fn._cache_size() == 1
+  return greedy, sampled, state, metrics
+
+
+@pytest.fixture(scope="module")
+def network():
+  return networks.network(seed=5)
+
+
+@pytest.fixture(scope="module")
+def on_one_device(network):
+  return whole_step(
+    network, sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
+  )
+
+
+@pytest.mark.parametrize("sizes", MESHES.values(), ids=MESHES)
+def test_a_sharded_step_is_that_of_one_device(network, on_one_device, sizes):
+  mesh = sharding.make_mesh(**sizes)
+  greedy, sampled, state, metrics = whole_step(network, mesh)
+  expected_greedy, expected_sampled, expected_state, expected_metrics = (
+    on_one_device
+  )
+  for rolled, expected in (
+    (greedy, expected_greedy),
+    (sampled, expected_sampled),
+  ):
+    np.testing.assert_array_equal(
+      rolled.completion_ids, expected.completion_ids
+    )
+    np.testing.assert_array_equal(
+      rolled.completion_mask, expected.completion_mask
+    )
+    np.testing.assert_allclose(rolled.log_probs, expected.log_probs, atol=1e-5)
+  assert (greedy.completion_ids != sampled.completion_ids).any()
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(
+      np.asarray(a), np.asarray(b), rtol=1e-5, atol=1e-5
+    ),
+    (state, metrics),
+    (expected_state, expected_metrics),
+  )
+  moves = jax.tree.map(
+    lambda a, b: np.abs(np.asarray(a) - np.asarray(b)).max(),
+    expected_state.params,
+    network.params,
+  )
+  assert min(jax.tree.leaves(moves)) > 1e-3
+
+  # Each matrix is really cut, and so are teacher and momentum.
+  momentum = optax.tree_utils.tree_get(state.opt_state, "trace")
+  for tree in (state.params, state.teacher_params, momentum):
+    for name in ("query", "key", "value", "output", "gate", "up", "down"):
+      leaf = tree["layers"][name]
+      part = leaf.addressable_shards[0].data.size
+      assert part * sizes["fsdp"] * sizes["tensor"] == leaf.size, name
+    for name in ("embedding", "unembedding"):
+      part = tree[name].addressable_shards[0].data.size
+      assert part * sizes["fsdp"] * sizes["tensor"] == tree[name].size, name

@@ -1,0 +1,119 @@
+"""Small random networks and batches that several tests share."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from distil_jax import prompts
+from distil_jax.models import architecture, qwen3
+from distil_jax.records import Batch
+
+VOCAB_SIZE = 24
+PAD = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+  config: architecture.Qwen3Config
+  graphdef: nnx.GraphDef
+  params: qwen3.Params
+
+
+def config_of(**changed) -> architecture.Qwen3Config:
+  """Grouped heads, head size times heads other than the width."""
+  sizes = {
+    "vocab_size": VOCAB_SIZE,
+    "width": 16,
+    "num_layers": 2,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "head_size": 6,
+    "mlp_size": 24,
+    "tie_embeddings": False,
+    "rope_theta": 100.0,
+  }
+  return architecture.Qwen3Config(**{**sizes, **changed})
+
+
+def network(seed: int = 0, **changed) -> Network:
+  """A random network whose distributions are far from uniform."""
+  config = config_of(**changed)
+  graphdef, template = qwen3.make(config)
+  return Network(config, graphdef, random_params(template, seed))
+
+
+def random_params(template: qwen3.Params, seed: int) -> qwen3.Params:
+  """Weights large enough that a wrong sign, scale or position shows."""
+  rng = np.random.default_rng(seed)
+
+  def draw(path, leaf):
+    name = path[-1].key
+    if name.endswith("norm"):
+      values = 1 + 0.2 * rng.normal(size=leaf.shape)
+    else:
+      values = 0.4 * rng.normal(size=leaf.shape)
+    return jnp.asarray(values, leaf.dtype)
+
+  return jax.tree_util.tree_map_with_path(draw, template)
+
+
+@functools.partial(jax.jit, static_argnames="graphdef")
+def full_log_probs(params, ids, mask, *, graphdef):
+  """Log-softmax after each column of whole sequences. `[B, S, V]`."""
+  hidden = qwen3.hidden_states(graphdef, params, ids, mask)
+  return jax.nn.log_softmax(hidden @ qwen3.unembedding(params), axis=-1)
+
+
+def random_prompts(rng, lengths, length, vocab_size=VOCAB_SIZE):
+  """Left-padded prompts of the given lengths. Ids and mask, `[P, S]`."""
+  rows = [rng.integers(1, vocab_size, size).tolist() for size in lengths]
+  return prompts.pad_left(rows, length, PAD)
+
+
+def random_batch(seed: int = 0, vocab_size: int = VOCAB_SIZE) -> Batch:
+  """Eight sequences, ragged everywhere; two of them without a signal."""
+  rng = np.random.default_rng(seed)
+  prompt_ids, prompt_mask = random_prompts(
+    rng, [1, 2, 3, 4, 4, 3, 2, 1], 4, vocab_size
+  )
+  teacher_ids, teacher_mask = random_prompts(
+    rng, [6, 2, 7, 4, 3, 7, 5, 1], 7, vocab_size
+  )
+  lengths = [5, 1, 3, 2, 4, 5, 2, 3]
+  completions = [rng.integers(1, vocab_size, n).tolist() for n in lengths]
+  completion_ids, completion_mask = prompts.pad_right(completions, 5, PAD)
+  return jax.tree.map(
+    jnp.asarray,
+    Batch(
+      prompt_ids=prompt_ids,
+      prompt_mask=prompt_mask,
+      teacher_prompt_ids=teacher_ids,
+      teacher_prompt_mask=teacher_mask,
+      completion_ids=completion_ids,
+      completion_mask=completion_mask,
+      sample_mask=np.asarray([1, 1, 0, 1, 1, 1, 0, 1], np.int32),
+    ),
+  )
+
+
+def with_garbage(
+  batch: Batch, seed: int, vocab_size: int = VOCAB_SIZE
+) -> Batch:
+  """The same batch with random ids wherever a mask is 0."""
+  rng = np.random.default_rng(seed)
+
+  def fill(ids, mask):
+    garbage = rng.integers(0, vocab_size, ids.shape)
+    return jnp.where(mask == 1, ids, jnp.asarray(garbage, ids.dtype))
+
+  return batch.replace(
+    prompt_ids=fill(batch.prompt_ids, batch.prompt_mask),
+    teacher_prompt_ids=fill(
+      batch.teacher_prompt_ids, batch.teacher_prompt_mask
+    ),
+    completion_ids=fill(batch.completion_ids, batch.completion_mask),
+  )

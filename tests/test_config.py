@@ -1,0 +1,184 @@
+"""Settings: files, overrides, checks and what they say."""
+
+import pathlib
+
+import pytest
+
+from distil_jax import config as configs
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+SHIPPED = sorted((ROOT / "configs").rglob("*.yaml"))
+
+
+def load(tmp_path, text="", *overrides):
+  path = tmp_path / "trial.yaml"
+  path.write_text(text)
+  return configs.load(path, list(overrides))
+
+
+def refusal(tmp_path, text="", *overrides):
+  with pytest.raises(configs.ConfigError) as error:
+    load(tmp_path, text, *overrides)
+  return str(error.value)
+
+
+def test_configs_are_shipped():
+  names = {str(path.relative_to(ROOT / "configs")) for path in SHIPPED}
+  assert {"calculator/base.yaml", "science/smoke.yaml"} <= names
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_config_loads(path):
+  config = configs.load(path)
+  assert config.name == path.stem
+  assert path.read_text().startswith("#"), "say command, hardware and time"
+
+
+def test_empty_file_has_the_defaults(tmp_path):
+  config = load(tmp_path)
+  assert config == configs.Config(name="trial")
+  assert config.run_directory == pathlib.Path("runs/trial")
+  assert config.num_sequences == 16 * 8
+
+
+@pytest.mark.parametrize(
+  ("override", "read", "expected"),
+  [
+    ("train.num_steps=7", lambda c: c.train.num_steps, 7),
+    (
+      "optimizer.learning_rate=1e-5",
+      lambda c: c.optimizer.learning_rate,
+      1e-5,
+    ),
+    (
+      "optimizer.learning_rate=.5",
+      lambda c: c.optimizer.learning_rate,
+      0.5,
+    ),
+    (
+      "optimizer.max_gradient_norm=null",
+      lambda c: c.optimizer.max_gradient_norm,
+      None,
+    ),
+    ("evaluation.pass_at=[1, 2]", lambda c: c.evaluation.pass_at, (1, 2)),
+    ("data.fields={prompt: q}", lambda c: c.data.fields, {"prompt": "q"}),
+    ("data.fields.prompt=q", lambda c: c.data.fields, {"prompt": "q"}),
+    ("objective.normalize=false", lambda c: c.objective.normalize, False),
+    ("name=other", lambda c: c.name, "other"),
+    ("model.directory=a=b", lambda c: c.model.directory, "a=b"),
+  ],
+)
+def test_override(tmp_path, override, read, expected):
+  assert read(load(tmp_path, "", override)) == expected
+
+
+def test_overrides_win_over_the_file_and_the_last_one_wins(tmp_path):
+  text = "train: {num_steps: 5, seed: 3}"
+  config = load(tmp_path, text, "train.num_steps=6", "train.num_steps=7")
+  assert (config.train.num_steps, config.train.seed) == (7, 3)
+
+
+def test_override_opens_a_section_that_is_null(tmp_path):
+  text = "model: {create: null, directory: here}"
+  config = load(tmp_path, text, "model.create.width=32")
+  assert config.model.create.width == 32
+
+
+def test_kind_chooses_the_section(tmp_path):
+  config = load(tmp_path, "objective: {kind: sft}")
+  assert isinstance(config.objective, configs.SFT)
+  # A setting of the other kind is no setting of this one.
+  message = refusal(tmp_path, "objective: {kind: sft, future_weight: 1}")
+  assert "objective.future_weight: unknown key" in message
+
+
+@pytest.mark.parametrize(
+  ("text", "expected"),
+  [
+    ("rollout: {gruop_size: 4}", ["rollout.gruop_size", "mean group_size?"]),
+    ("rolout: {group_size: 4}", ["rolout: unknown key", "mean rollout?"]),
+    (
+      "model: {directory: d, create: {widht: 8}}",
+      ["model.create.widht", "mean width?"],
+    ),
+    (
+      "objective: {kind: distil, futureweight: 1}",
+      ["objective.futureweight", "mean future_weight?"],
+    ),
+    ("train: {num_steps: many}", ["train.num_steps", "'many'"]),
+    ("train: {num_steps: 0}", ["train.num_steps", "greater than 0", "got 0"]),
+    ("train: {seed: -1}", ["train.seed", "got -1"]),
+    ("teacher: {ema_rate: 1.5}", ["teacher.ema_rate", "got 1.5"]),
+    ("teacher: {parameters: ema2}", ["teacher.parameters", "'frozen'"]),
+    ("environment: {kind: chess}", ["environment", "'calculator'", "chess"]),
+    (
+      "environment: {kind: calculator, num_steps: [4, 3]}",
+      ["environment", "num_steps=[4, 3]"],
+    ),
+    (
+      "model: {directory: d, create: {num_heads: 4, num_kv_heads: 3}}",
+      ["model.create", "num_heads=4", "num_kv_heads=3"],
+    ),
+    (
+      "model: {create: {width: 8}}",
+      ["model", "embedded:calculator", "directory of its own"],
+    ),
+    ("mesh: {data: 0}", ["mesh", "data=0"]),
+    ("mesh: {data: -1, fsdp: -1}", ["mesh", "only one axis"]),
+    (
+      "evaluation: {num_samples: 2, pass_at: [1, 4]}",
+      ["evaluation", "k=4", "num_samples=2"],
+    ),
+    ("evaluation: {pass_at: []}", ["evaluation", "at least one k"]),
+    (
+      "optimizer: {micro_batch_size: 7}",
+      ["optimizer.micro_batch_size=7", "128 sequences", "num_problems=16"],
+    ),
+    (
+      "{objective: {baseline: leave_one_out}, rollout: {group_size: 1}}",
+      ["objective.baseline=leave_one_out", "group_size", "got 1"],
+    ),
+    (
+      "environment: {kind: multiple_choice}",
+      ["data.train=generated", "environment.kind=multiple_choice", "a file"],
+    ),
+    ("train: {num_steps: 0, seed: x}", ["train.num_steps", "train.seed"]),
+    ("train: 3", ["train"]),
+    ("train: {run_directory: {a: b}}", ["train.run_directory"]),
+    ("environment: {reveal_answer: true}", ["environment.reveal_answer"]),
+    ("objective: 3", ["objective"]),
+    ("- a\n- b", ["must hold a mapping"]),
+    ("a: [", ["not valid YAML"]),
+  ],
+)
+def test_wrong_setting_is_named(tmp_path, text, expected):
+  message = refusal(tmp_path, text)
+  for part in (str(tmp_path / "trial.yaml"), *expected):
+    assert part in message
+  assert "pydantic" not in message
+
+
+@pytest.mark.parametrize(
+  ("override", "expected"),
+  [
+    ("train.num_steps", "not of the form key=value"),
+    ("=3", "not of the form key=value"),
+    ("name.first=3", "name is not a section"),
+    ("train.num_steps=[", "train.num_steps=["),
+  ],
+)
+def test_wrong_override_is_named(tmp_path, override, expected):
+  message = refusal(tmp_path, "name: trial", override)
+  assert repr(override) in message
+  assert expected in message
+
+
+def test_missing_file_is_named(tmp_path):
+  with pytest.raises(configs.ConfigError, match=r"no config file at .*absent"):
+    configs.load(tmp_path / "absent.yaml")
+
+
+def test_config_is_frozen(tmp_path):
+  config = load(tmp_path)
+  with pytest.raises(ValueError, match="frozen"):
+    config.train.num_steps = 3

@@ -1,0 +1,313 @@
+"""The commands on real questions, and what they say to a mistake."""
+
+import json
+import os
+
+import jax
+import numpy as np
+import pytest
+import yaml
+from commands import ROOT, run
+
+import distil_jax as dj
+from distil_jax import main
+
+SMOKE = "configs/science/smoke.yaml"
+CHEMISTRY = ROOT.parent / "shared/data/sciknoweval/chemistry"
+needs_data = pytest.mark.skipif(
+  not CHEMISTRY.is_dir(), reason=f"no data at {CHEMISTRY}"
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  return tmp_path_factory.mktemp("smoke")
+
+
+@pytest.fixture(scope="module")
+def smoke(folder):
+  """Runs a command on the smoke config; it must succeed."""
+
+  def command(name, *arguments):
+    done = run(
+      [
+        name,
+        SMOKE,
+        *arguments,
+        f"train.run_directory={folder}/run",
+        f"model.directory={folder}/model",
+        f"data.train={CHEMISTRY}/train.json",
+        f"data.evaluation={CHEMISTRY}/test.json",
+      ],
+      folder / "compiled",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+  return command
+
+
+@pytest.fixture(scope="module")
+def trained(smoke):
+  return smoke("train")
+
+
+def read_lines(path):
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@needs_data
+def test_train_leaves_a_complete_run_folder(trained, folder):
+  directory = folder / "run"
+  vocab_size = dj.load_policy(folder / "model").config.vocab_size
+  assert 1500 < vocab_size <= 2048
+  metrics = read_lines(directory / "metrics.jsonl")
+  assert [line["step"] for line in metrics] == [1, 2, 3]
+  for line in metrics:
+    # The feedback of the environment is the only signal there is.
+    assert line["signal_fraction"] == 1
+    assert line["cost"] == pytest.approx(np.log(vocab_size), abs=0.2)
+    assert np.isfinite(line["loss"])
+    assert line["gradient_norm"] > 0
+  evaluations = read_lines(directory / "evaluations.jsonl")
+  assert [line["step"] for line in evaluations] == [0, 3]
+
+  summary = json.loads((directory / "summary.json").read_text())
+  assert set(summary) == {"before", "after", "steps", "rollouts", "seconds"}
+  assert (summary["steps"], summary["rollouts"]) == (3, 3 * 4 * 2)
+  for side in ("before", "after"):
+    assert {"avg@2", "pass@1", "pass@2"} <= set(summary[side])
+    shares = [v for k, v in summary[side].items() if k.startswith("verdict/")]
+    assert sum(shares) == pytest.approx(1)
+
+  assert (directory / "learning.png").read_bytes().startswith(b"\x89PNG")
+  assert any((directory / "tensorboard").iterdir())
+  pages = sorted((directory / "rollouts").iterdir())
+  assert [page.name[5:11] for page in pages] == ["000001", "000002", "000003"]
+  page = pages[0].read_text()
+  for text in (
+    "- status: unparsable",
+    "The format is wrong",
+    "Correctly solve the original question.<|im_end|>\n<|im_start|>assistant",
+  ):
+    assert text in page
+  resolved = yaml.safe_load((directory / "config.yaml").read_text())
+  assert resolved["rollout"]["max_prompt_length"] == 512
+  environment = json.loads((directory / "environment.json").read_text())
+  assert environment["packages"]["jax"] == jax.__version__
+  assert environment["devices"]["count"] == 1
+
+  assert "before" in trained.stdout
+  assert "pass@2" in trained.stdout
+  assert "long prompts dropped" in trained.stderr
+
+
+@needs_data
+def test_trained_run_resumes_evaluates_and_exports(trained, smoke, folder):
+  directory = folder / "run"
+  before = (directory / "metrics.jsonl").read_text()
+  again = smoke("train")
+  assert "going on from step 3" in again.stderr
+  assert (directory / "metrics.jsonl").read_text() == before
+  assert again.stdout == trained.stdout
+
+  smoke("train", "train.num_steps=4")
+  lines = read_lines(directory / "metrics.jsonl")
+  assert [line["step"] for line in lines] == [1, 2, 3, 4]
+  assert (directory / "metrics.jsonl").read_text().startswith(before)
+  summary = json.loads((directory / "summary.json").read_text())
+  assert summary["steps"] == 4
+
+  judged = smoke("evaluate")
+  assert f"{directory}, step 4" in judged.stdout
+  assert "pass@2" in judged.stdout
+  evaluations = (directory / "evaluations.jsonl").read_text()
+  assert len(evaluations.splitlines()) == 3
+
+  exported = smoke("export", str(folder / "exported"))
+  assert "step 4" in exported.stdout
+  policy = dj.load_policy(folder / "exported")
+  base = dj.load_policy(folder / "model")
+  ids = np.asarray(policy.tokenizer.encode("molar weight"))[None]
+  trained_logits = dj.logits(policy, ids, np.ones_like(ids))
+  base_logits = dj.logits(base, ids, np.ones_like(ids))
+  assert trained_logits.shape[:2] == ids.shape
+  assert not np.allclose(trained_logits, base_logits, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def model_directory(tmp_path_factory):
+  """A tiny model, so that only what a test is about can go wrong."""
+  return tmp_path_factory.mktemp("errors") / "model"
+
+
+@pytest.fixture
+def tiny(tmp_path, model_directory):
+  """A config that runs on the eight devices of the tests."""
+  rows = [
+    {"prompt": f"Is {i} even?\nA: yes\nB: no", "answer": "AB"[i % 2]}
+    for i in range(16)
+  ]
+  data = tmp_path / "rows.jsonl"
+  data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  tree = {
+    "model": {
+      "directory": str(model_directory),
+      "create": {
+        "vocab_size": 300,
+        "width": 16,
+        "num_layers": 1,
+        "num_heads": 2,
+        "num_kv_heads": 1,
+        "head_size": 8,
+        "mlp_size": 16,
+      },
+    },
+    "data": {"train": str(data), "evaluation": str(data)},
+    "environment": {"kind": "multiple_choice"},
+    "rollout": {
+      "num_problems": 8,
+      "group_size": 2,
+      "max_prompt_length": 64,
+      "max_completion_length": 4,
+    },
+    "teacher": {"max_prompt_length": 160},
+    "train": {"num_steps": 1, "run_directory": str(tmp_path / "run")},
+    "evaluation": {"num_samples": 2, "pass_at": [1, 2], "num_problems": 8},
+    "checkpoint": {"every": 1},
+  }
+  path = tmp_path / "tiny.yaml"
+  path.write_text(yaml.safe_dump(tree))
+  return path
+
+
+def refusal(capsys, *arguments):
+  """The one message with which a command ends."""
+  assert main.main(list(map(str, arguments))) == 1
+  err = capsys.readouterr().err
+  assert err.startswith("distil-jax: ")
+  assert err.count("distil-jax:") == 1
+  assert "Traceback" not in err
+  return err
+
+
+def test_wrong_settings_are_refused_before_anything_is_written(
+  tiny, tmp_path, model_directory, capsys
+):
+  empty = tmp_path / "empty.jsonl"
+  empty.touch()
+  malformed = tmp_path / "malformed.jsonl"
+  malformed.write_text('{"prompt": "Is 1 even?"}\n')
+  nowhere = tmp_path / "nowhere"
+  untouched = f"model.directory={tmp_path / 'made'}"
+  for override, *expected in (
+    ("rollout.gruop_size=4", "rollout.gruop_size", "group_size?"),
+    (f"data.train={nowhere}.json", f"no data file {nowhere}.json"),
+    (f"data.evaluation={nowhere}.json", f"no data file {nowhere}.json"),
+    (f"data.train={empty}", f"{empty} holds no rows"),
+    (f"data.train={malformed}", "line 1", "'answer' is missing"),
+    ("mesh.fsdp=3", "fsdp=3", "8 devices"),
+    ("rollout.num_problems=6", "rollout.num_problems=6", "multiple of 8"),
+    ("evaluation.pass_at=[1,8]", "k=8", "num_samples=2"),
+    ("optimizer.micro_batch_size=5", "micro_batch_size=5", "16 sequences"),
+    ("environment.kind=calculater", "environment", "'calculator'"),
+  ):
+    err = refusal(capsys, "train", tiny, untouched, override)
+    for text in expected:
+      assert text in err, override
+  err = refusal(capsys, "train", nowhere)
+  assert f"no config file at {nowhere}" in err
+  assert not (tmp_path / "made").exists()
+  assert not (tmp_path / "run").exists()
+
+
+def test_missing_model_is_refused(tiny, tmp_path, capsys):
+  nowhere = tmp_path / "nowhere"
+  for command in ("train", "evaluate"):
+    err = refusal(
+      capsys, command, tiny, "model.create=null", f"model.directory={nowhere}"
+    )
+    assert str(nowhere) in err
+  assert not nowhere.exists()
+  assert not (tmp_path / "run").exists()
+
+
+def test_place_of_the_run_is_taken_by_a_file(tiny, tmp_path, capsys):
+  taken = tmp_path / "taken"
+  taken.write_text("mine")
+  for place in (taken, taken / "inside"):
+    err = refusal(capsys, "train", tiny, f"train.run_directory={place}")
+    assert f"train.run_directory={place}: {taken} is a file" in err
+  assert taken.read_text() == "mine"
+
+
+def test_epochs_that_fill_no_batch_are_refused(tiny, tmp_path, capsys):
+  err = refusal(capsys, "train", tiny, "data.num_train=4", "data.num_epochs=1")
+  assert "4 items in 1 epochs" in err
+  assert not (tmp_path / "run").exists()
+
+
+def test_long_prompt_is_an_error_or_dropped(tiny, tmp_path, capsys):
+  data = tmp_path / "rows.jsonl"
+  row = {"prompt": "Is it even? " * 20, "answer": "A"}
+  data.write_text(data.read_text() + json.dumps(row) + "\n")
+  err = refusal(capsys, "train", tiny)
+  for text in ("problem 16", "max_prompt_length=64", "long_prompts=drop"):
+    assert text in err
+  assert not (tmp_path / "run").exists()
+
+  assert main.main(["train", str(tiny), "data.long_prompts=drop"]) == 0
+  assert "2 long prompts dropped" in capsys.readouterr().err
+
+  err = refusal(
+    capsys,
+    "train",
+    tiny,
+    "data.long_prompts=drop",
+    "rollout.max_prompt_length=4",
+    f"train.run_directory={tmp_path / 'other'}",
+  )
+  assert "none of the 17 prompts fits" in err
+  assert not (tmp_path / "other").exists()
+
+
+def test_checkpoint_of_other_settings_is_refused(tiny, tmp_path, capsys):
+  assert main.main(["train", str(tiny)]) == 0
+  capsys.readouterr()
+
+  def files():
+    return {
+      os.path.join(place, name): os.stat(os.path.join(place, name)).st_mtime_ns
+      for place, _, names in os.walk(tmp_path / "run")
+      for name in names
+    }
+
+  before = files()
+  err = refusal(
+    capsys,
+    "train",
+    tiny,
+    "optimizer.learning_rate=0.5",
+    "teacher.ema_rate=0.5",
+    "train.num_steps=2",
+  )
+  assert "optimizer.learning_rate: 1e-05 in the checkpoint, 0.5 now" in err
+  assert "teacher.ema_rate: 0.01 in the checkpoint, 0.5 now" in err
+  assert "num_steps" not in err
+  err = refusal(capsys, "train", tiny, "checkpoint.resume=false")
+  for text in ("checkpoint of step 1", "train.run_directory"):
+    assert text in err
+  assert files() == before
+
+
+def test_unknown_command_is_refused(capsys):
+  with pytest.raises(SystemExit) as error:
+    main.main(["trian", "config.yaml"])
+  assert error.value.code == 2
+  assert "trian" in capsys.readouterr().err
+
+
+def test_debug_shows_where_an_error_comes_from(tmp_path):
+  with pytest.raises(ValueError, match="no config file"):
+    main.main(["train", str(tmp_path / "nowhere.yaml"), "--debug"])

@@ -1,0 +1,207 @@
+"""A run that is killed or interrupted goes on as if nothing had been."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from commands import ROOT, run, start
+
+CONFIG = """
+model:
+  create: {vocab_size: 300, width: 16, num_layers: 1, num_heads: 2,
+           num_kv_heads: 1, head_size: 8, mlp_size: 16}
+data: {train: generated, evaluation: generated, num_train: 64,
+       num_evaluation: 6}
+environment: {kind: calculator}
+rollout: {num_problems: 4, group_size: 2, max_prompt_length: 80,
+          max_completion_length: 8}
+teacher: {max_prompt_length: 160}
+optimizer: {learning_rate: 1e-2, micro_batch_size: 4}
+evaluation: {every: 2, num_samples: 2, pass_at: [1, 2], num_problems: 4}
+checkpoint: {every: 2}
+logging: {rollouts_every: 3, tensorboard: false}
+train: {num_steps: 8}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("resume")
+  (folder / "tiny.yaml").write_text(CONFIG)
+  return folder
+
+
+def arguments(folder, name, *overrides):
+  return [
+    "train",
+    folder / "tiny.yaml",
+    f"train.run_directory={folder / name}",
+    f"model.directory={folder / 'model'}",
+    *overrides,
+  ]
+
+
+def train(folder, name, *overrides):
+  done = run(arguments(folder, name, *overrides), folder / "compiled")
+  assert done.returncode == 0, done.stderr
+  return done
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(folder):
+  train(folder, "uninterrupted")
+  return folder / "uninterrupted"
+
+
+def numbers(path):
+  """All that a report says but the times, which no run repeats."""
+  if not path.exists():
+    return []
+  # A line that is being written has no line break yet.
+  lines = path.read_text().split("\n")[:-1]
+  return [
+    {k: v for k, v in json.loads(line).items() if not k.startswith("time/")}
+    for line in lines
+  ]
+
+
+def wait_for(condition, process):
+  deadline = time.monotonic() + 120
+  while not condition():
+    assert process.poll() is None, process.communicate()[1]
+    assert time.monotonic() < deadline
+    time.sleep(0.002)
+
+
+def test_killed_run_repeats_the_uninterrupted_one(folder, uninterrupted):
+  killed = folder / "killed"
+
+  def is_in_the_middle():
+    is_saved = (killed / "checkpoints/2").is_dir()
+    return is_saved and len(numbers(killed / "metrics.jsonl")) >= 3
+
+  with start(arguments(folder, "killed"), folder / "compiled") as process:
+    wait_for(is_in_the_middle, process)
+    process.kill()
+  assert process.returncode == -signal.SIGKILL
+  assert not (killed / "summary.json").exists()
+  # A line that the end cut off must not disturb.
+  with (killed / "metrics.jsonl").open("a") as file:
+    file.write('{"step": 7, "lo')
+
+  done = train(folder, "killed")
+  assert "going on from step" in done.stderr
+  for name in ("metrics.jsonl", "evaluations.jsonl"):
+    expected = numbers(uninterrupted / name)
+    assert numbers(killed / name) == expected
+    assert expected[-1]["step"] == 8
+  pages = [
+    sorted((run_folder / "rollouts").iterdir())
+    for run_folder in (killed, uninterrupted)
+  ]
+  for ours, theirs in zip(*pages, strict=True):
+    assert ours.name == theirs.name
+    assert ours.read_text() == theirs.read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_run_loses_no_step(folder, number):
+  name = f"stopped_by_{number}"
+  stopped = folder / name
+  # Only the interruption itself can save.
+  overrides = ("train.num_steps=100000", "checkpoint.every=100000")
+  with start(
+    arguments(folder, name, *overrides), folder / "compiled"
+  ) as process:
+    wait_for(lambda: len(numbers(stopped / "metrics.jsonl")) >= 3, process)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+  assert process.returncode == 130
+  assert "Traceback" not in err
+  step = numbers(stopped / "metrics.jsonl")[-1]["step"]
+  assert f"step {step} is saved" in err
+  assert (stopped / "checkpoints" / str(step)).is_dir()
+  assert not (stopped / "summary.json").exists()
+
+
+# Trains, and gets a real signal while step 6 is being sampled, when the data
+# iterator is one batch ahead of the state.
+_INTERRUPTED_ROLLOUT = """
+import itertools, signal, sys
+from distil_jax import config, learner
+
+run = learner.Learner(config.load(sys.argv[1], sys.argv[2:]))
+sample, count = run.actor, itertools.count(1)
+
+def interrupted(*arguments):
+  if next(count) == 6:
+    signal.raise_signal(signal.SIGINT)
+  return sample(*arguments)
+
+run.actor = interrupted
+run.train()
+"""
+
+
+def test_run_interrupted_while_sampling_repeats_the_uninterrupted_one(
+  folder, uninterrupted
+):
+  name = "interrupted"
+  command, *settings = arguments(folder, name)
+  assert command == "train"
+  with start(
+    settings, folder / "compiled", program=("-c", _INTERRUPTED_ROLLOUT)
+  ) as process:
+    _, err = process.communicate(timeout=120)
+  assert "KeyboardInterrupt" in err
+  assert "step 5 is saved" in err
+
+  done = train(folder, name)
+  assert "going on from step 5" in done.stderr
+  for report in ("metrics.jsonl", "evaluations.jsonl"):
+    assert numbers(folder / name / report) == numbers(uninterrupted / report)
+
+
+def test_evaluation_that_an_interruption_prevented_is_made_up_for(
+  folder, uninterrupted
+):
+  train(folder, "unevaluated", "train.num_steps=4")
+  path = folder / "unevaluated/evaluations.jsonl"
+  lines = path.read_text().splitlines(keepends=True)
+  assert json.loads(lines[-1])["step"] == 4
+  path.write_text("".join(lines[:-1]))
+  train(folder, "unevaluated")
+  assert numbers(path) == numbers(uninterrupted / "evaluations.jsonl")
+
+
+# A compiled program that never ends: Python does not come to its handlers.
+_STUCK = """
+import jax
+from distil_jax import interrupts
+spin = jax.jit(lambda x: jax.lax.while_loop(lambda x: x < 2, jax.numpy.sin, x))
+with interrupts.obeyed(), interrupts.held_back():
+  print("stuck", flush=True)
+  spin(1.0).block_until_ready()
+"""
+
+
+def test_second_interruption_ends_the_process_at_once():
+  with subprocess.Popen(
+    [sys.executable, "-c", _STUCK],
+    env=os.environ | {"PYTHONPATH": str(ROOT)},
+    stdout=subprocess.PIPE,
+    text=True,
+  ) as process:
+    try:
+      assert process.stdout.readline() == "stuck\n"
+      process.send_signal(signal.SIGINT)
+      with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=1)
+      process.send_signal(signal.SIGINT)
+      assert process.wait(timeout=10) == 130
+    finally:
+      process.kill()

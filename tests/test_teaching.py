@@ -1,0 +1,267 @@
+"""Who gets a teacher, and what the teacher is told."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from distil_jax import prompts, teaching
+from distil_jax.actor import Experience
+from distil_jax.io import tokenizer as tokenizers
+from distil_jax.records import (
+  Demonstration,
+  Problem,
+  Rollout,
+  Status,
+  StopReason,
+  Verdict,
+)
+
+GROUP_SIZE = 3
+LENGTH = 16
+MARKER = "<|im_start|>assistant\n"
+SETTINGS = teaching.TeacherSettings(
+  solution="sibling",
+  feedback="when_no_solution",
+  success_threshold=1.0,
+  max_prompt_length=200,
+)
+# Two groups: what each sample wrote, its reward and what was said about it.
+SAMPLES = (
+  ("right one", 1.0, ""),
+  ("wrong", 0.0, "it is not wrong"),
+  ("right two", 1.0, ""),
+  ("bad", 0.0, "it is not bad"),
+  ("worse", 0.0, "it is not worse"),
+  ("silent", 0.0, ""),
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+  texts = [text for sample in SAMPLES for text in (sample[0], sample[2])]
+  return tokenizers.train(texts, vocab_size=320)
+
+
+def make_experience(tokenizer, samples=SAMPLES, solutions=(None, None)):
+  problems = [
+    Problem(
+      index=10 + i,
+      messages=({"role": "user", "content": f"Question {i}?"},),
+      answer="",
+      solution=solution,
+    )
+    for i, solution in enumerate(solutions)
+  ]
+  prompt_ids, prompt_mask = prompts.pad_left(
+    [tokenizer.encode_messages(p.messages) for p in problems],
+    40,
+    tokenizer.pad_id,
+  )
+  rows = [[*tokenizer.encode(s[0]), tokenizer.eos_ids[0]] for s in samples]
+  ids, mask = prompts.pad_right(rows, LENGTH, tokenizer.pad_id)
+  return Experience(
+    problems=problems,
+    group_size=GROUP_SIZE,
+    rollout=Rollout(
+      prompt_ids=prompt_ids,
+      prompt_mask=prompt_mask,
+      completion_ids=ids,
+      completion_mask=mask,
+      log_probs=np.zeros(ids.shape, np.float32),
+      stop_reasons=np.full(len(samples), StopReason.EOS),
+    ),
+    completions=[s[0] for s in samples],
+    verdicts=[
+      Verdict(s[1], s[2], Status.CORRECT if s[1] else Status.WRONG)
+      for s in samples
+    ],
+  )
+
+
+def teach(tokenizer, experience=None, **settings):
+  return teaching.from_experience(
+    experience or make_experience(tokenizer),
+    tokenizer,
+    dataclasses.replace(SETTINGS, **settings),
+  )
+
+
+def said(lesson):
+  """Which solution and which feedback each teacher prompt holds."""
+  found = []
+  for text in lesson.teacher_prompts:
+    if text is None:
+      found.append(None)
+      continue
+    solution = feedback = None
+    if "Correct solution:" in text:
+      solution = text.split("Correct solution:\n\n")[1].split("\n\n")[0]
+    if "feedback from" in text:
+      feedback = text.split("attempt:\n\n")[1].split("\n\n")[0]
+    found.append((solution, feedback))
+  return found
+
+
+def test_sibling_is_shown_and_feedback_where_there_is_none(tokenizer):
+  lesson = teach(tokenizer)
+  assert said(lesson) == [
+    ("right two", None),  # not its own success
+    ("right one", None),  # the first of two; no feedback beside a solution
+    ("right one", None),
+    (None, "it is not bad"),
+    (None, "it is not worse"),
+    None,  # nothing to say about it
+  ]
+  np.testing.assert_array_equal(lesson.batch.sample_mask, [1, 1, 1, 1, 1, 0])
+  assert (lesson.num_truncated, lesson.num_without_room) == (0, 0)
+
+
+def test_feedback_always_and_never(tokenizer):
+  assert said(teach(tokenizer, feedback="always")) == [
+    ("right two", None),  # a success has no feedback
+    ("right one", "it is not wrong"),
+    ("right one", None),
+    (None, "it is not bad"),
+    (None, "it is not worse"),
+    None,
+  ]
+  assert said(teach(tokenizer, feedback="never"))[3:] == [None, None, None]
+
+
+def test_reference_solution(tokenizer):
+  experience = make_experience(tokenizer, solutions=("first", "second"))
+
+  def shown(solution):
+    lesson = teach(tokenizer, experience, solution=solution)
+    return [blocks and blocks[0] for blocks in said(lesson)]
+
+  assert shown("reference") == ["first"] * 3 + ["second"] * 3
+  assert shown("sibling_or_reference") == [
+    "right two",
+    "right one",
+    "right one",
+    *["second"] * 3,
+  ]
+  assert shown("none") == [None] * 6
+
+
+def test_lone_success_has_no_signal(tokenizer):
+  samples = (("alone", 1.0, "well done"), *SAMPLES[3:5])
+  experience = make_experience(tokenizer, samples, solutions=(None,))
+  for feedback in ("when_no_solution", "always"):
+    lesson = teach(tokenizer, experience, feedback=feedback)
+    assert lesson.teacher_prompts[0] is None
+    np.testing.assert_array_equal(lesson.batch.sample_mask, [0, 1, 1])
+  assert said(lesson)[1] == ("alone", "it is not bad")
+
+
+def test_success_starts_at_the_threshold(tokenizer):
+  samples = (("half", 0.5, ""), *SAMPLES[3:5])
+  experience = make_experience(tokenizer, samples, solutions=(None,))
+  strict = teach(tokenizer, experience)
+  assert said(strict)[1] == (None, "it is not bad")
+  mild = teach(tokenizer, experience, success_threshold=0.5)
+  assert said(mild)[1] == ("half", None)
+
+
+def test_batch_holds_the_student_s_own_ids(tokenizer):
+  experience = make_experience(tokenizer)
+  batch = teach(tokenizer, experience).batch
+  rollout = experience.rollout
+  np.testing.assert_array_equal(batch.completion_ids, rollout.completion_ids)
+  np.testing.assert_array_equal(batch.completion_mask, rollout.completion_mask)
+  for i in range(len(SAMPLES)):
+    problem = i // GROUP_SIZE
+    np.testing.assert_array_equal(
+      batch.prompt_ids[i], rollout.prompt_ids[problem]
+    )
+    np.testing.assert_array_equal(
+      batch.prompt_mask[i], rollout.prompt_mask[problem]
+    )
+
+
+def test_teacher_prompts_in_the_batch(tokenizer):
+  lesson = teach(tokenizer)
+  ids, mask = lesson.batch.teacher_prompt_ids, lesson.batch.teacher_prompt_mask
+  assert ids.shape == mask.shape == (len(SAMPLES), SETTINGS.max_prompt_length)
+  for row, counts, text in zip(ids, mask, lesson.teacher_prompts, strict=True):
+    assert (np.diff(counts) >= 0).all()  # padded on the left
+    if text is None:
+      assert counts.sum() == 1  # an empty prompt could not be scored
+    else:
+      kept = row[counts.astype(bool)].tolist()
+      assert tokenizer.decode(kept, skip_special=False) == text
+      assert text.endswith(
+        "Correctly solve the original question.<|im_end|>\n" + MARKER
+      )
+
+
+def test_long_feedback_is_cut_and_counted(tokenizer):
+  samples = (("bad", 0.0, "no " * 100), *SAMPLES[3:5])
+  experience = make_experience(tokenizer, samples, solutions=(None,))
+  lesson = teach(tokenizer, experience, max_prompt_length=150)
+  assert (lesson.num_truncated, lesson.num_without_room) == (1, 0)
+  np.testing.assert_array_equal(lesson.batch.sample_mask, [1, 1, 1])
+  assert lesson.batch.teacher_prompt_mask[0].sum() <= 150
+  cut = lesson.teacher_prompts[0]
+  assert 3 < cut.count("no ") < 100
+  assert cut.endswith(
+    "Correctly solve the original question.<|im_end|>\n" + MARKER
+  )
+
+
+def test_prompt_without_room_loses_its_signal_and_is_counted(tokenizer):
+  lesson = teach(tokenizer, max_prompt_length=8)
+  assert lesson.num_without_room == 5
+  assert lesson.num_truncated == 0
+  assert lesson.teacher_prompts == [None] * 6
+  assert not lesson.batch.sample_mask.any()
+
+
+DEMONSTRATION = Demonstration(
+  index=3,
+  messages=({"role": "user", "content": "Question?"},),
+  solution="right one",
+  prefix="wrong",
+)
+
+
+def demonstrate(tokenizer, *demonstrations, prompt=40, completion=LENGTH):
+  return teaching.from_demonstrations(
+    demonstrations,
+    tokenizer,
+    max_prompt_length=prompt,
+    max_completion_length=completion,
+  )
+
+
+def test_demonstration_trains_on_the_solution_and_its_end_alone(tokenizer):
+  bare = dataclasses.replace(DEMONSTRATION, prefix="")
+  lesson = demonstrate(tokenizer, DEMONSTRATION, bare)
+  batch = lesson.batch
+  assert lesson.teacher_prompts == []
+  assert batch.teacher_prompt_ids.shape == (2, 0)
+  np.testing.assert_array_equal(batch.sample_mask, [1, 1])
+  expected = [*tokenizer.encode("right one"), tokenizer.eos_ids[0]]
+  for row, counts in zip(
+    batch.completion_ids, batch.completion_mask, strict=True
+  ):
+    assert row[counts.astype(bool)].tolist() == expected
+  prompts_as_text = [
+    tokenizer.decode(row[counts.astype(bool)].tolist(), skip_special=False)
+    for row, counts in zip(batch.prompt_ids, batch.prompt_mask, strict=True)
+  ]
+  assert prompts_as_text[0] == prompts_as_text[1] + "wrong"
+  assert prompts_as_text[1].endswith(MARKER)
+
+
+def test_demonstration_that_is_too_long_is_an_error(tokenizer):
+  length = len(tokenizer.encode("right one")) + 1
+  demonstrate(tokenizer, DEMONSTRATION, completion=length)
+  with pytest.raises(ValueError, match="demonstration 3: its completion"):
+    demonstrate(tokenizer, DEMONSTRATION, completion=length - 1)
+  with pytest.raises(
+    ValueError, match=r"demonstration 3: its prompt .*max_prompt_length=5"
+  ):
+    demonstrate(tokenizer, DEMONSTRATION, prompt=5)
