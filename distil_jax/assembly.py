@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import grain
 import jax
@@ -12,8 +12,8 @@ import optax
 
 from distil_jax import objectives, processes, prompts, teaching, update
 from distil_jax.actor import Actor
-from distil_jax.config import Config, ConfigError
-from distil_jax.envs import Environment, make_environment
+from distil_jax.config import Config, ConfigError, CreateModel
+from distil_jax.envs import Environment, Generator, make_environment
 from distil_jax.io import datasets, weights
 from distil_jax.io import tokenizer as tokenizers
 from distil_jax.models import architecture, qwen3, sharding
@@ -131,7 +131,7 @@ def policy(
   """Loads the policy; makes it first where the config says so."""
   directory = resolve_directory(config.model.directory)
   if config.model.create and not (directory / weights.CONFIG).is_file():
-    _create(config, environment, problems.train)
+    _create(config, config.model.create, environment, problems.train)
   return load_policy(
     config.model.directory,
     config.model.param_dtype,
@@ -289,11 +289,16 @@ def train_step(
   )
 
 
-def _problems(config: Config, environment: Environment, split: str):
+def _problems(
+  config: Config,
+  environment: Environment,
+  split: Literal["train", "evaluation"],
+) -> tuple[Sequence[Problem], int]:
+  """The problems of a split, and how many rows were skipped."""
   source = getattr(config.data, split)
   limit = getattr(config.data, f"num_{split}")
   if source == "generated":
-    make = functools.partial(environment.generate, split=split)
+    make = functools.partial(_generator(environment).generate, split=split)
     return Generated(make, limit or NUM_GENERATED[split]), 0
   return datasets.load_problems(
     source,
@@ -309,9 +314,11 @@ def _demonstrations(
 ) -> Sequence[Demonstration]:
   if config.data.train == "generated":
     make = functools.partial(
-      environment.demonstration, teacher_prompt=prompts.teacher_prompt
+      _generator(environment).demonstration,
+      teacher_prompt=prompts.teacher_prompt,
     )
     return Generated(make, len(problems))
+  made = []
   for problem in problems:
     if not problem.solution:
       raise ConfigError(
@@ -319,10 +326,20 @@ def _demonstrations(
         f"{problem.index + 1} of {config.data.train} has none; name its field "
         "with data.fields.solution"
       )
-  return [
-    Demonstration(index=p.index, messages=p.messages, solution=p.solution)
-    for p in problems
-  ]
+    made.append(
+      Demonstration(
+        index=problem.index,
+        messages=problem.messages,
+        solution=problem.solution,
+      )
+    )
+  return made
+
+
+def _generator(environment: Environment) -> Generator:
+  if not isinstance(environment, Generator):
+    raise ConfigError(f"{type(environment).__name__} makes no problems")
+  return environment
 
 
 def _fitting(
@@ -355,15 +372,18 @@ def _fitting(
 
 
 def _create(
-  config: Config, environment: Environment, problems: Sequence[Problem]
+  config: Config,
+  create: CreateModel,
+  environment: Environment,
+  problems: Sequence[Problem],
 ) -> None:
   """Makes a random model and trains its tokenizer on the training data."""
   if jax.process_index() == 0:
-    sizes = config.model.create.model_dump(exclude={"seed", "vocab_size"})
+    sizes = create.model_dump(exclude={"seed", "vocab_size"})
     texts = _texts(config, environment, problems)
     tokenizer = tokenizers.train(
       itertools.islice(texts, _NUM_TOKENIZER_TEXTS),
-      vocab_size=config.model.create.vocab_size,
+      vocab_size=create.vocab_size,
     )
     network = architecture.Qwen3Config(
       vocab_size=tokenizer.vocab_size,
@@ -371,7 +391,7 @@ def _create(
       **sizes,
     )
     graphdef, _ = qwen3.make(network)
-    params = qwen3.init(network, jax.random.key(config.model.create.seed))
+    params = qwen3.init(network, jax.random.key(create.seed))
     made = Policy(network, graphdef, params, tokenizer)
     made.save(config.model.directory)
   processes.wait_for_all("the model is created")

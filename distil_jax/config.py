@@ -9,6 +9,7 @@ import difflib
 import pathlib
 import re
 import typing
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -322,7 +323,7 @@ class Config(Section):
     return self
 
 
-def load(path: str | pathlib.Path, overrides: list[str] = ()) -> Config:
+def load(path: str | pathlib.Path, overrides: Sequence[str] = ()) -> Config:
   """Reads a YAML config and applies `section.key=value` overrides.
 
   Raises:
@@ -414,17 +415,18 @@ def _dotted(path: list[str]) -> str:
 
 
 def _known_keys(path: list[str]) -> list[str]:
-  annotation = Config
+  annotation: Any = Config
   for part in path:
     members = _members(annotation)
+    fields = getattr(annotation, "model_fields", {})
     if part in members:
       annotation = members[part]
-    elif part in getattr(annotation, "model_fields", {}):
-      annotation = annotation.model_fields[part].annotation
-  for member in typing.get_args(annotation):
+    elif part in fields:
+      annotation = fields[part].annotation
+  for member in (annotation, *typing.get_args(annotation)):
     if isinstance(member, type) and issubclass(member, pydantic.BaseModel):
-      annotation = member
-  return sorted(getattr(annotation, "model_fields", {}))
+      return sorted(member.model_fields)
+  return []
 
 
 def _members(annotation) -> dict[str, type]:

@@ -58,7 +58,7 @@ def evaluate(
     (share that hit the limit) and `verdict/…` (share of each status).
   """
   group_size = actor.group_size
-  totals = collections.Counter()
+  totals: dict[str, float] = collections.defaultdict(float)
   mine = processes.share(problems)
   # Every process makes the same number of batches, an empty one if need be.
   for start in range(0, processes.largest_share(len(problems)), num_problems):

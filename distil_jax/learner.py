@@ -296,7 +296,9 @@ class _Run:
     clock: list[float],
   ) -> None:
     """Metrics to file and screen, and now and then samples to read."""
-    metrics["learning_rate"] = float(self.learner.schedule(step - 1))
+    metrics["learning_rate"] = float(
+      jnp.asarray(self.learner.schedule(step - 1))
+    )
     if experience is not None:
       metrics |= bookkeeping.experience_metrics(experience, lesson)
     else:

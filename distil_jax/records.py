@@ -17,9 +17,9 @@ import enum
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 from flax import struct
 
+Array = Any  # jax's on the devices, or NumPy's on the host
 Message = Mapping[str, str]  # {"role": ..., "content": ...}
 
 
@@ -107,12 +107,12 @@ class Rollout:
     stop_reasons: values of `StopReason`. Shape `[B]`, int32.
   """
 
-  prompt_ids: jax.Array
-  prompt_mask: jax.Array
-  completion_ids: jax.Array
-  completion_mask: jax.Array
-  log_probs: jax.Array
-  stop_reasons: jax.Array
+  prompt_ids: Array
+  prompt_mask: Array
+  completion_ids: Array
+  completion_mask: Array
+  log_probs: Array
+  stop_reasons: Array
 
 
 @struct.dataclass
@@ -129,10 +129,10 @@ class Batch:
     sample_mask: 1 where the sequence has a teacher signal. `[B]`.
   """
 
-  prompt_ids: jax.Array
-  prompt_mask: jax.Array
-  teacher_prompt_ids: jax.Array
-  teacher_prompt_mask: jax.Array
-  completion_ids: jax.Array
-  completion_mask: jax.Array
-  sample_mask: jax.Array
+  prompt_ids: Array
+  prompt_mask: Array
+  teacher_prompt_ids: Array
+  teacher_prompt_mask: Array
+  completion_ids: Array
+  completion_mask: Array
+  sample_mask: Array

@@ -10,7 +10,7 @@ from flax import nnx
 
 from distil_jax.models import qwen3, sharding
 from distil_jax.ops import sampling
-from distil_jax.records import Rollout, StopReason
+from distil_jax.records import Array, Rollout, StopReason
 
 
 def identities(names: Sequence[int]) -> np.ndarray:
@@ -32,7 +32,7 @@ def identities(names: Sequence[int]) -> np.ndarray:
 
 
 def sample_keys(
-  key: jax.Array, identities: jax.Array, group_size: int
+  key: jax.Array, identities: Array, group_size: int
 ) -> jax.Array:
   """One key for each (problem, sample).
 

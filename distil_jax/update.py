@@ -19,7 +19,8 @@ Metrics = dict[str, jax.Array]
 
 @struct.dataclass
 class TrainState:
-  """Everything that one step hands to the next.
+  """Everything that one step hands to the next; or, in place of each array,
+  its sharding or its shape.
 
   Attributes:
     step: training steps done. Scalar, int32.
@@ -30,11 +31,11 @@ class TrainState:
     key: raw key data of the run; each step folds its number in. uint32.
   """
 
-  step: jax.Array
-  params: qwen3.Params
-  teacher_params: qwen3.Params | None
+  step: Any
+  params: Any
+  teacher_params: Any
   opt_state: Any
-  key: jax.Array
+  key: Any
 
 
 # Token losses of one micro-batch and the sums to report.
@@ -190,7 +191,7 @@ def train_step(
   tokens = jnp.maximum(sums.pop("tokens"), 1.0)
   metrics = {name: total / tokens for name, total in sums.items()}
   metrics["loss"] = value
-  metrics["gradient_norm"] = optax.global_norm(gradients)
+  metrics["gradient_norm"] = optax.tree.norm(gradients)
   next_state = TrainState(
     step=state.step + 1,
     params=params,

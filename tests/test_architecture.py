@@ -86,7 +86,7 @@ def test_environments_use_no_jax():
 
 
 def test_config_stays_with_the_conductors():
-  conductors = ("actor", "learner", "evaluate", "assembly", "main")
+  conductors = ("learner", "assembly", "bookkeeping", "main")
   for name, path in MODULES.items():
     if name.split(".")[-1] not in conductors:
       assert "distil_jax.config" not in our_imports(path), name

@@ -86,7 +86,7 @@ class Checkpoints:
         data=grain.checkpoint.CheckpointRestore(data),
       ),
     )
-    return restored.state
+    return restored["state"]
 
   def read_params(self, step: int, template: dict[str, Any]) -> dict[str, Any]:
     """Reads the student's parameters alone; needs no data and no optimiser."""
@@ -106,7 +106,7 @@ class Checkpoints:
     restored = self._manager.restore(
       step, args=ocp.args.Composite(notes=ocp.args.JsonRestore())
     )
-    return restored.notes
+    return restored["notes"]
 
   def close(self) -> None:
     """Waits for what is being written."""

@@ -6,6 +6,7 @@ Needs the tokenizer part of transformers only, not torch.
 import dataclasses
 import functools
 import json
+import os
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
@@ -155,7 +156,7 @@ class Tokenizer:
     """One more than the largest id: the fewest rows an embedding may have."""
     return max(self.backend.get_vocab().values()) + 1
 
-  def save(self, directory: str | pathlib.Path) -> None:
+  def save(self, directory: str | os.PathLike[str]) -> None:
     """Writes the tokenizer so that `load` and transformers read it back.
 
     All end tokens go into `generation_config.json`; what else stands in that

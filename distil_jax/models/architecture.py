@@ -34,7 +34,7 @@ class Qwen3Config:
 
 
 def from_hugging_face(
-  settings: Mapping[str, Any], **computing: str
+  settings: Mapping[str, Any], **computing: Any
 ) -> Qwen3Config:
   """Reads a `config.json`.
 

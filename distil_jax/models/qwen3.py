@@ -21,7 +21,8 @@ from distil_jax.models import sharding
 from distil_jax.models.architecture import Qwen3Config
 
 Params = dict[str, Any]
-Attend = Callable[..., tuple[jax.Array, Any, Any]]
+# (query, key, value, ...) -> what attention reads, and what to keep.
+Attend = Callable[..., tuple[jax.Array, Any]]
 
 AXES: Mapping[str, sharding.LogicalAxes] = {
   "attention_norm": (None,),

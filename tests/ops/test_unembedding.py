@@ -33,17 +33,18 @@ def dense(student, student_matrix, teacher, teacher_matrix, ids):
   teacher_logits = jax.lax.stop_gradient(teacher @ teacher_matrix)
   log_student = jax.nn.log_softmax(student @ student_matrix)
   log_teacher = jax.nn.log_softmax(teacher_logits)
-  return {
-    "costs": -jnp.sum(jnp.exp(log_teacher) * log_student, axis=-1),
-    "log_probs": jnp.take_along_axis(log_student, ids[..., None], -1)[..., 0],
-    "entropies": -jnp.sum(jnp.exp(log_student) * log_student, axis=-1),
-    "teacher_entropies": -jnp.sum(jnp.exp(log_teacher) * log_teacher, axis=-1),
-  }
+  return unembedding.TokenStatistics(
+    costs=-jnp.sum(jnp.exp(log_teacher) * log_student, axis=-1),
+    log_probs=jnp.take_along_axis(log_student, ids[..., None], -1)[..., 0],
+    entropies=-jnp.sum(jnp.exp(log_student) * log_student, axis=-1),
+    teacher_entropies=-jnp.sum(jnp.exp(log_teacher) * log_teacher, axis=-1),
+  )
 
 
 def weighted(statistics, weights):
   return sum(
-    jnp.sum(weight * statistics[name]) for name, weight in weights.items()
+    jnp.sum(weight * getattr(statistics, name))
+    for name, weight in weights.items()
   )
 
 
@@ -97,8 +98,8 @@ class TestTokenStatistics:
       *inputs[:-1]
     )
     for name in FIELDS:
-      assert actual[name].dtype == jnp.float32
-      assert_close(actual[name], values[name])
+      assert getattr(actual, name).dtype == jnp.float32
+      assert_close(getattr(actual, name), getattr(values, name))
     for gradient, expected in zip(
       actual_gradients[:2], gradients[:2], strict=True
     ):
@@ -119,13 +120,13 @@ class TestTokenStatistics:
       ids,
     )
     for name in FIELDS:
-      assert_close(chunked[name], whole[name])
+      assert_close(getattr(chunked, name), getattr(whole, name))
 
   def test_one_token_and_one_word(self):
     inputs = random_inputs(size=1, length=1, vocab_size=1)
     statistics = unembedding.token_statistics(*inputs, chunk_size=4)
     for name in FIELDS:
-      np.testing.assert_array_equal(statistics[name], 0.0)
+      np.testing.assert_array_equal(getattr(statistics, name), 0.0)
 
   def test_a_student_equal_to_its_teacher(self):
     student, matrix, *_, ids = random_inputs(seed=2)
@@ -153,8 +154,8 @@ class TestTokenStatistics:
       rounded[0], jnp.asarray(inputs[1])
     )
     for name in FIELDS:
-      assert actual[name].dtype == jnp.float32
-      assert_close(actual[name], values[name])
+      assert getattr(actual, name).dtype == jnp.float32
+      assert_close(getattr(actual, name), getattr(values, name))
     assert actual_gradients[0].dtype == jnp.bfloat16
     assert actual_gradients[1].dtype == jnp.float32
     for gradient, expected in zip(actual_gradients, gradients[:2], strict=True):
@@ -176,7 +177,9 @@ class TestTokenStatistics:
       statistics = unembedding.token_statistics(
         student, matrix, hidden, teacher_matrix, ids, chunk_size=chunk_size
       )
-      return sum(jnp.sum(statistics[name]) for name in names), statistics
+      return sum(
+        jnp.sum(getattr(statistics, name)) for name in names
+      ), statistics
 
     gradients, statistics = jax.grad(run, (0, 1), has_aux=True)(
       hidden, student_matrix
@@ -238,8 +241,8 @@ class TestTokenLogProbs:
       student, matrix
     )
     for name in weights:
-      assert actual[name].dtype == jnp.float32
-      assert_close(actual[name], values[name])
+      assert getattr(actual, name).dtype == jnp.float32
+      assert_close(getattr(actual, name), getattr(values, name))
     for gradient, expected in zip(actual_gradients, gradients[:2], strict=True):
       assert_close(gradient, expected)
 
@@ -276,7 +279,7 @@ class TestFromLogits:
       statistics = unembedding.from_logits(
         logits, teacher_probs, jnp.array([0])
       )
-      return sum(jnp.sum(statistics[name]) for name in names)
+      return sum(jnp.sum(getattr(statistics, name)) for name in names)
 
     excluding = jnp.array([[0.3, -0.2, -jnp.inf]])
     value, gradient = jax.value_and_grad(total)(excluding)
