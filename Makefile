@@ -14,7 +14,7 @@ test: check  ## Everything that CI checks.
 check: $(VENV)/.test
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
-	$(RUN)/pyright
+	$(RUN)/basedpyright --pythonpath $(RUN)/python
 
 base: $(VENV)/.base  ## Make the embedded base model anew (about half an hour).
 	$(RUN)/distil-jax train configs/calculator/base.yaml

@@ -40,7 +40,7 @@ setuptools.setup(
     "cuda12": ["jax[cuda12]>=0.10"],
     "tpu": ["jax[tpu]>=0.10"],
     "parquet": ["pyarrow>=17"],
-    "test": ["pytest>=8", "ruff>=0.14", "pyright>=1.1", "pyarrow>=17"],
+    "test": ["pytest>=8", "ruff>=0.14", "basedpyright>=1.29", "pyarrow>=17"],
     "notebooks": ["jupyterlab>=4", "nbclient>=0.10"],
   },
   entry_points={"console_scripts": ["distil-jax=distil_jax.main:main"]},
