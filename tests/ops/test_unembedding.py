@@ -1,6 +1,7 @@
 """Chunked statistics against dense ones, in value, gradient and memory."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -234,12 +235,13 @@ class TestTokenLogProbs:
       log_probs, entropies = unembedding.token_log_probs(
         student, matrix, ids, chunk_size=chunk_size
       )
-      actual = {"log_probs": log_probs, "entropies": entropies}
-      return weighted(actual, weights), actual
+      actual = types.SimpleNamespace(log_probs=log_probs, entropies=entropies)
+      return weighted(actual, weights), vars(actual)
 
     actual_gradients, actual = jax.grad(run, (0, 1), has_aux=True)(
       student, matrix
     )
+    actual = types.SimpleNamespace(**actual)
     for name in weights:
       assert getattr(actual, name).dtype == jnp.float32
       assert_close(getattr(actual, name), getattr(values, name))
