@@ -77,7 +77,8 @@ def distil(
     group_size: G, needed by the baseline.
     terminal_neutral: the last token gets no future credit and is left out of
       the baseline; without it, ending early can be an optimum.
-    sample_mask: 1 for sequences that have a teacher signal. Shape `[B]`.
+    sample_mask: 1 for sequences that have a teacher signal; the others are
+      not in the baseline either. Shape `[B]`.
     aggregation: how token losses are averaged over the batch.
 
   Returns:
@@ -97,10 +98,12 @@ def distil(
   statistics = unembedding.from_logits(
     student_logits, jax.nn.softmax(teacher_logits, axis=-1), completion_ids
   )
+  if sample_mask is None:
+    sample_mask = jnp.ones(completion_mask.shape[0], completion_mask.dtype)
   costs = token_costs(statistics, completion_mask, cost=cost)
   scores, later = score_weights(
     costs,
-    completion_mask,
+    completion_mask * sample_mask[:, None],
     future_weight=future_weight,
     normalize=normalize,
     discount=discount,
@@ -109,8 +112,6 @@ def distil(
     terminal_neutral=terminal_neutral,
   )
   losses = distil_losses(statistics, completion_mask, scores, cost=cost)
-  if sample_mask is None:
-    sample_mask = jnp.ones(completion_mask.shape[0], completion_mask.dtype)
   weights = masking.aggregation_weights(
     completion_mask, sample_mask, aggregation=aggregation
   )

@@ -170,7 +170,7 @@ def train_step(
   )
   slices = _cut((batch, weights), num_micro_batches)
   if credit_fn is not None:
-    scores = credit_fn(state.params, teacher, slices[0], batch.completion_mask)
+    scores = credit_fn(state.params, teacher, slices[0], learned_tokens(batch))
     slices = (*slices, _cut(scores, num_micro_batches))
   else:
     slices = (*slices, None)
@@ -222,7 +222,7 @@ def distil_loss(
   statistics = distil_statistics(
     params, teacher_params, batch, graphdef=graphdef, chunk_size=chunk_size
   )
-  mask = batch.completion_mask
+  mask = learned_tokens(batch)
   costs = objectives.token_costs(statistics, mask, cost=cost)
   if scores is None:
     scores, later = score_fn(costs, mask)
@@ -284,7 +284,7 @@ def batch_credit(
   Args:
     params, teacher_params: as for the loss.
     slices: the batch, cut. `[n, b, ...]`.
-    mask: the whole batch's. Shape `[B, T]`.
+    mask: the whole batch's `learned_tokens`. Shape `[B, T]`.
     graphdef, cost, chunk_size, score_fn: as for `distil_loss`.
 
   Returns:
@@ -300,7 +300,7 @@ def batch_credit(
       chunk_size=chunk_size,
     )
     return objectives.token_costs(
-      statistics, micro_batch.completion_mask, cost=cost
+      statistics, learned_tokens(micro_batch), cost=cost
     )
 
   costs = jax.lax.map(costs_of, slices)
@@ -336,9 +336,18 @@ def sft_loss(
   return losses, _sums(batch, cost=losses, entropy=entropies)
 
 
+def learned_tokens(batch: Batch) -> jax.Array:
+  """1 at the tokens that are learned from. Shape `[b, T]`.
+
+  A sequence without teacher signal has none: its costs mean nothing, so they
+  must not stand in the baseline of its group either.
+  """
+  return batch.completion_mask * batch.sample_mask[:, None]
+
+
 def _sums(batch: Batch, **values: jax.Array) -> Metrics:
   """Sums over the tokens that are learned from, and their number."""
-  mask = batch.completion_mask * batch.sample_mask[:, None]
+  mask = learned_tokens(batch)
   values = jax.lax.stop_gradient(values)
   sums = {k: jnp.sum(masking.where_counts(v, mask)) for k, v in values.items()}
   return {**sums, "tokens": jnp.sum(mask).astype(jnp.float32)}

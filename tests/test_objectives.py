@@ -279,7 +279,7 @@ def reference(
         costs[b, t] += np.sum(np.exp(expert) * expert)
       log_probs[b, t] = ours[ids[b, t]]
   if scores is None:
-    scores = reference_scores(costs, lengths, settings)
+    scores = reference_scores(costs, lengths, sample_mask, settings)
   losses = {at: costs[at] + scores[at] * log_probs[at] for at in costs}
   counted = [b for b, length in enumerate(lengths) if sample_mask[b] and length]
   if settings["aggregation"] == "token_mean":
@@ -293,7 +293,8 @@ def reference(
   return value, scores
 
 
-def reference_scores(costs, lengths, settings):
+def reference_scores(costs, lengths, sample_mask, settings):
+  """A sequence without signal gets no credit, and gives no baseline."""
   later = {}
   for b, t in costs:
     rest = range(t + 1, lengths[b])
@@ -303,7 +304,11 @@ def reference_scores(costs, lengths, settings):
       total /= sum(weights)
     later[b, t] = total
   neutral = settings["terminal_neutral"]
-  credited = [(b, t) for b, t in later if not (neutral and t == lengths[b] - 1)]
+  credited = [
+    (b, t)
+    for b, t in later
+    if sample_mask[b] and not (neutral and t == lengths[b] - 1)
+  ]
   scores = dict.fromkeys(later, 0.0)
   for b, t in credited:
     baseline = 0.0

@@ -147,7 +147,9 @@ def dense_value_and_gradients(network, teacher, batch, form):
   )
   costs, _ = statistics(network.params, teacher, batch)
   mask = np.asarray(batch.completion_mask)
-  scores = score_weights_by_hand(np.asarray(costs), mask, form)
+  # A sequence without signal must not stand in its group's baseline.
+  learned = mask * np.asarray(batch.sample_mask)[:, None]
+  scores = score_weights_by_hand(np.asarray(costs), learned, form)
   shares = shares_by_hand(
     mask, np.asarray(batch.sample_mask), form["aggregation"]
   )
