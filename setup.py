@@ -15,7 +15,6 @@ setuptools.setup(
   .with_name("README.md")
   .read_text(encoding="utf-8"),
   long_description_content_type="text/markdown",
-  license="Apache-2.0",
   python_requires=">=3.11",
   packages=setuptools.find_packages(include=["distil_jax", "distil_jax.*"]),
   package_data={"distil_jax": ["assets/*/*"]},
@@ -27,6 +26,8 @@ setuptools.setup(
     "grain>=0.2.18",
     "chex>=0.1.91",
     "transformers>=5.0",
+    "tokenizers>=0.22",
+    "numpy>=2.0",
     "safetensors>=0.8",
     "jinja2>=3.1",
     "pydantic>=2.10",
@@ -41,7 +42,7 @@ setuptools.setup(
     "tpu": ["jax[tpu]>=0.10"],
     "parquet": ["pyarrow>=17"],
     "test": ["pytest>=8", "ruff>=0.14", "basedpyright>=1.29", "pyarrow>=17"],
-    "notebooks": ["jupyterlab>=4", "nbclient>=0.10"],
+    "notebooks": ["jupyterlab>=4", "ipywidgets>=8"],
   },
   entry_points={"console_scripts": ["distil-jax=distil_jax.main:main"]},
 )

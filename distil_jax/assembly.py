@@ -128,11 +128,16 @@ def policy(
   problems: Problems,
   mesh: jax.sharding.Mesh,
 ) -> Policy:
-  """Loads the policy; makes it first where the config says so."""
+  """Loads the policy; makes it first where the config says so.
+
+  Raises:
+    ConfigError: the model that is there has other sizes than `model.create`
+      says, or fewer positions than a sequence has tokens.
+  """
   directory = resolve_directory(config.model.directory)
   if config.model.create and not (directory / weights.CONFIG).is_file():
     _create(config, config.model.create, environment, problems.train)
-  return load_policy(
+  loaded = load_policy(
     config.model.directory,
     config.model.param_dtype,
     compute_dtype=config.model.compute_dtype,
@@ -140,6 +145,8 @@ def policy(
     mesh=mesh,
     chat_template_kwargs=config.model.chat_template_kwargs,
   )
+  _check_network(config, loaded.config)
+  return loaded
 
 
 def data(
@@ -336,6 +343,34 @@ def _demonstrations(
   return made
 
 
+def _check_network(config: Config, network: architecture.Qwen3Config) -> None:
+  create = config.model.create
+  # The seed cannot be seen, and the tokenizer may have found fewer tokens.
+  sizes = create.model_dump(exclude={"seed", "vocab_size"}) if create else {}
+  for name, size in sizes.items():
+    if getattr(network, name) != size:
+      raise ConfigError(
+        f"model.create.{name}={size}, but the model in "
+        f"{config.model.directory}, made before, has {getattr(network, name)}; "
+        "set another model.directory, or remove that one"
+      )
+  prompt = config.rollout.max_prompt_length
+  if config.objective.kind != "sft":
+    prompt = max(prompt, config.teacher.max_prompt_length)
+  completion = max(
+    config.rollout.max_completion_length,
+    config.evaluation.max_completion_length or 0,
+  )
+  if prompt + completion > network.max_positions:
+    raise ConfigError(
+      f"prompts of {prompt} and completions of {completion} tokens are longer "
+      f"than the {network.max_positions} positions of the model in "
+      f"{config.model.directory} (max_position_embeddings); lower "
+      "rollout.max_prompt_length, teacher.max_prompt_length or "
+      "max_completion_length"
+    )
+
+
 def _generator(environment: Environment) -> Generator:
   if not isinstance(environment, Generator):
     raise ConfigError(f"{type(environment).__name__} makes no problems")
@@ -350,8 +385,12 @@ def _fitting(
 ) -> tuple[Sequence[Problem], int]:
   """The problems whose prompt fits, and how many do not."""
   limit = config.rollout.max_prompt_length
-  kept, num_dropped = [], 0
+  kept, num_dropped, known = [], 0, set()
   for problem in problems:
+    roles = tuple(message["role"] for message in problem.messages)
+    if roles not in known:
+      tokenizer.check_template(roles)
+      known.add(roles)
     length = len(tokenizer.encode_messages(problem.messages))
     if length <= limit:
       kept.append(problem)

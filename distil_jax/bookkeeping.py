@@ -25,7 +25,8 @@ def dump(config: Config) -> str:
 
 def check_place(run_directory: pathlib.Path) -> None:
   """Refuses a run folder that cannot be made."""
-  for place in (run_directory, *run_directory.parents):
+  checkpoints = run_directory / "checkpoints"
+  for place in (checkpoints, run_directory, *run_directory.parents):
     if place.exists() and not place.is_dir():
       raise ConfigError(
         f"train.run_directory={run_directory}: {place} is a file; choose "

@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal
 import pydantic
 import yaml
 
-Positive = Annotated[int, pydantic.Field(gt=0)]
-NonNegative = Annotated[int, pydantic.Field(ge=0)]
+Positive = Annotated[int, pydantic.Field(gt=0, lt=2**31)]
+NonNegative = Annotated[int, pydantic.Field(ge=0, lt=2**31)]
 Seed = Annotated[int, pydantic.Field(ge=0, lt=2**32)]
 Fraction = Annotated[float, pydantic.Field(gt=0, le=1)]
 DType = Literal["float32", "bfloat16"]
@@ -28,7 +28,7 @@ class ConfigError(ValueError):
 
 class Section(pydantic.BaseModel):
   model_config = pydantic.ConfigDict(
-    frozen=True, extra="forbid", validate_default=True
+    frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
   )
 
 
@@ -134,6 +134,14 @@ class Sampling(Section):
   temperature: Annotated[float, pydantic.Field(ge=0)] = 1.0
   top_k: Positive | None = None
   top_p: Fraction | None = None
+
+  @pydantic.field_validator("temperature")
+  @classmethod
+  def _temperature(cls, value: float) -> float:
+    # Logits divided by less overflow, and the sampler would draw token 0.
+    if 0 < value < 1e-6:
+      raise ValueError("must be 0 (the most probable token) or at least 1e-6")
+    return value
 
 
 class Rollout(Sampling):
@@ -313,6 +321,22 @@ class Config(Section):
         "objective.baseline=leave_one_out needs rollout.group_size of at "
         "least 2, got 1; use baseline=null"
       )
+    teacher = self.teacher
+    # Nothing would ever stand in the teacher's prompt, and the run learn
+    # nothing.
+    is_silent = teacher.solution == "none" or (
+      teacher.solution == "sibling" and self.rollout.group_size == 1
+    )
+    if (
+      self.objective.kind == "distil"
+      and teacher.feedback == "never"
+      and is_silent
+    ):
+      raise ValueError(
+        f"teacher.solution={teacher.solution} and teacher.feedback=never with "
+        f"rollout.group_size={self.rollout.group_size} leave the teacher "
+        "nothing to tell; let it have one of the two"
+      )
     generates = self.environment.kind == "calculator"
     for key in ("train", "evaluation"):
       if getattr(self.data, key) == "generated" and not generates:
@@ -335,7 +359,7 @@ def load(path: str | pathlib.Path, overrides: Sequence[str] = ()) -> Config:
     raise ConfigError(f"no config file at {path}")
   try:
     tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader) or {}
-  except yaml.YAMLError as error:
+  except (yaml.YAMLError, UnicodeDecodeError) as error:
     raise ConfigError(f"{path} is not valid YAML: {error}") from error
   if not isinstance(tree, dict):
     raise ConfigError(f"{path} must hold a mapping of sections")
@@ -356,7 +380,22 @@ def parse(tree: dict[str, Any], source: str = "config") -> Config:
 
 
 class _Loader(yaml.SafeLoader):
-  """YAML 1.2 floats: plain YAML 1.1 reads `1e-5` as a string."""
+  """YAML 1.2 floats: plain YAML 1.1 reads `1e-5` as a string.
+
+  A key that stands twice is an error: plain YAML drops the first in silence.
+  """
+
+  def construct_mapping(self, node, deep=False):
+    seen = []
+    for name, _ in node.value:
+      key = (name.tag, name.value)
+      if key in seen:
+        raise yaml.constructor.ConstructorError(
+          problem=f"{name.value!r} stands twice in one section; keep one",
+          problem_mark=name.start_mark,
+        )
+      seen.append(key)
+    return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(

@@ -27,6 +27,7 @@ from distil_jax.models import qwen3, sharding
 # Folded into the run's key, to keep the noise of evaluation apart from that of
 # training step 0, 1, ...
 _EVALUATION = 2**31
+_BASE_TEXT = "evaluating the base model"
 
 
 class TrainingError(RuntimeError):
@@ -234,6 +235,7 @@ class _Run:
     if latest is None:
       self.state = learner.init_state()
     else:
+      base_values = self.lost_base_evaluation()
       self.resume(latest, template)
     device = jax.devices()[0]
     self.folder.start(
@@ -251,9 +253,25 @@ class _Run:
         self.progress.message(f"{count} {what}")
     if latest is None:
       self.evaluate(0)
-    elif self.evaluation_is_due(latest) and not self.is_evaluated(latest):
+    elif base_values:
+      self.folder.evaluation(0, base_values)
+    if (
+      latest
+      and self.evaluation_is_due(latest)
+      and not self.is_evaluated(latest)
+    ):
       self.evaluate(latest)  # what interrupted the run came before it
     self.position = self.batches.get_state()
+
+  def lost_base_evaluation(self) -> dict[str, float] | None:
+    """Of the base model, where the run folder has none: the summary needs it.
+
+    Only now, when resuming, are the base model's parameters still at hand.
+    """
+    if self.is_evaluated(0):
+      return None
+    params = self.learner.policy.params
+    return self.learner.evaluate(params, self.progress, _BASE_TEXT)
 
   def check_resumable(self, step: int) -> None:
     """Refuses a checkpoint that this run must not go on from."""
@@ -324,10 +342,14 @@ class _Run:
     return bool(every) and step % every == 0
 
   def is_evaluated(self, step: int) -> bool:
-    return any(line["step"] == step for line in self.folder.evaluations())
+    """Whether the report has it; all processes go by what the writer finds."""
+    is_found = jax.process_index() == 0 and any(
+      line["step"] == step for line in self.folder.evaluations()
+    )
+    return processes.global_sums({"found": float(is_found)})["found"] > 0
 
   def evaluate(self, step: int) -> None:
-    text = "evaluating" if step else "evaluating the base model"
+    text = "evaluating" if step else _BASE_TEXT
     values = self.learner.evaluate(self.state.params, self.progress, text)
     self.folder.evaluation(step, values)
 

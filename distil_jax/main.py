@@ -1,6 +1,7 @@
 """`distil-jax`: argv to config to one of the conductors."""
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 
@@ -14,6 +15,8 @@ _OVERRIDES_HELP = "settings, for example optimizer.learning_rate=1e-4"
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs a command; returns the exit status."""
   arguments = _parser().parse_args(argv)
+  # What orbax has to say below an error is not for the user of a command.
+  logging.getLogger("absl").setLevel(logging.ERROR)
   try:
     with interrupts.obeyed():
       config = configs.load(arguments.config, arguments.overrides)
@@ -88,6 +91,10 @@ def _export(config: configs.Config, arguments: argparse.Namespace) -> int:
 
   from distil_jax import learner
 
+  if "=" in arguments.directory:
+    raise configs.ConfigError(
+      f"DIRECTORY comes before the settings, got {arguments.directory!r}"
+    )
   owner = learner.Learner(config)
   with jax.set_mesh(owner.mesh):
     step, params = owner.trained_params()

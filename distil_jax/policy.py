@@ -10,6 +10,7 @@ from typing import Any
 
 import chex
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -97,11 +98,15 @@ def load_policy(
   Raises:
     ValueError: names the file, tensor or setting that does not fit.
   """
+  if remat not in ("layer", "none"):
+    raise ValueError(f"remat={remat!r} must be 'layer' or 'none'")
+  dtype = _float_name("dtype", dtype)
+  compute_dtype = _float_name("compute_dtype", compute_dtype or dtype)
   path = resolve_directory(directory)
   config = architecture.from_hugging_face(
     weights.read_config(path),
     param_dtype=dtype,
-    compute_dtype=compute_dtype or dtype,
+    compute_dtype=compute_dtype,
     remat=remat,
   )
   tokenizer = tokenizers.Tokenizer.load(
@@ -113,6 +118,13 @@ def load_policy(
       f"config.json says vocab_size={config.vocab_size}: the tokens beyond "
       "have no embedding; take the tokenizer that belongs to the model"
     )
+  for token in tokenizer.eos_ids:
+    if token >= config.vocab_size:
+      raise ValueError(
+        f"eos_token_id={token} in {path} is not among the "
+        f"{config.vocab_size} tokens of the model: no completion could end "
+        "with it; correct generation_config.json or config.json"
+      )
   graphdef, template = qwen3.make(config)
   if mesh is not None:
     template = jax.tree.map(
@@ -136,10 +148,15 @@ def logits(policy: Policy, token_ids: jax.Array, mask: jax.Array) -> jax.Array:
 
   Returns:
     float32, shape `[B, S, V]`; at padding they mean nothing.
+
+  Raises:
+    ValueError: a token that counts is not in the vocabulary.
   """
   token_ids, mask = jnp.asarray(token_ids), jnp.asarray(mask)
   chex.assert_rank([token_ids, mask], 2)
   chex.assert_equal_shape([token_ids, mask])
+  if not any(isinstance(x, jax.core.Tracer) for x in (token_ids, mask)):
+    _check_tokens(policy, np.asarray(token_ids)[np.asarray(mask) == 1])
   return _logits(policy.params, token_ids, mask, graphdef=policy.graphdef)
 
 
@@ -174,14 +191,17 @@ def generate(
     the rollout; `policy.texts(r.completion_ids, r.completion_mask)` reads it.
 
   Raises:
-    ValueError: no prompt, an empty prompt, one that is not left-padded, or a
-      token that is not in the vocabulary.
+    ValueError: no prompt, an empty prompt, one that is not left-padded, a
+      token that is not in the vocabulary, or a setting out of its range.
   """
+  _check_sampling(group_size, max_completion_length, temperature, top_k, top_p)
   ids, mask = _prompt_arrays(policy, prompts)
   names = [
     zlib.crc32(row[counts.astype(bool)].astype("<i4").tobytes())
     for row, counts in zip(ids, mask, strict=True)
   ]
+  if isinstance(key, int):
+    raise ValueError(f"key={key} is no key; give jax.random.key({key})")
   if not jnp.issubdtype(jnp.asarray(key).dtype, jax.dtypes.prng_key):
     key = jax.random.wrap_key_data(key)
   keys = rollout.sample_keys(key, rollout.identities(names), group_size)
@@ -230,6 +250,8 @@ def _prompt_arrays(policy: Policy, given) -> tuple[np.ndarray, np.ndarray]:
     raise ValueError("prompts is one string; give a list of prompts")
   if len(given) == 0:
     raise ValueError("prompts is empty")
+  if isinstance(given[0], Mapping):
+    raise ValueError("prompts is one conversation; give a list of them")
   if isinstance(given, tuple) and not isinstance(given[0], str):
     ids, mask = (np.asarray(x, np.int32) for x in given)
     chex.assert_rank([ids, mask], 2)
@@ -246,15 +268,52 @@ def _prompt_arrays(policy: Policy, given) -> tuple[np.ndarray, np.ndarray]:
     )
   if not len(ids):
     raise ValueError("prompts is empty")
+  if not np.isin(mask, (0, 1)).all():
+    raise ValueError("the mask of the prompts must be 1 or 0 everywhere")
   if not mask.any(axis=1).all():
     raise ValueError("a prompt has no token")
   if (np.diff(mask, axis=1) < 0).any():
     raise ValueError("prompts must be padded on the left: the mask falls")
+  _check_tokens(policy, ids[mask == 1])
+  return ids, mask
+
+
+def _check_tokens(policy: Policy, ids: np.ndarray) -> None:
   vocab_size = policy.config.vocab_size
-  unknown = (mask == 1) & ((ids < 0) | (ids >= vocab_size))
+  unknown = (ids < 0) | (ids >= vocab_size)
   if unknown.any():
     raise ValueError(
-      f"prompts hold token {ids[unknown][0]}, but the vocabulary has ids 0 to "
+      f"there is a token {ids[unknown][0]}, but the vocabulary has ids 0 to "
       f"{vocab_size - 1}"
     )
-  return ids, mask
+
+
+def _check_sampling(
+  group_size: int,
+  max_completion_length: int,
+  temperature: float,
+  top_k: int | None,
+  top_p: float | None,
+) -> None:
+  """Refuses what would sample from something else than was meant."""
+  for name, size in (
+    ("group_size", group_size),
+    ("max_completion_length", max_completion_length),
+    ("top_k", top_k),
+  ):
+    if size is not None and size < 1:
+      raise ValueError(f"{name}={size} must be positive")
+  if not (temperature == 0 or 1e-6 <= temperature < float("inf")):
+    raise ValueError(f"temperature={temperature} must be 0 or at least 1e-6")
+  if top_p is not None and not 0 < top_p <= 1:
+    raise ValueError(f"top_p={top_p} must be above 0 and at most 1")
+
+
+def _float_name(name: str, dtype: Any) -> str:
+  try:
+    found = jnp.dtype(dtype)
+  except TypeError:
+    found = None
+  if found is None or not jnp.issubdtype(found, jnp.floating):
+    raise ValueError(f"{name}={dtype!r} must be a type such as 'float32'")
+  return found.name

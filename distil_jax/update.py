@@ -187,7 +187,7 @@ def train_step(
   params = optax.apply_updates(state.params, updates)
   teacher_params = state.teacher_params
   if ema_rate is not None:
-    teacher_params = optax.incremental_update(params, teacher_params, ema_rate)
+    teacher_params = _follow(teacher_params, params, ema_rate)
   tokens = jnp.maximum(sums.pop("tokens"), 1.0)
   metrics = {name: total / tokens for name, total in sums.items()}
   metrics["loss"] = value
@@ -362,6 +362,20 @@ def _cut(tree, num_micro_batches: int):
     return sharding.constrain(x, None, "batch", *(None,) * (x.ndim - 2))
 
   return jax.tree.map(cut, tree)
+
+
+def _follow(teacher_params, params, rate: float):
+  """The moving average, taken in float32.
+
+  Its weights `rate` and 1 − `rate`, rounded to bfloat16, would not sum to 1,
+  and would shrink the teacher at every step.
+  """
+  new, old = (
+    jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+    for tree in (params, teacher_params)
+  )
+  moved = optax.incremental_update(new, old, rate)
+  return jax.tree.map(lambda x, t: x.astype(t.dtype), moved, teacher_params)
 
 
 def _select(condition: jax.Array, chosen, otherwise):

@@ -149,6 +149,21 @@ def test_kind_chooses_the_section(tmp_path):
     ("objective: 3", ["objective"]),
     ("- a\n- b", ["must hold a mapping"]),
     ("a: [", ["not valid YAML"]),
+    (
+      "train: {seed: 1}\ntrain: {num_steps: 2}",
+      ["not valid YAML", "'train' stands twice", "line 2"],
+    ),
+    ("optimizer: {learning_rate: .inf}", ["learning_rate", "finite"]),
+    ("rollout: {group_size: 3000000000}", ["rollout.group_size", "less than"]),
+    ("rollout: {temperature: 1e-40}", ["rollout.temperature", "1e-6"]),
+    (
+      "teacher: {solution: none, feedback: never}",
+      ["teacher.solution=none", "teacher.feedback=never", "nothing to tell"],
+    ),
+    (
+      "{teacher: {feedback: never}, rollout: {group_size: 1}}",
+      ["teacher.solution=sibling", "rollout.group_size=1"],
+    ),
   ],
 )
 def test_wrong_setting_is_named(tmp_path, text, expected):
@@ -182,3 +197,17 @@ def test_config_is_frozen(tmp_path):
   config = load(tmp_path)
   with pytest.raises(ValueError, match="frozen"):
     config.train.num_steps = 3
+
+
+def test_file_that_is_no_text_is_named(tmp_path):
+  path = tmp_path / "model.yaml"
+  path.write_bytes(b"\x80\xff")
+  with pytest.raises(configs.ConfigError, match=r"model\.yaml is not valid"):
+    configs.load(path)
+
+
+def test_anchors_and_merges_are_yaml_too(tmp_path):
+  text = "train: &t {seed: 3}\nname: x\ndata: {<<: *t, num_train: 8}"
+  config = load(tmp_path, text)
+  assert (config.train.seed, config.data.seed) == (3, 3)
+  assert config.data.num_train == 8

@@ -242,6 +242,33 @@ def test_place_of_the_run_is_taken_by_a_file(tiny, tmp_path, capsys):
   assert taken.read_text() == "mine"
 
 
+def test_place_of_the_checkpoints_is_taken_by_a_file(tiny, tmp_path, capsys):
+  taken = tmp_path / "run" / "checkpoints"
+  taken.parent.mkdir()
+  taken.write_text("mine")
+  assert f"{taken} is a file" in refusal(capsys, "train", tiny)
+
+
+def test_model_made_with_other_sizes_is_refused(tiny, capsys):
+  refusal(capsys, "train", tiny, "rollout.max_prompt_length=1")  # makes it
+  err = refusal(capsys, "train", tiny, "model.create.mlp_size=24")
+  assert "model.create.mlp_size=24" in err
+  assert "has 16" in err
+
+
+def test_more_tokens_than_positions_are_refused(tiny, capsys):
+  err = refusal(capsys, "train", tiny, "teacher.max_prompt_length=4093")
+  assert "prompts of 4093 and completions of 4 tokens" in err
+  assert "4096 positions" in err
+
+
+def test_export_needs_its_directory(tiny, tmp_path, capsys, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  err = refusal(capsys, "export", tiny, "train.num_steps=2")
+  assert "DIRECTORY comes before the settings" in err
+  assert not (tmp_path / "train.num_steps=2").exists()
+
+
 def test_epochs_that_fill_no_batch_are_refused(tiny, tmp_path, capsys):
   err = refusal(capsys, "train", tiny, "data.num_train=4", "data.num_epochs=1")
   assert "4 items in 1 epochs" in err

@@ -141,11 +141,68 @@ def test_samples_hang_on_key_and_prompt_alone(policy):
     (([[1, 2], [0, 0]], [[1, 1], [0, 0]]), "no token"),
     (([[1, 300]], [[1, 1]]), "300"),
     (([[-1, 3]], [[1, 1]]), "-1"),
+    (([[2, 3]], [[2, 2]]), "1 or 0"),
+    ([{"role": "user", "content": "x"}], "one conversation"),
+    (({"role": "user", "content": "x"},), "one conversation"),
   ],
 )
 def test_prompts_that_cannot_be_used_are_refused(policy, prompts, message):
   with pytest.raises(ValueError, match=message):
     dj.generate(policy, prompts, jax.random.key(0), **SETTINGS)
+
+
+@pytest.mark.parametrize(
+  ("setting", "value"),
+  [
+    ("group_size", 0),
+    ("max_completion_length", 0),
+    ("temperature", -1.0),
+    ("temperature", float("nan")),
+    ("temperature", float("inf")),
+    ("temperature", 1e-40),
+    ("top_k", 0),
+    ("top_p", 0.0),
+    ("top_p", 1.5),
+  ],
+)
+def test_settings_out_of_range_are_refused(policy, setting, value):
+  with pytest.raises(ValueError, match=f"{setting}={value}"):
+    dj.generate(
+      policy, TEXTS[:1], jax.random.key(0), **{**SETTINGS, setting: value}
+    )
+
+
+def test_a_number_is_no_key(policy):
+  with pytest.raises(ValueError, match=r"jax\.random\.key\(3\)"):
+    dj.generate(policy, TEXTS[:1], 3, **SETTINGS)
+
+
+@pytest.mark.parametrize("token", [-1, 300])
+def test_logits_of_unknown_tokens_are_refused(policy, token):
+  with pytest.raises(ValueError, match=f"token {token}"):
+    dj.logits(policy, [[1, token]], [[1, 1]])
+
+
+@pytest.mark.parametrize(
+  ("name", "value"),
+  [
+    ("dtype", "fp32"),
+    ("dtype", "int8"),
+    ("compute_dtype", "bf16"),
+    ("remat", "layers"),
+  ],
+)
+def test_wrong_ways_to_compute_are_refused(directory, name, value):
+  with pytest.raises(ValueError, match=f"{name}='{value}'"):
+    dj.load_policy(directory, **{name: value})
+
+
+def test_an_end_token_beyond_the_vocabulary_is_refused(made, tmp_path):
+  made.save(tmp_path)
+  path = tmp_path / "generation_config.json"
+  path.write_text('{"eos_token_id": [2, 99999]}')
+  with pytest.raises(ValueError, match="eos_token_id=99999"):
+    dj.load_policy(tmp_path)
 
 
 def test_more_words_than_rows_are_refused(made, tmp_path):
@@ -160,3 +217,15 @@ def test_more_words_than_rows_are_refused(made, tmp_path):
 def test_an_unknown_embedded_model_names_the_known():
   with pytest.raises(ValueError, match=r"embedded:abacus is not embedded"):
     dj.load_policy("embedded:abacus")
+
+
+@pytest.mark.parametrize("junk", [-100, 10**9])
+def test_padding_need_not_hold_a_token(policy, junk):
+  ids = np.asarray([[junk, junk, 5, 6, 7], [1, 2, 3, 4, junk]], np.int32)
+  mask = np.asarray([[0, 0, 1, 1, 1], [1, 1, 1, 1, 0]], np.int32)
+  clean = np.where(mask == 1, ids, 0)
+  counts = mask == 1
+  np.testing.assert_array_equal(
+    np.asarray(dj.logits(policy, ids, mask))[counts],
+    np.asarray(dj.logits(policy, clean, mask))[counts],
+  )

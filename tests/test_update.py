@@ -496,3 +496,13 @@ def test_bfloat16_parameters_have_float32_moments(batch):
     assert {m.dtype for m in jax.tree.leaves(moments)} == {jnp.dtype("float32")}
   assert np.isfinite(metrics["loss"])
   assert largest_move(after.params, half.params) > 1e-2
+
+
+def test_a_bfloat16_teacher_like_its_student_stays(network, batch):
+  half = jax.tree.map(lambda p: p.astype(jnp.bfloat16), network.params)
+  still = optax.sgd(0.0)
+  step = jax.jit(distil_step(network, optimizer=still, ema_rate=0.002))
+  state = state_of(half, half, still)
+  for _ in range(3):
+    state, _ = step(state, batch)
+  assert_same(state.teacher_params, half)

@@ -1,11 +1,17 @@
 """Checkpoints: state, data iterator and notes of a step, saved as one."""
 
+import contextlib
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import grain
 import jax
 import orbax.checkpoint as ocp
+
+
+class CheckpointError(RuntimeError):
+  """A checkpoint that cannot be read; the message names it and the cure."""
 
 
 class Checkpoints:
@@ -78,20 +84,28 @@ class Checkpoints:
       step: one that was saved.
       template: `jax.ShapeDtypeStruct` with shardings, same tree as saved.
       data: an iterator over the same data; it is changed in place.
+
+    Raises:
+      CheckpointError: it is damaged, or does not fit the template.
     """
-    restored = self._manager.restore(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(template),
-        data=grain.checkpoint.CheckpointRestore(data),
-      ),
-    )
+    with self._reading(step):
+      restored = self._manager.restore(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardRestore(template),
+          data=grain.checkpoint.CheckpointRestore(data),
+        ),
+      )
     return restored["state"]
 
   def read_params(self, step: int, template: dict[str, Any]) -> dict[str, Any]:
-    """Reads the student's parameters alone; needs no data and no optimiser."""
+    """Reads the student's parameters alone; needs no data and no optimiser.
+
+    Raises:
+      CheckpointError: see `restore`.
+    """
     path = self._manager.directory / str(step) / "state"
-    with ocp.PyTreeCheckpointer() as reader:
+    with self._reading(step), ocp.PyTreeCheckpointer() as reader:
       tree = {"params": template}
       arguments = ocp.checkpoint_utils.construct_restore_args(tree)
       restored = reader.restore(
@@ -103,15 +117,35 @@ class Checkpoints:
     return restored["params"]
 
   def notes(self, step: int) -> dict[str, Any]:
-    restored = self._manager.restore(
-      step, args=ocp.args.Composite(notes=ocp.args.JsonRestore())
-    )
+    """What was noted with a step.
+
+    Raises:
+      CheckpointError: see `restore`.
+    """
+    with self._reading(step):
+      restored = self._manager.restore(
+        step, args=ocp.args.Composite(notes=ocp.args.JsonRestore())
+      )
     return restored["notes"]
 
   def close(self) -> None:
     """Waits for what is being written."""
     self._manager.wait_until_finished()
     self._manager.close()
+
+  @contextlib.contextmanager
+  def _reading(self, step: int) -> Iterator[None]:
+    """Says which checkpoint it is that cannot be read."""
+    try:
+      yield
+    # Which exception depends on the damage; orbax raises plain Exception too.
+    except Exception as error:
+      raise CheckpointError(
+        f"{self._manager.directory / str(step)} was made with another model, "
+        "or is damaged. Restore model.directory if it has changed; if not, "
+        "remove this folder to go on from the checkpoint before it.\n"
+        f"{error}"
+      ) from error
 
 
 def template(state: Any) -> Any:

@@ -11,6 +11,7 @@ import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
+import jinja2
 import tokenizers
 import transformers
 from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -19,6 +20,12 @@ from distil_jax.records import Message
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 ROLES = ("system", "user", "assistant")
+# What `apply_chat_template` is always called with.
+_RENDERING = {
+  "tokenize": True,
+  "add_generation_prompt": True,
+  "return_dict": False,
+}
 
 # ChatML: each turn is `<|im_start|>role`, a line feed, the content,
 # `<|im_end|>` and a line feed.
@@ -96,6 +103,12 @@ class Tokenizer:
     eos_ids = [] if eos_id is None else [eos_id]
     for name in (_GENERATION_CONFIG, "config.json"):
       eos_ids += _eos_ids(directory / name)
+    taken = sorted(_RENDERING.keys() & (template_kwargs or {}).keys())
+    if taken:
+      raise TokenizerError(
+        f"chat_template_kwargs sets {', '.join(taken)}, which is not up to the "
+        "caller; take it out"
+      )
     if not eos_ids:
       raise TokenizerError(
         f"no end token: set eos_token in {directory}/tokenizer_config.json or "
@@ -108,6 +121,30 @@ class Tokenizer:
       template_kwargs=dict(template_kwargs or {}),
     )
 
+  def check_template(self, roles: Sequence[str]) -> None:
+    """Makes sure that what these roles say stands in the prompt.
+
+    Some templates leave out system messages, and the model would never know
+    what was asked of it.
+
+    Args:
+      roles: of one conversation, in their order.
+
+    Raises:
+      TokenizerError: the template refuses them, or drops one.
+    """
+    messages = [
+      {"role": role, "content": f"content-{place}-"}
+      for place, role in enumerate(roles)
+    ]
+    text = self._render(messages, tokenize=False)
+    dropped = [m["role"] for m in messages if m["content"] not in text]
+    if dropped:
+      raise TokenizerError(
+        f"the chat template leaves out what {' and '.join(dropped)} says; "
+        "correct chat_template.jinja, or leave such messages out of the data"
+      )
+
   def encode_messages(
     self, messages: Sequence[Message], **template_kwargs: Any
   ) -> list[int]:
@@ -117,15 +154,23 @@ class Tokenizer:
       messages: the conversation; the text of special tokens in it counts as
         these tokens.
       **template_kwargs: settings of the chat template, over the stored ones.
+
+    Raises:
+      TokenizerError: the template refuses the messages, or is no template.
     """
-    ids = self.backend.apply_chat_template(
-      [dict(message) for message in messages],
-      tokenize=True,
-      add_generation_prompt=True,
-      return_dict=False,
-      **{**self.template_kwargs, **template_kwargs},
-    )
-    return cast(list[int], ids)
+    return cast(list[int], self._render(messages, **template_kwargs))
+
+  def _render(self, messages: Sequence[Message], **settings: Any) -> Any:
+    try:
+      return self.backend.apply_chat_template(
+        [dict(message) for message in messages],
+        **{**_RENDERING, **self.template_kwargs, **settings},
+      )
+    except jinja2.TemplateError as error:
+      roles = ", ".join(str(message.get("role")) for message in messages)
+      raise TokenizerError(
+        f"the chat template cannot render messages of {roles}: {error!r}"
+      ) from error
 
   def encode(self, text: str) -> list[int]:
     """Plain text as ids: nothing added, and no special token whatever it says.

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import pathlib
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -193,6 +194,9 @@ def save(
   with tempfile.TemporaryDirectory(dir=directory, prefix=".writing-") as folder:
     _write_shards(pathlib.Path(folder), _unstacked(flat), max_shard_bytes)
     _write_json(pathlib.Path(folder, CONFIG), config)
+    for file in pathlib.Path(folder).iterdir():
+      # safetensors makes files that only their owner can read.
+      shutil.copymode(pathlib.Path(folder, CONFIG), file)
     _replace(directory, pathlib.Path(folder))
 
 

@@ -11,6 +11,16 @@ _FIXED = {
   "hidden_act": "silu",
   "use_sliding_window": False,
 }
+_SIZES = (
+  "vocab_size",
+  "hidden_size",
+  "num_hidden_layers",
+  "num_attention_heads",
+  "num_key_value_heads",
+  "head_dim",
+  "intermediate_size",
+  "max_position_embeddings",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +63,8 @@ def from_hugging_face(
       raise ValueError(
         f"{key}={settings[key]!r} is not supported; only {value!r} is"
       )
+  for key, value in settings.items():
+    _check(key, value)
   try:
     num_heads = settings["num_attention_heads"]
     return Qwen3Config(
@@ -72,6 +84,25 @@ def from_hugging_face(
     )
   except KeyError as error:
     raise ValueError(f"config.json lacks {error.args[0]!r}") from None
+
+
+def _check(key: str, value: Any) -> None:
+  """Refuses numbers that are none; absent and optional ones pass."""
+  if key in _SIZES:
+    is_right = type(value) is int and value > 0
+    is_right |= value is None and key in ("num_key_value_heads", "head_dim")
+    expected = "a positive integer"
+  elif key in ("rms_norm_eps", "rope_theta"):
+    is_number = isinstance(value, int | float) and value > 0
+    is_right = is_number or (value is None and key == "rope_theta")
+    expected = "a positive number"
+  elif key in ("rope_parameters", "rope_scaling"):
+    is_right = value is None or isinstance(value, Mapping)
+    expected = "a JSON object"
+  else:
+    return
+  if not is_right:
+    raise ValueError(f"{key} must be {expected}, got {value!r}")
 
 
 def to_hugging_face(

@@ -353,7 +353,9 @@ def _full_pass(model: Qwen3, ids, mask, attend: Attend, remat: str):
 
   if remat == "layer":
     layer_fn = jax.checkpoint(layer_fn)
-  x = sharding.constrain(model.embed(ids), "batch", None, None)
+  # What stands at padding may be no token at all: it is not looked up.
+  x = model.embed(jnp.where(mask.astype(bool), ids, 0))
+  x = sharding.constrain(x, "batch", None, None)
   x, kept = jax.lax.scan(layer_fn, x, stacked)
   return model.finish(x), kept
 

@@ -211,3 +211,35 @@ def test_directories_that_hold_no_tokenizer(directory):
   (directory / "tokenizer.json").unlink()
   with pytest.raises(TokenizerError, match=r"has no tokenizer\.json"):
     Tokenizer.load(directory)
+
+
+def with_template(directory, text):
+  (directory / "chat_template.jinja").write_text(text)
+  return Tokenizer.load(directory)
+
+
+EACH = "{% for m in messages %}MESSAGE{% endfor %}"
+
+
+def test_a_template_that_refuses_is_named(directory):
+  text = EACH.replace("MESSAGE", "{{ raise_exception('no ' + m.role) }}")
+  with pytest.raises(TokenizerError, match=r"of system, user: .*no system"):
+    with_template(directory, text).encode_messages(QUESTION)
+  with pytest.raises(TokenizerError, match="cannot render"):
+    with_template(directory, "{% for %}").encode_messages(QUESTION)
+
+
+def test_a_template_that_drops_a_message_is_refused(directory):
+  users = EACH.replace("messages", "messages if m.role == 'user'")
+  tokenizer = with_template(
+    directory, users.replace("MESSAGE", "{{m.content}}")
+  )
+  tokenizer.check_template(["user"])
+  with pytest.raises(TokenizerError, match="leaves out what system says"):
+    tokenizer.check_template(["system", "user"])
+
+
+@pytest.mark.parametrize("name", ["tokenize", "add_generation_prompt"])
+def test_template_settings_cannot_take_the_rendering(directory, name):
+  with pytest.raises(TokenizerError, match=f"chat_template_kwargs sets {name}"):
+    Tokenizer.load(directory, template_kwargs={name: False})

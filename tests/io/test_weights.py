@@ -415,3 +415,8 @@ def test_save_refuses_a_config_that_contradicts_the_parameters(tmp_path):
     with pytest.raises(weights.WeightsError, match=r"missing \['unembedding'"):
       weights.save(tmp_path / "x", random_params(), config_json=config)
   assert not (tmp_path / "x").exists()
+
+
+def test_weights_can_be_read_by_whom_the_config_can(sharded):
+  for path in sharded.iterdir():
+    assert path.stat().st_mode == (sharded / "config.json").stat().st_mode
