@@ -251,6 +251,11 @@ class _Run:
     for what, count in dropped.items():
       if count:
         self.progress.message(f"{count} {what}")
+    if config.model.param_dtype == "bfloat16":
+      self.progress.message(
+        "model.param_dtype=bfloat16 rounds away an update below 1/256 of its "
+        "weight; float32 with model.compute_dtype=bfloat16 keeps it"
+      )
     if latest is None:
       self.evaluate(0)
     elif base_values:
