@@ -232,6 +232,7 @@ class _Run:
       donate_argnums=0,
       out_shardings=(jax.tree.map(lambda x: x.sharding, template), None),
     )
+    base_values = None
     if latest is None:
       self.state = learner.init_state()
     else:

@@ -10,10 +10,10 @@ from typing import Any
 
 import chex
 import jax
-import jax.core
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.core import Tracer
 
 from distil_jax import prompts, rollout
 from distil_jax.io import tokenizer as tokenizers
@@ -155,7 +155,7 @@ def logits(policy: Policy, token_ids: jax.Array, mask: jax.Array) -> jax.Array:
   token_ids, mask = jnp.asarray(token_ids), jnp.asarray(mask)
   chex.assert_rank([token_ids, mask], 2)
   chex.assert_equal_shape([token_ids, mask])
-  if not any(isinstance(x, jax.core.Tracer) for x in (token_ids, mask)):
+  if not any(isinstance(x, Tracer) for x in (token_ids, mask)):
     _check_tokens(policy, np.asarray(token_ids)[np.asarray(mask) == 1])
   return _logits(policy.params, token_ids, mask, graphdef=policy.graphdef)
 

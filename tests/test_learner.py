@@ -66,11 +66,3 @@ def test_further_steps_compile_nothing(tmp_path, compilations):
     counts[num_steps] = len(compilations)
   assert counts[2] > 0
   assert counts[5] == counts[2]
-
-
-def test_lost_evaluations_are_made_up_for(tmp_path):
-  summary = learner.Learner(settings(tmp_path, 1)).train()
-  (tmp_path / "run_1" / "evaluations.jsonl").unlink()
-  again = learner.Learner(settings(tmp_path, 1)).train()
-  assert again["before"] == summary["before"]
-  assert again["after"] == summary["after"]

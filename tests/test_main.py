@@ -328,6 +328,17 @@ def test_checkpoint_of_other_settings_is_refused(tiny, tmp_path, capsys):
   assert files() == before
 
 
+def test_lost_evaluations_are_made_up_for(tiny, tmp_path):
+  assert main.main(["train", str(tiny)]) == 0
+  run = tmp_path / "run"
+  summary = json.loads((run / "summary.json").read_text())
+  (run / "evaluations.jsonl").unlink()
+  assert main.main(["train", str(tiny)]) == 0
+  again = json.loads((run / "summary.json").read_text())
+  for when in ("before", "after"):
+    assert again[when] == summary[when]
+
+
 def test_unknown_command_is_refused(capsys):
   with pytest.raises(SystemExit) as error:
     main.main(["trian", "config.yaml"])
