@@ -78,6 +78,8 @@ def _evaluate(config: configs.Config, _) -> int:
   judge = learner.Learner(config)
   with jax.set_mesh(judge.mesh), Progress(None) as progress:
     step, params = judge.trained_params()
+    if step == 0:
+      progress.message(f"no checkpoint in {config.run_directory}: base model")
     values = judge.evaluate(params, progress, f"evaluating step {step}")
   print(f"{config.run_directory}, step {step}")
   print(reports.evaluation_table(values))
