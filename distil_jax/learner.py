@@ -297,7 +297,12 @@ class _Run:
     with self.progress.stage("restoring"):
       restored = self.saved.restore(step, _as_dict(template), self.batches)
     self.state = update.TrainState(**restored)
-    self.progress.message(f"going on from step {step}")
+    num_steps = self.config.train.num_steps
+    self.progress.message(
+      f"going on from step {step}"
+      if step < num_steps
+      else f"step {step} of {num_steps} is done: raise train.num_steps to go on"
+    )
 
   def check(self, step: int, metrics: Mapping[str, float]) -> None:
     """Stops a run whose numbers have failed, after saving what is good."""
@@ -358,6 +363,10 @@ class _Run:
     text = "evaluating" if step else _BASE_TEXT
     values = self.learner.evaluate(self.state.params, self.progress, text)
     self.folder.evaluation(step, values)
+    accuracy = f"avg@{self.config.evaluation.num_samples}"
+    self.progress.message(
+      f"step {step}: held-out {accuracy} {100 * values[accuracy]:.1f} %"
+    )
 
   def save(self) -> None:
     notes = {

@@ -108,7 +108,7 @@ def test_trained_run_resumes_evaluates_and_exports(trained, smoke, folder):
   directory = folder / "run"
   before = (directory / "metrics.jsonl").read_text()
   again = smoke("train")
-  assert "going on from step 3" in again.stderr
+  assert "step 3 of 3 is done" in again.stderr
   assert (directory / "metrics.jsonl").read_text() == before
   assert again.stdout == trained.stdout
 
