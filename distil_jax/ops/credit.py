@@ -17,6 +17,7 @@ def future_costs(
   *,
   discount: float = 1.0,
   normalize: bool = True,
+  average_cost: jax.Array | float | None = None,
 ) -> jax.Array:
   """Cost still to come after each token.
 
@@ -26,17 +27,25 @@ def future_costs(
   The sum begins at t + 1: the cost at t does not depend on the token chosen
   at t. Positions outside the mask contribute nothing, whatever stands there.
 
+  With an average cost ρ, Hᵢ − ρ stands in place of Hᵢ, as in average-cost
+  control: a token of average cost is then free, so that nothing is gained by
+  stopping. Such costs, and R, may be negative.
+
   Args:
     costs: cost of each token, nats. Shape `[B, T]`.
     mask: 1 where the token counts; ones are contiguous. Shape `[B, T]`.
     discount: γ in (0, 1].
     normalize: take the (discounted) mean of the future costs, not their sum.
+    average_cost: ρ, nats, scalar; None: 0.
 
   Returns:
     nats. Shape `[B, T]`; 0 at and after the last token that counts.
   """
   chex.assert_rank([costs, mask], 2)
   chex.assert_equal_shape([costs, mask])
+  if average_cost is not None:
+    chex.assert_rank(average_cost, 0)
+    costs = costs - average_cost
   costs = masking.where_counts(costs, mask)
   counts = mask.astype(costs.dtype)
   totals = _after(costs, discount)
@@ -78,6 +87,28 @@ def leave_one_out_baseline(
   sums = jnp.sum(values, axis=1, keepdims=True) - values
   means = jnp.where(others > 0, sums / jnp.maximum(others, 1.0), 0.0)
   return (means * alive).reshape(size, length)
+
+
+def batch_mean_baseline(future_costs: jax.Array, mask: jax.Array) -> jax.Array:
+  """Mean future cost, at the same position, of all sequences alive there.
+
+  The sequence itself is one of them, so that the baseline leans towards what
+  it is subtracted from: by 1 part in the number alive. It serves where a
+  problem has one sample and no group.
+
+  Args:
+    future_costs: nats. Shape `[B, T]`.
+    mask: 1 where the token counts. Shape `[B, T]`.
+
+  Returns:
+    nats. Shape `[B, T]`; 0 at padding.
+  """
+  chex.assert_rank([future_costs, mask], 2)
+  chex.assert_equal_shape([future_costs, mask])
+  values = masking.where_counts(future_costs, mask)
+  alive = mask.astype(values.dtype)
+  num_alive = jnp.maximum(jnp.sum(alive, axis=0, keepdims=True), 1)
+  return jnp.sum(values, axis=0, keepdims=True) / num_alive * alive
 
 
 def last_tokens(mask: jax.Array) -> jax.Array:

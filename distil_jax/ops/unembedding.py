@@ -1,4 +1,4 @@
-"""What a loss needs of the full vocabulary, without its logits in memory.
+"""What a loss needs of the vocabulary, without its logits in memory.
 
 Logits of all tokens would be `[B, T, V]`, for student and teacher each. Here
 time is cut into chunks; a chunk's logits live only while it is reduced to a
@@ -6,11 +6,15 @@ few numbers a token, and are computed again in the backward pass.
 """
 
 import functools
+from typing import Literal
 
 import chex
 import jax
 import jax.numpy as jnp
 from flax import struct
+
+from distil_jax.ops import divergences
+from distil_jax.ops.divergences import Divergence
 
 # Entries of one tile of logits: 64 MiB in float32.
 _TILE = 2**24
@@ -20,17 +24,26 @@ _TILE = 2**24
 class TokenStatistics:
   """Numbers of each token, nats. Shape `[B, T]` each.
 
+  Gradients flow through `costs`, `log_probs` and `entropies`; the others are
+  numbers to compare with or to carry as credit, and constants.
+
   Attributes:
-    costs: cross-entropy of the teacher's distribution under the student's.
-    log_probs: the student's log-probability of the token that was sampled.
-    entropies: the student's entropy.
-    teacher_entropies: the teacher's entropy.
+    costs: by the divergence.
+    cross_entropies: of the teacher's distribution under the student's, on the
+      divergence's support and at its temperature.
+    teacher_entropies: the teacher's entropy there.
+    log_probs: the student's log-probability of the token that was sampled, in
+      the whole vocabulary at temperature 1.
+    entropies: the student's entropy, likewise.
+    teacher_log_probs: the teacher's log-probability of that token, likewise.
   """
 
   costs: jax.Array
+  cross_entropies: jax.Array
+  teacher_entropies: jax.Array
   log_probs: jax.Array
   entropies: jax.Array
-  teacher_entropies: jax.Array
+  teacher_log_probs: jax.Array
 
 
 def token_statistics(
@@ -40,9 +53,10 @@ def token_statistics(
   teacher_unembedding: jax.Array,
   token_ids: jax.Array,
   *,
+  divergence: Divergence = Divergence(),  # noqa: B008 (frozen)
   chunk_size: int | None = None,
 ) -> TokenStatistics:
-  """Exact full-vocabulary statistics, chunk by chunk.
+  """Statistics of student and teacher, chunk by chunk.
 
   Differentiable in the student's arguments. Nothing flows to the teacher: its
   distribution is the label.
@@ -53,6 +67,7 @@ def token_statistics(
     teacher_hidden: shape `[B, T, E]`.
     teacher_unembedding: shape `[E, V]`.
     token_ids: shape `[B, T]`.
+    divergence: the cost, and what it is taken on.
     chunk_size: columns of time at once; None chooses by memory. Any T works.
 
   Returns:
@@ -66,14 +81,106 @@ def token_statistics(
 
   def reduce(weights, chunk):
     student, teacher, ids = chunk
-    logits = _logits(student, weights[0])
-    labels = jax.nn.softmax(_logits(teacher, weights[1]), axis=-1)
-    return from_logits(logits, jax.lax.stop_gradient(labels), ids)
+    return from_logits(
+      _logits(student, weights[0]),
+      _logits(teacher, weights[1]),
+      ids,
+      divergence,
+    )
 
   return _by_chunks(
     reduce,
     (_master(student_unembedding), teacher_unembedding),
     (student_hidden, teacher_hidden, token_ids),
+    chunk_size or _default_chunk(token_ids, student_unembedding),
+  )
+
+
+def sparse_token_statistics(
+  student_hidden: jax.Array,
+  student_unembedding: jax.Array,
+  candidate_ids: jax.Array,
+  candidate_log_probs: jax.Array,
+  token_ids: jax.Array,
+  *,
+  kind: Literal["samples", "top_k"],
+  tail: bool = False,
+  mask: jax.Array | None = None,
+  chunk_size: int | None = None,
+) -> TokenStatistics:
+  """Statistics where the teacher is a short list of tokens at each state.
+
+    samples   a₁ … a_C ~ π_T, of log-probability −log C each; duplicates are
+              allowed. Cost −Σ p_c log π_θ(a_c), in the student's whole
+              vocabulary: unbiased for the cross-entropy and its gradient.
+    top_k     distinct tokens with the teacher's own log-probabilities. With a
+              tail, one bucket on each side for all other tokens; without,
+              both sides are renormalised over the list.
+
+  A candidate of log-probability −inf is absent, whatever its id, so that lists
+  may differ in length.
+
+  A list does not say everything. `teacher_log_probs` is 0, and so is
+  `teacher_entropies` of samples: costs and returns there are cross-entropies.
+  The teacher's tail is 1 less the mass of the list, and 0 where rounding has
+  taken that mass past 1.
+
+  Args:
+    student_hidden: shape `[B, T, D]`.
+    student_unembedding: shape `[D, V]`.
+    candidate_ids: shape `[B, T, C]`.
+    candidate_log_probs: nats; no gradient flows to them. Shape `[B, T, C]`.
+    token_ids: the student's own tokens. Shape `[B, T]`.
+    kind: what the list is.
+    tail: of `top_k`; samples have none.
+    mask: 1 where the token counts; elsewhere the lists are not read. None:
+      they are read everywhere. Shape `[B, T]`.
+    chunk_size: columns of time at once; None chooses by memory. Any T works.
+
+  Returns:
+    float32, shape `[B, T]` each. Without a tail, costs are NaN where a list is
+    empty.
+
+  Raises:
+    ValueError: an unknown kind, or samples with a tail.
+  """
+  chex.assert_rank([candidate_ids, candidate_log_probs], 3)
+  chex.assert_equal_shape([candidate_ids, candidate_log_probs])
+  chex.assert_rank([student_hidden, token_ids], [3, 2])
+  chex.assert_equal_shape_prefix([student_hidden, candidate_ids, token_ids], 2)
+  if kind not in ("samples", "top_k"):
+    raise ValueError(f"kind={kind!r} is neither 'samples' nor 'top_k'")
+  if kind == "samples" and tail:
+    raise ValueError("kind='samples' has no tail; set tail=False")
+  candidate_log_probs = jax.lax.stop_gradient(
+    candidate_log_probs.astype(jnp.float32)
+  )
+  if mask is not None:
+    counts = mask.astype(bool)[..., None]
+    candidate_ids = jnp.where(counts, candidate_ids, 0)
+    candidate_log_probs = jnp.where(counts, candidate_log_probs, 0.0)
+
+  def reduce(weights, chunk):
+    hidden, *candidates, ids = chunk
+    logits = _logits(hidden, weights)
+    if kind == "samples":
+      costs, entropies = _sampled_costs(logits, *candidates)
+    else:
+      costs, entropies = _listed_costs(logits, *candidates, tail=tail)
+    log_softmax = jax.nn.log_softmax(logits, axis=-1)
+    return TokenStatistics(
+      costs=costs,
+      cross_entropies=jax.lax.stop_gradient(costs),
+      teacher_entropies=entropies,
+      log_probs=_pick(log_softmax, ids),
+      entropies=divergences.entropy(log_softmax),
+      teacher_log_probs=jnp.zeros_like(costs),
+    )
+
+  return _by_chunks(
+    reduce,
+    _master(student_unembedding),
+    (student_hidden, candidate_ids, candidate_log_probs, token_ids),
     chunk_size or _default_chunk(token_ids, student_unembedding),
   )
 
@@ -101,7 +208,7 @@ def token_log_probs(
 
   def reduce(weights, chunk):
     log_softmax = jax.nn.log_softmax(_logits(chunk[0], weights), axis=-1)
-    return _pick(log_softmax, chunk[1]), _entropy(log_softmax)
+    return _pick(log_softmax, chunk[1]), divergences.entropy(log_softmax)
 
   return _by_chunks(
     reduce,
@@ -112,24 +219,76 @@ def token_log_probs(
 
 
 def from_logits(
-  logits: jax.Array, teacher_probs: jax.Array, token_ids: jax.Array
+  student_logits: jax.Array,
+  teacher_logits: jax.Array,
+  token_ids: jax.Array,
+  divergence: Divergence = Divergence(),  # noqa: B008 (frozen)
 ) -> TokenStatistics:
   """The same statistics from logits that fit into memory.
 
   Args:
-    logits: the student's, float32 or wider. Shape `[..., V]`.
-    teacher_probs: the labels. Shape `[..., V]`.
+    student_logits: float32 or wider. Shape `[..., V]`.
+    teacher_logits: no gradient flows to them. Shape `[..., V]`.
     token_ids: shape `[...]`.
+    divergence: the cost, and what it is taken on.
 
   Returns:
     shape `[...]` each.
   """
-  log_softmax = jax.nn.log_softmax(logits, axis=-1)
+  teacher_logits = jax.lax.stop_gradient(teacher_logits)
+  student, teacher = divergences.log_probs_on_support(
+    student_logits, teacher_logits, divergence
+  )
+  log_softmax = jax.nn.log_softmax(student_logits, axis=-1)
   return TokenStatistics(
-    costs=-jnp.sum(_times(teacher_probs, log_softmax), axis=-1),
+    costs=divergences.cost(student, teacher, divergence),
+    # Carried as credit, which is a constant weight of the score function.
+    cross_entropies=jax.lax.stop_gradient(
+      divergences.forward_cross_entropy(student, teacher)
+    ),
+    teacher_entropies=divergences.entropy(teacher),
     log_probs=_pick(log_softmax, token_ids),
-    entropies=_entropy(log_softmax),
-    teacher_entropies=jnp.sum(jax.scipy.special.entr(teacher_probs), axis=-1),
+    entropies=divergences.entropy(log_softmax),
+    teacher_log_probs=_pick(jax.nn.log_softmax(teacher_logits), token_ids),
+  )
+
+
+def _sampled_costs(
+  logits: jax.Array, ids: jax.Array, log_probs: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """−Σ p log π_θ over samples, and the unknown entropy, 0."""
+  log_softmax = jax.nn.log_softmax(logits, axis=-1)
+  candidates = jnp.take_along_axis(log_softmax, ids, axis=-1)
+  costs = divergences.forward_cross_entropy(candidates, log_probs)
+  return costs, jnp.zeros_like(costs)
+
+
+def _listed_costs(
+  logits: jax.Array, ids: jax.Array, log_probs: jax.Array, *, tail: bool
+) -> tuple[jax.Array, jax.Array]:
+  """Cross-entropy on the list's support, and the teacher's entropy there."""
+  is_listed = log_probs != -jnp.inf
+  kept = jnp.where(
+    is_listed, jnp.take_along_axis(logits, ids, axis=-1), -jnp.inf
+  )
+  if tail:
+    # The comparison is reduced at once and stands nowhere as [.., C, V].
+    vocabulary = jnp.arange(logits.shape[-1]).reshape(
+      (1,) * log_probs.ndim + (-1,)
+    )
+    hits = (ids[..., None] == vocabulary) & is_listed[..., None]
+    others = ~jnp.any(hits, axis=-2)
+    kept = jnp.concatenate([kept, divergences.log_sum(logits, others)], axis=-1)
+    mass = jnp.sum(jnp.exp(log_probs), axis=-1, keepdims=True)
+    # A list of the whole vocabulary leaves nothing but what rounding has.
+    has_others = jnp.any(others, axis=-1, keepdims=True)
+    rest = jnp.log(jnp.where(has_others, jnp.maximum(1 - mass, 0.0), 0.0))
+    log_probs = jnp.concatenate([log_probs, rest], axis=-1)
+  student = jax.nn.log_softmax(kept, axis=-1)
+  teacher = jax.nn.log_softmax(log_probs, axis=-1)
+  return (
+    divergences.forward_cross_entropy(student, teacher),
+    divergences.entropy(teacher),
   )
 
 
@@ -155,19 +314,6 @@ def _pick(values: jax.Array, ids: jax.Array) -> jax.Array:
     jnp.int32, values.shape, values.ndim - 1
   )
   return jnp.sum(jnp.where(vocabulary == ids[..., None], values, 0.0), axis=-1)
-
-
-def _times(probs: jax.Array, log_probs: jax.Array) -> jax.Array:
-  """p · log q with 0 · −inf = 0: an excluded token costs nothing.
-
-  The choice is made before the product, so that 0 · −inf stands nowhere in the
-  gradient either, and p = NaN stays NaN.
-  """
-  return probs * jnp.where(probs == 0, 0.0, log_probs)
-
-
-def _entropy(log_softmax: jax.Array) -> jax.Array:
-  return -jnp.sum(_times(jnp.exp(log_softmax), log_softmax), axis=-1)
 
 
 def _default_chunk(token_ids: jax.Array, unembedding: jax.Array) -> int:

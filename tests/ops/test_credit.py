@@ -12,7 +12,7 @@ COSTS = np.array([[1.0, 2.0, 4.0, 8.0], [3.0, 5.0, 7.0, 9.0]], np.float32)
 MASK = np.array([[1, 1, 1, 1], [1, 1, 0, 0]], np.int32)
 
 
-def brute_force(costs, mask, discount, normalize):
+def brute_force(costs, mask, discount, normalize, average_cost=0.0):
   """R in float64, one token at a time."""
   size, length = costs.shape
   totals = np.zeros((size, length))
@@ -23,7 +23,8 @@ def brute_force(costs, mask, discount, normalize):
       total = weight = 0.0
       for i in range(t + 1, length):
         if mask[b, i]:
-          total += discount ** (i - t - 1) * float(costs[b, i])
+          cost = float(costs[b, i]) - average_cost
+          total += discount ** (i - t - 1) * cost
           weight += discount ** (i - t - 1)
       if normalize:
         total = total / weight if weight else 0.0
@@ -117,6 +118,40 @@ class TestFutureCosts:
       )
       np.testing.assert_array_equal(whole[[row], :length], alone)
 
+  @pytest.mark.parametrize(
+    ("normalize", "expected"),
+    [
+      # 2+4+8 less 3·3, 4+8 less 2·3, 8 less 3, no future; 5 less 3
+      (False, [[5, 6, 5, 0], [2, 0, 0, 0]]),
+      # a mean of costs less 3
+      (True, [[5 / 3, 3, 5, 0], [2, 0, 0, 0]]),
+    ],
+  )
+  def test_differential_by_hand(self, normalize, expected):
+    actual = credit.future_costs(
+      COSTS, MASK, normalize=normalize, average_cost=3.0
+    )
+    np.testing.assert_allclose(actual, expected, rtol=1e-6)
+
+  @pytest.mark.parametrize("normalize", [False, True])
+  def test_differential_equals_a_double_loop(self, normalize):
+    costs, mask = ragged(seed=5)
+    dirty = np.where(mask, costs, np.float32(np.nan))
+    with jax.enable_x64(True):
+      actual = credit.future_costs(
+        dirty.astype(np.float64),
+        mask,
+        discount=0.9,
+        normalize=normalize,
+        average_cost=jnp.asarray(1.7),
+      )
+    expected = brute_force(costs, mask, 0.9, normalize, average_cost=1.7)
+    np.testing.assert_allclose(actual, expected, rtol=1e-12, atol=1e-13)
+
+  def test_the_average_cost_is_one_number(self):
+    with pytest.raises(AssertionError):
+      credit.future_costs(COSTS, MASK, average_cost=jnp.ones(2))
+
   def test_bfloat16_costs_are_summed_in_float32(self):
     # 256 ones: in bfloat16 a sum of ones cannot pass 256, and loses ones
     # before that wherever it is combined with fractions.
@@ -180,6 +215,27 @@ class TestLeaveOneOutBaseline:
   def test_group_size_must_divide_the_batch(self):
     with pytest.raises(ValueError, match=r"group_size=2 .* 3 sequences"):
       credit.leave_one_out_baseline(self.LATER, self.MASK, group_size=2)
+
+
+class TestBatchMeanBaseline:
+  LATER, MASK = TestLeaveOneOutBaseline.LATER, TestLeaveOneOutBaseline.MASK
+  # (9+4+5)/3, (6+0+2)/3, (3+0)/2, and the first alone with its own 0
+  EXPECTED = np.array([6, 8 / 3, 1.5, 0]) * MASK
+
+  @pytest.mark.parametrize("garbage", [0.0, 1e30, np.nan, np.inf])
+  def test_by_hand(self, garbage):
+    later = np.where(self.MASK, self.LATER, np.float32(garbage))
+    actual = credit.batch_mean_baseline(later, self.MASK)
+    np.testing.assert_allclose(actual, self.EXPECTED, rtol=1e-6)
+
+  def test_all_sequences_count_once(self):
+    # What is subtracted sums to what there was.
+    costs, mask = ragged(seed=6)
+    baseline = credit.batch_mean_baseline(costs, mask)
+    np.testing.assert_allclose(
+      np.sum(baseline, axis=0), np.sum(costs * mask, axis=0), rtol=1e-5
+    )
+    np.testing.assert_array_equal(np.where(mask, 0.0, baseline), 0.0)
 
 
 def test_last_tokens_by_hand():

@@ -1,16 +1,21 @@
 """Chunked statistics against dense ones, in value, gradient and memory."""
 
+import dataclasses
 import functools
 import types
 
+import formulas
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from distil_jax.ops import unembedding
+from distil_jax.ops.divergences import Divergence
 
-FIELDS = ("costs", "log_probs", "entropies", "teacher_entropies")
+FIELDS = tuple(
+  field.name for field in dataclasses.fields(unembedding.TokenStatistics)
+)
 LENGTH = 7
 CHUNK_SIZES = (1, 3, LENGTH, LENGTH + 5)
 
@@ -34,11 +39,16 @@ def dense(student, student_matrix, teacher, teacher_matrix, ids):
   teacher_logits = jax.lax.stop_gradient(teacher @ teacher_matrix)
   log_student = jax.nn.log_softmax(student @ student_matrix)
   log_teacher = jax.nn.log_softmax(teacher_logits)
+  costs = -jnp.sum(jnp.exp(log_teacher) * log_student, axis=-1)
   return unembedding.TokenStatistics(
-    costs=-jnp.sum(jnp.exp(log_teacher) * log_student, axis=-1),
+    costs=costs,
+    cross_entropies=jax.lax.stop_gradient(costs),
     log_probs=jnp.take_along_axis(log_student, ids[..., None], -1)[..., 0],
     entropies=-jnp.sum(jnp.exp(log_student) * log_student, axis=-1),
     teacher_entropies=-jnp.sum(jnp.exp(log_teacher) * log_teacher, axis=-1),
+    teacher_log_probs=jnp.take_along_axis(log_teacher, ids[..., None], -1)[
+      ..., 0
+    ],
   )
 
 
@@ -117,7 +127,7 @@ class TestTokenStatistics:
     )
     whole = unembedding.from_logits(
       jnp.asarray(student @ matrix),
-      jax.nn.softmax(jnp.asarray(teacher @ teacher_matrix)),
+      jnp.asarray(teacher @ teacher_matrix),
       ids,
     )
     for name in FIELDS:
@@ -221,6 +231,316 @@ class TestTokenStatistics:
       )
 
 
+DIVERGENCES = (
+  Divergence("forward_kl", top_k=4),
+  Divergence("reverse_kl"),
+  Divergence("sdpo", weight=0.3, top_k=5),
+  Divergence("opsd", weight=1.0, token_clip=0.05, temperature=1.3),
+  Divergence("opsd", weight=0.6, top_k=7, top_k_of="teacher", tail=False),
+)
+
+
+class TestDivergences:
+  def test_chunks_equal_logits_in_float64(self):
+    *arrays, ids = random_inputs(seed=7)
+    weights = random_weights(ids.shape, ("costs", "log_probs"))
+
+    def total(statistics_of):
+      def run(student, matrix):
+        statistics = [statistics_of(student, matrix, d) for d in DIVERGENCES]
+        return sum(weighted(s, weights) for s in statistics), statistics
+
+      return jax.jit(jax.grad(run, (0, 1), has_aux=True))
+
+    gradients, chunked = total(
+      lambda student, matrix, divergence: unembedding.token_statistics(
+        student,
+        matrix,
+        *arrays[2:],
+        ids,
+        divergence=divergence,
+        chunk_size=3,
+      )
+    )(*arrays[:2])
+    with jax.enable_x64(True):
+      wide = [jnp.asarray(x, jnp.float64) for x in arrays]
+      expected_gradients, dense = total(
+        lambda student, matrix, divergence: unembedding.from_logits(
+          student @ matrix, wide[2] @ wide[3], ids, divergence
+        )
+      )(*wide[:2])
+    for divergence, actual, expected in zip(
+      DIVERGENCES, chunked, dense, strict=True
+    ):
+      for name in FIELDS:
+        assert_close(getattr(actual, name), getattr(expected, name))
+      kind = divergence.kind
+      assert np.max(np.abs(actual.costs - actual.cross_entropies)) > 0.1, kind
+    for gradient, expected in zip(gradients, expected_gradients, strict=True):
+      assert np.max(np.abs(expected)) > 0.1
+      assert_close(gradient, expected)
+
+  def test_what_belongs_to_which_support(self):
+    # Costs, cross-entropies and the teacher's entropy are of the support and
+    # the temperature; the rest is of the whole vocabulary at 1.
+    rng = np.random.default_rng(8)
+    student, teacher = rng.normal(0, 2, (2, 3, 6)).astype(np.float32)
+    ids = np.array([5, 0, 2])
+    where = {"top_k": 2, "top_k_of": "teacher", "temperature": 1.5}
+    statistics = unembedding.from_logits(
+      jnp.asarray(student),
+      jnp.asarray(teacher),
+      ids,
+      Divergence("reverse_kl", **where),
+    )
+    for row, (s, t, token) in enumerate(
+      zip(student, teacher, ids, strict=True)
+    ):
+      sides = formulas.support(s, t, **where)
+      expected = {
+        "costs": formulas.divergence(*sides, "reverse_kl"),
+        "cross_entropies": formulas.divergence(*sides, "forward_cross_entropy"),
+        "teacher_entropies": formulas.entropy(sides[1]),
+        "log_probs": formulas.log_softmax(s)[token],
+        "entropies": formulas.entropy(formulas.log_softmax(s)),
+        "teacher_log_probs": formulas.log_softmax(t)[token],
+      }
+      assert set(expected) == set(FIELDS)
+      for name, value in expected.items():
+        np.testing.assert_allclose(
+          getattr(statistics, name)[row], value, rtol=1e-5, err_msg=name
+        )
+
+
+SPARSE = (
+  {"kind": "samples"},
+  {"kind": "top_k"},
+  {"kind": "top_k", "tail": True},
+)
+
+
+def listed_cost(logits, ids, log_probs, *, kind, tail=False):
+  """Of one state, in float64 and loops: the cost, and the teacher's entropy."""
+  whole = formulas.log_softmax(logits)
+  present = [
+    (a, p) for a, p in zip(ids, log_probs, strict=True) if p != -np.inf
+  ]
+  student = np.array([whole[a] for a, _ in present])
+  teacher = np.array([p for _, p in present], np.float64)
+  if kind == "samples":
+    return formulas.divergence(student, teacher, "forward_cross_entropy"), 0.0
+  if tail:
+    listed = {a for a, _ in present}
+    rest = [np.exp(x) for a, x in enumerate(whole) if a not in listed]
+    student = np.append(student, np.log(sum(rest)))
+    teacher = np.append(teacher, np.log(1 - np.exp(teacher).sum()))
+  else:
+    student = student - np.log(np.exp(student).sum())
+    teacher = teacher - np.log(np.exp(teacher).sum())
+  return (
+    formulas.divergence(student, teacher, "forward_cross_entropy"),
+    formulas.entropy(teacher),
+  )
+
+
+def sparse_inputs(seed=0, vocab_size=6, size=2, length=5):
+  """Hidden states that are the logits, lists of 3, of which one is shorter."""
+  rng = np.random.default_rng(seed)
+  logits = rng.normal(0, 2, (size, length, vocab_size))
+  teacher = rng.normal(0, 2, (size, length, vocab_size))
+  teacher -= np.log(np.exp(teacher).sum(-1, keepdims=True))
+  candidates = np.argsort(-teacher, -1)[..., :3].astype(np.int32)
+  log_probs = np.take_along_axis(teacher, candidates, -1)
+  log_probs[0, 1, 2] = -np.inf
+  ids = rng.integers(0, vocab_size, (size, length)).astype(np.int32)
+  return logits, teacher, candidates, log_probs, ids
+
+
+class TestSparseTokenStatistics:
+  def test_against_numpy_in_float64(self):
+    logits, _, candidates, log_probs, ids = sparse_inputs()
+    weights = np.random.default_rng(1).normal(size=ids.shape)
+    matrix = np.eye(logits.shape[-1])
+
+    def in_numpy(logits, settings, at=0):
+      values = np.zeros(ids.shape)
+      for b, t in np.ndindex(*ids.shape):
+        values[b, t] = listed_cost(
+          logits[b, t], candidates[b, t], log_probs[b, t], **settings
+        )[at]
+      return values
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def run(logits, chunk_size):
+      def total(logits, settings):
+        statistics = unembedding.sparse_token_statistics(
+          logits,
+          matrix,
+          candidates,
+          log_probs,
+          ids,
+          chunk_size=chunk_size,
+          **settings,
+        )
+        return jnp.sum(weights * statistics.costs), statistics
+
+      return [jax.grad(total, has_aux=True)(logits, s) for s in SPARSE]
+
+    for chunk_size in (2, None):
+      with jax.enable_x64(True):
+        results = run(jnp.asarray(logits), chunk_size)
+      for settings, (gradient, actual) in zip(SPARSE, results, strict=True):
+        # Lists are float32.
+        near = {"rtol": 1e-6, "atol": 1e-6}
+        expected = in_numpy(logits, settings)
+        np.testing.assert_allclose(actual.costs, expected, **near)
+        np.testing.assert_array_equal(actual.cross_entropies, actual.costs)
+        np.testing.assert_allclose(
+          actual.teacher_entropies, in_numpy(logits, settings, at=1), **near
+        )
+        np.testing.assert_array_equal(actual.teacher_log_probs, 0.0)
+        np.testing.assert_allclose(
+          gradient,
+          formulas.numerical_gradient(
+            lambda x, s=settings: np.sum(weights * in_numpy(x, s)), logits
+          ),
+          **near,
+        )
+        for b, t in np.ndindex(*ids.shape):
+          log_softmax = formulas.log_softmax(logits[b, t])
+          np.testing.assert_allclose(
+            actual.log_probs[b, t], log_softmax[ids[b, t]]
+          )
+          np.testing.assert_allclose(
+            actual.entropies[b, t], formulas.entropy(log_softmax)
+          )
+
+  @pytest.mark.parametrize("tail", [False, True])
+  def test_the_teachers_own_top_k(self, tail):
+    logits, teacher, candidates, log_probs, ids = sparse_inputs(seed=2)
+    for size in (3, 6):  # 6 is the whole vocabulary: nothing is left
+      candidates = np.argsort(-teacher, -1)[..., :size]
+      log_probs = np.take_along_axis(teacher, candidates, -1)
+      actual, pull = jax.vjp(
+        lambda x, ids_of, log_probs_of: unembedding.sparse_token_statistics(
+          x,
+          jnp.eye(6),
+          ids_of,
+          log_probs_of,
+          ids,
+          kind="top_k",
+          tail=tail,
+        ),
+        jnp.asarray(logits, jnp.float32),
+        candidates,
+        jnp.asarray(log_probs, jnp.float32),
+      )
+      exact, pull_exact = jax.vjp(
+        lambda x, size: unembedding.from_logits(
+          x,
+          jnp.asarray(teacher, jnp.float32),
+          ids,
+          Divergence(top_k=size, top_k_of="teacher", tail=tail),
+        ),
+        jnp.asarray(logits, jnp.float32),
+        size,
+      )
+      assert_close(actual.costs, exact.costs, tolerance=1e-6)
+      assert_close(actual.teacher_entropies, exact.teacher_entropies)
+      ones = jax.tree.map(jnp.zeros_like, actual).replace(
+        costs=jnp.ones(ids.shape)
+      )
+      slope = pull(ones)
+      assert_close(slope[0], pull_exact(ones)[0])
+      np.testing.assert_array_equal(slope[2], 0.0)
+
+  def test_samples_are_unbiased_for_cost_and_gradient(self):
+    # One state, three words, all nine pairs of samples with their chances.
+    logits = np.array([0.3, -1.0, 0.8])
+    teacher = np.array([0.5, 0.2, 0.3])
+    pairs = np.array([(a, b) for a in range(3) for b in range(3)])
+    chances = teacher[pairs].prod(-1)
+
+    def mean(logits):
+      statistics = unembedding.sparse_token_statistics(
+        jnp.tile(logits, (1, 9, 1)),
+        jnp.eye(3),
+        pairs[None],
+        np.full((1, 9, 2), -np.log(2)),
+        np.zeros((1, 9), np.int32),
+        kind="samples",
+      )
+      return jnp.sum(chances * statistics.costs[0])
+
+    with jax.enable_x64(True):
+      value, gradient = jax.value_and_grad(mean)(jnp.asarray(logits))
+    log_softmax = formulas.log_softmax(logits)
+    np.testing.assert_allclose(value, -np.sum(teacher * log_softmax), rtol=1e-7)
+    np.testing.assert_allclose(
+      gradient, np.exp(log_softmax) - teacher, atol=1e-7
+    )
+
+  @pytest.mark.parametrize("settings", SPARSE, ids=str)
+  def test_what_does_not_count_changes_nothing(self, settings):
+    logits, _, candidates, log_probs, ids = sparse_inputs(seed=3)
+    mask = np.arange(5) < np.array([[5], [3]])
+
+    @jax.jit
+    def run(candidates, log_probs):
+      def total(logits):
+        statistics = unembedding.sparse_token_statistics(
+          logits,
+          jnp.eye(6),
+          candidates,
+          log_probs,
+          ids,
+          mask=mask,
+          chunk_size=2,
+          **settings,
+        )
+        return jnp.sum(jnp.where(mask, statistics.costs, 0.0)), statistics
+
+      return jax.grad(total, has_aux=True)(jnp.asarray(logits, jnp.float32))
+
+    gradient, clean = run(candidates, log_probs)
+    np.testing.assert_array_equal(gradient[1, 3:], 0.0)
+    for garbage in (np.nan, np.inf, 1e30):
+      dirty_gradient, dirty = run(
+        np.where(mask[..., None] & (log_probs > -np.inf), candidates, 10**6),
+        np.where(mask[..., None], log_probs, garbage),
+      )
+      for name in FIELDS:
+        assert np.all(np.isfinite(getattr(dirty, name)))
+        np.testing.assert_array_equal(
+          np.where(mask, getattr(dirty, name), 0),
+          np.where(mask, getattr(clean, name), 0),
+        )
+      np.testing.assert_array_equal(dirty_gradient, gradient)
+
+  def test_a_word_that_is_not_in_the_vocabulary_is_not_hidden(self):
+    logits, _, candidates, log_probs, ids = sparse_inputs()
+    for settings in SPARSE:
+      statistics = unembedding.sparse_token_statistics(
+        logits.astype(np.float32),
+        np.eye(6, dtype=np.float32),
+        candidates + 6,
+        log_probs,
+        ids,
+        **settings,
+      )
+      assert np.all(np.isnan(statistics.costs))
+
+  def test_unusable_lists(self):
+    inputs = (np.zeros((1, 2, 3)), np.eye(3), *np.zeros((2, 1, 2, 1), int))
+    run = functools.partial(
+      unembedding.sparse_token_statistics, *inputs, np.zeros((1, 2), int)
+    )
+    with pytest.raises(ValueError, match="kind='beam' is neither"):
+      run(kind="beam")
+    with pytest.raises(ValueError, match="set tail=False"):
+      run(kind="samples", tail=True)
+
+
 class TestTokenLogProbs:
   @pytest.mark.parametrize("chunk_size", CHUNK_SIZES)
   def test_equals_dense_float64(self, chunk_size):
@@ -263,7 +583,7 @@ class TestFromLogits:
     # Student (1/2, 1/4, 1/4), teacher (0, 1/2, 1/2); the second was sampled.
     statistics = unembedding.from_logits(
       jnp.log(jnp.array([[0.5, 0.25, 0.25]])) + 3.0,
-      jnp.array([[0.0, 0.5, 0.5]]),
+      jnp.array([[-jnp.inf, 2.0, 2.0]]),
       jnp.array([1]),
     )
     log_two = np.log(2)
@@ -273,13 +593,17 @@ class TestFromLogits:
     np.testing.assert_allclose(
       statistics.teacher_entropies, [log_two], rtol=1e-6
     )
+    np.testing.assert_allclose(
+      statistics.teacher_log_probs, [-log_two], rtol=1e-6
+    )
+    np.testing.assert_array_equal(statistics.cross_entropies, statistics.costs)
 
   def test_words_that_both_exclude_cost_nothing(self):
-    teacher_probs = jnp.array([[0.25, 0.75, 0.0]])
+    teacher_logits = jnp.log(jnp.array([[0.25, 0.75, 0.0]]))
 
     def total(logits, names=FIELDS):
       statistics = unembedding.from_logits(
-        logits, teacher_probs, jnp.array([0])
+        logits, teacher_logits, jnp.array([0])
       )
       return sum(jnp.sum(getattr(statistics, name)) for name in names)
 
@@ -294,7 +618,7 @@ class TestFromLogits:
 
   def test_a_word_that_only_the_student_excludes_costs_infinitely(self):
     statistics = unembedding.from_logits(
-      jnp.array([[0.0, -jnp.inf]]), jnp.array([[0.5, 0.5]]), jnp.array([0])
+      jnp.array([[0.0, -jnp.inf]]), jnp.zeros((1, 2)), jnp.array([0])
     )
     np.testing.assert_array_equal(statistics.costs, jnp.inf)
 

@@ -1,0 +1,44 @@
+"""What is minimised: statistics of the tokens in, a loss for each token out.
+
+An objective is a few pure functions over `ops`. Those of `token_losses` turn
+token statistics into token losses and never average; how losses are averaged
+is one of `ops.masking.aggregation_weights`, taken over the whole batch.
+Training goes through them and `ops.unembedding`, which never holds the logits.
+Those of `with_credit` and `without_credit` say the same from logits, for small
+inputs.
+"""
+
+from distil_jax.objectives.loss import Loss
+from distil_jax.objectives.token_losses import (
+  Baseline,
+  Cost,
+  LocalCost,
+  feedback_losses,
+  local_kind,
+  policy_gradient_losses,
+  sampled_reverse_kl,
+  score_weights,
+  sft_losses,
+  token_costs,
+)
+from distil_jax.objectives.with_credit import distil, minillm
+from distil_jax.objectives.without_credit import grpo, opsd, sdpo
+
+__all__ = [
+  "Baseline",
+  "Cost",
+  "LocalCost",
+  "Loss",
+  "distil",
+  "feedback_losses",
+  "grpo",
+  "local_kind",
+  "minillm",
+  "opsd",
+  "policy_gradient_losses",
+  "sampled_reverse_kl",
+  "score_weights",
+  "sdpo",
+  "sft_losses",
+  "token_costs",
+]

@@ -1,0 +1,293 @@
+"""How far the student is from its teacher at one state.
+
+Everything here is a function of log-probabilities over a *support*: the whole
+vocabulary, or a few tokens and perhaps one bucket for all the others. Gradients
+flow straight through the sum over the support. An excluded token (−inf) of
+probability 0 contributes 0, in the gradient too.
+"""
+
+import dataclasses
+import math
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+
+Kind = Literal[
+  "forward_cross_entropy", "forward_kl", "reverse_kl", "sdpo", "opsd"
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Divergence:
+  """A cost and the support that it is taken on; static under jit.
+
+  Attributes:
+    kind: which cost.
+    weight: α of `sdpo` or β of `opsd`, in [0, 1]; None for the others.
+    token_clip: `opsd` only: no token of the vocabulary may contribute more
+      than this, nats. None: no limit.
+    top_k: number of tokens in the support; None: the whole vocabulary.
+    top_k_of: whose most probable tokens these are.
+    tail: one more bucket for the mass of all other tokens, of student and
+      teacher each; without it both are renormalised over what is kept.
+    temperature: by which both logits are divided before the softmax.
+  """
+
+  kind: Kind = "forward_cross_entropy"
+  weight: float | None = None
+  token_clip: float | None = None
+  top_k: int | None = None
+  top_k_of: Literal["student", "teacher"] = "student"
+  tail: bool = True
+  temperature: float = 1.0
+
+  def __post_init__(self):
+    if self.kind not in get_args(Kind):
+      raise ValueError(f"kind={self.kind!r} is none of {get_args(Kind)}")
+    if self.kind in ("sdpo", "opsd"):
+      if self.weight is None or not 0 <= self.weight <= 1:
+        raise ValueError(
+          f"kind={self.kind!r} needs a weight in [0, 1], got {self.weight}"
+        )
+    elif self.weight is not None:
+      raise ValueError(
+        f"weight={self.weight} has no meaning for kind={self.kind!r}; leave it "
+        "out, or take 'sdpo' or 'opsd'"
+      )
+    if self.token_clip is not None and self.kind != "opsd":
+      raise ValueError(
+        f"token_clip={self.token_clip} is for kind='opsd', not {self.kind!r}; "
+        "leave it out"
+      )
+    if self.token_clip is not None and not self.token_clip > 0:
+      raise ValueError(
+        f"token_clip={self.token_clip} must be above 0; None for no clip"
+      )
+    if self.top_k is not None and self.top_k < 1:
+      raise ValueError(
+        f"top_k={self.top_k} must be at least 1; None for the whole vocabulary"
+      )
+    if self.top_k_of not in ("student", "teacher"):
+      raise ValueError(
+        f"top_k_of={self.top_k_of!r} is neither 'student' nor 'teacher'"
+      )
+    if not self.temperature > 0:
+      raise ValueError(f"temperature={self.temperature} must be above 0")
+
+
+def log_probs_on_support(
+  student_logits: jax.Array, teacher_logits: jax.Array, divergence: Divergence
+) -> tuple[jax.Array, jax.Array]:
+  """Log-probabilities of student and teacher over the divergence's support.
+
+  Which tokens are kept carries no gradient. The mass of the others is the sum
+  over them, not 1 less the kept mass: it stays exact where the kept mass
+  rounds to 1, and is −inf where nothing is left.
+
+  Args:
+    student_logits: −inf excludes a token. Shape `[..., V]`.
+    teacher_logits: shape `[..., V]`.
+    divergence: its support and temperature.
+
+  Returns:
+    student's and teacher's, nats, at least float32. Shape `[..., C]` each: C is
+    V, or the number of kept tokens, the tail's bucket included.
+  """
+  student, teacher = (
+    logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    / divergence.temperature
+    for logits in (student_logits, teacher_logits)
+  )
+  top_k = divergence.top_k
+  if top_k is None or top_k >= student.shape[-1]:
+    return jax.nn.log_softmax(student), jax.nn.log_softmax(teacher)
+  chooser = student if divergence.top_k_of == "student" else teacher
+  # Top-k puts 0.0 before −0.0, of which a comparison knows nothing.
+  chooser = jax.lax.stop_gradient(jnp.where(chooser == 0, 0.0, chooser))
+  values, indices = jax.lax.top_k(chooser, top_k)
+  others = _not_kept(chooser, values, indices)
+  return (
+    _on_kept(student, indices, others, tail=divergence.tail),
+    _on_kept(teacher, indices, others, tail=divergence.tail),
+  )
+
+
+def log_sum(logits: jax.Array, where: jax.Array) -> jax.Array:
+  """log Σ exp over some entries; −inf and no gradient where they have no mass.
+
+  Args:
+    logits: shape `[..., V]`.
+    where: bool, shape `[..., V]`.
+
+  Returns:
+    Shape `[..., 1]`.
+  """
+  has_mass = jnp.any(where & (logits != -jnp.inf), axis=-1, keepdims=True)
+  # The logarithm of an empty sum has no finite slope, so another sum is put
+  # in its place before it is taken.
+  chosen = jnp.where(where, logits, -jnp.inf)
+  chosen = jnp.where(has_mass, chosen, 0.0)
+  total = jax.nn.logsumexp(chosen, axis=-1, keepdims=True)
+  return jnp.where(has_mass, total, -jnp.inf)
+
+
+def product(probs: jax.Array, values: jax.Array) -> jax.Array:
+  """p · x with 0 · anything = 0: an excluded token costs nothing.
+
+  The choice is made before the product, so that 0 · −inf stands nowhere in the
+  gradient either, and p = NaN stays NaN.
+  """
+  return probs * jnp.where(probs == 0, 0.0, values)
+
+
+def entropy(log_probs: jax.Array) -> jax.Array:
+  """−Σ p log p, nats. `[..., C]` to `[...]`."""
+  return -jnp.sum(product(jnp.exp(log_probs), log_probs), axis=-1)
+
+
+def forward_cross_entropy(student: jax.Array, teacher: jax.Array) -> jax.Array:
+  """−Σ t log s, from log-probabilities `[..., C]`; nats, `[...]`."""
+  return -jnp.sum(product(jnp.exp(teacher), student), axis=-1)
+
+
+def forward_kl(student: jax.Array, teacher: jax.Array) -> jax.Array:
+  """KL(t‖s), from log-probabilities `[..., C]`; nats, `[...]`."""
+  return jnp.sum(_relative_entropies(teacher, student), axis=-1)
+
+
+def reverse_kl(student: jax.Array, teacher: jax.Array) -> jax.Array:
+  """KL(s‖t), from log-probabilities `[..., C]`; nats, `[...]`."""
+  return jnp.sum(_relative_entropies(student, teacher), axis=-1)
+
+
+def sdpo(student: jax.Array, teacher: jax.Array, *, alpha: float) -> jax.Array:
+  """SDPO's family between the two KLs (arXiv:2601.20802).
+
+    α = 0   KL(t‖s)
+    else    (1−α) KL(s‖m) + α KL(t‖m),  m = (1−α) s + α t
+    α = 1   KL(s‖t)
+
+  The ends are not limits of what is between them: that goes to 0.
+
+  Args:
+    student: log-probabilities. Shape `[..., C]`.
+    teacher: log-probabilities. Shape `[..., C]`.
+    alpha: in [0, 1].
+
+  Returns:
+    nats. Shape `[...]`.
+  """
+  return jnp.sum(_jensen_shannon(student, teacher, alpha), axis=-1)
+
+
+def opsd(
+  student: jax.Array,
+  teacher: jax.Array,
+  *,
+  beta: float,
+  token_clip: float | None = None,
+) -> jax.Array:
+  """OPSD's generalised Jensen-Shannon divergence (arXiv:2601.18734).
+
+    β = 0   KL(t‖s)
+    else    β KL(t‖m) + (1−β) KL(s‖m),  m = (1−β) s + β t
+    β = 1   KL(s‖t)
+
+  Args:
+    student: log-probabilities. Shape `[..., C]`.
+    teacher: log-probabilities. Shape `[..., C]`.
+    beta: in [0, 1].
+    token_clip: upper limit of each token's summand, before they are summed.
+
+  Returns:
+    nats. Shape `[...]`.
+  """
+  summands = _jensen_shannon(student, teacher, beta)
+  if token_clip is not None:
+    summands = jnp.minimum(summands, token_clip)
+  return jnp.sum(summands, axis=-1)
+
+
+def cost(
+  student: jax.Array, teacher: jax.Array, divergence: Divergence
+) -> jax.Array:
+  """The divergence of log-probabilities over a support.
+
+  Args:
+    student: from `log_probs_on_support`. Shape `[..., C]`.
+    teacher: shape `[..., C]`.
+    divergence: whose kind is taken.
+
+  Returns:
+    nats. Shape `[...]`.
+  """
+  if divergence.kind == "forward_cross_entropy":
+    return forward_cross_entropy(student, teacher)
+  if divergence.kind == "forward_kl":
+    return forward_kl(student, teacher)
+  if divergence.kind == "reverse_kl":
+    return reverse_kl(student, teacher)
+  assert divergence.weight is not None
+  if divergence.kind == "sdpo":
+    return sdpo(student, teacher, alpha=divergence.weight)
+  return opsd(
+    student, teacher, beta=divergence.weight, token_clip=divergence.token_clip
+  )
+
+
+def _relative_entropies(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
+  """The summands p (log p − log q) of KL(p‖q)."""
+  return product(jnp.exp(log_p), log_p - log_q)
+
+
+def _jensen_shannon(
+  student: jax.Array, teacher: jax.Array, weight: float
+) -> jax.Array:
+  """Summands of the Jensen-Shannon family. Shape `[..., C]`."""
+  if weight == 0:
+    return _relative_entropies(teacher, student)
+  if weight == 1:
+    return _relative_entropies(student, teacher)
+  # The logarithm of 0 + 0 has no finite slope; such a token counts for nothing.
+  both_exclude = (student == -jnp.inf) & (teacher == -jnp.inf)
+  mixture = jnp.logaddexp(
+    jnp.where(both_exclude, 0.0, student) + math.log1p(-weight),
+    jnp.where(both_exclude, 0.0, teacher) + math.log(weight),
+  )
+  to_student = _relative_entropies(student, mixture)
+  to_teacher = _relative_entropies(teacher, mixture)
+  return (1 - weight) * to_student + weight * to_teacher
+
+
+def _not_kept(
+  logits: jax.Array, values: jax.Array, indices: jax.Array
+) -> jax.Array:
+  """Which tokens top-k left out, without a scatter over the vocabulary.
+
+  Of equal logits top-k takes those with the lower indices.
+  """
+  # Reduced, not sliced at the last: XLA takes a top-k of which only a slice is
+  # used for a sort of the whole vocabulary.
+  smallest = jnp.min(values, axis=-1, keepdims=True)
+  last_index = jnp.max(
+    jnp.where(values == smallest, indices, -1), axis=-1, keepdims=True
+  )
+  vocabulary = jax.lax.broadcasted_iota(
+    indices.dtype, logits.shape, logits.ndim - 1
+  )
+  is_kept = (logits > smallest) | (
+    (logits == smallest) & (vocabulary <= last_index)
+  )
+  return ~is_kept
+
+
+def _on_kept(
+  logits: jax.Array, indices: jax.Array, others: jax.Array, *, tail: bool
+) -> jax.Array:
+  """Log-probabilities of the kept tokens, and of the others as one bucket."""
+  kept = jnp.take_along_axis(logits, indices, axis=-1)
+  if not tail:
+    return jax.nn.log_softmax(kept)
+  rest = log_sum(logits, others)
+  return jax.nn.log_softmax(jnp.concatenate([kept, rest], axis=-1))
