@@ -4,13 +4,20 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeVar
 
 import grain
 import jax
 import optax
 
-from distil_jax import objectives, processes, prompts, teaching, update
+from distil_jax import (
+  inspection,
+  processes,
+  prompts,
+  recipe,
+  teaching,
+  update,
+)
 from distil_jax.actor import Actor
 from distil_jax.config import Config, ConfigError, CreateModel
 from distil_jax.envs import Environment, Generator, make_environment
@@ -98,8 +105,12 @@ def mesh(config: Config) -> jax.sharding.Mesh:
     "rollout.num_problems": config.rollout.num_problems,
     "evaluation.num_problems": config.evaluation.num_problems,
   }
-  if config.optimizer.micro_batch_size:
-    sizes["optimizer.micro_batch_size"] = config.optimizer.micro_batch_size
+  for name in ("mini_batch_size", "micro_batch_size"):
+    size = getattr(config.optimizer, name)
+    if size:
+      sizes[f"optimizer.{name}"] = size
+  if config.teacher.guard:
+    sizes["teacher.guard.num_problems"] = config.teacher.guard.num_problems
   for name, size in sizes.items():
     if size % multiple:
       raise ConfigError(
@@ -226,22 +237,72 @@ def evaluation_actor(
   )
 
 
-def teacher_settings(config: Config) -> teaching.TeacherSettings:
-  settings = config.teacher.model_dump(exclude={"parameters", "ema_rate"})
+def teacher_settings(config: Config) -> teaching.TeacherSettings | None:
+  """What stands in the teacher's prompt; None where no teacher is asked."""
+  if not recipe.needs_teacher(config.objective):
+    return None
+  settings = config.teacher.model_dump(
+    include={f.name for f in dataclasses.fields(teaching.TeacherSettings)}
+  )
   return teaching.TeacherSettings(**settings)
 
 
 def optimizer(
   config: Config,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-  settings = config.optimizer.model_dump(exclude={"micro_batch_size"})
-  return update.make_optimizer(**settings, num_steps=config.train.num_steps)
+  settings = config.optimizer.model_dump(
+    exclude={"micro_batch_size", "mini_batch_size"}
+  )
+  mini_batch_size = config.optimizer.mini_batch_size or config.num_sequences
+  return update.make_optimizer(
+    **settings,
+    num_steps=config.train.num_steps,
+    updates_per_step=config.num_sequences // mini_batch_size,
+  )
 
 
-def keeps_teacher(config: Config) -> bool:
-  """Whether the teacher has parameters of its own."""
-  return (
-    config.objective.kind != "sft" and config.teacher.parameters != "current"
+def inspector(
+  config: Config,
+  policy: Policy,
+  environment: Environment,
+  mesh: jax.sharding.Mesh,
+) -> inspection.Inspector | None:
+  """Looks at a guarded teacher; None without a guard."""
+  if config.teacher.guard is None:
+    return None
+  settings = config.rollout.model_dump(
+    exclude={"num_problems", "group_size", "max_prompt_length"}
+  )
+  actor = Actor(
+    policy,
+    environment,
+    mesh,
+    group_size=1,
+    max_prompt_length=config.teacher.max_prompt_length,
+    **settings,
+  )
+  return inspection.Inspector(
+    actor=actor,
+    policy=policy,
+    environment=environment,
+    mesh=mesh,
+    num_answers=config.teacher.guard.num_problems // jax.process_count(),
+    success_threshold=config.teacher.success_threshold,
+  )
+
+
+def init_state(
+  config: Config,
+  params: qwen3.Params,
+  optimizer: optax.GradientTransformation,
+) -> update.TrainState:
+  guard = config.teacher.guard
+  return update.init_state(
+    params,
+    optimizer=optimizer,
+    keeps_teacher=recipe.keeps_teacher(config.objective, config.teacher),
+    seed=config.train.seed,
+    guard_action=guard.action if guard else None,
   )
 
 
@@ -249,50 +310,16 @@ def train_step(
   config: Config,
   policy: Policy,
   optimizer: optax.GradientTransformation,
-) -> Callable[..., Any]:
-  """`update.train_step` with everything but state and batch filled in."""
-  objective = config.objective
-  micro_batch_size = config.optimizer.micro_batch_size or config.num_sequences
-  credit_fn = None
-  if objective.kind == "sft":
-    loss_fn = functools.partial(
-      update.sft_loss,
-      graphdef=policy.graphdef,
-      chunk_size=objective.chunk_size,
-    )
-  else:
-    score_fn = functools.partial(
-      objectives.score_weights,
-      group_size=config.rollout.group_size,
-      **objective.model_dump(
-        include={
-          "future_weight",
-          "normalize",
-          "discount",
-          "baseline",
-          "terminal_neutral",
-        }
-      ),
-    )
-    shared = {
-      "graphdef": policy.graphdef,
-      "cost": objective.cost,
-      "chunk_size": objective.chunk_size,
-      "score_fn": score_fn,
-    }
-    loss_fn = functools.partial(update.distil_loss, **shared)
-    splits_groups = micro_batch_size % config.rollout.group_size != 0
-    if objective.baseline == "leave_one_out" and splits_groups:
-      credit_fn = functools.partial(update.batch_credit, **shared)
-  is_ema = keeps_teacher(config) and config.teacher.parameters == "ema"
-  return functools.partial(
-    update.train_step,
-    loss_fn=loss_fn,
-    credit_fn=credit_fn,
+) -> recipe.StepFn:
+  return recipe.train_step(
+    config.objective,
+    config.teacher,
+    graphdef=policy.graphdef,
     optimizer=optimizer,
-    aggregation=objective.aggregation,
-    num_micro_batches=config.num_sequences // micro_batch_size,
-    ema_rate=config.teacher.ema_rate if is_ema else None,
+    group_size=config.rollout.group_size,
+    num_sequences=config.num_sequences,
+    micro_batch_size=config.optimizer.micro_batch_size,
+    mini_batch_size=config.optimizer.mini_batch_size,
   )
 
 
@@ -355,7 +382,7 @@ def _check_network(config: Config, network: architecture.Qwen3Config) -> None:
         "set another model.directory, or remove that one"
       )
   prompt = config.rollout.max_prompt_length
-  if config.objective.kind != "sft":
+  if recipe.needs_teacher(config.objective):
     prompt = max(prompt, config.teacher.max_prompt_length)
   completion = max(
     config.rollout.max_completion_length,

@@ -9,7 +9,8 @@ import yaml
 
 from distil_jax import processes, teaching
 from distil_jax.actor import Experience
-from distil_jax.config import Config, ConfigError
+from distil_jax.config import Config, ConfigError, Objective
+from distil_jax.guard import GuardState
 from distil_jax.io import reports
 from distil_jax.records import Status, StopReason
 
@@ -58,6 +59,44 @@ def check_same(saved: Mapping[str, Any], config: Config, step: int) -> None:
       "settings; restore them, or set another train.run_directory:\n"
       + "\n".join(differences)
     )
+
+
+def warnings(config: Config) -> list[str]:
+  """What a run may do, but hardly ever should."""
+  found = []
+  if config.model.param_dtype == "bfloat16":
+    found.append(
+      "model.param_dtype=bfloat16 rounds away an update below 1/256 of its "
+      "weight; float32 with model.compute_dtype=bfloat16 keeps it"
+    )
+  r = config.rollout
+  is_changed = r.temperature != 1 or r.top_k is not None or r.top_p is not None
+  if is_changed and _has_score_function(config.objective):
+    found.append(
+      f"rollout.temperature={r.temperature}, top_k={r.top_k}, top_p={r.top_p}: "
+      "credit and rewards weigh log-probabilities of the whole softmax at "
+      "temperature 1, so their gradient is not that of what was sampled, and "
+      "mass may flow to tokens that are never sampled; temperature=1 without "
+      "top_k and top_p is exact"
+    )
+  return found
+
+
+def _has_score_function(objective: Objective) -> bool:
+  """Whether the loss has a part that weighs log π of sampled tokens."""
+  weights = ("future_weight", "reward_weight")
+  is_weighted = any(getattr(objective, name, 0) > 0 for name in weights)
+  return objective.kind == "grpo" or is_weighted
+
+
+def guard_metrics(state: GuardState | None) -> dict[str, float]:
+  """What is known of a guarded teacher; nothing before the first look."""
+  if state is None or not int(state.num_looks):
+    return {}
+  return {
+    "teacher/accuracy": float(state.accuracy),
+    "teacher/guard": float(state.is_holding),
+  }
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The training loop."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +14,7 @@ from distil_jax import (
   assembly,
   bookkeeping,
   evaluate,
+  guard,
   interrupts,
   processes,
   teaching,
@@ -24,9 +26,10 @@ from distil_jax.io import checkpoints, plots, reports
 from distil_jax.io.progress import Progress
 from distil_jax.models import qwen3, sharding
 
-# Folded into the run's key, to keep the noise of evaluation apart from that of
-# training step 0, 1, ...
+# Folded into the run's key, to keep the noise of evaluation and of the guard
+# apart from that of training step 0, 1, ... (`update` has one more.)
 _EVALUATION = 2**31
+_GUARD = 2**31 + 1
 _BASE_TEXT = "evaluating the base model"
 
 
@@ -50,9 +53,12 @@ class Learner:
     self.data = assembly.data(
       config, self.environment, problems, self.policy.tokenizer
     )
-    parts = (config, self.policy, self.environment, self.mesh)
+    # Without parameters, which would outlive `release_params` in the actors.
+    bare = dataclasses.replace(self.policy, params={})
+    parts = (config, bare, self.environment, self.mesh)
     self.actor = assembly.training_actor(*parts)
     self.evaluation_actor = assembly.evaluation_actor(*parts)
+    self.inspector = assembly.inspector(*parts)
     self.optimizer, self.schedule = assembly.optimizer(config)
     self.key = jax.random.key(config.train.seed)
 
@@ -126,12 +132,7 @@ class Learner:
     self.policy = dataclasses.replace(self.policy, params={})
 
   def _init(self, params: qwen3.Params) -> update.TrainState:
-    return update.init_state(
-      params,
-      optimizer=self.optimizer,
-      keeps_teacher=assembly.keeps_teacher(self.config),
-      seed=self.config.train.seed,
-    )
+    return assembly.init_state(self.config, params, self.optimizer)
 
   def trained_params(self) -> tuple[int, qwen3.Params]:
     """The step and the parameters of the run's last checkpoint.
@@ -201,15 +202,20 @@ class _Run:
         key = jax.random.fold_in(jax.random.wrap_key_data(self.state.key), step)
         experience = learner.actor(self.state.params, items, key)
         clock.append(time.monotonic())
-        lesson = teaching.from_experience(
-          experience, learner.policy.tokenizer, self.teacher
-        )
+        lesson = self.teach(experience)
+      guarded = self.look_at_teacher(step, experience, lesson)
       batch = sharding.put_batch(learner.mesh, lesson.batch)
       # State, data position and report belong together.
       with interrupts.held_back():
+        before = self.state.guard
+        if guarded is not None:
+          self.state = dataclasses.replace(self.state, guard=guarded)
         self.state, metrics = self.step_fn(self.state, batch)
         metrics = {name: float(x) for name, x in metrics.items()}
         clock.append(time.monotonic())
+        if guarded is not None and int(self.state.step) == step:
+          # The step failed: so must the look be taken again.
+          self.state = dataclasses.replace(self.state, guard=before)
         self.check(step, metrics)
         self.report(step + 1, metrics, experience, lesson, clock)
         self.position = self.batches.get_state()
@@ -217,6 +223,42 @@ class _Run:
         self.evaluate(step + 1)
       if (step + 1) % config.checkpoint.every == 0:
         self.save()
+
+  def teach(self, experience: Experience) -> teaching.Lesson:
+    if self.teacher is None:
+      return teaching.from_rewards(experience)
+    tokenizer = self.learner.policy.tokenizer
+    return teaching.from_experience(experience, tokenizer, self.teacher)
+
+  def look_at_teacher(
+    self,
+    step: int,
+    experience: Experience | None,
+    lesson: teaching.Lesson,
+  ) -> guard.GuardState | None:
+    """What the guard knows after a look; None where none is due."""
+    settings, inspect = self.config.teacher.guard, self.learner.inspector
+    if settings is None or inspect is None or step % settings.every:
+      return None
+    if experience is None:
+      return None
+    key = jax.random.fold_in(jax.random.wrap_key_data(self.state.key), _GUARD)
+    counts = inspect(
+      self.state.teacher_params,
+      experience,
+      lesson,
+      jax.random.fold_in(key, step),
+    )
+    was_holding = bool(self.state.guard.is_holding)
+    after = self.guard_fn(self.state.guard, *counts)
+    if bool(after.is_holding) != was_holding:
+      what = "follows again" if was_holding else settings.action
+      self.progress.message(
+        f"step {step + 1}: the teacher's accuracy with feedback is "
+        f"{100 * float(after.accuracy):.1f} %, at the start "
+        f"{100 * float(after.start):.1f} %: {what}"
+      )
+    return after
 
   def start(self) -> None:
     """Initial or restored state; the evaluation before the first step."""
@@ -232,6 +274,11 @@ class _Run:
       donate_argnums=0,
       out_shardings=(jax.tree.map(lambda x: x.sharding, template), None),
     )
+    if config.teacher.guard is not None:
+      self.guard_fn = jax.jit(
+        functools.partial(guard.look, margin=config.teacher.guard.margin),
+        out_shardings=sharding.sharding(learner.mesh),
+      )
     base_values = None
     if latest is None:
       self.state = learner.init_state()
@@ -252,11 +299,8 @@ class _Run:
     for what, count in dropped.items():
       if count:
         self.progress.message(f"{count} {what}")
-    if config.model.param_dtype == "bfloat16":
-      self.progress.message(
-        "model.param_dtype=bfloat16 rounds away an update below 1/256 of its "
-        "weight; float32 with model.compute_dtype=bfloat16 keeps it"
-      )
+    for warning in bookkeeping.warnings(config):
+      self.progress.message(warning)
     if latest is None:
       self.evaluate(0)
     elif base_values:
@@ -330,6 +374,7 @@ class _Run:
     )
     if experience is not None:
       metrics |= bookkeeping.experience_metrics(experience, lesson)
+      metrics |= bookkeeping.guard_metrics(self.state.guard)
     else:
       masks = lesson.batch.completion_mask
       metrics["completion_length"] = float(masks.sum() / masks.shape[0])

@@ -4,6 +4,7 @@ Letters in shapes, everywhere in this package:
 
   P problems            G samples per problem      B sequences, B = P * G
   S prompt length       T completion length        V vocabulary
+  C teacher candidates for a token
   inside `models/` also
   L layers  D width  F feed-forward  N heads  K key-value heads  H head size
 
@@ -117,9 +118,10 @@ class Rollout:
 
 @struct.dataclass
 class Batch:
-  """What one update learns from.
+  """What one training step learns from.
 
-  Supervised batches have no teacher: their `teacher_prompt_*` are `[B, 0]`.
+  Supervised batches have no teacher, no rewards and no sampler: their
+  `teacher_prompt_*` are `[B, 0]`, `rewards` and `old_log_probs` 0.
 
   Attributes:
     prompt_ids, prompt_mask: the student's prompt, left-padded. `[B, S]`.
@@ -127,6 +129,14 @@ class Batch:
       length differs from the student's. `[B, S']`.
     completion_ids, completion_mask: the tokens that both score. `[B, T]`.
     sample_mask: 1 where the sequence has a teacher signal. `[B]`.
+    rewards: the environment's, in [0, 1]. `[B]`, float32.
+    old_log_probs: log π of the completion's tokens when they were sampled,
+      nats; 0 at padding. `[B, T]`, float32.
+    teacher_candidate_ids: what an expert that was asked beforehand would say
+      next, C tokens for each of the student's; None: none was asked.
+      `[B, T, C]`.
+    teacher_candidate_log_probs: theirs, nats; −log C for each of C samples.
+      `[B, T, C]`, float32.
   """
 
   prompt_ids: Array
@@ -136,3 +146,7 @@ class Batch:
   completion_ids: Array
   completion_mask: Array
   sample_mask: Array
+  rewards: Array
+  old_log_probs: Array
+  teacher_candidate_ids: Array = None
+  teacher_candidate_log_probs: Array = None

@@ -43,6 +43,14 @@ class Lesson:
   num_without_room: int = 0
 
 
+def from_rewards(experience: Experience) -> Lesson:
+  """What an objective without a teacher learns from: every sample."""
+  count = len(experience.completions)
+  nothing = np.zeros((count, 0), np.int32)
+  batch = _batch(experience, nothing, nothing, np.ones(count, np.int32))
+  return Lesson(batch=batch, teacher_prompts=[None] * count)
+
+
 def from_experience(
   experience: Experience, tokenizer: Tokenizer, settings: TeacherSettings
 ) -> Lesson:
@@ -80,16 +88,8 @@ def from_experience(
     settings.max_prompt_length,
     tokenizer.pad_id,
   )
-  rollout = experience.rollout
-  batch = Batch(
-    prompt_ids=np.repeat(rollout.prompt_ids, group_size, axis=0),
-    prompt_mask=np.repeat(rollout.prompt_mask, group_size, axis=0),
-    teacher_prompt_ids=teacher_ids,
-    teacher_prompt_mask=teacher_mask,
-    completion_ids=rollout.completion_ids,
-    completion_mask=rollout.completion_mask,
-    sample_mask=np.asarray([row is not None for row in rows], np.int32),
-  )
+  has_signal = np.asarray([row is not None for row in rows], np.int32)
+  batch = _batch(experience, teacher_ids, teacher_mask, has_signal)
   return Lesson(
     batch=batch,
     teacher_prompts=texts,
@@ -140,8 +140,30 @@ def from_demonstrations(
     completion_ids=ids,
     completion_mask=mask,
     sample_mask=np.ones(len(heads), np.int32),
+    rewards=np.zeros(len(heads), np.float32),
+    old_log_probs=np.zeros(ids.shape, np.float32),
   )
   return Lesson(batch=batch, teacher_prompts=[])
+
+
+def _batch(
+  experience: Experience,
+  teacher_ids: np.ndarray,
+  teacher_mask: np.ndarray,
+  sample_mask: np.ndarray,
+) -> Batch:
+  rollout, group_size = experience.rollout, experience.group_size
+  return Batch(
+    prompt_ids=np.repeat(rollout.prompt_ids, group_size, axis=0),
+    prompt_mask=np.repeat(rollout.prompt_mask, group_size, axis=0),
+    teacher_prompt_ids=teacher_ids,
+    teacher_prompt_mask=teacher_mask,
+    completion_ids=rollout.completion_ids,
+    completion_mask=rollout.completion_mask,
+    sample_mask=sample_mask,
+    rewards=experience.rewards.reshape(-1).astype(np.float32),
+    old_log_probs=np.asarray(rollout.log_probs, np.float32),
+  )
 
 
 def _solution(

@@ -1,20 +1,23 @@
-"""One training step: losses of micro-batches, gradients, optimiser, teacher."""
+"""One training step: gradients of micro-batches, optimiser, teacher."""
 
-import functools
+import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx, struct
+from flax import struct
 
-from distil_jax import objectives, scoring
+from distil_jax import guard, losses
 from distil_jax.models import qwen3, sharding
-from distil_jax.ops import masking, unembedding
 from distil_jax.records import Batch
 
 Metrics = dict[str, jax.Array]
+
+# Folded into the run's key: what an expert says must not hang together with
+# what the student sampled.
+_EXPERT = 2**31 + 2
 
 
 @struct.dataclass
@@ -29,6 +32,9 @@ class TrainState:
       current student, or there is none.
     opt_state: optax's.
     key: raw key data of the run; each step folds its number in. uint32.
+    guard: what is known of a guarded teacher; None without a guard.
+    initial_params: where a guarded teacher goes back to; None where it does
+      not.
   """
 
   step: Any
@@ -36,11 +42,28 @@ class TrainState:
   teacher_params: Any
   opt_state: Any
   key: Any
+  guard: Any = None
+  initial_params: Any = None
 
 
-# Token losses of one micro-batch and the sums to report.
-#   (params, teacher_params, batch, scores or None) -> ([b, T], sums)
-LossFn = Callable[..., tuple[jax.Array, Metrics]]
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """An objective as the functions that a step is made of.
+
+  Attributes:
+    prepare_fn: what is known of a whole batch before any network runs, see
+      `losses.prepare`.
+    loss_fn: token losses of a slice, and sums to report: `losses.*_loss`.
+    credit_fn: where credit couples slices: the whole batch's, found in a pass
+      of its own, see `losses.batch_credit`. None: the loss finds its own.
+    ask_fn: where the teacher is known by a list of tokens: asks it, see
+      `losses.ask_teacher`. None: the loss has its distribution.
+  """
+
+  prepare_fn: Callable[[Batch], losses.Piece]
+  loss_fn: Callable[..., tuple[jax.Array, losses.Sums]]
+  credit_fn: Callable[..., losses.Credit] | None = None
+  ask_fn: Callable[..., tuple[jax.Array, jax.Array]] | None = None
 
 
 def make_optimizer(
@@ -54,14 +77,16 @@ def make_optimizer(
   epsilon: float = 1e-8,
   weight_decay: float = 0.01,
   max_gradient_norm: float | None = 1.0,
+  updates_per_step: int = 1,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
   """AdamW behind a clip of the global norm, with linear warm-up.
 
   Step n of the warm-up uses (n + 1) / warmup_steps of the rate, so that the
-  first step already moves. The cosine falls to 0 at `num_steps`.
+  first step already moves. The cosine falls to 0 at `num_steps`. Steps are
+  training steps, however many updates each consists of.
 
   Returns:
-    the optimiser, and its schedule for the log.
+    the optimiser, and the rate at each training step, for the log.
   """
   if schedule == "cosine":
     if num_steps is None:
@@ -74,8 +99,10 @@ def make_optimizer(
     first = learning_rate / warmup_steps
     warmup = optax.linear_schedule(first, learning_rate, warmup_steps - 1)
     main = optax.join_schedules([warmup, main], [warmup_steps])
+  # optax counts updates.
+  rate = lambda count: main(count // updates_per_step)  # noqa: E731
   adamw = optax.adamw(
-    main, b1=beta1, b2=beta2, eps=epsilon, weight_decay=weight_decay
+    rate, b1=beta1, b2=beta2, eps=epsilon, weight_decay=weight_decay
   )
   if max_gradient_norm is None:
     return adamw, main
@@ -89,19 +116,26 @@ def init_state(
   optimizer: optax.GradientTransformation,
   keeps_teacher: bool,
   seed: int,
+  guard_action: Literal["freeze", "roll_back"] | None = None,
 ) -> TrainState:
   """State before the first step; the teacher starts at the initial weights."""
+
+  def copied(is_kept):
+    # Copied, not shared: the step donates its state, and a buffer can be
+    # donated only once.
+    return jax.tree.map(jnp.copy, params) if is_kept else None
+
   return TrainState(
     step=jnp.int32(0),
     params=params,
-    # Copied, not shared: the step donates its state, and a buffer can be
-    # donated only once.
-    teacher_params=jax.tree.map(jnp.copy, params) if keeps_teacher else None,
+    teacher_params=copied(keeps_teacher),
     # Moments in float32 even where the parameters are not.
     opt_state=optimizer.init(
       jax.tree.map(lambda p: p.astype(jnp.float32), params)
     ),
     key=jax.random.key_data(jax.random.key(seed)),
+    guard=guard.init_state() if guard_action else None,
+    initial_params=copied(guard_action == "roll_back"),
   )
 
 
@@ -116,10 +150,14 @@ def state_shardings(
   """
   params = qwen3.shardings(mesh, state.params)
   replicated = sharding.sharding(mesh)
+
+  def kept(tree):
+    return params if tree is not None else None
+
   return TrainState(
     step=replicated,
     params=params,
-    teacher_params=params if state.teacher_params is not None else None,
+    teacher_params=kept(state.teacher_params),
     opt_state=optax.tree_utils.tree_map_params(
       optimizer,
       lambda _, place: place,
@@ -128,6 +166,8 @@ def state_shardings(
       transform_non_params=lambda _: replicated,
     ),
     key=replicated,
+    guard=jax.tree.map(lambda _: replicated, state.guard),
+    initial_params=kept(state.initial_params),
   )
 
 
@@ -135,233 +175,190 @@ def train_step(
   state: TrainState,
   batch: Batch,
   *,
-  loss_fn: LossFn,
-  credit_fn: Callable[..., jax.Array] | None,
+  method: Method,
   optimizer: optax.GradientTransformation,
-  aggregation: masking.Aggregation,
+  num_mini_batches: int = 1,
   num_micro_batches: int = 1,
   ema_rate: float | None = None,
 ) -> tuple[TrainState, Metrics]:
   """Learns from one batch.
 
   Args:
-    state: donate it. Comes back unchanged, its step too, where the loss or
-      the gradient is not finite.
+    state: donate it. Comes back unchanged, its step too, where a loss or a
+      gradient is not finite.
     batch: the whole batch of this step.
-    loss_fn: token losses of a micro-batch, see `distil_loss` and `sft_loss`.
-    credit_fn: where credit couples sequences of different micro-batches: the
-      score weights of the whole batch, found in a pass of its own. None: the
-      loss finds its own.
+    method: the objective.
     optimizer: from `make_optimizer`.
-    aggregation: how token losses are averaged over the whole batch.
-    num_micro_batches: gradients are accumulated over so many slices; the
-      result does not depend on it.
+    num_mini_batches: so many updates, each on another part of the batch.
+    num_micro_batches: the gradient of an update is accumulated over so many
+      slices; the result does not depend on it.
     ema_rate: how far the teacher follows the student, once a step; None
       leaves it.
 
   Returns:
     the next state, and scalars to log.
   """
-  teacher = state.teacher_params
-  if teacher is None:
-    teacher = jax.lax.stop_gradient(state.params)
-  weights = masking.aggregation_weights(
-    batch.completion_mask, batch.sample_mask, aggregation=aggregation
+  key = jax.random.fold_in(jax.random.wrap_key_data(state.key), _EXPERT)
+  batch = _with_candidates(
+    state.params,
+    state.teacher_params,
+    batch,
+    jax.random.fold_in(key, state.step),
+    ask_fn=method.ask_fn,
+    num_slices=num_mini_batches * num_micro_batches,
   )
-  slices = _cut((batch, weights), num_micro_batches)
-  if credit_fn is not None:
-    scores = credit_fn(state.params, teacher, slices[0], learned_tokens(batch))
-    slices = (*slices, _cut(scores, num_micro_batches))
+
+  def learn(learner, mini_batch):
+    params, opt_state = learner
+    gradient, value, sums = _gradients(
+      params,
+      state.teacher_params,
+      mini_batch,
+      method=method,
+      num_micro_batches=num_micro_batches,
+    )
+    updates, opt_state = optimizer.update(gradient, opt_state, params)
+    params = optax.apply_updates(params, updates)
+    report = (value, optax.tree.norm(gradient), sums)
+    return (params, opt_state), report
+
+  learner = (state.params, state.opt_state)
+  if num_mini_batches == 1:
+    learner, (value, norm, sums) = learn(learner, batch)
   else:
-    slices = (*slices, None)
-
-  def loss(params, piece):
-    micro_batch, micro_weights, scores = piece
-    losses, sums = loss_fn(params, teacher, micro_batch, scores)
-    return jnp.sum(micro_weights * losses), sums
-
-  gradients, value, sums = _accumulate(loss, state.params, slices)
-  updates, opt_state = optimizer.update(
-    gradients, state.opt_state, state.params
-  )
-  params = optax.apply_updates(state.params, updates)
-  teacher_params = state.teacher_params
-  if ema_rate is not None:
-    teacher_params = _follow(teacher_params, params, ema_rate)
-  tokens = jnp.maximum(sums.pop("tokens"), 1.0)
-  metrics = {name: total / tokens for name, total in sums.items()}
-  metrics["loss"] = value
-  metrics["gradient_norm"] = optax.tree.norm(gradients)
-  next_state = TrainState(
+    slices = _cut(batch, num_mini_batches)
+    learner, reports = jax.lax.scan(learn, learner, slices)
+    value, norm = (jnp.mean(x) for x in reports[:2])
+    sums = jax.tree.map(lambda x: jnp.sum(x, axis=0), reports[2])
+  params, opt_state = learner
+  next_state = dataclasses.replace(
+    state,
     step=state.step + 1,
     params=params,
-    teacher_params=teacher_params,
+    teacher_params=_next_teacher(state, params, ema_rate),
     opt_state=opt_state,
-    key=state.key,
   )
-  is_finite = jnp.isfinite(value) & jnp.isfinite(metrics["gradient_norm"])
+  is_finite = jnp.isfinite(value) & jnp.isfinite(norm)
+  metrics = {**_means(sums), "loss": value, "gradient_norm": norm}
   return _select(is_finite, next_state, state), metrics
 
 
-def distil_loss(
+def gradients(
   params: qwen3.Params,
-  teacher_params: qwen3.Params,
+  teacher_params: qwen3.Params | None,
   batch: Batch,
-  scores: jax.Array | None,
+  key: jax.Array,
   *,
-  graphdef: nnx.GraphDef,
-  cost: objectives.Cost,
-  chunk_size: int | None,
-  score_fn: Callable[..., tuple[jax.Array, jax.Array]],
-) -> tuple[jax.Array, Metrics]:
-  """Token losses of DistIL, `[b, T]`, and sums over scored tokens.
-
-  `score_fn` is `objectives.score_weights` with its settings; `scores` are its
-  weights where they had to be found over the whole batch.
-  """
-  statistics = distil_statistics(
-    params, teacher_params, batch, graphdef=graphdef, chunk_size=chunk_size
-  )
-  mask = learned_tokens(batch)
-  costs = objectives.token_costs(statistics, mask, cost=cost)
-  if scores is None:
-    scores, later = score_fn(costs, mask)
-  else:
-    _, later = score_fn(costs, mask, baseline=None)
-  losses = objectives.distil_losses(statistics, mask, scores, cost=cost)
-  sums = _sums(
-    batch,
-    cost=costs,
-    future_cost=later,
-    score_weight=jnp.abs(scores),
-    entropy=statistics.entropies,
-    teacher_entropy=statistics.teacher_entropies,
-  )
-  return losses, sums
-
-
-def distil_statistics(
-  params: qwen3.Params,
-  teacher_params: qwen3.Params,
-  batch: Batch,
-  *,
-  graphdef: nnx.GraphDef,
-  chunk_size: int | None,
-) -> unembedding.TokenStatistics:
-  """Student and teacher on the student's tokens. Shape `[b, T]` each."""
-  completion = (batch.completion_ids, batch.completion_mask)
-  score = functools.partial(scoring.completion_hidden_states, graphdef=graphdef)
-  student = score(params, batch.prompt_ids, batch.prompt_mask, *completion)
-  teacher = score(
-    teacher_params,
-    batch.teacher_prompt_ids,
-    batch.teacher_prompt_mask,
-    *completion,
-  )
-  return unembedding.token_statistics(
-    student,
-    qwen3.unembedding(params),
-    teacher,
-    qwen3.unembedding(teacher_params),
-    batch.completion_ids,
-    chunk_size=chunk_size,
-  )
-
-
-def batch_credit(
-  params: qwen3.Params,
-  teacher_params: qwen3.Params,
-  slices: Batch,
-  mask: jax.Array,
-  *,
-  graphdef: nnx.GraphDef,
-  cost: objectives.Cost,
-  chunk_size: int | None,
-  score_fn: Callable[..., tuple[jax.Array, jax.Array]],
-) -> jax.Array:
-  """Score weights of a batch whose groups are split over micro-batches.
+  method: Method,
+  num_micro_batches: int = 1,
+) -> tuple[qwen3.Params, jax.Array, Metrics]:
+  """The gradient of a whole batch, as one update of `train_step` takes it.
 
   Args:
-    params, teacher_params: as for the loss.
-    slices: the batch, cut. `[n, b, ...]`.
-    mask: the whole batch's `learned_tokens`. Shape `[B, T]`.
-    graphdef, cost, chunk_size, score_fn: as for `distil_loss`.
+    params: the student's.
+    teacher_params: None where the teacher is the student.
+    batch: what is learned from.
+    key: for a teacher that is known by samples.
+    method: the objective.
+    num_micro_batches: the result does not depend on it.
 
   Returns:
-    Shape `[B, T]`.
+    the gradient (at least float32), the loss, and scalars to log.
   """
-
-  def costs_of(micro_batch):
-    statistics = distil_statistics(
-      params,
-      teacher_params,
-      micro_batch,
-      graphdef=graphdef,
-      chunk_size=chunk_size,
-    )
-    return objectives.token_costs(
-      statistics, learned_tokens(micro_batch), cost=cost
-    )
-
-  costs = jax.lax.map(costs_of, slices)
-  return score_fn(costs.reshape(mask.shape), mask)[0]
-
-
-def sft_loss(
-  params: qwen3.Params,
-  teacher_params: qwen3.Params,
-  batch: Batch,
-  scores: None,
-  *,
-  graphdef: nnx.GraphDef,
-  chunk_size: int | None,
-) -> tuple[jax.Array, Metrics]:
-  """Token losses of demonstrations, `[b, T]`, and sums over their tokens."""
-  del teacher_params, scores
-  hidden = scoring.completion_hidden_states(
+  batch = _with_candidates(
     params,
-    batch.prompt_ids,
-    batch.prompt_mask,
-    batch.completion_ids,
-    batch.completion_mask,
-    graphdef=graphdef,
+    teacher_params,
+    batch,
+    key,
+    ask_fn=method.ask_fn,
+    num_slices=num_micro_batches,
   )
-  log_probs, entropies = unembedding.token_log_probs(
-    hidden,
-    qwen3.unembedding(params),
-    batch.completion_ids,
-    chunk_size=chunk_size,
+  gradient, value, sums = _gradients(
+    params,
+    teacher_params,
+    batch,
+    method=method,
+    num_micro_batches=num_micro_batches,
   )
-  losses = objectives.sft_losses(log_probs, batch.completion_mask)
-  return losses, _sums(batch, cost=losses, entropy=entropies)
+  return gradient, value, _means(sums)
 
 
-def learned_tokens(batch: Batch) -> jax.Array:
-  """1 at the tokens that are learned from. Shape `[b, T]`.
+def _gradients(params, teacher_params, batch, *, method, num_micro_batches):
+  """Gradient, loss and sums of a batch, slice by slice."""
+  if teacher_params is None:
+    teacher_params = jax.lax.stop_gradient(params)
+  whole = method.prepare_fn(batch)
+  if method.credit_fn is not None and num_micro_batches > 1:
+    slices = _cut(batch, num_micro_batches)
+    credit = method.credit_fn(params, teacher_params, slices)
+    whole = dataclasses.replace(whole, credit=credit)
+  pieces = _cut(whole, num_micro_batches)
 
-  A sequence without teacher signal has none: its costs mean nothing, so they
-  must not stand in the baseline of its group either.
+  def loss(params, piece):
+    token_losses, sums = method.loss_fn(params, teacher_params, piece)
+    return jnp.sum(piece.weights * token_losses), sums
+
+  return _accumulate(loss, params, pieces, num_micro_batches)
+
+
+def _with_candidates(params, teacher_params, batch, key, *, ask_fn, num_slices):
+  """The batch with what the teacher says, where it says it in lists.
+
+  An outside expert has answered already, and its answers stay.
   """
-  return batch.completion_mask * batch.sample_mask[:, None]
+  if batch.teacher_candidate_ids is not None:
+    if ask_fn is None:
+      raise ValueError(
+        "the batch has teacher_candidate_ids, but the objective takes the "
+        "teacher's distribution; set teacher.access=samples or top_k"
+      )
+    return batch
+  if ask_fn is None:
+    return batch
+  if teacher_params is None:
+    teacher_params = params
+  # A key for each sequence: how the batch is cut must not change the answers.
+  rows = jnp.arange(batch.completion_ids.shape[0])
+  keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
+  ids, log_probs = jax.lax.map(
+    lambda piece: ask_fn(params, teacher_params, *piece),
+    _cut((batch, keys), num_slices),
+  )
+  shape = (-1, *ids.shape[2:])
+  return dataclasses.replace(
+    batch,
+    teacher_candidate_ids=ids.reshape(shape),
+    teacher_candidate_log_probs=log_probs.reshape(shape),
+  )
 
 
-def _sums(batch: Batch, **values: jax.Array) -> Metrics:
-  """Sums over the tokens that are learned from, and their number."""
-  mask = learned_tokens(batch)
-  values = jax.lax.stop_gradient(values)
-  sums = {k: jnp.sum(masking.where_counts(v, mask)) for k, v in values.items()}
-  return {**sums, "tokens": jnp.sum(mask).astype(jnp.float32)}
-
-
-def _cut(tree, num_micro_batches: int):
+def _cut(tree, num_slices: int):
   """`[B, ...]` to `[n, B / n, ...]`, each slice over the batch axes."""
 
   def cut(x):
-    size = x.shape[0] // num_micro_batches
-    x = x.reshape(num_micro_batches, size, *x.shape[1:])
+    size = x.shape[0] // num_slices
+    x = x.reshape(num_slices, size, *x.shape[1:])
     return sharding.constrain(x, None, "batch", *(None,) * (x.ndim - 2))
 
   return jax.tree.map(cut, tree)
+
+
+def _means(sums: losses.Sums) -> Metrics:
+  return {k: total / jnp.maximum(n, 1.0) for k, (total, n) in sums.items()}
+
+
+def _next_teacher(state: TrainState, params, rate: float | None):
+  """Follows the student; where a guard holds it, stays or goes back."""
+  teacher_params = state.teacher_params
+  if rate is None:
+    return teacher_params
+  followed = _follow(teacher_params, params, rate)
+  if state.guard is None:
+    return followed
+  instead = teacher_params
+  if state.initial_params is not None:
+    instead = _follow(teacher_params, state.initial_params, rate)
+  return _select(state.guard.is_holding, instead, followed)
 
 
 def _follow(teacher_params, params, rate: float):
@@ -384,18 +381,19 @@ def _select(condition: jax.Array, chosen, otherwise):
   )
 
 
-def _accumulate(loss, params, slices):
-  """Sums gradients, loss and metrics over the leading axis of the slices."""
-  num_micro_batches = slices[1].shape[0]
+def _accumulate(loss, params, pieces, num_pieces: int):
+  """Sums gradients, loss and metrics over the leading axis of the pieces."""
   grad_fn = jax.value_and_grad(loss, has_aux=True)
 
   def one(piece):
-    (value, sums), gradients = grad_fn(params, piece)
-    gradients = jax.tree.map(lambda g: g.astype(jnp.float32), gradients)
-    return gradients, value, sums
+    (value, sums), gradient = grad_fn(params, piece)
+    gradient = jax.tree.map(
+      lambda g: g.astype(jnp.promote_types(g.dtype, jnp.float32)), gradient
+    )
+    return gradient, value, sums
 
-  first = jax.tree.map(lambda x: x[0], slices)
-  if num_micro_batches == 1:
+  first = jax.tree.map(lambda x: x[0], pieces)
+  if num_pieces == 1:
     return one(first)
 
   def body(totals, piece):
@@ -404,5 +402,5 @@ def _accumulate(loss, params, slices):
   zeros = jax.tree.map(
     lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, first)
   )
-  totals, _ = jax.lax.scan(body, zeros, slices)
+  totals, _ = jax.lax.scan(body, zeros, pieces)
   return totals

@@ -86,6 +86,8 @@ def random_batch(seed: int = 0, vocab_size: int = VOCAB_SIZE) -> Batch:
   lengths = [5, 1, 3, 2, 4, 5, 2, 3]
   completions = [rng.integers(1, vocab_size, n).tolist() for n in lengths]
   completion_ids, completion_mask = prompts.pad_right(completions, 5, PAD)
+  rewards = np.asarray([1, 0, 0, 1, 0, 0, 0.5, 0], np.float32)
+  old_log_probs = -rng.uniform(0.5, 6.0, completion_mask.shape)
   return jax.tree.map(
     jnp.asarray,
     Batch(
@@ -96,6 +98,8 @@ def random_batch(seed: int = 0, vocab_size: int = VOCAB_SIZE) -> Batch:
       completion_ids=completion_ids,
       completion_mask=completion_mask,
       sample_mask=np.asarray([1, 1, 0, 1, 1, 1, 0, 1], np.int32),
+      rewards=rewards,
+      old_log_probs=(completion_mask * old_log_probs).astype(np.float32),
     ),
   )
 
@@ -103,7 +107,7 @@ def random_batch(seed: int = 0, vocab_size: int = VOCAB_SIZE) -> Batch:
 def with_garbage(
   batch: Batch, seed: int, vocab_size: int = VOCAB_SIZE
 ) -> Batch:
-  """The same batch with random ids wherever a mask is 0."""
+  """The same batch with garbage wherever a mask is 0."""
   rng = np.random.default_rng(seed)
 
   def fill(ids, mask):
@@ -116,4 +120,7 @@ def with_garbage(
       batch.teacher_prompt_ids, batch.teacher_prompt_mask
     ),
     completion_ids=fill(batch.completion_ids, batch.completion_mask),
+    old_log_probs=jnp.where(
+      batch.completion_mask == 1, batch.old_log_probs, jnp.nan
+    ),
   )

@@ -10,7 +10,7 @@ import networks
 import optax
 import pytest
 
-from distil_jax import objectives, rollout, scoring, update
+from distil_jax import config, objectives, recipe, rollout, scoring, update
 from distil_jax.models import qwen3
 from distil_jax.records import Batch
 
@@ -33,6 +33,10 @@ def ids(*shape):
   return jax.ShapeDtypeStruct(shape, jnp.int32)
 
 
+def floats(*shape):
+  return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
 @pytest.fixture(scope="module")
 def batch():
   return Batch(
@@ -43,6 +47,8 @@ def batch():
     completion_ids=ids(B, T),
     completion_mask=ids(B, T),
     sample_mask=ids(B),
+    rewards=floats(B),
+    old_log_probs=floats(B, T),
   )
 
 
@@ -54,20 +60,13 @@ def largest_array(compiled) -> int:
 
 def compile_step(network, batch, chunk_size):
   optimizer = optax.sgd(0.1)
-  loss_fn = functools.partial(
-    update.distil_loss,
+  step = recipe.train_step(
+    config.Distil(chunk_size=chunk_size),
+    config.Teacher(parameters="ema", ema_rate=0.1),
     graphdef=network.graphdef,
-    cost="cross_entropy",
-    chunk_size=chunk_size,
-    score_fn=objectives.score_weights,
-  )
-  step = functools.partial(
-    update.train_step,
-    loss_fn=loss_fn,
-    credit_fn=None,
     optimizer=optimizer,
-    aggregation="token_mean",
-    ema_rate=0.1,
+    group_size=2,
+    num_sequences=B,
   )
   state = jax.eval_shape(
     functools.partial(

@@ -7,7 +7,12 @@ import pytest
 from distil_jax import config as configs
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-SHIPPED = sorted((ROOT / "configs").rglob("*.yaml"))
+# Those of comparisons have a schema of their own.
+SHIPPED = sorted(
+  path
+  for path in (ROOT / "configs").rglob("*.yaml")
+  if path.parent.name != "comparison"
+)
 
 
 def load(tmp_path, text="", *overrides):
@@ -157,6 +162,60 @@ def test_kind_chooses_the_section(tmp_path):
     ("rollout: {group_size: 3000000000}", ["rollout.group_size", "less than"]),
     ("rollout: {temperature: 1e-40}", ["rollout.temperature", "1e-6"]),
     (
+      "{objective: {kind: grpo}, rollout: {group_size: 1}}",
+      ["objective.kind=grpo", "group_size of at least 2", "another objective"],
+    ),
+    (
+      "{objective: {reward_weight: 1}, rollout: {group_size: 1}}",
+      ["objective.reward_weight", "use reward_weight=0"],
+    ),
+    (
+      "{objective: {failure_weighted: true}, rollout: {group_size: 1}}",
+      ["objective.failure_weighted", "failure_weighted=false"],
+    ),
+    (
+      "objective: {kind: grpo, kl_weight: 0.1}",
+      ["objective.kl_weight=0.1", "teacher.parameters=ema", "frozen"],
+    ),
+    (
+      "{objective: {kind: grpo}, teacher: {guard: {}}}",
+      ["teacher.guard", "objective.kind=grpo has no teacher"],
+    ),
+    (
+      "teacher: {parameters: frozen, guard: {}}",
+      ["teacher", "parameters=frozen", "guard=null"],
+    ),
+    (
+      "teacher: {guard: {marign: 0.1}}",
+      ["teacher.guard.marign", "mean margin?"],
+    ),
+    (
+      "{objective: {kind: sdpo}, teacher: {access: samples}}",
+      ["objective.kind=sdpo", "teacher.access=samples"],
+    ),
+    (
+      "{objective: {local_cost: reverse_kl}, teacher: {access: top_k}}",
+      ["objective.local_cost=reverse_kl", "teacher.access=top_k"],
+    ),
+    (
+      "{objective: {cost: kl, local_cost: forward_cross_entropy},"
+      " teacher: {access: samples}}",
+      ["objective.cost=kl", "teacher's entropy", "access=top_k"],
+    ),
+    (
+      "{objective: {top_k: 5}, teacher: {access: top_k}}",
+      ["objective.top_k=5", "teacher.top_k"],
+    ),
+    (
+      "optimizer: {mini_batch_size: 12}",
+      ["optimizer.mini_batch_size=12", "128 sequences", "group_size=8"],
+    ),
+    (
+      "optimizer: {mini_batch_size: 32, micro_batch_size: 24}",
+      ["micro_batch_size=24", "optimizer.mini_batch_size=32"],
+    ),
+    ("objective: {kind: sdpo, alpha: 1.5}", ["objective.alpha", "got 1.5"]),
+    (
       "teacher: {solution: none, feedback: never}",
       ["teacher.solution=none", "teacher.feedback=never", "nothing to tell"],
     ),
@@ -186,6 +245,40 @@ def test_wrong_override_is_named(tmp_path, override, expected):
   message = refusal(tmp_path, "name: trial", override)
   assert repr(override) in message
   assert expected in message
+
+
+@pytest.mark.parametrize(
+  "text",
+  [
+    "{objective: {kind: grpo}, teacher: {solution: none, feedback: never}}",
+    "{objective: {baseline: batch_mean}, rollout: {group_size: 1},"
+    " teacher: {solution: reference}}",
+    "{objective: {kind: grpo, kl_weight: 0.1}, teacher: {parameters: frozen}}",
+    "{objective: {cost: kl, local_cost: forward_cross_entropy},"
+    " teacher: {access: top_k}}",
+    "optimizer: {mini_batch_size: 32, micro_batch_size: 4}",
+    "teacher: {guard: {action: freeze}}",
+  ],
+)
+def test_setting_that_is_unusual_is_right_all_the_same(tmp_path, text):
+  load(tmp_path, text)
+
+
+def test_every_choice_of_objective_and_teacher_is_described():
+  members = (
+    configs.Distil,
+    configs.SDPO,
+    configs.OPSD,
+    configs.MiniLLM,
+    configs.GRPO,
+    configs.SFT,
+    configs.Teacher,
+    configs.Guard,
+    configs.Optimizer,
+  )
+  for member in members:
+    for name, field in member.model_fields.items():
+      assert field.description, f"{member.__name__}.{name}"
 
 
 def test_missing_file_is_named(tmp_path):

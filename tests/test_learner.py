@@ -1,9 +1,12 @@
 """The whole loop in this process, sharded over eight devices."""
 
+import json
+
 import jax
+import numpy as np
 import pytest
 
-from distil_jax import config, learner
+from distil_jax import bookkeeping, config, learner
 
 TINY = {
   "vocab_size": 300,
@@ -39,6 +42,51 @@ def settings(tmp_path, num_steps):
       "logging": {"tensorboard": False},
     }
   )
+
+
+def test_rewards_alone_teach_without_a_teacher(tmp_path):
+  """GRPO in two mini-batches, with a reference; no teacher's prompt."""
+  trial = settings(tmp_path, 2).model_dump()
+  trial["objective"] = {"kind": "grpo", "kl_weight": 0.1}
+  # Too short for any teacher's prompt: none is made.
+  trial["teacher"] |= {"parameters": "frozen", "max_prompt_length": 1}
+  trial["optimizer"]["mini_batch_size"] = 4
+  trial["model"]["create"]["num_layers"] = 1
+  trial["evaluation"] |= {"num_samples": 1, "pass_at": [1]}
+  summary = learner.Learner(config.parse(trial)).train()
+  assert summary["steps"] == 2
+  text = (tmp_path / "run_2/metrics.jsonl").read_text().splitlines()
+  metrics = json.loads(text[-1])
+  for name in ("advantage", "importance", "reference_log_ratio", "loss"):
+    assert np.isfinite(metrics[name]), name
+  assert metrics["signal_fraction"] == 1
+  assert "teacher/accuracy" not in metrics
+  assert "teacher_entropy" not in metrics
+
+
+@pytest.mark.parametrize(
+  ("changed", "is_warned"),
+  [
+    ({}, False),
+    ({"rollout": {"temperature": 0.7}}, True),
+    ({"rollout": {"top_k": 20}}, True),
+    ({"rollout": {"top_p": 0.9}, "objective": {"kind": "grpo"}}, True),
+    ({"rollout": {"top_p": 0.9}, "objective": {"kind": "sdpo"}}, False),
+    ({"rollout": {"top_p": 0.9}, "objective": {"future_weight": 0}}, False),
+    (
+      {
+        "rollout": {"top_p": 0.9},
+        "objective": {"future_weight": 0, "reward_weight": 1},
+      },
+      True,
+    ),
+    ({"rollout": {"top_p": 0.9}, "objective": {"kind": "sft"}}, False),
+  ],
+)
+def test_a_sampler_that_truncates_is_warned_of(changed, is_warned):
+  found = bookkeeping.warnings(config.parse(changed))
+  assert len(found) == is_warned
+  assert all("rollout.temperature" in warning for warning in found)
 
 
 @pytest.fixture

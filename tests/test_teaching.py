@@ -181,6 +181,37 @@ def test_batch_holds_the_student_s_own_ids(tokenizer):
     )
 
 
+def test_batch_holds_rewards_and_what_the_sampler_saw(tokenizer):
+  experience = make_experience(tokenizer)
+  seen = np.linspace(-3, -1, 6 * LENGTH, dtype=np.float32).reshape(6, LENGTH)
+  experience = dataclasses.replace(
+    experience,
+    rollout=experience.rollout.replace(log_probs=seen),
+  )
+  for lesson in (
+    teach(tokenizer, experience),
+    teaching.from_rewards(experience),
+  ):
+    batch = lesson.batch
+    np.testing.assert_array_equal(batch.rewards, [1, 0, 1, 0, 0, 0])
+    np.testing.assert_array_equal(batch.old_log_probs, seen)
+    assert batch.rewards.dtype == batch.old_log_probs.dtype == np.float32
+    assert batch.teacher_candidate_ids is None
+
+
+def test_without_a_teacher_every_sample_counts(tokenizer):
+  experience = make_experience(tokenizer)
+  lesson = teaching.from_rewards(experience)
+  assert lesson.teacher_prompts == [None] * 6
+  np.testing.assert_array_equal(lesson.batch.sample_mask, [1] * 6)
+  assert lesson.batch.teacher_prompt_ids.shape == (6, 0)
+  told = teach(tokenizer, experience).batch
+  for name in ("prompt_ids", "prompt_mask", "completion_ids"):
+    np.testing.assert_array_equal(
+      getattr(lesson.batch, name), getattr(told, name)
+    )
+
+
 def test_teacher_prompts_in_the_batch(tokenizer):
   lesson = teach(tokenizer)
   ids, mask = lesson.batch.teacher_prompt_ids, lesson.batch.teacher_prompt_mask

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import distil_jax as dj
-from distil_jax import assembly, config, objectives, update
+from distil_jax import assembly, config, recipe, update
 from distil_jax.models import qwen3
 
 RATE = 0.3
@@ -49,33 +49,22 @@ def state_of(params, teacher=None, optimizer=SGD):
 def distil_step(
   network,
   *,
-  group_size=4,
   optimizer=SGD,
-  aggregation="token_mean",
   num_micro_batches=1,
   ema_rate=None,
-  chunk_size=2,
-  cost="cross_entropy",
-  **scoring,
+  **objective,
 ):
-  score_fn = functools.partial(
-    objectives.score_weights, group_size=group_size, **scoring
-  )
-  loss_fn = functools.partial(
-    update.distil_loss,
+  teacher = config.Teacher(parameters="frozen")
+  if ema_rate is not None:
+    teacher = config.Teacher(parameters="ema", ema_rate=ema_rate)
+  return recipe.train_step(
+    config.Distil(**{"chunk_size": 2, **objective}),
+    teacher,
     graphdef=network.graphdef,
-    cost=cost,
-    chunk_size=chunk_size,
-    score_fn=score_fn,
-  )
-  return functools.partial(
-    update.train_step,
-    loss_fn=loss_fn,
-    credit_fn=None,
     optimizer=optimizer,
-    aggregation=aggregation,
-    num_micro_batches=num_micro_batches,
-    ema_rate=ema_rate,
+    group_size=4,
+    num_sequences=8,
+    micro_batch_size=8 // num_micro_batches,
   )
 
 
@@ -250,14 +239,13 @@ def test_a_supervised_step_is_that_of_plain_autodiff(network, batch):
     return -jnp.sum(shares * chosen)
 
   value, gradients = jax.jit(jax.value_and_grad(loss))(network.params)
-  step = functools.partial(
-    update.train_step,
-    loss_fn=functools.partial(
-      update.sft_loss, graphdef=network.graphdef, chunk_size=2
-    ),
-    credit_fn=None,
+  step = recipe.train_step(
+    config.SFT(chunk_size=2),
+    config.Teacher(),
+    graphdef=network.graphdef,
     optimizer=SGD,
-    aggregation="token_mean",
+    group_size=1,
+    num_sequences=8,
   )
   nothing = jnp.zeros((8, 0), jnp.int32)
   demonstrations = batch.replace(

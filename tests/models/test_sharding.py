@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from distil_jax import objectives, rollout, update
+from distil_jax import config, recipe, rollout, update
 from distil_jax.models import qwen3, sharding
 
 GROUP_SIZE, LENGTH = 2, 5
@@ -106,23 +106,14 @@ def whole_step(network, mesh):
       generate(params, ids, mask, keys),
     )
 
-  score_fn = functools.partial(
-    objectives.score_weights, baseline="leave_one_out", group_size=GROUP_SIZE
-  )
-  step = functools.partial(
-    update.train_step,
-    loss_fn=functools.partial(
-      update.distil_loss,
-      graphdef=network.graphdef,
-      cost="cross_entropy",
-      chunk_size=2,
-      score_fn=score_fn,
-    ),
-    credit_fn=None,
+  step = recipe.train_step(
+    config.Distil(baseline="leave_one_out", chunk_size=2),
+    config.Teacher(parameters="ema", ema_rate=0.5),
+    graphdef=network.graphdef,
     optimizer=optimizer,
-    aggregation="token_mean",
-    num_micro_batches=2,
-    ema_rate=0.5,
+    group_size=GROUP_SIZE,
+    num_sequences=8,
+    micro_batch_size=4,
   )
   init = functools.partial(
     update.init_state, optimizer=optimizer, keeps_teacher=True, seed=0
@@ -147,6 +138,8 @@ def whole_step(network, mesh):
       completion_ids=sharding.local_rows(sampled.completion_ids),
       completion_mask=sharding.local_rows(sampled.completion_mask),
       sample_mask=sample_mask,
+      rewards=np.linspace(0, 1, 8, dtype=np.float32),
+      old_log_probs=sharding.local_rows(sampled.log_probs),
     )
     step_fn = jax.jit(step, donate_argnums=0, out_shardings=(places, None))
     state, metrics = step_fn(state, put(batch))

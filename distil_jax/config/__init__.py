@@ -1,0 +1,73 @@
+"""The one schema of a run: frozen models, one per section.
+
+A config is a YAML file plus dotted overrides (`optimizer.learning_rate=1e-4`).
+Every check of a setting lives here, names the key's path and says what would
+be right; an unknown key is an error with the nearest known name.
+"""
+
+from distil_jax.config.base import ConfigError, Section
+from distil_jax.config.loading import load, load_as, parse
+from distil_jax.config.objectives import (
+  GRPO,
+  OPSD,
+  SDPO,
+  SFT,
+  Distil,
+  Guard,
+  MiniLLM,
+  Objective,
+  Teacher,
+  check_teacher,
+  needs_teacher,
+)
+from distil_jax.config.run import Config
+from distil_jax.config.sections import (
+  Calculator,
+  Checkpoint,
+  CreateModel,
+  Data,
+  Environment,
+  Evaluation,
+  Logging,
+  Mesh,
+  Model,
+  MultipleChoice,
+  Optimizer,
+  Rollout,
+  Sampling,
+  Train,
+)
+
+__all__ = [
+  "GRPO",
+  "OPSD",
+  "SDPO",
+  "SFT",
+  "Calculator",
+  "Checkpoint",
+  "Config",
+  "ConfigError",
+  "CreateModel",
+  "Data",
+  "Distil",
+  "Environment",
+  "Evaluation",
+  "Guard",
+  "Logging",
+  "Mesh",
+  "MiniLLM",
+  "Model",
+  "MultipleChoice",
+  "Objective",
+  "Optimizer",
+  "Rollout",
+  "Sampling",
+  "Section",
+  "Teacher",
+  "Train",
+  "check_teacher",
+  "load",
+  "load_as",
+  "needs_teacher",
+  "parse",
+]

@@ -1,0 +1,166 @@
+"""From a YAML file and overrides to a `Config`, or to what is wrong."""
+
+import difflib
+import pathlib
+import re
+import typing
+from collections.abc import Sequence
+from typing import Any
+
+import pydantic
+import yaml
+
+from distil_jax.config.base import ConfigError, Section
+from distil_jax.config.run import Config
+
+S = typing.TypeVar("S", bound=Section)
+
+
+def load(path: str | pathlib.Path, overrides: Sequence[str] = ()) -> Config:
+  """Reads a YAML config and applies `section.key=value` overrides.
+
+  Raises:
+    ConfigError: the file is missing or no mapping, a key is unknown, a value
+      does not fit. All problems are listed, one a line.
+  """
+  return load_as(Config, path, overrides)
+
+
+def load_as(
+  schema: type[S], path: str | pathlib.Path, overrides: Sequence[str] = ()
+) -> S:
+  """Reads any kind of YAML settings; see `load`.
+
+  Raises:
+    ConfigError: the file is missing or no mapping, a key is unknown, a value
+      does not fit. All problems are listed, one a line.
+  """
+  path = pathlib.Path(path)
+  if not path.is_file():
+    raise ConfigError(f"no config file at {path}")
+  try:
+    tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader) or {}
+  except (yaml.YAMLError, UnicodeDecodeError) as error:
+    raise ConfigError(f"{path} is not valid YAML: {error}") from error
+  if not isinstance(tree, dict):
+    raise ConfigError(f"{path} must hold a mapping of sections")
+  tree.setdefault("name", path.stem)
+  for override in overrides:
+    _apply(tree, override)
+  return _validated(schema, tree, str(path))
+
+
+def parse(tree: dict[str, Any], source: str = "config") -> Config:
+  """Validates a nested dictionary of settings; see `load`."""
+  return _validated(Config, tree, source)
+
+
+def _validated(schema: type[S], tree: dict[str, Any], source: str) -> S:
+  try:
+    return schema.model_validate(tree)
+  except pydantic.ValidationError as error:
+    lines = [_explain(schema, detail) for detail in error.errors()]
+    lines.insert(0, f"{source} cannot be used:")
+    raise ConfigError("\n".join(lines)) from None
+
+
+class _Loader(yaml.SafeLoader):
+  """YAML 1.2 floats: plain YAML 1.1 reads `1e-5` as a string.
+
+  A key that stands twice is an error: plain YAML drops the first in silence.
+  """
+
+  def construct_mapping(self, node, deep=False):
+    seen = []
+    for name, _ in node.value:
+      key = (name.tag, name.value)
+      if key in seen:
+        raise yaml.constructor.ConstructorError(
+          problem=f"{name.value!r} stands twice in one section; keep one",
+          problem_mark=name.start_mark,
+        )
+      seen.append(key)
+    return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+  "tag:yaml.org,2002:float",
+  re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+  list("-+.0123456789"),
+)
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+  key, equals, text = override.partition("=")
+  if not equals or not key:
+    raise ConfigError(f"override {override!r} is not of the form key=value")
+  *parents, leaf = key.split(".")
+  for name in parents:
+    child = tree.setdefault(name, {})
+    if child is None:  # `create: null` in the file, `create.width=8` here
+      child = tree[name] = {}
+    if not isinstance(child, dict):
+      raise ConfigError(f"override {override!r}: {name} is not a section")
+    tree = child
+  try:
+    tree[leaf] = yaml.load(text, Loader=_Loader)
+  except yaml.YAMLError as error:
+    raise ConfigError(f"override {override!r}: {error}") from error
+
+
+def _explain(schema: type[Section], detail) -> str:
+  path = [str(part) for part in detail["loc"]]
+  if detail["type"] == "extra_forbidden":
+    known = _known_keys(schema, path[:-1])
+    near = difflib.get_close_matches(path[-1], known, n=1)
+    hint = f"; did you mean {near[0]}?" if near else f"; known: {known}"
+    return f"  {_dotted(schema, path)}: unknown key{hint}"
+  message = detail["msg"].removeprefix("Value error, ")
+  given = detail["input"]
+  # A whole section would only bury the message.
+  is_section = isinstance(given, dict | pydantic.BaseModel)
+  value = "" if is_section else f", got {given!r}"
+  where = f"{_dotted(schema, path)}: " if path else ""
+  return f"  {where}{message}{value}"
+
+
+def _dotted(schema: type[Section], path: list[str]) -> str:
+  """Drops the tag that a union by `kind` puts into the path."""
+  kept, annotation = [], schema
+  for part in path:
+    members = _members(annotation)
+    if part in members:
+      annotation = members[part]
+      continue
+    kept.append(part)
+    annotation = _inside(annotation, part)
+  return ".".join(kept)
+
+
+def _known_keys(schema: type[Section], path: list[str]) -> list[str]:
+  annotation: Any = schema
+  for part in path:
+    members = _members(annotation)
+    annotation = members.get(part) or _inside(annotation, part)
+  for member in (annotation, *typing.get_args(annotation)):
+    if isinstance(member, type) and issubclass(member, pydantic.BaseModel):
+      return sorted(member.model_fields)
+  return []
+
+
+def _inside(annotation, part: str) -> Any:
+  """What a key of a section, or of a dictionary of sections, holds."""
+  if typing.get_origin(annotation) is dict:
+    return typing.get_args(annotation)[1]
+  fields = getattr(annotation, "model_fields", {})
+  return fields[part].annotation if part in fields else None
+
+
+def _members(annotation) -> dict[str, type]:
+  """The models of a union by their `kind`."""
+  members = {}
+  for member in typing.get_args(annotation):
+    fields = getattr(member, "model_fields", {})
+    if "kind" in fields:
+      members[fields["kind"].default] = member
+  return members

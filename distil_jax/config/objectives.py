@@ -1,0 +1,255 @@
+"""What is minimised, and who teaches."""
+
+from typing import Annotated, Literal
+
+import pydantic
+
+from distil_jax.config.base import (
+  Above,
+  ConfigError,
+  Fraction,
+  Positive,
+  Section,
+  Share,
+  Weight,
+)
+
+Support = Literal["student", "teacher"]
+
+
+class _Objective(Section):
+  aggregation: Literal["token_mean", "sequence_mean"] = "token_mean"
+  """Average over the tokens of the batch, or over its sequences' averages."""
+  chunk_size: Positive | None = None
+  """Columns of time whose logits are in memory at once; null: by memory."""
+
+
+class _Feedback(_Objective):
+  """An objective whose teacher reads the feedback."""
+
+  importance_clip: Above | None = 2.0
+  """Largest off-policy ratio; used with `optimizer.mini_batch_size`."""
+
+
+class Distil(_Feedback):
+  """A local cost to the teacher, plus future credit."""
+
+  kind: Literal["distil"] = "distil"
+  """DistIL."""
+  local_cost: (
+    Literal["forward_cross_entropy", "forward_kl", "reverse_kl"] | None
+  ) = None
+  """What each token minimises by itself; null: as `cost`."""
+  cost: Literal["cross_entropy", "kl"] = "cross_entropy"
+  """What future credit sums; `kl` leaves out the teacher's own entropy."""
+  future_weight: Weight = 1.0
+  """Weight of the future costs; 0 leaves the local cost alone."""
+  normalize: bool = True
+  """Mean of the future costs, not their sum."""
+  discount: Fraction = 1.0
+  """Weight of a cost for each token that it lies further ahead."""
+  baseline: Literal["leave_one_out", "batch_mean"] | None = None
+  """Taken off the future costs: the mean of the group's others at the same
+  position, or of the whole batch."""
+  terminal_neutral: bool = False
+  """The last token gets no future credit, so that stopping never pays."""
+  differential: bool = False
+  """Future costs count from the batch's mean cost of a token."""
+  reward_weight: Weight = 0.0
+  """Weight of the group-relative reward in the same score function."""
+  normalize_std: bool = True
+  """Divide that reward by the group's standard deviation."""
+  failure_weighted: bool = False
+  """Weigh feedback by how often the group's others fail."""
+  top_k: Positive | None = None
+  """Tokens whose cost is taken; null: the whole vocabulary."""
+  top_k_of: Support = "student"
+  """Whose most probable tokens they are."""
+  tail: bool = True
+  """One more bucket for all other tokens; false: renormalise without them."""
+
+
+class SDPO(_Feedback):
+  """Jensen-Shannon family, no future credit (arXiv:2601.20802)."""
+
+  kind: Literal["sdpo"] = "sdpo"
+  """SDPO."""
+  alpha: Share = 0.5
+  """0: forward KL; 1: reverse KL; between: (1-alpha) s + alpha t is the mix."""
+  top_k: Positive | None = None
+  """Tokens whose divergence is taken; null: the whole vocabulary."""
+  top_k_of: Support = "student"
+  """Whose most probable tokens they are."""
+  tail: bool = True
+  """One more bucket for all other tokens; false: renormalise without them."""
+
+
+class OPSD(_Feedback):
+  """Generalised Jensen-Shannon divergence, no credit (arXiv:2601.18734)."""
+
+  kind: Literal["opsd"] = "opsd"
+  """OPSD."""
+  beta: Share = 0.5
+  """0: forward KL; 1: reverse KL; between: (1-beta) s + beta t is the mix."""
+  top_k: Positive | None = None
+  """Tokens whose divergence is taken; null: the whole vocabulary."""
+  top_k_of: Support = "teacher"
+  """Whose most probable tokens they are."""
+  tail: bool = False
+  """One more bucket for all other tokens; false: renormalise without them."""
+  token_clip: Above | None = None
+  """Largest part of one vocabulary entry in a token's divergence, nats."""
+  temperature: Annotated[float, pydantic.Field(ge=1e-6)] = 1.0
+  """Both logits are divided by it before the divergence."""
+
+
+class MiniLLM(_Feedback):
+  """Reverse KL, exact locally, sampled in the future (arXiv:2306.08543)."""
+
+  kind: Literal["minillm"] = "minillm"
+  """MiniLLM."""
+  future_weight: Weight = 1.0
+  """Weight of the future costs; 0 leaves the local divergence alone."""
+  normalize: bool = True
+  """Mean of the future costs, not their sum."""
+
+
+class GRPO(_Objective):
+  """Group-relative rewards with a clipped ratio; no teacher."""
+
+  kind: Literal["grpo"] = "grpo"
+  """GRPO; without `normalize_std` Dr. GRPO."""
+  clip_low: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.2
+  """How far below 1 a ratio still learns."""
+  clip_high: Weight = 0.28
+  """How far above 1 a ratio still learns."""
+  normalize_std: bool = False
+  """Divide rewards by the group's standard deviation."""
+  kl_weight: Weight = 0.0
+  """Weight of the divergence from the initial policy."""
+
+
+class SFT(_Objective):
+  """Negative log-likelihood of demonstrations."""
+
+  kind: Literal["sft"] = "sft"
+  """Supervised."""
+
+
+Objective = Annotated[
+  Distil | SDPO | OPSD | MiniLLM | GRPO | SFT,
+  pydantic.Field(discriminator="kind"),
+]
+
+
+class Guard(Section):
+  """Watches whether a moving teacher can still read the feedback."""
+
+  every: Positive = 1
+  """Steps between looks at the teacher."""
+  margin: Share = 0.05
+  """How far its accuracy may fall below that of the start."""
+  action: Literal["freeze", "roll_back"] = "roll_back"
+  """Until it recovers: stay, or go back to the initial weights at the rate of
+  the moving average (which keeps one more copy of the weights)."""
+  num_problems: Positive = 32
+  """Failures of a step on which the teacher is asked for one answer each."""
+
+
+class Teacher(Section):
+  """Whose weights the teacher has and what stands in its prompt."""
+
+  parameters: Literal["ema", "frozen", "current", "trust_region"] = "ema"
+  """Moving average, initial weights, the student's own, or logits between the
+  last two."""
+  ema_rate: Fraction = 0.01
+  """How far a moving average follows the student in a step."""
+  trust_region_rate: Share = 0.05
+  """Share of the student's logits in a trust region's."""
+  access: Literal["probabilities", "samples", "top_k"] = "probabilities"
+  """What the teacher tells: its distribution, or a list for each token."""
+  num_samples: Positive = 1
+  """Samples in such a list."""
+  top_k: Positive = 20
+  """Most probable tokens in such a list."""
+  guard: Guard | None = None
+  """null: no guard."""
+  solution: Literal["sibling", "reference", "sibling_or_reference", "none"] = (
+    "sibling"
+  )
+  """Which solution stands in the prompt."""
+  feedback: Literal["when_no_solution", "always", "never"] = "when_no_solution"
+  """When the environment's feedback stands in the prompt."""
+  success_threshold: Fraction = 1.0
+  """A reward from here on is a success."""
+  max_prompt_length: Positive = 512
+  """Tokens of the teacher's prompt, at most."""
+
+  @pydantic.model_validator(mode="after")
+  def _guard(self):
+    if self.guard and self.parameters != "ema":
+      raise ValueError(
+        f"guard watches a moving average, but parameters={self.parameters}; "
+        "use guard=null, or parameters=ema"
+      )
+    return self
+
+
+def needs_teacher(objective: Objective) -> bool:
+  """Whether the objective asks a teacher that has a prompt of its own."""
+  return isinstance(objective, _Feedback)
+
+
+def check_teacher(objective: Objective, teacher: Teacher) -> None:
+  """Refuses a teacher that cannot tell what the objective asks.
+
+  Raises:
+    ConfigError: with the settings' paths and the cure.
+  """
+  kl_weight = getattr(objective, "kl_weight", 0.0)
+  if kl_weight > 0 and teacher.parameters != "frozen":
+    raise ConfigError(
+      f"objective.kl_weight={kl_weight} measures from the initial policy, but "
+      f"teacher.parameters={teacher.parameters} keeps none; set "
+      "teacher.parameters=frozen, or kl_weight=0"
+    )
+  if not needs_teacher(objective):
+    if teacher.guard:
+      raise ConfigError(
+        f"teacher.guard is set, but objective.kind={objective.kind} has no "
+        "teacher to watch; set teacher.guard=null"
+      )
+  elif teacher.access != "probabilities":
+    _check_list(objective, teacher)
+
+
+def _check_list(objective: Objective, teacher: Teacher) -> None:
+  """What a short list of tokens cannot tell."""
+  access = f"teacher.access={teacher.access}"
+  if not isinstance(objective, Distil):
+    raise ConfigError(
+      f"objective.kind={objective.kind} needs the probabilities of every "
+      f"token, which {access} does not tell; use kind=distil, or "
+      "access=probabilities"
+    )
+  local = objective.local_cost or (
+    "forward_kl" if objective.cost == "kl" else "forward_cross_entropy"
+  )
+  if local != "forward_cross_entropy":
+    raise ConfigError(
+      f"objective.local_cost={local} needs the teacher's probabilities, which "
+      f"{access} does not tell; set local_cost=forward_cross_entropy, or "
+      "access=probabilities"
+    )
+  if objective.cost == "kl" and teacher.access == "samples":
+    raise ConfigError(
+      "objective.cost=kl needs the teacher's entropy, which "
+      f"{access} does not tell; set cost=cross_entropy, or access=top_k"
+    )
+  if objective.top_k is not None:
+    raise ConfigError(
+      f"objective.top_k={objective.top_k} chooses from the vocabulary, but "
+      f"with {access} the teacher's list is all there is; set "
+      "objective.top_k=null and choose its length with teacher.num_samples "
+      "or teacher.top_k"
+    )

@@ -1,0 +1,129 @@
+"""A whole run: all sections, and what must hold between them."""
+
+import pathlib
+from typing import Any
+
+import pydantic
+
+from distil_jax.config import objectives, sections
+from distil_jax.config.base import Section
+
+
+class Config(Section):
+  """Everything that decides what a run does."""
+
+  name: str = "run"
+  model: sections.Model = sections.Model()
+  data: sections.Data = sections.Data()
+  environment: sections.Environment = sections.Calculator()
+  rollout: sections.Rollout = sections.Rollout()
+  teacher: objectives.Teacher = objectives.Teacher()
+  objective: objectives.Objective = objectives.Distil()
+  optimizer: sections.Optimizer = sections.Optimizer()
+  mesh: sections.Mesh = sections.Mesh()
+  train: sections.Train = sections.Train()
+  evaluation: sections.Evaluation = sections.Evaluation()
+  checkpoint: sections.Checkpoint = sections.Checkpoint()
+  logging: sections.Logging = sections.Logging()
+
+  @property
+  def run_directory(self) -> pathlib.Path:
+    return pathlib.Path(self.train.run_directory or f"runs/{self.name}")
+
+  @property
+  def num_sequences(self) -> int:
+    """Sequences in one training step."""
+    return self.rollout.num_problems * self.rollout.group_size
+
+  @pydantic.model_validator(mode="before")
+  @classmethod
+  def _kinds(cls, tree: Any) -> Any:
+    """Where no kind is said it is the default's, as for every setting."""
+    if not isinstance(tree, dict):
+      return tree
+    filled = dict(tree)
+    for name in ("environment", "objective"):
+      if isinstance(filled.get(name), dict):
+        kind = cls.model_fields[name].default.kind
+        filled[name] = {"kind": kind, **filled[name]}
+    return filled
+
+  @pydantic.model_validator(mode="after")
+  def _together(self):
+    _check_sizes(self)
+    _check_groups(self)
+    objectives.check_teacher(self.objective, self.teacher)
+    _check_something_is_told(self)
+    _check_sources(self)
+    return self
+
+
+def _check_sizes(config: Config) -> None:
+  mini = config.optimizer.mini_batch_size
+  group_size = config.rollout.group_size
+  sequences = (
+    f"{config.num_sequences} sequences of a step (rollout.num_problems="
+    f"{config.rollout.num_problems} x rollout.group_size={group_size})"
+  )
+  if mini and (config.num_sequences % mini or mini % group_size):
+    raise ValueError(
+      f"optimizer.mini_batch_size={mini} must divide the {sequences}, and be "
+      f"a multiple of the group size: a group is learned from at once"
+    )
+  micro = config.optimizer.micro_batch_size
+  if micro and (mini or config.num_sequences) % micro:
+    whole = f"optimizer.mini_batch_size={mini}" if mini else f"the {sequences}"
+    raise ValueError(f"optimizer.micro_batch_size={micro} must divide {whole}")
+
+
+def _check_groups(config: Config) -> None:
+  if config.rollout.group_size >= 2:
+    return
+  objective = config.objective
+  needs = {
+    "kind=grpo": objective.kind == "grpo",
+    "baseline=leave_one_out": getattr(objective, "baseline", None)
+    == "leave_one_out",
+    "reward_weight": getattr(objective, "reward_weight", 0) > 0,
+    "failure_weighted": getattr(objective, "failure_weighted", False),
+  }
+  cures = {
+    "kind=grpo": "use another objective",
+    "baseline=leave_one_out": "use baseline=batch_mean or null",
+    "reward_weight": "use reward_weight=0",
+    "failure_weighted": "use failure_weighted=false",
+  }
+  for name, is_needed in needs.items():
+    if is_needed:
+      raise ValueError(
+        f"objective.{name} compares the members of a group and needs "
+        f"rollout.group_size of at least 2, got 1; raise it, or {cures[name]}"
+      )
+
+
+def _check_something_is_told(config: Config) -> None:
+  """Else nothing would ever stand in the teacher's prompt."""
+  teacher = config.teacher
+  is_silent = teacher.solution == "none" or (
+    teacher.solution == "sibling" and config.rollout.group_size == 1
+  )
+  if (
+    objectives.needs_teacher(config.objective)
+    and teacher.feedback == "never"
+    and is_silent
+  ):
+    raise ValueError(
+      f"teacher.solution={teacher.solution} and teacher.feedback=never with "
+      f"rollout.group_size={config.rollout.group_size} leave the teacher "
+      "nothing to tell; let it have one of the two"
+    )
+
+
+def _check_sources(config: Config) -> None:
+  generates = config.environment.kind == "calculator"
+  for key in ("train", "evaluation"):
+    if getattr(config.data, key) == "generated" and not generates:
+      raise ValueError(
+        f"data.{key}=generated, but environment.kind="
+        f"{config.environment.kind} makes no problems; give a file"
+      )

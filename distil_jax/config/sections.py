@@ -1,0 +1,224 @@
+"""The sections of a run, one per station; what is learned is apart."""
+
+from typing import Annotated, Any, Literal
+
+import pydantic
+
+from distil_jax.config.base import (
+  Above,
+  DType,
+  Fraction,
+  NonNegative,
+  Positive,
+  Section,
+  Seed,
+  Weight,
+)
+
+
+class CreateModel(Section):
+  """A new, randomly initialised Qwen3 with a tokenizer trained on the data."""
+
+  vocab_size: Annotated[int, pydantic.Field(ge=300)] = 512
+  width: Positive = 64
+  num_layers: Positive = 2
+  num_heads: Positive = 4
+  num_kv_heads: Positive = 2
+  head_size: Annotated[int, pydantic.Field(gt=0, multiple_of=2)] = 16
+  mlp_size: Positive = 192
+  tie_embeddings: bool = True
+  rope_theta: Annotated[float, pydantic.Field(gt=1)] = 10000.0
+  max_positions: Positive = 4096
+  seed: Seed = 0
+
+  @pydantic.model_validator(mode="after")
+  def _heads(self):
+    if self.num_heads % self.num_kv_heads:
+      raise ValueError(
+        f"num_heads={self.num_heads} is not a multiple of "
+        f"num_kv_heads={self.num_kv_heads}"
+      )
+    return self
+
+
+class Model(Section):
+  """The policy: a Hugging Face directory of a Qwen3-architecture decoder.
+
+  `directory` may be `embedded:calculator`, the tiny base model that ships with
+  the package. With `create` the directory is made first if it is not there.
+  """
+
+  directory: str = "embedded:calculator"
+  create: CreateModel | None = None
+  param_dtype: DType = "float32"
+  compute_dtype: DType = "float32"
+  remat: Literal["none", "layer"] = "layer"
+  chat_template_kwargs: dict[str, Any] = pydantic.Field(
+    default={"enable_thinking": False}
+  )
+
+  @pydantic.model_validator(mode="after")
+  def _place_to_create(self):
+    if self.create and self.directory.startswith("embedded:"):
+      raise ValueError(
+        f"directory={self.directory} ships with the package, but create is "
+        "set; give the new model a directory of its own"
+      )
+    return self
+
+
+class Data(Section):
+  """Problems: files, or `generated` where the environment makes its own.
+
+  `fields` maps the project's field names to those of the file, for example
+  `{prompt: question, solution: answer}`.
+  """
+
+  train: str = "generated"
+  evaluation: str = "generated"
+  fields: dict[str, str] = pydantic.Field(default={})
+  malformed_rows: Literal["error", "skip"] = "error"
+  long_prompts: Literal["error", "drop"] = "error"
+  num_train: Positive | None = None
+  num_evaluation: Positive | None = None
+  num_epochs: Positive | None = None
+  seed: Seed = 0
+
+
+class MultipleChoice(Section):
+  """The letter in the last `<answer>…</answer>` against the row's answer."""
+
+  kind: Literal["multiple_choice"] = "multiple_choice"
+  feedback: bool = True
+  reveal_answer: bool = False
+
+
+class Calculator(Section):
+  """Running arithmetic, step by step; feedback is an execution trace."""
+
+  kind: Literal["calculator"] = "calculator"
+  num_steps: tuple[Positive, Positive] = (3, 4)
+  seed: Seed = 0
+  slip_rate: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.25
+
+  @pydantic.model_validator(mode="after")
+  def _range(self):
+    fewest, most = self.num_steps
+    if fewest > most:
+      raise ValueError(
+        f"num_steps=[{fewest}, {most}] must be [fewest, most]; swap them"
+      )
+    return self
+
+
+Environment = Annotated[
+  MultipleChoice | Calculator, pydantic.Field(discriminator="kind")
+]
+
+
+class Sampling(Section):
+  temperature: Annotated[float, pydantic.Field(ge=0)] = 1.0
+  top_k: Positive | None = None
+  top_p: Fraction | None = None
+
+  @pydantic.field_validator("temperature")
+  @classmethod
+  def _temperature(cls, value: float) -> float:
+    # Logits divided by less overflow, and the sampler would draw token 0.
+    if 0 < value < 1e-6:
+      raise ValueError("must be 0 (the most probable token) or at least 1e-6")
+    return value
+
+
+class Rollout(Sampling):
+  """How the student samples while it trains."""
+
+  num_problems: Positive = 16
+  group_size: Positive = 8
+  max_prompt_length: Positive = 128
+  max_completion_length: Positive = 128
+
+
+class Optimizer(Section):
+  """AdamW behind a clip of the gradient's norm."""
+
+  learning_rate: Above = 1e-5
+  """Reached after the warm-up."""
+  warmup_steps: NonNegative = 0
+  """Training steps until then."""
+  schedule: Literal["constant", "cosine"] = "constant"
+  """After the warm-up; the cosine falls to 0 at `train.num_steps`."""
+  beta1: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.9
+  """Decay of the gradient's mean."""
+  beta2: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.999
+  """Decay of the gradient's square."""
+  epsilon: Above = 1e-8
+  """Added to the root of that square."""
+  weight_decay: Weight = 0.01
+  """Share of each weight taken off, times the learning rate."""
+  max_gradient_norm: Above | None = 1.0
+  """Longer gradients are scaled down to it; null: never."""
+  mini_batch_size: Positive | None = None
+  """Sequences of one update: several updates on the same rollouts, with
+  off-policy ratios; null: one update, on all of them."""
+  micro_batch_size: Positive | None = None
+  """Sequences whose gradient is computed at once; null: all of an update."""
+
+
+class Mesh(Section):
+  """Devices along each axis; one axis may be -1, which takes the rest."""
+
+  data: int = 1
+  fsdp: int = -1
+  tensor: int = 1
+
+  @pydantic.model_validator(mode="after")
+  def _sizes(self):
+    sizes = {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
+    for name, size in sizes.items():
+      if size < 1 and size != -1:
+        raise ValueError(f"{name}={size} must be positive, or -1 for the rest")
+    if sum(size == -1 for size in sizes.values()) > 1:
+      raise ValueError(f"only one axis may be -1, got {sizes}")
+    return self
+
+
+class Train(Section):
+  num_steps: Positive = 100
+  seed: Seed = 0
+  run_directory: str | None = None  # null: runs/<name of the config file>
+
+
+class Evaluation(Sampling):
+  """Held-out problems: avg@num_samples and pass@k for each k."""
+
+  every: NonNegative = 0  # steps; 0 evaluates only before and after
+  num_samples: Positive = 4
+  pass_at: tuple[Positive, ...] = (1, 4)
+  num_problems: Positive = 64  # in one batch of rollouts
+  max_completion_length: Positive | None = None  # null: the rollout's
+
+  @pydantic.model_validator(mode="after")
+  def _pass_at(self):
+    if not self.pass_at:
+      raise ValueError("pass_at needs at least one k")
+    for k in self.pass_at:
+      if k > self.num_samples:
+        raise ValueError(
+          f"pass_at has k={k}, but num_samples={self.num_samples}: "
+          "pass@k needs at least k samples"
+        )
+    return self
+
+
+class Checkpoint(Section):
+  every: Positive = 50  # steps; the last step is always saved
+  keep: Positive = 2
+  resume: bool = True
+
+
+class Logging(Section):
+  every: Positive = 1  # steps between lines in metrics.jsonl
+  rollouts_every: NonNegative = 10  # steps between rollout samples; 0: never
+  num_rollouts: Positive = 4
+  tensorboard: bool = True

@@ -1,0 +1,79 @@
+"""How often the teacher is right when the feedback stands before it."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from distil_jax import processes, rollout
+from distil_jax.actor import Actor, Experience
+from distil_jax.envs import Environment
+from distil_jax.models import qwen3, sharding
+from distil_jax.policy import Policy
+from distil_jax.teaching import Lesson
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspector:
+  """Lets the teacher answer where the student has failed.
+
+  Attributes:
+    actor: samples one completion for each teacher's prompt.
+    policy: turns tokens to text.
+    environment: judges them.
+    mesh: the mesh in use.
+    num_answers: of this process in one inspection.
+    success_threshold: a reward from here on is right.
+  """
+
+  actor: Actor
+  policy: Policy
+  environment: Environment
+  mesh: jax.sharding.Mesh
+  num_answers: int
+  success_threshold: float
+
+  def __call__(
+    self,
+    teacher_params: qwen3.Params,
+    experience: Experience,
+    lesson: Lesson,
+    key: jax.Array,
+  ) -> tuple[float, float]:
+    """Right answers and answers, of all processes.
+
+    Failures of different problems come first. Where there are fewer than are
+    asked for, the rest is sampled (one program serves all steps) and not
+    counted.
+    """
+    rows = self._failures(experience, lesson)
+    filled = rows + [0] * (self.num_answers - len(rows))
+    problems = [experience.problems[i // experience.group_size] for i in filled]
+    arrays = (
+      lesson.batch.teacher_prompt_ids[filled],
+      lesson.batch.teacher_prompt_mask[filled],
+      rollout.identities([problem.index for problem in problems]),
+    )
+    ids, mask, identities = sharding.put_batch(self.mesh, arrays)
+    sampled = self.actor.sample(teacher_params, ids, mask, key, identities)
+    host = jax.tree.map(sharding.local_rows, sampled)
+    texts = self.policy.texts(host.completion_ids, host.completion_mask)
+    rewards = [
+      self.environment.judge(problem, text).reward
+      for problem, text in zip(
+        problems[: len(rows)], texts[: len(rows)], strict=True
+      )
+    ]
+    is_right = np.asarray(rewards) >= self.success_threshold
+    sums = processes.global_sums(
+      {"correct": float(is_right.sum()), "answers": float(len(rows))}
+    )
+    return sums["correct"], sums["answers"]
+
+  def _failures(self, experience: Experience, lesson: Lesson) -> list[int]:
+    """Rows that failed and have something to tell, at most `num_answers`."""
+    is_failure = experience.rewards < self.success_threshold
+    has_signal = lesson.batch.sample_mask.reshape(is_failure.shape) == 1
+    members, problems = np.nonzero((is_failure & has_signal).T)
+    rows = problems * experience.group_size + members
+    return rows[: self.num_answers].tolist()

@@ -1,0 +1,306 @@
+"""From the sections of a config to the functions of a training step."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import optax
+from flax import nnx
+
+from distil_jax import config, losses, objectives, update
+from distil_jax.ops import advantages
+from distil_jax.ops.divergences import Divergence
+from distil_jax.records import Batch
+from distil_jax.update import Metrics, TrainState
+
+StepFn = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+GradientsFn = Callable[..., tuple[Any, Any, Metrics]]
+
+
+def needs_teacher(objective: config.Objective) -> bool:
+  """Whether the objective asks a teacher that has a prompt of its own."""
+  return config.needs_teacher(objective)
+
+
+def keeps_teacher(objective: config.Objective, teacher: config.Teacher) -> bool:
+  """Whether parameters besides the student's are kept."""
+  if isinstance(objective, config.GRPO):
+    return objective.kl_weight > 0
+  return needs_teacher(objective) and teacher.parameters != "current"
+
+
+def train_step(
+  objective: config.Objective,
+  teacher: config.Teacher,
+  *,
+  graphdef: nnx.GraphDef,
+  optimizer: optax.GradientTransformation,
+  group_size: int,
+  num_sequences: int,
+  micro_batch_size: int | None = None,
+  mini_batch_size: int | None = None,
+) -> StepFn:
+  """A training step, to be compiled or to stand in the body of a scan.
+
+  Args:
+    objective, teacher: sections of a config.
+    graphdef: from `qwen3.make`.
+    optimizer: with several mini-batches it is called as often in a step.
+    group_size: G.
+    num_sequences: B.
+    micro_batch_size: sequences whose gradient is computed at once; None: all
+      of a mini-batch.
+    mini_batch_size: sequences of one update; None: all.
+
+  Returns:
+    `(state, batch) -> (state, metrics)`, see `update.train_step`.
+
+  Raises:
+    ConfigError: the teacher cannot tell what the objective asks.
+    ValueError: a size does not divide another.
+  """
+  mini_batch_size = mini_batch_size or num_sequences
+  micro_batch_size = micro_batch_size or mini_batch_size
+  _check_divides("group_size", group_size, "mini_batch_size", mini_batch_size)
+  _check_divides(
+    "mini_batch_size", mini_batch_size, "num_sequences", num_sequences
+  )
+  is_ema = keeps_teacher(objective, teacher) and teacher.parameters == "ema"
+  return functools.partial(
+    update.train_step,
+    method=_method(
+      objective,
+      teacher,
+      graphdef=graphdef,
+      group_size=group_size,
+      splits_groups=_splits_groups(
+        group_size, micro_batch_size, mini_batch_size
+      ),
+      is_off_policy=mini_batch_size < num_sequences,
+    ),
+    optimizer=optimizer,
+    num_mini_batches=num_sequences // mini_batch_size,
+    num_micro_batches=mini_batch_size // micro_batch_size,
+    ema_rate=teacher.ema_rate if is_ema else None,
+  )
+
+
+def gradients(
+  objective: config.Objective,
+  teacher: config.Teacher,
+  *,
+  graphdef: nnx.GraphDef,
+  group_size: int,
+  num_sequences: int,
+  micro_batch_size: int | None = None,
+) -> GradientsFn:
+  """The gradient of a batch, as `train_step` takes it without mini-batches.
+
+  Args:
+    objective, teacher, graphdef, group_size, num_sequences,
+      micro_batch_size: as for `train_step`.
+
+  Returns:
+    `(params, teacher_params, batch, key) -> (gradient, value, metrics)`, see
+    `update.gradients`.
+
+  Raises:
+    ConfigError, ValueError: as for `train_step`.
+  """
+  micro_batch_size = micro_batch_size or num_sequences
+  _check_divides("group_size", group_size, "num_sequences", num_sequences)
+  return functools.partial(
+    update.gradients,
+    method=_method(
+      objective,
+      teacher,
+      graphdef=graphdef,
+      group_size=group_size,
+      splits_groups=_splits_groups(group_size, micro_batch_size, num_sequences),
+      is_off_policy=False,
+    ),
+    num_micro_batches=num_sequences // micro_batch_size,
+  )
+
+
+def _method(
+  objective: config.Objective,
+  teacher: config.Teacher,
+  *,
+  graphdef: nnx.GraphDef,
+  group_size: int,
+  splits_groups: bool,
+  is_off_policy: bool,
+) -> update.Method:
+  config.check_teacher(objective, teacher)
+  network = {"graphdef": graphdef, "chunk_size": objective.chunk_size}
+  if isinstance(objective, config.SFT):
+    return update.Method(
+      prepare_fn=functools.partial(
+        losses.prepare, aggregation=objective.aggregation
+      ),
+      loss_fn=functools.partial(losses.sft_loss, **network),
+    )
+  prepare_fn = _prepare_fn(objective, group_size)
+  if isinstance(objective, config.GRPO):
+    return update.Method(
+      prepare_fn=prepare_fn,
+      loss_fn=functools.partial(
+        losses.policy_gradient_loss,
+        clip_low=objective.clip_low,
+        clip_high=objective.clip_high,
+        kl_weight=objective.kl_weight,
+        is_off_policy=is_off_policy,
+        **network,
+      ),
+    )
+  ask_fn, statistics_fn = _teacher_fns(objective, teacher, network)
+  credit = {
+    "statistics_fn": statistics_fn,
+    "costs_fn": _costs_fn(objective),
+    "score_fn": _score_fn(objective, group_size),
+  }
+  credit_fn = None
+  if _couples_sequences(objective, splits_groups):
+    credit_fn = functools.partial(losses.batch_credit, **credit)
+  return update.Method(
+    prepare_fn=prepare_fn,
+    loss_fn=functools.partial(
+      losses.feedback_loss,
+      reward_weight=getattr(objective, "reward_weight", 0.0),
+      importance_clip=objective.importance_clip,
+      is_off_policy=is_off_policy,
+      **credit,
+    ),
+    credit_fn=credit_fn,
+    ask_fn=ask_fn,
+  )
+
+
+def _prepare_fn(objective, group_size: int) -> Callable[..., losses.Piece]:
+  """What the rewards of a group say of each of its sequences."""
+  is_grpo = isinstance(objective, config.GRPO)
+  learns_from_rewards = is_grpo or getattr(objective, "reward_weight", 0.0) > 0
+  advantage_fn = failure_fn = None
+  if learns_from_rewards:
+    advantage_fn = functools.partial(
+      advantages.group_advantages,
+      group_size=group_size,
+      normalize_std=objective.normalize_std,
+      leave_one_out=not is_grpo,
+    )
+  if getattr(objective, "failure_weighted", False):
+    failure_fn = functools.partial(
+      advantages.failure_weights, group_size=group_size
+    )
+  return functools.partial(
+    losses.prepare,
+    aggregation=objective.aggregation,
+    everyone_counts=learns_from_rewards,
+    advantage_fn=advantage_fn,
+    failure_fn=failure_fn,
+  )
+
+
+def _teacher_fns(objective, teacher: config.Teacher, network: dict[str, Any]):
+  """How the teacher is asked beforehand, if it is, and how it is compared."""
+  rate = None
+  if teacher.parameters == "trust_region":
+    rate = teacher.trust_region_rate
+  if teacher.access == "probabilities":
+    statistics_fn = functools.partial(
+      losses.exact_statistics,
+      divergence=_divergence(objective),
+      trust_region_rate=rate,
+      **network,
+    )
+    return None, statistics_fn
+  sizes = {"samples": teacher.num_samples, "top_k": teacher.top_k}
+  ask_fn = functools.partial(
+    losses.ask_teacher,
+    kind=teacher.access,
+    size=sizes[teacher.access],
+    trust_region_rate=rate,
+    **network,
+  )
+  statistics_fn = functools.partial(
+    losses.list_statistics,
+    kind=teacher.access,
+    # Samples are drawn from the whole vocabulary: nothing is left out.
+    tail=objective.tail and teacher.access == "top_k",
+    **network,
+  )
+  return ask_fn, statistics_fn
+
+
+def _divergence(objective) -> Divergence:
+  match objective.kind:
+    case "distil":
+      kind = objectives.local_kind(objective.cost, objective.local_cost)
+      settings = _picked(objective, "top_k", "top_k_of", "tail")
+    case "sdpo":
+      kind = "sdpo"
+      settings = _picked(objective, "top_k", "top_k_of", "tail")
+      settings["weight"] = objective.alpha
+    case "opsd":
+      kind = "opsd"
+      settings = _picked(
+        objective, "top_k", "top_k_of", "tail", "token_clip", "temperature"
+      )
+      settings["weight"] = objective.beta
+    case _:
+      kind, settings = "reverse_kl", {}
+  return Divergence(kind=kind, **settings)
+
+
+def _costs_fn(objective) -> Callable[..., Any]:
+  match objective.kind:
+    case "distil":
+      return functools.partial(objectives.token_costs, cost=objective.cost)
+    case "minillm":
+      return objectives.sampled_reverse_kl
+    case _:
+      return losses.local_costs
+
+
+def _score_fn(objective, group_size: int) -> Callable[..., Any] | None:
+  match objective.kind:
+    case "distil":
+      settings = _picked(
+        objective,
+        "future_weight",
+        "normalize",
+        "discount",
+        "baseline",
+        "terminal_neutral",
+        "differential",
+      )
+    case "minillm":
+      settings = _picked(objective, "future_weight", "normalize")
+    case _:
+      return None
+  return functools.partial(losses.scores, group_size=group_size, **settings)
+
+
+def _couples_sequences(objective, splits_groups: bool) -> bool:
+  """Whether the credit of one slice depends on another's costs."""
+  if objective.kind != "distil":
+    return False
+  by_group = objective.baseline == "leave_one_out" and splits_groups
+  return (
+    by_group or objective.baseline == "batch_mean" or objective.differential
+  )
+
+
+def _picked(objective, *names: str) -> dict[str, Any]:
+  return {name: getattr(objective, name) for name in names}
+
+
+def _splits_groups(group_size: int, micro_batch_size: int, whole: int) -> bool:
+  _check_divides("micro_batch_size", micro_batch_size, "the sequences", whole)
+  return micro_batch_size % group_size != 0
+
+
+def _check_divides(name: str, size: int, of: str, whole: int) -> None:
+  if whole % size:
+    raise ValueError(f"{name}={size} does not divide {of}={whole}")

@@ -1,0 +1,552 @@
+"""Every objective and every teacher through the same step."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import networks
+import numpy as np
+import optax
+import pytest
+
+from distil_jax import config, losses, objectives, recipe, update
+from distil_jax.models import qwen3, sharding
+from distil_jax.ops.divergences import Divergence
+
+GROUP_SIZE, NUM_SEQUENCES = 4, 8
+RATE = 0.3
+SGD = optax.sgd(RATE)
+FROZEN = config.Teacher(parameters="frozen")
+REWARDED = config.Distil(
+  local_cost="reverse_kl",
+  cost="kl",
+  future_weight=4.0,
+  baseline="leave_one_out",
+  terminal_neutral=True,
+  reward_weight=1.0,
+  failure_weighted=True,
+  top_k=6,
+)
+KINDS = {
+  "distil": config.Distil(baseline="batch_mean", differential=True),
+  "rewarded": REWARDED,
+  "sdpo": config.SDPO(top_k=6),
+  "opsd": config.OPSD(top_k=6, token_clip=0.02, temperature=1.1),
+  "minillm": config.MiniLLM(),
+  "grpo": config.GRPO(kl_weight=0.1, normalize_std=True),
+}
+
+
+@pytest.fixture(scope="module")
+def network():
+  return networks.network(seed=3, num_layers=1)
+
+
+@pytest.fixture(scope="module")
+def batch():
+  return networks.random_batch(seed=3)
+
+
+@pytest.fixture(scope="module")
+def teacher(network):
+  return networks.random_params(network.params, seed=4)
+
+
+def state_of(params, teacher=None, optimizer=SGD):
+  """A state with a teacher of its own."""
+  state = update.init_state(
+    params, optimizer=optimizer, keeps_teacher=False, seed=0
+  )
+  return state.replace(teacher_params=teacher)
+
+
+def recipe_step(network, objective, teacher=FROZEN, **settings):
+  defaults = {
+    "graphdef": network.graphdef,
+    "optimizer": SGD,
+    "group_size": GROUP_SIZE,
+    "num_sequences": NUM_SEQUENCES,
+  }
+  return recipe.train_step(objective, teacher, **defaults | settings)
+
+
+def gradients_of(network, objective, teacher=FROZEN, **settings):
+  made = recipe.gradients(
+    objective,
+    teacher,
+    graphdef=network.graphdef,
+    group_size=GROUP_SIZE,
+    num_sequences=NUM_SEQUENCES,
+    **settings,
+  )
+  return jax.jit(made)
+
+
+def assert_close(tree, expected, atol=1e-5):
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(
+      np.asarray(a), np.asarray(b), rtol=1e-5, atol=atol
+    ),
+    tree,
+    expected,
+  )
+
+
+def distance(tree, other):
+  gaps = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), tree, other)
+  return float(max(jax.tree.leaves(gaps)))
+
+
+def logits(params, graphdef, batch, ids, mask):
+  """`[B, T, V]`: all of them in memory."""
+  hidden = qwen3.hidden_states(
+    graphdef,
+    params,
+    jnp.concatenate([ids, batch.completion_ids], axis=1),
+    jnp.concatenate([mask, batch.completion_mask], axis=1),
+  )
+  return hidden[:, ids.shape[1] - 1 : -1] @ qwen3.unembedding(params)
+
+
+def student_logits(params, graphdef, batch):
+  return logits(params, graphdef, batch, batch.prompt_ids, batch.prompt_mask)
+
+
+def teacher_logits(params, graphdef, batch):
+  return logits(
+    params,
+    graphdef,
+    batch,
+    batch.teacher_prompt_ids,
+    batch.teacher_prompt_mask,
+  )
+
+
+def chosen_log_probs(logits, batch):
+  table = jax.nn.log_softmax(logits)
+  return jnp.take_along_axis(table, batch.completion_ids[..., None], -1)[..., 0]
+
+
+def rewarded(student, teacher, batch, old_log_probs=None):
+  """`REWARDED` from logits, group quantities by a loop over members."""
+  rewards = np.asarray(batch.rewards)
+  advantages, failures = np.zeros((2, len(rewards)), np.float32)
+  for i in range(len(rewards)):
+    first = i - i % GROUP_SIZE
+    group = rewards[first : first + GROUP_SIZE]
+    others = np.delete(group, i - first)
+    advantages[i] = (rewards[i] - others.mean()) / (group.std() + 1e-6)
+    failures[i] = 1 - others.mean()
+  return objectives.distil(
+    student,
+    teacher,
+    batch.completion_ids,
+    batch.completion_mask,
+    local_cost="reverse_kl",
+    cost="kl",
+    future_weight=4.0,
+    baseline="leave_one_out",
+    group_size=GROUP_SIZE,
+    terminal_neutral=True,
+    advantages=jnp.asarray(advantages),
+    reward_weight=1.0,
+    failure_weights=jnp.asarray(failures),
+    top_k=6,
+    old_log_probs=old_log_probs,
+    importance_clip=None if old_log_probs is None else 2.0,
+    sample_mask=batch.sample_mask,
+  )
+
+
+def from_logits(kind, student, teacher, reference, batch):
+  """The same objective by its reference form."""
+  ids, mask = batch.completion_ids, batch.completion_mask
+  fed = (student, teacher, ids, mask)
+  shared = {"sample_mask": batch.sample_mask}
+  match kind:
+    case "distil":
+      # The batch's mean cost of a token, from a first look at the costs.
+      local = objectives.distil(*fed, **shared)
+      told = mask * batch.sample_mask[:, None]
+      average = jnp.sum(local.costs * told) / jnp.sum(told)
+      return objectives.distil(
+        *fed,
+        baseline="batch_mean",
+        average_cost=jax.lax.stop_gradient(average),
+        **shared,
+      )
+    case "rewarded":
+      return rewarded(student, teacher, batch)
+    case "sdpo":
+      return objectives.sdpo(*fed, alpha=0.5, top_k=6, **shared)
+    case "opsd":
+      return objectives.opsd(
+        *fed, beta=0.5, top_k=6, token_clip=0.02, temperature=1.1, **shared
+      )
+    case "minillm":
+      return objectives.minillm(*fed, **shared)
+    case "grpo":
+      chosen = chosen_log_probs(student, batch)
+      return objectives.grpo(
+        chosen,
+        jax.lax.stop_gradient(chosen),
+        batch.rewards,
+        mask,
+        group_size=GROUP_SIZE,
+        normalize_std=True,
+        reference_log_probs=chosen_log_probs(reference, batch),
+        kl_weight=0.1,
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class Forward:
+  """Dense logits, and what turns a gradient by the student's into one by its
+  parameters; each compiled once."""
+
+  score: Callable[..., jax.Array]
+  expert: Callable[..., jax.Array]
+  pull_back: Callable[..., jax.Array]
+
+
+@pytest.fixture(scope="module")
+def forward(network, batch):
+  fixed = {"graphdef": network.graphdef, "batch": batch}
+  score = jax.jit(functools.partial(student_logits, **fixed))
+
+  @jax.jit
+  def pull_back(params, gradient):
+    return jax.vjp(score, params)[1](gradient)[0]
+
+  return Forward(
+    score=score,
+    expert=jax.jit(functools.partial(teacher_logits, **fixed)),
+    pull_back=pull_back,
+  )
+
+
+def reference_gradient(forward, params, loss):
+  """Value and gradient of a loss of the student's dense logits."""
+  value, by_logits = jax.jit(jax.value_and_grad(loss))(forward.score(params))
+  return value, forward.pull_back(params, by_logits)
+
+
+@pytest.fixture(scope="module")
+def mesh():
+  # Parameters and sequences are cut in two, either way.
+  return sharding.make_mesh(1, 2, 2, devices=jax.devices()[:4])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_objective_learns_as_its_reference_form(
+  network, teacher, batch, forward, mesh, kind
+):
+  """Sharded, in micro-batches that split groups, against plain logits."""
+  expert, reference = forward.expert(teacher), forward.score(teacher)
+
+  def loss(student):
+    return from_logits(kind, student, expert, reference, batch).value
+
+  value, gradient = reference_gradient(forward, network.params, loss)
+  step = recipe_step(network, KINDS[kind], micro_batch_size=2)
+  start = state_of(network.params, teacher)
+  with jax.set_mesh(mesh):
+    places = update.state_shardings(start, mesh, SGD)
+    step = jax.jit(step, out_shardings=(places, None))
+    placed = sharding.put_batch(mesh, batch)
+    state, metrics = step(jax.device_put(start, places), placed)
+    further, later_metrics = step(state, placed)
+  np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
+  assert min(jnp.abs(g).max() for g in jax.tree.leaves(gradient)) > 1e-3
+  expected = jax.tree.map(lambda p, g: p - RATE * g, network.params, gradient)
+  assert_close(state.params, expected)
+  assert (int(state.step), int(further.step)) == (1, 2)
+  assert all(np.isfinite(x) for x in later_metrics.values())
+  assert metrics.keys() == later_metrics.keys()
+
+
+@pytest.mark.parametrize("kind", ["rewarded", "grpo"])
+def test_mini_batches_are_updates_one_after_the_other(
+  network, teacher, batch, forward, kind
+):
+  expert = forward.expert(teacher)
+
+  def value_of(student, batch, half):
+    part = jax.tree.map(lambda x: np.asarray(x)[half], batch)
+    if kind == "rewarded":
+      return rewarded(student, expert[half], part, part.old_log_probs).value
+    return objectives.grpo(
+      chosen_log_probs(student, part),
+      part.old_log_probs,
+      part.rewards,
+      part.completion_mask,
+      group_size=GROUP_SIZE,
+    ).value
+
+  def run_by_hand(batch):
+    """Plain gradient descent on one half, then the other."""
+    params = network.params
+    for half in (slice(0, 4), slice(4, 8)):
+      _, gradient = reference_gradient(
+        forward, params, lambda x, h=half: value_of(x[h], batch, h)
+      )
+      params = jax.tree.map(lambda p, g: p - RATE * g, params, gradient)
+    return params
+
+  step = jax.jit(
+    recipe_step(
+      network,
+      REWARDED if kind == "rewarded" else config.GRPO(),
+      config.Teacher(parameters="ema", ema_rate=0.25),
+      mini_batch_size=4,
+      micro_batch_size=2,
+    )
+  )
+  own = chosen_log_probs(forward.score(network.params), batch)
+  sampled = batch.replace(old_log_probs=own * batch.completion_mask)
+  for given in (sampled, batch):
+    state, metrics = step(state_of(network.params, teacher), given)
+    assert_close(state.params, run_by_hand(given))
+    assert int(state.step) == 1
+    if kind == "rewarded":  # the teacher moves once, to the last of the two
+      moved = jax.tree.map(
+        lambda t, p: 0.75 * t + 0.25 * p, teacher, state.params
+      )
+      assert_close(state.teacher_params, moved, atol=1e-6)
+    assert abs(float(metrics["importance"]) - 1) > 1e-3
+
+
+def test_a_ratio_is_one_where_the_student_has_just_sampled(
+  network, teacher, batch, forward
+):
+  """Groups that all failed move nothing: the second half is on policy too."""
+  own = chosen_log_probs(forward.score(network.params), batch)
+  still = batch.replace(
+    old_log_probs=own * batch.completion_mask, rewards=jnp.zeros(8)
+  )
+  step = jax.jit(recipe_step(network, config.GRPO(), mini_batch_size=4))
+  state, metrics = step(state_of(network.params, teacher), still)
+  np.testing.assert_allclose(metrics["importance"], 1.0, rtol=1e-5)
+  assert float(metrics["importance_clipped"]) == 0
+  assert_close(state.params, network.params, atol=0)
+
+
+def test_a_rate_counts_training_steps():
+  optimizer, rate = update.make_optimizer(
+    learning_rate=0.4, warmup_steps=2, weight_decay=0.0, updates_per_step=3
+  )
+  assert [float(rate(n)) for n in range(3)] == pytest.approx([0.2, 0.4, 0.4])
+  param, moves = {"w": jnp.float32(0)}, []
+  state = optimizer.init(param)
+  for _ in range(6):
+    updates, state = optimizer.update({"w": jnp.float32(1)}, state, param)
+    moves.append(-float(updates["w"]))
+  np.testing.assert_allclose(moves, [0.2] * 3 + [0.4] * 3, rtol=1e-4)
+
+
+def listening(access, **settings):
+  return config.Teacher(parameters="frozen", access=access, **settings)
+
+
+LOCAL = config.Distil(future_weight=0.0)
+
+
+def test_a_list_of_all_tokens_is_the_distribution(
+  network, teacher, batch, forward
+):
+  settings = {"local_cost": "forward_cross_entropy", "cost": "kl"}
+  expert = forward.expert(teacher)
+
+  def loss(student):
+    return objectives.distil(
+      student,
+      expert,
+      batch.completion_ids,
+      batch.completion_mask,
+      sample_mask=batch.sample_mask,
+      **settings,
+    ).value
+
+  value, expected = reference_gradient(forward, network.params, loss)
+  listed = gradients_of(
+    network,
+    config.Distil(tail=False, chunk_size=2, **settings),
+    listening("top_k", top_k=networks.VOCAB_SIZE),
+    micro_batch_size=2,
+  )
+  gradient, same, _ = listed(network.params, teacher, batch, jax.random.key(0))
+  np.testing.assert_allclose(same, value, rtol=1e-5)
+  assert_close(gradient, expected)
+
+
+def test_samples_of_a_teacher_come_close_to_its_distribution(
+  network, teacher, batch, forward, mesh
+):
+  expert = forward.expert(teacher)
+
+  def loss(student):
+    return objectives.distil(
+      student,
+      expert,
+      batch.completion_ids,
+      batch.completion_mask,
+      future_weight=0.0,
+      sample_mask=batch.sample_mask,
+    ).value
+
+  value, expected = reference_gradient(forward, network.params, loss)
+
+  def sampler(num_samples, size):
+    listen = listening("samples", num_samples=num_samples)
+    made = gradients_of(network, LOCAL, listen, micro_batch_size=size)
+
+    def sample(seed=0, given=batch):
+      key = jax.random.key(seed)
+      return made(network.params, teacher, given, key)[:2]
+
+    return sample
+
+  def error_of(gradient):
+    error = optax.tree.norm(optax.tree.sub(gradient, expected))
+    return float(error / optax.tree.norm(expected))
+
+  sample = sampler(2, 8)
+  few, _ = sample()
+  many, cost = sampler(2048, 4)()
+  # It falls with the root of the number of samples, here by 32.
+  assert 10 * error_of(many) < error_of(few)
+  assert error_of(many) < 0.05
+  np.testing.assert_allclose(cost, value, rtol=0.02)
+  # How the batch is cut, also over devices, does not change what the teacher
+  # says; the key does.
+  with jax.set_mesh(mesh):
+    placed = sharding.put_batch(mesh, batch)
+    assert_close(sampler(2, 2)(given=placed)[0], few)
+  assert distance(sample(seed=1)[0], few) > 1e-2
+
+
+def test_what_an_outside_expert_has_said_is_learned_word_for_word(
+  network, teacher, batch
+):
+  """Told the student's own tokens, DistIL is supervised learning."""
+  told = batch.replace(
+    teacher_candidate_ids=batch.completion_ids[..., None],
+    teacher_candidate_log_probs=jnp.zeros((*batch.completion_ids.shape, 1)),
+  )
+  key = jax.random.key(0)
+  listen = gradients_of(network, LOCAL, listening("samples"))
+  copy = gradients_of(network, config.SFT())
+  ours, theirs = (
+    made(network.params, teacher, given, key)
+    for made, given in ((listen, told), (copy, batch))
+  )
+  assert_close(ours[:2], theirs[:2])
+
+
+def test_an_expert_s_words_are_not_passed_over(network, teacher, batch):
+  told = batch.replace(
+    teacher_candidate_ids=batch.completion_ids[..., None],
+    teacher_candidate_log_probs=jnp.zeros((*batch.completion_ids.shape, 1)),
+  )
+  with pytest.raises(ValueError, match=r"set teacher\.access"):
+    gradients_of(network, LOCAL)(
+      network.params, teacher, told, jax.random.key(0)
+    )
+
+
+def test_a_trust_region_lies_between_frozen_and_current(
+  network, teacher, batch, forward
+):
+  initial, own = forward.expert(teacher), forward.expert(network.params)
+  costs = jax.jit(
+    lambda rate: (
+      losses.exact_statistics(
+        network.params,
+        teacher,
+        batch,
+        graphdef=network.graphdef,
+        divergence=Divergence(),
+        chunk_size=2,
+        trust_region_rate=rate,
+      ).costs
+    )
+  )
+  student = jax.nn.log_softmax(forward.score(network.params))
+  for rate in (0.0, 0.3, 1.0):
+    labels = jax.nn.softmax((1 - rate) * initial + rate * own)
+    expected = -jnp.sum(labels * student, axis=-1)
+    mask = batch.completion_mask
+    assert_close(mask * costs(rate), mask * expected)
+
+
+def test_nothing_flows_into_a_trust_region(network, teacher, batch, forward):
+  rate = 0.3
+  labels = jax.nn.softmax(
+    (1 - rate) * forward.expert(teacher) + rate * forward.expert(network.params)
+  )
+  mask = batch.completion_mask * batch.sample_mask[:, None]
+
+  def loss(student):
+    costs = -jnp.sum(labels * jax.nn.log_softmax(student), axis=-1)
+    return jnp.sum(mask * costs) / jnp.sum(mask)
+
+  _, expected = reference_gradient(forward, network.params, loss)
+  near = config.Teacher(parameters="trust_region", trust_region_rate=rate)
+  gradient, _, _ = gradients_of(network, LOCAL, near)(
+    network.params, teacher, batch, jax.random.key(0)
+  )
+  assert_close(gradient, expected)
+
+
+def test_who_needs_a_teacher_and_who_keeps_one():
+  moving, current = config.Teacher(), config.Teacher(parameters="current")
+  for objective, is_asked, is_kept in (
+    (config.Distil(), True, True),
+    (config.MiniLLM(), True, True),
+    (config.GRPO(), False, False),
+    (config.GRPO(kl_weight=0.1), False, True),
+    (config.SFT(), False, False),
+  ):
+    assert recipe.needs_teacher(objective) == is_asked
+    assert recipe.keeps_teacher(objective, moving) == is_kept
+  assert not recipe.keeps_teacher(config.SDPO(), current)
+
+
+@pytest.mark.parametrize(
+  ("sizes", "said"),
+  [
+    ({"mini_batch_size": 6}, "group_size=4 does not divide mini_batch_size=6"),
+    ({"num_sequences": 12, "mini_batch_size": 8}, "num_sequences=12"),
+    ({"micro_batch_size": 3}, "micro_batch_size=3"),
+  ],
+)
+def test_sizes_that_do_not_divide_are_named(network, sizes, said):
+  with pytest.raises(ValueError, match=said):
+    recipe_step(network, config.SDPO(), **sizes)
+
+
+def test_a_teacher_that_cannot_tell_is_refused(network):
+  with pytest.raises(config.ConfigError, match="kind=sdpo needs"):
+    recipe_step(network, config.SDPO(), listening("samples"))
+
+
+def test_a_step_stands_in_a_scan_with_a_rate_that_is_traced(
+  network, teacher, batch
+):
+  def run(rate):
+    step = recipe_step(network, LOCAL, optimizer=optax.sgd(rate))
+    state = state_of(network.params, teacher)
+
+    def body(state, _):
+      return step(state, batch)
+
+    return jax.lax.scan(body, state, None, length=2)
+
+  state, metrics = jax.jit(run)(jnp.float32(RATE))
+  assert int(state.step) == 2
+  first, second = metrics["loss"]
+  assert second < first
+  frozen, _ = jax.jit(run)(jnp.float32(0.0))
+  assert_close(frozen.params, network.params, atol=0)
