@@ -1,0 +1,81 @@
+"""Imitating successes bounds the chance of success; its reading as Pass@N."""
+
+import numpy as np
+
+from distil_jax.theory import Array, bandits
+
+
+def success_probability(completions: Array, is_success: Array) -> Array:
+  """P(success) = Σ_y π(y) 1[y succeeds]. Shape `[...]`.
+
+  Args:
+    completions: π(y). Shape `[..., Y]`.
+    is_success: shape `[..., Y]`.
+  """
+  return np.sum(completions * is_success, axis=-1)
+
+
+def success_posterior(completions: Array, is_success: Array) -> Array:
+  """π(y | success), the ideal teacher. Shape `[..., Y]`."""
+  chance = success_probability(completions, is_success)
+  return completions * is_success / chance[..., None]
+
+
+def likelihood_bound(completions: Array, teacher: Array) -> Array:
+  """Σ_y q(y) [log π(y) − log q(y)], nats. Shape `[...]`.
+
+    log P(success) = bound + KL(q ‖ π(·|success))  ≥  bound
+
+  for every teacher q that only writes successes; so its cross-entropy
+  bounds −log P(success) up to the teacher's own entropy.
+
+  Args:
+    completions: π(y). Shape `[..., Y]`.
+    teacher: q(y), 0 at failures. Shape `[..., Y]`.
+  """
+  written = teacher > 0
+  ratio = np.where(written, completions, 1.0) / np.where(written, teacher, 1.0)
+  return np.sum(teacher * np.log(ratio), axis=-1)
+
+
+def pass_at(chance: float | Array, num_samples: int | Array) -> Array:
+  """Pass@N = 1 − (1−p)^N."""
+  return -np.expm1(num_samples * np.log1p(-np.asarray(chance)))
+
+
+def pass_at_bound(bound: float | Array, num_samples: int | Array) -> Array:
+  """What a likelihood bound b promises: Pass@N ≥ 1 − (1 − e^b)^N."""
+  return pass_at(np.exp(bound), num_samples)
+
+
+def harmonic_mixture(chance: float | Array, num_terms: int) -> Array:
+  """Σ_{k=1}^{K} (1−p)^k / k → −log p, nats.
+
+  So log-likelihood weighs the failures (1−p)^k of all Pass@k, each by 1/k,
+  where expected reward sees k = 1 alone. What is left out lies between 0 and
+  (1−p)^{K+1} / ((K+1) p).
+
+  Args:
+    chance: p in (0, 1].
+    num_terms: K.
+  """
+  failure = 1 - np.asarray(chance, dtype=np.float64)
+  orders = np.arange(1, num_terms + 1)
+  return np.sum(failure[..., None] ** orders / orders, axis=-1)
+
+
+def posterior_gap(
+  completions: Array, teacher: Array, is_success: Array
+) -> Array:
+  """KL(q ‖ π(·|success)), what the bound lacks, nats. Shape `[...]`.
+
+  Args:
+    completions: π(y). Shape `[..., Y]`.
+    teacher: q(y) > 0 at successes and 0 at failures. Shape `[..., Y]`.
+    is_success: shape `[..., Y]`.
+  """
+  posterior = success_posterior(completions, is_success)
+  succeeds = np.asarray(is_success, dtype=bool)
+  return bandits.kl(
+    np.where(succeeds, teacher, 1.0), np.where(succeeds, posterior, 1.0)
+  )
