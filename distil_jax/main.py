@@ -19,6 +19,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   logging.getLogger("absl").setLevel(logging.ERROR)
   try:
     with interrupts.obeyed():
+      if arguments.run is _compare:
+        return _compare(arguments)
       config = configs.load(arguments.config, arguments.overrides)
       return arguments.run(config, arguments)
   except KeyboardInterrupt:
@@ -53,7 +55,34 @@ def _parser() -> argparse.ArgumentParser:
       "--debug", action="store_true", help="show the traceback of an error"
     )
     command.set_defaults(run=run)
+  _add_compare(commands)
   return parser
+
+
+def _add_compare(commands) -> None:
+  text = "objectives against each other on small families of problems"
+  command = commands.add_parser("compare", help=text, description=text)
+  command.add_argument(
+    "config", metavar="CONFIG", help="a YAML file; see configs/comparison/"
+  )
+  command.add_argument(
+    "overrides", nargs="*", metavar="key=value", help=_OVERRIDES_HELP
+  )
+  for name in ("family", "arm"):
+    command.add_argument(
+      f"--{name}",
+      action="append",
+      default=[],
+      help=f"only this {name}; may be repeated",
+    )
+  command.add_argument(
+    "--debug", action="store_true", help="show the traceback of an error"
+  )
+  # For the processes that the command itself starts.
+  command.add_argument(
+    "--no-report", action="store_true", help=argparse.SUPPRESS
+  )
+  command.set_defaults(run=_compare)
 
 
 def _train(config: configs.Config, _) -> int:
@@ -83,6 +112,30 @@ def _evaluate(config: configs.Config, _) -> int:
     values = judge.evaluate(params, progress, f"evaluating step {step}")
   print(f"{config.run_directory}, step {step}")
   print(reports.evaluation_table(values))
+  return 0
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+  from distil_jax.comparison import command
+  from distil_jax.comparison.settings import Comparison
+
+  comparison = configs.load_as(
+    Comparison, arguments.config, arguments.overrides
+  )
+  for name in ("family", "arm"):
+    known = getattr(comparison, {"family": "families", "arm": "arms"}[name])
+    for value in getattr(arguments, name):
+      if value not in known:
+        raise configs.ConfigError(
+          f"--{name} {value} is not one of {sorted(known)}"
+        )
+  command.run(
+    comparison,
+    [arguments.config, *arguments.overrides],
+    families=arguments.family,
+    arms=arguments.arm,
+    reports=not arguments.no_report,
+  )
   return 0
 
 

@@ -1,0 +1,182 @@
+"""What a comparison found, as pictures."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from matplotlib import figure as mpl_figure
+from matplotlib.axes import Axes
+from matplotlib.backends import backend_agg
+
+from distil_jax import config as configs
+from distil_jax.comparison import tables
+from distil_jax.comparison.settings import Comparison
+
+Against = Literal["rollouts", "seconds"]
+
+# Okabe and Ito's colours, then line styles, so that a dozen arms stay apart.
+_COLORS = (
+  "#0072B2",
+  "#D55E00",
+  "#009E73",
+  "#CC79A7",
+  "#E69F00",
+  "#56B4E9",
+  "#666666",
+)
+_STYLES = ("-", "--", ":")
+# What is drawn of every arm beside its accuracy, and whether it is a share.
+_MEASURES = {
+  "entropy": ("entropy, nats per token", False),
+  "length": ("completion length, tokens", False),
+  "p_eos": ("P(end) before the end", False),
+  "teacher": ("teacher's accuracy with feedback", True),
+  "score_share": ("score-function share, one seed", True),
+}
+# Inches.
+_PANEL_WIDTH, _PANEL_HEIGHT, _LEGEND_WIDTH = 3.3, 2.6, 1.7
+
+
+def save(comparison: Comparison, done: tables.Done) -> list[pathlib.Path]:
+  """Draws all pictures into the comparison's folder.
+
+  Returns:
+    their paths: `accuracy.png` (against rollouts), `time.png` (against
+    seconds), `measures.png`; none where there is nothing to draw.
+  """
+  main = tables.main_arms(comparison)
+  found = {
+    family: {arm: of_arms[arm] for arm in main if arm in of_arms}
+    for family, of_arms in tables.collect(comparison, done).items()
+  }
+  found = {family: of_arms for family, of_arms in found.items() if of_arms}
+  if not found:
+    return []
+  pictures = {
+    "accuracy.png": _accuracy(comparison, found, "rollouts"),
+    "time.png": _accuracy(comparison, found, "seconds"),
+    "measures.png": _measures(comparison, found),
+  }
+  paths = []
+  for name, picture in pictures.items():
+    paths.append(comparison.directory / name)
+    picture.savefig(paths[-1], dpi=110)
+  return paths
+
+
+def _accuracy(
+  comparison: Comparison, found: tables.Found, against: Against
+) -> mpl_figure.Figure:
+  columns = min(4, len(found))
+  rows = -(-len(found) // columns)
+  picture, axes = _panels(rows, columns)
+  for i, (family, of_arms) in enumerate(found.items()):
+    for arm, records in of_arms.items():
+      x = np.asarray([0, *_horizontal(records, against)])
+      curves = [
+        [r["before"]["avg"], *(p["avg"] for p in r["curve"])] for r in records
+      ]
+      _band(axes[i], x, np.asarray(curves), comparison, arm)
+    axes[i].set_title(family)
+    axes[i].set_ylim(-0.02, 1.02)
+    axes[i].set_xlim(left=0)
+    if i + columns >= len(found):  # nothing stands below
+      axes[i].set_xlabel(against)
+    if i % columns == 0:
+      axes[i].set_ylabel("held-out accuracy")
+  _legend(picture, axes, len(found))
+  return picture
+
+
+def _measures(comparison: Comparison, found: tables.Found) -> mpl_figure.Figure:
+  picture, axes = _panels(len(found), len(_MEASURES))
+  for row, (family, of_arms) in enumerate(found.items()):
+    for column, (name, (label, is_share)) in enumerate(_MEASURES.items()):
+      panel = axes[row * len(_MEASURES) + column]
+      for arm, records in of_arms.items():
+        _draw_measure(panel, comparison, arm, records, name)
+      if is_share:
+        panel.set_ylim(-0.02, 1.02)
+      panel.set_xlim(left=0)
+      if row == 0:
+        panel.set_title(label, fontsize=10)
+      if column == 0:
+        panel.set_ylabel(family)
+      if row == len(found) - 1:
+        panel.set_xlabel("rollouts")
+  _legend(picture, axes, len(axes))
+  return picture
+
+
+def _draw_measure(panel: Axes, comparison, arm, records, name) -> None:
+  objective = comparison.arms[arm].objective
+  if name == "teacher" and not configs.needs_teacher(objective):
+    return  # it would be the student with feedback
+  records = [r for r in records if all(name in point for point in r["curve"])]
+  if records:
+    curves = np.asarray([[p[name] for p in r["curve"]] for r in records])
+    _band(panel, _horizontal(records, "rollouts"), curves, comparison, arm)
+
+
+def _panels(rows: int, columns: int) -> tuple[mpl_figure.Figure, list[Axes]]:
+  picture = mpl_figure.Figure(
+    figsize=(_PANEL_WIDTH * columns, _PANEL_HEIGHT * rows + 1.2),
+    layout="constrained",
+  )
+  backend_agg.FigureCanvasAgg(picture)
+  grid = picture.subplots(rows, columns, squeeze=False)
+  for panel in grid.flat:
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.grid(alpha=0.25)
+  return picture, list(grid.flat)
+
+
+def _horizontal(
+  records: Sequence[Mapping[str, Any]], against: Against
+) -> np.ndarray:
+  steps = np.asarray([point["step"] for point in records[0]["curve"]])
+  if against == "rollouts":
+    return steps * records[0]["num_sequences"]
+  return steps * np.median([r["step_seconds"] for r in records])
+
+
+def _band(
+  panel: Axes, x: np.ndarray, curves: np.ndarray, comparison: Comparison, arm
+) -> None:
+  """Mean over the seeds, and one standard error to either side."""
+  mean = curves.mean(axis=0)
+  index = tables.main_arms(comparison).index(arm)
+  color = _COLORS[index % len(_COLORS)]
+  is_default = arm == comparison.default
+  panel.plot(
+    x,
+    mean,
+    label=arm,
+    color=color,
+    linestyle=_STYLES[index // len(_COLORS) % len(_STYLES)],
+    linewidth=2.6 if is_default else 1.3,
+    zorder=3 if is_default else 2,
+  )
+  if len(curves) > 1:
+    error = curves.std(axis=0, ddof=1) / np.sqrt(len(curves))
+    panel.fill_between(
+      x, mean - error, mean + error, color=color, alpha=0.15, linewidth=0
+    )
+
+
+def _legend(picture: mpl_figure.Figure, axes: list[Axes], used: int) -> None:
+  for panel in axes[used:]:
+    panel.set_visible(False)
+  found = {}
+  for panel in axes:
+    for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+      found.setdefault(label, handle)
+  picture.legend(
+    list(found.values()),
+    list(found),
+    loc="outside lower center",
+    ncols=max(1, int(picture.get_figwidth() / _LEGEND_WIDTH)),
+    frameon=False,
+    fontsize=9,
+  )

@@ -1,0 +1,78 @@
+"""A trial on real text: a whole training run, with an arm's objective."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from distil_jax import config as configs
+from distil_jax import learner
+from distil_jax.comparison.settings import Arm, FamilyRun
+from distil_jax.io import reports
+
+# What the learning curve takes from the metrics of a step.
+_METRICS = {
+  "entropy": "entropy",
+  "completion_length": "length",
+  "teacher/accuracy": "teacher",
+}
+
+
+def run_config(
+  run: FamilyRun, arm: Arm, *, learning_rate: float, seed: int, directory: str
+) -> configs.Config:
+  """The training config of a trial.
+
+  The arm's objective replaces the config's; of the teacher only what the arm
+  sets, so that its prompt stays the family's.
+  """
+  assert run.config is not None
+  tree = configs.load(run.config).model_dump(mode="json")
+  sequences = tree["rollout"]["num_problems"] * tree["rollout"]["group_size"]
+  tree["objective"] = arm.objective.model_dump(mode="json")
+  tree["teacher"] |= arm.teacher.model_dump(mode="json", exclude_unset=True)
+  tree["optimizer"]["learning_rate"] = learning_rate
+  if arm.mini_batches > 1:
+    tree["optimizer"]["mini_batch_size"] = sequences // arm.mini_batches
+  tree["train"] |= {
+    "num_steps": run.num_steps * arm.num_steps_factor,
+    "seed": seed,
+    "run_directory": directory,
+  }
+  tree["evaluation"]["every"] = run.evaluate_every
+  tree["logging"] |= {"tensorboard": False, "rollouts_every": 0}
+  return configs.parse(tree, source=f"{run.config} with the arm's settings")
+
+
+def train(config: configs.Config) -> dict[str, Any]:
+  """Trains once; the part of a trial's record that is not its name."""
+  summary = learner.Learner(config).train()
+  folder = config.run_directory
+  metrics = {
+    line["step"]: line for line in reports.read_lines(folder / reports.METRICS)
+  }
+  accuracy = f"avg@{config.evaluation.num_samples}"
+  curve = []
+  for line in reports.read_lines(folder / reports.EVALUATIONS):
+    if line["step"]:
+      point = {"step": line["step"], "avg": line[accuracy]}
+      curve.append(point | _of_step(metrics[line["step"]]))
+  # The first step holds the compilation.
+  steps = [line["time/step_seconds"] for s, line in metrics.items() if s > 1]
+  return {
+    "num_sequences": config.num_sequences,
+    "step_seconds": sorted(steps)[len(steps) // 2],
+    "before": _of_evaluation(summary["before"], accuracy),
+    "after": _of_evaluation(summary["after"], accuracy),
+    "curve": curve,
+    "seconds": summary["seconds"],
+  }
+
+
+def _of_step(line: Mapping[str, Any]) -> dict[str, float]:
+  return {name: line[key] for key, name in _METRICS.items() if key in line}
+
+
+def _of_evaluation(
+  values: Mapping[str, Any], accuracy: str
+) -> dict[str, float]:
+  passed = {k: v for k, v in values.items() if k.startswith("pass@")}
+  return {"avg": values[accuracy], **passed}

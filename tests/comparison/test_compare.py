@@ -1,0 +1,112 @@
+"""`distil-jax compare`, from the first base model to the last picture."""
+
+import json
+import pathlib
+
+import jax
+import pytest
+
+from distil_jax import main
+
+SMOKE = str(
+  pathlib.Path(__file__).resolve().parents[2] / "configs/comparison/smoke.yaml"
+)
+TINY = (
+  "families.sparse.num_steps=2",
+  "families.sparse.evaluate_every=1",
+  "families.sparse.base_steps=2",
+  "families.sparse.num_problems=2",
+  "families.sparse.group_size=2",
+  "families.sparse.network.width=8",
+  "families.sparse.network.num_layers=1",
+  "families.sparse.network.num_heads=2",
+  "seeds=1",
+  "num_held_out=4",
+  "num_pass_problems=2",
+  "pass_at=[1, 2]",
+)
+
+
+def compare(folder, *arguments):
+  return main.main(
+    ["compare", SMOKE, *TINY, f"run_directory={folder}", *arguments]
+  )
+
+
+@pytest.mark.parametrize(
+  ("arguments", "words"),
+  [
+    (["--family=spars"], ["--family spars", "length", "sparse"]),
+    (["--arm=grp"], ["--arm grp", "distil_paper", "grpo"]),
+    (["seedz=1"], ["seedz", "did you mean seeds"]),
+    (["default=best"], ["default", "best"]),
+  ],
+)
+def test_mistakes_name_place_and_cure(tmp_path, capsys, arguments, words):
+  assert compare(tmp_path / "run", *arguments) == 1
+  message = capsys.readouterr().err
+  for word in words:
+    assert word in message
+  assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  """Runs one family with two arms, as often as it is called."""
+  folder = tmp_path_factory.mktemp("comparison") / "run"
+  before = jax.config.jax_compilation_cache_dir
+
+  def again():
+    only = ["--family=sparse", "--arm=grpo", "--arm=default"]
+    assert compare(folder, *only) == 0
+    return folder
+
+  yield again
+  jax.config.update("jax_compilation_cache_dir", before)
+
+
+def records(folder):
+  lines = (folder / "trials/sparse.jsonl").read_text().splitlines()
+  return [json.loads(line) for line in lines]
+
+
+def without_times(record):
+  return {k: v for k, v in record.items() if "seconds" not in k}
+
+
+def test_from_bases_to_pictures_and_on(run, capsys):
+  folder = run()
+  said = capsys.readouterr().out
+  assert "sparse: base 0 made" in said
+  assert "| family" in said
+  assert str(folder / "report.md") in said
+  found = records(folder)
+  assert [r["arm"] for r in found] == ["grpo", "default"]
+  for record in found:
+    assert [point["step"] for point in record["curve"]] == [1, 2]
+    assert record["before"] == found[0]["before"]
+    assert set(record["after"]) == {"avg", "pass@1", "pass@2"}
+  assert [r["curve"][0]["score_share"] == 1 for r in found] == [True, False]
+  report = (folder / "report.md").read_text()
+  assert report.startswith("# smoke\n")
+  for name in ("accuracy", "time", "measures"):
+    head = (folder / f"{name}.png").read_bytes()[:4]
+    assert head == b"\x89PNG", name
+
+  # Once more: nothing is left to do.
+  path = folder / "trials/sparse.jsonl"
+  bytes_before = path.read_bytes()
+  run()
+  said = capsys.readouterr().out
+  assert "base 0" not in said
+  assert path.read_bytes() == bytes_before
+  assert (folder / "report.md").read_text() == report
+
+  # Killed while it wrote: the lost trial is made again, and is the same.
+  path.write_bytes(bytes_before[:-40])
+  run()
+  said = capsys.readouterr().out
+  assert "made" not in said
+  assert "grpo" not in said.split("|")[0]
+  again = records(folder)
+  assert list(map(without_times, again)) == list(map(without_times, found))

@@ -1,0 +1,78 @@
+"""An arm on a training config sets what it names and nothing else."""
+
+import pathlib
+
+import pytest
+
+from distil_jax import config as configs
+from distil_jax.comparison import training
+from distil_jax.comparison.settings import Arm, FamilyRun
+
+PATH = str(
+  pathlib.Path(__file__).resolve().parents[2]
+  / "configs/calculator/quickstart.yaml"
+)
+RUN = FamilyRun(config=PATH, num_steps=20, evaluate_every=10)
+
+
+def made(arm, **changed):
+  settings = {"learning_rate": 2e-4, "seed": 7, "directory": "runs/x"}
+  return training.run_config(RUN, arm, **{**settings, **changed})
+
+
+def changes(before, after, path=""):
+  """Paths at which two trees differ."""
+  if isinstance(before, dict) and isinstance(after, dict):
+    return {
+      found
+      for key in before.keys() | after.keys()
+      for found in changes(
+        before.get(key), after.get(key), f"{path}.{key}".lstrip(".")
+      )
+    }
+  return set() if before == after else {path}
+
+
+def tree(config):
+  return config.model_dump(mode="json")
+
+
+@pytest.fixture
+def original():
+  return tree(configs.load(PATH))
+
+
+def test_only_what_a_trial_decides_changes(original):
+  config = made(Arm(objective=configs.GRPO()))
+  found = changes(original, tree(config))
+  assert {p for p in found if not p.startswith(("objective", "logging"))} == {
+    "teacher.parameters",
+    "optimizer.learning_rate",
+    "train.num_steps",
+    "train.seed",
+    "train.run_directory",
+    "evaluation.every",
+  }
+  assert config.objective == configs.GRPO()
+  assert config.optimizer.learning_rate == 2e-4
+  assert (config.train.seed, config.train.num_steps) == (7, 20)
+  assert config.evaluation.every == 10
+  assert config.run_directory == pathlib.Path("runs/x")
+
+
+def test_of_the_teacher_only_what_the_arm_sets(original):
+  arm = Arm(objective=configs.Distil(), teacher=configs.Teacher(ema_rate=0.05))
+  config = made(arm)
+  assert config.teacher.ema_rate == 0.05
+  # The prompt is the family's, though the section has defaults for it.
+  kept = original["teacher"] | {"ema_rate": 0.05}
+  assert tree(config)["teacher"] == kept
+  assert kept["max_prompt_length"] != configs.Teacher().max_prompt_length
+
+
+def test_mini_batches_and_longer_runs():
+  config = made(
+    Arm(objective=configs.GRPO(), mini_batches=4, num_steps_factor=10)
+  )
+  assert config.optimizer.mini_batch_size == config.num_sequences // 4
+  assert config.train.num_steps == 200

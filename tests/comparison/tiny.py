@@ -1,0 +1,32 @@
+"""A family of three tokens and a network that learns it in seconds."""
+
+import jax
+
+from distil_jax import config as configs
+from distil_jax.comparison import bases, trials
+from distil_jax.comparison.families import Family, Route
+
+# The base writes the code of one digit, right with .6, or guesses.
+FAMILY = Family(
+  "q",
+  num_digits=1,
+  routes=(Route(("code",), 0.25, 0.6), Route(("fresh",), 0.75, 0.1)),
+  feedback="traces",
+  checks_all=True,
+)
+NETWORK = bases.network(width=32, num_layers=1, num_heads=2, max_positions=16)
+FROZEN = configs.Teacher(parameters="frozen")
+EXACT = configs.Distil()
+
+
+def setting(objective=EXACT, teacher=FROZEN, family=FAMILY, **sizes):
+  return trials.Setting(
+    family=family,
+    network=NETWORK,
+    objective=objective,
+    teacher=teacher,
+    **{"num_problems": 16, "group_size": 4, **sizes},
+  )
+
+
+experience = jax.jit(trials.experience, static_argnames="setting")
