@@ -9,7 +9,7 @@ quickstart: $(VENV)/.base  ## Train on the embedded calculator; before and after
 	$(RUN)/distil-jax train configs/calculator/quickstart.yaml
 
 test: check  ## Everything that CI checks.
-	$(RUN)/pytest
+	$(RUN)/pytest --numprocesses auto
 
 check: $(VENV)/.test
 	$(RUN)/ruff check .

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+import compiling
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
@@ -28,7 +30,7 @@ def start(
     "PYTHONPATH": str(ROOT),
   }
   # One device, as on a user's machine, and not the eight of the tests.
-  environment.pop("XLA_FLAGS", None)
+  environment["XLA_FLAGS"] = compiling.QUICKLY
   return subprocess.Popen(
     [sys.executable, *program, *map(str, arguments)],
     cwd=ROOT,

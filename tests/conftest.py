@@ -2,9 +2,12 @@
 
 import os
 
+import compiling
+
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
-  os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+  os.environ.get("XLA_FLAGS", "")
+  + f" {compiling.QUICKLY} --xla_force_host_platform_device_count=8"
 )
 
 import jax
