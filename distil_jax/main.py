@@ -14,7 +14,7 @@ _OVERRIDES_HELP = "settings, for example optimizer.learning_rate=1e-4"
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs a command; returns the exit status."""
-  arguments = _parser().parse_args(argv)
+  arguments = _arguments(argv)
   # What orbax has to say below an error is not for the user of a command.
   logging.getLogger("absl").setLevel(logging.ERROR)
   try:
@@ -31,6 +31,17 @@ def main(argv: Sequence[str] | None = None) -> int:
       raise
     print(f"distil-jax: {error}", file=sys.stderr)
     return 1
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+  """The command line; settings may stand before and after options."""
+  parser = _parser()
+  arguments, rest = parser.parse_known_args(argv)
+  unknown = [text for text in rest if text.startswith("-") or "=" not in text]
+  if unknown:
+    parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+  arguments.overrides += rest
+  return arguments
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -42,6 +42,7 @@ def trials(family, arm, finals, rate=RATE, first=0, **last):
       "num_sequences": 8,
       "step_seconds": 0.25,
       "before": {"avg": 0.125},
+      "revision": {"commit": "0123456789abcdef", "dirty": False},
       "after": {"avg": final, "pass@1": final},
       "curve": [{**end, "step": 1, "avg": 0.0}, end],
     }
