@@ -34,6 +34,7 @@ def clean_statistics(
   completion_ids: jax.Array,
   completion_mask: jax.Array,
   divergence: Divergence,
+  sample_mask: jax.Array | None = None,
 ) -> unembedding.TokenStatistics:
   """Statistics that do not depend on what stands at padding.
 
@@ -43,6 +44,7 @@ def clean_statistics(
     completion_ids: shape `[B, T]`.
     completion_mask: 1 where the token counts. Shape `[B, T]`.
     divergence: the local cost.
+    sample_mask: 1 where there is a teacher signal. Shape `[B]`.
 
   Returns:
     nats, shape `[B, T]` each.
@@ -55,9 +57,21 @@ def clean_statistics(
     masking.where_counts(logits, completion_mask[..., None])
     for logits in (student_logits, teacher_logits)
   )
-  return unembedding.from_logits(
+  statistics = unembedding.from_logits(
     student_logits, teacher_logits, completion_ids, divergence
   )
+  if sample_mask is None:
+    return statistics
+  # A weight of 0 does not stop a gradient that is NaN: where nothing is taught
+  # the costs are constants, whatever the teacher's logits are there.
+  taught = (completion_mask * sample_mask[:, None]).astype(bool)
+  held = jnp.where(
+    taught[..., None], student_logits, jax.lax.stop_gradient(student_logits)
+  )
+  costs = unembedding.from_logits(
+    held, teacher_logits, completion_ids, divergence
+  ).costs
+  return statistics.replace(costs=costs)
 
 
 def aggregate(

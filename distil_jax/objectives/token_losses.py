@@ -2,6 +2,7 @@
 
 from typing import Literal, get_args
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -170,6 +171,8 @@ def feedback_losses(
   Returns:
     nats, 0 at padding. Shape `[B, T]`.
   """
+  per_sequence = (failure_weights, advantages, sample_mask)
+  chex.assert_shape([x for x in per_sequence if x is not None], mask.shape[:1])
   taught = mask
   if sample_mask is not None:
     taught = mask * sample_mask[:, None].astype(mask.dtype)
@@ -178,8 +181,9 @@ def feedback_losses(
   if scores is not None:
     weights = masking.where_counts(scores, taught)
   if failure_weights is not None:
-    losses = losses * failure_weights[:, None]
-    weights = weights * failure_weights[:, None]
+    factors = masking.where_counts(failure_weights[:, None], taught)
+    losses = losses * factors
+    weights = weights * factors
   if advantages is not None:
     weights = weights - reward_weight * advantages[:, None]
   if scores is not None or advantages is not None:

@@ -98,6 +98,7 @@ def distil(
     completion_ids,
     completion_mask,
     Divergence(kind, top_k=top_k, top_k_of=top_k_of, tail=tail),
+    sample_mask,
   )
   everyone = jnp.ones(completion_mask.shape[0], jnp.int32)
   if sample_mask is None:
@@ -170,6 +171,7 @@ def minillm(
     completion_ids,
     completion_mask,
     Divergence("reverse_kl"),
+    sample_mask,
   )
   if sample_mask is None:
     sample_mask = jnp.ones(completion_mask.shape[0], jnp.int32)

@@ -42,7 +42,12 @@ def sdpo(
     "sdpo", weight=alpha, top_k=top_k, top_k_of=top_k_of, tail=tail
   )
   statistics = loss.clean_statistics(
-    student_logits, teacher_logits, completion_ids, completion_mask, divergence
+    student_logits,
+    teacher_logits,
+    completion_ids,
+    completion_mask,
+    divergence,
+    sample_mask,
   )
   importance = None
   if old_log_probs is not None:
@@ -93,7 +98,12 @@ def opsd(
     temperature=temperature,
   )
   statistics = loss.clean_statistics(
-    student_logits, teacher_logits, completion_ids, completion_mask, divergence
+    student_logits,
+    teacher_logits,
+    completion_ids,
+    completion_mask,
+    divergence,
+    sample_mask,
   )
   return _local(statistics, completion_mask, sample_mask, aggregation)
 

@@ -52,7 +52,7 @@ def future_costs(
   if normalize:
     weights = _after(counts, discount)
     totals = jnp.where(weights > 0, totals / jnp.maximum(weights, 1e-30), 0.0)
-  return totals * counts
+  return masking.where_counts(totals, mask)
 
 
 def leave_one_out_baseline(

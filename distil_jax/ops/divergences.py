@@ -203,6 +203,10 @@ def opsd(
   Returns:
     nats. Shape `[...]`.
   """
+  if token_clip is not None:
+    # A clipped summand has no gradient, but 0 · inf would be NaN.
+    floor = jnp.finfo(student.dtype).min / 4
+    student, teacher = jnp.maximum(student, floor), jnp.maximum(teacher, floor)
   summands = _jensen_shannon(student, teacher, beta)
   if token_clip is not None:
     summands = jnp.minimum(summands, token_clip)
