@@ -1,5 +1,7 @@
 """A loss from logits, and what all such losses share."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -71,7 +73,7 @@ def clean_statistics(
   costs = unembedding.from_logits(
     held, teacher_logits, completion_ids, divergence
   ).costs
-  return statistics.replace(costs=costs)
+  return dataclasses.replace(statistics, costs=costs)
 
 
 def aggregate(
