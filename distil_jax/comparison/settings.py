@@ -41,6 +41,7 @@ class FamilyRun(configs.Section):
   tuning_seeds: Positive | None = None
   learning_rates: tuple[Rate, ...] | None = None
   arms: tuple[str, ...] | None = None  # null: all
+  score_shares: bool = True  # on the curves; one more program for each arm
 
 
 class Arm(configs.Section):

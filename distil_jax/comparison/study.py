@@ -280,7 +280,7 @@ def run_trial(
     point: dict[str, float] = {"step": (block + 1) * run.evaluate_every}
     point |= {f"train/{name}": value for name, value in metrics.items()}
     point |= {name: float(value) for name, value in values.items()}
-    if trial.seed == 0:  # a program of its own, so once is enough
+    if run.score_shares and not arm.like and trial.seed == 0:
       share = gradients.score_share(state.params, teacher, key, setting=setting)
       point["score_share"] = float(share)
     curve.append(point)
