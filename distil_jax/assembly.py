@@ -19,7 +19,7 @@ from distil_jax import (
   update,
 )
 from distil_jax.actor import Actor
-from distil_jax.config import Config, ConfigError, CreateModel
+from distil_jax.config import Config, ConfigError, CreateModel, needs_teacher
 from distil_jax.envs import Environment, Generator, make_environment
 from distil_jax.io import datasets, weights
 from distil_jax.io import tokenizer as tokenizers
@@ -143,7 +143,8 @@ def policy(
 
   Raises:
     ConfigError: the model that is there has other sizes than `model.create`
-      says, or fewer positions than a sequence has tokens.
+      says, fewer positions than a sequence has tokens, or fewer tokens than a
+      list is long.
   """
   directory = resolve_directory(config.model.directory)
   if config.model.create and not (directory / weights.CONFIG).is_file():
@@ -239,7 +240,7 @@ def evaluation_actor(
 
 def teacher_settings(config: Config) -> teaching.TeacherSettings | None:
   """What stands in the teacher's prompt; None where no teacher is asked."""
-  if not recipe.needs_teacher(config.objective):
+  if not needs_teacher(config.objective):
     return None
   settings = config.teacher.model_dump(
     include={f.name for f in dataclasses.fields(teaching.TeacherSettings)}
@@ -382,7 +383,7 @@ def _check_network(config: Config, network: architecture.Qwen3Config) -> None:
         "set another model.directory, or remove that one"
       )
   prompt = config.rollout.max_prompt_length
-  if recipe.needs_teacher(config.objective):
+  if needs_teacher(config.objective):
     prompt = max(prompt, config.teacher.max_prompt_length)
   completion = max(
     config.rollout.max_completion_length,
@@ -396,6 +397,20 @@ def _check_network(config: Config, network: architecture.Qwen3Config) -> None:
       "rollout.max_prompt_length, teacher.max_prompt_length or "
       "max_completion_length"
     )
+  _check_lists(config, network.vocab_size)
+
+
+def _check_lists(config: Config, vocab_size: int) -> None:
+  """No list of tokens is longer than the vocabulary."""
+  sizes = {"objective.top_k": getattr(config.objective, "top_k", None)}
+  if needs_teacher(config.objective) and config.teacher.access == "top_k":
+    sizes["teacher.top_k"] = config.teacher.top_k
+  for name, size in sizes.items():
+    if size is not None and size > vocab_size:
+      raise ConfigError(
+        f"{name}={size} is more than the {vocab_size} tokens of the model in "
+        f"{config.model.directory}; lower it"
+      )
 
 
 def _generator(environment: Environment) -> Generator:

@@ -8,22 +8,20 @@ can be learned from one after the other.
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 
-from distil_jax import objectives, scoring
+from distil_jax import experts, objectives
 from distil_jax.models import qwen3
-from distil_jax.ops import advantages, candidates, masking, unembedding
-from distil_jax.ops.divergences import Divergence
+from distil_jax.ops import advantages, masking, unembedding
 from distil_jax.records import Batch
 
 # Sum and number of what a metric averages. Shape `[2]` each.
 Sums = dict[str, jax.Array]
 StatisticsFn = Callable[..., unembedding.TokenStatistics]
-ListKind = Literal["samples", "top_k"]
 
 
 @struct.dataclass
@@ -75,120 +73,16 @@ def prepare(
     advantage_fn, failure_fn: of the rewards of all sequences.
   """
   rewards = batch.rewards
-  counted = batch.sample_mask
-  if everyone_counts:
-    counted = jnp.ones_like(counted)
   return Piece(
     batch=batch,
     weights=masking.aggregation_weights(
-      batch.completion_mask, counted, aggregation=aggregation
+      batch.completion_mask,
+      None if everyone_counts else batch.sample_mask,
+      aggregation=aggregation,
     ),
     advantages=None if advantage_fn is None else advantage_fn(rewards),
     failure_weights=None if failure_fn is None else failure_fn(rewards),
   )
-
-
-def learned_tokens(batch: Batch) -> jax.Array:
-  """1 at the tokens that a teacher judges. Shape `[b, T]`.
-
-  A sequence without teacher signal has none: its costs mean nothing, so they
-  must not stand in the baseline of its group either.
-  """
-  return batch.completion_mask * batch.sample_mask[:, None]
-
-
-def exact_statistics(
-  params: qwen3.Params,
-  teacher_params: qwen3.Params,
-  batch: Batch,
-  *,
-  graphdef: nnx.GraphDef,
-  divergence: Divergence,
-  chunk_size: int | None = None,
-  trust_region_rate: float | None = None,
-) -> unembedding.TokenStatistics:
-  """Student and teacher on the student's tokens, from both distributions.
-
-  With a trust region the teacher's logits are (1 − rate) times those of
-  `teacher_params` plus rate times those of `params`, all on its own prompt.
-  """
-  teacher, teacher_unembedding = _teacher(
-    params, teacher_params, batch, graphdef, trust_region_rate
-  )
-  return unembedding.token_statistics(
-    _hidden(params, batch, graphdef),
-    qwen3.unembedding(params),
-    teacher,
-    teacher_unembedding,
-    batch.completion_ids,
-    divergence=divergence,
-    chunk_size=chunk_size,
-  )
-
-
-def list_statistics(
-  params: qwen3.Params,
-  teacher_params: qwen3.Params,
-  batch: Batch,
-  *,
-  graphdef: nnx.GraphDef,
-  kind: ListKind,
-  tail: bool,
-  chunk_size: int | None = None,
-) -> unembedding.TokenStatistics:
-  """The same where of the teacher only a list of tokens is known."""
-  del teacher_params
-  return unembedding.sparse_token_statistics(
-    _hidden(params, batch, graphdef),
-    qwen3.unembedding(params),
-    batch.teacher_candidate_ids,
-    batch.teacher_candidate_log_probs,
-    batch.completion_ids,
-    kind=kind,
-    tail=tail,
-    mask=batch.completion_mask,
-    chunk_size=chunk_size,
-  )
-
-
-def ask_teacher(
-  params: qwen3.Params,
-  teacher_params: qwen3.Params,
-  batch: Batch,
-  keys: jax.Array,
-  *,
-  graphdef: nnx.GraphDef,
-  kind: ListKind,
-  size: int,
-  chunk_size: int | None = None,
-  trust_region_rate: float | None = None,
-) -> tuple[jax.Array, jax.Array]:
-  """The list of tokens that an expert would give for each state.
-
-  Args:
-    params, teacher_params: as for `exact_statistics`.
-    batch: the states: the teacher's prompts and the student's tokens.
-    keys: one for each sequence. Shape `[b]`.
-    graphdef: from `qwen3.make`.
-    kind: independent samples, or the most probable tokens.
-    size: C, the length of the list.
-    chunk_size: columns of time whose logits are in memory at once.
-    trust_region_rate: as for `exact_statistics`.
-
-  Returns:
-    ids and log-probabilities, shape `[b, T, C]` each; they take the place of
-    an outside expert's in the batch.
-  """
-  hidden, weights = _teacher(
-    params, teacher_params, batch, graphdef, trust_region_rate
-  )
-  if kind == "top_k":
-    return candidates.most_probable(
-      hidden, weights, size=size, chunk_size=chunk_size
-    )
-  shape = (batch.completion_ids.shape[1], size)
-  uniforms = jax.vmap(lambda key: jax.random.uniform(key, shape))(keys)
-  return candidates.samples(hidden, weights, uniforms, chunk_size=chunk_size)
 
 
 def feedback_loss(
@@ -208,7 +102,7 @@ def feedback_loss(
   Args:
     params, teacher_params: of the networks.
     piece: what is learned from.
-    statistics_fn: `exact_statistics` or `list_statistics`.
+    statistics_fn: `experts.exact_statistics` or `experts.list_statistics`.
     costs_fn: the costs that credit carries, see `objectives.token_costs`.
     score_fn: `scores` with its settings; None for objectives without credit.
     reward_weight: of the piece's advantages.
@@ -217,7 +111,7 @@ def feedback_loss(
   """
   batch, credit = piece.batch, piece.credit
   statistics = statistics_fn(params, teacher_params, batch)
-  told = learned_tokens(batch)
+  told = experts.judged_tokens(batch)
   costs = costs_fn(statistics, told)
   if credit is None and score_fn is not None:
     credit = Credit(*score_fn(costs, told))
@@ -231,7 +125,8 @@ def feedback_loss(
       batch.completion_mask,
     )
     importance = ratio(clip=importance_clip)
-    sums = _ratio_sums(ratio(clip=None), importance, batch.completion_mask)
+    learned = told if reward_weight == 0 else batch.completion_mask
+    sums = _ratio_sums(ratio(clip=None), importance, learned)
   losses = objectives.feedback_losses(
     statistics,
     batch.completion_mask,
@@ -296,10 +191,10 @@ def batch_credit(
 
   def costs_of(micro_batch):
     statistics = statistics_fn(params, teacher_params, micro_batch)
-    return costs_fn(statistics, learned_tokens(micro_batch))
+    return costs_fn(statistics, experts.judged_tokens(micro_batch))
 
   costs = jax.lax.map(costs_of, slices)
-  masks = jax.vmap(learned_tokens)(slices)
+  masks = jax.vmap(experts.judged_tokens)(slices)
   whole = (-1, costs.shape[-1])
   return Credit(*score_fn(costs.reshape(whole), masks.reshape(whole)))
 
@@ -321,7 +216,7 @@ def policy_gradient_loss(
 
   def score(params):
     return unembedding.token_log_probs(
-      _hidden(params, batch, graphdef),
+      experts.student_hidden_states(params, batch, graphdef=graphdef),
       qwen3.unembedding(params),
       batch.completion_ids,
       chunk_size=chunk_size,
@@ -368,58 +263,14 @@ def sft_loss(
   del teacher_params
   batch = piece.batch
   log_probs, entropies = unembedding.token_log_probs(
-    _hidden(params, batch, graphdef),
+    experts.student_hidden_states(params, batch, graphdef=graphdef),
     qwen3.unembedding(params),
     batch.completion_ids,
     chunk_size=chunk_size,
   )
   losses = objectives.sft_losses(log_probs, batch.completion_mask)
-  return losses, _sums(learned_tokens(batch), cost=losses, entropy=entropies)
-
-
-def _hidden(
-  params: qwen3.Params, batch: Batch, graphdef: nnx.GraphDef
-) -> jax.Array:
-  """Of the student's prompt. Shape `[b, T, D]`."""
-  return scoring.completion_hidden_states(
-    params,
-    batch.prompt_ids,
-    batch.prompt_mask,
-    batch.completion_ids,
-    batch.completion_mask,
-    graphdef=graphdef,
-  )
-
-
-def _teacher(
-  params: qwen3.Params,
-  teacher_params: qwen3.Params,
-  batch: Batch,
-  graphdef: nnx.GraphDef,
-  trust_region_rate: float | None,
-) -> tuple[jax.Array, jax.Array]:
-  """Hidden states and unembedding whose product are the teacher's logits."""
-
-  def states(params):
-    hidden = scoring.completion_hidden_states(
-      params,
-      batch.teacher_prompt_ids,
-      batch.teacher_prompt_mask,
-      batch.completion_ids,
-      batch.completion_mask,
-      graphdef=graphdef,
-    )
-    return hidden, qwen3.unembedding(params)
-
-  if trust_region_rate is None:
-    return states(teacher_params)
-  hidden, weights = states(teacher_params)
-  own_hidden, own_weights = states(jax.lax.stop_gradient(params))
-  # Logits are linear in the hidden states: one product gives their mixture.
-  parts = [(1 - trust_region_rate) * hidden, trust_region_rate * own_hidden]
-  return (
-    jnp.concatenate(parts, axis=-1),
-    jnp.concatenate([weights, own_weights], axis=0),
+  return losses, _sums(
+    experts.judged_tokens(batch), cost=losses, entropy=entropies
   )
 
 

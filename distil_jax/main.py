@@ -77,7 +77,10 @@ def _add_compare(commands) -> None:
     "config", metavar="CONFIG", help="a YAML file; see configs/comparison/"
   )
   command.add_argument(
-    "overrides", nargs="*", metavar="key=value", help=_OVERRIDES_HELP
+    "overrides",
+    nargs="*",
+    metavar="key=value",
+    help="settings, for example seeds=3 families.early.num_steps=200",
   )
   for name in ("family", "arm"):
     command.add_argument(
@@ -86,6 +89,11 @@ def _add_compare(commands) -> None:
       default=[],
       help=f"only this {name}; may be repeated",
     )
+  command.add_argument(
+    "--report",
+    action="store_true",
+    help="run nothing; write the report of the trials that are there",
+  )
   command.add_argument(
     "--debug", action="store_true", help="show the traceback of an error"
   )
@@ -130,6 +138,10 @@ def _compare(arguments: argparse.Namespace) -> int:
   from distil_jax.comparison import command
   from distil_jax.comparison.settings import Comparison
 
+  if arguments.report and (arguments.family or arguments.arm):
+    raise configs.ConfigError(
+      "--report is of all trials that are there; leave --family and --arm away"
+    )
   comparison = configs.load_as(
     Comparison, arguments.config, arguments.overrides
   )
@@ -140,6 +152,9 @@ def _compare(arguments: argparse.Namespace) -> int:
         raise configs.ConfigError(
           f"--{name} {value} is not one of {sorted(known)}"
         )
+  if arguments.report:
+    command.write_report(comparison)
+    return 0
   command.run(
     comparison,
     [arguments.config, *arguments.overrides],

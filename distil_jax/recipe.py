@@ -7,7 +7,7 @@ from typing import Any
 import optax
 from flax import nnx
 
-from distil_jax import config, losses, objectives, update
+from distil_jax import config, experts, losses, objectives, update
 from distil_jax.ops import advantages
 from distil_jax.ops.divergences import Divergence
 from distil_jax.records import Batch
@@ -17,16 +17,11 @@ StepFn = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 GradientsFn = Callable[..., tuple[Any, Any, Metrics]]
 
 
-def needs_teacher(objective: config.Objective) -> bool:
-  """Whether the objective asks a teacher that has a prompt of its own."""
-  return config.needs_teacher(objective)
-
-
 def keeps_teacher(objective: config.Objective, teacher: config.Teacher) -> bool:
   """Whether parameters besides the student's are kept."""
   if isinstance(objective, config.GRPO):
     return objective.kl_weight > 0
-  return needs_teacher(objective) and teacher.parameters != "current"
+  return config.needs_teacher(objective) and teacher.parameters != "current"
 
 
 def train_step(
@@ -209,7 +204,7 @@ def _teacher_fns(objective, teacher: config.Teacher, network: dict[str, Any]):
     rate = teacher.trust_region_rate
   if teacher.access == "probabilities":
     statistics_fn = functools.partial(
-      losses.exact_statistics,
+      experts.exact_statistics,
       divergence=_divergence(objective),
       trust_region_rate=rate,
       **network,
@@ -217,14 +212,14 @@ def _teacher_fns(objective, teacher: config.Teacher, network: dict[str, Any]):
     return None, statistics_fn
   sizes = {"samples": teacher.num_samples, "top_k": teacher.top_k}
   ask_fn = functools.partial(
-    losses.ask_teacher,
+    experts.ask_teacher,
     kind=teacher.access,
     size=sizes[teacher.access],
     trust_region_rate=rate,
     **network,
   )
   statistics_fn = functools.partial(
-    losses.list_statistics,
+    experts.list_statistics,
     kind=teacher.access,
     # Samples are drawn from the whole vocabulary: nothing is left out.
     tail=objective.tail and teacher.access == "top_k",

@@ -57,7 +57,7 @@ class Method:
     credit_fn: where credit couples slices: the whole batch's, found in a pass
       of its own, see `losses.batch_credit`. None: the loss finds its own.
     ask_fn: where the teacher is known by a list of tokens: asks it, see
-      `losses.ask_teacher`. None: the loss has its distribution.
+      `experts.ask_teacher`. None: the loss has its distribution.
   """
 
   prepare_fn: Callable[[Batch], losses.Piece]

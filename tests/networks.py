@@ -14,6 +14,16 @@ from distil_jax.records import Batch
 
 VOCAB_SIZE = 24
 PAD = 0
+# DistIL as published, which is not the config's default.
+PUBLISHED = {
+  "local_cost": None,
+  "cost": "cross_entropy",
+  "future_weight": 1.0,
+  "baseline": None,
+  "terminal_neutral": False,
+  "reward_weight": 0.0,
+  "failure_weighted": False,
+}
 
 
 @dataclasses.dataclass(frozen=True)

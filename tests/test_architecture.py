@@ -15,7 +15,15 @@ FILES = {
 }
 MODULES = {name.removesuffix(".__init__"): path for name, path in FILES.items()}
 ROOMS = ("ops", "models", "envs", "io")
-PURE = ("rollout", "scoring", "objectives", "losses", "guard", "update")
+PURE = (
+  "rollout",
+  "scoring",
+  "experts",
+  "objectives",
+  "losses",
+  "guard",
+  "update",
+)
 
 
 def imports(path):

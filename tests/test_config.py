@@ -93,8 +93,12 @@ def test_kind_chooses_the_section(tmp_path):
   config = load(tmp_path, "objective: {kind: sft}")
   assert isinstance(config.objective, configs.SFT)
   # A setting of the other kind is no setting of this one.
-  message = refusal(tmp_path, "objective: {kind: sft, future_weight: 1}")
-  assert "objective.future_weight: unknown key" in message
+  text = "objective: {kind: distil, future_weight: 1}"
+  message = refusal(tmp_path, text, "objective.kind=sft")
+  assert "objective.future_weight: a setting of kind=distil" in message
+  assert "'objective={kind: sft}'" in message
+  config = load(tmp_path, text, "objective={kind: sft}")
+  assert isinstance(config.objective, configs.SFT)
 
 
 @pytest.mark.parametrize(
@@ -166,12 +170,11 @@ def test_kind_chooses_the_section(tmp_path):
       ["objective.kind=grpo", "group_size of at least 2", "another objective"],
     ),
     (
-      "{objective: {reward_weight: 1}, rollout: {group_size: 1}}",
-      ["objective.reward_weight", "use reward_weight=0"],
-    ),
-    (
-      "{objective: {failure_weighted: true}, rollout: {group_size: 1}}",
-      ["objective.failure_weighted", "failure_weighted=false"],
+      "rollout: {group_size: 1}",  # all that must change is said at once
+      [
+        "objective.reward_weight, objective.failure_weighted",
+        "reward_weight=0, failure_weighted=false",
+      ],
     ),
     (
       "objective: {kind: grpo, kl_weight: 0.1}",
@@ -198,12 +201,16 @@ def test_kind_chooses_the_section(tmp_path):
       ["objective.local_cost=reverse_kl", "teacher.access=top_k"],
     ),
     (
-      "{objective: {cost: kl, local_cost: forward_cross_entropy},"
-      " teacher: {access: samples}}",
-      ["objective.cost=kl", "teacher's entropy", "access=top_k"],
+      "teacher: {access: samples}",
+      [
+        "objective.local_cost=reverse_kl, objective.cost=kl",
+        "local_cost=forward_cross_entropy, cost=cross_entropy",
+        "access=top_k",
+      ],
     ),
     (
-      "{objective: {top_k: 5}, teacher: {access: top_k}}",
+      "{objective: {top_k: 5, local_cost: forward_cross_entropy},"
+      " teacher: {access: top_k}}",
       ["objective.top_k=5", "teacher.top_k"],
     ),
     (
@@ -220,7 +227,8 @@ def test_kind_chooses_the_section(tmp_path):
       ["teacher.solution=none", "teacher.feedback=never", "nothing to tell"],
     ),
     (
-      "{teacher: {feedback: never}, rollout: {group_size: 1}}",
+      "{objective: {kind: sdpo}, teacher: {feedback: never},"
+      " rollout: {group_size: 1}}",
       ["teacher.solution=sibling", "rollout.group_size=1"],
     ),
   ],
@@ -251,7 +259,8 @@ def test_wrong_override_is_named(tmp_path, override, expected):
   "text",
   [
     "{objective: {kind: grpo}, teacher: {solution: none, feedback: never}}",
-    "{objective: {baseline: batch_mean}, rollout: {group_size: 1},"
+    "{objective: {baseline: batch_mean, reward_weight: 0,"
+    " failure_weighted: false}, rollout: {group_size: 1},"
     " teacher: {solution: reference}}",
     "{objective: {kind: grpo, kl_weight: 0.1}, teacher: {parameters: frozen}}",
     "{objective: {cost: kl, local_cost: forward_cross_entropy},"

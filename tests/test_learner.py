@@ -72,7 +72,13 @@ def test_rewards_alone_teach_without_a_teacher(tmp_path):
     ({"rollout": {"top_k": 20}}, True),
     ({"rollout": {"top_p": 0.9}, "objective": {"kind": "grpo"}}, True),
     ({"rollout": {"top_p": 0.9}, "objective": {"kind": "sdpo"}}, False),
-    ({"rollout": {"top_p": 0.9}, "objective": {"future_weight": 0}}, False),
+    (
+      {
+        "rollout": {"top_p": 0.9},
+        "objective": {"future_weight": 0, "reward_weight": 0},
+      },
+      False,
+    ),
     (
       {
         "rollout": {"top_p": 0.9},

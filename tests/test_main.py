@@ -262,6 +262,22 @@ def test_more_tokens_than_positions_are_refused(tiny, capsys):
   assert "4096 positions" in err
 
 
+@pytest.mark.parametrize(
+  "settings",
+  [
+    ["objective.top_k=5000"],
+    [
+      "teacher.top_k=5000",
+      "teacher.access=top_k",
+      "objective.local_cost=forward_cross_entropy",
+    ],
+  ],
+)
+def test_lists_longer_than_the_vocabulary_are_refused(tiny, capsys, settings):
+  err = refusal(capsys, "train", tiny, *settings)
+  assert f"{settings[0]} is more than the" in err
+
+
 def test_export_needs_its_directory(tiny, tmp_path, capsys, monkeypatch):
   monkeypatch.chdir(tmp_path)
   err = refusal(capsys, "export", tiny, "train.num_steps=2")

@@ -115,11 +115,24 @@ def test_against_numpy(settings):
     np.testing.assert_array_equal(gradient, 0.0)
 
 
-def test_on_policy_it_is_the_plain_policy_gradient():
+@pytest.mark.parametrize(
+  ("clip_low", "clip_high"), [(0.2, 0.28), (0.0, 0.0), (0.0, 0.3), (1.0, 0.0)]
+)
+def test_on_policy_it_is_the_plain_policy_gradient(clip_low, clip_high):
   mask = MASK.astype(np.float32)
-  gradient = jax.grad(
-    lambda x: objectives.grpo(x, NOW, REWARDS, MASK, group_size=2).value
-  )(jnp.asarray(NOW, jnp.float32))
+
+  def value(log_probs):
+    return objectives.grpo(
+      log_probs,
+      jax.lax.stop_gradient(log_probs),
+      REWARDS,
+      MASK,
+      group_size=2,
+      clip_low=clip_low,
+      clip_high=clip_high,
+    ).value
+
+  gradient = jax.jit(jax.grad(value))(jnp.asarray(NOW, jnp.float32))
   np.testing.assert_allclose(
     gradient, -np.array([[0.5], [-0.5]]) * mask / 7, rtol=1e-5
   )
@@ -134,6 +147,20 @@ def test_far_ratios_have_finite_gradients():
     )
   )(now)
   assert np.all(np.isfinite(gradient))
+
+
+def test_the_advantage_of_an_empty_row_may_be_anything():
+  def total(log_probs, advantages):
+    return jnp.sum(
+      objectives.policy_gradient_losses(log_probs, OLD, advantages, mask)
+    )
+
+  mask = MASK * np.array([[1], [0]])
+  run = jax.jit(jax.value_and_grad(total))
+  clean = run(jnp.asarray(NOW), jnp.array([0.5, 0.0]))
+  dirty = run(jnp.asarray(NOW), jnp.array([0.5, np.nan]))
+  jax.tree.map(np.testing.assert_array_equal, dirty, clean)
+  assert np.all(np.isfinite(clean[1]))
 
 
 def test_garbage_that_counts_is_not_hidden():

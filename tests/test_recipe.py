@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from distil_jax import config, losses, objectives, recipe, update
+from distil_jax import config, experts, objectives, recipe, update
 from distil_jax.models import qwen3, sharding
 from distil_jax.ops.divergences import Divergence
 
@@ -19,7 +19,14 @@ GROUP_SIZE, NUM_SEQUENCES = 4, 8
 RATE = 0.3
 SGD = optax.sgd(RATE)
 FROZEN = config.Teacher(parameters="frozen")
-REWARDED = config.Distil(
+
+
+def distil(**settings):
+  """DistIL as published, but for the settings that are given."""
+  return config.Distil(**{**networks.PUBLISHED, **settings})
+
+
+REWARDED = distil(
   local_cost="reverse_kl",
   cost="kl",
   future_weight=4.0,
@@ -30,7 +37,7 @@ REWARDED = config.Distil(
   top_k=6,
 )
 KINDS = {
-  "distil": config.Distil(baseline="batch_mean", differential=True),
+  "distil": distil(baseline="batch_mean", differential=True),
   "rewarded": REWARDED,
   "sdpo": config.SDPO(top_k=6),
   "opsd": config.OPSD(top_k=6, token_clip=0.02, temperature=1.1),
@@ -350,7 +357,7 @@ def listening(access, **settings):
   return config.Teacher(parameters="frozen", access=access, **settings)
 
 
-LOCAL = config.Distil(future_weight=0.0)
+LOCAL = distil(future_weight=0.0)
 
 
 def test_a_list_of_all_tokens_is_the_distribution(
@@ -372,7 +379,7 @@ def test_a_list_of_all_tokens_is_the_distribution(
   value, expected = reference_gradient(forward, network.params, loss)
   listed = gradients_of(
     network,
-    config.Distil(tail=False, chunk_size=2, **settings),
+    distil(tail=False, chunk_size=2, **settings),
     listening("top_k", top_k=networks.VOCAB_SIZE),
     micro_batch_size=2,
   )
@@ -462,7 +469,7 @@ def test_a_trust_region_lies_between_frozen_and_current(
   initial, own = forward.expert(teacher), forward.expert(network.params)
   costs = jax.jit(
     lambda rate: (
-      losses.exact_statistics(
+      experts.exact_statistics(
         network.params,
         teacher,
         batch,
@@ -477,7 +484,7 @@ def test_a_trust_region_lies_between_frozen_and_current(
   for rate in (0.0, 0.3, 1.0):
     labels = jax.nn.softmax((1 - rate) * initial + rate * own)
     expected = -jnp.sum(labels * student, axis=-1)
-    mask = batch.completion_mask
+    mask = batch.completion_mask * batch.sample_mask[:, None]
     assert_close(mask * costs(rate), mask * expected)
 
 
@@ -500,6 +507,42 @@ def test_nothing_flows_into_a_trust_region(network, teacher, batch, forward):
   assert_close(gradient, expected)
 
 
+def with_an_untaught_word(batch):
+  """A word that only teachers without a say read, and rows of theirs."""
+  word = networks.VOCAB_SIZE - 1
+  ids = batch.teacher_prompt_ids
+  silent = batch.sample_mask[:, None] == 0
+  return word, batch.replace(
+    completion_ids=jnp.minimum(batch.completion_ids, word - 1),
+    prompt_ids=jnp.minimum(batch.prompt_ids, word - 1),
+    teacher_prompt_ids=jnp.where(silent, word, jnp.minimum(ids, word - 1)),
+  )
+
+
+@pytest.mark.parametrize(
+  ("access", "chunk_size"), [("probabilities", 2), ("top_k", None)]
+)
+def test_a_teacher_that_has_no_say_may_be_broken(
+  network, teacher, batch, access, chunk_size
+):
+  word, batch = with_an_untaught_word(batch)
+  settings = {"local_cost": "forward_cross_entropy", "chunk_size": chunk_size}
+  learn = gradients_of(
+    network, distil(**settings), listening(access, top_k=3), micro_batch_size=4
+  )
+  broken = {
+    **teacher,
+    "embedding": teacher["embedding"].at[word].set(jnp.nan),
+  }
+  key = jax.random.key(0)
+  gradient, value, _ = learn(network.params, teacher, batch, key)
+  same, also, metrics = learn(network.params, broken, batch, key)
+  np.testing.assert_array_equal(also, value)
+  assert_close((same, also), (gradient, value), atol=0)
+  assert np.isfinite(optax.tree.norm(same))
+  assert all(np.isfinite(x) for x in metrics.values())
+
+
 def test_who_needs_a_teacher_and_who_keeps_one():
   moving, current = config.Teacher(), config.Teacher(parameters="current")
   for objective, is_asked, is_kept in (
@@ -509,7 +552,7 @@ def test_who_needs_a_teacher_and_who_keeps_one():
     (config.GRPO(kl_weight=0.1), False, True),
     (config.SFT(), False, False),
   ):
-    assert recipe.needs_teacher(objective) == is_asked
+    assert config.needs_teacher(objective) == is_asked
     assert recipe.keeps_teacher(objective, moving) == is_kept
   assert not recipe.keeps_teacher(config.SDPO(), current)
 

@@ -58,7 +58,7 @@ def distil_step(
   if ema_rate is not None:
     teacher = config.Teacher(parameters="ema", ema_rate=ema_rate)
   return recipe.train_step(
-    config.Distil(**{"chunk_size": 2, **objective}),
+    config.Distil(**{**networks.PUBLISHED, "chunk_size": 2, **objective}),
     teacher,
     graphdef=network.graphdef,
     optimizer=optimizer,
@@ -276,6 +276,7 @@ def test_micro_batches_change_nothing(
       {
         "rollout": {"num_problems": 2, "group_size": 4},
         "objective": {
+          **networks.PUBLISHED,
           "kind": "distil",
           "baseline": baseline,
           "aggregation": aggregation,

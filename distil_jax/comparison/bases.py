@@ -6,15 +6,28 @@ without. Its success rate, its preference between routes and its trust in
 feedback are then what the comparison says they are.
 """
 
+import dataclasses
 import functools
-from typing import cast
+import json
+import math
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from distil_jax.comparison import families
+from distil_jax.io import weights
 from distil_jax.models import architecture, qwen3
+
+Settings = Mapping[str, Any]
+Report = Callable[[int, float], None]
+
+# Of a base model, beside its weights.
+_SETTINGS = "base.json"
 
 # Share of the demonstrations that have feedback in their prompt: copying out
 # of it is harder to learn than the rest.
@@ -43,53 +56,135 @@ def network(
   )
 
 
-@functools.partial(
-  jax.jit,
-  static_argnames=(
-    "family",
-    "config",
-    "num_steps",
-    "batch_size",
-    "learning_rate",
-  ),
-)
+@functools.cache
+def num_params(*, width: int, num_layers: int, num_heads: int) -> int:
+  """Size of a network."""
+  config = network(width=width, num_layers=num_layers, num_heads=num_heads)
+  _, shapes = qwen3.make(config)
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """How a base model is trained; static under jit.
+
+  Attributes:
+    family: what it learns.
+    network: its sizes.
+    num_steps: optimiser steps.
+    batch_size: demonstrations of a step.
+    learning_rate: the highest, after a warm-up and before a cosine.
+  """
+
+  family: families.Family
+  network: architecture.Qwen3Config
+  num_steps: int
+  batch_size: int
+  learning_rate: float
+
+  @property
+  def optimizer(self) -> optax.GradientTransformation:
+    schedule = optax.warmup_cosine_decay_schedule(
+      0.0, self.learning_rate, self.num_steps // 20 + 1, self.num_steps
+    )
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
+
+
 def train(
   key: jax.Array,
+  plan: Plan,
   *,
-  family: families.Family,
-  config: architecture.Qwen3Config,
-  num_steps: int,
-  batch_size: int,
-  learning_rate: float,
-) -> tuple[qwen3.Params, jax.Array]:
+  report: Report = lambda step, excess: None,
+  steps_between: int = 20,
+) -> tuple[qwen3.Params, np.ndarray]:
   """Trains a base model from nothing.
+
+  Args:
+    key: of its initial parameters and its demonstrations.
+    plan: what to train and how.
+    report: gets each number of steps done, and the mean excess of the steps
+      since the number before.
+    steps_between: two reports; it changes nothing else.
 
   Returns:
     its parameters, and the excess of its cross-entropy over the targets' own
     entropy in each step, nats per token; shape `[num_steps]`.
   """
-  graphdef, _ = qwen3.make(config)
   init_key, data_key = jax.random.split(key)
-  params = qwen3.init(config, init_key)
-  schedule = optax.warmup_cosine_decay_schedule(
-    0.0, learning_rate, num_steps // 20 + 1, num_steps
-  )
-  optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
+  keys = jax.random.split(data_key, plan.num_steps)
+  state = _init(init_key, plan=plan)
+  for begin in range(0, plan.num_steps, steps_between):
+    end = min(begin + steps_between, plan.num_steps)
+    state = _steps(state, keys, np.int32(begin), np.int32(end), plan=plan)
+    report(end, float(np.mean(np.asarray(state[2])[begin:end])))
+  return state[0], np.asarray(state[2])
 
-  def step(carry, key):
-    params, opt_state = carry
+
+@functools.partial(jax.jit, static_argnames="plan")
+def _init(key: jax.Array, *, plan: Plan):
+  """Parameters, state of the optimiser, and room for the excess."""
+  params = qwen3.init(plan.network, key)
+  return params, plan.optimizer.init(params), jnp.zeros(plan.num_steps)
+
+
+@functools.partial(jax.jit, static_argnames="plan", donate_argnames="state")
+def _steps(state, keys, begin, end, *, plan: Plan):
+  """The steps from `begin` to before `end`, by one program for any number."""
+  graphdef, _ = qwen3.make(plan.network)
+
+  def step(i, state):
+    params, opt_state, excesses = state
     excess, gradients = jax.value_and_grad(_loss)(
-      params, key, graphdef, family, batch_size
+      params, keys[i], graphdef, plan.family, plan.batch_size
     )
-    updates, opt_state = optimizer.update(gradients, opt_state, params)
+    updates, opt_state = plan.optimizer.update(gradients, opt_state, params)
     params = cast(qwen3.Params, optax.apply_updates(params, updates))
-    return (params, opt_state), excess
+    return params, opt_state, excesses.at[i].set(excess)
 
-  carry = (params, optimizer.init(params))
-  carry, excess = jax.lax.scan(
-    step, carry, jax.random.split(data_key, num_steps)
+  return jax.lax.fori_loop(begin, end, step, state)
+
+
+def keep(
+  folder: pathlib.Path, params: qwen3.Params, plan: Plan, settings: Settings
+) -> None:
+  """Writes a base model with the settings that made it.
+
+  Before it has been written whole it `is_kept` no more than before.
+  """
+  folder.mkdir(parents=True, exist_ok=True)
+  text = json.dumps(settings, indent=2) + "\n"
+  (folder / _SETTINGS).write_text(text, encoding="utf-8")
+  hugging_face = architecture.to_hugging_face(
+    plan.network, eos_ids=(families.EOS,), pad_id=families.PAD
   )
-  return carry[0], excess
+  weights.save(folder, params, config_json=hugging_face)
+
+
+def is_kept(folder: pathlib.Path) -> bool:
+  """Whether a whole base model is there; its config is what comes last."""
+  return (folder / weights.CONFIG).is_file()
+
+
+def differences(folder: pathlib.Path, settings: Settings) -> list[str]:
+  """Settings with which a base model was made, and which would differ now.
+
+  Those of older base models are not known and count as the same.
+  """
+  path = folder / _SETTINGS
+  if not path.is_file():
+    return []
+  made_with = json.loads(path.read_text(encoding="utf-8"))
+  return [
+    f"{name}={made_with.get(name)} then, {settings.get(name)} now"
+    for name in sorted(made_with.keys() | settings.keys())
+    if made_with.get(name) != settings.get(name)
+  ]
+
+
+def load(folder: pathlib.Path, plan: Plan) -> qwen3.Params:
+  """A base model that `is_kept`."""
+  _, template = qwen3.make(plan.network)
+  return weights.load(folder, template, tie_embeddings=False)
 
 
 def _loss(params, key, graphdef, family, batch_size):

@@ -4,16 +4,29 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 
 import jax
 
-from distil_jax.comparison import pictures, study, tables
+from distil_jax import config as configs
+from distil_jax.comparison import (
+  ledger,
+  report,
+  results,
+  study,
+  tables,
+  training,
+)
 from distil_jax.comparison.settings import Comparison
 
 # One thread a process: small networks gain nothing from more, and processes
 # side by side would fight for the cores.
 _ONE_THREAD = "--xla_cpu_multi_thread_eigen=false"
+
+
+# For processes that are told to end; what they lose is one trial.
+_SECONDS_TO_END = 5.0
 
 
 class ComparisonError(RuntimeError):
@@ -41,13 +54,18 @@ def run(
     reports: whether to write the report.
 
   Raises:
+    ConfigError: the place is taken, or a training config does not fit; nothing
+      has been run.
     ComparisonError: a family could not be run.
   """
+  names = list(families or comparison.families)
+  _check_place(comparison.directory)
+  for name in names:
+    training.check(comparison, name, arms or list(comparison.arms))
   # Programs are compiled once, not once a process and a run.
   jax.config.update(
     "jax_compilation_cache_dir", str(comparison.directory / "compiled")
   )
-  names = list(families or comparison.families)
   if comparison.jobs == 1 or len(names) == 1:
     for name in names:
       study.run_family(comparison, name, arms, _say)
@@ -56,11 +74,35 @@ def run(
   if reports:
     if not families:
       study.measure_gradients(comparison, _say)
-    done = study.read_trials(comparison.directory)
-    path = comparison.directory / "report.md"
-    path.write_text(tables.report(comparison, done), encoding="utf-8")
-    pictures.save(comparison, done)
-    _say(f"\n{tables.verdict(comparison, done)}\n\n{path}: all tables")
+    write_report(comparison)
+
+
+def write_report(comparison: Comparison) -> None:
+  """Writes the report of the trials that are there, and says its verdict.
+
+  Raises:
+    ConfigError: the place is taken.
+    ValueError: no trial is there, or one ran with other settings.
+  """
+  _check_place(comparison.directory)
+  done = ledger.read_trials(comparison.directory)
+  if not done:
+    raise ValueError(
+      f"no trials in {comparison.directory / 'trials'}: there is nothing to "
+      "report; run the comparison first, or set run_directory to where it ran"
+    )
+  ledger.check_counted(comparison, done)
+  path = report.save(comparison, done)
+  found = results.collect(comparison, done)
+  _say(f"\n{tables.verdict(comparison, found)}\n\n{path}: all tables")
+
+
+def _check_place(directory: pathlib.Path) -> None:
+  for place in (directory, *directory.parents):
+    if place.exists() and not place.is_dir():
+      raise configs.ConfigError(
+        f"run_directory={directory}: {place} is a file; choose another place"
+      )
 
 
 def _say(line: str) -> None:
@@ -92,8 +134,7 @@ def _side_by_side(
       if running.pop(name).returncode:
         failed.append(name)
   finally:
-    for process in running.values():
-      process.terminate()
+    _end(list(running.values()))
   if failed:
     raise ComparisonError(
       f"families that failed: {', '.join(failed)}; the trials that are done "
@@ -109,3 +150,18 @@ def _first_to_end(running: dict[str, subprocess.Popen]) -> str:
       except subprocess.TimeoutExpired:
         continue
       return name
+
+
+def _end(
+  processes: Sequence[subprocess.Popen], seconds: float = _SECONDS_TO_END
+) -> None:
+  """Ends processes in order, after some seconds at once; none outlives this."""
+  for process in processes:
+    process.terminate()
+  deadline = time.monotonic() + seconds
+  for process in processes:
+    try:
+      process.wait(timeout=max(0.0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+      process.kill()
+      process.wait()

@@ -16,11 +16,14 @@ from distil_jax.models import qwen3
 # teacher, credit included, without anything that trades exactness for less
 # variance.
 EXACT = configs.Distil(
+  local_cost=None,
   cost="cross_entropy",
   normalize=False,
   future_weight=1.0,
   baseline=None,
   terminal_neutral=False,
+  reward_weight=0.0,
+  failure_weighted=False,
 )
 # Parts of a gradient that are a score function's.
 _SCORE_WEIGHTS = ("future_weight", "reward_weight")

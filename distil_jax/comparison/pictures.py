@@ -10,12 +10,14 @@ from matplotlib.axes import Axes
 from matplotlib.backends import backend_agg
 
 from distil_jax import config as configs
-from distil_jax.comparison import tables
+from distil_jax.comparison import results
+from distil_jax.comparison.ledger import Done
 from distil_jax.comparison.settings import Comparison
 
 Against = Literal["rollouts", "seconds"]
 
-# Okabe and Ito's colours, then line styles, so that a dozen arms stay apart.
+# Okabe and Ito's colours, then line styles, so that a dozen arms stay apart;
+# black is the default's.
 _COLORS = (
   "#0072B2",
   "#D55E00",
@@ -23,9 +25,10 @@ _COLORS = (
   "#CC79A7",
   "#E69F00",
   "#56B4E9",
-  "#666666",
+  "#999999",
 )
-_STYLES = ("-", "--", ":")
+_STYLES = ("-", (0, (4, 1.5)), (0, (1, 1)))
+_DEFAULT_COLOR = "black"
 # What is drawn of every arm beside its accuracy, and whether it is a share.
 _MEASURES = {
   "entropy": ("entropy, nats per token", False),
@@ -35,20 +38,24 @@ _MEASURES = {
   "score_share": ("score-function share, one seed", True),
 }
 # Inches.
-_PANEL_WIDTH, _PANEL_HEIGHT, _LEGEND_WIDTH = 3.3, 2.6, 1.7
+_PANEL_WIDTH, _PANEL_HEIGHT, _LEGEND_WIDTH = 2.8, 2.5, 1.7
+_LABELS = {
+  "rollouts": "rollouts, thousands",
+  "seconds": "seconds of training",
+}
 
 
-def save(comparison: Comparison, done: tables.Done) -> list[pathlib.Path]:
+def save(comparison: Comparison, done: Done) -> list[pathlib.Path]:
   """Draws all pictures into the comparison's folder.
 
   Returns:
     their paths: `accuracy.png` (against rollouts), `time.png` (against
     seconds), `measures.png`; none where there is nothing to draw.
   """
-  main = tables.main_arms(comparison)
+  main = results.main_arms(comparison)
   found = {
     family: {arm: of_arms[arm] for arm in main if arm in of_arms}
-    for family, of_arms in tables.collect(comparison, done).items()
+    for family, of_arms in results.collect(comparison, done).items()
   }
   found = {family: of_arms for family, of_arms in found.items() if of_arms}
   if not found:
@@ -66,9 +73,9 @@ def save(comparison: Comparison, done: tables.Done) -> list[pathlib.Path]:
 
 
 def _accuracy(
-  comparison: Comparison, found: tables.Found, against: Against
+  comparison: Comparison, found: results.Found, against: Against
 ) -> mpl_figure.Figure:
-  columns = min(4, len(found))
+  columns = min(5, len(found))
   rows = -(-len(found) // columns)
   picture, axes = _panels(rows, columns)
   for i, (family, of_arms) in enumerate(found.items()):
@@ -82,14 +89,16 @@ def _accuracy(
     axes[i].set_ylim(-0.02, 1.02)
     axes[i].set_xlim(left=0)
     if i + columns >= len(found):  # nothing stands below
-      axes[i].set_xlabel(against)
+      axes[i].set_xlabel(_LABELS[against])
     if i % columns == 0:
-      axes[i].set_ylabel("held-out accuracy")
-  _legend(picture, axes, len(found))
+      axes[i].set_ylabel("held-out accuracy (avg@4)")
+  _legend(picture, axes, found)
   return picture
 
 
-def _measures(comparison: Comparison, found: tables.Found) -> mpl_figure.Figure:
+def _measures(
+  comparison: Comparison, found: results.Found
+) -> mpl_figure.Figure:
   picture, axes = _panels(len(found), len(_MEASURES))
   for row, (family, of_arms) in enumerate(found.items()):
     for column, (name, (label, is_share)) in enumerate(_MEASURES.items()):
@@ -104,8 +113,10 @@ def _measures(comparison: Comparison, found: tables.Found) -> mpl_figure.Figure:
       if column == 0:
         panel.set_ylabel(family)
       if row == len(found) - 1:
-        panel.set_xlabel("rollouts")
-  _legend(picture, axes, len(axes))
+        panel.set_xlabel(_LABELS["rollouts"])
+      if not panel.lines:  # measured in other families alone
+        panel.set_axis_off()
+  _legend(picture, axes, found)
   return picture
 
 
@@ -137,7 +148,7 @@ def _horizontal(
 ) -> np.ndarray:
   steps = np.asarray([point["step"] for point in records[0]["curve"]])
   if against == "rollouts":
-    return steps * records[0]["num_sequences"]
+    return steps * records[0]["num_sequences"] / 1000
   return steps * np.median([r["step_seconds"] for r in records])
 
 
@@ -146,37 +157,49 @@ def _band(
 ) -> None:
   """Mean over the seeds, and one standard error to either side."""
   mean = curves.mean(axis=0)
-  index = tables.main_arms(comparison).index(arm)
-  color = _COLORS[index % len(_COLORS)]
   is_default = arm == comparison.default
+  color, style = _DEFAULT_COLOR, _STYLES[0]
+  if not is_default:
+    others = [
+      a for a in results.main_arms(comparison) if a != comparison.default
+    ]
+    round_, place = divmod(others.index(arm), len(_COLORS))
+    color, style = _COLORS[place], _STYLES[round_ % len(_STYLES)]
   panel.plot(
     x,
     mean,
     label=arm,
     color=color,
-    linestyle=_STYLES[index // len(_COLORS) % len(_STYLES)],
-    linewidth=2.6 if is_default else 1.3,
+    linestyle=style,
+    linewidth=2.4 if is_default else 1.3,
     zorder=3 if is_default else 2,
   )
   if len(curves) > 1:
     error = curves.std(axis=0, ddof=1) / np.sqrt(len(curves))
     panel.fill_between(
-      x, mean - error, mean + error, color=color, alpha=0.15, linewidth=0
+      x, mean - error, mean + error, color=color, alpha=0.12, linewidth=0
     )
 
 
-def _legend(picture: mpl_figure.Figure, axes: list[Axes], used: int) -> None:
-  for panel in axes[used:]:
-    panel.set_visible(False)
-  found = {}
+def _legend(
+  picture: mpl_figure.Figure, axes: list[Axes], found: results.Found
+) -> None:
+  """Names the lines; panels without any are taken away."""
+  handles = {}
   for panel in axes:
+    if not panel.lines and not panel.get_title():
+      panel.set_visible(False)
     for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
-      found.setdefault(label, handle)
+      handles.setdefault(label, handle)
+  counts = {len(r) for of_arms in found.values() for r in of_arms.values()}
+  seeds = " to ".join(map(str, sorted({min(counts), max(counts)})))
   picture.legend(
-    list(found.values()),
-    list(found),
+    [*handles.values()],
+    [*handles],
     loc="outside lower center",
     ncols=max(1, int(picture.get_figwidth() / _LEGEND_WIDTH)),
     frameon=False,
     fontsize=9,
+    title=f"line and band: mean and one standard error of {seeds} seeds",
+    title_fontsize=9,
   )

@@ -35,6 +35,7 @@ class FamilyRun(configs.Section):
   group_size: Positive = 8
   network: Network = Network()
   base_steps: Positive = 500
+  base_batch_size: Positive = 128
   base_learning_rate: Rate = 4e-3
   question: str = ""  # what the family is for; only with a config
   seeds: Positive | None = None  # null: the comparison's

@@ -1,23 +1,23 @@
 """What a comparison found, as tables of text."""
 
-import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from distil_jax import config as configs
-from distil_jax.comparison import catalogue, study
+from distil_jax.comparison import results
+from distil_jax.comparison.results import (
+  Cell,
+  Found,
+  Measure,
+  Records,
+  final_accuracy,
+)
 from distil_jax.comparison.settings import Comparison
 
-Done = Mapping[study.Trial, Mapping[str, Any]]
-Records = Sequence[Mapping[str, Any]]
-# Reported records by family, then by arm; without those that have none.
-Found = Mapping[str, Mapping[str, Records]]
-Measure = Callable[[Mapping[str, Any]], float]
-
-_NONE = "–"
+NONE = "–"
+_MARKS = {"first": " ★", "tied": " ☆", "behind": ""}
 _MEASURES = {
   "entropy": "nats/token",
   "length": "tokens",
@@ -33,166 +33,168 @@ _MEASURES_NOTE = (
   "seed. Seconds depend on what else the machine did."
 )
 _VERDICT_NOTE = (
-  "first: no other arm is better. tied: within one standard error of the "
-  "difference. gap: default less best other, mean and standard error of the "
-  "differences seed by seed, for arms share seeds, bases and problems. One "
-  "lost seed of n makes a gap as large as its standard error: look at the "
-  "worst seed before a tie is believed."
+  "first: better than every other arm. tied: within one standard error of the "
+  "difference to the first. gap: default less best other, mean and standard "
+  "error of the differences seed by seed, for arms share seeds, bases and "
+  "problems. One lost seed of n makes a gap as large as its standard error: "
+  "look at the worst seed before a tie is believed."
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Cell:
-  """Mean and standard error over the seeds of an arm in a family.
+def headline(comparison: Comparison, found: Found) -> str:
+  """Main arms against families, short enough for a front page."""
+  main = _present(results.main_arms(comparison), found)
+  columns = {family: _cells(found, family, main) for family in found}
+  rows = [["avg@4, %", *columns]]
+  for arm in main:
+    shown = [_marked(columns[family], arm) for family in columns]
+    if arm == comparison.default:
+      arm, *shown = (f"**{x}**" if x != NONE else x for x in [arm, *shown])
+    rows.append([arm, *shown])
+  return markdown(rows)
 
-  The error is NaN where there is one seed alone.
-  """
 
-  mean: float
-  error: float
-  num_seeds: int
-  learning_rate: float
+def score(comparison: Comparison, found: Found) -> str:
+  """In how many families the default is first, tied or behind; a sentence."""
+  places = results.default_places(comparison, found)
+  if not places:
+    return f"No family has both `{comparison.default}` and another arm yet."
+  parts = []
+  for place, text in (
+    ("first", "first"),
+    ("tied", "tied with the first"),
+    ("behind", "behind"),
+  ):
+    names = [family for family in places if places[family] == place]
+    which = f" ({', '.join(names)})" if names else ""
+    parts.append(f"{text} in {len(names)}{which}")
+  left = [name for name in comparison.families if name not in places]
+  unfinished = f" Without a result yet: {', '.join(left)}." if left else ""
+  return (
+    f"`{comparison.default}` is {parts[0]}, {parts[1]} and {parts[2]} of "
+    f"{len(places)} families.{unfinished}"
+  )
 
 
-def reported(
-  comparison: Comparison, done: Done, family: str, arm: str
-) -> Records:
-  """The records that count: chosen learning rate, seeds of the report."""
-  rate = study.chosen_rate(comparison, family, arm, done)
-  return [
-    record
-    for trial, record in done.items()
-    if (trial.family, trial.arm) == (family, arm)
-    and trial.learning_rate == rate
-    and not trial.is_tuning
+def verdict(comparison: Comparison, found: Found) -> str:
+  """Family by family: the default beside the best of the others."""
+  main = results.main_arms(comparison)
+  head = ["family", "best other", "its accuracy", "default's", "gap"]
+  rows = [[*head, "worst seeds", "verdict"]]
+  for family, place in results.default_places(comparison, found).items():
+    shown = _against_best(comparison, found[family], main)
+    rows.append([family, *shown, place])
+  if len(rows) == 1:
+    return score(comparison, found)
+  return f"{markdown(rows)}\n\n{score(comparison, found)}\n\n{_VERDICT_NOTE}"
+
+
+def accuracies(
+  comparison: Comparison, found: Found, measure: Measure = final_accuracy
+) -> str:
+  """Arms against families; the first is bold, whoever is tied with it too."""
+  main = _present(results.main_arms(comparison), found)
+  columns = {family: _cells(found, family, main, measure) for family in found}
+  rows = [["arm", *columns, "in bold"]]
+  for arm in main:
+    shown = [_bold_if_tied(columns[family], arm) for family in columns]
+    ran = sum(text != NONE for text in shown)
+    bold = sum(text.startswith("**") for text in shown)
+    rows.append([arm, *shown, f"{bold} of {ran}"])
+  return (
+    f"{markdown(rows)}\n\nMean ± standard error over seeds, bases pooled. "
+    "Bold: the first and whoever is within one standard error of the "
+    f"difference.{missing(comparison, found, main)}"
+  )
+
+
+def ablations(
+  comparison: Comparison, found: Found, measure: Measure = final_accuracy
+) -> str:
+  """How far each ablation is from the arm that it is like, seed by seed."""
+  likes = {name: arm.like for name, arm in comparison.arms.items() if arm.like}
+  present = _present([*likes], found)
+  families = [f for f in found if any(arm in found[f] for arm in present)]
+  originals = dict.fromkeys(likes[arm] for arm in present)
+  rows = [["arm", *families]]
+  for original in originals:
+    itself = [_cells(found, f, [original], measure) for f in families]
+    shown = [_percent(c[original]) if c else NONE for c in itself]
+    rows.append([f"{original}, itself", *shown])
+    for arm in present:
+      if likes[arm] == original:
+        gaps = [_gap(found[f], arm, original, measure) for f in families]
+        rows.append([arm, *gaps])
+  note = missing(comparison, found, [*originals, *present])
+  return (
+    f"{markdown(rows)}\n\nPoints against the arm that each is like, at the "
+    "learning rate that it chose: mean ± standard error of the differences "
+    f"seed by seed. Bold: more than twice that error.{note}"
+  )
+
+
+def missing(comparison: Comparison, found: Found, arms: Sequence[str]) -> str:
+  """A note on cells that have fewer seeds than they are to have."""
+  few = [
+    f"{arm} in {family} ({len(records)} of {planned})"
+    for family, arm, records in rows_of(found, arms)
+    if len(records) < (planned := results.planned_seeds(comparison, family))
   ]
+  return f"\n\nSeeds still missing: {', '.join(few)}." if few else ""
 
 
-def collect(comparison: Comparison, done: Done) -> Found:
-  """All records that count."""
-  found = {}
-  for family in comparison.families:
-    of_arms = {
-      arm: reported(comparison, done, family, arm) for arm in comparison.arms
-    }
-    of_arms = {arm: records for arm, records in of_arms.items() if records}
-    if of_arms:
-      found[family] = of_arms
-  return found
-
-
-def main_arms(comparison: Comparison) -> list[str]:
-  """The arms that choose their own learning rate; others are ablations."""
-  return [name for name, arm in comparison.arms.items() if arm.like is None]
-
-
-def cell(records: Records, measure: Measure) -> Cell:
-  """Over the seeds of an arm in a family, of which there is at least one."""
-  mean, error = _mean_and_error([measure(record) for record in records])
-  return Cell(mean, error, len(records), records[0]["learning_rate"])
-
-
-def is_tied(one: Cell, first: Cell) -> bool:
-  """Whether `one` is within a standard error of the difference to `first`.
-
-  Without an error, from one seed alone, only equals are tied.
-  """
-  error = math.hypot(one.error, first.error)
-  return one.mean >= first.mean - (0.0 if math.isnan(error) else error)
-
-
-def final_accuracy(record: Mapping[str, Any]) -> float:
-  return record["after"]["avg"]
-
-
-def mean_accuracy(record: Mapping[str, Any]) -> float:
-  """Over the curve: how early it learns."""
-  return float(np.mean([point["avg"] for point in record["curve"]]))
-
-
-def report(comparison: Comparison, done: Done) -> str:
-  """The whole report as Markdown."""
-  found = collect(comparison, done)
-  main = main_arms(comparison)
-  ablations = [arm for arm in comparison.arms if arm not in main]
-  sections = {
-    "Families": _questions(comparison, done),
-    "Is the default first?": verdict(comparison, done),
-    "Held-out accuracy (avg@4) at the end, %": _accuracy_table(
-      comparison, found, main, final_accuracy
-    ),
-    "Mean over the learning curve (how early it learns), %": _accuracy_table(
-      comparison, found, main, mean_accuracy
-    ),
-    "pass@k at the end, %": _pass_table(comparison, found, main),
-    "Other measures at the end": _measures(comparison, found, main),
-    "Learning rates chosen": _rates(comparison, done, main),
-  }
-  if ablations:
-    arms = [comparison.default, *ablations]
-    sections["Ablations: held-out accuracy at the end, %"] = _accuracy_table(
-      comparison, found, arms, final_accuracy
+def pass_at_k(comparison: Comparison, found: Found) -> str:
+  """Means over seeds."""
+  main = results.main_arms(comparison)
+  heads = [f"pass@{k}" for k in comparison.pass_at]
+  rows = [["family", "arm", *heads]]
+  for family, arm, records in rows_of(found, main):
+    values = [[r["after"].get(head) for r in records] for head in heads]
+    rows.append(
+      [family, arm, *(NONE if None in v else _mean(v, 100, 1) for v in values)]
     )
-    sections["Ablations: mean over the learning curve, %"] = _accuracy_table(
-      comparison, found, arms, mean_accuracy
-    )
-  measured = study.read_gradients(comparison.directory)
-  if measured:
-    sections["Gradients at the base"] = _gradients(measured)
-  parts = [f"## {title}\n\n{text}\n" for title, text in sections.items()]
-  return "\n".join([f"# {comparison.name}\n", _made_by(found), *parts])
+  problems = comparison.num_pass_problems
+  return (
+    f"{markdown(rows)}\n\nFrom {problems} held-out problems of their own, so "
+    "pass@1 differs from the accuracy above within noise."
+  )
 
 
-def _made_by(found: Found) -> str:
-  """The commits that the reported trials ran at."""
-  revisions = {
-    _revision(record["revision"])
-    for arms in found.values()
-    for records in arms.values()
-    for record in records
-  }
-  return f"Commits: {', '.join(sorted(revisions)) or _NONE}.\n"
+def measures(comparison: Comparison, found: Found) -> str:
+  """What else is on the curves, where they end."""
+  main = results.main_arms(comparison)
+  heads = [f"{k} ({v})" if v else k for k, v in _MEASURES.items()]
+  rows = [["family", "arm", *heads, "s / 100 steps"]]
+  for family, arm, records in rows_of(found, main):
+    shown = []
+    for name in _MEASURES:
+      values = [r["curve"][-1][name] for r in records if name in r["curve"][-1]]
+      # Where there is no teacher it would be the student with feedback.
+      if name == "teacher" and not configs.needs_teacher(
+        comparison.arms[arm].objective
+      ):
+        values = []
+      shown.append(_mean(values, 1, 3) if values else NONE)
+    seconds = 100 * float(np.median([r["step_seconds"] for r in records]))
+    rows.append([family, arm, *shown, f"{seconds:.1f}"])
+  return f"{markdown(rows)}\n\n{_MEASURES_NOTE}"
 
 
-def _revision(found: Mapping[str, Any] | None) -> str:
-  if found is None:
-    return "unknown"
-  return found["commit"][:12] + (" with changes" if found["dirty"] else "")
-
-
-def _gradients(measured: Mapping[str, Mapping[str, Mapping]]) -> str:
+def gradients(
+  comparison: Comparison, measured: Mapping[str, Mapping[str, Mapping]]
+) -> str:
+  """How well each arm's gradient is estimated."""
   heads = ["noise", "cosine_of_mean", "cosine_of_batch", "variance"]
   rows = [["family", "arm", *heads]]
   for family, arms in measured.items():
     for arm, values in arms.items():
       rows.append([family, arm, *(f"{values[head]:.3g}" for head in heads)])
-  return markdown(rows) + (
-    "\n\nAgainst the exact gradient of the summed cross-entropy, as the mean "
-    "of many other batches. noise: standard deviation of one batch over the "
-    "norm of the mean."
-  )
-
-
-def verdict(comparison: Comparison, done: Done) -> str:
-  """Family by family: the default beside the best of the others."""
-  found = collect(comparison, done)
-  main = main_arms(comparison)
-  head = ["family", "best other", "its accuracy", "default's", "gap"]
-  rows = [[*head, "worst seeds", "verdict"]]
-  for family, of_arms in found.items():
-    own = of_arms.get(comparison.default)
-    others = [a for a in main if a in of_arms and a != comparison.default]
-    if own and others:
-      rows.append([family, *_against_best(own, others, of_arms)])
-  if len(rows) == 1:
-    return f"No family has both `{comparison.default}` and another arm yet."
-  places = [row[-1] for row in rows[1:]]
-  counts = ", ".join(
-    f"{place} in {places.count(place)}" for place in ("first", "tied", "behind")
-  )
+  run = comparison.gradients
   return (
-    f"{markdown(rows)}\n\nThe default, `{comparison.default}`: {counts} of "
-    f"{len(places)}.\n\n{_VERDICT_NOTE}"
+    f"{markdown(rows)}\n\nAgainst the exact gradient of the summed "
+    f"cross-entropy, as the mean of {run.num_reference} other batches of a "
+    "step's rollouts. noise: standard deviation of one batch over the norm of "
+    f"the mean. Base 0, {run.num_batches} batches for each arm."
   )
 
 
@@ -216,164 +218,92 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
   return "\n".join([line(rows[0]), line(rule), *map(line, rows[1:])])
 
 
-def _is_number(text: str) -> bool:
-  return text.startswith(_NONE) or text.lstrip("*+-−")[:1].isdigit()
-
-
-def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-  error = math.nan
-  if len(values) > 1:
-    error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
-  return float(np.mean(values)), error
-
-
-def _percent(mean: float, error: float, sign: str = "") -> str:
-  text = f"{100 * mean:{sign}.1f}"
-  return text if math.isnan(error) else f"{text} ± {100 * error:.1f}"
-
-
-def _questions(comparison: Comparison, done: Done) -> str:
-  rows = [["family", "question", "base, %", "steps", "rollouts"]]
-  for name, run in comparison.families.items():
-    before = {
-      t.base: r["before"]["avg"] for t, r in done.items() if t.family == name
-    }
-    base = f"{100 * np.mean([*before.values()]):.1f}" if before else _NONE
-    rollouts = run.num_steps * run.num_problems * run.group_size
-    question = run.question
-    if not run.config:
-      question = catalogue.FAMILIES[name].question
-    rows.append([name, question, base, f"{run.num_steps}", f"{rollouts}"])
-  return markdown(rows)
-
-
-def _accuracy_table(comparison, found: Found, arms, measure: Measure) -> str:
-  """Arms against families; the first is bold, whoever is tied with it too."""
-  families = [f for f in found if any(arm in found[f] for arm in arms)]
-  columns = {
-    family: {a: cell(r, measure) for a, r in found[family].items() if a in arms}
-    for family in families
-  }
-  rows = [["arm", *families, "in bold"]]
-  for arm in arms:
-    shown = [_shown(columns[family], arm) for family in families]
-    present = [text for text in shown if text != _NONE]
-    if present:
-      bold = sum(text.startswith("**") for text in present)
-      rows.append([arm, *shown, f"{bold} of {len(present)}"])
-  return markdown(rows) + _accuracy_notes(comparison, found, arms)
-
-
-def _accuracy_notes(comparison, found: Found, arms) -> str:
-  few = [
-    f"{arm} in {family} ({len(found[family][arm])} of {planned})"
-    for family in found
-    for arm in arms
-    if arm in found[family]
-    and len(found[family][arm])
-    < (planned := comparison.families[family].seeds or comparison.seeds)
-  ]
-  note = (
-    "\n\nMean ± standard error over seeds, bases pooled. Bold: the first and "
-    "whoever is within one standard error of the difference."
-  )
-  return note + (f"\n\nSeeds still missing: {', '.join(few)}." if few else "")
-
-
-def _shown(column: Mapping[str, Cell], arm: str) -> str:
-  own = column.get(arm)
-  if own is None:
-    return _NONE
-  first = max(column.values(), key=lambda c: c.mean)
-  text = _percent(own.mean, own.error)
-  return f"**{text}**" if is_tied(own, first) else text
-
-
-def _against_best(own: Records, others, of_arms) -> list[str]:
-  """A row of the verdict, from the name of the best other on."""
-  cells = {a: cell(of_arms[a], final_accuracy) for a in others}
-  name = max(others, key=lambda a: cells[a].mean)
-  mine, best = cell(own, final_accuracy), cells[name]
-  if mine.mean > best.mean:
-    place = "first"
-  else:
-    place = "tied" if is_tied(mine, best) else "behind"
-  of_seed = {r["seed"]: final_accuracy(r) for r in of_arms[name]}
-  gaps = [
-    final_accuracy(r) - of_seed[r["seed"]] for r in own if r["seed"] in of_seed
-  ]
-  worst = [100 * min(map(final_accuracy, r)) for r in (own, of_arms[name])]
-  return [
-    name,
-    _percent(best.mean, best.error),
-    _percent(mine.mean, mine.error),
-    _percent(*_mean_and_error(gaps), sign="+") if gaps else _NONE,
-    f"{worst[0]:.1f}, other {worst[1]:.1f}",
-    place,
-  ]
-
-
-def _pass_table(comparison: Comparison, found: Found, main) -> str:
-  heads = [f"pass@{k}" for k in comparison.pass_at]
-  rows = [["family", "arm", *heads]]
-  for family, arm, records in _rows(found, main):
-    values = [[r["after"].get(head) for r in records] for head in heads]
-    rows.append(
-      [family, arm, *(_NONE if None in v else _mean(v, 100, 1) for v in values)]
-    )
-  problems = comparison.num_pass_problems
-  return (
-    f"{markdown(rows)}\n\nFrom {problems} held-out problems of their own, so "
-    "pass@1 differs from the accuracy above within noise."
-  )
-
-
-def _measures(comparison: Comparison, found: Found, main) -> str:
-  heads = [f"{k} ({v})" if v else k for k, v in _MEASURES.items()]
-  rows = [["family", "arm", *heads, "s / 100 steps"]]
-  for family, arm, records in _rows(found, main):
-    shown = []
-    for name in _MEASURES:
-      values = [r["curve"][-1][name] for r in records if name in r["curve"][-1]]
-      # Where there is no teacher it would be the student with feedback.
-      if name == "teacher" and not _has_teacher(comparison, arm):
-        values = []
-      shown.append(_mean(values, 1, 3) if values else _NONE)
-    seconds = 100 * float(np.median([r["step_seconds"] for r in records]))
-    rows.append([family, arm, *shown, f"{seconds:.1f}"])
-  return f"{markdown(rows)}\n\n{_MEASURES_NOTE}"
-
-
-def _has_teacher(comparison: Comparison, arm: str) -> bool:
-  return configs.needs_teacher(comparison.arms[arm].objective)
-
-
-def _rates(comparison: Comparison, done: Done, main) -> str:
-  rows = [["arm", *comparison.families]]
-  for arm in main:
-    rates = [
-      _rate(comparison, done, family, arm) for family in comparison.families
-    ]
-    rows.append([arm, *rates])
-  return f"{markdown(rows)}\n\nAn asterisk: at an end of its grid."
-
-
-def _rate(comparison: Comparison, done: Done, family: str, arm: str) -> str:
-  rate = study.chosen_rate(comparison, family, arm, done)
-  if rate is None:
-    return _NONE
-  grid = comparison.learning_rates_of(family, arm)
-  is_end = len(grid) > 1 and rate in (min(grid), max(grid))
-  return f"{rate:g}{'*' if is_end else ''}"
-
-
-def _rows(found: Found, arms):
+def rows_of(found: Found, arms: Sequence[str]):
+  """Family, arm and records, where there are any."""
   return (
     (family, arm, found[family][arm])
     for family in found
     for arm in arms
     if arm in found[family]
   )
+
+
+def _is_number(text: str) -> bool:
+  return text.startswith(NONE) or text.lstrip("*+-−")[:1].isdigit()
+
+
+def _present(arms: Sequence[str], found: Found) -> list[str]:
+  return [arm for arm in arms if any(arm in of for of in found.values())]
+
+
+def _cells(
+  found: Found, family: str, arms, measure: Measure = final_accuracy
+) -> dict[str, Cell]:
+  of_arms = found[family]
+  return {a: results.cell(of_arms[a], measure) for a in arms if a in of_arms}
+
+
+def _marked(column: Mapping[str, Cell], arm: str) -> str:
+  own = column.get(arm)
+  if own is None:
+    return NONE
+  others = [c for name, c in column.items() if name != arm]
+  mark = _MARKS[results.place(own, others)] if others else ""
+  return _percent(own) + mark
+
+
+def _bold_if_tied(column: Mapping[str, Cell], arm: str) -> str:
+  own = column.get(arm)
+  if own is None:
+    return NONE
+  first = max(column.values(), key=lambda c: c.mean)
+  text = _percent(own)
+  return f"**{text}**" if results.is_tied(own, first) else text
+
+
+def _gap(
+  of_arms: Mapping[str, Records], arm: str, original: str, measure: Measure
+) -> str:
+  if arm not in of_arms or original not in of_arms:
+    return NONE
+  found = results.gap(of_arms[arm], of_arms[original], measure)
+  if found is None:
+    return NONE
+  mean, error = found
+  text = _points(mean, error, sign="+")
+  return f"**{text}**" if abs(mean) > 2 * error else text
+
+
+def _against_best(
+  comparison: Comparison, of_arms: Mapping[str, Records], main: Sequence[str]
+) -> list[str]:
+  """A row of the verdict, from the name of the best other to worst seeds."""
+  own = of_arms[comparison.default]
+  cells = {
+    arm: results.cell(of_arms[arm], final_accuracy)
+    for arm in main
+    if arm in of_arms and arm != comparison.default
+  }
+  best = max(cells, key=lambda arm: cells[arm].mean)
+  other = of_arms[best]
+  gap = results.gap(own, other, final_accuracy)
+  worst = [100 * min(map(final_accuracy, records)) for records in (own, other)]
+  return [
+    best,
+    _percent(cells[best]),
+    _percent(results.cell(own, final_accuracy)),
+    _points(*gap, sign="+") if gap else NONE,
+    f"{worst[0]:.1f}, other {worst[1]:.1f}",
+  ]
+
+
+def _percent(of: Cell) -> str:
+  return _points(of.mean, of.error)
+
+
+def _points(mean: float, error: float, sign: str = "") -> str:
+  text = f"{100 * mean:{sign}.1f}"
+  return text if math.isnan(error) else f"{text} ± {100 * error:.1f}"
 
 
 def _mean(values, factor: float, digits: int) -> str:

@@ -1,11 +1,11 @@
 """A trial on real text: a whole training run, with an arm's objective."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distil_jax import config as configs
 from distil_jax import learner
-from distil_jax.comparison.settings import Arm, FamilyRun
+from distil_jax.comparison.settings import Arm, Comparison, FamilyRun
 from distil_jax.io import reports
 
 # What the learning curve takes from the metrics of a step.
@@ -14,6 +14,35 @@ _METRICS = {
   "completion_length": "length",
   "teacher/accuracy": "teacher",
 }
+
+
+def check(comparison: Comparison, family: str, arms: Sequence[str]) -> None:
+  """Refuses a training config that cannot be used, before anything is run.
+
+  Args:
+    comparison: what is to run.
+    family: one of its families, with a training config or without.
+    arms: those that may run.
+
+  Raises:
+    ConfigError: names the family and, where it matters, the arm.
+  """
+  run = comparison.families[family]
+  if run.config is None:
+    return
+  for name in arms:
+    try:
+      run_config(
+        run,
+        comparison.arms[name],
+        learning_rate=1.0,
+        seed=0,
+        directory=str(comparison.directory),
+      )
+    except configs.ConfigError as error:
+      raise configs.ConfigError(
+        f"families.{family}.config={run.config} with arm {name}: {error}"
+      ) from error
 
 
 def run_config(

@@ -50,7 +50,7 @@ class Setting:
   @property
   def guard(self) -> configs.Guard | None:
     """Of a teacher that there is."""
-    is_used = recipe.needs_teacher(self.objective)
+    is_used = configs.needs_teacher(self.objective)
     return self.teacher.guard if is_used else None
 
 

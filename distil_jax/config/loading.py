@@ -111,6 +111,14 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 def _explain(schema: type[Section], detail) -> str:
   path = [str(part) for part in detail["loc"]]
   if detail["type"] == "extra_forbidden":
+    others = _other_kinds(schema, path)
+    if others:
+      section = _dotted(schema, path[:-1])
+      return (
+        f"  {_dotted(schema, path)}: a setting of kind={others[0]}, not of "
+        f"kind={path[-2]}; drop it, or begin the section anew with "
+        f"'{section}={{kind: {path[-2]}}}'"
+      )
     known = _known_keys(schema, path[:-1])
     near = difflib.get_close_matches(path[-1], known, n=1)
     hint = f"; did you mean {near[0]}?" if near else f"; known: {known}"
@@ -146,6 +154,19 @@ def _known_keys(schema: type[Section], path: list[str]) -> list[str]:
     if isinstance(member, type) and issubclass(member, pydantic.BaseModel):
       return sorted(member.model_fields)
   return []
+
+
+def _other_kinds(schema: type[Section], path: list[str]) -> list[str]:
+  """Kinds of the same union, other than the chosen one, that know the key."""
+  annotation: Any = schema
+  for part in path[:-2]:
+    annotation = _members(annotation).get(part) or _inside(annotation, part)
+  members = _members(annotation)
+  if len(path) < 2 or path[-2] not in members:
+    return []
+  return [
+    kind for kind, model in members.items() if path[-1] in model.model_fields
+  ]
 
 
 def _inside(annotation, part: str) -> Any:

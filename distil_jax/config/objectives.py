@@ -32,34 +32,41 @@ class _Feedback(_Objective):
 
 
 class Distil(_Feedback):
-  """A local cost to the teacher, plus future credit."""
+  """A local cost to the teacher, plus future credit.
+
+  The defaults are the row `default` of `docs/comparison/report.md`: feedback
+  weighted by failure, reward beside it. As published: `cost=cross_entropy`,
+  `local_cost=null`, `future_weight=1`, `baseline=null`,
+  `terminal_neutral=false`, `reward_weight=0`, `failure_weighted=false`, and a
+  teacher with `parameters=ema`.
+  """
 
   kind: Literal["distil"] = "distil"
   """DistIL."""
   local_cost: (
     Literal["forward_cross_entropy", "forward_kl", "reverse_kl"] | None
-  ) = None
+  ) = "reverse_kl"
   """What each token minimises by itself; null: as `cost`."""
-  cost: Literal["cross_entropy", "kl"] = "cross_entropy"
+  cost: Literal["cross_entropy", "kl"] = "kl"
   """What future credit sums; `kl` leaves out the teacher's own entropy."""
-  future_weight: Weight = 1.0
+  future_weight: Weight = 4.0
   """Weight of the future costs; 0 leaves the local cost alone."""
   normalize: bool = True
   """Mean of the future costs, not their sum."""
   discount: Fraction = 1.0
   """Weight of a cost for each token that it lies further ahead."""
-  baseline: Literal["leave_one_out", "batch_mean"] | None = None
+  baseline: Literal["leave_one_out", "batch_mean"] | None = "leave_one_out"
   """Taken off the future costs: the mean of the group's others at the same
   position, or of the whole batch."""
-  terminal_neutral: bool = False
+  terminal_neutral: bool = True
   """The last token gets no future credit, so that stopping never pays."""
   differential: bool = False
   """Future costs count from the batch's mean cost of a token."""
-  reward_weight: Weight = 0.0
+  reward_weight: Weight = 1.0
   """Weight of the group-relative reward in the same score function."""
   normalize_std: bool = True
   """Divide that reward by the group's standard deviation."""
-  failure_weighted: bool = False
+  failure_weighted: bool = True
   """Weigh feedback by how often the group's others fail."""
   top_k: Positive | None = None
   """Tokens whose cost is taken; null: the whole vocabulary."""
@@ -232,19 +239,19 @@ def _check_list(objective: Objective, teacher: Teacher) -> None:
       f"token, which {access} does not tell; use kind=distil, or "
       "access=probabilities"
     )
-  local = objective.local_cost or (
-    "forward_kl" if objective.cost == "kl" else "forward_cross_entropy"
-  )
-  if local != "forward_cross_entropy":
-    raise ConfigError(
-      f"objective.local_cost={local} needs the teacher's probabilities, which "
-      f"{access} does not tell; set local_cost=forward_cross_entropy, or "
-      "access=probabilities"
-    )
+  cures = {}
+  if objective.local_cost is None and objective.cost == "kl":
+    cures["local_cost=null with cost=kl"] = "local_cost=forward_cross_entropy"
+  elif objective.local_cost in ("forward_kl", "reverse_kl"):
+    name = f"local_cost={objective.local_cost}"
+    cures[name] = "local_cost=forward_cross_entropy"
   if objective.cost == "kl" and teacher.access == "samples":
+    cures["cost=kl"] = "cost=cross_entropy (or teacher.access=top_k)"
+  if cures:
     raise ConfigError(
-      "objective.cost=kl needs the teacher's entropy, which "
-      f"{access} does not tell; set cost=cross_entropy, or access=top_k"
+      f"{', '.join(f'objective.{name}' for name in cures)}: needs the "
+      f"teacher's probabilities, which {access} does not tell; set "
+      f"{', '.join(cures.values())}, or teacher.access=probabilities"
     )
   if objective.top_k is not None:
     raise ConfigError(

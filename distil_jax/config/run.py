@@ -80,25 +80,29 @@ def _check_groups(config: Config) -> None:
   if config.rollout.group_size >= 2:
     return
   objective = config.objective
-  needs = {
-    "kind=grpo": objective.kind == "grpo",
-    "baseline=leave_one_out": getattr(objective, "baseline", None)
-    == "leave_one_out",
-    "reward_weight": getattr(objective, "reward_weight", 0) > 0,
-    "failure_weighted": getattr(objective, "failure_weighted", False),
+  found = {
+    "kind=grpo": (objective.kind == "grpo", "another objective"),
+    "baseline=leave_one_out": (
+      getattr(objective, "baseline", None) == "leave_one_out",
+      "baseline=batch_mean or null",
+    ),
+    "reward_weight": (
+      getattr(objective, "reward_weight", 0) > 0,
+      "reward_weight=0",
+    ),
+    "failure_weighted": (
+      getattr(objective, "failure_weighted", False),
+      "failure_weighted=false",
+    ),
   }
-  cures = {
-    "kind=grpo": "use another objective",
-    "baseline=leave_one_out": "use baseline=batch_mean or null",
-    "reward_weight": "use reward_weight=0",
-    "failure_weighted": "use failure_weighted=false",
-  }
-  for name, is_needed in needs.items():
-    if is_needed:
-      raise ValueError(
-        f"objective.{name} compares the members of a group and needs "
-        f"rollout.group_size of at least 2, got 1; raise it, or {cures[name]}"
-      )
+  needs = {name: cure for name, (is_set, cure) in found.items() if is_set}
+  if needs:
+    names = ", ".join(f"objective.{name}" for name in needs)
+    raise ValueError(
+      f"{names}: compares the members of a group and needs "
+      "rollout.group_size of at least 2, got 1; raise it, or use "
+      f"{', '.join(needs.values())}"
+    )
 
 
 def _check_something_is_told(config: Config) -> None:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from distil_jax.ops import masking, unembedding
+from distil_jax.ops import advantages, masking, unembedding
 from distil_jax.ops.divergences import Divergence
 
 
@@ -37,8 +37,10 @@ def clean_statistics(
   completion_mask: jax.Array,
   divergence: Divergence,
   sample_mask: jax.Array | None = None,
+  *,
+  learns_from_rewards: bool = False,
 ) -> unembedding.TokenStatistics:
-  """Statistics that do not depend on what stands at padding.
+  """Statistics whose gradient depends on nothing that does not count.
 
   Args:
     student_logits: shape `[B, T, V]`.
@@ -46,10 +48,12 @@ def clean_statistics(
     completion_ids: shape `[B, T]`.
     completion_mask: 1 where the token counts. Shape `[B, T]`.
     divergence: the local cost.
-    sample_mask: 1 where there is a teacher signal. Shape `[B]`.
+    sample_mask: 1 where there is a teacher signal; None: everywhere. `[B]`.
+    learns_from_rewards: sequences without that signal have a gradient too, by
+      their `log_probs` and `entropies`.
 
   Returns:
-    nats, shape `[B, T]` each.
+    nats, shape `[B, T]` each; at padding they mean nothing.
   """
   chex.assert_rank([student_logits, teacher_logits], 3)
   chex.assert_equal_shape([student_logits, teacher_logits])
@@ -59,21 +63,58 @@ def clean_statistics(
     masking.where_counts(logits, completion_mask[..., None])
     for logits in (student_logits, teacher_logits)
   )
+  # A weight of 0 does not stop a gradient that is NaN: where nothing is taught
+  # the statistics are constants, whatever the logits are there.
+  taught = masking.counted_tokens(completion_mask, sample_mask)
+  held = jnp.where(
+    taught.astype(bool)[..., None],
+    student_logits,
+    jax.lax.stop_gradient(student_logits),
+  )
   statistics = unembedding.from_logits(
+    held, teacher_logits, completion_ids, divergence
+  )
+  if not learns_from_rewards:
+    return statistics
+  own = unembedding.from_logits(
     student_logits, teacher_logits, completion_ids, divergence
   )
-  if sample_mask is None:
-    return statistics
-  # A weight of 0 does not stop a gradient that is NaN: where nothing is taught
-  # the costs are constants, whatever the teacher's logits are there.
-  taught = (completion_mask * sample_mask[:, None]).astype(bool)
-  held = jnp.where(
-    taught[..., None], student_logits, jax.lax.stop_gradient(student_logits)
+  return dataclasses.replace(
+    statistics, log_probs=own.log_probs, entropies=own.entropies
   )
-  costs = unembedding.from_logits(
-    held, teacher_logits, completion_ids, divergence
-  ).costs
-  return dataclasses.replace(statistics, costs=costs)
+
+
+def importance(
+  statistics: unembedding.TokenStatistics,
+  old_log_probs: jax.Array | None,
+  completion_mask: jax.Array,
+  *,
+  clip: float | None,
+) -> jax.Array | None:
+  """Off-policy ratios of the student's tokens; None on-policy.
+
+  Args:
+    statistics: of the student's tokens now.
+    old_log_probs: when they were sampled, nats; None: just now. `[B, T]`.
+    completion_mask: shape `[B, T]`.
+    clip: upper limit of a ratio; None: none.
+
+  Returns:
+    see `advantages.importance_weights`. Shape `[B, T]`.
+
+  Raises:
+    ValueError: a clip without old log-probabilities.
+  """
+  if old_log_probs is not None:
+    return advantages.importance_weights(
+      statistics.log_probs, old_log_probs, completion_mask, clip=clip
+    )
+  if clip is not None:
+    raise ValueError(
+      f"importance_clip={clip} limits a ratio to old_log_probs; give them, or "
+      "set importance_clip=None"
+    )
+  return None
 
 
 def aggregate(
@@ -81,7 +122,7 @@ def aggregate(
   token_losses: jax.Array,
   future_costs: jax.Array,
   completion_mask: jax.Array,
-  sample_mask: jax.Array,
+  sample_mask: jax.Array | None,
   *,
   aggregation: masking.Aggregation,
 ) -> Loss:
@@ -92,7 +133,7 @@ def aggregate(
     token_losses: shape `[B, T]`.
     future_costs: shape `[B, T]`.
     completion_mask: shape `[B, T]`.
-    sample_mask: 1 where the sequence is in the average. Shape `[B]`.
+    sample_mask: 1 where the sequence is in the average; None: all are. `[B]`.
     aggregation: which average.
 
   Returns:

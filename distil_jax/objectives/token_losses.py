@@ -110,7 +110,8 @@ def score_weights(
     the weights, and Rₜ itself; nats, shape `[B, T]` each, 0 at padding.
 
   Raises:
-    ValueError: an unknown baseline, or one without a group size.
+    ValueError: an unknown baseline, one without a group size, or a discount
+      outside (0, 1].
   """
   # The weight of a score function is a constant: its own gradient would be
   # that of another objective.
@@ -162,9 +163,10 @@ def feedback_losses(
     scores: from `score_weights`; None: no future credit. Shape `[B, T]`.
     failure_weights: f, a factor of both feedback parts; None: 1. Shape `[B]`.
     advantages: A; None: 0. Shape `[B]`.
-    reward_weight: weight of the advantages.
+    reward_weight: weight of the advantages; with 0 they are not read.
     sample_mask: 1 for sequences that have a teacher signal. The others have
-      no feedback parts; their reward counts as any. None: all. Shape `[B]`.
+      no feedback parts; their reward counts as any, and without rewards
+      nothing of theirs is read. None: all. Shape `[B]`.
     importance: ρ, from `advantages.importance_weights`; None: 1, on-policy.
       Shape `[B, T]`.
 
@@ -173,9 +175,10 @@ def feedback_losses(
   """
   per_sequence = (failure_weights, advantages, sample_mask)
   chex.assert_shape([x for x in per_sequence if x is not None], mask.shape[:1])
-  taught = mask
-  if sample_mask is not None:
-    taught = mask * sample_mask[:, None].astype(mask.dtype)
+  if reward_weight == 0:
+    advantages = None
+  taught = masking.counted_tokens(mask, sample_mask)
+  learned = taught if advantages is None else mask
   losses = masking.where_counts(statistics.costs, taught)
   weights = jnp.zeros_like(losses)
   if scores is not None:
@@ -185,13 +188,14 @@ def feedback_losses(
     losses = losses * factors
     weights = weights * factors
   if advantages is not None:
-    weights = weights - reward_weight * advantages[:, None]
+    better = masking.where_counts(advantages[:, None], mask)
+    weights = weights - reward_weight * better
   if scores is not None or advantages is not None:
-    log_probs = masking.where_counts(statistics.log_probs, mask)
+    log_probs = masking.where_counts(statistics.log_probs, learned)
     losses = losses + log_probs * jax.lax.stop_gradient(weights)
   if importance is not None:
     losses = losses * masking.where_counts(
-      jax.lax.stop_gradient(importance), mask
+      jax.lax.stop_gradient(importance), learned
     )
   return losses
 
@@ -235,10 +239,14 @@ def policy_gradient_losses(
   """
   old_log_probs = jax.lax.stop_gradient(old_log_probs)
   ratios = advantages_lib.probability_ratios(log_probs, old_log_probs, mask)
-  advantages = jax.lax.stop_gradient(advantages)[:, None]
-  clipped = jnp.clip(ratios, 1 - clip_low, 1 + clip_high)
-  losses = -jnp.minimum(ratios * advantages, clipped * advantages)
-  losses = masking.where_counts(losses, mask)
+  advantages = masking.where_counts(
+    jax.lax.stop_gradient(advantages)[:, None], mask
+  )
+  # A choice and not a minimum, which would halve its gradient where both are
+  # equal: a ratio on the edge of the clip is not clipped.
+  bound = jnp.clip(jax.lax.stop_gradient(ratios), 1 - clip_low, 1 + clip_high)
+  is_clipped = bound * advantages < ratios * advantages
+  losses = -jnp.where(is_clipped, bound, ratios) * advantages
   if kl_weight == 0:
     return losses
   if reference_log_probs is None:

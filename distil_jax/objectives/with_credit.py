@@ -3,10 +3,8 @@
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 
 from distil_jax.objectives import loss, token_losses
-from distil_jax.ops import advantages as advantages_lib
 from distil_jax.ops import masking
 from distil_jax.ops.divergences import Divergence
 
@@ -51,10 +49,11 @@ def distil(
   Args:
     student_logits: shape `[B, T, V]`.
     teacher_logits: shape `[B, T, V]`; no gradient flows to them.
-    completion_ids: the student's own tokens. Shape `[B, T]`.
+    completion_ids: the student's own tokens. One that counts and is not in
+      the vocabulary makes the value NaN. Shape `[B, T]`.
     completion_mask: 1 where the token counts. Shape `[B, T]`.
     top_k, top_k_of, tail: the support of all costs, see
-      `divergences.Divergence`.
+      `divergences.Divergence`; a top_k of V or more is the whole vocabulary.
     future_weight: 0 leaves the local loss alone.
     normalize: mean of the future costs in place of their sum.
     discount: γ in (0, 1].
@@ -69,11 +68,12 @@ def distil(
     average_cost: subtracted from each cost that R is made of, see
       `credit.future_costs`. Scalar, nats.
     advantages: A, whose reward part adds to the score function. Shape `[B]`.
-    reward_weight: weight of the advantages.
+    reward_weight: weight of the advantages; with 0 they are not read.
     failure_weights: f, a factor of both feedback parts; None: 1. Shape `[B]`.
     old_log_probs: log π of the tokens when they were sampled; from it the
       ratio ρ, a constant. None: on-policy, ρ = 1. Shape `[B, T]`.
-    importance_clip: upper limit of ρ; None: none.
+    importance_clip: upper limit of ρ, for which old_log_probs are needed;
+      None: none.
     sample_mask: 1 for sequences that have a teacher signal; the others have
       no feedback parts and are not in the baseline. Without a reward part they
       are left out of the average too; with one (`reward_weight` not 0) every
@@ -91,6 +91,7 @@ def distil(
       f"reward_weight={reward_weight} needs advantages; give them, or set "
       "reward_weight=0"
     )
+  learns_from_rewards = reward_weight != 0
   kind = token_losses.local_kind(cost, local_cost)
   statistics = loss.clean_statistics(
     student_logits,
@@ -99,13 +100,11 @@ def distil(
     completion_mask,
     Divergence(kind, top_k=top_k, top_k_of=top_k_of, tail=tail),
     sample_mask,
+    learns_from_rewards=learns_from_rewards,
   )
-  everyone = jnp.ones(completion_mask.shape[0], jnp.int32)
-  if sample_mask is None:
-    sample_mask = everyone
   scores, later = token_losses.score_weights(
     token_losses.token_costs(statistics, completion_mask, cost=cost),
-    completion_mask * sample_mask[:, None],
+    masking.counted_tokens(completion_mask, sample_mask),
     future_weight=future_weight,
     normalize=normalize,
     discount=discount,
@@ -114,11 +113,6 @@ def distil(
     terminal_neutral=terminal_neutral,
     average_cost=average_cost,
   )
-  importance = None
-  if old_log_probs is not None:
-    importance = advantages_lib.importance_weights(
-      statistics.log_probs, old_log_probs, completion_mask, clip=importance_clip
-    )
   losses = token_losses.feedback_losses(
     statistics,
     completion_mask,
@@ -127,14 +121,16 @@ def distil(
     advantages=advantages,
     reward_weight=reward_weight,
     sample_mask=sample_mask,
-    importance=importance,
+    importance=loss.importance(
+      statistics, old_log_probs, completion_mask, clip=importance_clip
+    ),
   )
   return loss.aggregate(
     statistics,
     losses,
     later,
     completion_mask,
-    sample_mask if reward_weight == 0 else everyone,
+    None if learns_from_rewards else sample_mask,
     aggregation=aggregation,
   )
 
@@ -173,11 +169,9 @@ def minillm(
     Divergence("reverse_kl"),
     sample_mask,
   )
-  if sample_mask is None:
-    sample_mask = jnp.ones(completion_mask.shape[0], jnp.int32)
   scores, later = token_losses.score_weights(
     token_losses.sampled_reverse_kl(statistics, completion_mask),
-    completion_mask * sample_mask[:, None],
+    masking.counted_tokens(completion_mask, sample_mask),
     future_weight=future_weight,
     normalize=normalize,
   )

@@ -38,24 +38,16 @@ def sdpo(
   Returns:
     the loss; its future costs are 0.
   """
-  divergence = Divergence(
-    "sdpo", weight=alpha, top_k=top_k, top_k_of=top_k_of, tail=tail
-  )
-  statistics = loss.clean_statistics(
+  return _local(
     student_logits,
     teacher_logits,
     completion_ids,
     completion_mask,
-    divergence,
-    sample_mask,
-  )
-  importance = None
-  if old_log_probs is not None:
-    importance = advantages_lib.importance_weights(
-      statistics.log_probs, old_log_probs, completion_mask, clip=importance_clip
-    )
-  return _local(
-    statistics, completion_mask, sample_mask, aggregation, importance
+    Divergence("sdpo", weight=alpha, top_k=top_k, top_k_of=top_k_of, tail=tail),
+    old_log_probs=old_log_probs,
+    importance_clip=importance_clip,
+    sample_mask=sample_mask,
+    aggregation=aggregation,
   )
 
 
@@ -97,15 +89,15 @@ def opsd(
     tail=tail,
     temperature=temperature,
   )
-  statistics = loss.clean_statistics(
+  return _local(
     student_logits,
     teacher_logits,
     completion_ids,
     completion_mask,
     divergence,
-    sample_mask,
+    sample_mask=sample_mask,
+    aggregation=aggregation,
   )
-  return _local(statistics, completion_mask, sample_mask, aggregation)
 
 
 def grpo(
@@ -150,9 +142,7 @@ def grpo(
     reference_log_probs=reference_log_probs,
     kl_weight=kl_weight,
   )
-  weights = masking.aggregation_weights(
-    mask, jnp.ones(mask.shape[0], jnp.int32), aggregation=aggregation
-  )
+  weights = masking.aggregation_weights(mask, None, aggregation=aggregation)
   return loss.Loss(
     value=jnp.sum(weights * losses),
     costs=jnp.zeros_like(losses),
@@ -163,23 +153,39 @@ def grpo(
 
 
 def _local(
-  statistics, completion_mask, sample_mask, aggregation, importance=None
+  student_logits: jax.Array,
+  teacher_logits: jax.Array,
+  completion_ids: jax.Array,
+  completion_mask: jax.Array,
+  divergence: Divergence,
+  *,
+  old_log_probs: jax.Array | None = None,
+  importance_clip: float | None = None,
+  sample_mask: jax.Array | None,
+  aggregation: masking.Aggregation,
 ) -> loss.Loss:
-  """A loss without future credit."""
-  if sample_mask is None:
-    sample_mask = jnp.ones(completion_mask.shape[0], jnp.int32)
+  """A divergence at each token, without future credit."""
+  statistics = loss.clean_statistics(
+    student_logits,
+    teacher_logits,
+    completion_ids,
+    completion_mask,
+    divergence,
+    sample_mask,
+  )
   losses = token_losses.feedback_losses(
     statistics,
     completion_mask,
     None,
     sample_mask=sample_mask,
-    importance=importance,
+    importance=loss.importance(
+      statistics, old_log_probs, completion_mask, clip=importance_clip
+    ),
   )
-  later = jnp.zeros_like(losses)
   return loss.aggregate(
     statistics,
     losses,
-    later,
+    jnp.zeros_like(losses),
     completion_mask,
     sample_mask,
     aggregation=aggregation,

@@ -4,7 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from distil_jax.ops import masking
+from distil_jax.ops import groups, masking
 
 # A log-ratio of ±20 is a factor of 5·10⁸: far beyond use, but finite.
 _MAX_LOG_RATIO = 20.0
@@ -34,7 +34,8 @@ def group_advantages(
     at least float32. Shape `[B]`.
 
   Raises:
-    ValueError: a group size that does not divide the batch, or has no others.
+    ValueError: a group size that is not above 0, does not divide the batch, or
+      leaves no others.
   """
   grouped = _grouped(rewards, group_size)
   # Only differences count, and those of equal rewards are exactly 0; a rounded
@@ -64,7 +65,8 @@ def failure_weights(rewards: jax.Array, *, group_size: int) -> jax.Array:
     at least float32. Shape `[B]`.
 
   Raises:
-    ValueError: a group size that does not divide the batch, or has no others.
+    ValueError: a group size that is not above 0, does not divide the batch, or
+      leaves no others.
   """
   return (1 - _mean_of_others(_grouped(rewards, group_size))).reshape(-1)
 
@@ -123,15 +125,10 @@ def probability_ratios(
 
 
 def _grouped(rewards: jax.Array, group_size: int) -> jax.Array:
-  """Rewards as `[P, G]`."""
+  """Rewards as `[P, G]`, at least float32."""
   chex.assert_rank(rewards, 1)
-  size = rewards.shape[0]
-  if size % group_size:
-    raise ValueError(
-      f"group_size={group_size} does not divide the batch of {size} sequences"
-    )
   dtype = jnp.promote_types(rewards.dtype, jnp.float32)
-  return rewards.astype(dtype).reshape(-1, group_size)
+  return groups.split(rewards.astype(dtype), group_size)
 
 
 def _mean_of_others(grouped: jax.Array) -> jax.Array:

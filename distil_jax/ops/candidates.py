@@ -1,17 +1,13 @@
 """A short list of tokens in place of a distribution over the vocabulary.
 
-As in `unembedding`, time is cut into chunks: the logits of all tokens are
-never in memory at once.
+As in `unembedding`, the logits of all tokens are never in memory at once.
 """
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from distil_jax.ops import sampling
-
-# Entries of one tile of logits: 64 MiB in float32.
-_TILE = 2**24
+from distil_jax.ops import chunks, sampling
 
 
 def samples(
@@ -35,11 +31,17 @@ def samples(
   """
   chex.assert_equal_shape_prefix([hidden, uniforms], 2)
 
-  def draw(column):
-    logits = _logits(column[0], unembedding)
-    return jax.vmap(sampling.sample, (None, -1), -1)(logits, column[1])
+  def draw(weights, chunk):
+    logits = chunks.logits(chunk[0], weights)
+    return jax.vmap(sampling.sample, (None, -1), -1)(logits, chunk[1])
 
-  ids = _over_time(draw, (hidden, uniforms), unembedding, chunk_size)
+  ids = chunks.over_time(
+    draw,
+    unembedding,
+    (hidden, uniforms),
+    vocab_size=unembedding.shape[-1],
+    size=chunk_size,
+  )
   share = -jnp.log(jnp.float32(uniforms.shape[-1]))
   return ids, jnp.full(ids.shape, share)
 
@@ -56,7 +58,7 @@ def most_probable(
   Args:
     hidden: shape `[B, T, D]`.
     unembedding: shape `[D, V]`.
-    size: C, at most V.
+    size: C, at least 1 and at most V: a list of all tokens.
     chunk_size: columns of time at once; None chooses by memory.
 
   Returns:
@@ -64,38 +66,22 @@ def most_probable(
     `[B, T, C]` each.
 
   Raises:
-    ValueError: there are not so many tokens.
+    ValueError: a size that is not above 0, or more than there are tokens.
   """
   vocab_size = unembedding.shape[-1]
+  if size < 1:
+    raise ValueError(f"a list of {size} tokens says nothing; ask for 1 or more")
   if size > vocab_size:
     raise ValueError(
       f"a list of {size} tokens was asked for, but the vocabulary has "
       f"{vocab_size}; lower teacher.top_k"
     )
 
-  def choose(column):
-    log_softmax = jax.nn.log_softmax(_logits(column, unembedding), axis=-1)
+  def choose(weights, chunk):
+    log_softmax = jax.nn.log_softmax(chunks.logits(chunk, weights), axis=-1)
     log_probs, ids = jax.lax.top_k(log_softmax, size)
     return ids, log_probs
 
-  return _over_time(choose, hidden, unembedding, chunk_size)
-
-
-def _logits(hidden: jax.Array, unembedding: jax.Array) -> jax.Array:
-  """Product in the hidden states' dtype, accumulated in float32."""
-  return jnp.einsum(
-    "bd,dv->bv",
-    hidden,
-    unembedding.astype(hidden.dtype),
-    preferred_element_type=jnp.promote_types(hidden.dtype, jnp.float32),
+  return chunks.over_time(
+    choose, unembedding, hidden, vocab_size=vocab_size, size=chunk_size
   )
-
-
-def _over_time(function, arrays, unembedding, chunk_size: int | None):
-  """Applies a function of columns `[B, ...]` to arrays `[B, T, ...]`."""
-  columns = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), arrays)
-  num_sequences = jax.tree.leaves(arrays)[0].shape[0]
-  if chunk_size is None:
-    chunk_size = max(_TILE // (num_sequences * unembedding.shape[-1]), 1)
-  made = jax.lax.map(function, columns, batch_size=chunk_size)
-  return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), made)

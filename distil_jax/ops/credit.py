@@ -8,7 +8,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from distil_jax.ops import masking
+from distil_jax.ops import groups, masking
 
 
 def future_costs(
@@ -40,7 +40,15 @@ def future_costs(
 
   Returns:
     nats. Shape `[B, T]`; 0 at and after the last token that counts.
+
+  Raises:
+    ValueError: a discount outside (0, 1].
   """
+  if not 0 < discount <= 1:
+    raise ValueError(
+      f"discount={discount} is outside (0, 1]; 1 for none, and future_weight=0 "
+      "for no future at all"
+    )
   chex.assert_rank([costs, mask], 2)
   chex.assert_equal_shape([costs, mask])
   if average_cost is not None:
@@ -72,21 +80,18 @@ def leave_one_out_baseline(
 
   Returns:
     nats. Shape `[B, T]`; 0 at padding.
+
+  Raises:
+    ValueError: a group size that is not above 0, or does not divide the batch.
   """
   chex.assert_rank([future_costs, mask], 2)
   chex.assert_equal_shape([future_costs, mask])
-  size, length = future_costs.shape
-  if size % group_size:
-    raise ValueError(
-      f"group_size={group_size} does not divide the batch of {size} sequences"
-    )
-  grouped = (size // group_size, group_size, length)
-  alive = mask.astype(jnp.float32).reshape(grouped)
-  values = masking.where_counts(future_costs, mask).reshape(grouped)
+  alive = groups.split(mask.astype(jnp.float32), group_size)
+  values = groups.split(masking.where_counts(future_costs, mask), group_size)
   others = jnp.sum(alive, axis=1, keepdims=True) - alive
   sums = jnp.sum(values, axis=1, keepdims=True) - values
   means = jnp.where(others > 0, sums / jnp.maximum(others, 1.0), 0.0)
-  return (means * alive).reshape(size, length)
+  return (means * alive).reshape(mask.shape)
 
 
 def batch_mean_baseline(future_costs: jax.Array, mask: jax.Array) -> jax.Array:
@@ -123,6 +128,6 @@ def _after(values: jax.Array, discount: float) -> jax.Array:
   def _body(accumulated, value):
     return value + discount * accumulated, accumulated
 
-  start = jnp.zeros_like(values[:, 0])
+  start = jnp.zeros_like(values, shape=values.shape[:1])
   _, sums = jax.lax.scan(_body, start, values.T, reverse=True)
   return sums.T

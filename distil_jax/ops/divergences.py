@@ -8,6 +8,7 @@ probability 0 contributes 0, in the gradient too.
 
 import dataclasses
 import math
+import numbers
 from typing import Literal, get_args
 
 import jax
@@ -27,7 +28,8 @@ class Divergence:
     weight: α of `sdpo` or β of `opsd`, in [0, 1]; None for the others.
     token_clip: `opsd` only: no token of the vocabulary may contribute more
       than this, nats. None: no limit.
-    top_k: number of tokens in the support; None: the whole vocabulary.
+    top_k: number of tokens in the support; None, or as many as there are: the
+      whole vocabulary, and no tail.
     top_k_of: whose most probable tokens these are.
     tail: one more bucket for the mass of all other tokens, of student and
       teacher each; without it both are renormalised over what is kept.
@@ -64,9 +66,12 @@ class Divergence:
       raise ValueError(
         f"token_clip={self.token_clip} must be above 0; None for no clip"
       )
-    if self.top_k is not None and self.top_k < 1:
+    if self.top_k is not None and (
+      not isinstance(self.top_k, numbers.Integral) or self.top_k < 1
+    ):
       raise ValueError(
-        f"top_k={self.top_k} must be at least 1; None for the whole vocabulary"
+        f"top_k={self.top_k} must be at least 1, a whole number; None for "
+        "the whole vocabulary"
       )
     if self.top_k_of not in ("student", "teacher"):
       raise ValueError(

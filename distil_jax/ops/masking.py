@@ -9,8 +9,25 @@ import jax.numpy as jnp
 Aggregation = Literal["token_mean", "sequence_mean"]
 
 
+def counted_tokens(mask: jax.Array, sample_mask: jax.Array | None) -> jax.Array:
+  """1 at the tokens that count of the sequences that count.
+
+  Args:
+    mask: 1 where the token counts. Shape `[B, T]`.
+    sample_mask: 1 where the sequence counts; None: all do. Shape `[B]`.
+
+  Returns:
+    in the mask's dtype. Shape `[B, T]`.
+  """
+  if sample_mask is None:
+    return mask
+  chex.assert_rank([mask, sample_mask], [2, 1])
+  chex.assert_equal_shape_prefix([mask, sample_mask], 1)
+  return mask * sample_mask[:, None].astype(mask.dtype)
+
+
 def aggregation_weights(
-  mask: jax.Array, sample_mask: jax.Array, *, aggregation: Aggregation
+  mask: jax.Array, sample_mask: jax.Array | None, *, aggregation: Aggregation
 ) -> jax.Array:
   """Weights w with which Σ w·loss is the average over a whole batch.
 
@@ -24,15 +41,13 @@ def aggregation_weights(
 
   Args:
     mask: 1 where the token counts. Shape `[B, T]`.
-    sample_mask: 1 where the sequence counts. Shape `[B]`.
+    sample_mask: 1 where the sequence counts; None: all do. Shape `[B]`.
     aggregation: which average.
 
   Returns:
     Shape `[B, T]`, float32; all 0 where nothing counts.
   """
-  chex.assert_rank([mask, sample_mask], [2, 1])
-  chex.assert_equal_shape_prefix([mask, sample_mask], 1)
-  mask = mask.astype(jnp.float32) * sample_mask.astype(jnp.float32)[:, None]
+  mask = counted_tokens(mask.astype(jnp.float32), sample_mask)
   if aggregation == "token_mean":
     return mask / jnp.maximum(jnp.sum(mask), 1.0)
   if aggregation == "sequence_mean":

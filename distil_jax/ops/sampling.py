@@ -1,5 +1,7 @@
 """From logits to a token."""
 
+import numbers
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -18,14 +20,29 @@ def truncate(
 
   Args:
     logits: shape `[..., V]`.
-    top_k: keep the k largest; None keeps all.
+    top_k: keep the k largest; None, or V and more, keeps all.
     top_p: mass to keep, in (0, 1]; None keeps all.
 
   Returns:
     Shape `[..., V]`.
+
+  Raises:
+    ValueError: a top_k that is no whole number above 0, or a top_p outside
+      (0, 1].
   """
+  if top_k is not None and (
+    not isinstance(top_k, numbers.Integral) or top_k < 1
+  ):
+    raise ValueError(
+      f"top_k={top_k} must be at least 1, a whole number; None keeps all"
+    )
+  if top_p is not None and not 0 < top_p <= 1:
+    raise ValueError(f"top_p={top_p} is outside (0, 1]; None keeps all")
   if top_k is not None and top_k < logits.shape[-1]:
-    smallest = jax.lax.top_k(logits, top_k)[0][..., -1:]
+    # Reduced, not sliced at the last: XLA takes a top-k of which only a slice
+    # is used for a sort of the whole vocabulary.
+    largest, _ = jax.lax.top_k(logits, top_k)
+    smallest = jnp.min(largest, axis=-1, keepdims=True)
     logits = jnp.where(logits >= smallest, logits, -jnp.inf)
   if top_p is not None and top_p < 1.0:
     ordered = jnp.sort(logits, axis=-1, descending=True)

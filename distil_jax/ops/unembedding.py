@@ -1,11 +1,5 @@
-"""What a loss needs of the vocabulary, without its logits in memory.
+"""What a loss needs of the vocabulary, without its logits in memory."""
 
-Logits of all tokens would be `[B, T, V]`, for student and teacher each. Here
-time is cut into chunks; a chunk's logits live only while it is reduced to a
-few numbers a token, and are computed again in the backward pass.
-"""
-
-import functools
 from typing import Literal
 
 import chex
@@ -13,11 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from distil_jax.ops import divergences
+from distil_jax.ops import chunks, divergences
 from distil_jax.ops.divergences import Divergence
-
-# Entries of one tile of logits: 64 MiB in float32.
-_TILE = 2**24
 
 
 @struct.dataclass
@@ -33,7 +24,8 @@ class TokenStatistics:
       divergence's support and at its temperature.
     teacher_entropies: the teacher's entropy there.
     log_probs: the student's log-probability of the token that was sampled, in
-      the whole vocabulary at temperature 1.
+      the whole vocabulary at temperature 1; NaN for an id that is outside it,
+      which can be no sample of the student's.
     entropies: the student's entropy, likewise.
     teacher_log_probs: the teacher's log-probability of that token, likewise.
   """
@@ -54,6 +46,7 @@ def token_statistics(
   token_ids: jax.Array,
   *,
   divergence: Divergence = Divergence(),  # noqa: B008 (frozen)
+  mask: jax.Array | None = None,
   chunk_size: int | None = None,
 ) -> TokenStatistics:
   """Statistics of student and teacher, chunk by chunk.
@@ -68,6 +61,9 @@ def token_statistics(
     teacher_unembedding: shape `[E, V]`.
     token_ids: shape `[B, T]`.
     divergence: the cost, and what it is taken on.
+    mask: 1 where the teacher counts; elsewhere its hidden states are not read,
+      and what compares with it means nothing. None: it counts everywhere.
+      Shape `[B, T]`.
     chunk_size: columns of time at once; None chooses by memory. Any T works.
 
   Returns:
@@ -78,21 +74,25 @@ def token_statistics(
   teacher_hidden, teacher_unembedding = jax.lax.stop_gradient(
     (teacher_hidden, teacher_unembedding)
   )
+  if mask is not None:
+    # Before the softmax: its gradient at NaN is NaN, whatever its weight.
+    teacher_hidden = jnp.where(mask.astype(bool)[..., None], teacher_hidden, 0)
 
   def reduce(weights, chunk):
     student, teacher, ids = chunk
     return from_logits(
-      _logits(student, weights[0]),
-      _logits(teacher, weights[1]),
+      chunks.logits(student, weights[0]),
+      chunks.logits(teacher, weights[1]),
       ids,
       divergence,
     )
 
-  return _by_chunks(
+  return chunks.over_time(
     reduce,
     (_master(student_unembedding), teacher_unembedding),
     (student_hidden, teacher_hidden, token_ids),
-    chunk_size or _default_chunk(token_ids, student_unembedding),
+    vocab_size=student_unembedding.shape[-1],
+    size=chunk_size,
   )
 
 
@@ -162,7 +162,7 @@ def sparse_token_statistics(
 
   def reduce(weights, chunk):
     hidden, *candidates, ids = chunk
-    logits = _logits(hidden, weights)
+    logits = chunks.logits(hidden, weights)
     if kind == "samples":
       costs, entropies = _sampled_costs(logits, *candidates)
     else:
@@ -177,11 +177,12 @@ def sparse_token_statistics(
       teacher_log_probs=jnp.zeros_like(costs),
     )
 
-  return _by_chunks(
+  return chunks.over_time(
     reduce,
     _master(student_unembedding),
     (student_hidden, candidate_ids, candidate_log_probs, token_ids),
-    chunk_size or _default_chunk(token_ids, student_unembedding),
+    vocab_size=student_unembedding.shape[-1],
+    size=chunk_size,
   )
 
 
@@ -201,20 +202,22 @@ def token_log_probs(
     chunk_size: columns of time at once; None chooses by memory. Any T works.
 
   Returns:
-    log-probabilities and entropies, nats, float32, `[B, T]` each.
+    log-probabilities (NaN for an id outside the vocabulary) and entropies,
+    nats, float32, `[B, T]` each.
   """
   chex.assert_rank([hidden, token_ids], [3, 2])
   chex.assert_equal_shape_prefix([hidden, token_ids], 2)
 
   def reduce(weights, chunk):
-    log_softmax = jax.nn.log_softmax(_logits(chunk[0], weights), axis=-1)
+    log_softmax = jax.nn.log_softmax(chunks.logits(chunk[0], weights), axis=-1)
     return _pick(log_softmax, chunk[1]), divergences.entropy(log_softmax)
 
-  return _by_chunks(
+  return chunks.over_time(
     reduce,
     _master(unembedding),
     (hidden, token_ids),
-    chunk_size or _default_chunk(token_ids, unembedding),
+    vocab_size=unembedding.shape[-1],
+    size=chunk_size,
   )
 
 
@@ -292,16 +295,6 @@ def _listed_costs(
   )
 
 
-def _logits(hidden: jax.Array, unembedding: jax.Array) -> jax.Array:
-  """Product in the hidden states' dtype, accumulated in float32."""
-  return jnp.einsum(
-    "btd,dv->btv",
-    hidden,
-    unembedding.astype(hidden.dtype),
-    preferred_element_type=jnp.promote_types(hidden.dtype, jnp.float32),
-  )
-
-
 def _master(unembedding: jax.Array) -> jax.Array:
   """At least float32, in which its gradient is summed over the chunks."""
   dtype = jnp.promote_types(unembedding.dtype, jnp.float32)
@@ -309,42 +302,15 @@ def _master(unembedding: jax.Array) -> jax.Array:
 
 
 def _pick(values: jax.Array, ids: jax.Array) -> jax.Array:
-  """values[..., ids] as a masked sum: V may be sharded without a gather."""
+  """values[..., ids] as a masked sum: V may be sharded without a gather.
+
+  NaN for an id outside the vocabulary: the empty sum would be a probability
+  of 1.
+  """
   vocabulary = jax.lax.broadcasted_iota(
     jnp.int32, values.shape, values.ndim - 1
   )
-  return jnp.sum(jnp.where(vocabulary == ids[..., None], values, 0.0), axis=-1)
-
-
-def _default_chunk(token_ids: jax.Array, unembedding: jax.Array) -> int:
-  batch_size, length = token_ids.shape
-  columns = _TILE // (batch_size * unembedding.shape[-1])
-  return min(max(columns, 1), length)
-
-
-def _by_chunks(reduce, weights, arrays, chunk_size: int):
-  """Applies `reduce(weights, chunk)` to chunks of time and joins the results.
-
-  Batch stays the leading axis of a chunk, so that sequences sharded over
-  devices stay where they are.
-  """
-  length = arrays[-1].shape[1]
-  if chunk_size >= length:
-    return reduce(weights, arrays)
-  reduce = jax.checkpoint(functools.partial(reduce, weights))
-  num_chunks = -(-length // chunk_size)
-  padding = num_chunks * chunk_size - length
-
-  def cut(x):
-    x = jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2))
-    x = x.reshape(x.shape[0], num_chunks, chunk_size, *x.shape[2:])
-    return jnp.swapaxes(x, 0, 1)
-
-  def join(x):
-    x = jnp.swapaxes(x, 0, 1)
-    return x.reshape(x.shape[0], num_chunks * chunk_size)[:, :length]
-
-  _, results = jax.lax.scan(
-    lambda carry, chunk: (carry, reduce(chunk)), None, jax.tree.map(cut, arrays)
-  )
-  return jax.tree.map(join, results)
+  hits = vocabulary == ids[..., None]
+  picked = jnp.sum(jnp.where(hits, values, 0.0), axis=-1)
+  is_word = (ids >= 0) & (ids < values.shape[-1])
+  return jnp.where(is_word, picked, jnp.nan)

@@ -3,17 +3,68 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import tiny
 
 from distil_jax.comparison import bases, families, trials
 
 
 def test_it_comes_near_its_targets(trained_base):
-  _, excess = trained_base
-  excess = np.asarray(excess)
+  _, excess, _ = trained_base
   assert excess.shape == (250,)
   assert excess[0] > 0.5
   assert excess[-20:].mean() < 0.05
+
+
+def test_it_says_how_far_it_is(trained_base):
+  _, excess, told = trained_base
+  steps, means = zip(*told, strict=True)
+  assert steps == (*range(20, 250, 20), 250)
+  np.testing.assert_allclose(means[0], excess[:20].mean(), rtol=1e-6)
+  np.testing.assert_allclose(means[-1], excess[240:].mean(), rtol=1e-6)
+
+
+def test_how_often_it_says_so_changes_nothing(trained_base):
+  params, excess, _ = trained_base
+  again, again_excess = bases.train(
+    jax.random.key(0), tiny.PLAN, steps_between=250
+  )
+  np.testing.assert_array_equal(excess, again_excess)
+  jax.tree.map(np.testing.assert_array_equal, params, again)
+
+
+SETTINGS = {"base_steps": 250, "network": {"width": 32}}
+
+
+def test_a_base_comes_back_with_its_settings(base, tmp_path):
+  folder = tmp_path / "base"
+  assert not bases.is_kept(folder)
+  bases.keep(folder, base, tiny.PLAN, SETTINGS)
+  assert bases.is_kept(folder)
+  found = bases.load(folder, tiny.PLAN)
+  jax.tree.map(np.testing.assert_array_equal, found, base)
+  assert bases.differences(folder, SETTINGS) == []
+  changed = {**SETTINGS, "base_steps": 300, "network": {"width": 8}}
+  assert bases.differences(folder, changed) == [
+    "base_steps=250 then, 300 now",
+    "network={'width': 32} then, {'width': 8} now",
+  ]
+  # Kept before settings were.
+  (folder / "base.json").unlink()
+  assert bases.differences(folder, changed) == []
+
+
+def test_a_base_that_is_half_written_is_not_kept(base, tmp_path):
+  (tmp_path / "model.safetensors").mkdir()  # where the weights are to go
+  with pytest.raises(OSError, match=r"model\.safetensors"):
+    bases.keep(tmp_path, base, tiny.PLAN, SETTINGS)
+  assert (tmp_path / "base.json").is_file()
+  assert not bases.is_kept(tmp_path)
+
+
+def test_the_number_of_parameters(base):
+  num = bases.num_params(width=32, num_layers=1, num_heads=2)
+  assert num == sum(leaf.size for leaf in jax.tree.leaves(base))
 
 
 def test_its_student_is_as_unsure_as_the_family_says(base):
@@ -48,7 +99,8 @@ def test_its_teacher_reads_feedback(base):
 
 
 def test_demonstrations_without_feedback_hide_it():
-  prompts, mask, ids, ids_mask, targets = bases._demonstrations(
+  demonstrations = jax.jit(bases._demonstrations, static_argnums=(0, 2))
+  prompts, mask, ids, ids_mask, targets = demonstrations(
     tiny.FAMILY, jax.random.key(0), 64
   )
   # A hint of two digits behind its marker, then the problem and ASK.

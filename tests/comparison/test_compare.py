@@ -2,11 +2,15 @@
 
 import json
 import pathlib
+import subprocess
+import sys
+import time
 
 import jax
 import pytest
 
 from distil_jax import main
+from distil_jax.comparison import command
 
 SMOKE = str(
   pathlib.Path(__file__).resolve().parents[2] / "configs/comparison/smoke.yaml"
@@ -40,6 +44,12 @@ def compare(folder, *arguments):
     (["--arm=grp"], ["--arm grp", "distil_paper", "grpo"]),
     (["seedz=1"], ["seedz", "did you mean seeds"]),
     (["default=best"], ["default", "best"]),
+    (
+      ["families.words={config: nowhere.yaml}", "jobs=2"],
+      ["families.words.config=nowhere.yaml", "no config file"],
+    ),
+    (["--report"], ["no trials in", "run the comparison first"]),
+    (["--report", "--family=sparse"], ["leave --family and --arm away"]),
   ],
 )
 def test_mistakes_name_place_and_cure(tmp_path, capsys, arguments, words):
@@ -48,6 +58,46 @@ def test_mistakes_name_place_and_cure(tmp_path, capsys, arguments, words):
   for word in words:
     assert word in message
   assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("mode", [(), ("--report",), ("--family=sparse",)])
+def test_place_that_is_taken_by_a_file(tmp_path, capsys, mode):
+  taken = tmp_path / "taken"
+  taken.write_text("mine")
+  for place in (taken, taken / "inside"):
+    assert compare(place, *mode) == 1
+    message = f"run_directory={place}: {taken} is a file"
+    assert message in capsys.readouterr().err
+  assert taken.read_text() == "mine"
+
+
+def test_help_shows_settings_of_a_comparison(capsys):
+  with pytest.raises(SystemExit) as end:
+    main.main(["compare", "--help"])
+  assert end.value.code == 0
+  said = capsys.readouterr().out
+  assert "seeds=3" in said
+  assert "optimizer" not in said
+
+
+def test_no_process_outlives_its_end():
+  """One obeys; the other does not."""
+  deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+  wait = "print('ready', flush=True); import time; time.sleep(60)"
+  processes = [
+    subprocess.Popen(
+      [sys.executable, "-S", "-c", code + wait], stdout=subprocess.PIPE
+    )
+    for code in ("", deaf)
+  ]
+  for process in processes:
+    process.stdout.readline()
+  begun = time.monotonic()
+  command._end(processes, seconds=0.3)
+  assert [process.poll() for process in processes] == [-15, -9]
+  assert time.monotonic() - begun < 30
+  for process in processes:
+    process.stdout.close()
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +139,10 @@ def test_from_bases_to_pictures_and_on(run, capsys):
   assert [r["curve"][0]["score_share"] == 1 for r in found] == [True, False]
   report = (folder / "report.md").read_text()
   assert report.startswith("# smoke\n")
+  base = json.loads((folder / "bases/sparse-0/base.json").read_text())
+  assert (base["base_steps"], base["base_batch_size"]) == (2, 128)
+  assert found[0]["device"]
+  assert (folder / "table.md").read_text().strip() in report
   for name in ("accuracy", "time", "measures"):
     head = (folder / f"{name}.png").read_bytes()[:4]
     assert head == b"\x89PNG", name
@@ -110,3 +164,17 @@ def test_from_bases_to_pictures_and_on(run, capsys):
   assert "grpo" not in said.split("|")[0]
   again = records(folder)
   assert list(map(without_times, again)) == list(map(without_times, found))
+
+  # The report of what is there, of which nothing is run.
+  (folder / "report.md").unlink()
+  trials = path.read_text()
+  path.write_text(trials.splitlines()[0] + "\n")
+  assert compare(folder, "--report") == 0
+  said = capsys.readouterr().out
+  assert "No family has both `default` and another arm" in said
+  assert "| grpo" in (folder / "table.md").read_text()
+  assert "default" not in (folder / "table.md").read_text().split("\n\n")[0]
+  assert (folder / "report.md").is_file()
+  assert compare(folder, "--report", "num_held_out=5") == 1
+  assert "num_held_out: 4 then, 5 now" in capsys.readouterr().err
+  path.write_text(trials)

@@ -9,7 +9,7 @@ from distil_jax import config as configs
 from distil_jax.comparison import gradients
 
 KEY = jax.random.key(2)
-LOCAL = configs.Distil(future_weight=0.0)
+LOCAL = tiny.PUBLISHED.model_copy(update={"future_weight": 0.0})
 
 
 def share(base, objective):
@@ -21,11 +21,11 @@ def test_share_of_the_score_function(base):
   assert share(base, configs.SDPO()) == 0
   assert share(base, configs.SFT()) == 0
   assert share(base, configs.GRPO()) == 1
-  assert 0 < share(base, configs.Distil()) < 1
+  assert 0 < share(base, tiny.PUBLISHED) < 1
 
 
 def test_rewards_are_a_score_functions_too(base):
-  both = configs.Distil(future_weight=0.0, reward_weight=1.0)
+  both = LOCAL.model_copy(update={"reward_weight": 1.0})
   assert 0 < share(base, both) < 1
 
 

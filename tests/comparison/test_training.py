@@ -6,7 +6,7 @@ import pytest
 
 from distil_jax import config as configs
 from distil_jax.comparison import training
-from distil_jax.comparison.settings import Arm, FamilyRun
+from distil_jax.comparison.settings import Arm, Comparison, FamilyRun
 
 PATH = str(
   pathlib.Path(__file__).resolve().parents[2]
@@ -76,3 +76,21 @@ def test_mini_batches_and_longer_runs():
   )
   assert config.optimizer.mini_batch_size == config.num_sequences // 4
   assert config.train.num_steps == 200
+
+
+def test_configs_are_checked_before_anything_is_run():
+  comparison = Comparison.model_validate(
+    {
+      "default": "good",
+      "families": {"sums": {"config": PATH}, "sparse": {}},
+      "arms": {
+        "good": {"objective": {"kind": "grpo"}},
+        "bad": {"objective": {"kind": "grpo"}, "mini_batches": 5},
+      },
+    }
+  )
+  training.check(comparison, "sums", ["good"])
+  training.check(comparison, "sparse", ["bad"])
+  with pytest.raises(configs.ConfigError, match="mini_batch_size") as error:
+    training.check(comparison, "sums", ["good", "bad"])
+  assert f"families.sums.config={PATH} with arm bad" in str(error.value)

@@ -15,11 +15,23 @@ FAMILY = Family(
   checks_all=True,
 )
 NETWORK = bases.network(width=32, num_layers=1, num_heads=2, max_positions=16)
+PLAN = bases.Plan(
+  FAMILY, NETWORK, num_steps=250, batch_size=64, learning_rate=8e-3
+)
 FROZEN = configs.Teacher(parameters="frozen")
-EXACT = configs.Distil()
+PUBLISHED = configs.Distil(
+  local_cost=None,
+  cost="cross_entropy",
+  future_weight=1.0,
+  normalize=True,
+  baseline=None,
+  terminal_neutral=False,
+  reward_weight=0.0,
+  failure_weighted=False,
+)
 
 
-def setting(objective=EXACT, teacher=FROZEN, family=FAMILY, **sizes):
+def setting(objective=PUBLISHED, teacher=FROZEN, family=FAMILY, **sizes):
   return trials.Setting(
     family=family,
     network=NETWORK,

@@ -261,6 +261,25 @@ class TestTruncate:
     assert 0 < straight.sum() < 50
     assert kept(logits[order], **settings) == straight[order].tolist()
 
+  @pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+      ({"top_k": 0}, "top_k=0 must be at least 1"),
+      ({"top_k": 2.0}, "top_k=2.0 must be at least 1, a whole number"),
+      ({"top_p": 0.0}, r"top_p=0.0 is outside \(0, 1\]"),
+      ({"top_p": 1.5}, "top_p=1.5 is outside"),
+    ],
+    ids=str,
+  )
+  def test_unusable_settings(self, settings, said):
+    with pytest.raises(ValueError, match=said):
+      sampling.truncate(jnp.asarray(self.LOGITS), **settings)
+
+  def test_top_k_does_not_sort_the_vocabulary(self):
+    logits = jax.ShapeDtypeStruct((2, 3000), jnp.float32)
+    run = jax.jit(lambda x: sampling.truncate(x, top_k=20))
+    assert " sort(" not in run.lower(logits).compile().as_text()
+
   def test_no_setting_returns_the_logits(self):
     logits = jnp.asarray(self.LOGITS)
     np.testing.assert_array_equal(sampling.truncate(logits), logits)

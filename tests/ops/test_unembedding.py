@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distil_jax.ops import unembedding
+from distil_jax.ops import chunks, unembedding
 from distil_jax.ops.divergences import Divergence
 
 FIELDS = tuple(
@@ -219,9 +219,43 @@ class TestTokenStatistics:
     ],
   )
   def test_chunks_fit_a_tile(self, batch_size, length, vocab_size, expected):
-    ids = jax.ShapeDtypeStruct((batch_size, length), jnp.int32)
-    matrix = jax.ShapeDtypeStruct((4, vocab_size), jnp.float32)
-    assert unembedding._default_chunk(ids, matrix) == expected
+    assert chunks.default_size(batch_size, length, vocab_size) == expected
+
+  def test_a_chunk_has_a_column_at_least(self):
+    with pytest.raises(ValueError, match="chunk_size=0 must be at least 1"):
+      unembedding.token_statistics(*random_inputs(), chunk_size=0)
+
+  @pytest.mark.parametrize(("size", "length"), [(2, 0), (0, 7)])
+  def test_nothing_at_all(self, size, length):
+    inputs = random_inputs(size=size, length=length)
+    statistics = unembedding.token_statistics(*inputs)
+    assert statistics.costs.shape == (size, length)
+
+  @pytest.mark.parametrize("chunk_size", [2, None])
+  def test_a_teacher_is_not_read_where_it_does_not_count(self, chunk_size):
+    student, matrix, teacher, teacher_matrix, ids = random_inputs(seed=6)
+    mask = np.arange(LENGTH) < np.array([[LENGTH], [3]])
+
+    @jax.jit
+    def run(teacher):
+      def total(student, matrix):
+        statistics = unembedding.token_statistics(
+          student,
+          matrix,
+          teacher,
+          teacher_matrix,
+          ids,
+          mask=mask,
+          chunk_size=chunk_size,
+        )
+        return jnp.sum(jnp.where(mask, statistics.costs, 0.0))
+
+      return jax.value_and_grad(total, (0, 1))(student, matrix)
+
+    clean = run(teacher)
+    dirty = run(np.where(mask[..., None], teacher, np.nan))
+    jax.tree.map(np.testing.assert_array_equal, dirty, clean)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(clean))
 
   def test_shapes_must_agree(self):
     student, matrix, teacher, teacher_matrix, ids = random_inputs()
@@ -576,6 +610,13 @@ class TestTokenLogProbs:
     )
     expected = jax.nn.log_softmax(jnp.asarray(student @ matrix))[..., -1]
     assert_close(log_probs, expected)
+
+  def test_a_word_that_is_not_in_the_vocabulary_is_not_hidden(self):
+    student, matrix, *_ = random_inputs(seed=5)
+    ids = np.array([[0, 36, 37, -1, 10**6, 1, 2]] * 2, np.int32)
+    log_probs, entropies = unembedding.token_log_probs(student, matrix, ids)
+    np.testing.assert_array_equal(np.isnan(log_probs), (ids < 0) | (ids > 36))
+    assert np.all(np.isfinite(entropies))
 
 
 class TestFromLogits:

@@ -1,0 +1,90 @@
+"""The report of a comparison: tables of all that was found, and pictures."""
+
+import pathlib
+
+from distil_jax.comparison import (
+  circumstances,
+  pictures,
+  results,
+  study,
+  tables,
+)
+from distil_jax.comparison.ledger import Done
+from distil_jax.comparison.results import Found
+from distil_jax.comparison.settings import Comparison
+
+REPORT, HEADLINE = "report.md", "table.md"
+
+
+def save(comparison: Comparison, done: Done) -> pathlib.Path:
+  """Writes the report, the short table and the pictures.
+
+  Returns:
+    the report's path; the others are beside it.
+  """
+  comparison.directory.mkdir(parents=True, exist_ok=True)
+  path = comparison.directory / REPORT
+  path.write_text(report(comparison, done), encoding="utf-8")
+  short = headline(comparison, results.collect(comparison, done))
+  (comparison.directory / HEADLINE).write_text(short, encoding="utf-8")
+  pictures.save(comparison, done)
+  return path
+
+
+def headline(comparison: Comparison, found: Found) -> str:
+  """The short table with what it says and what it rests on."""
+  main = results.main_arms(comparison)
+  rests_on = circumstances.basis(comparison, found, main)
+  return (
+    f"{tables.headline(comparison, found)}\n\n"
+    f"{tables.score(comparison, found)}\n\n"
+    "Held-out accuracy, mean ± standard error over seeds. ★ first in its "
+    "family; ☆ tied: within one standard error of the difference to the "
+    f"first; {tables.NONE} not run. {rests_on}"
+    f"{tables.missing(comparison, found, main)}\n"
+  )
+
+
+def report(comparison: Comparison, done: Done) -> str:
+  """The whole report as Markdown."""
+  found = results.collect(comparison, done)
+  main = results.main_arms(comparison)
+  rests_on = "\n\n" + circumstances.basis(comparison, found, main)
+  sections = {
+    "In short": headline(comparison, found).rstrip(),
+    "Families": circumstances.families(comparison, done),
+    "Arms": circumstances.arms(comparison),
+    "Is the default first?": tables.verdict(comparison, found) + rests_on,
+    "Held-out accuracy (avg@4) at the end, %": (
+      tables.accuracies(comparison, found) + rests_on
+    ),
+    "Mean over the learning curve (how early it learns), %": (
+      tables.accuracies(comparison, found, results.mean_accuracy) + rests_on
+    ),
+    "pass@k at the end, %": tables.pass_at_k(comparison, found) + rests_on,
+    "Other measures at the end": tables.measures(comparison, found) + rests_on,
+    "Learning rates chosen": circumstances.learning_rates(comparison, done),
+  }
+  sections |= _ablations(comparison, found)
+  measured = study.read_gradients(comparison.directory)
+  if measured:
+    sections["Gradients at the base"] = tables.gradients(comparison, measured)
+  parts = [f"## {title}\n\n{text}\n" for title, text in sections.items()]
+  made_by = circumstances.made_by(found)
+  return "\n".join([f"# {comparison.name}\n", made_by, *parts])
+
+
+def _ablations(comparison: Comparison, found: Found) -> dict[str, str]:
+  """Their sections, where any ablation has been run."""
+  names = [name for name, arm in comparison.arms.items() if arm.like]
+  if not any(arm in of_arms for of_arms in found.values() for arm in names):
+    return {}
+  rests_on = "\n\n" + circumstances.basis(comparison, found, names)
+  return {
+    "Ablations: held-out accuracy at the end, points": (
+      tables.ablations(comparison, found) + rests_on
+    ),
+    "Ablations: mean over the learning curve, points": (
+      tables.ablations(comparison, found, results.mean_accuracy) + rests_on
+    ),
+  }

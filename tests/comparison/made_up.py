@@ -1,0 +1,51 @@
+"""A comparison of three arms whose trials are made up."""
+
+from distil_jax.comparison.ledger import Trial
+from distil_jax.comparison.settings import Comparison
+
+RATE = 1e-3
+
+
+def comparison(**changed):
+  return Comparison.model_validate(
+    {
+      "name": "trial",
+      "default": "mine",
+      "families": {"sparse": {}, "early": {}},
+      "arms": {
+        "grpo": {"objective": {"kind": "grpo"}},
+        "mine": {"objective": {"kind": "distil"}},
+        "less": {"objective": {"kind": "distil"}, "like": "mine"},
+      },
+      "learning_rates": [RATE],
+      "seeds": 3,
+      "pass_at": [1, 4],
+      **changed,
+    }
+  )
+
+
+def trials(family, arm, finals, rate=RATE, first=0, **last):
+  """Records whose curves rise from 0 to the final accuracy."""
+  done = {}
+  for i, final in enumerate(finals):
+    end = {"step": 2, "avg": final, "entropy": 0.5, "teacher": 0.9, **last}
+    done[Trial(family, arm, i % 2, first + i, rate)] = {
+      "base": i % 2,
+      "seed": first + i,
+      "learning_rate": rate,
+      "num_sequences": 8,
+      "step_seconds": 0.25,
+      "before": {"avg": 0.125},
+      "revision": {"commit": "0123456789abcdef", "dirty": False},
+      "after": {"avg": final, "pass@1": final},
+      "curve": [{**end, "step": 1, "avg": 0.0}, end],
+    }
+  return done
+
+
+def rows(table):
+  """Cells of a Markdown table, head and all, by first cell."""
+  lines = [x for x in table.splitlines() if x.startswith("|")]
+  cells = [[c.strip() for c in x.strip("|").split("|")] for x in lines]
+  return {row[0]: row[1:] for row in cells if not row[0].startswith("-")}
