@@ -115,6 +115,9 @@ def setting_of(name: str, run: FamilyRun, arm: Arm) -> trials.Setting:
     mini_batch_size=(
       num_sequences // arm.mini_batches if arm.mini_batches > 1 else None
     ),
+    decay_steps=(
+      run.num_steps * arm.num_steps_factor if run.schedule == "cosine" else None
+    ),
   )
 
 

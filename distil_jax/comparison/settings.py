@@ -1,7 +1,7 @@
 """What a comparison is asked to do."""
 
 import pathlib
-from typing import Annotated
+from typing import Annotated, Literal
 
 import pydantic
 
@@ -33,6 +33,8 @@ class FamilyRun(configs.Section):
   evaluate_every: Positive = 10
   num_problems: Positive = 16
   group_size: Positive = 8
+  # Of the learning rate. null: the config's; without one, constant.
+  schedule: Literal["constant", "cosine"] | None = None
   network: Network = Network()
   base_steps: Positive = 500
   base_batch_size: Positive = 128

@@ -59,6 +59,8 @@ def run_config(
   tree["objective"] = arm.objective.model_dump(mode="json")
   tree["teacher"] |= arm.teacher.model_dump(mode="json", exclude_unset=True)
   tree["optimizer"]["learning_rate"] = learning_rate
+  if run.schedule is not None:
+    tree["optimizer"]["schedule"] = run.schedule
   if arm.mini_batches > 1:
     tree["optimizer"]["mini_batch_size"] = sequences // arm.mini_batches
   tree["train"] |= {

@@ -29,6 +29,8 @@ class Setting:
     objective, teacher: sections of a training config.
     num_problems, group_size: rollouts of one step.
     mini_batch_size: sequences per optimiser update; None: one update a step.
+    decay_steps: training steps in which a cosine brings the learning rate to
+      0; None: it stays.
   """
 
   family: families.Family
@@ -38,6 +40,7 @@ class Setting:
   num_problems: int = 16
   group_size: int = 8
   mini_batch_size: int | None = None
+  decay_steps: int | None = None
 
   @property
   def num_sequences(self) -> int:
@@ -60,7 +63,7 @@ def init_state(
   """State before the first step."""
   return update.init_state(
     jax.tree.map(jnp.copy, params),
-    optimizer=_optimizer(1.0),
+    optimizer=_optimizer(setting, 1.0),
     keeps_teacher=recipe.keeps_teacher(setting.objective, setting.teacher),
     seed=seed,
     guard_action=setting.guard.action if setting.guard else None,
@@ -92,7 +95,7 @@ def train(
     setting.objective,
     setting.teacher,
     graphdef=setting.graphdef,
-    optimizer=_optimizer(learning_rate),
+    optimizer=_optimizer(setting, learning_rate),
     group_size=setting.group_size,
     num_sequences=setting.num_sequences,
     mini_batch_size=setting.mini_batch_size,
@@ -348,11 +351,17 @@ def _guarded(
   )
 
 
-def _optimizer(learning_rate):
+def _optimizer(setting, learning_rate):
   # Warmed up: large rates live or die by their first steps otherwise, and a
   # grid would choose by luck.
+  mini_batch_size = setting.mini_batch_size or setting.num_sequences
   return update.make_optimizer(
-    learning_rate=learning_rate, warmup_steps=_WARMUP_STEPS, weight_decay=0.0
+    learning_rate=learning_rate,
+    warmup_steps=_WARMUP_STEPS,
+    schedule="constant" if setting.decay_steps is None else "cosine",
+    num_steps=setting.decay_steps,
+    weight_decay=0.0,
+    updates_per_step=setting.num_sequences // mini_batch_size,
   )[0]
 
 

@@ -78,6 +78,16 @@ def test_mini_batches_and_longer_runs():
   assert config.train.num_steps == 200
 
 
+def test_the_schedule_is_the_configs_unless_a_family_sets_it(original):
+  assert original["optimizer"]["schedule"] == "constant"
+  for schedule in (None, "constant", "cosine"):
+    run = RUN.model_copy(update={"schedule": schedule})
+    config = training.run_config(
+      run, Arm(objective=configs.GRPO()), learning_rate=1, seed=0, directory=""
+    )
+    assert config.optimizer.schedule == (schedule or "constant")
+
+
 def test_configs_are_checked_before_anything_is_run():
   comparison = Comparison.model_validate(
     {

@@ -199,6 +199,19 @@ def test_the_learning_rate_is_no_part_of_the_program(moved, base):
   assert differ(far.params, base)
 
 
+@pytest.mark.parametrize("mini_batch_size", [None, 16])
+def test_a_learning_rate_that_decays_ends_at_zero(base, mini_batch_size):
+  setting = tiny.setting(decay_steps=12, mini_batch_size=mini_batch_size)
+  state = trials.init_state(setting, base, 0)
+  params = [base]
+  for num_steps in (11, 1, 1):
+    state, _ = trials.train(state, RATE, setting=setting, num_steps=num_steps)
+    params.append(jax.tree.map(np.asarray, state.params))
+  # Steps are counted from 0: the twelfth is still above it, the next is not.
+  assert differ(params[1], params[2])
+  jax.tree.map(np.testing.assert_array_equal, params[2], params[3])
+
+
 def test_a_spoiled_teacher_is_held(moved, base):
   spoiled = qwen3.init(tiny.NETWORK, jax.random.key(9))
   rate = np.float32(0)  # the student stays where it is
