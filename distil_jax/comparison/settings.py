@@ -11,6 +11,11 @@ from distil_jax.comparison import catalogue
 Positive = Annotated[int, pydantic.Field(ge=1)]
 Rate = Annotated[float, pydantic.Field(gt=0)]
 
+# What the learning curves hold.
+Measure = Literal[
+  "avg", "good_route", "entropy", "length", "p_eos", "teacher", "score_share"
+]
+
 
 class Network(configs.Section):
   """Sizes of student and teacher."""
@@ -74,6 +79,14 @@ class GradientRun(configs.Section):
   num_reference: Positive = 128  # batches that stand for the exact gradient
 
 
+class Figure(configs.Section):
+  """A picture of some arms, with a row a family and a column a measure."""
+
+  families: tuple[str, ...]
+  arms: tuple[str, ...]
+  measures: tuple[Measure, ...]
+
+
 class Comparison(configs.Section):
   """Arms, families, seeds."""
 
@@ -90,6 +103,8 @@ class Comparison(configs.Section):
   pass_at: tuple[Positive, ...] = (1, 4, 16, 64)
   num_pass_problems: Positive = 64
   gradients: GradientRun = GradientRun()
+  # Each is drawn as figures/NAME.png.
+  figures: Annotated[dict[str, Figure], pydantic.Field(default_factory=dict)]
   jobs: Positive = 1
 
   @property
@@ -114,6 +129,10 @@ class Comparison(configs.Section):
     self._check_names("gradients.arms", self.gradients.arms, self.arms)
     toys = [name for name, run in self.families.items() if not run.config]
     self._check_names("gradients.families", self.gradients.families, toys)
+    for name, figure in self.figures.items():
+      where = f"figures.{name}"
+      self._check_names(f"{where}.families", figure.families, self.families)
+      self._check_names(f"{where}.arms", figure.arms, self.arms)
     for name, arm in self.arms.items():
       self._check_names(
         f"arms.{name}.families", arm.families or (), self.families
