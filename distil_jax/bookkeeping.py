@@ -24,14 +24,15 @@ def dump(config: Config) -> str:
   return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def check_place(run_directory: pathlib.Path) -> None:
-  """Refuses a run folder that cannot be made."""
-  checkpoints = run_directory / "checkpoints"
-  for place in (checkpoints, run_directory, *run_directory.parents):
+def check_place(
+  setting: str, directory: pathlib.Path, inside: str = ""
+) -> None:
+  """Refuses a folder, or one inside it, that cannot be made."""
+  innermost = directory / inside
+  for place in (innermost, *innermost.parents):
     if place.exists() and not place.is_dir():
       raise ConfigError(
-        f"train.run_directory={run_directory}: {place} is a file; choose "
-        "another place"
+        f"{setting}={directory}: {place} is a file; choose another place"
       )
 
 

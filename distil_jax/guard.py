@@ -68,7 +68,7 @@ def look(
   after = GuardState(
     num_looks=num_looks,
     start=start,
-    accuracy=accuracy.astype(jnp.float32),
+    accuracy=accuracy,
     is_holding=accuracy < start - margin,
   )
   return jax.tree.map(

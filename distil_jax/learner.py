@@ -17,6 +17,7 @@ from distil_jax import (
   guard,
   interrupts,
   processes,
+  sources,
   teaching,
   update,
 )
@@ -45,12 +46,12 @@ class Learner:
     self.environment = assembly.environment(config)
     self.mesh = assembly.mesh(config)
     # Read before anything is written: what is missing or malformed ends here.
-    problems = assembly.problems(config, self.environment)
+    problems = sources.problems(config, self.environment)
     with jax.set_mesh(self.mesh):
       self.policy = assembly.policy(
         config, self.environment, problems, self.mesh
       )
-    self.data = assembly.data(
+    self.data = sources.data(
       config, self.environment, problems, self.policy.tokenizer
     )
     # Without parameters, which would outlive `release_params` in the actors.
@@ -74,8 +75,10 @@ class Learner:
       TrainingError: loss or gradient are not finite.
     """
     config = self.config
-    bookkeeping.check_place(config.run_directory)
-    batches = assembly.batches(config, self.data)
+    bookkeeping.check_place(
+      "train.run_directory", config.run_directory, "checkpoints"
+    )
+    batches = sources.batches(config, self.data)
     is_writer = jax.process_index() == 0
     folder = reports.RunFolder(
       config.run_directory,

@@ -19,10 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   logging.getLogger("absl").setLevel(logging.ERROR)
   try:
     with interrupts.obeyed():
-      if arguments.run is _compare:
-        return _compare(arguments)
-      config = configs.load(arguments.config, arguments.overrides)
-      return arguments.run(config, arguments)
+      return arguments.run(arguments)
   except KeyboardInterrupt:
     print("distil-jax: interrupted", file=sys.stderr)
     return interrupts.EXIT_STATUS
@@ -59,15 +56,20 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("config", metavar="CONFIG", help=_CONFIG_HELP)
     if name == "export":
       command.add_argument("directory", metavar="DIRECTORY")
-    command.add_argument(
-      "overrides", nargs="*", metavar="key=value", help=_OVERRIDES_HELP
-    )
-    command.add_argument(
-      "--debug", action="store_true", help="show the traceback of an error"
-    )
-    command.set_defaults(run=run)
+    _add_common(command, run, _OVERRIDES_HELP)
   _add_compare(commands)
   return parser
+
+
+def _add_common(command: argparse.ArgumentParser, run, overrides: str) -> None:
+  """What every command ends with."""
+  command.add_argument(
+    "overrides", nargs="*", metavar="key=value", help=overrides
+  )
+  command.add_argument(
+    "--debug", action="store_true", help="show the traceback of an error"
+  )
+  command.set_defaults(run=run)
 
 
 def _add_compare(commands) -> None:
@@ -75,12 +77,6 @@ def _add_compare(commands) -> None:
   command = commands.add_parser("compare", help=text, description=text)
   command.add_argument(
     "config", metavar="CONFIG", help="a YAML file; see configs/comparison/"
-  )
-  command.add_argument(
-    "overrides",
-    nargs="*",
-    metavar="key=value",
-    help="settings, for example seeds=3 families.early.num_steps=200",
   )
   for name in ("family", "arm"):
     command.add_argument(
@@ -94,17 +90,19 @@ def _add_compare(commands) -> None:
     action="store_true",
     help="run nothing; write the report of the trials that are there",
   )
-  command.add_argument(
-    "--debug", action="store_true", help="show the traceback of an error"
+  _add_common(
+    command,
+    _compare,
+    "settings, for example seeds=3 families.early.num_steps=200",
   )
   # For the processes that the command itself starts.
   command.add_argument(
     "--no-report", action="store_true", help=argparse.SUPPRESS
   )
-  command.set_defaults(run=_compare)
 
 
-def _train(config: configs.Config, _) -> int:
+def _train(arguments: argparse.Namespace) -> int:
+  config = configs.load(arguments.config, arguments.overrides)
   # Heavy imports wait until the command line is known to be right.
   from distil_jax import learner
   from distil_jax.io import reports
@@ -116,7 +114,8 @@ def _train(config: configs.Config, _) -> int:
   return 0
 
 
-def _evaluate(config: configs.Config, _) -> int:
+def _evaluate(arguments: argparse.Namespace) -> int:
+  config = configs.load(arguments.config, arguments.overrides)
   import jax
 
   from distil_jax import learner
@@ -145,8 +144,10 @@ def _compare(arguments: argparse.Namespace) -> int:
   comparison = configs.load_as(
     Comparison, arguments.config, arguments.overrides
   )
-  for name in ("family", "arm"):
-    known = getattr(comparison, {"family": "families", "arm": "arms"}[name])
+  for name, known in (
+    ("family", comparison.families),
+    ("arm", comparison.arms),
+  ):
     for value in getattr(arguments, name):
       if value not in known:
         raise configs.ConfigError(
@@ -165,7 +166,8 @@ def _compare(arguments: argparse.Namespace) -> int:
   return 0
 
 
-def _export(config: configs.Config, arguments: argparse.Namespace) -> int:
+def _export(arguments: argparse.Namespace) -> int:
+  config = configs.load(arguments.config, arguments.overrides)
   import dataclasses
 
   import jax

@@ -19,6 +19,7 @@ from distil_jax import prompts, rollout
 from distil_jax.io import tokenizer as tokenizers
 from distil_jax.io import weights
 from distil_jax.models import architecture, qwen3
+from distil_jax.ops import chunks
 from distil_jax.records import Message, Rollout
 
 _EMBEDDED = "embedded:"
@@ -237,12 +238,7 @@ _generate = jax.jit(
 @functools.partial(jax.jit, static_argnames="graphdef")
 def _logits(params, ids, mask, *, graphdef):
   hidden = qwen3.hidden_states(graphdef, params, ids, mask)
-  return jnp.einsum(
-    "bsd,dv->bsv",
-    hidden,
-    qwen3.unembedding(params).astype(hidden.dtype),
-    preferred_element_type=jnp.float32,
-  )
+  return chunks.logits(hidden, qwen3.unembedding(params))
 
 
 def _prompt_arrays(policy: Policy, given) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from distil_jax.models import qwen3, sharding
-from distil_jax.ops import sampling
+from distil_jax.ops import chunks, sampling
 from distil_jax.records import Array, Rollout, StopReason
 
 
@@ -99,9 +99,7 @@ def generate(
   ends = jnp.asarray(eos_ids, jnp.int32)
 
   def choose(hidden, t):
-    logits = jnp.einsum(
-      "pgd,dv->pgv", hidden, unembedding, preferred_element_type=jnp.float32
-    )
+    logits = chunks.logits(hidden, unembedding)
     if temperature == 0:
       ids = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     else:

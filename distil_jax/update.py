@@ -240,7 +240,7 @@ def train_step(
   )
   is_finite = jnp.isfinite(value) & jnp.isfinite(norm)
   metrics = {**_means(sums), "loss": value, "gradient_norm": norm}
-  return _select(is_finite, next_state, state), metrics
+  return optax.tree.where(is_finite, next_state, state), metrics
 
 
 def gradients(
@@ -358,7 +358,7 @@ def _next_teacher(state: TrainState, params, rate: float | None):
   instead = teacher_params
   if state.initial_params is not None:
     instead = _follow(teacher_params, state.initial_params, rate)
-  return _select(state.guard.is_holding, instead, followed)
+  return optax.tree.where(state.guard.is_holding, instead, followed)
 
 
 def _follow(teacher_params, params, rate: float):
@@ -373,12 +373,6 @@ def _follow(teacher_params, params, rate: float):
   )
   moved = optax.incremental_update(new, old, rate)
   return jax.tree.map(lambda x, t: x.astype(t.dtype), moved, teacher_params)
-
-
-def _select(condition: jax.Array, chosen, otherwise):
-  return jax.tree.map(
-    lambda a, b: jnp.where(condition, a, b), chosen, otherwise
-  )
 
 
 def _accumulate(loss, params, pieces, num_pieces: int):

@@ -1,4 +1,4 @@
-"""Small random networks and batches that several tests share."""
+"""Small random networks and batches, and how far two trees are apart."""
 
 import dataclasses
 import functools
@@ -112,6 +112,22 @@ def random_batch(seed: int = 0, vocab_size: int = VOCAB_SIZE) -> Batch:
       old_log_probs=(completion_mask * old_log_probs).astype(np.float32),
     ),
   )
+
+
+def assert_close(tree, expected, atol=1e-5):
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(
+      np.asarray(a), np.asarray(b), rtol=1e-5, atol=atol
+    ),
+    tree,
+    expected,
+  )
+
+
+def distance(tree, other) -> float:
+  """The largest difference of two entries."""
+  gaps = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), tree, other)
+  return float(max(jax.tree.leaves(gaps)))
 
 
 def with_garbage(

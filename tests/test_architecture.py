@@ -100,7 +100,14 @@ def test_environments_use_no_jax():
 
 
 def test_config_stays_with_the_conductors():
-  conductors = ("learner", "assembly", "recipe", "bookkeeping", "main")
+  conductors = {
+    "learner",
+    "assembly",
+    "sources",
+    "recipe",
+    "bookkeeping",
+    "main",
+  }
   # The schema itself, and a conductor in several files.
   rooms = of_room("config") + of_room("comparison")
   for name, path in MODULES.items():

@@ -7,6 +7,7 @@ teacher are tables: two logits for each of the 7 prefixes shorter than T.
 import functools
 import itertools
 
+import formulas
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,11 +19,6 @@ from distil_jax.ops.divergences import Divergence
 
 LENGTH = 3
 EOS = 1
-
-
-def log_softmax(logits):
-  shifted = logits - logits.max()
-  return shifted - np.log(np.exp(shifted).sum())
 
 
 def prefix_of(tokens):
@@ -100,7 +96,7 @@ def chances(student, ids, mask):
     [
       np.prod(
         [
-          np.exp(log_softmax(student[prefix_of(row[:t])]))[row[t]]
+          np.exp(formulas.log_softmax(student[prefix_of(row[:t])]))[row[t]]
           for t in range(length)
         ]
       )
@@ -153,13 +149,9 @@ class TestExactEnumeration:
 
   def test_the_true_gradient_is_that_of_finite_differences(self, stops):
     student, teacher = tables(seed=1)
-    expected = np.zeros_like(student)
-    for index in np.ndindex(*student.shape):
-      nudge = np.zeros_like(student)
-      nudge[index] = 1e-5
-      above = _objective(student + nudge, teacher, stops, "cross_entropy")
-      below = _objective(student - nudge, teacher, stops, "cross_entropy")
-      expected[index] = (above - below) / 2e-5
+    expected = formulas.numerical_gradient(
+      lambda x: _objective(x, teacher, stops, "cross_entropy"), student
+    )
     actual = true_gradient(student, teacher, stops=stops)
     np.testing.assert_allclose(actual, expected, atol=1e-8)
 
@@ -399,7 +391,7 @@ class TestOtherEstimatorsAreExact:
     members = np.repeat(np.arange(len(self.ids)), len(words))
     candidates = np.tile(words, (len(self.ids), 1))[..., None]
     prefixes, mask = self.prefixes[members], self.mask[members]
-    expert = np.exp([log_softmax(row) for row in self.teacher])[prefixes]
+    expert = np.exp([*map(formulas.log_softmax, self.teacher)])[prefixes]
     chance = self.chance[members] * np.prod(
       np.take_along_axis(expert, candidates, -1)[..., 0], axis=1
     )

@@ -10,6 +10,7 @@ import networks
 import numpy as np
 import optax
 import pytest
+from networks import assert_close, distance
 
 from distil_jax import config, experts, objectives, recipe, update
 from distil_jax.models import qwen3, sharding
@@ -89,21 +90,6 @@ def gradients_of(network, objective, teacher=FROZEN, **settings):
     **settings,
   )
   return jax.jit(made)
-
-
-def assert_close(tree, expected, atol=1e-5):
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(
-      np.asarray(a), np.asarray(b), rtol=1e-5, atol=atol
-    ),
-    tree,
-    expected,
-  )
-
-
-def distance(tree, other):
-  gaps = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), tree, other)
-  return float(max(jax.tree.leaves(gaps)))
 
 
 def logits(params, graphdef, batch, ids, mask):
@@ -544,7 +530,9 @@ def test_a_teacher_that_has_no_say_may_be_broken(
 
 
 def test_who_needs_a_teacher_and_who_keeps_one():
-  moving, current = config.Teacher(), config.Teacher(parameters="current")
+  moving, current = (
+    config.Teacher(parameters=name) for name in ("ema", "current")
+  )
   for objective, is_asked, is_kept in (
     (config.Distil(), True, True),
     (config.MiniLLM(), True, True),

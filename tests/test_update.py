@@ -8,6 +8,7 @@ import networks
 import numpy as np
 import optax
 import pytest
+from networks import assert_close, distance
 
 import distil_jax as dj
 from distil_jax import assembly, config, recipe, update
@@ -86,23 +87,8 @@ def adam_step(network, adam):
   return jax.jit(distil_step(network, optimizer=adam, ema_rate=0.25))
 
 
-def assert_close(tree, expected, atol=1e-5):
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(
-      np.asarray(a), np.asarray(b), rtol=1e-5, atol=atol
-    ),
-    tree,
-    expected,
-  )
-
-
 def assert_same(tree, expected):
   jax.tree.map(np.testing.assert_array_equal, tree, expected)
-
-
-def largest_move(params, before):
-  moves = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), params, before)
-  return float(max(jax.tree.leaves(moves)))
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "cost"))
@@ -223,7 +209,7 @@ def test_a_step_is_that_of_plain_autodiff(
   np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
   norm = np.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(gradients)))
   np.testing.assert_allclose(metrics["gradient_norm"], norm, rtol=1e-5)
-  assert largest_move(expected, network.params) > 1e-2
+  assert distance(expected, network.params) > 1e-2
   assert_close(state.params, expected)
   assert int(state.step) == 1
 
@@ -290,7 +276,7 @@ def test_micro_batches_change_nothing(
     return step(state_of(network.params, teacher), batch)
 
   state, metrics = run(None)
-  assert largest_move(state.params, network.params) > 1e-2
+  assert distance(state.params, network.params) > 1e-2
   for size in sizes:
     other, same = run(size)
     assert_close(other.params, state.params)
@@ -317,7 +303,7 @@ def test_padding_and_sequences_without_signal_change_nothing(
   assert_same(same, metrics)
   real = batch.replace(completion_ids=batch.completion_ids.at[0, 0].add(1))
   moved, _ = plain_step(state_of(network.params, teacher), real)
-  assert largest_move(moved.params, state.params) > 1e-4
+  assert distance(moved.params, state.params) > 1e-4
 
 
 def test_a_batch_without_signal_teaches_nothing(
@@ -368,7 +354,7 @@ def test_a_frozen_teacher_stays_and_a_current_one_follows(
   current_again, _ = plain_step(current, batch)
   fresh, _ = plain_step(state_of(current.params, current.params), batch)
   assert_close(current_again.params, fresh.params, atol=1e-6)
-  assert largest_move(current_again.params, frozen_again.params) > 1e-3
+  assert distance(current_again.params, frozen_again.params) > 1e-3
 
 
 def test_a_donated_state_lives_and_the_step_compiles_once(network, batch):
@@ -385,7 +371,7 @@ def test_a_donated_state_lives_and_the_step_compiles_once(network, batch):
       assert np.isfinite(metrics["loss"])
       assert all(p.is_deleted() for p in jax.tree.leaves(given.params))
     assert_same(state.teacher_params, network.params)
-    assert largest_move(state.params, network.params) > 1e-2
+    assert distance(state.params, network.params) > 1e-2
   assert step._cache_size() == 1
 
 
@@ -484,7 +470,7 @@ def test_bfloat16_parameters_have_float32_moments(batch):
   for moments in (adam, square):
     assert {m.dtype for m in jax.tree.leaves(moments)} == {jnp.dtype("float32")}
   assert np.isfinite(metrics["loss"])
-  assert largest_move(after.params, half.params) > 1e-2
+  assert distance(after.params, half.params) > 1e-2
 
 
 def test_a_bfloat16_teacher_like_its_student_stays(network, batch):

@@ -9,7 +9,6 @@ feedback are then what the comparison says they are.
 import dataclasses
 import functools
 import json
-import math
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, cast
@@ -61,7 +60,7 @@ def num_params(*, width: int, num_layers: int, num_heads: int) -> int:
   """Size of a network."""
   config = network(width=width, num_layers=num_layers, num_heads=num_heads)
   _, shapes = qwen3.make(config)
-  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+  return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
 @dataclasses.dataclass(frozen=True)

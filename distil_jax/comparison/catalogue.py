@@ -1,5 +1,7 @@
 """The families that come with the package, each with its question."""
 
+import functools
+
 from distil_jax.comparison.families import Family, Route
 
 
@@ -31,13 +33,14 @@ _TOTALS = (
 )
 
 
+# Feedback holds the digits of every route, and every digit counts.
+_traced = functools.partial(Family, feedback="traces", checks_all=True)
+
 FAMILIES: dict[str, Family] = {
-  "sparse": Family(
+  "sparse": _traced(
     "The base never succeeds; feedback carries the whole answer.",
     num_digits=6,
     routes=(Route(("code",) * 6, 1.0, 0.1),),
-    feedback="traces",
-    checks_all=True,
   ),
   "early": Family(
     "The first token chooses between working step by step and guessing; the "
@@ -46,44 +49,34 @@ FAMILIES: dict[str, Family] = {
     routes=_TOTALS,
     feedback="answer",
   ),
-  "combined": Family(
+  "combined": _traced(
     "Sparse and early at once: no success at all, and three times in four the "
     "base takes the route that cannot be learned.",
     num_digits=6,
     routes=_codes(6, 0.25),
-    feedback="traces",
-    checks_all=True,
   ),
-  "rare": Family(
+  "rare": _traced(
     "As combined, but the route that can be learned is taken 6 times in 100.",
     num_digits=6,
     routes=_codes(6, 0.06),
-    feedback="traces",
-    checks_all=True,
   ),
-  "unsure": Family(
+  "unsure": _traced(
     "The better route is at first the worse one: its five steps are right "
     "half of the time each, and only practice makes it pay.",
     num_digits=5,
     routes=_work_or_guess(5, 0.5),
-    feedback="traces",
-    checks_all=True,
   ),
-  "entropy": Family(
+  "entropy": _traced(
     "The better route has four free tokens, which cost a teacher's own entropy "
     "without being wrong.",
     num_digits=3,
     routes=_work_or_guess(3, 0.98, before=4),
-    feedback="traces",
-    checks_all=True,
   ),
-  "length": Family(
+  "length": _traced(
     "The worse route is twice as long and mostly free, so means over its "
     "tokens hide what it costs.",
     num_digits=3,
     routes=_work_or_guess(3, 0.98, others_before=8),
-    feedback="traces",
-    checks_all=True,
   ),
   "partial": Family(
     "A sibling's success is the only feedback there is.",
@@ -91,27 +84,21 @@ FAMILIES: dict[str, Family] = {
     routes=_TOTALS,
     feedback="sibling",
   ),
-  "mixed": Family(
+  "mixed": _traced(
     "Problems of every difficulty: the base knows the code of half of the "
     "digits.",
     num_digits=6,
     routes=_codes(6, 0.25, num_known=5),
-    feedback="traces",
-    checks_all=True,
   ),
-  "noisy": Family(
+  "noisy": _traced(
     "As mixed, but one problem in four gets another problem's feedback.",
     num_digits=6,
     routes=_codes(6, 0.25, num_known=5),
-    feedback="traces",
-    checks_all=True,
     wrong_feedback=0.25,
   ),
-  "long": Family(
+  "long": _traced(
     "As combined, with completions of 32 tokens.",
     num_digits=30,
     routes=_codes(30, 0.25),
-    feedback="traces",
-    checks_all=True,
   ),
 }

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import jax
 
-from distil_jax import config as configs
+from distil_jax import bookkeeping
 from distil_jax.comparison import (
   ledger,
   report,
@@ -23,8 +23,6 @@ from distil_jax.comparison.settings import Comparison
 # One thread a process: small networks gain nothing from more, and processes
 # side by side would fight for the cores.
 _ONE_THREAD = "--xla_cpu_multi_thread_eigen=false"
-
-
 # For processes that are told to end; what they lose is one trial.
 _SECONDS_TO_END = 5.0
 
@@ -59,7 +57,7 @@ def run(
     ComparisonError: a family could not be run.
   """
   names = list(families or comparison.families)
-  _check_place(comparison.directory)
+  bookkeeping.check_place("run_directory", comparison.directory)
   for name in names:
     training.check(comparison, name, arms or list(comparison.arms))
   # Programs are compiled once, not once a process and a run.
@@ -84,7 +82,7 @@ def write_report(comparison: Comparison) -> None:
     ConfigError: the place is taken.
     ValueError: no trial is there, or one ran with other settings.
   """
-  _check_place(comparison.directory)
+  bookkeeping.check_place("run_directory", comparison.directory)
   done = ledger.read_trials(comparison.directory)
   if not done:
     raise ValueError(
@@ -95,14 +93,6 @@ def write_report(comparison: Comparison) -> None:
   path = report.save(comparison, done)
   found = results.collect(comparison, done)
   _say(f"\n{tables.verdict(comparison, found)}\n\n{path}: all tables")
-
-
-def _check_place(directory: pathlib.Path) -> None:
-  for place in (directory, *directory.parents):
-    if place.exists() and not place.is_dir():
-      raise configs.ConfigError(
-        f"run_directory={directory}: {place} is a file; choose another place"
-      )
 
 
 def _say(line: str) -> None:

@@ -258,13 +258,9 @@ def reference_completion(
   for r in range(len(family.routes)):
     written = step_digits(family, problems, r, None)
     target = expected(family, problems, r)
-    target = target.at[:, 1 : written.shape[1] + 1].set(
-      jnp.where(
-        target[:, 1 : written.shape[1] + 1] == _ANY_FILLER,
-        fillers[:, 1 : written.shape[1] + 1],
-        written,
-      )
-    )
+    steps = np.s_[:, 1 : written.shape[1] + 1]
+    is_filler = target[steps] == _ANY_FILLER
+    target = target.at[steps].set(jnp.where(is_filler, fillers[steps], written))
     options.append(jnp.where(target == _NOTHING, PAD, target))
   ids = jnp.stack(options)[route, jnp.arange(route.shape[0])]
   return ids, (ids != PAD).astype(jnp.int32)
@@ -314,7 +310,6 @@ def _route_targets(family, problems, route, ids, is_told):
   before = ids[:, : len(spec.steps)]  # column i stands before step i
   right = step_digits(family, problems, route, before)
   known = step_digits(family, problems, route, None)
-  hinted = _hinted(family, route)
   columns = [jnp.zeros((ids.shape[0], VOCAB_SIZE))]
   for i, step in enumerate(spec.steps):
     if step == "filler":
@@ -326,7 +321,8 @@ def _route_targets(family, problems, route, ids, is_told):
       is_known = problems.digits[:, i] < spec.num_known  # codes alone
       accuracy = jnp.where(is_known, 0.95, accuracy)
     column = _digit_targets(right[:, i], accuracy)
-    if hinted[i]:
+    # Other feedback gives away the final digit, whatever the route.
+    if family.feedback == "traces" or i == len(spec.steps) - 1:
       told = _digit_targets(known[:, i], jnp.full(ids.shape[0], 0.998))
       column = jnp.where(is_told[:, None], told, column)
     columns.append(column)
@@ -343,16 +339,6 @@ def _digit_targets(right: jax.Array, accuracy: jax.Array) -> jax.Array:
   is_digit = (jnp.arange(VOCAB_SIZE) < 10).astype(jnp.float32)
   spread = others[:, None] * (is_digit[None] - chosen)
   return accuracy[:, None] * chosen + spread
-
-
-def _hinted(family: Family, route: int) -> list[bool]:
-  """Which steps of a route the feedback tells."""
-  steps = family.routes[route].steps
-  last = len(steps) - 1
-  if family.feedback == "traces":
-    return [True] * len(steps)
-  # The other kinds give away the final digit, whatever the route.
-  return [i == last for i in range(len(steps))]
 
 
 def _code() -> np.ndarray:

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from distil_jax import config as configs
 from distil_jax import recipe
@@ -78,11 +79,11 @@ def qualities(
       setting=setting,
       num_batches=num_batches,
     )
-    norm = _norm(mean)
+    norm = optax.tree.norm(mean)
     variance = (square - norm**2) * num_batches / (num_batches - 1)
     found[name] = Quality(
       noise=float(jnp.sqrt(variance) / norm),
-      cosine_of_mean=float(_dot(mean, reference) / norm / _norm(reference)),
+      cosine_of_mean=float(_cosine(mean, reference)),
       cosine_of_batch=float(cosine),
       variance=float(variance),
     )
@@ -105,8 +106,8 @@ def _moments(
     gradient = gradient_fn(params, params, key)
     cosine = jnp.float32(0)
     if reference is not None:
-      cosine = _dot(gradient, reference) / _norm(gradient) / _norm(reference)
-    new = (gradient, _dot(gradient, gradient), cosine)
+      cosine = _cosine(gradient, reference)
+    new = (gradient, optax.tree.norm(gradient, squared=True), cosine)
     return jax.tree.map(jnp.add, totals, new), None
 
   zeros = jax.tree.map(jnp.zeros_like, params)
@@ -136,8 +137,8 @@ def score_share(
   )
   whole = _gradient_fn(setting)(params, teacher_params, key)
   part = _gradient_fn(local)(params, teacher_params, key)
-  score = _norm(jax.tree.map(jnp.subtract, whole, part))
-  return score / jnp.maximum(score + _norm(part), 1e-30)
+  score = optax.tree.norm(optax.tree.sub(whole, part))
+  return score / jnp.maximum(score + optax.tree.norm(part), 1e-30)
 
 
 def _gradient_fn(setting: trials.Setting):
@@ -156,10 +157,6 @@ def _gradient_fn(setting: trials.Setting):
   return gradient
 
 
-def _dot(a, b) -> jax.Array:
-  products = jax.tree.map(lambda x, y: jnp.sum(x * y), a, b)
-  return jnp.sum(jnp.stack(jax.tree.leaves(products)))
-
-
-def _norm(a) -> jax.Array:
-  return jnp.sqrt(_dot(a, a))
+def _cosine(a, b) -> jax.Array:
+  dot = jnp.asarray(optax.tree.vdot(a, b))
+  return dot / optax.tree.norm(a) / optax.tree.norm(b)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from flax import traverse_util
 
 from distil_jax.comparison.settings import Arm, Comparison, FamilyRun
 
@@ -144,15 +145,9 @@ def check_counted(comparison: Comparison, done: Done) -> None:
       check_same(comparison, trial, record)
 
 
-def flat(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
   """Values by their dotted keys."""
-  values = {}
-  for name, value in tree.items():
-    if isinstance(value, Mapping):
-      values |= flat(value, f"{path}{name}.")
-    else:
-      values[path + name] = value
-  return values
+  return traverse_util.flatten_dict(tree, sep=".")
 
 
 def chosen_rate(

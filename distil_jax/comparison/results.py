@@ -87,6 +87,15 @@ def cell(records: Records, measure: Measure) -> Cell:
   return Cell(mean, error, len(records), records[0]["learning_rate"])
 
 
+def cells(
+  of_arms: Mapping[str, Records],
+  arms: Sequence[str],
+  measure: Measure = final_accuracy,
+) -> dict[str, Cell]:
+  """Of those arms of a family that have run."""
+  return {arm: cell(of_arms[arm], measure) for arm in arms if arm in of_arms}
+
+
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
   """The mean and its standard error, which is NaN for one value alone."""
   error = math.nan
@@ -136,12 +145,8 @@ def default_places(comparison: Comparison, found: Found) -> dict[str, Place]:
   """Of the default among the main arms, in families that have another too."""
   places = {}
   for family, of_arms in found.items():
-    cells = {
-      arm: cell(of_arms[arm], final_accuracy)
-      for arm in main_arms(comparison)
-      if arm in of_arms
-    }
-    own = cells.pop(comparison.default, None)
-    if own and cells:
-      places[family] = place(own, [*cells.values()])
+    others = cells(of_arms, main_arms(comparison))
+    own = others.pop(comparison.default, None)
+    if own and others:
+      places[family] = place(own, [*others.values()])
   return places

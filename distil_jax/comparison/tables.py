@@ -44,7 +44,7 @@ _VERDICT_NOTE = (
 def headline(comparison: Comparison, found: Found) -> str:
   """Main arms against families, short enough for a front page."""
   main = _present(results.main_arms(comparison), found)
-  columns = {family: _cells(found, family, main) for family in found}
+  columns = {f: results.cells(of_arms, main) for f, of_arms in found.items()}
   rows = [["avg@4, %", *columns]]
   for arm in main:
     shown = [_marked(columns[family], arm) for family in columns]
@@ -94,7 +94,10 @@ def accuracies(
 ) -> str:
   """Arms against families; the first is bold, whoever is tied with it too."""
   main = _present(results.main_arms(comparison), found)
-  columns = {family: _cells(found, family, main, measure) for family in found}
+  columns = {
+    family: results.cells(of_arms, main, measure)
+    for family, of_arms in found.items()
+  }
   rows = [["arm", *columns, "in bold"]]
   for arm in main:
     shown = [_bold_if_tied(columns[family], arm) for family in columns]
@@ -118,7 +121,7 @@ def ablations(
   originals = dict.fromkeys(likes[arm] for arm in present)
   rows = [["arm", *families]]
   for original in originals:
-    itself = [_cells(found, f, [original], measure) for f in families]
+    itself = [results.cells(found[f], [original], measure) for f in families]
     shown = [_percent(c[original]) if c else NONE for c in itself]
     rows.append([f"{original}, itself", *shown])
     for arm in present:
@@ -236,13 +239,6 @@ def _present(arms: Sequence[str], found: Found) -> list[str]:
   return [arm for arm in arms if any(arm in of for of in found.values())]
 
 
-def _cells(
-  found: Found, family: str, arms, measure: Measure = final_accuracy
-) -> dict[str, Cell]:
-  of_arms = found[family]
-  return {a: results.cell(of_arms[a], measure) for a in arms if a in of_arms}
-
-
 def _marked(column: Mapping[str, Cell], arm: str) -> str:
   own = column.get(arm)
   if own is None:
@@ -278,20 +274,16 @@ def _against_best(
   comparison: Comparison, of_arms: Mapping[str, Records], main: Sequence[str]
 ) -> list[str]:
   """A row of the verdict, from the name of the best other to worst seeds."""
-  own = of_arms[comparison.default]
-  cells = {
-    arm: results.cell(of_arms[arm], final_accuracy)
-    for arm in main
-    if arm in of_arms and arm != comparison.default
-  }
+  cells = results.cells(of_arms, main)
+  own_cell = cells.pop(comparison.default)
   best = max(cells, key=lambda arm: cells[arm].mean)
-  other = of_arms[best]
+  own, other = of_arms[comparison.default], of_arms[best]
   gap = results.gap(own, other, final_accuracy)
   worst = [100 * min(map(final_accuracy, records)) for records in (own, other)]
   return [
     best,
     _percent(cells[best]),
-    _percent(results.cell(own, final_accuracy)),
+    _percent(own_cell),
     _points(*gap, sign="+") if gap else NONE,
     f"{worst[0]:.1f}, other {worst[1]:.1f}",
   ]

@@ -1,6 +1,7 @@
 """From a YAML file and overrides to a `Config`, or to what is wrong."""
 
 import difflib
+import functools
 import pathlib
 import re
 import typing
@@ -136,20 +137,14 @@ def _dotted(schema: type[Section], path: list[str]) -> str:
   """Drops the tag that a union by `kind` puts into the path."""
   kept, annotation = [], schema
   for part in path:
-    members = _members(annotation)
-    if part in members:
-      annotation = members[part]
-      continue
-    kept.append(part)
+    if part not in _members(annotation):
+      kept.append(part)
     annotation = _inside(annotation, part)
   return ".".join(kept)
 
 
 def _known_keys(schema: type[Section], path: list[str]) -> list[str]:
-  annotation: Any = schema
-  for part in path:
-    members = _members(annotation)
-    annotation = members.get(part) or _inside(annotation, part)
+  annotation = functools.reduce(_inside, path, schema)
   for member in (annotation, *typing.get_args(annotation)):
     if isinstance(member, type) and issubclass(member, pydantic.BaseModel):
       return sorted(member.model_fields)
@@ -158,10 +153,7 @@ def _known_keys(schema: type[Section], path: list[str]) -> list[str]:
 
 def _other_kinds(schema: type[Section], path: list[str]) -> list[str]:
   """Kinds of the same union, other than the chosen one, that know the key."""
-  annotation: Any = schema
-  for part in path[:-2]:
-    annotation = _members(annotation).get(part) or _inside(annotation, part)
-  members = _members(annotation)
+  members = _members(functools.reduce(_inside, path[:-2], schema))
   if len(path) < 2 or path[-2] not in members:
     return []
   return [
@@ -170,7 +162,10 @@ def _other_kinds(schema: type[Section], path: list[str]) -> list[str]:
 
 
 def _inside(annotation, part: str) -> Any:
-  """What a key of a section, or of a dictionary of sections, holds."""
+  """What a key of a section or of a dictionary holds; a kind of a union."""
+  members = _members(annotation)
+  if part in members:
+    return members[part]
   if typing.get_origin(annotation) is dict:
     return typing.get_args(annotation)[1]
   fields = getattr(annotation, "model_fields", {})

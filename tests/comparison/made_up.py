@@ -1,9 +1,10 @@
-"""A comparison of three arms whose trials are made up."""
+"""Comparisons of a few arms, and trials that are made up."""
 
 from distil_jax.comparison.ledger import Trial
 from distil_jax.comparison.settings import Comparison
 
 RATE = 1e-3
+GRID = (3e-4, 1e-3, 3e-3)
 
 
 def comparison(**changed):
@@ -20,6 +21,29 @@ def comparison(**changed):
       "learning_rates": [RATE],
       "seeds": 3,
       "pass_at": [1, 4],
+      **changed,
+    }
+  )
+
+
+def tuned_comparison(**changed):
+  """With an arm of each kind: tuned, fixed, like another, in one family."""
+  return Comparison.model_validate(
+    {
+      "default": "grpo",
+      "families": {"sparse": {}, "early": {}},
+      "arms": {
+        "grpo": {"objective": {"kind": "grpo"}},
+        "fixed": {"objective": {"kind": "sft"}, "learning_rates": [5e-4]},
+        "longer": {
+          "objective": {"kind": "grpo"},
+          "like": "grpo",
+          "num_steps_factor": 10,
+        },
+        "here": {"objective": {"kind": "opsd"}, "families": ["early"]},
+      },
+      "learning_rates": GRID,
+      "tuning_seeds": 2,
       **changed,
     }
   )

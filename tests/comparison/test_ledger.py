@@ -3,34 +3,11 @@
 import json
 
 import pytest
+from made_up import GRID
+from made_up import tuned_comparison as comparison
 
 from distil_jax.comparison import ledger
 from distil_jax.comparison.ledger import Trial
-from distil_jax.comparison.settings import Comparison
-
-GRID = (3e-4, 1e-3, 3e-3)
-
-
-def comparison(**changed):
-  return Comparison.model_validate(
-    {
-      "default": "grpo",
-      "families": {"sparse": {}, "early": {}},
-      "arms": {
-        "grpo": {"objective": {"kind": "grpo"}},
-        "fixed": {"objective": {"kind": "sft"}, "learning_rates": [5e-4]},
-        "longer": {
-          "objective": {"kind": "grpo"},
-          "like": "grpo",
-          "num_steps_factor": 10,
-        },
-        "here": {"objective": {"kind": "opsd"}, "families": ["early"]},
-      },
-      "learning_rates": GRID,
-      "tuning_seeds": 2,
-      **changed,
-    }
-  )
 
 
 def tuned(finals, *, curves=None, family="sparse", arm="grpo", first=1000):

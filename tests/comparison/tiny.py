@@ -1,6 +1,7 @@
 """A family of three tokens and a network that learns it in seconds."""
 
 import jax
+import networks
 
 from distil_jax import config as configs
 from distil_jax.comparison import bases, trials
@@ -19,16 +20,7 @@ PLAN = bases.Plan(
   FAMILY, NETWORK, num_steps=250, batch_size=64, learning_rate=8e-3
 )
 FROZEN = configs.Teacher(parameters="frozen")
-PUBLISHED = configs.Distil(
-  local_cost=None,
-  cost="cross_entropy",
-  future_weight=1.0,
-  normalize=True,
-  baseline=None,
-  terminal_neutral=False,
-  reward_weight=0.0,
-  failure_weighted=False,
-)
+PUBLISHED = configs.Distil(**networks.PUBLISHED)
 
 
 def setting(objective=PUBLISHED, teacher=FROZEN, family=FAMILY, **sizes):

@@ -1,0 +1,232 @@
+"""The problems of a run: read or generated, checked, and cut into batches."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Generic, Literal, TypeVar
+
+import grain
+import jax
+
+from distil_jax import prompts
+from distil_jax.config import Config, ConfigError
+from distil_jax.envs import Environment, Generator
+from distil_jax.io import datasets
+from distil_jax.io import tokenizer as tokenizers
+from distil_jax.records import Demonstration, Problem
+
+T = TypeVar("T")
+
+# How many problems `data.*=generated` makes where the config does not say.
+NUM_GENERATED = {"train": 4096, "evaluation": 256}
+
+
+class Generated(Sequence[T], Generic[T]):
+  """Items that are made when they are asked for."""
+
+  def __init__(self, make: Callable[[int], T], size: int):
+    self._make = make
+    self._size = size
+
+  def __len__(self) -> int:
+    return self._size
+
+  def __getitem__(self, index):
+    if isinstance(index, slice):
+      return [self._make(i) for i in range(*index.indices(self._size))]
+    if not -self._size <= index < self._size:
+      raise IndexError(index)
+    return self._make(index % self._size)
+
+
+@dataclasses.dataclass(frozen=True)
+class Problems:
+  """What the files hold, or what is generated.
+
+  Attributes:
+    train: problems.
+    evaluation: held-out problems.
+    num_skipped: malformed rows that were left out.
+  """
+
+  train: Sequence[Problem]
+  evaluation: Sequence[Problem]
+  num_skipped: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """What a run reads.
+
+  Attributes:
+    train: problems, or demonstrations for a supervised run.
+    evaluation: held-out problems.
+    num_skipped: malformed rows that were left out.
+    num_dropped: problems whose prompt was too long.
+  """
+
+  train: Sequence[Problem] | Sequence[Demonstration]
+  evaluation: Sequence[Problem]
+  num_skipped: int
+  num_dropped: int
+
+
+def problems(config: Config, environment: Environment) -> Problems:
+  """Reads or makes the problems.
+
+  Raises:
+    DataError: see `io.datasets`.
+  """
+  train, skipped = _problems(config, environment, "train")
+  held_out, also_skipped = _problems(config, environment, "evaluation")
+  return Problems(
+    train=train, evaluation=held_out, num_skipped=skipped + also_skipped
+  )
+
+
+def data(
+  config: Config,
+  environment: Environment,
+  problems: Problems,
+  tokenizer: tokenizers.Tokenizer,
+) -> Data:
+  """Makes sure that the problems can be used with this tokenizer.
+
+  Raises:
+    ConfigError: a prompt is too long and the config does not say to drop it,
+      or a supervised run's problems have no solutions.
+  """
+  train, num_dropped = problems.train, 0
+  if config.objective.kind == "sft":
+    train = _demonstrations(config, environment, train)
+  else:
+    train, num_dropped = _fitting(config, train, tokenizer, "train")
+  held_out, dropped = _fitting(
+    config, problems.evaluation, tokenizer, "evaluation"
+  )
+  return Data(
+    train=train,
+    evaluation=held_out,
+    num_skipped=problems.num_skipped,
+    num_dropped=num_dropped + dropped,
+  )
+
+
+def batches(config: Config, data: Data) -> grain.DatasetIterator:
+  """This process's training batches."""
+  count = jax.process_count()
+  if config.rollout.num_problems % count:
+    raise ConfigError(
+      f"rollout.num_problems={config.rollout.num_problems} is not a multiple "
+      f"of the {count} processes"
+    )
+  return datasets.batches(
+    data.train,
+    batch_size=config.rollout.num_problems // count,
+    seed=config.data.seed,
+    num_epochs=config.data.num_epochs,
+    process_index=jax.process_index(),
+    process_count=count,
+  )
+
+
+def texts(
+  config: Config, environment: Environment, problems: Sequence[Problem]
+) -> Iterator[str]:
+  """What a new tokenizer should be good at."""
+  if config.objective.kind == "sft":
+    for d in _demonstrations(config, environment, problems):
+      yield from (message["content"] for message in d.messages)
+      yield d.prefix + d.solution
+    return
+  for problem in problems:
+    blocks = prompts.teacher_prompt(problem, solution=problem.answer)
+    yield from (message["content"] for message in blocks)
+    if problem.solution:
+      yield problem.solution
+
+
+def _problems(
+  config: Config,
+  environment: Environment,
+  split: Literal["train", "evaluation"],
+) -> tuple[Sequence[Problem], int]:
+  """The problems of a split, and how many rows were skipped."""
+  source = getattr(config.data, split)
+  limit = getattr(config.data, f"num_{split}")
+  if source == "generated":
+    make = functools.partial(_generator(environment).generate, split=split)
+    return Generated(make, limit or NUM_GENERATED[split]), 0
+  return datasets.load_problems(
+    source,
+    environment.problem,
+    fields=config.data.fields,
+    malformed=config.data.malformed_rows,
+    limit=limit,
+  )
+
+
+def _demonstrations(
+  config: Config, environment: Environment, problems: Sequence[Problem]
+) -> Sequence[Demonstration]:
+  if config.data.train == "generated":
+    make = functools.partial(
+      _generator(environment).demonstration,
+      teacher_prompt=prompts.teacher_prompt,
+    )
+    return Generated(make, len(problems))
+  made = []
+  for problem in problems:
+    if not problem.solution:
+      raise ConfigError(
+        f"objective.kind=sft learns from solutions, but row "
+        f"{problem.index + 1} of {config.data.train} has none; name its field "
+        "with data.fields.solution"
+      )
+    made.append(
+      Demonstration(
+        index=problem.index,
+        messages=problem.messages,
+        solution=problem.solution,
+      )
+    )
+  return made
+
+
+def _generator(environment: Environment) -> Generator:
+  if not isinstance(environment, Generator):
+    raise ConfigError(f"{type(environment).__name__} makes no problems")
+  return environment
+
+
+def _fitting(
+  config: Config,
+  problems: Sequence[Problem],
+  tokenizer: tokenizers.Tokenizer,
+  split: str,
+) -> tuple[Sequence[Problem], int]:
+  """The problems whose prompt fits, and how many do not."""
+  limit = config.rollout.max_prompt_length
+  kept, num_dropped, known = [], 0, set()
+  for problem in problems:
+    roles = tuple(message["role"] for message in problem.messages)
+    if roles not in known:
+      tokenizer.check_template(roles)
+      known.add(roles)
+    length = len(tokenizer.encode_messages(problem.messages))
+    if length <= limit:
+      kept.append(problem)
+    elif config.data.long_prompts == "drop":
+      num_dropped += 1
+    else:
+      raise ConfigError(
+        f"data.{split}: the prompt of problem {problem.index} has {length} "
+        f"tokens, more than rollout.max_prompt_length={limit}; raise it, or "
+        "set data.long_prompts=drop"
+      )
+  if not kept:
+    raise ConfigError(
+      f"data.{split}: none of the {len(problems)} prompts fits "
+      f"rollout.max_prompt_length={limit}"
+    )
+  return kept, num_dropped
