@@ -49,7 +49,7 @@ def run_trial(
     jax.random.key(3 if trial.is_tuning else 0), _HELD_OUT
   )
   rate = np.float32(trial.learning_rate)
-  curve, seconds, diverged_at = [], 0.0, None
+  curve, block_seconds, diverged_at = [], [], None
   num_blocks = run.num_steps * arm.num_steps_factor // run.evaluate_every
   for block in range(num_blocks):
     begun = time.monotonic()
@@ -61,8 +61,7 @@ def run_trial(
       # A step that is not finite leaves the state as it was, for ever.
       diverged_at = int(state.step)
       break
-    if block:  # the first holds the compilation
-      seconds += time.monotonic() - begun
+    block_seconds.append(time.monotonic() - begun)
     teacher = state.teacher_params
     teacher = state.params if teacher is None else teacher
     values = trials.evaluate(
@@ -80,6 +79,8 @@ def run_trial(
       share = gradients.score_share(state.params, teacher, key, setting=setting)
       point["score_share"] = float(share)
     curve.append(point)
+  # The first block holds the compilation, unless it is the only one.
+  block_seconds = block_seconds[1:] or block_seconds
   after = held_out(comparison, state.params, setting, trial.is_tuning)
   if diverged_at is not None:
     # The run is lost, whatever its last good parameters could do.
@@ -92,12 +93,14 @@ def run_trial(
   return {
     **dataclasses.asdict(trial),
     "num_sequences": setting.num_sequences,
-    "step_seconds": seconds / max(num_blocks - 1, 1) / run.evaluate_every,
+    "step_seconds": (
+      sum(block_seconds) / max(len(block_seconds), 1) / run.evaluate_every
+    ),
     "before": before or held_out(comparison, params, setting, trial.is_tuning),
     "after": after,
     "curve": curve,
     "diverged_at": diverged_at,
-    "seconds": seconds,
+    "seconds": sum(block_seconds),
   }
 
 

@@ -69,7 +69,8 @@ def run_config(
     "run_directory": directory,
   }
   tree["evaluation"]["every"] = run.evaluate_every
-  tree["logging"] |= {"tensorboard": False, "rollouts_every": 0}
+  # The curve takes the metrics of the steps that are evaluated.
+  tree["logging"] |= {"every": 1, "tensorboard": False, "rollouts_every": 0}
   return configs.parse(tree, source=f"{run.config} with the arm's settings")
 
 
@@ -86,11 +87,12 @@ def train(config: configs.Config) -> dict[str, Any]:
     if line["step"]:
       point = {"step": line["step"], "avg": line[accuracy]}
       curve.append(point | _of_step(metrics[line["step"]]))
-  # The first step holds the compilation.
-  steps = [line["time/step_seconds"] for s, line in metrics.items() if s > 1]
+  # The first step holds the compilation, unless it is the only one.
+  steps = [line["time/step_seconds"] for line in metrics.values()]
+  steps = sorted(steps[1:] or steps)
   return {
     "num_sequences": config.num_sequences,
-    "step_seconds": sorted(steps)[len(steps) // 2],
+    "step_seconds": steps[len(steps) // 2],
     "before": _of_evaluation(summary["before"], accuracy),
     "after": _of_evaluation(summary["after"], accuracy),
     "curve": curve,

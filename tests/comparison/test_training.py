@@ -61,7 +61,8 @@ def test_only_what_a_trial_decides_changes(original):
 
 
 def test_of_the_teacher_only_what_the_arm_sets(original):
-  arm = Arm(objective=configs.Distil(), teacher=configs.Teacher(ema_rate=0.05))
+  teacher = configs.Teacher(parameters="ema", ema_rate=0.05)
+  arm = Arm(objective=configs.Distil(), teacher=teacher)
   config = made(arm)
   assert config.teacher.ema_rate == 0.05
   # The prompt is the family's, though the section has defaults for it.
