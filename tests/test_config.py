@@ -118,6 +118,14 @@ def test_kind_chooses_the_section(tmp_path):
     ("train: {num_steps: 0}", ["train.num_steps", "greater than 0", "got 0"]),
     ("train: {seed: -1}", ["train.seed", "got -1"]),
     ("teacher: {ema_rate: 1.5}", ["teacher.ema_rate", "got 1.5"]),
+    (
+      "teacher: {ema_rate: 0.05}",
+      ["teacher", "ema_rate=0.05", "parameters=frozen", "drop ema_rate"],
+    ),
+    (
+      "teacher: {parameters: ema, trust_region_rate: 0.1}",
+      ["teacher", "trust_region_rate=0.1", "set parameters=trust_region"],
+    ),
     ("teacher: {parameters: ema2}", ["teacher.parameters", "'frozen'"]),
     ("environment: {kind: chess}", ["environment", "'calculator'", "chess"]),
     (
@@ -177,11 +185,11 @@ def test_kind_chooses_the_section(tmp_path):
       ],
     ),
     (
-      "objective: {kind: grpo, kl_weight: 0.1}",
+      "{objective: {kind: grpo, kl_weight: 0.1}, teacher: {parameters: ema}}",
       ["objective.kl_weight=0.1", "teacher.parameters=ema", "frozen"],
     ),
     (
-      "{objective: {kind: grpo}, teacher: {guard: {}}}",
+      "{objective: {kind: grpo}, teacher: {parameters: ema, guard: {}}}",
       ["teacher.guard", "objective.kind=grpo has no teacher"],
     ),
     (
@@ -262,11 +270,11 @@ def test_wrong_override_is_named(tmp_path, override, expected):
     "{objective: {baseline: batch_mean, reward_weight: 0,"
     " failure_weighted: false}, rollout: {group_size: 1},"
     " teacher: {solution: reference}}",
-    "{objective: {kind: grpo, kl_weight: 0.1}, teacher: {parameters: frozen}}",
+    "{objective: {kind: grpo, kl_weight: 0.1}}",
     "{objective: {cost: kl, local_cost: forward_cross_entropy},"
     " teacher: {access: top_k}}",
     "optimizer: {mini_batch_size: 32, micro_batch_size: 4}",
-    "teacher: {guard: {action: freeze}}",
+    "teacher: {parameters: ema, guard: {action: freeze}}",
   ],
 )
 def test_setting_that_is_unusual_is_right_all_the_same(tmp_path, text):

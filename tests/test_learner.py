@@ -30,7 +30,7 @@ def settings(tmp_path, num_steps):
         "max_prompt_length": 64,
         "max_completion_length": 8,
       },
-      "teacher": {"max_prompt_length": 192},
+      "teacher": {"parameters": "ema", "max_prompt_length": 192},
       "objective": {"baseline": "leave_one_out"},
       "optimizer": {"warmup_steps": 1},
       "mesh": {"fsdp": 4, "tensor": 2},

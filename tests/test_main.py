@@ -172,7 +172,7 @@ def tiny(tmp_path, model_directory):
       "max_prompt_length": 64,
       "max_completion_length": 4,
     },
-    "teacher": {"max_prompt_length": 160},
+    "teacher": {"parameters": "ema", "max_prompt_length": 160},
     "train": {"num_steps": 1, "run_directory": str(tmp_path / "run")},
     "evaluation": {"num_samples": 2, "pass_at": [1, 2], "num_problems": 8},
     "checkpoint": {"every": 1},

@@ -166,9 +166,9 @@ class Guard(Section):
 class Teacher(Section):
   """Whose weights the teacher has and what stands in its prompt."""
 
-  parameters: Literal["ema", "frozen", "current", "trust_region"] = "ema"
+  parameters: Literal["ema", "frozen", "current", "trust_region"] = "frozen"
   """Moving average, initial weights, the student's own, or logits between the
-  last two."""
+  last two. SDPO and DistIL as published: a moving average."""
   ema_rate: Fraction = 0.01
   """How far a moving average follows the student in a step."""
   trust_region_rate: Share = 0.05
@@ -191,6 +191,21 @@ class Teacher(Section):
   """A reward from here on is a success."""
   max_prompt_length: Positive = 512
   """Tokens of the teacher's prompt, at most."""
+
+  @pydantic.model_validator(mode="after")
+  def _rates(self):
+    fields = type(self).model_fields
+    for name, of in (
+      ("ema_rate", "ema"),
+      ("trust_region_rate", "trust_region"),
+    ):
+      value = getattr(self, name)
+      if self.parameters != of and value != fields[name].default:
+        raise ValueError(
+          f"{name}={value} is of parameters={of}, but "
+          f"parameters={self.parameters}; set parameters={of}, or drop {name}"
+        )
+    return self
 
   @pydantic.model_validator(mode="after")
   def _guard(self):
