@@ -62,7 +62,7 @@ class Distil(_Feedback):
   """The last token gets no future credit, so that stopping never pays."""
   differential: bool = False
   """Future costs count from the batch's mean cost of a token."""
-  reward_weight: Weight = 1.0
+  reward_weight: Weight = 4.0
   """Weight of the group-relative reward in the same score function."""
   normalize_std: bool = True
   """Divide that reward by the group's standard deviation."""
