@@ -52,13 +52,20 @@ def _parser() -> argparse.ArgumentParser:
     ("evaluate", _evaluate, "held-out accuracy of the last checkpoint"),
     ("export", _export, "write the last checkpoint as a Hugging Face folder"),
   ):
-    command = commands.add_parser(name, help=text, description=text)
+    command = _command(commands, name, text)
     command.add_argument("config", metavar="CONFIG", help=_CONFIG_HELP)
     if name == "export":
       command.add_argument("directory", metavar="DIRECTORY")
     _add_common(command, run, _OVERRIDES_HELP)
   _add_compare(commands)
   return parser
+
+
+def _command(commands, name: str, text: str) -> argparse.ArgumentParser:
+  # Abbreviated, an option that is not in the help could be meant.
+  return commands.add_parser(
+    name, help=text, description=text, allow_abbrev=False
+  )
 
 
 def _add_common(command: argparse.ArgumentParser, run, overrides: str) -> None:
@@ -74,7 +81,7 @@ def _add_common(command: argparse.ArgumentParser, run, overrides: str) -> None:
 
 def _add_compare(commands) -> None:
   text = "objectives against each other on small families of problems"
-  command = commands.add_parser("compare", help=text, description=text)
+  command = _command(commands, "compare", text)
   command.add_argument(
     "config", metavar="CONFIG", help="a YAML file; see configs/comparison/"
   )
@@ -159,8 +166,8 @@ def _compare(arguments: argparse.Namespace) -> int:
   command.run(
     comparison,
     [arguments.config, *arguments.overrides],
-    families=arguments.family,
-    arms=arguments.arm,
+    families=list(dict.fromkeys(arguments.family)),
+    arms=list(dict.fromkeys(arguments.arm)),
     reports=not arguments.no_report,
   )
   return 0

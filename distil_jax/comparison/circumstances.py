@@ -9,6 +9,8 @@ from distil_jax.comparison.ledger import Done
 from distil_jax.comparison.results import Found
 from distil_jax.comparison.settings import Comparison, FamilyRun
 
+_AS_CONFIGURED = " and, in a family with a training config, is the config's"
+
 
 def basis(comparison: Comparison, found: Found, arms: Sequence[str]) -> str:
   """How many seeds, bases, parameters and rollouts a table rests on."""
@@ -45,18 +47,17 @@ def made_by(found: Found) -> str:
   )
 
 
-def families(comparison: Comparison, done: Done) -> str:
+def families(comparison: Comparison, found: Found) -> str:
   """The question of each family, and how it is run."""
   head = ["family", "question", "base, %", "steps", "rollouts", "network"]
   rows = [[*head, "bases", "seeds", "tuning seeds"]]
   for name, run in comparison.families.items():
-    before = {
-      t.base: r["before"]["avg"] for t, r in done.items() if t.family == name
-    }
+    records = [r for of_arm in found.get(name, {}).values() for r in of_arm]
+    before = {r["base"]: r["before"]["avg"] for r in records}
     base = tables.NONE
     if before:
       base = f"{100 * sum(before.values()) / len(before):.1f}"
-    rollouts = run.num_steps * run.num_problems * run.group_size
+    rollouts = run.num_steps * _num_sequences(run, records)
     sizes = [f"{run.num_steps}", f"{rollouts}", _network(run)]
     num_bases = 1 if run.config else comparison.num_bases
     counts = [
@@ -76,6 +77,7 @@ def families(comparison: Comparison, done: Done) -> str:
 def arms(comparison: Comparison) -> str:
   """What each arm is; of an ablation what differs from the arm it is like."""
   rows = [["arm", "objective", "teacher", "beside"]]
+  with_config = [run.config is not None for run in comparison.families.values()]
   for name, arm in comparison.arms.items():
     beside = [
       f"{key}={value}"
@@ -93,14 +95,15 @@ def arms(comparison: Comparison) -> str:
       teacher = _changes(arm.teacher, like.teacher)
     else:
       objective = _settings(arm.objective.model_dump(mode="json"))
-      teacher = _settings(
-        arm.teacher.model_dump(mode="json", exclude_unset=True)
-      )
+      told_of = arm.teacher.model_dump(mode="json", exclude_unset=True)
+      if not all(with_config):
+        told_of = {"parameters": arm.teacher.parameters, **told_of}
+      teacher = _settings(told_of)
     rows.append([name, objective, teacher, " ".join(told)])
   return (
     f"{tables.markdown(rows)}\n\nlike: an ablation, of which only what it "
     "changes is named. Of others, what is not named is off or, of the teacher, "
-    "has its default."
+    f"has its default{_AS_CONFIGURED if any(with_config) else ''}."
   )
 
 
@@ -133,6 +136,15 @@ def _settings(tree: Mapping[str, Any]) -> str:
 def _changes(section: configs.Section, like: configs.Section) -> str:
   new, old = (ledger.flat(x.model_dump(mode="json")) for x in (section, like))
   return " ".join(f"{k}={v}" for k, v in new.items() if old.get(k) != v)
+
+
+def _num_sequences(run: FamilyRun, records: results.Records) -> int:
+  """Of a step."""
+  if not run.config:
+    return run.num_problems * run.group_size
+  if records:
+    return records[0]["num_sequences"]
+  return configs.load(run.config).num_sequences
 
 
 def _network(run: FamilyRun) -> str:

@@ -54,12 +54,19 @@ def run(
   Raises:
     ConfigError: the place is taken, or a training config does not fit; nothing
       has been run.
+    ValueError: a trial that is there ran with other settings; nor has anything
+      been run.
     ComparisonError: a family could not be run.
   """
   names = list(families or comparison.families)
   bookkeeping.check_place("run_directory", comparison.directory)
   for name in names:
     training.check(comparison, name, arms or list(comparison.arms))
+  done = ledger.read_trials(comparison.directory)
+  ledger.check_counted(
+    comparison,
+    {t: r for t, r in done.items() if reports or t.family in names},
+  )
   # Programs are compiled once, not once a process and a run.
   jax.config.update(
     "jax_compilation_cache_dir", str(comparison.directory / "compiled")

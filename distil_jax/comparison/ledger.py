@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
+from distil_jax import config as configs
+from distil_jax.comparison import training
 from distil_jax.comparison.settings import Arm, Comparison, FamilyRun
 
 # Seeds that choose learning rates start here; reported seeds start at 0.
@@ -26,6 +28,18 @@ _NOT_OF_A_TRIAL = {
   "seeds",
   "tuning_seeds",
 }
+
+
+# What every record has beside its trial's name.
+_FOUND = (
+  "num_sequences",
+  "step_seconds",
+  "before",
+  "after",
+  "curve",
+  "settings",
+  "revision",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +60,19 @@ class Trial:
 Done = Mapping[Trial, Mapping[str, Any]]
 
 
+def base_of(comparison: Comparison, family: str, seed: int) -> int:
+  """The base model that a seed starts from."""
+  if comparison.families[family].config:
+    return 0  # it brings its own
+  index = seed - FIRST_TUNING_SEED if seed >= FIRST_TUNING_SEED else seed
+  return index % comparison.num_bases
+
+
+def is_planned(comparison: Comparison, trial: Trial) -> bool:
+  """Whether its base is its seed's, which `num_bases` may have changed."""
+  return trial.base == base_of(comparison, trial.family, trial.seed)
+
+
 def file_of(comparison: Comparison, family: str) -> pathlib.Path:
   """Where a family's trials stand."""
   return comparison.directory / "trials" / f"{family}.jsonl"
@@ -56,13 +83,24 @@ def read_trials(directory: pathlib.Path) -> dict[Trial, dict[str, Any]]:
 
   A last line without its line break was cut off by the end of a process, or is
   being written by another, and does not count.
+
+  Raises:
+    ValueError: another line is not the record of a trial.
   """
   names = [field.name for field in dataclasses.fields(Trial)]
   done = {}
   for path in sorted((directory / "trials").glob("*.jsonl")):
     *complete, _ = path.read_text(encoding="utf-8").split("\n")
-    for line in complete:
-      record = json.loads(line)
+    for number, line in enumerate(complete, start=1):
+      try:
+        record = json.loads(line)
+      except ValueError:
+        record = None
+      if not isinstance(record, dict) or not record.keys() >= {*names, *_FOUND}:
+        raise ValueError(
+          f"{path}:{number} is not the record of a trial: {line[:80]!r}; "
+          "repair or delete that line, or choose another run_directory"
+        )
       done[Trial(*(record[name] for name in names))] = record
   return done
 
@@ -84,8 +122,10 @@ def settings_of(comparison: Comparison, trial: Trial) -> dict[str, Any]:
   """What, beside its name, decides what a trial finds."""
   run, arm = comparison.families[trial.family], comparison.arms[trial.arm]
   sizes = {"num_held_out", "num_pass_problems", "pass_at"}
+  of_config = {"config": training.settings_of(run, arm)} if run.config else {}
   return {
     **_of_sections(run, arm),
+    **of_config,
     **comparison.model_dump(mode="json", include=sizes),
   }
 
@@ -95,42 +135,50 @@ def check_same(
 ) -> None:
   """Refuses a trial that ran with other settings than it would now.
 
-  A key that its record lacks came later, with a default that leaves what was
-  there as it was: the record counts as if it had that default.
-
   Raises:
     ValueError: lists every difference.
   """
-  arm = comparison.arms[trial.arm]
-  defaults = flat(
-    _of_sections(FamilyRun(), Arm(objective=type(arm.objective)()))
-  )
-  new = flat(settings_of(comparison, trial))
-  old = flat(record["settings"])
-  old |= {k: defaults[k] for k in new.keys() - old.keys() if k in defaults}
-  differences = [
-    f"  {key}: {old.get(key)!r} then, {new.get(key)!r} now"
-    for key in sorted(old.keys() | new.keys())
-    if old.get(key) != new.get(key)
-  ]
-  if differences:
+  found = differences(comparison, trial, record)
+  if found:
     raise ValueError(
       "\n".join(
         [
           f"{file_of(comparison, trial.family)} holds {trial}, which ran with "
           "other settings of its family or arm; choose another run_directory, "
           "or delete that line (and the base, where its settings changed)",
-          *differences,
+          *found,
         ]
       )
     )
 
 
+def differences(
+  comparison: Comparison, trial: Trial, record: Mapping[str, Any]
+) -> list[str]:
+  """Settings with which a trial ran, and which would differ now.
+
+  A key that its record lacks came later, with a default that leaves what was
+  there as it was: the record counts as if it had that default.
+  """
+  arm = comparison.arms[trial.arm]
+  defaults = _of_sections(FamilyRun(), Arm(objective=type(arm.objective)()))
+  defaults["config"] = configs.Config().model_dump(mode="json")
+  defaults = flat(defaults)
+  new = flat(settings_of(comparison, trial))
+  old = flat(record["settings"])
+  old |= {k: defaults[k] for k in new.keys() - old.keys() if k in defaults}
+  return [
+    f"  {key}: {old.get(key)!r} then, {new.get(key)!r} now"
+    for key in sorted(old.keys() | new.keys())
+    if old.get(key) != new.get(key)
+  ]
+
+
 def check_counted(comparison: Comparison, done: Done) -> None:
   """Refuses if a trial that the report counts ran with other settings.
 
-  Trials of families, arms or learning rates that the comparison does not name
-  are not counted, and may be what they will.
+  Trials of families, arms, learning rates or bases that the comparison does not
+  name are not counted, and may be what they will.
 
   Raises:
     ValueError: lists every difference of the first one.
@@ -139,6 +187,8 @@ def check_counted(comparison: Comparison, done: Done) -> None:
     if trial.family not in comparison.families:
       continue
     if trial.arm not in comparison.arms:
+      continue
+    if not is_planned(comparison, trial):
       continue
     owner = comparison.arms[trial.arm].like or trial.arm
     if trial.learning_rate in comparison.learning_rates_of(trial.family, owner):
@@ -171,6 +221,7 @@ def chosen_rate(
       if trial.is_tuning
       and (trial.family, trial.arm) == (family, arm)
       and trial.learning_rate == rate
+      and is_planned(comparison, trial)
     ]
     if len(records) < comparison.tuning_seeds_of(family):
       return None

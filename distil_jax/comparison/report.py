@@ -52,7 +52,7 @@ def report(comparison: Comparison, done: Done) -> str:
   rests_on = "\n\n" + circumstances.basis(comparison, found, main)
   sections = {
     "In short": headline(comparison, found).rstrip(),
-    "Families": circumstances.families(comparison, done),
+    "Families": circumstances.families(comparison, found),
     "Arms": circumstances.arms(comparison),
     "Is the default first?": tables.verdict(comparison, found) + rests_on,
     "Held-out accuracy (avg@4) at the end, %": (

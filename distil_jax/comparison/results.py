@@ -42,6 +42,7 @@ def reported(
     if (trial.family, trial.arm) == (family, arm)
     and trial.learning_rate == rate
     and not trial.is_tuning
+    and ledger.is_planned(comparison, trial)
   ]
 
 
@@ -115,13 +116,17 @@ def gap(
   Returns:
     own less other; None where they have no seed in common.
   """
-  of_seed = {record["seed"]: measure(record) for record in other}
+  of_seed = {_start(record): measure(record) for record in other}
   gaps = [
-    measure(record) - of_seed[record["seed"]]
+    measure(record) - of_seed[_start(record)]
     for record in own
-    if record["seed"] in of_seed
+    if _start(record) in of_seed
   ]
   return mean_and_error(gaps) if gaps else None
+
+
+def _start(record: Mapping[str, Any]) -> tuple[int, int]:
+  return record["base"], record["seed"]
 
 
 def is_tied(one: Cell, first: Cell) -> bool:

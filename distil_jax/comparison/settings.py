@@ -1,6 +1,7 @@
 """What a comparison is asked to do."""
 
 import pathlib
+import re
 from typing import Annotated, Literal
 
 import pydantic
@@ -10,6 +11,8 @@ from distil_jax.comparison import catalogue
 
 Positive = Annotated[int, pydantic.Field(ge=1)]
 Rate = Annotated[float, pydantic.Field(gt=0)]
+Grid = Annotated[tuple[Rate, ...], pydantic.Field(min_length=1)]
+_Some = pydantic.Field(min_length=1)
 
 # What the learning curves hold.
 Measure = Literal[
@@ -23,6 +26,17 @@ class Network(configs.Section):
   width: Positive = 48
   num_layers: Positive = 2
   num_heads: Positive = 4
+
+
+# What a training config says of a family that has one.
+_OF_TOYS = {
+  "num_problems",
+  "group_size",
+  "network",
+  "base_steps",
+  "base_batch_size",
+  "base_learning_rate",
+}
 
 
 class FamilyRun(configs.Section):
@@ -47,9 +61,19 @@ class FamilyRun(configs.Section):
   question: str = ""  # what the family is for; only with a config
   seeds: Positive | None = None  # null: the comparison's
   tuning_seeds: Positive | None = None
-  learning_rates: tuple[Rate, ...] | None = None
+  learning_rates: Grid | None = None
   arms: tuple[str, ...] | None = None  # null: all
   score_shares: bool = True  # on the curves; one more program for each arm
+
+  @pydantic.model_validator(mode="after")
+  def _of_config(self):
+    ignored = sorted(self.model_fields_set & _OF_TOYS) if self.config else []
+    if ignored:
+      raise ValueError(
+        f"{', '.join(ignored)} beside config={self.config}, which says how "
+        "large a step and a model are; set it there, and drop it here"
+      )
+    return self
 
 
 class Arm(configs.Section):
@@ -57,13 +81,14 @@ class Arm(configs.Section):
 
   An arm without learning rates of its own chooses from the comparison's. An
   ablation takes over what the arm named in `like` has chosen, and runs only in
-  the families that it names.
+  the families that it names. In a family with a training config only those
+  settings of the teacher count that the arm names; others are the config's.
   """
 
   objective: configs.Objective
-  teacher: configs.Teacher = configs.Teacher(parameters="frozen")
+  teacher: configs.Teacher = configs.Teacher()
   mini_batches: Positive = 1
-  learning_rates: tuple[Rate, ...] | None = None
+  learning_rates: Grid | None = None
   like: str | None = None
   families: tuple[str, ...] | None = None
   num_steps_factor: Positive = 1
@@ -82,9 +107,9 @@ class GradientRun(configs.Section):
 class Figure(configs.Section):
   """A picture of some arms, with a row a family and a column a measure."""
 
-  families: tuple[str, ...]
-  arms: tuple[str, ...]
-  measures: tuple[Measure, ...]
+  families: Annotated[tuple[str, ...], _Some]
+  arms: Annotated[tuple[str, ...], _Some]
+  measures: Annotated[tuple[Measure, ...], _Some]
 
 
 class Comparison(configs.Section):
@@ -95,12 +120,12 @@ class Comparison(configs.Section):
   default: str  # the arm that claims to be first or tied everywhere
   families: dict[str, FamilyRun]
   arms: dict[str, Arm]
-  learning_rates: tuple[Rate, ...] = (3e-4, 1e-3, 3e-3)
+  learning_rates: Grid = (3e-4, 1e-3, 3e-3)
   seeds: Positive = 5
   tuning_seeds: Positive = 2
   num_bases: Positive = 2
   num_held_out: Positive = 512
-  pass_at: tuple[Positive, ...] = (1, 4, 16, 64)
+  pass_at: Annotated[tuple[Positive, ...], _Some] = (1, 4, 16, 64)
   num_pass_problems: Positive = 64
   gradients: GradientRun = GradientRun()
   # Each is drawn as figures/NAME.png.
@@ -131,6 +156,10 @@ class Comparison(configs.Section):
     self._check_names("gradients.families", self.gradients.families, toys)
     for name, figure in self.figures.items():
       where = f"figures.{name}"
+      if not re.fullmatch(r"[\w-]+", name):
+        raise ValueError(
+          f"{where}: {name!r} names a file; use letters, digits, _ and - alone"
+        )
       self._check_names(f"{where}.families", figure.families, self.families)
       self._check_names(f"{where}.arms", figure.arms, self.arms)
     for name, arm in self.arms.items():
@@ -149,7 +178,18 @@ class Comparison(configs.Section):
             f"arms.{name}.like={arm.like}, which itself is like another; name "
             "an arm that chooses its own learning rate"
           )
+    for family in toys:
+      for name in filter(lambda arm: self.runs(family, arm), self.arms):
+        self._check_toy(family, name)
     return self
+
+  def runs(self, family: str, arm: str) -> bool:
+    """Whether an arm is to run in a family."""
+    of_family = self.families[family].arms
+    if of_family is not None:
+      return arm in of_family
+    of_arm = self.arms[arm].families
+    return of_arm is None or family in of_arm
 
   def learning_rates_of(self, family: str, arm: str) -> tuple[float, ...]:
     """The grid that an arm chooses from in a family."""
@@ -161,6 +201,20 @@ class Comparison(configs.Section):
 
   def tuning_seeds_of(self, family: str) -> int:
     return self.families[family].tuning_seeds or self.tuning_seeds
+
+  def _check_toy(self, family: str, name: str) -> None:
+    """What a training config would be refused for."""
+    run, arm = self.families[family], self.arms[name]
+    # A group is learned from at once.
+    if run.num_problems % arm.mini_batches:
+      raise ValueError(
+        f"arms.{name}: mini_batches={arm.mini_batches} must divide "
+        f"families.{family}.num_problems={run.num_problems}"
+      )
+    try:
+      configs.check_teacher(arm.objective, arm.teacher)
+    except configs.ConfigError as error:
+      raise ValueError(f"arms.{name}: {error}") from error
 
   @staticmethod
   def _check_names(where: str, names, known) -> None:

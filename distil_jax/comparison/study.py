@@ -47,26 +47,18 @@ def run_family(
   done = read_trials(comparison.directory)
   # A training config brings its own model: there is one base.
   params = [None] if run.config else _bases(comparison, name, run, say)
-  chosen_arms = [a for a in comparison.arms if _runs(comparison, name, a)]
+  chosen_arms = [a for a in comparison.arms if comparison.runs(name, a)]
   for arm in chosen_arms:
     if arms and arm not in arms:
       continue
     rate = _learning_rate(comparison, name, arm, params, done, say)
     for seed in range(run.seeds or comparison.seeds):
-      trial = Trial(name, arm, seed % len(params), seed, rate)
+      base = ledger.base_of(comparison, name, seed)
+      trial = Trial(name, arm, base, seed, rate)
       _do(comparison, trial, params, done, say)
     # An arm's programs are not needed again, and the memory maps of a process
     # that keeps those of all arms run out.
     jax.clear_caches()
-
-
-def _runs(comparison: Comparison, family: str, arm: str) -> bool:
-  """Whether an arm is to run in a family."""
-  of_family = comparison.families[family].arms
-  if of_family is not None:
-    return arm in of_family
-  of_arm = comparison.arms[arm].families
-  return of_arm is None or family in of_arm
 
 
 def _learning_rate(comparison, family, arm, params, done, say) -> float:
@@ -76,7 +68,8 @@ def _learning_rate(comparison, family, arm, params, done, say) -> float:
     for i in range(comparison.tuning_seeds_of(family)):
       for rate in grid:
         seed = ledger.FIRST_TUNING_SEED + i
-        trial = Trial(family, owner, i % len(params), seed, rate)
+        base = ledger.base_of(comparison, family, seed)
+        trial = Trial(family, owner, base, seed, rate)
         _do(comparison, trial, params, done, say)
   rate = chosen_rate(comparison, family, arm, done)
   assert rate is not None
@@ -90,7 +83,7 @@ def _do(comparison, trial: Trial, params, done, say: Say) -> None:
   if comparison.families[trial.family].config:
     record = _trained(comparison, trial)
   else:
-    before = _base_accuracy(trial, done)
+    before = _base_accuracy(comparison, trial, done)
     record = run_trial(comparison, trial, params[trial.base], before)
   record["settings"] = ledger.settings_of(comparison, trial)
   record["revision"] = reports.source_revision(_PACKAGE)
@@ -104,11 +97,20 @@ def _do(comparison, trial: Trial, params, done, say: Say) -> None:
   )
 
 
-def _base_accuracy(trial: Trial, done) -> dict[str, float] | None:
-  """What another trial has found of the same base on the same problems."""
+def _base_accuracy(
+  comparison: Comparison, trial: Trial, done
+) -> dict[str, float] | None:
+  """What another trial has found of the same base on the same problems.
+
+  Trials that the report does not count may have run with other settings.
+  """
   for other, record in done.items():
     same = (other.family, other.base, other.is_tuning)
-    if same == (trial.family, trial.base, trial.is_tuning):
+    if (
+      same == (trial.family, trial.base, trial.is_tuning)
+      and other.arm in comparison.arms
+      and not ledger.differences(comparison, other, record)
+    ):
       return record["before"]
   return None
 

@@ -244,8 +244,11 @@ def _marked(column: Mapping[str, Cell], arm: str) -> str:
   if own is None:
     return NONE
   others = [c for name, c in column.items() if name != arm]
-  mark = _MARKS[results.place(own, others)] if others else ""
-  return _percent(own) + mark
+  if not others:
+    return _percent(own)
+  is_first = own.mean >= max(other.mean for other in others)
+  place = "first" if is_first else results.place(own, others)
+  return _percent(own) + _MARKS[place]
 
 
 def _bold_if_tied(column: Mapping[str, Cell], arm: str) -> str:

@@ -16,13 +16,21 @@ _METRICS = {
 }
 
 
+# Settings of a teacher that only one kind of parameters has.
+_OF_A_KIND = {
+  "ema_rate": "ema",
+  "guard": "ema",
+  "trust_region_rate": "trust_region",
+}
+
+
 def check(comparison: Comparison, family: str, arms: Sequence[str]) -> None:
   """Refuses a training config that cannot be used, before anything is run.
 
   Args:
     comparison: what is to run.
     family: one of its families, with a training config or without.
-    arms: those that may run.
+    arms: those that may run; others than the family's are left out.
 
   Raises:
     ConfigError: names the family and, where it matters, the arm.
@@ -30,7 +38,7 @@ def check(comparison: Comparison, family: str, arms: Sequence[str]) -> None:
   run = comparison.families[family]
   if run.config is None:
     return
-  for name in arms:
+  for name in filter(lambda arm: comparison.runs(family, arm), arms):
     try:
       run_config(
         run,
@@ -57,7 +65,7 @@ def run_config(
   tree = configs.load(run.config).model_dump(mode="json")
   sequences = tree["rollout"]["num_problems"] * tree["rollout"]["group_size"]
   tree["objective"] = arm.objective.model_dump(mode="json")
-  tree["teacher"] |= arm.teacher.model_dump(mode="json", exclude_unset=True)
+  tree["teacher"] = _teacher(tree["teacher"], arm.teacher)
   tree["optimizer"]["learning_rate"] = learning_rate
   if run.schedule is not None:
     tree["optimizer"]["schedule"] = run.schedule
@@ -74,30 +82,88 @@ def run_config(
   return configs.parse(tree, source=f"{run.config} with the arm's settings")
 
 
+def settings_of(run: FamilyRun, arm: Arm) -> dict[str, Any]:
+  """All that a trial's config says, but for what tells the trial apart."""
+  config = run_config(run, arm, learning_rate=1.0, seed=0, directory="")
+  return config.model_dump(
+    mode="json",
+    exclude={
+      "name": True,
+      "logging": True,
+      "optimizer": {"learning_rate"},
+      "train": {"seed", "run_directory"},
+    },
+  )
+
+
+def _teacher(tree: dict[str, Any], teacher: configs.Teacher) -> dict[str, Any]:
+  """A config's teacher with what an arm sets of it.
+
+  What is only of the config's kind of teacher goes with that kind.
+  """
+  own = teacher.model_dump(mode="json", exclude_unset=True)
+  kind = own.get("parameters", tree["parameters"])
+  defaults = configs.Teacher().model_dump(mode="json")
+  gone = [name for name, of in _OF_A_KIND.items() if kind != of]
+  return tree | {name: defaults[name] for name in gone} | own
+
+
 def train(config: configs.Config) -> dict[str, Any]:
-  """Trains once; the part of a trial's record that is not its name."""
-  summary = learner.Learner(config).train()
+  """Trains once; the part of a trial's record that is not its name.
+
+  A run that diverges is lost, whatever its last good parameters could do.
+  """
+  try:
+    summary = learner.Learner(config).train()
+  except learner.TrainingError:
+    summary = None
   folder = config.run_directory
   metrics = {
     line["step"]: line for line in reports.read_lines(folder / reports.METRICS)
   }
   accuracy = f"avg@{config.evaluation.num_samples}"
-  curve = []
-  for line in reports.read_lines(folder / reports.EVALUATIONS):
-    if line["step"]:
-      point = {"step": line["step"], "avg": line[accuracy]}
-      curve.append(point | _of_step(metrics[line["step"]]))
+  evaluations = {
+    line["step"]: line
+    for line in reports.read_lines(folder / reports.EVALUATIONS)
+  }
+  before = _of_evaluation(evaluations.pop(0), accuracy)
+  curve = [
+    {"step": step, "avg": line[accuracy]} | _of_step(metrics[step])
+    for step, line in evaluations.items()
+  ]
   # The first step holds the compilation, unless it is the only one.
-  steps = [line["time/step_seconds"] for line in metrics.values()]
-  steps = sorted(steps[1:] or steps)
+  times = [line["time/step_seconds"] for line in metrics.values()]
+  steps = sorted(times[1:] or times or [0.0])
+  if summary is None:
+    after = dict.fromkeys(before, 0.0)
+    curve += _lost(config, curve)
+    seconds = sum(times)
+  else:
+    after = _of_evaluation(summary["after"], accuracy)
+    seconds = summary["seconds"]
   return {
     "num_sequences": config.num_sequences,
     "step_seconds": steps[len(steps) // 2],
-    "before": _of_evaluation(summary["before"], accuracy),
-    "after": _of_evaluation(summary["after"], accuracy),
+    "before": before,
+    "after": after,
     "curve": curve,
-    "seconds": summary["seconds"],
+    "diverged_at": max(metrics, default=0) if summary is None else None,
+    "seconds": seconds,
   }
+
+
+def _lost(
+  config: configs.Config, curve: Sequence[Mapping[str, float]]
+) -> list[dict[str, float]]:
+  """The points of a curve that a run did not come to."""
+  last = curve[-1] if curve else {"step": 0}
+  every = config.evaluation.every
+  return [
+    {**last, "avg": 0.0, "step": step}
+    for step in range(
+      int(last["step"]) + every, config.train.num_steps + 1, every
+    )
+  ]
 
 
 def _of_step(line: Mapping[str, Any]) -> dict[str, float]:

@@ -54,8 +54,9 @@ def trials(family, arm, finals, rate=RATE, first=0, **last):
   done = {}
   for i, final in enumerate(finals):
     end = {"step": 2, "avg": final, "entropy": 0.5, "teacher": 0.9, **last}
-    done[Trial(family, arm, i % 2, first + i, rate)] = {
-      "base": i % 2,
+    base = (first + i) % 2
+    done[Trial(family, arm, base, first + i, rate)] = {
+      "base": base,
       "seed": first + i,
       "learning_rate": rate,
       "num_sequences": 8,

@@ -1,5 +1,6 @@
 """`distil-jax compare`, from the first base model to the last picture."""
 
+import dataclasses
 import json
 import pathlib
 import subprocess
@@ -9,8 +10,10 @@ import time
 import jax
 import pytest
 
+from distil_jax import config as configs
 from distil_jax import main
-from distil_jax.comparison import command
+from distil_jax.comparison import command, ledger
+from distil_jax.comparison.settings import Comparison
 
 SMOKE = str(
   pathlib.Path(__file__).resolve().parents[2] / "configs/comparison/smoke.yaml"
@@ -58,6 +61,42 @@ def test_mistakes_name_place_and_cure(tmp_path, capsys, arguments, words):
   for word in words:
     assert word in message
   assert not (tmp_path / "run").exists()
+
+
+def test_named_twice_is_run_once(tmp_path, capsys):
+  """Two processes on one file would spoil it; one is this very process."""
+  folder = tmp_path / "bases/sparse-0"
+  folder.mkdir(parents=True)
+  (folder / "config.json").write_text("{}")
+  (folder / "base.json").write_text('{"base_steps": 1}')
+  before = jax.config.jax_compilation_cache_dir
+  try:
+    assert compare(tmp_path, "--family=sparse", "--family=sparse") == 1
+  finally:
+    jax.config.update("jax_compilation_cache_dir", before)
+  message = capsys.readouterr().err
+  assert "holds a base model" in message
+  assert "families that failed" not in message
+
+
+@pytest.mark.parametrize("option", ["--no-rep", "--rep", "--fam=sparse"])
+def test_options_are_not_abbreviated(tmp_path, capsys, option):
+  with pytest.raises(SystemExit):
+    compare(tmp_path, option)
+  assert "unrecognized arguments" in capsys.readouterr().err
+
+
+def test_other_settings_are_refused_before_anything_is_run(tmp_path, capsys):
+  comparison = configs.load_as(
+    Comparison, SMOKE, [*TINY, f"run_directory={tmp_path}"]
+  )
+  trial = ledger.Trial("sparse", "grpo", 0, 0, 1e-3)
+  record = dataclasses.asdict(trial) | dict.fromkeys(ledger._FOUND)
+  record["settings"] = ledger.settings_of(comparison, trial)
+  ledger.append(ledger.file_of(comparison, "sparse"), record)
+  assert compare(tmp_path, "num_held_out=5") == 1
+  assert "num_held_out: 4 then, 5 now" in capsys.readouterr().err
+  assert [path.name for path in tmp_path.iterdir()] == ["trials"]
 
 
 @pytest.mark.parametrize("mode", [(), ("--report",), ("--family=sparse",)])

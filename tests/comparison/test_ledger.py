@@ -1,6 +1,7 @@
 """Which learning rate is chosen, and what is read back from the disk."""
 
 import json
+import pathlib
 
 import pytest
 from made_up import GRID
@@ -8,6 +9,8 @@ from made_up import tuned_comparison as comparison
 
 from distil_jax.comparison import ledger
 from distil_jax.comparison.ledger import Trial
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def tuned(finals, *, curves=None, family="sparse", arm="grpo", first=1000):
@@ -90,6 +93,7 @@ def line(seed):
       "seed": seed,
       "learning_rate": 3e-4,
       "value": seed / 3,
+      **dict.fromkeys(ledger._FOUND),
     }
   )
 
@@ -112,6 +116,13 @@ def test_a_line_that_is_cut_off_does_not_count(folder):
   for length in (len(whole) - 9, len(whole)):
     (folder / "trials/a.jsonl").write_text(whole[:length])
     assert [trial.seed for trial in ledger.read_trials(folder)] == [0]
+
+
+@pytest.mark.parametrize("bad", ["", line(1)[:30], "[1]", '{"family": "a"}'])
+def test_another_line_that_is_no_record_is_refused(folder, bad):
+  (folder / "trials/a.jsonl").write_text(f"{line(0)}\n{bad}\n{line(2)}\n")
+  with pytest.raises(ValueError, match=r"a\.jsonl:2 is not the record"):
+    ledger.read_trials(folder)
 
 
 def test_no_folder_no_trials(tmp_path):
@@ -179,6 +190,27 @@ def test_only_what_the_report_counts_must_have_the_same_settings():
     ledger.check_counted(made, {TRIAL: ran(), trial: other})
   with pytest.raises(ValueError, match="num_steps"):
     ledger.check_counted(made, {TRIAL: other})
+
+
+def test_trials_of_bases_that_are_not_planned_do_not_count():
+  done = tuned({3e-4: [0.5, 0.5], 1e-3: [0.6, 0.6], 3e-3: [0.7, 0.7]})
+  made = comparison(num_bases=1)  # the second tuning seed was on base 1
+  assert ledger.chosen_rate(made, "sparse", "grpo", done) is None
+  other = ran(families={"sparse": {"num_steps": 80}, "early": {}})
+  ledger.check_counted(made, {Trial("sparse", "grpo", 1, 1, 3e-4): other})
+
+
+def test_an_edited_training_config_is_another_trial(tmp_path):
+  path = tmp_path / "sums.yaml"
+  text = (ROOT / "configs/calculator/small_batches.yaml").read_text()
+  path.write_text(text)
+  made = comparison(families={"sums": {"config": str(path)}, "early": {}})
+  trial = Trial("sums", "grpo", 0, 0, 3e-4)
+  record = {"settings": ledger.settings_of(made, trial)}
+  ledger.check_same(made, trial, record)
+  path.write_text(text.replace("group_size: 8", "group_size: 4"))
+  with pytest.raises(ValueError, match=r"config\.rollout\.group_size: 8 then"):
+    ledger.check_same(made, trial, record)
 
 
 def test_what_is_appended_is_read(tmp_path):

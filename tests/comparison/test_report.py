@@ -1,8 +1,12 @@
 """What a reader is told who has not seen the comparison run."""
 
+import pathlib
+
 from made_up import comparison, rows, trials
 
 from distil_jax.comparison import circumstances, report, results
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def section(text, title):
@@ -21,7 +25,13 @@ def test_bases_count_alike():
   done = trials("sparse", "grpo", [0.5] * 3)  # two of base 0, one of base 1
   for trial, record in done.items():
     record["before"] = {"avg": 0.1 + 0.2 * trial.base}
-  shown = rows(circumstances.families(comparison(num_bases=2), done))
+  # What chooses a rate is measured on other problems.
+  tuning = trials("sparse", "grpo", [0.5], first=1000)
+  for record in tuning.values():
+    record["before"] = {"avg": 0.9}
+  made = comparison(num_bases=2)
+  found = results.collect(made, done | tuning)
+  shown = rows(circumstances.families(made, found))
   assert shown["sparse"][1:] == [
     "20.0",
     "100",
@@ -31,6 +41,14 @@ def test_bases_count_alike():
     "3",
     "2",
   ]
+
+
+def test_rollouts_of_a_family_with_a_config_are_its_configs():
+  config = str(ROOT / "configs/calculator/small_batches.yaml")
+  made = comparison(families={"sums": {"config": config, "question": "q"}})
+  for done in ({}, trials("sums", "grpo", [0.5, 0.5, 0.5])):
+    shown = rows(circumstances.families(made, results.collect(made, done)))
+    assert shown["sums"][3] == f"{100 * (8 if done else 8 * 8)}"
 
 
 def test_rates_at_an_end_of_their_grid_are_marked():

@@ -84,3 +84,15 @@ def test_places_of_the_default_among_those_that_choose():
   made = made_up.comparison()
   found = results.collect(made, done)
   assert results.default_places(made, found) == {"sparse": "first"}
+
+
+def test_a_seed_counts_once_when_the_number_of_bases_changed():
+  done = made_up.trials("sparse", "grpo", [0.1, 0.2])  # on bases 0 and 1
+  made = made_up.comparison(num_bases=1)
+  records = results.reported(made, done, "sparse", "grpo")
+  assert [record["seed"] for record in records] == [0]
+  (own,), (other,) = (
+    made_up.trials("sparse", arm, [0.5]).values() for arm in ("mine", "grpo")
+  )
+  other["base"] = 1
+  assert results.gap([own], [other], results.final_accuracy) is None

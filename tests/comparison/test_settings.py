@@ -76,12 +76,56 @@ def test_smoke_arms_are_those_of_the_full_comparison():
     ),
     ("learning_rates=[0]", ["learning_rates", "greater than 0"]),
     ("seeds=0", ["seeds", "got 0"]),
+    ("learning_rates=[]", ["learning_rates", "at least 1"]),
+    ("arms.grpo.learning_rates=[]", ["arms.grpo.learning_rates", "at least 1"]),
+    ("pass_at=[]", ["pass_at", "at least 1"]),
+    (
+      "arms.grpo.mini_batches=3",
+      ["arms.grpo: mini_batches=3", "families.sparse.num_problems=16"],
+    ),
+    # A sixteenth of 128 sequences, but half of a group.
+    ("arms.grpo.mini_batches=32", ["arms.grpo: mini_batches=32"]),
+    (
+      "arms.grpo.teacher={parameters: ema, guard: {}}",
+      ["arms.grpo: teacher.guard is set", "teacher.guard=null"],
+    ),
+    (
+      "families.sums={config: x.yaml, group_size: 4, base_steps: 5}",
+      ["families.sums: base_steps, group_size beside config=x.yaml", "drop"],
+    ),
+    (
+      "figures={a/b: {families: [early], arms: [grpo], measures: [avg]}}",
+      ["figures.a/b", "letters"],
+    ),
+    (
+      "figures.a={families: [], arms: [grpo], measures: [avg]}",
+      ["figures.a.families", "at least 1"],
+    ),
+    (
+      "figures.a={families: [early], arms: [], measures: [avg]}",
+      ["figures.a.arms", "at least 1"],
+    ),
+    (
+      "figures.a={families: [early], arms: [grpo], measures: []}",
+      ["figures.a.measures", "at least 1"],
+    ),
   ],
 )
 def test_mistakes_name_place_and_cure(tmp_path, override, words):
   message = refusal(tmp_path, override)
   for word in words:
     assert word in message
+
+
+def test_what_does_not_run_need_not_fit(tmp_path):
+  made = load(
+    tmp_path,
+    "arms.sdpo.mini_batches=3",
+    "arms.sdpo.families=[early]",
+    "families.early.num_problems=6",
+  )
+  assert made.runs("early", "sdpo")
+  assert made.arms["sdpo"].teacher.parameters == "frozen"
 
 
 def test_like_needs_an_arm_that_chooses(tmp_path):

@@ -3,21 +3,23 @@
 import pytest
 from made_up import tuned_comparison as comparison
 
-from distil_jax.comparison import study
+from distil_jax.comparison import ledger, study
+from distil_jax.comparison.ledger import Trial
 
 
 def test_where_an_arm_runs():
+  made = comparison()
   runs = {
     (family, arm)
     for family in ("sparse", "early")
     for arm in ("grpo", "here")
-    if study._runs(comparison(), family, arm)
+    if made.runs(family, arm)
   }
   assert runs == {("sparse", "grpo"), ("early", "grpo"), ("early", "here")}
   # What a family names counts more than where an arm wants to run.
   named = comparison(families={"sparse": {"arms": ["here"]}, "early": {}})
-  assert study._runs(named, "sparse", "here")
-  assert not study._runs(named, "sparse", "grpo")
+  assert named.runs("sparse", "here")
+  assert not named.runs("sparse", "grpo")
 
 
 def test_settings_of_an_arm_reach_the_trial():
@@ -63,3 +65,14 @@ def test_now_and_then_it_says_how_far_a_base_is(monkeypatch):
   assert said == [
     "early: base 0, step 20 of 40: 0.5000 nats per token from its targets"
   ]
+
+
+def test_the_base_is_measured_anew_where_settings_differ():
+  made = comparison()
+  old, new = (Trial("sparse", "grpo", 0, seed, 1e-3) for seed in (0, 2))
+  record = {"before": {"avg": 0.5}, "settings": ledger.settings_of(made, old)}
+  assert study._base_accuracy(made, new, {old: record}) == {"avg": 0.5}
+  other = comparison(num_held_out=7)
+  assert study._base_accuracy(other, new, {old: record}) is None
+  gone = Trial("sparse", "gone", 0, 0, 1e-3)
+  assert study._base_accuracy(made, new, {gone: record}) is None

@@ -159,6 +159,15 @@ def test_the_headline():
   )
 
 
+def test_all_with_the_highest_mean_are_first():
+  done = trials("sparse", "grpo", [0.5, 0.5]) | trials(
+    "sparse", "mine", [0.5, 0.5]
+  )
+  shown = rows(made_of(tables.headline, done))
+  assert shown["grpo"] == ["50.0 ± 0.0 ★"]
+  assert shown["**mine**"] == ["**50.0 ± 0.0 ★**"]
+
+
 def test_the_headline_of_a_comparison_that_goes_on():
   done = trials("sparse", "grpo", [0.4]) | trials("sparse", "mine", [0.5])
   done |= trials("early", "mine", [0.5])
