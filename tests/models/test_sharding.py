@@ -107,7 +107,7 @@ def whole_step(network, mesh):
     )
 
   step = recipe.train_step(
-    config.Distil(baseline="leave_one_out", chunk_size=2),
+    config.Distil(baseline="leave_one_out", reward_weight=1.0, chunk_size=2),
     config.Teacher(parameters="ema", ema_rate=0.5),
     graphdef=network.graphdef,
     optimizer=optimizer,
