@@ -16,6 +16,7 @@ from distil_jax.comparison import (
   catalogue,
   families,
   gradients,
+  training,
   trials,
 )
 from distil_jax.comparison.ledger import Trial
@@ -50,14 +51,14 @@ def run_trial(
   )
   rate = np.float32(trial.learning_rate)
   curve, block_seconds, diverged_at = [], [], None
-  num_blocks = run.num_steps * arm.num_steps_factor // run.evaluate_every
-  for block in range(num_blocks):
+  num_steps = run.num_steps * arm.num_steps_factor
+  for step in range(run.evaluate_every, num_steps + 1, run.evaluate_every):
     begun = time.monotonic()
     state, metrics = trials.train(
       state, rate, setting=setting, num_steps=run.evaluate_every
     )
     metrics = jax.tree.map(float, metrics)
-    if int(state.step) != (block + 1) * run.evaluate_every:
+    if int(state.step) != step:
       # A step that is not finite leaves the state as it was, for ever.
       diverged_at = int(state.step)
       break
@@ -72,7 +73,7 @@ def run_trial(
       num_problems=_CURVE_PROBLEMS,
       num_samples=_CURVE_SAMPLES,
     )
-    point: dict[str, float] = {"step": (block + 1) * run.evaluate_every}
+    point: dict[str, float] = {"step": step}
     point |= {f"train/{name}": value for name, value in metrics.items()}
     point |= {name: float(value) for name, value in values.items()}
     if run.score_shares and not arm.like and trial.seed == 0:
@@ -85,11 +86,7 @@ def run_trial(
   if diverged_at is not None:
     # The run is lost, whatever its last good parameters could do.
     after = dict.fromkeys(after, 0.0)
-    last = curve[-1] if curve else {"avg": 0.0}
-    curve += [
-      {**last, "avg": 0.0, "step": (block + 1) * run.evaluate_every}
-      for block in range(len(curve), num_blocks)
-    ]
+    curve += training.lost(curve, every=run.evaluate_every, num_steps=num_steps)
   return {
     **dataclasses.asdict(trial),
     "num_sequences": setting.num_sequences,

@@ -96,6 +96,15 @@ def settings_of(run: FamilyRun, arm: Arm) -> dict[str, Any]:
   )
 
 
+def lost(
+  curve: Sequence[Mapping[str, float]], *, every: int, num_steps: int
+) -> list[dict[str, float]]:
+  """The points of a curve that a run which diverged did not come to."""
+  last = curve[-1] if curve else {"step": 0}
+  steps = range(int(last["step"]) + every, num_steps + 1, every)
+  return [{**last, "avg": 0.0, "step": step} for step in steps]
+
+
 def _teacher(tree: dict[str, Any], teacher: configs.Teacher) -> dict[str, Any]:
   """A config's teacher with what an arm sets of it.
 
@@ -136,7 +145,9 @@ def train(config: configs.Config) -> dict[str, Any]:
   steps = sorted(times[1:] or times or [0.0])
   if summary is None:
     after = dict.fromkeys(before, 0.0)
-    curve += _lost(config, curve)
+    curve += lost(
+      curve, every=config.evaluation.every, num_steps=config.train.num_steps
+    )
     seconds = sum(times)
   else:
     after = _of_evaluation(summary["after"], accuracy)
@@ -150,20 +161,6 @@ def train(config: configs.Config) -> dict[str, Any]:
     "diverged_at": max(metrics, default=0) if summary is None else None,
     "seconds": seconds,
   }
-
-
-def _lost(
-  config: configs.Config, curve: Sequence[Mapping[str, float]]
-) -> list[dict[str, float]]:
-  """The points of a curve that a run did not come to."""
-  last = curve[-1] if curve else {"step": 0}
-  every = config.evaluation.every
-  return [
-    {**last, "avg": 0.0, "step": step}
-    for step in range(
-      int(last["step"]) + every, config.train.num_steps + 1, every
-    )
-  ]
 
 
 def _of_step(line: Mapping[str, Any]) -> dict[str, float]:
