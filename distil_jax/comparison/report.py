@@ -4,6 +4,7 @@ import pathlib
 
 from distil_jax.comparison import (
   circumstances,
+  collapses,
   pictures,
   results,
   study,
@@ -66,6 +67,9 @@ def report(comparison: Comparison, done: Done) -> str:
     "Learning rates chosen": circumstances.learning_rates(comparison, done),
   }
   sections |= _ablations(comparison, found)
+  fallen = collapses.table(comparison, found)
+  if fallen:
+    sections["What falls again, and what shows it"] = fallen + rests_on
   measured = study.read_gradients(comparison.directory)
   if measured:
     sections["Gradients at the base"] = tables.gradients(comparison, measured)
