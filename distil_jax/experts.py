@@ -4,19 +4,14 @@ The teacher tells its distribution, or a list of tokens for each of the
 student's; an outside expert's list takes the same place.
 """
 
-from typing import Literal
-
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from distil_jax import scoring
-from distil_jax.models import qwen3
-from distil_jax.ops import candidates, masking, unembedding
+from distil_jax.models import qwen3, sharding
+from distil_jax.ops import candidates, chunks, masking, unembedding
 from distil_jax.ops.divergences import Divergence
 from distil_jax.records import Batch
-
-ListKind = Literal["samples", "top_k"]
 
 
 def judged_tokens(batch: Batch) -> jax.Array:
@@ -42,59 +37,82 @@ def student_hidden_states(
   )
 
 
-def exact_statistics(
+def exact_source(
   params: qwen3.Params,
   teacher_params: qwen3.Params,
   batch: Batch,
   *,
   graphdef: nnx.GraphDef,
   divergence: Divergence,
-  chunk_size: int | None = None,
   trust_region_rate: float | None = None,
-) -> unembedding.TokenStatistics:
+) -> unembedding.Source:
   """Student and teacher on the student's tokens, from both distributions.
 
   With a trust region the teacher's logits are (1 − rate) times those of
   `teacher_params` plus rate times those of `params`, all on its own prompt.
   """
-  teacher, teacher_unembedding = _teacher(
-    params, teacher_params, batch, graphdef, trust_region_rate
-  )
-  return unembedding.token_statistics(
+  return unembedding.compared(
     student_hidden_states(params, batch, graphdef=graphdef),
-    qwen3.unembedding(params),
-    teacher,
-    teacher_unembedding,
+    unembedding_of(params),
+    _teacher(params, teacher_params, batch, graphdef, trust_region_rate),
     batch.completion_ids,
-    divergence=divergence,
-    mask=judged_tokens(batch),
-    chunk_size=chunk_size,
+    divergence,
+    judged_tokens(batch),
   )
 
 
-def list_statistics(
+def list_source(
   params: qwen3.Params,
   teacher_params: qwen3.Params,
   batch: Batch,
   *,
   graphdef: nnx.GraphDef,
-  kind: ListKind,
+  kind: unembedding.ListKind,
   tail: bool,
-  chunk_size: int | None = None,
-) -> unembedding.TokenStatistics:
+) -> unembedding.Source:
   """The same where of the teacher only a list of tokens is known."""
   del teacher_params
-  return unembedding.sparse_token_statistics(
+  return unembedding.listed(
     student_hidden_states(params, batch, graphdef=graphdef),
-    qwen3.unembedding(params),
-    batch.teacher_candidate_ids,
-    batch.teacher_candidate_log_probs,
+    unembedding_of(params),
+    unembedding.Lists(
+      batch.teacher_candidate_ids,
+      batch.teacher_candidate_log_probs,
+      kind,
+      tail,
+    ),
     batch.completion_ids,
-    kind=kind,
-    tail=tail,
-    mask=judged_tokens(batch),
-    chunk_size=chunk_size,
+    judged_tokens(batch),
   )
+
+
+def own_source(
+  params: qwen3.Params, batch: Batch, *, graphdef: nnx.GraphDef
+) -> unembedding.Source:
+  """The student on its tokens, without a teacher."""
+  return unembedding.alone(
+    student_hidden_states(params, batch, graphdef=graphdef),
+    unembedding_of(params),
+    batch.completion_ids,
+  )
+
+
+def unembedding_of(params: qwen3.Params) -> jax.Array:
+  """With whole columns on each device: they are gathered once, not by chunk."""
+  return sharding.constrain(qwen3.unembedding(params), None, "vocab")
+
+
+def layout() -> chunks.Layout:
+  """Of batches and logits on the mesh in use."""
+  return chunks.Layout(
+    num_shards=sharding.num_shards("batch"),
+    num_vocab_shards=sharding.num_shards("vocab"),
+    place=_place,
+  )
+
+
+def _place(sums: jax.Array) -> jax.Array:
+  return sharding.constrain(sums, "batch", None, "vocab")
 
 
 def ask_teacher(
@@ -104,7 +122,7 @@ def ask_teacher(
   keys: jax.Array,
   *,
   graphdef: nnx.GraphDef,
-  kind: ListKind,
+  kind: unembedding.ListKind,
   size: int,
   chunk_size: int | None = None,
   trust_region_rate: float | None = None,
@@ -125,16 +143,13 @@ def ask_teacher(
     ids and log-probabilities, shape `[b, T, C]` each; they take the place of
     an outside expert's in the batch.
   """
-  hidden, weights = _teacher(
-    params, teacher_params, batch, graphdef, trust_region_rate
-  )
+  teacher = _teacher(params, teacher_params, batch, graphdef, trust_region_rate)
+  settings = {"chunk_size": chunk_size, "layout": layout()}
   if kind == "top_k":
-    return candidates.most_probable(
-      hidden, weights, size=size, chunk_size=chunk_size
-    )
+    return candidates.most_probable(teacher, size=size, **settings)
   shape = (batch.completion_ids.shape[1], size)
   uniforms = jax.vmap(lambda key: jax.random.uniform(key, shape))(keys)
-  return candidates.samples(hidden, weights, uniforms, chunk_size=chunk_size)
+  return candidates.samples(teacher, uniforms, **settings)
 
 
 def _teacher(
@@ -143,8 +158,8 @@ def _teacher(
   batch: Batch,
   graphdef: nnx.GraphDef,
   trust_region_rate: float | None,
-) -> tuple[jax.Array, jax.Array]:
-  """Hidden states and unembedding whose product are the teacher's logits."""
+) -> unembedding.Expert:
+  """Hidden states and unembeddings whose products make the logits."""
 
   def states(params):
     hidden = scoring.completion_hidden_states(
@@ -155,15 +170,15 @@ def _teacher(
       batch.completion_mask,
       graphdef=graphdef,
     )
-    return hidden, qwen3.unembedding(params)
+    return hidden, unembedding_of(params)
 
   if trust_region_rate is None:
-    return states(teacher_params)
+    hidden, weights = states(teacher_params)
+    return unembedding.Expert((hidden,), (weights,))
   hidden, weights = states(teacher_params)
   own_hidden, own_weights = states(jax.lax.stop_gradient(params))
-  # Logits are linear in the hidden states: one product gives their mixture.
-  parts = [(1 - trust_region_rate) * hidden, trust_region_rate * own_hidden]
-  return (
-    jnp.concatenate(parts, axis=-1),
-    jnp.concatenate([weights, own_weights], axis=0),
+  # Logits are linear in the hidden states, and so is their mixture.
+  return unembedding.Expert(
+    ((1 - trust_region_rate) * hidden, trust_region_rate * own_hidden),
+    (weights, own_weights),
   )

@@ -1,7 +1,7 @@
 """Losses of a slice of a batch: networks, then `objectives`.
 
-Each `*_loss` maps parameters and a `Piece` to the loss of each token, `[b, T]`,
-and to sums for the log. What couples sequences (rewards of a group, baselines,
+Each `*_loss` maps parameters and a `Piece` to its part of the loss and to sums
+for the log. What couples sequences (rewards of a group, baselines,
 averages) is in the piece: it was found over the whole batch, so that slices
 can be learned from one after the other.
 """
@@ -17,11 +17,17 @@ from flax import nnx, struct
 from distil_jax import experts, objectives
 from distil_jax.models import qwen3
 from distil_jax.ops import advantages, masking, unembedding
+from distil_jax.ops import credit as credit_lib
 from distil_jax.records import Batch
 
 # Sum and number of what a metric averages. Shape `[2]` each.
 Sums = dict[str, jax.Array]
-StatisticsFn = Callable[..., unembedding.TokenStatistics]
+SourceFn = Callable[..., unembedding.Source]
+CostsFn = Callable[[unembedding.TokenStatistics, jax.Array], jax.Array]
+# Costs, mask and what comes later; weights, future costs and what is to come.
+ScoreFn = Callable[..., tuple[jax.Array, jax.Array, credit_lib.Later]]
+# What is reported of tokens that were sampled from older parameters.
+_RATIOS = ("importance", "importance_clipped")
 
 
 @struct.dataclass
@@ -90,66 +96,87 @@ def feedback_loss(
   teacher_params: qwen3.Params,
   piece: Piece,
   *,
-  statistics_fn: StatisticsFn,
-  costs_fn: Callable[..., jax.Array],
-  score_fn: Callable[..., tuple[jax.Array, jax.Array]] | None,
+  source_fn: SourceFn,
+  costs_fn: CostsFn,
+  score_fn: ScoreFn | None,
   reward_weight: float = 0.0,
   importance_clip: float | None = None,
   is_off_policy: bool = False,
+  chunk_size: int | None = None,
 ) -> tuple[jax.Array, Sums]:
   """A divergence to the teacher, and what it makes of future and rewards.
 
   Args:
     params, teacher_params: of the networks.
     piece: what is learned from.
-    statistics_fn: `experts.exact_statistics` or `experts.list_statistics`.
+    source_fn: `experts.exact_source` or `experts.list_source`.
     costs_fn: the costs that credit carries, see `objectives.token_costs`.
     score_fn: `scores` with its settings; None for objectives without credit.
+      Not asked where the piece has its credit.
     reward_weight: of the piece's advantages.
     importance_clip: largest off-policy ratio.
     is_off_policy: the tokens may have been sampled from older parameters.
+    chunk_size: columns of time whose logits are in memory at once.
+
+  Returns:
+    the loss, and sums to report.
   """
-  batch, credit = piece.batch, piece.credit
-  statistics = statistics_fn(params, teacher_params, batch)
+  batch = piece.batch
   told = experts.judged_tokens(batch)
-  costs = costs_fn(statistics, told)
-  if credit is None and score_fn is not None:
-    credit = Credit(*score_fn(costs, told))
-  importance = None
-  sums = {}
-  if is_off_policy:
-    ratio = functools.partial(
-      advantages.importance_weights,
-      statistics.log_probs,
-      batch.old_log_probs,
-      batch.completion_mask,
+  learned = told if reward_weight == 0 else batch.completion_mask
+
+  def token_losses(later, statistics, rows):
+    costs = costs_fn(statistics, rows["told"])
+    credit = rows["credit"]
+    if credit is None and score_fn is not None:
+      *found, later = score_fn(costs, rows["told"], later)
+      credit = Credit(*found)
+    reports = {
+      "cost": costs,
+      "entropy": statistics.entropies,
+      "teacher_entropy": statistics.teacher_entropies,
+    }
+    if credit is not None:
+      reports["future_cost"] = credit.future_costs
+      reports["score_weight"] = jnp.abs(credit.scores)
+    importance = None
+    if is_off_policy:
+      ratio = functools.partial(
+        advantages.importance_weights,
+        statistics.log_probs,
+        rows["old_log_probs"],
+        rows["mask"],
+      )
+      importance = ratio(clip=importance_clip)
+      reports |= _ratios(ratio(clip=None), importance)
+    losses = objectives.feedback_losses(
+      statistics,
+      rows["mask"],
+      None if credit is None else credit.scores,
+      failure_weights=piece.failure_weights,
+      advantages=piece.advantages,
+      reward_weight=reward_weight,
+      sample_mask=batch.sample_mask,
+      importance=importance,
     )
-    importance = ratio(clip=importance_clip)
-    learned = told if reward_weight == 0 else batch.completion_mask
-    sums = _ratio_sums(ratio(clip=None), importance, learned)
-  losses = objectives.feedback_losses(
-    statistics,
-    batch.completion_mask,
-    None if credit is None else credit.scores,
-    failure_weights=piece.failure_weights,
-    advantages=piece.advantages,
-    reward_weight=reward_weight,
-    sample_mask=batch.sample_mask,
-    importance=importance,
+    return rows["weights"] * losses, (later, reports)
+
+  value, reports = source_fn(params, teacher_params, batch).minimise(
+    token_losses,
+    {
+      "told": told,
+      "mask": batch.completion_mask,
+      "weights": piece.weights,
+      "credit": piece.credit,
+      "old_log_probs": batch.old_log_probs,
+    },
+    credit_lib.nothing_later(told.shape[0]),
+    chunk_size=chunk_size,
+    layout=experts.layout(),
   )
-  sums |= _sums(
-    told,
-    cost=costs,
-    entropy=statistics.entropies,
-    teacher_entropy=statistics.teacher_entropies,
-  )
-  if credit is not None:
-    sums |= _sums(
-      told,
-      future_cost=credit.future_costs,
-      score_weight=jnp.abs(credit.scores),
-    )
-  return losses, sums | _sequence_sums(piece)
+  ratios = {k: reports.pop(k) for k in _RATIOS if k in reports}
+  sums = _sums(told, **reports) | _sums(learned, **ratios)
+  return value, sums | _sequence_sums(piece)
 
 
 def local_costs(
@@ -174,23 +201,27 @@ def batch_credit(
   teacher_params: qwen3.Params,
   slices: Batch,
   *,
-  statistics_fn: StatisticsFn,
-  costs_fn: Callable[..., jax.Array],
+  source_fn: SourceFn,
+  costs_fn: CostsFn,
   score_fn: Callable[..., tuple[jax.Array, jax.Array]],
+  chunk_size: int | None = None,
 ) -> Credit:
-  """Credit of a batch whose slices have a part in each other's.
+  """Credit that cannot be found on the way, in a pass of its own.
 
   Args:
     params, teacher_params: of the networks.
     slices: the batch, cut. `[n, b, ...]`.
-    statistics_fn, costs_fn, score_fn: as for `feedback_loss`.
+    source_fn, costs_fn, chunk_size: as for `feedback_loss`.
+    score_fn: `scores` with its settings, for the whole batch.
 
   Returns:
     Shape `[B, T]` each.
   """
 
   def costs_of(micro_batch):
-    statistics = statistics_fn(params, teacher_params, micro_batch)
+    statistics = source_fn(params, teacher_params, micro_batch).statistics(
+      chunk_size=chunk_size, layout=experts.layout()
+    )
     return costs_fn(statistics, experts.judged_tokens(micro_batch))
 
   costs = jax.lax.map(costs_of, slices)
@@ -213,42 +244,50 @@ def policy_gradient_loss(
 ) -> tuple[jax.Array, Sums]:
   """Rewards alone; `teacher_params` are the reference of the divergence."""
   batch, mask = piece.batch, piece.batch.completion_mask
-
-  def score(params):
-    return unembedding.token_log_probs(
-      experts.student_hidden_states(params, batch, graphdef=graphdef),
-      qwen3.unembedding(params),
-      batch.completion_ids,
-      chunk_size=chunk_size,
-    )
-
-  log_probs, entropies = score(params)
-  # On policy the ratio is 1; the sampler's rounding is no reason to clip.
-  old_log_probs = jax.lax.stop_gradient(log_probs)
-  sums = {}
-  if is_off_policy:
-    old_log_probs = batch.old_log_probs
-    ratio = advantages.importance_weights(
-      log_probs, old_log_probs, mask, clip=None
-    )
-    bounded = jnp.clip(ratio, 1 - clip_low, 1 + clip_high)
-    sums = _ratio_sums(ratio, bounded, mask)
+  settings = {"chunk_size": chunk_size, "layout": experts.layout()}
   reference = None
   if kl_weight > 0:
-    reference = jax.lax.stop_gradient(score(teacher_params)[0])
-    sums |= _sums(mask, reference_log_ratio=log_probs - reference)
-  losses = objectives.policy_gradient_losses(
-    log_probs,
-    old_log_probs,
-    piece.advantages,
-    mask,
-    clip_low=clip_low,
-    clip_high=clip_high,
-    reference_log_probs=reference,
-    kl_weight=kl_weight,
+    reference = experts.own_source(teacher_params, batch, graphdef=graphdef)
+    reference = reference.statistics(**settings).log_probs
+
+  def token_losses(carry, statistics, rows):
+    log_probs = statistics.log_probs
+    reports = {"entropy": statistics.entropies}
+    # On policy the ratio is 1; the sampler's rounding is no reason to clip.
+    old_log_probs = jax.lax.stop_gradient(log_probs)
+    if is_off_policy:
+      old_log_probs = rows["old_log_probs"]
+      ratio = advantages.importance_weights(
+        log_probs, old_log_probs, rows["mask"], clip=None
+      )
+      reports |= _ratios(ratio, jnp.clip(ratio, 1 - clip_low, 1 + clip_high))
+    if rows["reference"] is not None:
+      reports["reference_log_ratio"] = log_probs - rows["reference"]
+    losses = objectives.policy_gradient_losses(
+      log_probs,
+      old_log_probs,
+      piece.advantages,
+      rows["mask"],
+      clip_low=clip_low,
+      clip_high=clip_high,
+      reference_log_probs=rows["reference"],
+      kl_weight=kl_weight,
+    )
+    return rows["weights"] * losses, (carry, reports)
+
+  value, reports = experts.own_source(
+    params, batch, graphdef=graphdef
+  ).minimise(
+    token_losses,
+    {
+      "mask": mask,
+      "weights": piece.weights,
+      "old_log_probs": batch.old_log_probs,
+      "reference": reference,
+    },
+    **settings,
   )
-  sums |= _sums(mask, entropy=entropies)
-  return losses, sums | _sequence_sums(piece)
+  return value, _sums(mask, **reports) | _sequence_sums(piece)
 
 
 def sft_loss(
@@ -262,16 +301,21 @@ def sft_loss(
   """Demonstrations."""
   del teacher_params
   batch = piece.batch
-  log_probs, entropies = unembedding.token_log_probs(
-    experts.student_hidden_states(params, batch, graphdef=graphdef),
-    qwen3.unembedding(params),
-    batch.completion_ids,
+
+  def token_losses(carry, statistics, rows):
+    losses = objectives.sft_losses(statistics.log_probs, rows["mask"])
+    reports = {"cost": losses, "entropy": statistics.entropies}
+    return rows["weights"] * losses, (carry, reports)
+
+  value, reports = experts.own_source(
+    params, batch, graphdef=graphdef
+  ).minimise(
+    token_losses,
+    {"mask": batch.completion_mask, "weights": piece.weights},
     chunk_size=chunk_size,
+    layout=experts.layout(),
   )
-  losses = objectives.sft_losses(log_probs, batch.completion_mask)
-  return losses, _sums(
-    experts.judged_tokens(batch), cost=losses, entropy=entropies
-  )
+  return value, _sums(experts.judged_tokens(batch), **reports)
 
 
 def _sums(mask: jax.Array, **values: jax.Array) -> Sums:
@@ -293,6 +337,6 @@ def _sequence_sums(piece: Piece) -> Sums:
   return _sums(jnp.ones(piece.weights.shape[0]), **values)
 
 
-def _ratio_sums(ratio: jax.Array, clipped: jax.Array, mask: jax.Array) -> Sums:
+def _ratios(ratio: jax.Array, clipped: jax.Array) -> dict[str, jax.Array]:
   is_clipped = (ratio != clipped).astype(jnp.float32)
-  return _sums(mask, importance=ratio, importance_clipped=is_clipped)
+  return dict(zip(_RATIOS, (ratio, is_clipped), strict=True))

@@ -68,6 +68,7 @@ def train_step(
       teacher,
       graphdef=graphdef,
       group_size=group_size,
+      is_cut=micro_batch_size < mini_batch_size,
       splits_groups=_splits_groups(
         group_size, micro_batch_size, mini_batch_size
       ),
@@ -111,6 +112,7 @@ def gradients(
       teacher,
       graphdef=graphdef,
       group_size=group_size,
+      is_cut=micro_batch_size < num_sequences,
       splits_groups=_splits_groups(group_size, micro_batch_size, num_sequences),
       is_off_policy=False,
     ),
@@ -124,6 +126,7 @@ def _method(
   *,
   graphdef: nnx.GraphDef,
   group_size: int,
+  is_cut: bool,
   splits_groups: bool,
   is_off_policy: bool,
 ) -> update.Method:
@@ -149,15 +152,24 @@ def _method(
         **network,
       ),
     )
-  ask_fn, statistics_fn = _teacher_fns(objective, teacher, network)
-  credit = {
-    "statistics_fn": statistics_fn,
+  ask_fn, source_fn = _teacher_fns(objective, teacher, network)
+  common = {
+    "source_fn": source_fn,
     "costs_fn": _costs_fn(objective),
-    "score_fn": _score_fn(objective, group_size),
+    "chunk_size": objective.chunk_size,
   }
-  credit_fn = None
-  if _couples_sequences(objective, splits_groups):
-    credit_fn = functools.partial(losses.batch_credit, **credit)
+  settings = _score_settings(objective, group_size)
+  credit_fn = score_fn = None
+  if settings is not None and _needs_all_costs(
+    objective, splits_groups, is_cut
+  ):
+    credit_fn = functools.partial(
+      losses.batch_credit,
+      score_fn=functools.partial(losses.scores, **settings),
+      **common,
+    )
+  elif settings is not None:
+    score_fn = functools.partial(objectives.score_weights_before, **settings)
   return update.Method(
     prepare_fn=prepare_fn,
     loss_fn=functools.partial(
@@ -165,7 +177,8 @@ def _method(
       reward_weight=getattr(objective, "reward_weight", 0.0),
       importance_clip=objective.importance_clip,
       is_off_policy=is_off_policy,
-      **credit,
+      score_fn=score_fn,
+      **common,
     ),
     credit_fn=credit_fn,
     ask_fn=ask_fn,
@@ -203,13 +216,13 @@ def _teacher_fns(objective, teacher: config.Teacher, network: dict[str, Any]):
   if teacher.parameters == "trust_region":
     rate = teacher.trust_region_rate
   if teacher.access == "probabilities":
-    statistics_fn = functools.partial(
-      experts.exact_statistics,
+    source_fn = functools.partial(
+      experts.exact_source,
+      graphdef=network["graphdef"],
       divergence=_divergence(objective),
       trust_region_rate=rate,
-      **network,
     )
-    return None, statistics_fn
+    return None, source_fn
   sizes = {"samples": teacher.num_samples, "top_k": teacher.top_k}
   ask_fn = functools.partial(
     experts.ask_teacher,
@@ -218,14 +231,14 @@ def _teacher_fns(objective, teacher: config.Teacher, network: dict[str, Any]):
     trust_region_rate=rate,
     **network,
   )
-  statistics_fn = functools.partial(
-    experts.list_statistics,
+  source_fn = functools.partial(
+    experts.list_source,
+    graphdef=network["graphdef"],
     kind=teacher.access,
     # Samples are drawn from the whole vocabulary: nothing is left out.
     tail=objective.tail and teacher.access == "top_k",
-    **network,
   )
-  return ask_fn, statistics_fn
+  return ask_fn, source_fn
 
 
 def _divergence(objective) -> Divergence:
@@ -258,7 +271,8 @@ def _costs_fn(objective) -> Callable[..., Any]:
       return losses.local_costs
 
 
-def _score_fn(objective, group_size: int) -> Callable[..., Any] | None:
+def _score_settings(objective, group_size: int) -> dict[str, Any] | None:
+  """Of `objectives.score_weights` and `losses.scores`; None: no credit."""
   match objective.kind:
     case "distil":
       settings = _picked(
@@ -268,23 +282,27 @@ def _score_fn(objective, group_size: int) -> Callable[..., Any] | None:
         "discount",
         "baseline",
         "terminal_neutral",
-        "differential",
       )
+      # What only the whole batch's costs can tell.
+      if objective.differential:
+        settings["differential"] = True
     case "minillm":
       settings = _picked(objective, "future_weight", "normalize")
     case _:
       return None
-  return functools.partial(losses.scores, group_size=group_size, **settings)
+  return {"group_size": group_size, **settings}
 
 
-def _couples_sequences(objective, splits_groups: bool) -> bool:
-  """Whether the credit of one slice depends on another's costs."""
+def _needs_all_costs(objective, splits_groups: bool, is_cut: bool) -> bool:
+  """Whether a token's credit depends on costs that are not after it.
+
+  Or on those of sequences in another slice of the batch.
+  """
   if objective.kind != "distil":
     return False
   by_group = objective.baseline == "leave_one_out" and splits_groups
-  return (
-    by_group or objective.baseline == "batch_mean" or objective.differential
-  )
+  by_batch = objective.baseline == "batch_mean" and is_cut
+  return by_group or by_batch or objective.differential
 
 
 def _picked(objective, *names: str) -> dict[str, Any]:

@@ -53,9 +53,9 @@ class Method:
   Attributes:
     prepare_fn: what is known of a whole batch before any network runs, see
       `losses.prepare`.
-    loss_fn: token losses of a slice, and sums to report: `losses.*_loss`.
-    credit_fn: where credit couples slices: the whole batch's, found in a pass
-      of its own, see `losses.batch_credit`. None: the loss finds its own.
+    loss_fn: the loss of a slice, and sums to report: `losses.*_loss`.
+    credit_fn: where credit cannot be found slice by slice: the whole batch's,
+      in a pass of its own, see `losses.batch_credit`. None: the loss finds it.
     ask_fn: where the teacher is known by a list of tokens: asks it, see
       `experts.ask_teacher`. None: the loss has its distribution.
   """
@@ -288,15 +288,14 @@ def _gradients(params, teacher_params, batch, *, method, num_micro_batches):
   if teacher_params is None:
     teacher_params = jax.lax.stop_gradient(params)
   whole = method.prepare_fn(batch)
-  if method.credit_fn is not None and num_micro_batches > 1:
+  if method.credit_fn is not None:
     slices = _cut(batch, num_micro_batches)
     credit = method.credit_fn(params, teacher_params, slices)
     whole = dataclasses.replace(whole, credit=credit)
   pieces = _cut(whole, num_micro_batches)
 
   def loss(params, piece):
-    token_losses, sums = method.loss_fn(params, teacher_params, piece)
-    return jnp.sum(piece.weights * token_losses), sums
+    return method.loss_fn(params, teacher_params, piece)
 
   return _accumulate(loss, params, pieces, num_micro_batches)
 

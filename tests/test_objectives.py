@@ -400,14 +400,12 @@ class TestOtherEstimatorsAreExact:
     @jax.jit
     @jax.grad
     def gradient(student):
-      statistics = unembedding.sparse_token_statistics(
-        student[prefixes],
-        jnp.eye(2),
-        candidates,
-        np.zeros(candidates.shape),
-        self.ids[members],
-        kind="samples",
+      lists = unembedding.Lists(
+        candidates, np.zeros(candidates.shape), "samples"
       )
+      statistics = unembedding.listed(
+        student[prefixes], jnp.eye(2), lists, self.ids[members]
+      ).statistics()
       costs = objectives.token_costs(statistics, mask, cost="cross_entropy")
       scores, _ = objectives.score_weights(costs, mask, normalize=False)
       losses = objectives.feedback_losses(statistics, mask, scores)

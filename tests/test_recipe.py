@@ -455,15 +455,16 @@ def test_a_trust_region_lies_between_frozen_and_current(
   initial, own = forward.expert(teacher), forward.expert(network.params)
   costs = jax.jit(
     lambda rate: (
-      experts.exact_statistics(
+      experts.exact_source(
         network.params,
         teacher,
         batch,
         graphdef=network.graphdef,
         divergence=Divergence(),
-        chunk_size=2,
         trust_region_rate=rate,
-      ).costs
+      )
+      .statistics(chunk_size=2)
+      .costs
     )
   )
   student = jax.nn.log_softmax(forward.score(network.params))

@@ -75,6 +75,16 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, partition_spec(axes))
 
 
+def num_shards(axis: str) -> int:
+  """Into how many parts the mesh in use cuts a logical axis; 1 without one."""
+  mesh = jax.sharding.get_abstract_mesh()
+  names = RULES[axis]
+  if mesh.empty or names is None:
+    return 1
+  names = (names,) if isinstance(names, str) else names
+  return math.prod(mesh.shape[name] for name in names)
+
+
 def batch_size_multiple(mesh: Mesh) -> int:
   """What the leading axis of a batch must be a multiple of."""
   return math.prod(mesh.shape[axis] for axis in ("data", "fsdp"))

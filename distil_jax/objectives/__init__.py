@@ -18,6 +18,7 @@ from distil_jax.objectives.token_losses import (
   policy_gradient_losses,
   sampled_reverse_kl,
   score_weights,
+  score_weights_before,
   sft_losses,
   token_costs,
 )
@@ -38,6 +39,7 @@ __all__ = [
   "policy_gradient_losses",
   "sampled_reverse_kl",
   "score_weights",
+  "score_weights_before",
   "sdpo",
   "sft_losses",
   "token_costs",

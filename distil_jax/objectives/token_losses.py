@@ -113,33 +113,73 @@ def score_weights(
     ValueError: an unknown baseline, one without a group size, or a discount
       outside (0, 1].
   """
-  # The weight of a score function is a constant: its own gradient would be
-  # that of another objective.
-  costs = jax.lax.stop_gradient(costs)
-  later = credit.future_costs(
+  if average_cost is not None:
+    costs = costs - average_cost
+  costs = masking.where_counts(costs, mask)
+  weights, later, _ = score_weights_before(
     costs,
     mask,
-    discount=discount,
+    credit.nothing_later(costs.shape[0], costs.dtype),
+    future_weight=future_weight,
     normalize=normalize,
-    average_cost=average_cost,
+    discount=discount,
+    baseline=baseline,
+    group_size=group_size,
+    terminal_neutral=terminal_neutral,
   )
+  return weights, later
+
+
+def score_weights_before(
+  costs: jax.Array,
+  mask: jax.Array,
+  later: credit.Later,
+  *,
+  future_weight: float = 1.0,
+  normalize: bool = True,
+  discount: float = 1.0,
+  baseline: Baseline | None = None,
+  group_size: int | None = None,
+  terminal_neutral: bool = False,
+) -> tuple[jax.Array, jax.Array, credit.Later]:
+  """The same for a stretch of time, see `credit.future_costs_before`.
+
+  Args:
+    costs, mask: of the stretch. Shape `[B, t]` each.
+    later: from the stretch that follows, or `credit.nothing_later`.
+    future_weight, normalize, discount, baseline, group_size,
+      terminal_neutral: as for `score_weights`.
+
+  Returns:
+    the weights and Rₜ, `[B, t]` each, and what the stretch before has ahead.
+  """
   credited = mask
   if terminal_neutral:
-    credited = mask * (1 - credit.last_tokens(mask))
-  weights = later
+    credited = mask * (1 - credit.last_tokens(mask, later))
+  # The weight of a score function is a constant: its own gradient would be
+  # that of another objective.
+  future, later = credit.future_costs_before(
+    jax.lax.stop_gradient(costs),
+    mask,
+    later,
+    discount=discount,
+    normalize=normalize,
+  )
+  weights = future
   if baseline == "leave_one_out":
     if group_size is None:
       raise ValueError("baseline='leave_one_out' needs group_size")
     weights = weights - credit.leave_one_out_baseline(
-      later, credited, group_size=group_size
+      future, credited, group_size=group_size
     )
   elif baseline == "batch_mean":
-    weights = weights - credit.batch_mean_baseline(later, credited)
+    weights = weights - credit.batch_mean_baseline(future, credited)
   elif baseline is not None:
     raise ValueError(
       f"baseline={baseline!r} is neither None, 'leave_one_out' nor 'batch_mean'"
     )
-  return future_weight * masking.where_counts(weights, credited), later
+  weights = future_weight * masking.where_counts(weights, credited)
+  return weights, future, later
 
 
 def feedback_losses(

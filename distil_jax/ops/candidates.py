@@ -8,58 +8,52 @@ import jax
 import jax.numpy as jnp
 
 from distil_jax.ops import chunks, sampling
+from distil_jax.ops.unembedding import Expert
 
 
 def samples(
-  hidden: jax.Array,
-  unembedding: jax.Array,
+  teacher: Expert,
   uniforms: jax.Array,
   *,
   chunk_size: int | None = None,
+  layout: chunks.Layout = chunks.Layout(),  # noqa: B008 (frozen)
 ) -> tuple[jax.Array, jax.Array]:
   """C independent draws from each distribution; a token may come twice.
 
   Args:
-    hidden: shape `[B, T, D]`.
-    unembedding: shape `[D, V]`.
+    teacher: whose distributions these are.
     uniforms: in [0, 1), one for each draw. Shape `[B, T, C]`.
     chunk_size: columns of time at once; None chooses by memory.
+    layout: how arrays lie on the devices.
 
   Returns:
     ids, and −log C for each: together they are the empirical distribution.
     Shape `[B, T, C]` each.
   """
-  chex.assert_equal_shape_prefix([hidden, uniforms], 2)
+  chex.assert_equal_shape_prefix([*teacher.hidden, uniforms], 2)
 
-  def draw(weights, chunk):
-    logits = chunks.logits(chunk[0], weights)
-    return jax.vmap(sampling.sample, (None, -1), -1)(logits, chunk[1])
+  def draw(logits, uniforms):
+    return jax.vmap(sampling.sample, (None, -1), -1)(logits, uniforms)
 
-  ids = chunks.over_time(
-    draw,
-    unembedding,
-    (hidden, uniforms),
-    vocab_size=unembedding.shape[-1],
-    size=chunk_size,
-  )
+  ids = _chosen(draw, teacher, uniforms, chunk_size, layout)
   share = -jnp.log(jnp.float32(uniforms.shape[-1]))
   return ids, jnp.full(ids.shape, share)
 
 
 def most_probable(
-  hidden: jax.Array,
-  unembedding: jax.Array,
+  teacher: Expert,
   *,
   size: int,
   chunk_size: int | None = None,
+  layout: chunks.Layout = chunks.Layout(),  # noqa: B008 (frozen)
 ) -> tuple[jax.Array, jax.Array]:
   """The C most probable tokens of each distribution.
 
   Args:
-    hidden: shape `[B, T, D]`.
-    unembedding: shape `[D, V]`.
+    teacher: whose distributions these are.
     size: C, at least 1 and at most V: a list of all tokens.
     chunk_size: columns of time at once; None chooses by memory.
+    layout: how arrays lie on the devices.
 
   Returns:
     ids, and their log-probabilities in the whole vocabulary, nats. Shape
@@ -68,7 +62,7 @@ def most_probable(
   Raises:
     ValueError: a size that is not above 0, or more than there are tokens.
   """
-  vocab_size = unembedding.shape[-1]
+  vocab_size = teacher.unembedding[0].shape[-1]
   if size < 1:
     raise ValueError(f"a list of {size} tokens says nothing; ask for 1 or more")
   if size > vocab_size:
@@ -77,11 +71,28 @@ def most_probable(
       f"{vocab_size}; lower teacher.top_k"
     )
 
-  def choose(weights, chunk):
-    log_softmax = jax.nn.log_softmax(chunks.logits(chunk, weights), axis=-1)
+  def choose(logits, _):
+    log_softmax = jax.nn.log_softmax(logits, axis=-1)
     log_probs, ids = jax.lax.top_k(log_softmax, size)
     return ids, log_probs
 
-  return chunks.over_time(
-    choose, unembedding, hidden, vocab_size=vocab_size, size=chunk_size
+  return _chosen(choose, teacher, None, chunk_size, layout)
+
+
+def _chosen(choose, teacher: Expert, rows, chunk_size, layout):
+  """`choose(logits, rows)` of every tile; nothing here is differentiable."""
+
+  def read(logits, others, both):
+    for hidden, unembedding in zip(both[0], others, strict=True):
+      logits = logits + chunks.logits(hidden, unembedding)
+    return choose(logits, both[1]), None
+
+  first, *others = zip(teacher.hidden, teacher.unembedding, strict=True)
+  return chunks.statistics(
+    chunks.Reader(read),
+    *first,
+    tuple(unembedding for _, unembedding in others),
+    (tuple(hidden for hidden, _ in others), rows),
+    size=chunk_size,
+    layout=layout,
   )

@@ -4,11 +4,31 @@ See "Reinforcement Learning from Rich Feedback with Distributional DAgger"
 (arXiv:2606.05152). Costs are ≥ 0 and are to be minimised.
 """
 
+from typing import NamedTuple
+
 import chex
 import jax
 import jax.numpy as jnp
 
 from distil_jax.ops import groups, masking
+
+
+class Later(NamedTuple):
+  """What lies after a stretch of time, all of which is in R.
+
+  Attributes:
+    costs: their (discounted) sum. Shape `[B]`.
+    counts: the same sum over 1; 0 where nothing that counts comes later.
+      Shape `[B]`.
+  """
+
+  costs: jax.Array
+  counts: jax.Array
+
+
+def nothing_later(batch_size: int, dtype=jnp.float32) -> Later:
+  """After the end of time."""
+  return Later(jnp.zeros(batch_size, dtype), jnp.zeros(batch_size, dtype))
 
 
 def future_costs(
@@ -44,6 +64,41 @@ def future_costs(
   Raises:
     ValueError: a discount outside (0, 1].
   """
+  chex.assert_rank([costs, mask], 2)
+  if average_cost is not None:
+    chex.assert_rank(average_cost, 0)
+    costs = costs - average_cost
+  costs = masking.where_counts(costs, mask)
+  return future_costs_before(
+    costs,
+    mask,
+    nothing_later(costs.shape[0], costs.dtype),
+    discount=discount,
+    normalize=normalize,
+  )[0]
+
+
+def future_costs_before(
+  costs: jax.Array,
+  mask: jax.Array,
+  later: Later,
+  *,
+  discount: float = 1.0,
+  normalize: bool = True,
+) -> tuple[jax.Array, Later]:
+  """The same for a stretch of time, of whose future the sums are known.
+
+  Args:
+    costs, mask: of the stretch. Shape `[B, t]` each.
+    later: from the stretch that follows, or `nothing_later`.
+    discount, normalize: as for `future_costs`.
+
+  Returns:
+    Rₜ, nats, `[B, t]`, and what the stretch before this one has ahead.
+
+  Raises:
+    ValueError: a discount outside (0, 1].
+  """
   if not 0 < discount <= 1:
     raise ValueError(
       f"discount={discount} is outside (0, 1]; 1 for none, and future_weight=0 "
@@ -51,16 +106,12 @@ def future_costs(
     )
   chex.assert_rank([costs, mask], 2)
   chex.assert_equal_shape([costs, mask])
-  if average_cost is not None:
-    chex.assert_rank(average_cost, 0)
-    costs = costs - average_cost
   costs = masking.where_counts(costs, mask)
-  counts = mask.astype(costs.dtype)
-  totals = _after(costs, discount)
+  totals, total = _after(costs, later.costs, discount)
+  weights, weight = _after(mask.astype(costs.dtype), later.counts, discount)
   if normalize:
-    weights = _after(counts, discount)
     totals = jnp.where(weights > 0, totals / jnp.maximum(weights, 1e-30), 0.0)
-  return masking.where_counts(totals, mask)
+  return masking.where_counts(totals, mask), Later(total, weight)
 
 
 def leave_one_out_baseline(
@@ -116,18 +167,30 @@ def batch_mean_baseline(future_costs: jax.Array, mask: jax.Array) -> jax.Array:
   return jnp.sum(values, axis=0, keepdims=True) / num_alive * alive
 
 
-def last_tokens(mask: jax.Array) -> jax.Array:
-  """1 at the last token that counts of each sequence. Shape `[B, T]`."""
-  following = jnp.pad(mask[:, 1:], ((0, 0), (0, 1)))
+def last_tokens(mask: jax.Array, later: Later | None = None) -> jax.Array:
+  """1 at the last token that counts of each sequence.
+
+  Args:
+    mask: shape `[B, T]`.
+    later: what follows; None: nothing.
+
+  Returns:
+    Shape `[B, T]`.
+  """
+  if later is None:
+    later = nothing_later(mask.shape[0])
+  is_followed = (later.counts > 0).astype(mask.dtype)
+  following = jnp.concatenate([mask[:, 1:], is_followed[:, None]], axis=1)
   return mask * (1 - following)
 
 
-def _after(values: jax.Array, discount: float) -> jax.Array:
-  """Σ_{i>t} γ^{i−t−1} valuesᵢ as one reverse scan over time."""
+def _after(
+  values: jax.Array, start: jax.Array, discount: float
+) -> tuple[jax.Array, jax.Array]:
+  """Σ_{i>t} γ^{i−t−1} valuesᵢ as one reverse scan, and the sum over all."""
 
   def _body(accumulated, value):
     return value + discount * accumulated, accumulated
 
-  start = jnp.zeros_like(values, shape=values.shape[:1])
-  _, sums = jax.lax.scan(_body, start, values.T, reverse=True)
-  return sums.T
+  total, sums = jax.lax.scan(_body, start, values.T, reverse=True)
+  return sums.T, total

@@ -108,13 +108,53 @@ def log_probs_on_support(
   if top_k is None or top_k >= student.shape[-1]:
     return jax.nn.log_softmax(student), jax.nn.log_softmax(teacher)
   chooser = student if divergence.top_k_of == "student" else teacher
-  # Top-k puts 0.0 before −0.0, of which a comparison knows nothing.
-  chooser = jax.lax.stop_gradient(jnp.where(chooser == 0, 0.0, chooser))
-  values, indices = jax.lax.top_k(chooser, top_k)
-  others = _not_kept(chooser, values, indices)
+  chooser = jax.lax.stop_gradient(chooser)
+  _, indices = _top_k(chooser, top_k)
+  others = ~is_kept(chooser, *threshold(chooser, top_k))
   return (
     _on_kept(student, indices, others, tail=divergence.tail),
     _on_kept(teacher, indices, others, tail=divergence.tail),
+  )
+
+
+def threshold(logits: jax.Array, top_k: int) -> tuple[jax.Array, jax.Array]:
+  """What separates the k largest logits from the others, see `is_kept`.
+
+  Args:
+    logits: shape `[..., V]`.
+    top_k: at most V.
+
+  Returns:
+    the smallest of them and, of those equal to it, the last index: of equal
+    logits top-k takes those with the lower indices. Shape `[..., 1]` each.
+  """
+  values, indices = _top_k(logits, top_k)
+  # Reduced, not sliced at the last: XLA takes a top-k of which only a slice is
+  # used for a sort of the whole vocabulary.
+  smallest = jnp.min(values, axis=-1, keepdims=True)
+  last_index = jnp.max(
+    jnp.where(values == smallest, indices, -1), axis=-1, keepdims=True
+  )
+  return smallest, last_index
+
+
+def is_kept(
+  logits: jax.Array, smallest: jax.Array, last_index: jax.Array
+) -> jax.Array:
+  """Which logits are among the k largest, without a scatter over them.
+
+  Args:
+    logits: shape `[..., V]`.
+    smallest, last_index: from `threshold`. Shape `[..., 1]` each.
+
+  Returns:
+    bool. Shape `[..., V]`.
+  """
+  vocabulary = jax.lax.broadcasted_iota(
+    last_index.dtype, logits.shape, logits.ndim - 1
+  )
+  return (logits > smallest) | (
+    (logits == smallest) & (vocabulary <= last_index)
   )
 
 
@@ -208,14 +248,8 @@ def opsd(
   Returns:
     nats. Shape `[...]`.
   """
-  if token_clip is not None:
-    # A clipped summand has no gradient, but 0 · inf would be NaN.
-    floor = jnp.finfo(student.dtype).min / 4
-    student, teacher = jnp.maximum(student, floor), jnp.maximum(teacher, floor)
-  summands = _jensen_shannon(student, teacher, beta)
-  if token_clip is not None:
-    summands = jnp.minimum(summands, token_clip)
-  return jnp.sum(summands, axis=-1)
+  divergence = Divergence("opsd", weight=beta, token_clip=token_clip)
+  return cost(student, teacher, divergence)
 
 
 def cost(
@@ -231,18 +265,68 @@ def cost(
   Returns:
     nats. Shape `[...]`.
   """
+  return jnp.sum(summands(student, teacher, divergence), axis=-1)
+
+
+def summands(
+  student: jax.Array, teacher: jax.Array, divergence: Divergence
+) -> jax.Array:
+  """What each token of the support contributes to the divergence.
+
+  Args:
+    student: log-probabilities, any shape.
+    teacher: the same shape.
+    divergence: whose kind, weight and clip are taken.
+
+  Returns:
+    nats, the same shape.
+  """
+  clip = divergence.token_clip
   if divergence.kind == "forward_cross_entropy":
-    return forward_cross_entropy(student, teacher)
-  if divergence.kind == "forward_kl":
-    return forward_kl(student, teacher)
-  if divergence.kind == "reverse_kl":
-    return reverse_kl(student, teacher)
-  assert divergence.weight is not None
-  if divergence.kind == "sdpo":
-    return sdpo(student, teacher, alpha=divergence.weight)
-  return opsd(
-    student, teacher, beta=divergence.weight, token_clip=divergence.token_clip
-  )
+    return -product(jnp.exp(teacher), student)
+  if clip is not None:
+    # A clipped summand has no gradient, but 0 · inf would be NaN.
+    floor = jnp.finfo(student.dtype).min / 4
+    student, teacher = jnp.maximum(student, floor), jnp.maximum(teacher, floor)
+  whole = _jensen_shannon(student, teacher, _weight(divergence))
+  return whole if clip is None else jnp.minimum(whole, clip)
+
+
+def slopes(
+  student: jax.Array, teacher: jax.Array, divergence: Divergence
+) -> jax.Array:
+  """The derivative of each summand in the student's own log-probability.
+
+    forward   −t        reverse   s (log s − log t + 1)
+    between   (1−w) s (log s − log m)       0 where the summand is clipped
+
+  In the last, what m owes to s cancels the 1 of the first term.
+
+  Args:
+    student, teacher, divergence: as for `summands`.
+
+  Returns:
+    the shape of both.
+  """
+  weight = _weight(divergence)
+  if weight == 0:
+    result = -jnp.exp(teacher)
+  elif weight == 1:
+    result = product(jnp.exp(student), student - teacher + 1)
+  else:
+    mixture = _log_mixture(student, teacher, weight)
+    result = (1 - weight) * product(jnp.exp(student), student - mixture)
+  if divergence.token_clip is None:
+    return result
+  is_free = summands(student, teacher, divergence) < divergence.token_clip
+  return jnp.where(is_free, result, 0.0)
+
+
+def _weight(divergence: Divergence) -> float:
+  """Where a kind stands between KL(t‖s), at 0, and KL(s‖t), at 1."""
+  if divergence.weight is not None:
+    return divergence.weight
+  return 1.0 if divergence.kind == "reverse_kl" else 0.0
 
 
 def _relative_entropies(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
@@ -258,37 +342,27 @@ def _jensen_shannon(
     return _relative_entropies(teacher, student)
   if weight == 1:
     return _relative_entropies(student, teacher)
-  # The logarithm of 0 + 0 has no finite slope; such a token counts for nothing.
-  both_exclude = (student == -jnp.inf) & (teacher == -jnp.inf)
-  mixture = jnp.logaddexp(
-    jnp.where(both_exclude, 0.0, student) + math.log1p(-weight),
-    jnp.where(both_exclude, 0.0, teacher) + math.log(weight),
-  )
+  mixture = _log_mixture(student, teacher, weight)
   to_student = _relative_entropies(student, mixture)
   to_teacher = _relative_entropies(teacher, mixture)
   return (1 - weight) * to_student + weight * to_teacher
 
 
-def _not_kept(
-  logits: jax.Array, values: jax.Array, indices: jax.Array
+def _log_mixture(
+  student: jax.Array, teacher: jax.Array, weight: float
 ) -> jax.Array:
-  """Which tokens top-k left out, without a scatter over the vocabulary.
+  """log m, m = (1−w) s + w t; any number where both are 0."""
+  # The logarithm of 0 + 0 has no finite slope; such a token counts for nothing.
+  both_exclude = (student == -jnp.inf) & (teacher == -jnp.inf)
+  return jnp.logaddexp(
+    jnp.where(both_exclude, 0.0, student) + math.log1p(-weight),
+    jnp.where(both_exclude, 0.0, teacher) + math.log(weight),
+  )
 
-  Of equal logits top-k takes those with the lower indices.
-  """
-  # Reduced, not sliced at the last: XLA takes a top-k of which only a slice is
-  # used for a sort of the whole vocabulary.
-  smallest = jnp.min(values, axis=-1, keepdims=True)
-  last_index = jnp.max(
-    jnp.where(values == smallest, indices, -1), axis=-1, keepdims=True
-  )
-  vocabulary = jax.lax.broadcasted_iota(
-    indices.dtype, logits.shape, logits.ndim - 1
-  )
-  is_kept = (logits > smallest) | (
-    (logits == smallest) & (vocabulary <= last_index)
-  )
-  return ~is_kept
+
+def _top_k(logits: jax.Array, top_k: int) -> tuple[jax.Array, jax.Array]:
+  # Top-k puts 0.0 before −0.0, of which a comparison knows nothing.
+  return jax.lax.top_k(jnp.where(logits == 0, 0.0, logits), top_k)
 
 
 def _on_kept(

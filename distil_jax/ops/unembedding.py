@@ -1,19 +1,25 @@
 """What a loss needs of the vocabulary, without its logits in memory."""
 
-from typing import Literal
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from distil_jax.ops import chunks, divergences
-from distil_jax.ops.divergences import Divergence
+from distil_jax.ops import chunks, divergences, tiles
+from distil_jax.ops.chunks import Layout, Reader
+from distil_jax.ops.divergences import Divergence, Kind
+
+ListKind = Literal["samples", "top_k"]
 
 
 @struct.dataclass
 class TokenStatistics:
-  """Numbers of each token, nats. Shape `[B, T]` each.
+  """Numbers of each token, nats, float32. Shape `[B, T]` each.
 
   Gradients flow through `costs`, `log_probs` and `entropies`; the others are
   numbers to compare with or to carry as credit, and constants.
@@ -38,77 +44,32 @@ class TokenStatistics:
   teacher_log_probs: jax.Array
 
 
-def token_statistics(
-  student_hidden: jax.Array,
-  student_unembedding: jax.Array,
-  teacher_hidden: jax.Array,
-  teacher_unembedding: jax.Array,
-  token_ids: jax.Array,
-  *,
-  divergence: Divergence = Divergence(),  # noqa: B008 (frozen)
-  mask: jax.Array | None = None,
-  chunk_size: int | None = None,
-) -> TokenStatistics:
-  """Statistics of student and teacher, chunk by chunk.
+class OwnStatistics(NamedTuple):
+  """What a policy says by itself, nats, float32. Shape `[B, T]` each.
 
-  Differentiable in the student's arguments. Nothing flows to the teacher: its
-  distribution is the label.
-
-  Args:
-    student_hidden: shape `[B, T, D]`.
-    student_unembedding: shape `[D, V]`.
-    teacher_hidden: shape `[B, T, E]`.
-    teacher_unembedding: shape `[E, V]`.
-    token_ids: shape `[B, T]`.
-    divergence: the cost, and what it is taken on.
-    mask: 1 where the teacher counts; elsewhere its hidden states are not read,
-      and what compares with it means nothing. None: it counts everywhere.
-      Shape `[B, T]`.
-    chunk_size: columns of time at once; None chooses by memory. Any T works.
-
-  Returns:
-    float32, shape `[B, T]` each.
+  Attributes:
+    log_probs: as in `TokenStatistics`.
+    entropies: likewise.
   """
-  chex.assert_rank([student_hidden, teacher_hidden, token_ids], [3, 3, 2])
-  chex.assert_equal_shape_prefix([student_hidden, teacher_hidden, token_ids], 2)
-  teacher_hidden, teacher_unembedding = jax.lax.stop_gradient(
-    (teacher_hidden, teacher_unembedding)
-  )
-  if mask is not None:
-    # Before the softmax: its gradient at NaN is NaN, whatever its weight.
-    teacher_hidden = jnp.where(mask.astype(bool)[..., None], teacher_hidden, 0)
 
-  def reduce(weights, chunk):
-    student, teacher, ids = chunk
-    return from_logits(
-      chunks.logits(student, weights[0]),
-      chunks.logits(teacher, weights[1]),
-      ids,
-      divergence,
-    )
-
-  return chunks.over_time(
-    reduce,
-    (_master(student_unembedding), teacher_unembedding),
-    (student_hidden, teacher_hidden, token_ids),
-    vocab_size=student_unembedding.shape[-1],
-    size=chunk_size,
-  )
+  log_probs: jax.Array
+  entropies: jax.Array
 
 
-def sparse_token_statistics(
-  student_hidden: jax.Array,
-  student_unembedding: jax.Array,
-  candidate_ids: jax.Array,
-  candidate_log_probs: jax.Array,
-  token_ids: jax.Array,
-  *,
-  kind: Literal["samples", "top_k"],
-  tail: bool = False,
-  mask: jax.Array | None = None,
-  chunk_size: int | None = None,
-) -> TokenStatistics:
-  """Statistics where the teacher is a short list of tokens at each state.
+class Expert(NamedTuple):
+  """A teacher that tells its whole distribution.
+
+  Attributes:
+    hidden: shape `[B, T, E]` each; logits of several are summed.
+    unembedding: shape `[E, V]` each.
+  """
+
+  hidden: Sequence[jax.Array]
+  unembedding: Sequence[jax.Array]
+
+
+class Lists(NamedTuple):
+  """A teacher that is known by a short list of tokens at each state.
 
     samples   a₁ … a_C ~ π_T, of log-probability −log C each; duplicates are
               allowed. Cost −Σ p_c log π_θ(a_c), in the student's whole
@@ -123,67 +84,223 @@ def sparse_token_statistics(
   A list does not say everything. `teacher_log_probs` is 0, and so is
   `teacher_entropies` of samples: costs and returns there are cross-entropies.
   The teacher's tail is 1 less the mass of the list, and 0 where rounding has
-  taken that mass past 1.
+  taken that mass past 1. Without a tail, costs are NaN where a list is empty.
 
-  Args:
-    student_hidden: shape `[B, T, D]`.
-    student_unembedding: shape `[D, V]`.
-    candidate_ids: shape `[B, T, C]`.
-    candidate_log_probs: nats; no gradient flows to them. Shape `[B, T, C]`.
-    token_ids: the student's own tokens. Shape `[B, T]`.
+  Attributes:
+    ids: shape `[B, T, C]`.
+    log_probs: nats. Shape `[B, T, C]`.
     kind: what the list is.
     tail: of `top_k`; samples have none.
+  """
+
+  ids: jax.Array
+  log_probs: jax.Array
+  kind: ListKind
+  tail: bool = False
+
+
+class Source(NamedTuple):
+  """The student's states, and how statistics are read from them.
+
+  Attributes:
+    reader: of a tile of the student's logits.
+    hidden: shape `[B, T, D]`.
+    unembedding: shape `[D, V]`.
+    constants, rows: what the reader takes besides; no gradient flows to them.
+  """
+
+  reader: Reader
+  hidden: jax.Array
+  unembedding: jax.Array
+  constants: Any
+  rows: Any
+
+  def statistics(
+    self,
+    *,
+    chunk_size: int | None = None,
+    layout: Layout = Layout(),  # noqa: B008 (frozen)
+  ) -> Any:
+    """`TokenStatistics` or `OwnStatistics`, see `chunks.statistics`."""
+    return chunks.statistics(*self, size=chunk_size, layout=layout)
+
+  def minimise(
+    self,
+    loss: Callable[[Any, Any, Any], tuple[jax.Array, tuple[Any, Any]]],
+    rows: Any,
+    carry: Any = None,
+    *,
+    chunk_size: int | None = None,
+    layout: Layout = Layout(),  # noqa: B008 (frozen)
+  ) -> tuple[jax.Array, Any]:
+    """The sum of losses made of the statistics, see `chunks.minimise`.
+
+    Args:
+      loss: `(carry, statistics, rows) -> (losses, (carry, reports))`.
+      rows: what the loss takes besides, a tree of `[B, T, ...]`.
+      carry: before the last chunk.
+      chunk_size, layout: as for `token_statistics`.
+    """
+    read = self.reader.read
+    reader = Reader(
+      lambda logits, constants, both: read(logits, constants, both[0]),
+      self.reader.pull,
+    )
+    return chunks.minimise(
+      reader,
+      lambda carry, found, _, both: loss(carry, found, both[1]),
+      self.hidden,
+      self.unembedding,
+      self.constants,
+      (self.rows, rows),
+      carry,
+      size=chunk_size,
+      layout=layout,
+    )
+
+
+def compared(
+  hidden: jax.Array,
+  unembedding: jax.Array,
+  teacher: Expert,
+  token_ids: jax.Array,
+  divergence: Divergence,
+  mask: jax.Array | None = None,
+) -> Source:
+  """A student beside a teacher that tells its distribution.
+
+  Args:
+    hidden, unembedding: the student's.
+    teacher: no gradient flows to it: its distribution is the label.
+    token_ids: the student's own tokens. Shape `[B, T]`.
+    divergence: the cost, and what it is taken on.
+    mask: 1 where the teacher counts; elsewhere its hidden states are not read,
+      and what compares with it means nothing. None: it counts everywhere.
+      Shape `[B, T]`.
+  """
+  rows = {"ids": token_ids, "teacher": tuple(teacher.hidden)}
+  if mask is not None:
+    rows["told"] = mask
+  _check(hidden, rows)
+  return Source(
+    Reader(
+      functools.partial(_read_compared, divergence),
+      functools.partial(_pull_compared, divergence),
+    ),
+    hidden,
+    unembedding,
+    tuple(teacher.unembedding),
+    rows,
+  )
+
+
+def listed(
+  hidden: jax.Array,
+  unembedding: jax.Array,
+  teacher: Lists,
+  token_ids: jax.Array,
+  mask: jax.Array | None = None,
+) -> Source:
+  """A student beside a teacher that gives lists.
+
+  Args:
+    hidden, unembedding: the student's.
+    teacher: no gradient flows to it.
+    token_ids: the student's own tokens. Shape `[B, T]`.
     mask: 1 where the token counts; elsewhere the lists are not read. None:
       they are read everywhere. Shape `[B, T]`.
-    chunk_size: columns of time at once; None chooses by memory. Any T works.
-
-  Returns:
-    float32, shape `[B, T]` each. Without a tail, costs are NaN where a list is
-    empty.
 
   Raises:
     ValueError: an unknown kind, or samples with a tail.
   """
-  chex.assert_rank([candidate_ids, candidate_log_probs], 3)
-  chex.assert_equal_shape([candidate_ids, candidate_log_probs])
-  chex.assert_rank([student_hidden, token_ids], [3, 2])
-  chex.assert_equal_shape_prefix([student_hidden, candidate_ids, token_ids], 2)
+  ids, log_probs, kind, tail = teacher
   if kind not in ("samples", "top_k"):
     raise ValueError(f"kind={kind!r} is neither 'samples' nor 'top_k'")
   if kind == "samples" and tail:
     raise ValueError("kind='samples' has no tail; set tail=False")
-  candidate_log_probs = jax.lax.stop_gradient(
-    candidate_log_probs.astype(jnp.float32)
-  )
+  chex.assert_rank([ids, log_probs], 3)
+  chex.assert_equal_shape([ids, log_probs])
+  log_probs = log_probs.astype(jnp.float32)
   if mask is not None:
     counts = mask.astype(bool)[..., None]
-    candidate_ids = jnp.where(counts, candidate_ids, 0)
-    candidate_log_probs = jnp.where(counts, candidate_log_probs, 0.0)
+    ids = jnp.where(counts, ids, 0)
+    log_probs = jnp.where(counts, log_probs, 0.0)
+  rows = {"ids": token_ids, "candidates": (ids, log_probs)}
+  _check(hidden, rows)
+  read = functools.partial(_read_listed, kind=kind, tail=tail)
+  return Source(chunks.differentiated(read), hidden, unembedding, None, rows)
 
-  def reduce(weights, chunk):
-    hidden, *candidates, ids = chunk
-    logits = chunks.logits(hidden, weights)
-    if kind == "samples":
-      costs, entropies = _sampled_costs(logits, *candidates)
-    else:
-      costs, entropies = _listed_costs(logits, *candidates, tail=tail)
-    log_softmax = jax.nn.log_softmax(logits, axis=-1)
-    return TokenStatistics(
-      costs=costs,
-      cross_entropies=jax.lax.stop_gradient(costs),
-      teacher_entropies=entropies,
-      log_probs=_pick(log_softmax, ids),
-      entropies=divergences.entropy(log_softmax),
-      teacher_log_probs=jnp.zeros_like(costs),
-    )
 
-  return chunks.over_time(
-    reduce,
-    _master(student_unembedding),
-    (student_hidden, candidate_ids, candidate_log_probs, token_ids),
-    vocab_size=student_unembedding.shape[-1],
-    size=chunk_size,
+def alone(
+  hidden: jax.Array, unembedding: jax.Array, token_ids: jax.Array
+) -> Source:
+  """A policy without a teacher; its statistics are `OwnStatistics`.
+
+  Args:
+    hidden, unembedding: of the policy.
+    token_ids: shape `[B, T]`.
+  """
+  rows = {"ids": token_ids}
+  _check(hidden, rows)
+  return Source(Reader(_read_own, _pull_own), hidden, unembedding, None, rows)
+
+
+def token_statistics(
+  student_hidden: jax.Array,
+  student_unembedding: jax.Array,
+  teacher_hidden: jax.Array,
+  teacher_unembedding: jax.Array,
+  token_ids: jax.Array,
+  *,
+  divergence: Divergence | Kind = "forward_cross_entropy",
+  temperature: float | None = None,
+  mask: jax.Array | None = None,
+  chunk_size: int | None = None,
+  layout: Layout = Layout(),  # noqa: B008 (frozen)
+) -> TokenStatistics:
+  """Statistics of student and teacher, chunk by chunk.
+
+  Differentiable in the student's arguments, in closed form. Nothing flows to
+  the teacher: its distribution is the label.
+
+  Args:
+    student_hidden: shape `[B, T, D]`, or `[N, D]` for tokens in a row.
+    student_unembedding: shape `[D, V]`.
+    teacher_hidden: shape `[B, T, E]` or `[N, E]`.
+    teacher_unembedding: shape `[E, V]`.
+    token_ids: shape `[B, T]` or `[N]`.
+    divergence: the cost, and what it is taken on; or its kind, on the whole
+      vocabulary.
+    temperature: by which the logits of both are divided in the cost; None: the
+      divergence's own, which is 1 for a kind.
+    mask: 1 where the teacher counts; elsewhere its hidden states are not read,
+      and what compares with it means nothing. None: it counts everywhere.
+      Shape `[B, T]` or `[N]`.
+    chunk_size: columns of time (or tokens, of `[N, D]`) at once; None chooses
+      by memory. Any T works.
+    layout: how arrays lie on the devices.
+
+  Returns:
+    float32, shape `[B, T]` or `[N]` each.
+  """
+  divergence = _divergence(divergence, temperature)
+  arrays = (student_hidden, teacher_hidden, token_ids)
+  if student_hidden.ndim == 2:
+    arrays = tuple(x[None] for x in arrays)
+    mask = None if mask is None else mask[None]
+  student, teacher, ids = arrays
+  source = compared(
+    student,
+    student_unembedding,
+    Expert((teacher,), (teacher_unembedding,)),
+    ids,
+    divergence,
+    mask,
   )
+  found = source.statistics(chunk_size=chunk_size, layout=layout)
+  if student_hidden.ndim == 2:
+    found = jax.tree.map(lambda x: x[0], found)
+  return found
 
 
 def token_log_probs(
@@ -192,7 +309,8 @@ def token_log_probs(
   token_ids: jax.Array,
   *,
   chunk_size: int | None = None,
-) -> tuple[jax.Array, jax.Array]:
+  layout: Layout = Layout(),  # noqa: B008 (frozen)
+) -> OwnStatistics:
   """Log-probability of each token, and the entropy where it was chosen.
 
   Args:
@@ -200,24 +318,14 @@ def token_log_probs(
     unembedding: shape `[D, V]`.
     token_ids: shape `[B, T]`.
     chunk_size: columns of time at once; None chooses by memory. Any T works.
+    layout: how arrays lie on the devices.
 
   Returns:
     log-probabilities (NaN for an id outside the vocabulary) and entropies,
     nats, float32, `[B, T]` each.
   """
-  chex.assert_rank([hidden, token_ids], [3, 2])
-  chex.assert_equal_shape_prefix([hidden, token_ids], 2)
-
-  def reduce(weights, chunk):
-    log_softmax = jax.nn.log_softmax(chunks.logits(chunk[0], weights), axis=-1)
-    return _pick(log_softmax, chunk[1]), divergences.entropy(log_softmax)
-
-  return chunks.over_time(
-    reduce,
-    _master(unembedding),
-    (hidden, token_ids),
-    vocab_size=unembedding.shape[-1],
-    size=chunk_size,
+  return alone(hidden, unembedding, token_ids).statistics(
+    chunk_size=chunk_size, layout=layout
   )
 
 
@@ -250,9 +358,78 @@ def from_logits(
       divergences.forward_cross_entropy(student, teacher)
     ),
     teacher_entropies=divergences.entropy(teacher),
-    log_probs=_pick(log_softmax, token_ids),
+    log_probs=tiles.pick(log_softmax, token_ids),
     entropies=divergences.entropy(log_softmax),
-    teacher_log_probs=_pick(jax.nn.log_softmax(teacher_logits), token_ids),
+    teacher_log_probs=tiles.pick(jax.nn.log_softmax(teacher_logits), token_ids),
+  )
+
+
+def _divergence(
+  divergence: Divergence | Kind, temperature: float | None
+) -> Divergence:
+  if isinstance(divergence, str):
+    divergence = Divergence(divergence)
+  if temperature is None:
+    return divergence
+  return dataclasses.replace(divergence, temperature=temperature)
+
+
+def _check(hidden: jax.Array, rows: dict[str, Any]) -> None:
+  chex.assert_rank([hidden, rows["ids"]], [3, 2])
+  chex.assert_equal_shape_prefix([hidden, *jax.tree.leaves(rows)], 2)
+
+
+def _read_compared(divergence: Divergence, logits, unembeddings, rows):
+  """Reader of `compared`."""
+  states = rows["teacher"]
+  if "told" in rows:
+    # What a weight of 0 does not undo is NaN.
+    counts = rows["told"].astype(bool)[:, None]
+    states = tuple(jnp.where(counts, x, 0) for x in states)
+  of_teacher = functools.reduce(
+    jnp.add, map(chunks.logits, states, unembeddings)
+  )
+  found, residuals = tiles.read(logits, of_teacher, rows["ids"], divergence)
+  return TokenStatistics(**found), residuals
+
+
+def _pull_compared(divergence: Divergence, residuals, slopes: TokenStatistics):
+  return tiles.pull(
+    residuals,
+    divergence,
+    costs=slopes.costs,
+    log_probs=slopes.log_probs,
+    entropies=slopes.entropies,
+  )
+
+
+def _read_own(logits, constants, rows):
+  """Reader of `alone`."""
+  del constants
+  found, residuals = tiles.read_own(logits, rows["ids"])
+  return OwnStatistics(*found), residuals
+
+
+def _pull_own(residuals, slopes: OwnStatistics):
+  return tiles.pull_own(residuals, **slopes._asdict())
+
+
+def _read_listed(logits, constants, rows, *, kind: ListKind, tail: bool):
+  """Reader of `listed`, for autodiff."""
+  del constants
+  candidates = rows["candidates"]
+  if kind == "samples":
+    costs, entropies = _sampled_costs(logits, *candidates)
+  else:
+    costs, entropies = _listed_costs(logits, *candidates, tail=tail)
+  log_softmax = jax.nn.log_softmax(logits, axis=-1)
+  return TokenStatistics(
+    costs=costs,
+    cross_entropies=jax.lax.stop_gradient(costs),
+    teacher_entropies=jax.lax.stop_gradient(entropies),
+    log_probs=tiles.pick(log_softmax, rows["ids"]),
+    entropies=divergences.entropy(log_softmax),
+    teacher_log_probs=jnp.zeros_like(costs),
   )
 
 
@@ -293,24 +470,3 @@ def _listed_costs(
     divergences.forward_cross_entropy(student, teacher),
     divergences.entropy(teacher),
   )
-
-
-def _master(unembedding: jax.Array) -> jax.Array:
-  """At least float32, in which its gradient is summed over the chunks."""
-  dtype = jnp.promote_types(unembedding.dtype, jnp.float32)
-  return unembedding.astype(dtype)
-
-
-def _pick(values: jax.Array, ids: jax.Array) -> jax.Array:
-  """values[..., ids] as a masked sum: V may be sharded without a gather.
-
-  NaN for an id outside the vocabulary: the empty sum would be a probability
-  of 1.
-  """
-  vocabulary = jax.lax.broadcasted_iota(
-    jnp.int32, values.shape, values.ndim - 1
-  )
-  hits = vocabulary == ids[..., None]
-  picked = jnp.sum(jnp.where(hits, values, 0.0), axis=-1)
-  is_word = (ids >= 0) & (ids < values.shape[-1])
-  return jnp.where(is_word, picked, jnp.nan)

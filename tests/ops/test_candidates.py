@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from distil_jax.ops import candidates, sampling
+from distil_jax.ops.unembedding import Expert
 
 RNG = np.random.default_rng(0)
 LENGTH, VOCAB_SIZE = 5, 11
 HIDDEN = RNG.normal(size=(2, LENGTH, 4)).astype(np.float32)
 MATRIX = RNG.normal(size=(4, VOCAB_SIZE)).astype(np.float32)
+TEACHER = Expert((HIDDEN,), (MATRIX,))
 CHUNK_SIZES = (1, 2, LENGTH, None)
 
 
@@ -20,12 +22,21 @@ def test_most_probable():
   order = np.argsort(-log_softmax, -1)[..., :3]
   for chunk_size in CHUNK_SIZES:
     ids, log_probs = candidates.most_probable(
-      HIDDEN, MATRIX, size=3, chunk_size=chunk_size
+      TEACHER, size=3, chunk_size=chunk_size
     )
     np.testing.assert_array_equal(ids, order)
     np.testing.assert_allclose(
       log_probs, np.take_along_axis(log_softmax, order, -1), rtol=1e-5
     )
+
+
+def test_logits_of_several_are_summed():
+  halves = Expert((HIDDEN / 2, HIDDEN / 2), (MATRIX, MATRIX))
+  for chunk_size in CHUNK_SIZES:
+    actual = candidates.most_probable(halves, size=3, chunk_size=chunk_size)
+    whole = candidates.most_probable(TEACHER, size=3)
+    np.testing.assert_array_equal(actual[0], whole[0])
+    np.testing.assert_allclose(actual[1], whole[1], rtol=1e-6)
 
 
 def test_samples():
@@ -36,19 +47,19 @@ def test_samples():
   )
   for chunk_size in CHUNK_SIZES:
     ids, log_probs = candidates.samples(
-      HIDDEN, MATRIX, uniforms, chunk_size=chunk_size
+      TEACHER, uniforms, chunk_size=chunk_size
     )
     np.testing.assert_array_equal(ids, expected)
     np.testing.assert_allclose(log_probs, np.full(ids.shape, -np.log(3)))
 
 
 def test_a_list_has_one_to_all_tokens():
-  ids, _ = candidates.most_probable(HIDDEN, MATRIX, size=VOCAB_SIZE)
+  ids, _ = candidates.most_probable(TEACHER, size=VOCAB_SIZE)
   np.testing.assert_array_equal(np.sort(ids, -1)[0, 0], np.arange(VOCAB_SIZE))
   with pytest.raises(ValueError, match=r"a list of 12 tokens .* has 11"):
-    candidates.most_probable(HIDDEN, MATRIX, size=VOCAB_SIZE + 1)
+    candidates.most_probable(TEACHER, size=VOCAB_SIZE + 1)
   with pytest.raises(ValueError, match="a list of 0 tokens"):
-    candidates.most_probable(HIDDEN, MATRIX, size=0)
+    candidates.most_probable(TEACHER, size=0)
 
 
 @pytest.mark.parametrize("access", ["most_probable", "samples"])
@@ -59,11 +70,10 @@ def test_no_logits_of_all_tokens(access):
   uniforms = jnp.zeros((2, length, 1))
 
   def ask(hidden, matrix, chunk_size):
+    teacher = Expert((hidden,), (matrix,))
     if access == "samples":
-      return candidates.samples(hidden, matrix, uniforms, chunk_size=chunk_size)
-    return candidates.most_probable(
-      hidden, matrix, size=2, chunk_size=chunk_size
-    )
+      return candidates.samples(teacher, uniforms, chunk_size=chunk_size)
+    return candidates.most_probable(teacher, size=2, chunk_size=chunk_size)
 
   def temporaries(chunk_size):
     run = jax.jit(ask, static_argnums=2).lower(hidden, matrix, chunk_size)

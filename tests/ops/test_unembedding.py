@@ -211,15 +211,20 @@ class TestTokenStatistics:
     np.testing.assert_array_equal(slope, expected)
 
   @pytest.mark.parametrize(
-    ("batch_size", "length", "vocab_size", "expected"),
+    ("batch_size", "length", "width", "vocab_size", "expected"),
     [
-      (1, 100, 32, 100),  # all at once
-      (8, 1024, 2**15, 64),  # 8 · 64 · 2¹⁵ entries are one tile
-      (64, 1024, 152_000, 1),  # a column at least
+      (1, 100, 64, 32, 100),  # all at once
+      (8, 1024, 64, 2**15, 192),  # 8 · 192 · 2¹⁵ entries are one tile
+      (8, 1024, 8192, 2**16, 256),  # 2048 rows, a quarter of the width
+      (4096, 1024, 64, 152_000, 1),  # a column at least
+      (0, 0, 64, 32, 0),
     ],
   )
-  def test_chunks_fit_a_tile(self, batch_size, length, vocab_size, expected):
-    assert chunks.default_size(batch_size, length, vocab_size) == expected
+  def test_chunks_fit_a_tile(
+    self, batch_size, length, width, vocab_size, expected
+  ):
+    size = chunks.default_size(batch_size, length, width, vocab_size)
+    assert size == expected
 
   def test_a_chunk_has_a_column_at_least(self):
     with pytest.raises(ValueError, match="chunk_size=0 must be at least 1"):
@@ -346,6 +351,22 @@ class TestDivergences:
         )
 
 
+def listed_statistics(
+  hidden,
+  matrix,
+  candidates,
+  log_probs,
+  ids,
+  *,
+  mask=None,
+  chunk_size=None,
+  **settings,
+):
+  lists = unembedding.Lists(candidates, log_probs, **settings)
+  source = unembedding.listed(hidden, matrix, lists, ids, mask)
+  return source.statistics(chunk_size=chunk_size)
+
+
 SPARSE = (
   {"kind": "samples"},
   {"kind": "top_k"},
@@ -407,7 +428,7 @@ class TestSparseTokenStatistics:
     @functools.partial(jax.jit, static_argnums=1)
     def run(logits, chunk_size):
       def total(logits, settings):
-        statistics = unembedding.sparse_token_statistics(
+        statistics = listed_statistics(
           logits,
           matrix,
           candidates,
@@ -456,7 +477,7 @@ class TestSparseTokenStatistics:
       candidates = np.argsort(-teacher, -1)[..., :size]
       log_probs = np.take_along_axis(teacher, candidates, -1)
       actual, pull = jax.vjp(
-        lambda x, ids_of, log_probs_of: unembedding.sparse_token_statistics(
+        lambda x, ids_of, log_probs_of: listed_statistics(
           x,
           jnp.eye(6),
           ids_of,
@@ -496,7 +517,7 @@ class TestSparseTokenStatistics:
     chances = teacher[pairs].prod(-1)
 
     def mean(logits):
-      statistics = unembedding.sparse_token_statistics(
+      statistics = listed_statistics(
         jnp.tile(logits, (1, 9, 1)),
         jnp.eye(3),
         pairs[None],
@@ -522,7 +543,7 @@ class TestSparseTokenStatistics:
     @jax.jit
     def run(candidates, log_probs):
       def total(logits):
-        statistics = unembedding.sparse_token_statistics(
+        statistics = listed_statistics(
           logits,
           jnp.eye(6),
           candidates,
@@ -554,7 +575,7 @@ class TestSparseTokenStatistics:
   def test_a_word_that_is_not_in_the_vocabulary_is_not_hidden(self):
     logits, _, candidates, log_probs, ids = sparse_inputs()
     for settings in SPARSE:
-      statistics = unembedding.sparse_token_statistics(
+      statistics = listed_statistics(
         logits.astype(np.float32),
         np.eye(6, dtype=np.float32),
         candidates + 6,
@@ -566,9 +587,7 @@ class TestSparseTokenStatistics:
 
   def test_unusable_lists(self):
     inputs = (np.zeros((1, 2, 3)), np.eye(3), *np.zeros((2, 1, 2, 1), int))
-    run = functools.partial(
-      unembedding.sparse_token_statistics, *inputs, np.zeros((1, 2), int)
-    )
+    run = functools.partial(listed_statistics, *inputs, np.zeros((1, 2), int))
     with pytest.raises(ValueError, match="kind='beam' is neither"):
       run(kind="beam")
     with pytest.raises(ValueError, match="set tail=False"):

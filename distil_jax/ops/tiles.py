@@ -1,0 +1,304 @@
+"""What is read off a tile of logits, and how it pulls on them, in closed form.
+
+A tile has the logits of student and teacher for some tokens, `[R, V]`. Every
+number here is a sum over V and every slope is made entry by entry, so that a
+vocabulary that is cut over devices stays where it is; what the two passes share
+is a few numbers a token. Autodiff of `unembedding.from_logits` gives the same.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from distil_jax.ops import divergences
+from distil_jax.ops.divergences import Divergence
+
+
+class _Norm(NamedTuple):
+  """log Σ exp of some logits, in two parts: a sum of both would be rounded.
+
+  Attributes:
+    largest: shape `[R, 1]`.
+    rest: the logarithm of the sum over exp(logits − largest); −inf where no
+      entry has mass. Shape `[R, 1]`.
+  """
+
+  largest: jax.Array
+  rest: jax.Array
+
+  def of(self, logits: jax.Array) -> jax.Array:
+    """Log-probabilities of entries. Shape `[R, V]`."""
+    return (logits - self.largest) - self.rest
+
+
+class _Side(NamedTuple):
+  """One distribution on the support.
+
+  Attributes:
+    norm: over the support.
+    others: over the tokens that are not kept; None where all are, or where
+      they are left out.
+    tail: log-probability of all those, `[R, 1]`; None likewise.
+  """
+
+  norm: _Norm
+  others: _Norm | None
+  tail: jax.Array | None
+
+
+class Residuals(NamedTuple):
+  """What `pull` needs of `read`: two tiles, and numbers of each token.
+
+  Attributes:
+    student_logits, teacher_logits: shape `[R, V]`.
+    token_ids: shape `[R]`.
+    threshold: the least logit that is kept, and the last index of those equal
+      to it, `[R, 1]` each; None: all are kept.
+    student, teacher: on the support.
+    whole: over the whole vocabulary at temperature 1.
+    entropies: the student's, there. Shape `[R, 1]`.
+  """
+
+  student_logits: jax.Array
+  teacher_logits: jax.Array
+  token_ids: jax.Array
+  threshold: tuple[jax.Array, jax.Array] | None
+  student: _Side
+  teacher: _Side
+  whole: _Norm
+  entropies: jax.Array
+
+
+def read(
+  student_logits: jax.Array,
+  teacher_logits: jax.Array,
+  token_ids: jax.Array,
+  divergence: Divergence,
+) -> tuple[dict[str, jax.Array], Residuals]:
+  """The fields of `unembedding.TokenStatistics`, and what `pull` needs.
+
+  Args:
+    student_logits: float32 or wider. Shape `[R, V]`.
+    teacher_logits: shape `[R, V]`.
+    token_ids: shape `[R]`.
+    divergence: the cost, and what it is taken on.
+
+  Returns:
+    nats, `[R]` each, and the residuals.
+  """
+  student_scaled, teacher_scaled = _scaled(
+    student_logits, teacher_logits, divergence
+  )
+  threshold = _threshold(student_scaled, teacher_scaled, divergence)
+  kept = _kept(student_scaled, teacher_scaled, threshold, divergence)
+  student = _side(student_scaled, kept, divergence)
+  teacher = _side(teacher_scaled, kept, divergence)
+  # The same sums where the support is everything at temperature 1.
+  whole = student.norm
+  teacher_whole = teacher.norm
+  if kept is not None or divergence.temperature != 1:
+    whole, teacher_whole = _norm(student_logits), _norm(teacher_logits)
+  log_student = student.norm.of(student_scaled)
+  log_teacher = teacher.norm.of(teacher_scaled)
+
+  def total(function):
+    """Σ over the support."""
+    values = function(log_student, log_teacher)
+    if kept is not None:
+      values = jnp.where(kept, values, 0.0)
+    sums = jnp.sum(values, axis=-1)
+    if student.tail is not None and teacher.tail is not None:
+      sums = sums + function(student.tail, teacher.tail)[:, 0]
+    return sums
+
+  log_softmax = whole.of(student_logits)
+  entropies = divergences.entropy(log_softmax)
+  statistics = {
+    "costs": total(lambda s, t: divergences.summands(s, t, divergence)),
+    "cross_entropies": total(lambda s, t: -divergences.product(jnp.exp(t), s)),
+    "teacher_entropies": total(
+      lambda _, t: -divergences.product(jnp.exp(t), t)
+    ),
+    "log_probs": pick(log_softmax, token_ids),
+    "entropies": entropies,
+    "teacher_log_probs": pick(teacher_whole.of(teacher_logits), token_ids),
+  }
+  residuals = Residuals(
+    student_logits,
+    teacher_logits,
+    token_ids,
+    threshold,
+    student,
+    teacher,
+    whole,
+    entropies[:, None],
+  )
+  return statistics, residuals
+
+
+def pull(
+  residuals: Residuals,
+  divergence: Divergence,
+  *,
+  costs: jax.Array,
+  log_probs: jax.Array,
+  entropies: jax.Array | None = None,
+) -> jax.Array:
+  """Slopes of the student's logits.
+
+    cost        (gᵥ − sᵥ Σ g) / temperature     g: slopes of the summands; the
+                                                tail's is shared by its tokens
+    log π(y)    1[v = y] − πᵥ
+    entropy     −πᵥ (log πᵥ + H)
+
+  Args:
+    residuals: from `read`.
+    divergence: as there.
+    costs, log_probs, entropies: cotangents of these statistics, `[R]` each;
+      None: 0.
+
+  Returns:
+    Shape `[R, V]`.
+  """
+  r = residuals
+  costs, log_probs = costs[:, None], log_probs[:, None]
+  student_scaled, teacher_scaled = _scaled(
+    r.student_logits, r.teacher_logits, divergence
+  )
+  kept = _kept(student_scaled, teacher_scaled, r.threshold, divergence)
+  log_student = r.student.norm.of(student_scaled)
+  own = divergences.slopes(
+    log_student, r.teacher.norm.of(teacher_scaled), divergence
+  )
+  probs = jnp.exp(log_student)
+  if kept is None:
+    total = jnp.sum(own, axis=-1, keepdims=True)
+  else:
+    total = jnp.sum(jnp.where(kept, own, 0.0), axis=-1, keepdims=True)
+    tail, share = _tail_slopes(r, student_scaled, divergence)
+    own = jnp.where(kept, own, divergences.product(share, tail))
+    total = total + tail
+    if not divergence.tail:
+      probs = jnp.where(kept, probs, 0.0)
+  slopes = costs * (own - probs * total) / divergence.temperature
+  log_softmax = r.whole.of(r.student_logits)
+  softmax = jnp.exp(log_softmax)
+  is_token = _is_token(softmax, r.token_ids)
+  slopes = slopes + log_probs * (jnp.where(is_token, 1.0, 0.0) - softmax)
+  if entropies is not None:
+    slopes = slopes - entropies[:, None] * divergences.product(
+      softmax, log_softmax + r.entropies
+    )
+  return slopes
+
+
+def _tail_slopes(r: Residuals, scaled, divergence: Divergence):
+  """Slope of the bucket, `[R, 1]`, and each token's share of it, `[R, V]`."""
+  if (
+    r.student.others is None or r.student.tail is None or r.teacher.tail is None
+  ):
+    return jnp.float32(0.0), jnp.zeros_like(scaled)
+  # Where the others have no mass there is nothing to share.
+  share = jnp.where(
+    r.student.others.rest == -jnp.inf, 0.0, jnp.exp(r.student.others.of(scaled))
+  )
+  return divergences.slopes(r.student.tail, r.teacher.tail, divergence), share
+
+
+def read_own(
+  logits: jax.Array, token_ids: jax.Array
+) -> tuple[tuple[jax.Array, jax.Array], Any]:
+  """Log-probability of each token and entropy, where there is no teacher.
+
+  Args:
+    logits: shape `[R, V]`.
+    token_ids: shape `[R]`.
+
+  Returns:
+    nats, `[R]` each, and what `pull_own` needs.
+  """
+  norm = _norm(logits)
+  log_softmax = norm.of(logits)
+  entropies = divergences.entropy(log_softmax)
+  statistics = (pick(log_softmax, token_ids), entropies)
+  return statistics, (logits, token_ids, norm, entropies[:, None])
+
+
+def pull_own(
+  residuals: Any, *, log_probs: jax.Array, entropies: jax.Array | None = None
+) -> jax.Array:
+  """Slopes of the logits, `[R, V]`; see `pull`."""
+  logits, token_ids, norm, of_state = residuals
+  log_softmax = norm.of(logits)
+  softmax = jnp.exp(log_softmax)
+  is_token = jnp.where(_is_token(softmax, token_ids), 1.0, 0.0)
+  slopes = log_probs[:, None] * (is_token - softmax)
+  if entropies is None:
+    return slopes
+  return slopes - entropies[:, None] * divergences.product(
+    softmax, log_softmax + of_state
+  )
+
+
+def pick(values: jax.Array, ids: jax.Array) -> jax.Array:
+  """values[..., ids] as a masked sum: V may be sharded without a gather.
+
+  NaN for an id outside the vocabulary: the empty sum would be a probability
+  of 1.
+  """
+  picked = jnp.sum(jnp.where(_is_token(values, ids), values, 0.0), axis=-1)
+  is_word = (ids >= 0) & (ids < values.shape[-1])
+  return jnp.where(is_word, picked, jnp.nan)
+
+
+def _is_token(values: jax.Array, ids: jax.Array) -> jax.Array:
+  vocabulary = jax.lax.broadcasted_iota(
+    jnp.int32, values.shape, values.ndim - 1
+  )
+  return vocabulary == ids[..., None]
+
+
+def _scaled(student, teacher, divergence: Divergence):
+  if divergence.temperature == 1:
+    return student, teacher
+  return student / divergence.temperature, teacher / divergence.temperature
+
+
+def _norm(logits: jax.Array, where: jax.Array | None = None) -> _Norm:
+  if where is not None:
+    logits = jnp.where(where, logits, -jnp.inf)
+  largest = jnp.max(logits, axis=-1, keepdims=True)
+  # With nothing but −inf, −inf − (−inf) would be NaN.
+  largest = jnp.where(largest == -jnp.inf, 0.0, largest)
+  return _Norm(
+    largest,
+    jnp.log(jnp.sum(jnp.exp(logits - largest), axis=-1, keepdims=True)),
+  )
+
+
+def _side(logits, kept, divergence: Divergence) -> _Side:
+  if kept is None:
+    return _Side(_norm(logits), None, None)
+  if not divergence.tail:
+    return _Side(_norm(logits, kept), None, None)
+  norm, others = _norm(logits), _norm(logits, ~kept)
+  return _Side(norm, others, norm.of(others.largest) + others.rest)
+
+
+def _chooser(student, teacher, divergence: Divergence) -> jax.Array:
+  return student if divergence.top_k_of == "student" else teacher
+
+
+def _threshold(student, teacher, divergence: Divergence):
+  if divergence.top_k is None or divergence.top_k >= student.shape[-1]:
+    return None
+  chooser = _chooser(student, teacher, divergence)
+  return divergences.threshold(chooser, divergence.top_k)
+
+
+def _kept(student, teacher, threshold, divergence: Divergence):
+  """Which tokens are in the support by themselves; None: all of them."""
+  if threshold is None:
+    return None
+  return divergences.is_kept(_chooser(student, teacher, divergence), *threshold)
