@@ -82,14 +82,17 @@ def most_probable(
 def _chosen(choose, teacher: Expert, rows, chunk_size, layout):
   """`choose(logits, rows)` of every tile; nothing here is differentiable."""
 
-  def read(logits, others, both):
-    for hidden, unembedding in zip(both[0], others, strict=True):
-      logits = logits + chunks.logits(hidden, unembedding)
-    return choose(logits, both[1]), None
+  def prepare(others, both):
+    states, rows = both
+    return tuple(map(chunks.logits, states, others)), rows
+
+  def read(logits, tile):
+    more, rows = tile
+    return choose(sum(more, start=logits), rows), None
 
   first, *others = zip(teacher.hidden, teacher.unembedding, strict=True)
   return chunks.statistics(
-    chunks.Reader(read),
+    chunks.Reader(read, prepare=prepare),
     *first,
     tuple(unembedding for _, unembedding in others),
     (tuple(hidden for hidden, _ in others), rows),

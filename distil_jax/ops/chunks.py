@@ -12,36 +12,49 @@ unembedding for each token, of student and teacher together:
 `minimise` makes the gradient of a tile as soon as it has the tile. It goes
 from the end of time to its beginning: the weight that future credit puts on a
 token is known once the costs after it are.
+
+Inside a chunk time comes first, `[t, B, ...]`. Products are those of a whole
+tile; what is done entry by entry goes through it in blocks of columns that a
+cache can hold, so that two tiles are all that is ever there.
 """
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-# Entries of one tile of logits on one device: 192 MiB in float32.
-_TILE = 3 * 2**24
+# Entries of one tile of logits on one device: 256 MiB in float32.
+_TILE = 2**26
+# Entries of it that are worked on at once: 8 MiB.
+_BLOCK = 2**21
 # Rows of a tile, as a part of D, where that is more: every tile adds to the
 # gradient of the unembedding, whose traffic few rows would not be worth.
 _ROWS = 4
+
+
+def _rows(constants: Any, rows: Any) -> Any:
+  return rows
 
 
 class Reader(NamedTuple):
   """How statistics are read off a tile, and how they pull on it.
 
   Attributes:
-    read: `(logits [R, V], constants, rows) -> (statistics, residuals)`:
-      statistics and rows are trees of `[R, ...]`; constants are the same for
-      every tile.
-    pull: `(residuals, cotangents) -> slopes [R, V]` of the logits; None where
-      there are none.
+    read: `(logits [..., V], tile) -> (statistics, residuals)`, trees of
+      `[...]` or more.
+    pull: `(logits, tile, residuals, cotangents) -> slopes [..., V]` of the
+      logits; None where there are none.
+    prepare: `(constants, rows) -> tile`: what stands beside a tile of logits,
+      from what is the same for every tile and a tree of `[t, B, ...]`.
   """
 
-  read: Callable[[jax.Array, Any, Any], tuple[Any, Any]]
-  pull: Callable[[Any, Any], jax.Array] | None = None
+  read: Callable[[jax.Array, Any], tuple[Any, Any]]
+  pull: Callable[[jax.Array, Any, Any, Any], jax.Array] | None = None
+  prepare: Callable[[Any, Any], Any] = _rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,13 +73,13 @@ class Layout:
   place: Callable[[jax.Array], jax.Array] = lambda sums: sums
 
 
-def differentiated(read: Callable[[jax.Array, Any, Any], Any]) -> Reader:
+def differentiated(read: Callable[[jax.Array, Any], Any]) -> Reader:
   """A reader by autodiff, for statistics whose slopes nobody wrote down."""
 
-  def both(logits, constants, rows):
-    return jax.vjp(lambda x: read(x, constants, rows), logits)
+  def pull(logits, tile, _, cotangents):
+    return jax.vjp(lambda x: read(x, tile), logits)[1](cotangents)[0]
 
-  return Reader(both, lambda pull, cotangents: pull(cotangents)[0])
+  return Reader(lambda logits, tile: (read(logits, tile), None), pull)
 
 
 def logits(hidden: jax.Array, unembedding: jax.Array) -> jax.Array:
@@ -115,8 +128,8 @@ def statistics(
     reader: of a tile.
     hidden: shape `[B, T, D]`.
     unembedding: shape `[D, V]`.
-    constants: handed to the reader.
-    rows: a tree of `[B, T, ...]`, cut and handed to the reader.
+    constants, rows: handed to the reader; rows, a tree of `[B, T, ...]`, are
+      cut for it.
     size: columns of time at once; None chooses by memory. Any T works.
     layout: how arrays lie on the devices.
 
@@ -132,11 +145,12 @@ def statistics(
 
 def minimise(
   reader: Reader,
-  loss: Callable[[Any, Any, Any, Any], tuple[jax.Array, tuple[Any, Any]]],
+  loss: Callable[[Any, Any, Any], tuple[jax.Array, tuple[Any, Any]]],
   hidden: jax.Array,
   unembedding: jax.Array,
   constants: Any,
   rows: Any,
+  loss_rows: Any,
   carry: Any,
   *,
   size: int | None = None,
@@ -149,14 +163,14 @@ def minimise(
 
   Args:
     reader: of a tile.
-    loss: `(carry, statistics, constants, rows) -> (losses, (carry, reports))`,
-      with statistics, rows and reports of a chunk, `[B, t, ...]`, and losses
+    loss: `(carry, statistics, loss_rows) -> (losses, (carry, reports))`, with
+      statistics, rows and reports of a chunk, `[B, t, ...]`, and losses
       `[B, t]` as they count in the sum. Columns after the last of T may be
       added, where every row is 0; they must not change the carry.
     hidden: shape `[B, T, D]`.
     unembedding: shape `[D, V]`.
-    constants: handed to reader and loss.
-    rows: a tree of `[B, T, ...]`, cut and handed to both.
+    constants, rows: handed to the reader, as for `statistics`.
+    loss_rows: a tree of `[B, T, ...]`, cut and handed to the loss.
     carry: before the last chunk.
     size: columns of time at once; None chooses by memory. Any T works.
     layout: how arrays lie on the devices.
@@ -168,16 +182,26 @@ def minimise(
     ValueError: a size below 1.
   """
   cut = _cut(hidden, unembedding, size, layout)
-  value, reports = _minimise(
-    reader, loss, cut, hidden, unembedding, constants, rows, carry
+  found: Any = _minimise(
+    reader, loss, cut, hidden, unembedding, constants, rows, loss_rows, carry
   )
+  value, reports = found
   return value, jax.lax.stop_gradient(reports)
 
 
 class _Cut(NamedTuple):
-  """A chunk's number of columns, how many there are, and where they lie."""
+  """How time is cut.
+
+  Attributes:
+    size: columns of a chunk.
+    block: columns of it that are worked on at once; divides the size.
+    num_chunks: of which the last may hold columns that are not there.
+    length: T.
+    layout: how arrays lie on the devices.
+  """
 
   size: int
+  block: int
   num_chunks: int
   length: int
   layout: Layout
@@ -187,29 +211,40 @@ def _cut(hidden, unembedding, size: int | None, layout: Layout) -> _Cut:
   batch_size, length, width = hidden.shape
   if batch_size % layout.num_shards:
     layout = Layout()  # nothing to be gained from parts that are not equal
-  if size is None:
-    size = default_size(
-      batch_size // layout.num_shards,
-      length,
-      width,
-      unembedding.shape[-1] // layout.num_vocab_shards,
-    )
-  elif size < 1:
+  local = (
+    batch_size // layout.num_shards,
+    unembedding.shape[-1] // layout.num_vocab_shards,
+  )
+  if size is not None and size < 1:
     raise ValueError(
       f"chunk_size={size} must be at least 1; None chooses by memory"
     )
-  num_chunks = max(-(-length // max(size, 1)), 1)
-  # As equal as they can be, so that little is added to the last.
-  return _Cut(-(-length // num_chunks), num_chunks, length, layout)
+  # Columns that fill a block.
+  columns = max(_BLOCK // max(math.prod(local), 1), 1)
+  wanted = size or default_size(local[0], length, width, local[1])
+  num_chunks = max(-(-length // max(wanted, 1)), 1)
+  # As equal as they can be, so that little is added to the last; what is more
+  # than a block has whole ones.
+  columns_of_chunk = -(-length // num_chunks)
+  if columns_of_chunk > columns:
+    columns_of_chunk = -(-columns_of_chunk // columns) * columns
+  return _Cut(
+    columns_of_chunk,
+    min(columns, columns_of_chunk),
+    num_chunks,
+    length,
+    layout,
+  )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _statistics(reader, cut, hidden, unembedding, constants, rows):
-  unembedding = unembedding.astype(hidden.dtype)
+  weights = unembedding.astype(hidden.dtype)
 
   def one(carry, _, chunk):
-    states, chunk_rows = chunk
-    found, _ = _read(reader, states, unembedding, constants, chunk_rows)
+    states, rows = chunk
+    tile = reader.prepare(constants, rows)
+    found, _ = _read(reader, cut, logits(states, weights), tile)
     return carry, found
 
   return _over_time(cut, one, None, (hidden, rows))[1]
@@ -224,9 +259,10 @@ def _statistics_backward(reader, cut, arguments, cotangents):
   weights = unembedding.astype(hidden.dtype)
 
   def one(gradients, start, chunk):
-    states, chunk_rows, pulls = chunk
-    _, residuals = _read(reader, states, weights, constants, chunk_rows)
-    slopes = reader.pull(residuals, _flat(pulls))
+    states, rows, pulls = chunk
+    own, tile = logits(states, weights), reader.prepare(constants, rows)
+    _, residuals = _read(reader, cut, own, tile)
+    slopes = _pull(reader, cut, own, tile, residuals, pulls)
     return _add(gradients, start, states, weights, slopes, cut.layout), None
 
   gradients, _ = _over_time(
@@ -243,80 +279,111 @@ _statistics.defvjp(_statistics_forward, _statistics_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _minimise(
-  reader, loss, cut, hidden, unembedding, constants, rows, carry
-) -> tuple[jax.Array, Any]:
+def _minimise(reader, loss, cut, hidden, unembedding, constants, *rest):
   weights = unembedding.astype(hidden.dtype)
+  *rows, carry = rest
 
   def one(state, _, chunk):
-    states, chunk_rows = chunk
+    states, rows, loss_rows = chunk
     value, carry = state
-    found, _ = _read(reader, states, weights, constants, chunk_rows)
-    losses, (carry, reports) = loss(carry, found, constants, chunk_rows)
-    return (value + jnp.sum(losses), carry), reports
+    tile = reader.prepare(constants, rows)
+    found, _ = _read(reader, cut, logits(states, weights), tile)
+    losses, (carry, reports) = loss(carry, *_batch_first((found, loss_rows)))
+    return (value + jnp.sum(losses), carry), _batch_first(reports)
 
   state = (_no_value(hidden), carry)
-  (value, _), reports = _over_time(cut, one, state, (hidden, rows))
+  (value, _), reports = _over_time(cut, one, state, (hidden, *rows))
   return value, reports
 
 
-def _minimise_forward(
-  reader, loss, cut, hidden, unembedding, constants, rows, carry
-):
+def _minimise_forward(reader, loss, cut, hidden, unembedding, constants, *rest):
   weights = unembedding.astype(hidden.dtype)
+  *rows, carry = rest
 
   def one(state, start, chunk):
-    states, chunk_rows = chunk
+    states, rows, loss_rows = chunk
     value, carry, gradients = state
-    found, residuals = _read(reader, states, weights, constants, chunk_rows)
+    own, tile = logits(states, weights), reader.prepare(constants, rows)
+    found, residuals = _read(reader, cut, own, tile)
     losses, pull_losses, (carry, reports) = jax.vjp(
-      lambda found: loss(carry, found, constants, chunk_rows),
-      found,
+      lambda found: loss(carry, found, _batch_first(loss_rows)),
+      _batch_first(found),
       has_aux=True,
     )
     (pulls,) = pull_losses(jnp.ones_like(losses))
-    slopes = reader.pull(residuals, _flat(pulls))
+    slopes = _pull(reader, cut, own, tile, residuals, _batch_first(pulls))
     gradients = _add(gradients, start, states, weights, slopes, cut.layout)
-    return (value + jnp.sum(losses), carry, gradients), reports
+    state = (value + jnp.sum(losses), carry, gradients)
+    return state, _batch_first(reports)
 
   state = (
     _no_value(hidden),
     carry,
     _no_gradients(cut, hidden, unembedding),
   )
-  (value, _, gradients), reports = _over_time(cut, one, state, (hidden, rows))
+  (value, _, gradients), reports = _over_time(cut, one, state, (hidden, *rows))
   return (value, reports), _finished(cut, gradients, hidden, unembedding)
 
 
 def _minimise_backward(reader, loss, cut, gradients, cotangents):
   scale = cotangents[0]
   of_hidden, of_unembedding = (x * scale.astype(x.dtype) for x in gradients)
-  return of_hidden, of_unembedding, None, None, None
+  return of_hidden, of_unembedding, None, None, None, None
 
 
 _minimise.defvjp(_minimise_forward, _minimise_backward)
 
 
-def _read(reader: Reader, states, weights, constants, rows):
-  """Statistics `[B, t]` and residuals of a chunk."""
-  found, residuals = reader.read(
-    logits(_flat(states), weights), constants, _flat(rows)
-  )
-  shape = states.shape[:2]
+def _read(reader: Reader, cut: _Cut, own, tile):
+  """Statistics and residuals of a chunk, `[t, B, ...]`."""
+  if cut.block == own.shape[0]:
+    return reader.read(own, tile)
+
+  def read_block(_, start):
+    return None, reader.read(*_block(cut, start, (own, tile)))
+
+  _, found = jax.lax.scan(read_block, None, _starts(cut, own))
+  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
+
+
+def _pull(reader: Reader, cut: _Cut, own, tile, residuals, pulls):
+  """Slopes of a chunk's logits, written over them block by block."""
+  pull = reader.pull
+  assert pull is not None, "a reader without slopes"
+  if cut.block == own.shape[0]:
+    return pull(own, tile, residuals, pulls)
+
+  def pull_block(slopes, start):
+    block = _block(cut, start, (slopes, tile, residuals, pulls))
+    return jax.lax.dynamic_update_slice_in_dim(
+      slopes, pull(*block), start, 0
+    ), None
+
+  return jax.lax.scan(pull_block, own, _starts(cut, own))[0]
+
+
+def _starts(cut: _Cut, own) -> jax.Array:
+  return cut.block * jnp.arange(own.shape[0] // cut.block)
+
+
+def _block(cut: _Cut, start, tree):
+  """A block of `[t, ...]`. XLA would copy tiles that are reshaped to blocks."""
   return jax.tree.map(
-    lambda x: x.reshape(*shape, *x.shape[1:]), found
-  ), residuals
+    lambda x: jax.lax.dynamic_slice_in_dim(x, start, cut.block), tree
+  )
 
 
-def _flat(tree):
-  """`[B, t, ...]` to the rows of a tile, `[R, ...]`."""
-  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
+def _batch_first(tree):
+  """`[t, B, ...]` to `[B, t, ...]`, and back."""
+  return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), tree)
 
 
 def _over_time(cut: _Cut, one, carry, arrays):
-  """Scans `one(carry, start, chunk)` over chunks, the last of them first."""
-  if cut.num_chunks == 1:
-    return one(carry, 0, arrays)
+  """Scans `one(carry, start, chunk)` over chunks, the last of them first.
+
+  Arrays and results are `[B, T, ...]`; their chunks, in and out, are
+  `[t, B, ...]`.
+  """
   padding = cut.num_chunks * cut.size - cut.length
   if padding:
     arrays = jax.tree.map(
@@ -324,22 +391,19 @@ def _over_time(cut: _Cut, one, carry, arrays):
       arrays,
     )
 
-  def body(carry, index):
-    start = index * cut.size
+  def body(carry, start):
     chunk = jax.tree.map(
       lambda x: jax.lax.dynamic_slice_in_dim(x, start, cut.size, 1), arrays
     )
-    return one(carry, start, chunk)
+    return one(carry, start, _batch_first(chunk))
 
-  carry, found = jax.lax.scan(
-    body, carry, jnp.arange(cut.num_chunks), reverse=True
-  )
-
-  def join(x):
-    x = jnp.swapaxes(x, 0, 1)
-    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, : cut.length]
-
-  return carry, jax.tree.map(join, found)
+  if cut.num_chunks == 1:
+    carry, found = one(carry, 0, _batch_first(arrays))
+  else:
+    starts = cut.size * jnp.arange(cut.num_chunks)
+    carry, found = jax.lax.scan(body, carry, starts, reverse=True)
+    found = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
+  return carry, jax.tree.map(lambda x: x[:, : cut.length], _batch_first(found))
 
 
 def _no_value(hidden) -> jax.Array:
@@ -347,7 +411,7 @@ def _no_value(hidden) -> jax.Array:
 
 
 def _no_gradients(cut: _Cut, hidden, unembedding):
-  """Of hidden states, chunks added, and partial sums of the unembedding's."""
+  """Of hidden states, `[B, T, D]` with what is added to T, and of weights."""
   length = cut.num_chunks * cut.size
   of_hidden = jnp.zeros_like(
     hidden, shape=(hidden.shape[0], length, hidden.shape[2])
@@ -361,11 +425,11 @@ def _add(gradients, start, states, weights, slopes, layout: Layout):
   """Adds what the slopes of a tile make of hidden states and unembedding."""
   of_hidden, sums = gradients
   slopes = slopes.astype(states.dtype)
-  pulled = _product(slopes, weights, 1, 1).astype(of_hidden.dtype)
+  pulled = _product(slopes, weights, 2, 1).astype(of_hidden.dtype)
   of_hidden = jax.lax.dynamic_update_slice_in_dim(
-    of_hidden, pulled.reshape(states.shape), start, 1
+    of_hidden, _batch_first(pulled), start, 1
   )
-  return of_hidden, layout.place(_add_outer(sums, _flat(states), slopes))
+  return of_hidden, layout.place(_add_outer(sums, states, slopes))
 
 
 def _add_outer(sums: jax.Array, hidden: jax.Array, slopes: jax.Array):
@@ -376,22 +440,24 @@ def _add_outer(sums: jax.Array, hidden: jax.Array, slopes: jax.Array):
 
   Args:
     sums: shape `[parts, D, V]`.
-    hidden: shape `[R, D]`.
-    slopes: shape `[R, V]`.
+    hidden: shape `[t, B, D]`.
+    slopes: shape `[t, B, V]`.
   """
   num_parts, width, _ = sums.shape
-  hidden = hidden.reshape(num_parts, -1, width)
-  slopes = slopes.reshape(num_parts, hidden.shape[1], -1)
 
   def product(hidden):
+    parts = (
+      x.reshape(x.shape[0], num_parts, -1, x.shape[-1])
+      for x in (hidden, slopes)
+    )
     return jax.lax.dot_general(
-      hidden,
-      slopes,
-      (((1,), (1,)), ((0,), (0,))),
+      *parts,
+      (((0, 2), (0, 2)), ((1,), (1,))),
       preferred_element_type=sums.dtype,
     )
 
-  block = _block_size(width, 2 * hidden.shape[1])
+  rows = hidden.shape[0] * hidden.shape[1] // num_parts
+  block = _block_size(width, 2 * rows)
   if block == width:
     return sums + product(hidden)
 

@@ -1,9 +1,9 @@
 """What is read off a tile of logits, and how it pulls on them, in closed form.
 
-A tile has the logits of student and teacher for some tokens, `[R, V]`. Every
-number here is a sum over V and every slope is made entry by entry, so that a
-vocabulary that is cut over devices stays where it is; what the two passes share
-is a few numbers a token. Autodiff of `unembedding.from_logits` gives the same.
+A tile has the logits of student and teacher for some tokens. Every number here
+is a sum over V and every slope is made entry by entry, so that a vocabulary
+that is cut over devices stays where it is; what the two passes share is a few
+numbers a token. Autodiff of `unembedding.from_logits` gives the same.
 """
 
 from typing import Any, NamedTuple
@@ -19,16 +19,16 @@ class _Norm(NamedTuple):
   """log Σ exp of some logits, in two parts: a sum of both would be rounded.
 
   Attributes:
-    largest: shape `[R, 1]`.
+    largest: shape `[..., 1]`.
     rest: the logarithm of the sum over exp(logits − largest); −inf where no
-      entry has mass. Shape `[R, 1]`.
+      entry has mass. Shape `[..., 1]`.
   """
 
   largest: jax.Array
   rest: jax.Array
 
   def of(self, logits: jax.Array) -> jax.Array:
-    """Log-probabilities of entries. Shape `[R, V]`."""
+    """Log-probabilities of entries. Shape `[..., V]`."""
     return (logits - self.largest) - self.rest
 
 
@@ -39,7 +39,7 @@ class _Side(NamedTuple):
     norm: over the support.
     others: over the tokens that are not kept; None where all are, or where
       they are left out.
-    tail: log-probability of all those, `[R, 1]`; None likewise.
+    tail: log-probability of all those, `[..., 1]`; None likewise.
   """
 
   norm: _Norm
@@ -48,21 +48,16 @@ class _Side(NamedTuple):
 
 
 class Residuals(NamedTuple):
-  """What `pull` needs of `read`: two tiles, and numbers of each token.
+  """What `pull` needs of `read`, besides the tile itself.
 
   Attributes:
-    student_logits, teacher_logits: shape `[R, V]`.
-    token_ids: shape `[R]`.
     threshold: the least logit that is kept, and the last index of those equal
-      to it, `[R, 1]` each; None: all are kept.
+      to it, `[..., 1]` each; None: all are kept.
     student, teacher: on the support.
-    whole: over the whole vocabulary at temperature 1.
-    entropies: the student's, there. Shape `[R, 1]`.
+    whole: the student's, over the whole vocabulary at temperature 1.
+    entropies: the student's, there. Shape `[..., 1]`.
   """
 
-  student_logits: jax.Array
-  teacher_logits: jax.Array
-  token_ids: jax.Array
   threshold: tuple[jax.Array, jax.Array] | None
   student: _Side
   teacher: _Side
@@ -79,13 +74,13 @@ def read(
   """The fields of `unembedding.TokenStatistics`, and what `pull` needs.
 
   Args:
-    student_logits: float32 or wider. Shape `[R, V]`.
-    teacher_logits: shape `[R, V]`.
-    token_ids: shape `[R]`.
+    student_logits: float32 or wider. Shape `[..., V]`.
+    teacher_logits: shape `[..., V]`.
+    token_ids: shape `[...]`.
     divergence: the cost, and what it is taken on.
 
   Returns:
-    nats, `[R]` each, and the residuals.
+    nats, `[...]` each, and the residuals.
   """
   student_scaled, teacher_scaled = _scaled(
     student_logits, teacher_logits, divergence
@@ -109,7 +104,7 @@ def read(
       values = jnp.where(kept, values, 0.0)
     sums = jnp.sum(values, axis=-1)
     if student.tail is not None and teacher.tail is not None:
-      sums = sums + function(student.tail, teacher.tail)[:, 0]
+      sums = sums + function(student.tail, teacher.tail)[..., 0]
     return sums
 
   log_softmax = whole.of(student_logits)
@@ -124,22 +119,17 @@ def read(
     "entropies": entropies,
     "teacher_log_probs": pick(teacher_whole.of(teacher_logits), token_ids),
   }
-  residuals = Residuals(
-    student_logits,
-    teacher_logits,
-    token_ids,
-    threshold,
-    student,
-    teacher,
-    whole,
-    entropies[:, None],
+  return statistics, Residuals(
+    threshold, student, teacher, whole, entropies[..., None]
   )
-  return statistics, residuals
 
 
 def pull(
-  residuals: Residuals,
+  student_logits: jax.Array,
+  teacher_logits: jax.Array,
+  token_ids: jax.Array,
   divergence: Divergence,
+  residuals: Residuals,
   *,
   costs: jax.Array,
   log_probs: jax.Array,
@@ -153,18 +143,18 @@ def pull(
     entropy     −πᵥ (log πᵥ + H)
 
   Args:
-    residuals: from `read`.
-    divergence: as there.
-    costs, log_probs, entropies: cotangents of these statistics, `[R]` each;
+    student_logits, teacher_logits, token_ids, divergence: as in `read`.
+    residuals: from there.
+    costs, log_probs, entropies: cotangents of these statistics, `[...]` each;
       None: 0.
 
   Returns:
-    Shape `[R, V]`.
+    Shape `[..., V]`.
   """
   r = residuals
-  costs, log_probs = costs[:, None], log_probs[:, None]
+  costs, log_probs = costs[..., None], log_probs[..., None]
   student_scaled, teacher_scaled = _scaled(
-    r.student_logits, r.teacher_logits, divergence
+    student_logits, teacher_logits, divergence
   )
   kept = _kept(student_scaled, teacher_scaled, r.threshold, divergence)
   log_student = r.student.norm.of(student_scaled)
@@ -182,27 +172,25 @@ def pull(
     if not divergence.tail:
       probs = jnp.where(kept, probs, 0.0)
   slopes = costs * (own - probs * total) / divergence.temperature
-  log_softmax = r.whole.of(r.student_logits)
+  log_softmax = r.whole.of(student_logits)
   softmax = jnp.exp(log_softmax)
-  is_token = _is_token(softmax, r.token_ids)
+  is_token = _is_token(softmax, token_ids)
   slopes = slopes + log_probs * (jnp.where(is_token, 1.0, 0.0) - softmax)
   if entropies is not None:
-    slopes = slopes - entropies[:, None] * divergences.product(
+    slopes = slopes - entropies[..., None] * divergences.product(
       softmax, log_softmax + r.entropies
     )
   return slopes
 
 
 def _tail_slopes(r: Residuals, scaled, divergence: Divergence):
-  """Slope of the bucket, `[R, 1]`, and each token's share of it, `[R, V]`."""
-  if (
-    r.student.others is None or r.student.tail is None or r.teacher.tail is None
-  ):
+  """Slope of the bucket, `[..., 1]`, and each token's share, `[..., V]`."""
+  others = r.student.others
+  if others is None or r.student.tail is None or r.teacher.tail is None:
     return jnp.float32(0.0), jnp.zeros_like(scaled)
   # Where the others have no mass there is nothing to share.
-  share = jnp.where(
-    r.student.others.rest == -jnp.inf, 0.0, jnp.exp(r.student.others.of(scaled))
-  )
+  has_mass = others.rest != -jnp.inf
+  share = jnp.where(has_mass, jnp.exp(others.of(scaled)), 0.0)
   return divergences.slopes(r.student.tail, r.teacher.tail, divergence), share
 
 
@@ -212,31 +200,36 @@ def read_own(
   """Log-probability of each token and entropy, where there is no teacher.
 
   Args:
-    logits: shape `[R, V]`.
-    token_ids: shape `[R]`.
+    logits: shape `[..., V]`.
+    token_ids: shape `[...]`.
 
   Returns:
-    nats, `[R]` each, and what `pull_own` needs.
+    nats, `[...]` each, and what `pull_own` needs.
   """
   norm = _norm(logits)
   log_softmax = norm.of(logits)
   entropies = divergences.entropy(log_softmax)
-  statistics = (pick(log_softmax, token_ids), entropies)
-  return statistics, (logits, token_ids, norm, entropies[:, None])
+  found = (pick(log_softmax, token_ids), entropies)
+  return found, (norm, entropies[..., None])
 
 
 def pull_own(
-  residuals: Any, *, log_probs: jax.Array, entropies: jax.Array | None = None
+  logits: jax.Array,
+  token_ids: jax.Array,
+  residuals: Any,
+  *,
+  log_probs: jax.Array,
+  entropies: jax.Array | None = None,
 ) -> jax.Array:
-  """Slopes of the logits, `[R, V]`; see `pull`."""
-  logits, token_ids, norm, of_state = residuals
+  """Slopes of the logits, `[..., V]`; see `pull`."""
+  norm, of_state = residuals
   log_softmax = norm.of(logits)
   softmax = jnp.exp(log_softmax)
   is_token = jnp.where(_is_token(softmax, token_ids), 1.0, 0.0)
-  slopes = log_probs[:, None] * (is_token - softmax)
+  slopes = log_probs[..., None] * (is_token - softmax)
   if entropies is None:
     return slopes
-  return slopes - entropies[:, None] * divergences.product(
+  return slopes - entropies[..., None] * divergences.product(
     softmax, log_softmax + of_state
   )
 

@@ -141,18 +141,11 @@ class Source(NamedTuple):
       carry: before the last chunk.
       chunk_size, layout: as for `token_statistics`.
     """
-    read = self.reader.read
-    reader = Reader(
-      lambda logits, constants, both: read(logits, constants, both[0]),
-      self.reader.pull,
-    )
     return chunks.minimise(
-      reader,
-      lambda carry, found, _, both: loss(carry, found, both[1]),
-      self.hidden,
-      self.unembedding,
-      self.constants,
-      (self.rows, rows),
+      self.reader,
+      loss,
+      *self[1:],
+      rows,
       carry,
       size=chunk_size,
       layout=layout,
@@ -181,11 +174,12 @@ def compared(
   rows = {"ids": token_ids, "teacher": tuple(teacher.hidden)}
   if mask is not None:
     rows["told"] = mask
-  _check(hidden, rows)
+  _check(hidden, token_ids, rows)
   return Source(
     Reader(
       functools.partial(_read_compared, divergence),
       functools.partial(_pull_compared, divergence),
+      _teachers_logits,
     ),
     hidden,
     unembedding,
@@ -225,8 +219,8 @@ def listed(
     counts = mask.astype(bool)[..., None]
     ids = jnp.where(counts, ids, 0)
     log_probs = jnp.where(counts, log_probs, 0.0)
-  rows = {"ids": token_ids, "candidates": (ids, log_probs)}
-  _check(hidden, rows)
+  rows = (token_ids, (ids, log_probs))
+  _check(hidden, token_ids, rows)
   read = functools.partial(_read_listed, kind=kind, tail=tail)
   return Source(chunks.differentiated(read), hidden, unembedding, None, rows)
 
@@ -240,9 +234,9 @@ def alone(
     hidden, unembedding: of the policy.
     token_ids: shape `[B, T]`.
   """
-  rows = {"ids": token_ids}
-  _check(hidden, rows)
-  return Source(Reader(_read_own, _pull_own), hidden, unembedding, None, rows)
+  _check(hidden, token_ids, token_ids)
+  reader = Reader(_read_own, _pull_own)
+  return Source(reader, hidden, unembedding, None, token_ids)
 
 
 def token_statistics(
@@ -374,50 +368,56 @@ def _divergence(
   return dataclasses.replace(divergence, temperature=temperature)
 
 
-def _check(hidden: jax.Array, rows: dict[str, Any]) -> None:
-  chex.assert_rank([hidden, rows["ids"]], [3, 2])
+def _check(hidden: jax.Array, token_ids: jax.Array, rows: Any) -> None:
+  chex.assert_rank([hidden, token_ids], [3, 2])
   chex.assert_equal_shape_prefix([hidden, *jax.tree.leaves(rows)], 2)
 
 
-def _read_compared(divergence: Divergence, logits, unembeddings, rows):
-  """Reader of `compared`."""
+def _teachers_logits(unembeddings, rows):
+  """Ids, and a tile of the teacher's logits, for `compared`."""
   states = rows["teacher"]
   if "told" in rows:
     # What a weight of 0 does not undo is NaN.
-    counts = rows["told"].astype(bool)[:, None]
+    counts = rows["told"].astype(bool)[..., None]
     states = tuple(jnp.where(counts, x, 0) for x in states)
-  of_teacher = functools.reduce(
-    jnp.add, map(chunks.logits, states, unembeddings)
-  )
-  found, residuals = tiles.read(logits, of_teacher, rows["ids"], divergence)
+  of_teacher = map(chunks.logits, states, unembeddings)
+  return functools.reduce(jnp.add, of_teacher), rows["ids"]
+
+
+def _read_compared(divergence: Divergence, logits, tile):
+  of_teacher, ids = tile
+  found, residuals = tiles.read(logits, of_teacher, ids, divergence)
   return TokenStatistics(**found), residuals
 
 
-def _pull_compared(divergence: Divergence, residuals, slopes: TokenStatistics):
+def _pull_compared(
+  divergence: Divergence, logits, tile, residuals, slopes: TokenStatistics
+):
+  of_teacher, ids = tile
   return tiles.pull(
-    residuals,
+    logits,
+    of_teacher,
+    ids,
     divergence,
+    residuals,
     costs=slopes.costs,
     log_probs=slopes.log_probs,
     entropies=slopes.entropies,
   )
 
 
-def _read_own(logits, constants, rows):
-  """Reader of `alone`."""
-  del constants
-  found, residuals = tiles.read_own(logits, rows["ids"])
+def _read_own(logits, ids):
+  found, residuals = tiles.read_own(logits, ids)
   return OwnStatistics(*found), residuals
 
 
-def _pull_own(residuals, slopes: OwnStatistics):
-  return tiles.pull_own(residuals, **slopes._asdict())
+def _pull_own(logits, ids, residuals, slopes: OwnStatistics):
+  return tiles.pull_own(logits, ids, residuals, **slopes._asdict())
 
 
-def _read_listed(logits, constants, rows, *, kind: ListKind, tail: bool):
+def _read_listed(logits, tile, *, kind: ListKind, tail: bool):
   """Reader of `listed`, for autodiff."""
-  del constants
-  candidates = rows["candidates"]
+  ids, candidates = tile
   if kind == "samples":
     costs, entropies = _sampled_costs(logits, *candidates)
   else:
@@ -427,7 +427,7 @@ def _read_listed(logits, constants, rows, *, kind: ListKind, tail: bool):
     costs=costs,
     cross_entropies=jax.lax.stop_gradient(costs),
     teacher_entropies=jax.lax.stop_gradient(entropies),
-    log_probs=tiles.pick(log_softmax, rows["ids"]),
+    log_probs=tiles.pick(log_softmax, ids),
     entropies=divergences.entropy(log_softmax),
     teacher_log_probs=jnp.zeros_like(costs),
   )

@@ -214,7 +214,7 @@ class TestTokenStatistics:
     ("batch_size", "length", "width", "vocab_size", "expected"),
     [
       (1, 100, 64, 32, 100),  # all at once
-      (8, 1024, 64, 2**15, 192),  # 8 · 192 · 2¹⁵ entries are one tile
+      (8, 1024, 64, 2**15, 256),  # 8 · 256 · 2¹⁵ entries are one tile
       (8, 1024, 8192, 2**16, 256),  # 2048 rows, a quarter of the width
       (4096, 1024, 64, 152_000, 1),  # a column at least
       (0, 0, 64, 32, 0),
