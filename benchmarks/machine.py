@@ -30,7 +30,7 @@ def description() -> str:
 
 
 def memory_bytes() -> int:
-  """What the first device can hold, nearly; the host's where it says nothing."""
+  """What the first device can hold; else what the host has free."""
   stats = jax.devices()[0].memory_stats()
   if stats and "bytes_limit" in stats:
     return stats["bytes_limit"]

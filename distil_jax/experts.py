@@ -58,6 +58,7 @@ def exact_source(
     batch.completion_ids,
     divergence,
     judged_tokens(batch),
+    top_k_fn=sharding.top_k,
   )
 
 
@@ -146,7 +147,9 @@ def ask_teacher(
   teacher = _teacher(params, teacher_params, batch, graphdef, trust_region_rate)
   settings = {"chunk_size": chunk_size, "layout": layout()}
   if kind == "top_k":
-    return candidates.most_probable(teacher, size=size, **settings)
+    return candidates.most_probable(
+      teacher, size=size, top_k_fn=sharding.top_k, **settings
+    )
   shape = (batch.completion_ids.shape[1], size)
   uniforms = jax.vmap(lambda key: jax.random.uniform(key, shape))(keys)
   return candidates.samples(teacher, uniforms, **settings)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -83,6 +84,50 @@ def num_shards(axis: str) -> int:
     return 1
   names = (names,) if isinstance(names, str) else names
   return math.prod(mesh.shape[name] for name in names)
+
+
+def top_k(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+  """`jax.lax.top_k` of logits that may be cut along the vocabulary.
+
+  Each device takes the largest of its own part, and only these are exchanged;
+  left to itself XLA gathers the logits.
+
+  Args:
+    x: shape `[t, B, V]`.
+    k: at most V.
+
+  Returns:
+    values, and their indices in V; of equal ones, those with the lower come
+    first. Shape `[t, B, k]` each.
+  """
+  batch_size, vocab_size = x.shape[1:]
+  parts = num_shards("vocab")
+  if parts == 1 and num_shards("batch") == 1:
+    return jax.lax.top_k(x, k)
+  # What is not cut evenly is on every device.
+  batch = None if batch_size % num_shards("batch") else "batch"
+  vocab = None if vocab_size % parts else "vocab"
+
+  def of_part(x):
+    values, indices = jax.lax.top_k(x, min(k, x.shape[-1]))
+    if vocab is None:
+      return values, indices
+    axis = RULES["vocab"]
+    indices = indices + jax.lax.axis_index(axis) * x.shape[-1]
+    values, indices = (
+      jax.lax.all_gather(found, axis, axis=2, tiled=True)
+      for found in (values, indices)
+    )
+    values, places = jax.lax.top_k(values, k)
+    return values, jnp.take_along_axis(indices, places, axis=-1)
+
+  place = partition_spec((None, batch, None))
+  return jax.shard_map(
+    of_part,
+    in_specs=partition_spec((None, batch, vocab)),
+    out_specs=(place, place),
+    check_vma=False,  # the same on all devices that share the batch's part
+  )(x)
 
 
 def batch_size_multiple(mesh: Mesh) -> int:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from distil_jax.ops import chunks, sampling
+from distil_jax.ops.divergences import TopKFn
 from distil_jax.ops.unembedding import Expert
 
 
@@ -46,6 +47,7 @@ def most_probable(
   size: int,
   chunk_size: int | None = None,
   layout: chunks.Layout = chunks.Layout(),  # noqa: B008 (frozen)
+  top_k_fn: TopKFn = jax.lax.top_k,
 ) -> tuple[jax.Array, jax.Array]:
   """The C most probable tokens of each distribution.
 
@@ -54,6 +56,7 @@ def most_probable(
     size: C, at least 1 and at most V: a list of all tokens.
     chunk_size: columns of time at once; None chooses by memory.
     layout: how arrays lie on the devices.
+    top_k_fn: finds them in `[t, B, V]`.
 
   Returns:
     ids, and their log-probabilities in the whole vocabulary, nats. Shape
@@ -73,7 +76,7 @@ def most_probable(
 
   def choose(logits, _):
     log_softmax = jax.nn.log_softmax(logits, axis=-1)
-    log_probs, ids = jax.lax.top_k(log_softmax, size)
+    log_probs, ids = top_k_fn(log_softmax, size)
     return ids, log_probs
 
   return _chosen(choose, teacher, None, chunk_size, layout)

@@ -446,12 +446,13 @@ def _add_outer(sums: jax.Array, hidden: jax.Array, slopes: jax.Array):
   num_parts, width, _ = sums.shape
 
   def product(hidden):
-    parts = (
+    states, pulls = (
       x.reshape(x.shape[0], num_parts, -1, x.shape[-1])
       for x in (hidden, slopes)
     )
     return jax.lax.dot_general(
-      *parts,
+      states,
+      pulls,
       (((0, 2), (0, 2)), ((1,), (1,))),
       preferred_element_type=sums.dtype,
     )

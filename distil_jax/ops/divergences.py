@@ -9,11 +9,14 @@ probability 0 contributes 0, in the gradient too.
 import dataclasses
 import math
 import numbers
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 
+# `(logits [..., V], k) -> (values, indices)`, as `jax.lax.top_k` does it.
+TopKFn = Callable[[jax.Array, int], tuple[jax.Array, jax.Array]]
 Kind = Literal[
   "forward_cross_entropy", "forward_kl", "reverse_kl", "sdpo", "opsd"
 ]
@@ -117,18 +120,21 @@ def log_probs_on_support(
   )
 
 
-def threshold(logits: jax.Array, top_k: int) -> tuple[jax.Array, jax.Array]:
+def threshold(
+  logits: jax.Array, top_k: int, top_k_fn: TopKFn = jax.lax.top_k
+) -> tuple[jax.Array, jax.Array]:
   """What separates the k largest logits from the others, see `is_kept`.
 
   Args:
     logits: shape `[..., V]`.
     top_k: at most V.
+    top_k_fn: finds them.
 
   Returns:
     the smallest of them and, of those equal to it, the last index: of equal
     logits top-k takes those with the lower indices. Shape `[..., 1]` each.
   """
-  values, indices = _top_k(logits, top_k)
+  values, indices = _top_k(logits, top_k, top_k_fn)
   # Reduced, not sliced at the last: XLA takes a top-k of which only a slice is
   # used for a sort of the whole vocabulary.
   smallest = jnp.min(values, axis=-1, keepdims=True)
@@ -360,9 +366,11 @@ def _log_mixture(
   )
 
 
-def _top_k(logits: jax.Array, top_k: int) -> tuple[jax.Array, jax.Array]:
+def _top_k(
+  logits: jax.Array, top_k: int, top_k_fn: TopKFn = jax.lax.top_k
+) -> tuple[jax.Array, jax.Array]:
   # Top-k puts 0.0 before −0.0, of which a comparison knows nothing.
-  return jax.lax.top_k(jnp.where(logits == 0, 0.0, logits), top_k)
+  return top_k_fn(jnp.where(logits == 0, 0.0, logits), top_k)
 
 
 def _on_kept(

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from distil_jax.ops import divergences
-from distil_jax.ops.divergences import Divergence
+from distil_jax.ops.divergences import Divergence, TopKFn
 
 
 class _Norm(NamedTuple):
@@ -70,6 +70,7 @@ def read(
   teacher_logits: jax.Array,
   token_ids: jax.Array,
   divergence: Divergence,
+  top_k_fn: TopKFn = jax.lax.top_k,
 ) -> tuple[dict[str, jax.Array], Residuals]:
   """The fields of `unembedding.TokenStatistics`, and what `pull` needs.
 
@@ -78,6 +79,7 @@ def read(
     teacher_logits: shape `[..., V]`.
     token_ids: shape `[...]`.
     divergence: the cost, and what it is taken on.
+    top_k_fn: finds the largest logits where only these are kept.
 
   Returns:
     nats, `[...]` each, and the residuals.
@@ -85,7 +87,7 @@ def read(
   student_scaled, teacher_scaled = _scaled(
     student_logits, teacher_logits, divergence
   )
-  threshold = _threshold(student_scaled, teacher_scaled, divergence)
+  threshold = _threshold(student_scaled, teacher_scaled, divergence, top_k_fn)
   kept = _kept(student_scaled, teacher_scaled, threshold, divergence)
   student = _side(student_scaled, kept, divergence)
   teacher = _side(teacher_scaled, kept, divergence)
@@ -283,11 +285,11 @@ def _chooser(student, teacher, divergence: Divergence) -> jax.Array:
   return student if divergence.top_k_of == "student" else teacher
 
 
-def _threshold(student, teacher, divergence: Divergence):
+def _threshold(student, teacher, divergence: Divergence, top_k_fn: TopKFn):
   if divergence.top_k is None or divergence.top_k >= student.shape[-1]:
     return None
   chooser = _chooser(student, teacher, divergence)
-  return divergences.threshold(chooser, divergence.top_k)
+  return divergences.threshold(chooser, divergence.top_k, top_k_fn)
 
 
 def _kept(student, teacher, threshold, divergence: Divergence):

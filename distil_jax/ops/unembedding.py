@@ -12,7 +12,7 @@ from flax import struct
 
 from distil_jax.ops import chunks, divergences, tiles
 from distil_jax.ops.chunks import Layout, Reader
-from distil_jax.ops.divergences import Divergence, Kind
+from distil_jax.ops.divergences import Divergence, Kind, TopKFn
 
 ListKind = Literal["samples", "top_k"]
 
@@ -159,6 +159,8 @@ def compared(
   token_ids: jax.Array,
   divergence: Divergence,
   mask: jax.Array | None = None,
+  *,
+  top_k_fn: TopKFn = jax.lax.top_k,
 ) -> Source:
   """A student beside a teacher that tells its distribution.
 
@@ -170,6 +172,7 @@ def compared(
     mask: 1 where the teacher counts; elsewhere its hidden states are not read,
       and what compares with it means nothing. None: it counts everywhere.
       Shape `[B, T]`.
+    top_k_fn: finds the largest logits, `[t, B, V]`, where only these are kept.
   """
   rows = {"ids": token_ids, "teacher": tuple(teacher.hidden)}
   if mask is not None:
@@ -177,7 +180,7 @@ def compared(
   _check(hidden, token_ids, rows)
   return Source(
     Reader(
-      functools.partial(_read_compared, divergence),
+      functools.partial(_read_compared, divergence, top_k_fn),
       functools.partial(_pull_compared, divergence),
       _teachers_logits,
     ),
@@ -384,9 +387,9 @@ def _teachers_logits(unembeddings, rows):
   return functools.reduce(jnp.add, of_teacher), rows["ids"]
 
 
-def _read_compared(divergence: Divergence, logits, tile):
+def _read_compared(divergence: Divergence, top_k_fn, logits, tile):
   of_teacher, ids = tile
-  found, residuals = tiles.read(logits, of_teacher, ids, divergence)
+  found, residuals = tiles.read(logits, of_teacher, ids, divergence, top_k_fn)
   return TokenStatistics(**found), residuals
 
 
