@@ -97,6 +97,11 @@ def _add_compare(commands) -> None:
     action="store_true",
     help="run nothing; write the report of the trials that are there",
   )
+  command.add_argument(
+    "--gradients",
+    action="store_true",
+    help="run no trial; measure how well gradients are estimated at the base",
+  )
   _add_common(
     command,
     _compare,
@@ -144,9 +149,15 @@ def _compare(arguments: argparse.Namespace) -> int:
   from distil_jax.comparison import command
   from distil_jax.comparison.settings import Comparison
 
-  if arguments.report and (arguments.family or arguments.arm):
+  for option in ("report", "gradients"):
+    if getattr(arguments, option) and (arguments.family or arguments.arm):
+      raise configs.ConfigError(
+        f"--{option} is of all that the config names; leave --family and --arm "
+        "away"
+      )
+  if arguments.report and arguments.gradients:
     raise configs.ConfigError(
-      "--report is of all trials that are there; leave --family and --arm away"
+      "--report and --gradients are two things to write; ask for one at a time"
     )
   comparison = configs.load_as(
     Comparison, arguments.config, arguments.overrides
@@ -160,8 +171,11 @@ def _compare(arguments: argparse.Namespace) -> int:
         raise configs.ConfigError(
           f"--{name} {value} is not one of {sorted(known)}"
         )
-  if arguments.report:
-    command.write_report(comparison)
+  if arguments.report or arguments.gradients:
+    write = command.write_report
+    if arguments.gradients:
+      write = command.write_gradients
+    write(comparison)
     return 0
   command.run(
     comparison,

@@ -30,14 +30,8 @@ def basis(comparison: Comparison, found: Found, arms: Sequence[str]) -> str:
   return f"{seeds} on {num_bases} ({'; '.join(networks)}); {rollouts} a trial."
 
 
-def made_by(found: Found) -> str:
-  """The commits that the reported trials ran at, and on what."""
-  records = [
-    record
-    for of_arms in found.values()
-    for of_arm in of_arms.values()
-    for record in of_arm
-  ]
+def made_by(records: Sequence[Mapping[str, Any]]) -> str:
+  """The commits that trials or measurements were made at, and on what."""
   commits = sorted({_revision(r["revision"]) for r in records})
   # Records of earlier versions do not say.
   devices = sorted({r.get("device", "unknown") for r in records})

@@ -19,6 +19,7 @@ from distil_jax.comparison import (
   training,
 )
 from distil_jax.comparison.settings import Comparison
+from distil_jax.config import ConfigError
 
 # One thread a process: small networks gain nothing from more, and processes
 # side by side would fight for the cores.
@@ -80,6 +81,22 @@ def run(
     if not families:
       study.measure_gradients(comparison, _say)
     write_report(comparison)
+
+
+def write_gradients(comparison: Comparison) -> None:
+  """Measures the gradients that the config names, and writes their table.
+
+  Raises:
+    ConfigError: the place is taken, or the config names none.
+  """
+  if not (comparison.gradients.arms and comparison.gradients.families):
+    raise ConfigError(
+      "the config measures no gradients; name families and arms under "
+      "`gradients`, as configs/comparison/full.yaml does"
+    )
+  bookkeeping.check_place("run_directory", comparison.directory)
+  study.measure_gradients(comparison, _say)
+  _say(f"{report.save_gradients(comparison)}: gradients")
 
 
 def write_report(comparison: Comparison) -> None:

@@ -14,7 +14,7 @@ from distil_jax.comparison.ledger import Done
 from distil_jax.comparison.results import Found
 from distil_jax.comparison.settings import Comparison
 
-REPORT, HEADLINE = "report.md", "table.md"
+REPORT, HEADLINE, GRADIENTS = "report.md", "table.md", "gradients.md"
 
 
 def save(comparison: Comparison, done: Done) -> pathlib.Path:
@@ -29,6 +29,19 @@ def save(comparison: Comparison, done: Done) -> pathlib.Path:
   short = headline(comparison, results.collect(comparison, done))
   (comparison.directory / HEADLINE).write_text(short, encoding="utf-8")
   pictures.save(comparison, done)
+  return path
+
+
+def save_gradients(comparison: Comparison) -> pathlib.Path:
+  """Writes the table of gradients by itself; returns its path."""
+  measured = study.read_gradients(comparison.directory)
+  made_by = circumstances.made_by(list(measured.values()))
+  path = comparison.directory / GRADIENTS
+  path.write_text(
+    f"# {comparison.name}: gradients at the base\n\n{made_by}\n"
+    f"{tables.gradients(comparison, measured)}\n",
+    encoding="utf-8",
+  )
   return path
 
 
@@ -74,7 +87,7 @@ def report(comparison: Comparison, done: Done) -> str:
   if measured:
     sections["Gradients at the base"] = tables.gradients(comparison, measured)
   parts = [f"## {title}\n\n{text}\n" for title, text in sections.items()]
-  made_by = circumstances.made_by(found)
+  made_by = circumstances.made_by(results.records_of(found))
   return "\n".join([f"# {comparison.name}\n", made_by, *parts])
 
 

@@ -59,6 +59,16 @@ def collect(comparison: Comparison, done: Done) -> Found:
   return found
 
 
+def records_of(found: Found) -> list[Mapping[str, Any]]:
+  """All that was found, in a row."""
+  return [
+    record
+    for of_arms in found.values()
+    for of_arm in of_arms.values()
+    for record in of_arm
+  ]
+
+
 def main_arms(comparison: Comparison) -> list[str]:
   """The arms that choose their own learning rate; others are ablations."""
   return [name for name, arm in comparison.arms.items() if arm.like is None]

@@ -149,16 +149,18 @@ def measure_gradients(comparison: Comparison, say: Say) -> None:
       num_reference=run.num_reference,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    values = {arm: dataclasses.asdict(q) for arm, q in found.items()}
-    path.write_text(json.dumps(values, indent=1), encoding="utf-8")
+    record = {
+      "revision": reports.source_revision(_PACKAGE),
+      "device": bench.device(),
+      "arms": {arm: dataclasses.asdict(q) for arm, q in found.items()},
+    }
+    path.write_text(json.dumps(record, indent=1), encoding="utf-8")
     say(f"{family}: gradients of {len(found)} arms measured")
     jax.clear_caches()
 
 
-def read_gradients(
-  directory: pathlib.Path,
-) -> dict[str, dict[str, dict[str, float]]]:
-  """What `measure_gradients` found: by family, by arm, by measure."""
+def read_gradients(directory: pathlib.Path) -> dict[str, dict[str, Any]]:
+  """What `measure_gradients` found of each family: arms, device, revision."""
   return {
     path.stem: json.loads(path.read_text(encoding="utf-8"))
     for path in sorted((directory / "gradients").glob("*.json"))

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -184,13 +185,13 @@ def measures(comparison: Comparison, found: Found) -> str:
 
 
 def gradients(
-  comparison: Comparison, measured: Mapping[str, Mapping[str, Mapping]]
+  comparison: Comparison, measured: Mapping[str, Mapping[str, Any]]
 ) -> str:
   """How well each arm's gradient is estimated."""
   heads = ["noise", "cosine_of_mean", "cosine_of_batch", "variance"]
   rows = [["family", "arm", *heads]]
-  for family, arms in measured.items():
-    for arm, values in arms.items():
+  for family, record in measured.items():
+    for arm, values in record["arms"].items():
       rows.append([family, arm, *(f"{values[head]:.3g}" for head in heads)])
   run = comparison.gradients
   return (

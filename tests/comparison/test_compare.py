@@ -217,3 +217,34 @@ def test_from_bases_to_pictures_and_on(run, capsys):
   assert compare(folder, "--report", "num_held_out=5") == 1
   assert "num_held_out: 4 then, 5 now" in capsys.readouterr().err
   path.write_text(trials)
+
+
+def test_gradients_alone(run, capsys):
+  folder = run()
+  trials = (folder / "trials/sparse.jsonl").read_bytes()
+  settings = [
+    "gradients={families: [sparse], arms: [default, sdpo], num_batches: 2, "
+    "num_reference: 2}"
+  ]
+  capsys.readouterr()
+  assert compare(folder, "--gradients", *settings) == 0
+  assert "gradients of 2 arms measured" in capsys.readouterr().out
+  text = (folder / "gradients.md").read_text()
+  assert "| sparse | default |" in text
+  assert "Computed on: " in text
+  assert (folder / "trials/sparse.jsonl").read_bytes() == trials
+  # What is there is not measured again.
+  assert compare(folder, "--gradients", *settings) == 0
+  assert "measured" not in capsys.readouterr().out
+  assert (folder / "gradients.md").read_text() == text
+  assert compare(folder, "--report", *settings) == 0
+  assert "## Gradients at the base" in (folder / "report.md").read_text()
+
+
+def test_gradients_that_nobody_names(tmp_path, capsys):
+  assert compare(tmp_path, "--gradients") == 1
+  assert "name families and arms under `gradients`" in capsys.readouterr().err
+  assert compare(tmp_path, "--gradients", "--arm=default") == 1
+  assert "leave --family and --arm away" in capsys.readouterr().err
+  assert compare(tmp_path, "--gradients", "--report") == 1
+  assert "one at a time" in capsys.readouterr().err

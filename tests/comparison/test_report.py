@@ -89,7 +89,9 @@ def test_where_it_was_made():
   first["revision"] = None
   second["revision"] = {"commit": "f" * 40, "dirty": True}
   second["device"] = "1 x TPU"
-  text = circumstances.made_by(results.collect(comparison(), done))
+  text = circumstances.made_by(
+    results.records_of(results.collect(comparison(), done))
+  )
   assert text == (
     "Commits: 0123456789ab, ffffffffffff with changes, unknown.\n"
     "Computed on: 1 x TPU, unknown.\n"
