@@ -161,7 +161,9 @@ def feedback_loss(
     )
     return rows["weights"] * losses, (later, reports)
 
-  value, reports = source_fn(params, teacher_params, batch).minimise(
+  source = source_fn(params, teacher_params, batch)
+  dtype = jnp.promote_types(source.hidden.dtype, jnp.float32)
+  value, reports = source.minimise(
     token_losses,
     {
       "told": told,
@@ -170,7 +172,7 @@ def feedback_loss(
       "credit": piece.credit,
       "old_log_probs": batch.old_log_probs,
     },
-    credit_lib.nothing_later(told.shape[0]),
+    credit_lib.nothing_later(told.shape[0], dtype),
     chunk_size=chunk_size,
     layout=experts.layout(),
   )

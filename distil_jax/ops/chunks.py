@@ -210,7 +210,8 @@ class _Cut(NamedTuple):
 def _cut(hidden, unembedding, size: int | None, layout: Layout) -> _Cut:
   batch_size, length, width = hidden.shape
   if batch_size % layout.num_shards:
-    layout = Layout()  # nothing to be gained from parts that are not equal
+    # Nothing is gained from parts that are not equal.
+    layout = Layout(num_vocab_shards=layout.num_vocab_shards)
   local = (
     batch_size // layout.num_shards,
     unembedding.shape[-1] // layout.num_vocab_shards,
@@ -219,22 +220,19 @@ def _cut(hidden, unembedding, size: int | None, layout: Layout) -> _Cut:
     raise ValueError(
       f"chunk_size={size} must be at least 1; None chooses by memory"
     )
-  # Columns that fill a block.
-  columns = max(_BLOCK // max(math.prod(local), 1), 1)
   wanted = size or default_size(local[0], length, width, local[1])
-  num_chunks = max(-(-length // max(wanted, 1)), 1)
-  # As equal as they can be, so that little is added to the last; what is more
-  # than a block has whole ones.
-  columns_of_chunk = -(-length // num_chunks)
-  if columns_of_chunk > columns:
-    columns_of_chunk = -(-columns_of_chunk // columns) * columns
-  return _Cut(
-    columns_of_chunk,
-    min(columns, columns_of_chunk),
-    num_chunks,
-    length,
-    layout,
-  )
+  columns = max(_BLOCK // max(math.prod(local), 1), 1)
+  # As equal as they can be, so that few columns are added that are not there.
+  size = _ceil_div(length, _ceil_div(length, wanted))
+  num_blocks = _ceil_div(size, columns)
+  block = _ceil_div(size, num_blocks)
+  size = num_blocks * block
+  return _Cut(size, block, max(_ceil_div(length, size), 1), length, layout)
+
+
+def _ceil_div(a: int, b: int) -> int:
+  """Of a by b, upwards; where there is nothing to divide by, by 1."""
+  return -(-a // max(b, 1))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -283,13 +281,14 @@ def _minimise(reader, loss, cut, hidden, unembedding, constants, *rest):
   weights = unembedding.astype(hidden.dtype)
   *rows, carry = rest
 
-  def one(state, _, chunk):
+  def one(state, start, chunk):
     states, rows, loss_rows = chunk
     value, carry = state
     tile = reader.prepare(constants, rows)
     found, _ = _read(reader, cut, logits(states, weights), tile)
     losses, (carry, reports) = loss(carry, *_batch_first((found, loss_rows)))
-    return (value + jnp.sum(losses), carry), _batch_first(reports)
+    value = value + jnp.sum(_of_real_columns(cut, start, losses))
+    return (value, carry), _batch_first(reports)
 
   state = (_no_value(hidden), carry)
   (value, _), reports = _over_time(cut, one, state, (hidden, *rows))
@@ -310,7 +309,9 @@ def _minimise_forward(reader, loss, cut, hidden, unembedding, constants, *rest):
       _batch_first(found),
       has_aux=True,
     )
-    (pulls,) = pull_losses(jnp.ones_like(losses))
+    ones = _of_real_columns(cut, start, jnp.ones_like(losses))
+    losses = _of_real_columns(cut, start, losses)
+    (pulls,) = pull_losses(ones)
     slopes = _pull(reader, cut, own, tile, residuals, _batch_first(pulls))
     gradients = _add(gradients, start, states, weights, slopes, cut.layout)
     state = (value + jnp.sum(losses), carry, gradients)
@@ -406,6 +407,12 @@ def _over_time(cut: _Cut, one, carry, arrays):
   return carry, jax.tree.map(lambda x: x[:, : cut.length], _batch_first(found))
 
 
+def _of_real_columns(cut: _Cut, start, values: jax.Array) -> jax.Array:
+  """Values `[B, t]`, 0 in columns that were added after the last of T."""
+  columns = start + jnp.arange(cut.size)
+  return jnp.where((columns < cut.length)[None, :], values, 0)
+
+
 def _no_value(hidden) -> jax.Array:
   return jnp.zeros((), jnp.promote_types(hidden.dtype, jnp.float32))
 
@@ -447,7 +454,7 @@ def _add_outer(sums: jax.Array, hidden: jax.Array, slopes: jax.Array):
 
   def product(hidden):
     states, pulls = (
-      x.reshape(x.shape[0], num_parts, -1, x.shape[-1])
+      x.reshape(x.shape[0], num_parts, x.shape[1] // num_parts, x.shape[2])
       for x in (hidden, slopes)
     )
     return jax.lax.dot_general(

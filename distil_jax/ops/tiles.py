@@ -91,10 +91,10 @@ def read(
   kept = _kept(student_scaled, teacher_scaled, threshold, divergence)
   student = _side(student_scaled, kept, divergence)
   teacher = _side(teacher_scaled, kept, divergence)
-  # The same sums where the support is everything at temperature 1.
-  whole = student.norm
-  teacher_whole = teacher.norm
-  if kept is not None or divergence.temperature != 1:
+  # The same sums where nothing is left out at temperature 1.
+  whole, teacher_whole = student.norm, teacher.norm
+  is_renormalised = kept is not None and not divergence.tail
+  if is_renormalised or divergence.temperature != 1:
     whole, teacher_whole = _norm(student_logits), _norm(teacher_logits)
   log_student = student.norm.of(student_scaled)
   log_teacher = teacher.norm.of(teacher_scaled)
@@ -177,6 +177,7 @@ def pull(
   log_softmax = r.whole.of(student_logits)
   softmax = jnp.exp(log_softmax)
   is_token = _is_token(softmax, token_ids)
+  log_probs = jnp.where(_is_word(softmax, token_ids)[..., None], log_probs, 0)
   slopes = slopes + log_probs * (jnp.where(is_token, 1.0, 0.0) - softmax)
   if entropies is not None:
     slopes = slopes - entropies[..., None] * divergences.product(
@@ -228,6 +229,7 @@ def pull_own(
   log_softmax = norm.of(logits)
   softmax = jnp.exp(log_softmax)
   is_token = jnp.where(_is_token(softmax, token_ids), 1.0, 0.0)
+  log_probs = jnp.where(_is_word(softmax, token_ids), log_probs, 0)
   slopes = log_probs[..., None] * (is_token - softmax)
   if entropies is None:
     return slopes
@@ -243,8 +245,11 @@ def pick(values: jax.Array, ids: jax.Array) -> jax.Array:
   of 1.
   """
   picked = jnp.sum(jnp.where(_is_token(values, ids), values, 0.0), axis=-1)
-  is_word = (ids >= 0) & (ids < values.shape[-1])
-  return jnp.where(is_word, picked, jnp.nan)
+  return jnp.where(_is_word(values, ids), picked, jnp.nan)
+
+
+def _is_word(values: jax.Array, ids: jax.Array) -> jax.Array:
+  return (ids >= 0) & (ids < values.shape[-1])
 
 
 def _is_token(values: jax.Array, ids: jax.Array) -> jax.Array:

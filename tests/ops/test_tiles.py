@@ -529,3 +529,15 @@ def test_a_word_outside_the_vocabulary_is_not_hidden():
   for finite in ("costs", "entropies", "cross_entropies", "teacher_entropies"):
     assert np.all(np.isfinite(found[finite]))
   assert np.all(np.isfinite(entropies))
+
+
+@pytest.mark.parametrize("token", [-1, 3])
+def test_a_word_that_is_not_there_pulls_on_nothing(token):
+  logits, ids = jnp.array([[0.3, -1.0, 2.0]]), jnp.array([token])
+  pulls = {"costs": jnp.zeros(1), "log_probs": jnp.ones(1)}
+  _, residuals = tiles.read(logits, logits, ids, Divergence())
+  slopes = tiles.pull(logits, logits, ids, Divergence(), residuals, **pulls)
+  np.testing.assert_array_equal(slopes, 0.0)
+  _, residuals = tiles.read_own(logits, ids)
+  slopes = tiles.pull_own(logits, ids, residuals, log_probs=jnp.ones(1))
+  np.testing.assert_array_equal(slopes, 0.0)
