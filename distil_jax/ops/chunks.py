@@ -222,8 +222,12 @@ def _cut(hidden, unembedding, size: int | None, layout: Layout) -> _Cut:
     )
   wanted = size or default_size(local[0], length, width, local[1])
   columns = max(_BLOCK // max(math.prod(local), 1), 1)
+  num_chunks = _ceil_div(length, wanted)
+  if size is None:
+    # Half a tile more in one product is better than two half-empty tiles.
+    num_chunks = round(length / max(wanted, 1))
   # As equal as they can be, so that few columns are added that are not there.
-  size = _ceil_div(length, _ceil_div(length, wanted))
+  size = _ceil_div(length, num_chunks)
   num_blocks = _ceil_div(size, columns)
   block = _ceil_div(size, num_blocks)
   size = num_blocks * block
