@@ -131,14 +131,14 @@ def ask_teacher(
   """The list of tokens that an expert would give for each state.
 
   Args:
-    params, teacher_params: as for `exact_statistics`.
+    params, teacher_params: as for `exact_source`.
     batch: the states: the teacher's prompts and the student's tokens.
     keys: one for each sequence. Shape `[b]`.
     graphdef: from `qwen3.make`.
     kind: independent samples, or the most probable tokens.
     size: C, the length of the list.
     chunk_size: columns of time whose logits are in memory at once.
-    trust_region_rate: as for `exact_statistics`.
+    trust_region_rate: as for `exact_source`.
 
   Returns:
     ids and log-probabilities, shape `[b, T, C]` each; they take the place of

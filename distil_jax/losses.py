@@ -125,7 +125,8 @@ def feedback_loss(
   told = experts.judged_tokens(batch)
   learned = told if reward_weight == 0 else batch.completion_mask
 
-  def token_losses(later, statistics, rows):
+  def token_losses(carry, statistics, rows):
+    later, sequences = carry
     costs = costs_fn(statistics, rows["told"])
     credit = rows["credit"]
     if credit is None and score_fn is not None:
@@ -153,14 +154,17 @@ def feedback_loss(
       statistics,
       rows["mask"],
       None if credit is None else credit.scores,
-      failure_weights=piece.failure_weights,
-      advantages=piece.advantages,
       reward_weight=reward_weight,
-      sample_mask=batch.sample_mask,
       importance=importance,
+      **sequences,
     )
-    return rows["weights"] * losses, (later, reports)
+    return rows["weights"] * losses, ((later, sequences), reports)
 
+  sequences = {
+    "failure_weights": piece.failure_weights,
+    "advantages": piece.advantages,
+    "sample_mask": batch.sample_mask,
+  }
   source = source_fn(params, teacher_params, batch)
   dtype = jnp.promote_types(source.hidden.dtype, jnp.float32)
   value, reports = source.minimise(
@@ -172,7 +176,7 @@ def feedback_loss(
       "credit": piece.credit,
       "old_log_probs": batch.old_log_probs,
     },
-    credit_lib.nothing_later(told.shape[0], dtype),
+    (credit_lib.nothing_later(told.shape[0], dtype), sequences),
     chunk_size=chunk_size,
     layout=experts.layout(),
   )
@@ -252,7 +256,7 @@ def policy_gradient_loss(
     reference = experts.own_source(teacher_params, batch, graphdef=graphdef)
     reference = reference.statistics(**settings).log_probs
 
-  def token_losses(carry, statistics, rows):
+  def token_losses(advantages_of, statistics, rows):
     log_probs = statistics.log_probs
     reports = {"entropy": statistics.entropies}
     # On policy the ratio is 1; the sampler's rounding is no reason to clip.
@@ -268,14 +272,14 @@ def policy_gradient_loss(
     losses = objectives.policy_gradient_losses(
       log_probs,
       old_log_probs,
-      piece.advantages,
+      advantages_of,
       rows["mask"],
       clip_low=clip_low,
       clip_high=clip_high,
       reference_log_probs=rows["reference"],
       kl_weight=kl_weight,
     )
-    return rows["weights"] * losses, (carry, reports)
+    return rows["weights"] * losses, (advantages_of, reports)
 
   value, reports = experts.own_source(
     params, batch, graphdef=graphdef
@@ -287,6 +291,7 @@ def policy_gradient_loss(
       "old_log_probs": batch.old_log_probs,
       "reference": reference,
     },
+    piece.advantages,
     **settings,
   )
   return value, _sums(mask, **reports) | _sequence_sums(piece)

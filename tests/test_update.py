@@ -481,3 +481,28 @@ def test_a_bfloat16_teacher_like_its_student_stays(network, batch):
   for _ in range(3):
     state, _ = step(state, batch)
   assert_same(state.teacher_params, half)
+
+
+@pytest.mark.parametrize("wrap", [jax.jit, jax.checkpoint])
+@pytest.mark.parametrize("kind", ["distil", "grpo"])
+def test_a_loss_may_stand_inside_a_transformation(
+  network, teacher, batch, wrap, kind
+):
+  objective = config.Distil(chunk_size=2) if kind == "distil" else config.GRPO()
+  method = recipe.train_step(
+    objective,
+    config.Teacher(),
+    graphdef=network.graphdef,
+    optimizer=SGD,
+    group_size=4,
+    num_sequences=8,
+  ).keywords["method"]
+  piece = method.prepare_fn(batch)
+
+  def loss(params, piece):
+    return method.loss_fn(params, teacher, piece)[0]
+
+  expected = jax.jit(jax.grad(loss))(network.params, piece)
+  inner = jax.jit(jax.grad(wrap(loss)))(network.params, piece)
+  assert distance(expected, jax.tree.map(jnp.zeros_like, expected)) > 1e-3
+  assert_close(inner, expected)

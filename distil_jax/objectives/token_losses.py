@@ -145,7 +145,7 @@ def score_weights_before(
   """The same for a stretch of time, see `credit.future_costs_before`.
 
   Args:
-    costs, mask: of the stretch. Shape `[B, t]` each.
+    costs, mask: of the stretch; ones are contiguous. Shape `[B, t]` each.
     later: from the stretch that follows, or `credit.nothing_later`.
     future_weight, normalize, discount, baseline, group_size,
       terminal_neutral: as for `score_weights`.

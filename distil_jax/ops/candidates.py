@@ -93,6 +93,7 @@ def _chosen(choose, teacher: Expert, rows, chunk_size, layout):
     more, rows = tile
     return choose(sum(more, start=logits), rows), None
 
+  teacher = jax.lax.stop_gradient(teacher)
   first, *others = zip(teacher.hidden, teacher.unembedding, strict=True)
   return chunks.statistics(
     chunks.Reader(read, prepare=prepare),

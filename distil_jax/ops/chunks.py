@@ -21,9 +21,11 @@ cache can hold, so that two tiles are all that is ever there.
 import dataclasses
 import functools
 import math
+import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -130,7 +132,8 @@ def statistics(
     unembedding: shape `[D, V]`.
     constants, rows: handed to the reader; rows, a tree of `[B, T, ...]`, are
       cut for it.
-    size: columns of time at once; None chooses by memory. Any T works.
+    size: columns of time at once, or one or two more; None chooses by memory.
+      Any T works.
     layout: how arrays lie on the devices.
 
   Returns:
@@ -139,7 +142,7 @@ def statistics(
   Raises:
     ValueError: a size below 1.
   """
-  cut = _cut(hidden, unembedding, size, layout)
+  cut = _cut(hidden, unembedding, size, layout, rows)
   return _statistics(reader, cut, hidden, unembedding, constants, rows)
 
 
@@ -159,20 +162,24 @@ def minimise(
   """A sum of token losses, differentiable, its gradient made on the way.
 
   Chunks come in order from the end of time. What the loss of a token hands on
-  to earlier ones travels in the carry, and is a constant.
+  to earlier ones travels in the carry, and is a constant. Gradients flow to
+  hidden states and unembedding, and to nothing else.
 
   Args:
     reader: of a tile.
     loss: `(carry, statistics, loss_rows) -> (losses, (carry, reports))`, with
       statistics, rows and reports of a chunk, `[B, t, ...]`, and losses
       `[B, t]` as they count in the sum. Columns after the last of T may be
-      added, where every row is 0; they must not change the carry.
+      added, where every row is 0; they must not change the carry. Arrays that
+      are not cut belong into the carry too: a loss that closes over them is
+      refused inside `jax.jit` and `jax.checkpoint`.
     hidden: shape `[B, T, D]`.
     unembedding: shape `[D, V]`.
     constants, rows: handed to the reader, as for `statistics`.
     loss_rows: a tree of `[B, T, ...]`, cut and handed to the loss.
     carry: before the last chunk.
-    size: columns of time at once; None chooses by memory. Any T works.
+    size: columns of time at once, or one or two more; None chooses by memory.
+      Any T works.
     layout: how arrays lie on the devices.
 
   Returns:
@@ -181,7 +188,7 @@ def minimise(
   Raises:
     ValueError: a size below 1.
   """
-  cut = _cut(hidden, unembedding, size, layout)
+  cut = _cut(hidden, unembedding, size, layout, (rows, loss_rows))
   found: Any = _minimise(
     reader, loss, cut, hidden, unembedding, constants, rows, loss_rows, carry
   )
@@ -207,7 +214,9 @@ class _Cut(NamedTuple):
   layout: Layout
 
 
-def _cut(hidden, unembedding, size: int | None, layout: Layout) -> _Cut:
+def _cut(hidden, unembedding, size: int | None, layout: Layout, rows) -> _Cut:
+  # A slice that runs over the end would be moved, not refused.
+  chex.assert_equal_shape_prefix([hidden, *jax.tree.leaves(rows)], 2)
   batch_size, length, width = hidden.shape
   if batch_size % layout.num_shards:
     # Nothing is gained from parts that are not equal.
@@ -216,9 +225,12 @@ def _cut(hidden, unembedding, size: int | None, layout: Layout) -> _Cut:
     batch_size // layout.num_shards,
     unembedding.shape[-1] // layout.num_vocab_shards,
   )
-  if size is not None and size < 1:
+  if size is not None and not (
+    isinstance(size, numbers.Integral) and size >= 1
+  ):
     raise ValueError(
-      f"chunk_size={size} must be at least 1; None chooses by memory"
+      f"chunk_size={size} must be at least 1, a whole number; None chooses by "
+      "memory"
     )
   wanted = size or default_size(local[0], length, width, local[1])
   columns = max(_BLOCK // max(math.prod(local), 1), 1)
@@ -291,7 +303,7 @@ def _minimise(reader, loss, cut, hidden, unembedding, constants, *rest):
     tile = reader.prepare(constants, rows)
     found, _ = _read(reader, cut, logits(states, weights), tile)
     losses, (carry, reports) = loss(carry, *_batch_first((found, loss_rows)))
-    value = value + jnp.sum(_of_real_columns(cut, start, losses))
+    value = value + _total(cut, start, losses).astype(value.dtype)
     return (value, carry), _batch_first(reports)
 
   state = (_no_value(hidden), carry)
@@ -313,13 +325,12 @@ def _minimise_forward(reader, loss, cut, hidden, unembedding, constants, *rest):
       _batch_first(found),
       has_aux=True,
     )
-    ones = _of_real_columns(cut, start, jnp.ones_like(losses))
-    losses = _of_real_columns(cut, start, losses)
-    (pulls,) = pull_losses(ones)
+    total, pull_total = jax.vjp(functools.partial(_total, cut, start), losses)
+    (pulls,) = pull_losses(*pull_total(jnp.ones_like(total)))
     slopes = _pull(reader, cut, own, tile, residuals, _batch_first(pulls))
     gradients = _add(gradients, start, states, weights, slopes, cut.layout)
-    state = (value + jnp.sum(losses), carry, gradients)
-    return state, _batch_first(reports)
+    value = value + total.astype(value.dtype)
+    return (value, carry, gradients), _batch_first(reports)
 
   state = (
     _no_value(hidden),
@@ -348,7 +359,8 @@ def _read(reader: Reader, cut: _Cut, own, tile):
     return None, reader.read(*_block(cut, start, (own, tile)))
 
   _, found = jax.lax.scan(read_block, None, _starts(cut, own))
-  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
+  length = own.shape[0]
+  return jax.tree.map(lambda x: x.reshape(length, *x.shape[2:]), found)
 
 
 def _pull(reader: Reader, cut: _Cut, own, tile, residuals, pulls):
@@ -360,9 +372,8 @@ def _pull(reader: Reader, cut: _Cut, own, tile, residuals, pulls):
 
   def pull_block(slopes, start):
     block = _block(cut, start, (slopes, tile, residuals, pulls))
-    return jax.lax.dynamic_update_slice_in_dim(
-      slopes, pull(*block), start, 0
-    ), None
+    pulled = pull(*block).astype(slopes.dtype)
+    return jax.lax.dynamic_update_slice_in_dim(slopes, pulled, start, 0), None
 
   return jax.lax.scan(pull_block, own, _starts(cut, own))[0]
 
@@ -407,14 +418,15 @@ def _over_time(cut: _Cut, one, carry, arrays):
   else:
     starts = cut.size * jnp.arange(cut.num_chunks)
     carry, found = jax.lax.scan(body, carry, starts, reverse=True)
-    found = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
+    length = cut.num_chunks * cut.size
+    found = jax.tree.map(lambda x: x.reshape(length, *x.shape[2:]), found)
   return carry, jax.tree.map(lambda x: x[:, : cut.length], _batch_first(found))
 
 
-def _of_real_columns(cut: _Cut, start, values: jax.Array) -> jax.Array:
-  """Values `[B, t]`, 0 in columns that were added after the last of T."""
+def _total(cut: _Cut, start, losses: jax.Array) -> jax.Array:
+  """Of losses `[B, t]`, without columns that were added after the last of T."""
   columns = start + jnp.arange(cut.size)
-  return jnp.where((columns < cut.length)[None, :], values, 0)
+  return jnp.sum(jnp.where((columns < cut.length)[None, :], losses, 0))
 
 
 def _no_value(hidden) -> jax.Array:

@@ -171,7 +171,7 @@ def last_tokens(mask: jax.Array, later: Later | None = None) -> jax.Array:
   """1 at the last token that counts of each sequence.
 
   Args:
-    mask: shape `[B, T]`.
+    mask: ones are contiguous. Shape `[B, T]`.
     later: what follows; None: nothing.
 
   Returns:

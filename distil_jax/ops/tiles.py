@@ -135,7 +135,7 @@ def pull(
   *,
   costs: jax.Array,
   log_probs: jax.Array,
-  entropies: jax.Array | None = None,
+  entropies: jax.Array,
 ) -> jax.Array:
   """Slopes of the student's logits.
 
@@ -147,14 +147,13 @@ def pull(
   Args:
     student_logits, teacher_logits, token_ids, divergence: as in `read`.
     residuals: from there.
-    costs, log_probs, entropies: cotangents of these statistics, `[...]` each;
-      None: 0.
+    costs, log_probs, entropies: cotangents of these statistics, `[...]` each.
 
   Returns:
     Shape `[..., V]`.
   """
   r = residuals
-  costs, log_probs = costs[..., None], log_probs[..., None]
+  costs = costs[..., None]
   student_scaled, teacher_scaled = _scaled(
     student_logits, teacher_logits, divergence
   )
@@ -175,15 +174,9 @@ def pull(
       probs = jnp.where(kept, probs, 0.0)
   slopes = costs * (own - probs * total) / divergence.temperature
   log_softmax = r.whole.of(student_logits)
-  softmax = jnp.exp(log_softmax)
-  is_token = _is_token(softmax, token_ids)
-  log_probs = jnp.where(_is_word(softmax, token_ids)[..., None], log_probs, 0)
-  slopes = slopes + log_probs * (jnp.where(is_token, 1.0, 0.0) - softmax)
-  if entropies is not None:
-    slopes = slopes - entropies[..., None] * divergences.product(
-      softmax, log_softmax + r.entropies
-    )
-  return slopes
+  return slopes + _own_slopes(
+    log_softmax, token_ids, r.entropies, log_probs, entropies
+  )
 
 
 def _tail_slopes(r: Residuals, scaled, divergence: Divergence):
@@ -222,19 +215,21 @@ def pull_own(
   residuals: Any,
   *,
   log_probs: jax.Array,
-  entropies: jax.Array | None = None,
+  entropies: jax.Array,
 ) -> jax.Array:
   """Slopes of the logits, `[..., V]`; see `pull`."""
   norm, of_state = residuals
-  log_softmax = norm.of(logits)
+  return _own_slopes(norm.of(logits), token_ids, of_state, log_probs, entropies)
+
+
+def _own_slopes(log_softmax, token_ids, of_state, log_probs, entropies):
+  """Of log-probabilities and entropies, whose values are `of_state`."""
   softmax = jnp.exp(log_softmax)
   is_token = jnp.where(_is_token(softmax, token_ids), 1.0, 0.0)
   log_probs = jnp.where(_is_word(softmax, token_ids), log_probs, 0)
-  slopes = log_probs[..., None] * (is_token - softmax)
-  if entropies is None:
-    return slopes
-  return slopes - entropies[..., None] * divergences.product(
-    softmax, log_softmax + of_state
+  spread = divergences.product(softmax, log_softmax + of_state)
+  return (
+    log_probs[..., None] * (is_token - softmax) - entropies[..., None] * spread
   )
 
 

@@ -174,10 +174,17 @@ def compared(
       Shape `[B, T]`.
     top_k_fn: finds the largest logits, `[t, B, V]`, where only these are kept.
   """
+  chex.assert_rank([*teacher.hidden], 3)
+  chex.assert_equal_shape_suffix([unembedding, *teacher.unembedding], 1)
+  if len(teacher.hidden) != len(teacher.unembedding) or not teacher.hidden:
+    raise ValueError(
+      f"a teacher of {len(teacher.hidden)} hidden states and "
+      f"{len(teacher.unembedding)} unembeddings; it needs as many, at least one"
+    )
+  token_ids = _checked(hidden, token_ids)
   rows = {"ids": token_ids, "teacher": tuple(teacher.hidden)}
   if mask is not None:
     rows["told"] = mask
-  _check(hidden, token_ids, rows)
   return Source(
     Reader(
       functools.partial(_read_compared, divergence, top_k_fn),
@@ -222,8 +229,7 @@ def listed(
     counts = mask.astype(bool)[..., None]
     ids = jnp.where(counts, ids, 0)
     log_probs = jnp.where(counts, log_probs, 0.0)
-  rows = (token_ids, (ids, log_probs))
-  _check(hidden, token_ids, rows)
+  rows = (_checked(hidden, token_ids), (ids, log_probs))
   read = functools.partial(_read_listed, kind=kind, tail=tail)
   return Source(chunks.differentiated(read), hidden, unembedding, None, rows)
 
@@ -237,7 +243,7 @@ def alone(
     hidden, unembedding: of the policy.
     token_ids: shape `[B, T]`.
   """
-  _check(hidden, token_ids, token_ids)
+  token_ids = _checked(hidden, token_ids)
   reader = Reader(_read_own, _pull_own)
   return Source(reader, hidden, unembedding, None, token_ids)
 
@@ -364,6 +370,11 @@ def from_logits(
 def _divergence(
   divergence: Divergence | Kind, temperature: float | None
 ) -> Divergence:
+  if divergence in ("sdpo", "opsd"):
+    raise ValueError(
+      f"divergence={divergence!r} needs a weight; pass "
+      f"Divergence({divergence!r}, weight=...)"
+    )
   if isinstance(divergence, str):
     divergence = Divergence(divergence)
   if temperature is None:
@@ -371,9 +382,11 @@ def _divergence(
   return dataclasses.replace(divergence, temperature=temperature)
 
 
-def _check(hidden: jax.Array, token_ids: jax.Array, rows: Any) -> None:
+def _checked(hidden: jax.Array, token_ids: jax.Array) -> jax.Array:
+  """The ids; wide enough to be compared with V."""
   chex.assert_rank([hidden, token_ids], [3, 2])
-  chex.assert_equal_shape_prefix([hidden, *jax.tree.leaves(rows)], 2)
+  chex.assert_type([hidden, token_ids], [float, int])
+  return token_ids.astype(jnp.int32)
 
 
 def _teachers_logits(unembeddings, rows):
@@ -390,6 +403,8 @@ def _teachers_logits(unembeddings, rows):
 def _read_compared(divergence: Divergence, top_k_fn, logits, tile):
   of_teacher, ids = tile
   found, residuals = tiles.read(logits, of_teacher, ids, divergence, top_k_fn)
+  constants = ("cross_entropies", "teacher_entropies", "teacher_log_probs")
+  found |= {name: jax.lax.stop_gradient(found[name]) for name in constants}
   return TokenStatistics(**found), residuals
 
 

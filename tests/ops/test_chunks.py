@@ -916,3 +916,43 @@ def test_columns_that_are_not_there_have_no_loss(chunk_size):
   np.testing.assert_allclose(value, 7 * np.log(4), rtol=1e-6)
   np.testing.assert_allclose(total(jnp.zeros((1, 7, 2))), value, rtol=1e-6)
   assert gradient.shape == (1, 7, 2)
+
+
+@pytest.mark.parametrize("length", [4, 8])
+@pytest.mark.parametrize("chunk_size", [3, None])
+def test_rows_of_another_length_are_refused(length, chunk_size):
+  ids = jnp.zeros((2, 6), int)
+  source = unembedding.alone(jnp.zeros((2, 6, 3)), jnp.zeros((3, 5)), ids)
+  with pytest.raises(AssertionError):
+    source.minimise(
+      lambda carry, found, rows: (rows * found.log_probs, (carry, ())),
+      jnp.zeros((2, length)),
+      chunk_size=chunk_size,
+    )
+
+
+def test_what_is_not_a_teacher_is_refused():
+  hidden, matrix = jnp.zeros((2, 3, 4)), jnp.zeros((4, 7))
+  ids = jnp.zeros((2, 3), int)
+  run = functools.partial(unembedding.token_statistics, hidden, matrix)
+  with pytest.raises(AssertionError):  # V of 1 would broadcast
+    run(hidden, jnp.zeros((4, 1)), ids)
+  with pytest.raises(AssertionError):
+    unembedding.token_statistics(hidden[0], matrix, hidden, matrix, ids[0])
+  with pytest.raises(AssertionError):
+    run(hidden, matrix, ids + 0.5)
+  with pytest.raises(ValueError, match=r"pass Divergence\('sdpo', weight"):
+    run(hidden, matrix, ids, divergence="sdpo")
+  with pytest.raises(ValueError, match="a whole number"):
+    run(hidden, matrix, ids, chunk_size=2.0)
+  expert = unembedding.Expert((hidden, hidden), (matrix,))
+  with pytest.raises(ValueError, match="2 hidden states and 1 unembeddings"):
+    unembedding.compared(hidden, matrix, expert, ids, Divergence())
+
+
+def test_narrow_ids_are_widened():
+  logits = np.random.default_rng(0).normal(size=(1, 3, 256)).astype("f4")
+  ids = np.array([[0, 200, 255]], np.uint8)
+  found = unembedding.token_log_probs(jnp.asarray(logits), jnp.eye(256), ids)
+  expected = jax.nn.log_softmax(jnp.asarray(logits))[0, np.arange(3), ids[0]]
+  np.testing.assert_allclose(found.log_probs[0], expected, rtol=1e-5)

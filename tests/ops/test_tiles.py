@@ -55,6 +55,13 @@ each_kind = pytest.mark.parametrize(
 )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def room_for_others():
+  """Thousands of operations, one by one, push jitted functions out."""
+  yield
+  jax.clear_caches()
+
+
 def tile():
   """Logits of student and teacher, `[5, 7]` each, and ids; some logits equal.
 
@@ -154,7 +161,7 @@ class TestAgainstAutodiff:
         # What is added to all logits changes no statistic.
         assert np.max(np.abs(np.sum(slope, axis=-1))) < 1e-12, divergence
 
-  def test_every_cotangent_matters_and_no_entropies_are_none(self):
+  def test_every_cotangent_matters(self):
     student, teacher, ids = tile()
     divergence = Divergence("reverse_kl", top_k=3)
     pulls = cotangents(len(ids))
@@ -162,9 +169,6 @@ class TestAgainstAutodiff:
     for slope in alone:
       assert np.all(np.max(np.abs(slope), axis=-1) > 1e-3)
     assert_close(sum(alone), every, 1e-5)
-    two = {name: pulls[0][name] for name in ("costs", "log_probs")}
-    _, (without,) = by_tiles(student, teacher, ids, divergence, [two])
-    assert_close(without, alone[0] + alone[1], 1e-6)
 
   def test_the_grid_keeps_and_clips_what_it_should(self):
     # Otherwise two settings of the grid could be the same.
@@ -494,10 +498,8 @@ class TestAlone:
       entropies = -jnp.sum(jnp.exp(log_softmax) * of_excluded, axis=-1)
       return log_softmax[jnp.arange(5), ids], entropies
 
+    names = ["log_probs", "entropies"]
     for every in cotangents(5):
-      names = ["log_probs", "entropies"]
-      if not np.any(every["entropies"]):
-        names = ["log_probs"]  # None stands for zeros
       with jax.enable_x64(True):
         wide = jnp.asarray(logits, jnp.float64)
         expected, pull_back = jax.vjp(dense, wide)
@@ -534,10 +536,11 @@ def test_a_word_outside_the_vocabulary_is_not_hidden():
 @pytest.mark.parametrize("token", [-1, 3])
 def test_a_word_that_is_not_there_pulls_on_nothing(token):
   logits, ids = jnp.array([[0.3, -1.0, 2.0]]), jnp.array([token])
-  pulls = {"costs": jnp.zeros(1), "log_probs": jnp.ones(1)}
+  own = {"log_probs": jnp.ones(1), "entropies": jnp.zeros(1)}
+  pulls = {"costs": jnp.zeros(1), **own}
   _, residuals = tiles.read(logits, logits, ids, Divergence())
   slopes = tiles.pull(logits, logits, ids, Divergence(), residuals, **pulls)
   np.testing.assert_array_equal(slopes, 0.0)
   _, residuals = tiles.read_own(logits, ids)
-  slopes = tiles.pull_own(logits, ids, residuals, log_probs=jnp.ones(1))
+  slopes = tiles.pull_own(logits, ids, residuals, **own)
   np.testing.assert_array_equal(slopes, 0.0)
