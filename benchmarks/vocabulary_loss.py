@@ -4,10 +4,12 @@
 
 Loss stage alone, from hidden states to their gradient and the unembedding's.
 `dense` is what one writes first: logits of student and teacher, log-softmax,
-autodiff. `ours` is what training runs. Time is measured where dense fits into
-memory and up to `--timed-tokens`; memory is the compiled program's, besides
-its arguments and results; products are those of the unembedding for each
-token, counted in the program that is compiled.
+autodiff. `ours` is what training runs. DistIL is forward cross-entropy with
+normalised future costs and a leave-one-out baseline here. Time is taken where
+dense fits into memory and up to `--timed-tokens`; memory is the compiled
+program's, besides its arguments and results; products are those of the
+unembedding for each token, counted in the traced program; `of product rate` is
+how near they come to the rate of one large product.
 """
 
 import argparse

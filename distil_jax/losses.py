@@ -111,7 +111,8 @@ def feedback_loss(
     piece: what is learned from.
     source_fn: `experts.exact_source` or `experts.list_source`.
     costs_fn: the costs that credit carries, see `objectives.token_costs`.
-    score_fn: `scores` with its settings; None for objectives without credit.
+    score_fn: `objectives.score_weights_before` with its settings; None for
+      objectives without credit.
       Not asked where the piece has its credit.
     reward_weight: of the piece's advantages.
     importance_clip: largest off-policy ratio.

@@ -272,7 +272,7 @@ def _costs_fn(objective) -> Callable[..., Any]:
 
 
 def _score_settings(objective, group_size: int) -> dict[str, Any] | None:
-  """Of `objectives.score_weights` and `losses.scores`; None: no credit."""
+  """Of the functions that make credit; None: there is none."""
   match objective.kind:
     case "distil":
       settings = _picked(

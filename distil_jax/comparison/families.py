@@ -342,5 +342,5 @@ def _digit_targets(right: jax.Array, accuracy: jax.Array) -> jax.Array:
 
 
 def _code() -> np.ndarray:
-  """A code without fixed points, that no family's base model knows."""
+  """Without fixed points; how much of it a base knows is its family's."""
   return np.asarray([7, 4, 9, 0, 6, 2, 1, 8, 3, 5])

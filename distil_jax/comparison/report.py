@@ -69,7 +69,7 @@ def report(comparison: Comparison, done: Done) -> str:
     "Families": circumstances.families(comparison, found),
     "Arms": circumstances.arms(comparison),
     "Is the default first?": tables.verdict(comparison, found) + rests_on,
-    "Held-out accuracy (avg@4) at the end, %": (
+    f"Held-out accuracy ({comparison.accuracy_name}) at the end, %": (
       tables.accuracies(comparison, found) + rests_on
     ),
     "Mean over the learning curve (how early it learns), %": (

@@ -133,6 +133,12 @@ class Comparison(configs.Section):
   jobs: Positive = 1
 
   @property
+  def accuracy_name(self) -> str:
+    """Of held-out problems; a training config has samples of its own."""
+    has_configs = any(run.config for run in self.families.values())
+    return "accuracy" if has_configs else "avg@4"
+
+  @property
   def directory(self) -> pathlib.Path:
     return pathlib.Path(self.run_directory or f"runs/{self.name}")
 

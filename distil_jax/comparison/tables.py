@@ -46,7 +46,7 @@ def headline(comparison: Comparison, found: Found) -> str:
   """Main arms against families, short enough for a front page."""
   main = _present(results.main_arms(comparison), found)
   columns = {f: results.cells(of_arms, main) for f, of_arms in found.items()}
-  rows = [["avg@4, %", *columns]]
+  rows = [[f"{comparison.accuracy_name}, %", *columns]]
   for arm in main:
     shown = [_marked(columns[family], arm) for family in columns]
     if arm == comparison.default:
@@ -160,7 +160,8 @@ def pass_at_k(comparison: Comparison, found: Found) -> str:
   problems = comparison.num_pass_problems
   return (
     f"{markdown(rows)}\n\nFrom {problems} held-out problems of their own, so "
-    "pass@1 differs from the accuracy above within noise."
+    "pass@1 differs from the accuracy above within noise; in a family with a "
+    "training config from that config's, whose accuracy it is."
   )
 
 

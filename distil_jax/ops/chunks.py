@@ -29,7 +29,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-# Entries of one tile of logits on one device: 256 MiB in float32.
+# Entries of one tile of logits on one device, 256 MiB in float32; half as much
+# again where time would otherwise be cut into halves.
 _TILE = 2**26
 # Entries of it that are worked on at once: 8 MiB.
 _BLOCK = 2**21
@@ -132,7 +133,7 @@ def statistics(
     unembedding: shape `[D, V]`.
     constants, rows: handed to the reader; rows, a tree of `[B, T, ...]`, are
       cut for it.
-    size: columns of time at once, or one or two more; None chooses by memory.
+    size: columns of time at once, about; None chooses by memory.
       Any T works.
     layout: how arrays lie on the devices.
 
@@ -178,7 +179,7 @@ def minimise(
     constants, rows: handed to the reader, as for `statistics`.
     loss_rows: a tree of `[B, T, ...]`, cut and handed to the loss.
     carry: before the last chunk.
-    size: columns of time at once, or one or two more; None chooses by memory.
+    size: columns of time at once, about; None chooses by memory.
       Any T works.
     layout: how arrays lie on the devices.
 
