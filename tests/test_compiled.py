@@ -86,7 +86,8 @@ def test_a_training_step_never_holds_the_logits(network, batch):
 
 def test_a_chunk_is_chosen_where_none_is_given(network, batch):
   compiled = compile_step(network, batch, chunk_size=None)
-  assert largest_array(compiled) <= LOGITS / 2
+  # Two chunks, rounded up to whole blocks.
+  assert largest_array(compiled) < 0.55 * LOGITS
 
 
 def test_logits_in_memory_would_be_seen(network, batch):
