@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from distil_jax.models import qwen3, sharding
+from distil_jax.models import decoding, qwen3, sharding
 from distil_jax.ops import chunks, sampling
 from distil_jax.records import Array, Rollout, StopReason
 
@@ -120,7 +120,7 @@ def generate(
 
   def step(carry):
     t, ids, is_alive, cache, buffers = carry
-    hidden, cache = qwen3.decode(
+    hidden, cache = decoding.decode(
       graphdef, params, ids, t - 1, prompt_cache, prompt_mask, cache
     )
     ids, log_probs = choose(hidden, t)
@@ -144,7 +144,7 @@ def generate(
   )
   ids, log_probs = choose(sharding.constrain(hidden, "batch", None, None), 0)
   buffers = record(buffers, 0, ids, log_probs, everyone)
-  cache = qwen3.empty_cache(prompt_cache, group_size, max_completion_length)
+  cache = decoding.empty_cache(prompt_cache, group_size, max_completion_length)
   carry = (jnp.int32(1), ids, ~jnp.isin(ids, ends), cache, buffers)
   *_, is_alive, _, buffers = jax.lax.while_loop(is_running, step, carry)
 

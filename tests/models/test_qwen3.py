@@ -8,7 +8,7 @@ import networks
 import numpy as np
 import pytest
 
-from distil_jax.models import qwen3
+from distil_jax.models import decoding, qwen3
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +32,10 @@ def stepwise(params, ids, mask, completions, *, graphdef, group_size):
   """Hidden states of `[P, G, T]` completions, one decoded token at a time."""
   last, prompt_cache = qwen3.prefill(graphdef, params, ids, mask)
   length = completions.shape[-1]
-  cache = qwen3.empty_cache(prompt_cache, group_size, length)
+  cache = decoding.empty_cache(prompt_cache, group_size, length)
 
   def one(cache, step):
-    hidden, cache = qwen3.decode(
+    hidden, cache = decoding.decode(
       graphdef,
       params,
       completions[..., step],
@@ -177,9 +177,9 @@ def test_the_program_does_not_grow_with_depth(what):
 
     def decode(params, ids, mask):
       _, prompt_cache = qwen3.prefill(graphdef, params, ids, mask)
-      cache = qwen3.empty_cache(prompt_cache, 3, 4)
+      cache = decoding.empty_cache(prompt_cache, 3, 4)
       newest, step = jnp.zeros((2, 3), jnp.int32), jnp.int32(0)
-      return qwen3.decode(
+      return decoding.decode(
         graphdef, params, newest, step, prompt_cache, mask, cache
       )
 
