@@ -1,6 +1,7 @@
 """What a run notes about itself, and checks before it goes on."""
 
 import collections
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -81,6 +82,43 @@ def warnings(config: Config) -> list[str]:
       "top_k and top_p is exact"
     )
   return found
+
+
+class MismatchWatch:
+  """Says when the sampler is too far from training, and seldom again.
+
+  A run that is resumed begins anew, and may say it once more.
+  """
+
+  def __init__(self, limit: float | None):
+    """Waits for the limit, nats a token; None: for nothing."""
+    self._limit = limit
+    self._next = math.inf if limit is None else limit
+
+  def warning(self, step: int, metrics: Mapping[str, float]) -> str | None:
+    """What to tell of a step, the first time and at each doubling.
+
+    Args:
+      step: counted from 1.
+      metrics: of the step; nothing was sampled where they have no mismatch.
+    """
+    mean = metrics.get("mismatch/mean", 0.0)
+    if math.isnan(mean):
+      mean = math.inf  # no number is no agreement
+    if mean <= self._next:
+      return None
+    self._next = 2 * mean
+    return (
+      f"step {step}: the log-probabilities that the sampler recorded are "
+      f"{mean:.2g} nats a token from those of the training step, the largest "
+      f"{metrics['mismatch/max']:.2g}, under the same parameters "
+      f"(logging.mismatch_limit={self._limit}): the gradient is that of "
+      "another policy than the one that sampled, and runs have collapsed by "
+      "it. If it is rounding, rollout.cache_dtype=float32 or "
+      "model.compute_dtype=float32 takes it away; if it stays, attention of "
+      "the two passes differs. rollout.temperature, top_k and top_p have no "
+      "part in it"
+    )
 
 
 def _has_score_function(objective: Objective) -> bool:

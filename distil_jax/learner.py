@@ -171,6 +171,8 @@ class _Run:
     self.saved = saved
     self.batches = batches
     self.started = time.monotonic()
+    limit = learner.config.logging.mismatch_limit
+    self.mismatch = bookkeeping.MismatchWatch(limit)
 
   def train(self) -> dict[str, Any]:
     """Reads like the algorithm: sample, judge, teach, update."""
@@ -391,6 +393,8 @@ class _Run:
     if step % logging.every == 0:
       self.folder.metrics(step, metrics)
     self.progress.step(step, metrics)
+    if warning := self.mismatch.warning(step, metrics):
+      self.progress.message(warning)
     every = logging.rollouts_every
     if experience is not None and every and (step == 1 or step % every == 0):
       samples = bookkeeping.samples(experience, lesson, logging.num_rollouts)

@@ -1,7 +1,7 @@
 """Losses of a slice of a batch: networks, then `objectives`.
 
-Each `*_loss` maps parameters and a `Piece` to its part of the loss and to sums
-for the log. What couples sequences (rewards of a group, baselines,
+Each `*_loss` maps parameters and a `Piece` to its part of the loss and to a
+`Report` for the log. What couples sequences (rewards of a group, baselines,
 averages) is in the piece: it was found over the whole batch, so that slices
 can be learned from one after the other.
 """
@@ -18,6 +18,7 @@ from distil_jax import experts, objectives
 from distil_jax.models import qwen3
 from distil_jax.ops import advantages, masking, unembedding
 from distil_jax.ops import credit as credit_lib
+from distil_jax.ops import mismatch as mismatch_lib
 from distil_jax.records import Batch
 
 # Sum and number of what a metric averages. Shape `[2]` each.
@@ -28,6 +29,20 @@ CostsFn = Callable[[unembedding.TokenStatistics, jax.Array], jax.Array]
 ScoreFn = Callable[..., tuple[jax.Array, jax.Array, credit_lib.Later]]
 # What is reported of tokens that were sampled from older parameters.
 _RATIOS = ("importance", "importance_clipped")
+
+
+@struct.dataclass
+class Report:
+  """What the loss of a slice tells the log.
+
+  Attributes:
+    sums: of each metric that is a mean.
+    mismatch: of the sampler with this pass over its tokens; None where nothing
+      was sampled.
+  """
+
+  sums: Sums
+  mismatch: mismatch_lib.Mismatch | None = None
 
 
 @struct.dataclass
@@ -103,7 +118,7 @@ def feedback_loss(
   importance_clip: float | None = None,
   is_off_policy: bool = False,
   chunk_size: int | None = None,
-) -> tuple[jax.Array, Sums]:
+) -> tuple[jax.Array, Report]:
   """A divergence to the teacher, and what it makes of future and rewards.
 
   Args:
@@ -120,7 +135,7 @@ def feedback_loss(
     chunk_size: columns of time whose logits are in memory at once.
 
   Returns:
-    the loss, and sums to report.
+    the loss, and what to report.
   """
   batch = piece.batch
   told = experts.judged_tokens(batch)
@@ -137,6 +152,7 @@ def feedback_loss(
       "cost": costs,
       "entropy": statistics.entropies,
       "teacher_entropy": statistics.teacher_entropies,
+      "log_probs": statistics.log_probs,
     }
     if credit is not None:
       reports["future_cost"] = credit.future_costs
@@ -181,9 +197,12 @@ def feedback_loss(
     chunk_size=chunk_size,
     layout=experts.layout(),
   )
+  mismatch = mismatch_lib.measure(
+    reports.pop("log_probs"), batch.old_log_probs, learned
+  )
   ratios = {k: reports.pop(k) for k in _RATIOS if k in reports}
   sums = _sums(told, **reports) | _sums(learned, **ratios)
-  return value, sums | _sequence_sums(piece)
+  return value, Report(sums | _sequence_sums(piece), mismatch)
 
 
 def local_costs(
@@ -248,7 +267,7 @@ def policy_gradient_loss(
   kl_weight: float = 0.0,
   is_off_policy: bool = False,
   chunk_size: int | None = None,
-) -> tuple[jax.Array, Sums]:
+) -> tuple[jax.Array, Report]:
   """Rewards alone; `teacher_params` are the reference of the divergence."""
   batch, mask = piece.batch, piece.batch.completion_mask
   settings = {"chunk_size": chunk_size, "layout": experts.layout()}
@@ -259,7 +278,7 @@ def policy_gradient_loss(
 
   def token_losses(advantages_of, statistics, rows):
     log_probs = statistics.log_probs
-    reports = {"entropy": statistics.entropies}
+    reports = {"entropy": statistics.entropies, "log_probs": log_probs}
     # On policy the ratio is 1; the sampler's rounding is no reason to clip.
     old_log_probs = jax.lax.stop_gradient(log_probs)
     if is_off_policy:
@@ -295,7 +314,11 @@ def policy_gradient_loss(
     piece.advantages,
     **settings,
   )
-  return value, _sums(mask, **reports) | _sequence_sums(piece)
+  mismatch = mismatch_lib.measure(
+    reports.pop("log_probs"), batch.old_log_probs, mask
+  )
+  sums = _sums(mask, **reports) | _sequence_sums(piece)
+  return value, Report(sums, mismatch)
 
 
 def sft_loss(
@@ -305,7 +328,7 @@ def sft_loss(
   *,
   graphdef: nnx.GraphDef,
   chunk_size: int | None = None,
-) -> tuple[jax.Array, Sums]:
+) -> tuple[jax.Array, Report]:
   """Demonstrations."""
   del teacher_params
   batch = piece.batch
@@ -323,7 +346,25 @@ def sft_loss(
     chunk_size=chunk_size,
     layout=experts.layout(),
   )
-  return value, _sums(experts.judged_tokens(batch), **reports)
+  return value, Report(_sums(experts.judged_tokens(batch), **reports))
+
+
+def merge(one: Report, other: Report) -> Report:
+  """What two slices tell together."""
+  sums = jax.tree.map(jnp.add, one.sums, other.sums)
+  if one.mismatch is None or other.mismatch is None:
+    return Report(sums)
+  return Report(sums, mismatch_lib.merge(one.mismatch, other.mismatch))
+
+
+def metrics(report: Report) -> dict[str, jax.Array]:
+  """Scalars to log."""
+  means = {
+    k: total / jnp.maximum(n, 1.0) for k, (total, n) in report.sums.items()
+  }
+  if report.mismatch is None:
+    return means
+  return means | mismatch_lib.metrics(report.mismatch)
 
 
 def _sums(mask: jax.Array, **values: jax.Array) -> Sums:

@@ -53,7 +53,7 @@ class Method:
   Attributes:
     prepare_fn: what is known of a whole batch before any network runs, see
       `losses.prepare`.
-    loss_fn: the loss of a slice, and sums to report: `losses.*_loss`.
+    loss_fn: the loss of a slice, and what to report: `losses.*_loss`.
     credit_fn: where credit cannot be found slice by slice: the whole batch's,
       in a pass of its own, see `losses.batch_credit`. None: the loss finds it.
     ask_fn: where the teacher is known by a list of tokens: asks it, see
@@ -61,7 +61,7 @@ class Method:
   """
 
   prepare_fn: Callable[[Batch], losses.Piece]
-  loss_fn: Callable[..., tuple[jax.Array, losses.Sums]]
+  loss_fn: Callable[..., tuple[jax.Array, losses.Report]]
   credit_fn: Callable[..., losses.Credit] | None = None
   ask_fn: Callable[..., tuple[jax.Array, jax.Array]] | None = None
 
@@ -210,7 +210,7 @@ def train_step(
 
   def learn(learner, mini_batch):
     params, opt_state = learner
-    gradient, value, sums = _gradients(
+    gradient, value, report = _gradients(
       params,
       state.teacher_params,
       mini_batch,
@@ -219,17 +219,20 @@ def train_step(
     )
     updates, opt_state = optimizer.update(gradient, opt_state, params)
     params = optax.apply_updates(params, updates)
-    report = (value, optax.tree.norm(gradient), sums)
-    return (params, opt_state), report
+    return (params, opt_state), (value, optax.tree.norm(gradient), report)
 
   learner = (state.params, state.opt_state)
   if num_mini_batches == 1:
-    learner, (value, norm, sums) = learn(learner, batch)
+    learner, (value, norm, report) = learn(learner, batch)
   else:
     slices = _cut(batch, num_mini_batches)
-    learner, reports = jax.lax.scan(learn, learner, slices)
-    value, norm = (jnp.mean(x) for x in reports[:2])
-    sums = jax.tree.map(lambda x: jnp.sum(x, axis=0), reports[2])
+    learner, (*numbers, reports) = jax.lax.scan(learn, learner, slices)
+    value, norm = map(jnp.mean, numbers)
+    report = losses.Report(
+      jax.tree.map(lambda x: jnp.sum(x, axis=0), reports.sums),
+      # Only the first update has the parameters that sampled.
+      jax.tree.map(lambda x: x[0], reports.mismatch),
+    )
   params, opt_state = learner
   next_state = dataclasses.replace(
     state,
@@ -239,7 +242,7 @@ def train_step(
     opt_state=opt_state,
   )
   is_finite = jnp.isfinite(value) & jnp.isfinite(norm)
-  metrics = {**_means(sums), "loss": value, "gradient_norm": norm}
+  metrics = {**losses.metrics(report), "loss": value, "gradient_norm": norm}
   return optax.tree.where(is_finite, next_state, state), metrics
 
 
@@ -273,18 +276,18 @@ def gradients(
     ask_fn=method.ask_fn,
     num_slices=num_micro_batches,
   )
-  gradient, value, sums = _gradients(
+  gradient, value, report = _gradients(
     params,
     teacher_params,
     batch,
     method=method,
     num_micro_batches=num_micro_batches,
   )
-  return gradient, value, _means(sums)
+  return gradient, value, losses.metrics(report)
 
 
 def _gradients(params, teacher_params, batch, *, method, num_micro_batches):
-  """Gradient, loss and sums of a batch, slice by slice."""
+  """Gradient, loss and report of a batch, slice by slice."""
   if teacher_params is None:
     teacher_params = jax.lax.stop_gradient(params)
   whole = method.prepare_fn(batch)
@@ -342,10 +345,6 @@ def _cut(tree, num_slices: int):
   return jax.tree.map(cut, tree)
 
 
-def _means(sums: losses.Sums) -> Metrics:
-  return {k: total / jnp.maximum(n, 1.0) for k, (total, n) in sums.items()}
-
-
 def _next_teacher(state: TrainState, params, rate: float | None):
   """Follows the student; where a guard holds it, stays or goes back."""
   teacher_params = state.teacher_params
@@ -375,25 +374,31 @@ def _follow(teacher_params, params, rate: float):
 
 
 def _accumulate(loss, params, pieces, num_pieces: int):
-  """Sums gradients, loss and metrics over the leading axis of the pieces."""
+  """Sums gradients and loss over the leading axis of the pieces.
+
+  What they report is put together by its kind.
+  """
   grad_fn = jax.value_and_grad(loss, has_aux=True)
 
   def one(piece):
-    (value, sums), gradient = grad_fn(params, piece)
+    (value, report), gradient = grad_fn(params, piece)
     gradient = jax.tree.map(
       lambda g: g.astype(jnp.promote_types(g.dtype, jnp.float32)), gradient
     )
-    return gradient, value, sums
+    return (gradient, value), report
 
   first = jax.tree.map(lambda x: x[0], pieces)
   if num_pieces == 1:
-    return one(first)
+    totals, report = one(first)
+    return *totals, report
 
-  def body(totals, piece):
-    return jax.tree.map(jnp.add, totals, one(piece)), None
+  def body(carry, piece):
+    (totals, report), (added, other) = carry, one(piece)
+    totals = jax.tree.map(jnp.add, totals, added)
+    return (totals, losses.merge(report, other)), None
 
   zeros = jax.tree.map(
     lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, first)
   )
-  totals, _ = jax.lax.scan(body, zeros, pieces)
-  return totals
+  (totals, report), _ = jax.lax.scan(body, zeros, pieces)
+  return *totals, report

@@ -44,7 +44,7 @@ def settings(tmp_path, num_steps):
   )
 
 
-def test_rewards_alone_teach_without_a_teacher(tmp_path):
+def test_rewards_alone_teach_without_a_teacher(tmp_path, capsys):
   """GRPO in two mini-batches, with a reference; no teacher's prompt."""
   trial = settings(tmp_path, 2).model_dump()
   trial["objective"] = {"kind": "grpo", "kl_weight": 0.1}
@@ -53,6 +53,7 @@ def test_rewards_alone_teach_without_a_teacher(tmp_path):
   trial["optimizer"]["mini_batch_size"] = 4
   trial["model"]["create"]["num_layers"] = 1
   trial["evaluation"] |= {"num_samples": 1, "pass_at": [1]}
+  trial["logging"]["mismatch_limit"] = 1e-12
   summary = learner.Learner(config.parse(trial)).train()
   assert summary["steps"] == 2
   text = (tmp_path / "run_2/metrics.jsonl").read_text().splitlines()
@@ -62,6 +63,11 @@ def test_rewards_alone_teach_without_a_teacher(tmp_path):
   assert metrics["signal_fraction"] == 1
   assert "teacher/accuracy" not in metrics
   assert "teacher_entropy" not in metrics
+  for line in map(json.loads, text):
+    mean, largest = line["mismatch/mean"], line["mismatch/max"]
+    assert 0 < mean <= largest < 1e-4
+    assert abs(line["mismatch/kl"]) < 1e-8
+  assert "step 1: the log-probabilities that the" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -222,3 +222,8 @@ class Logging(Section):
   rollouts_every: NonNegative = 10  # steps between rollout samples; 0: never
   num_rollouts: Positive = 4
   tensorboard: bool = True
+  mismatch_limit: Above | None = 0.05
+  """Nats a token between sampler and training step under the same parameters,
+  above which a run warns; null: never. Rounding explains about 1e-6 where
+  network and cache are float32, 1e-2 where one is bfloat16; at 0.05 every
+  probability is 5 % off."""
