@@ -20,7 +20,7 @@ from distil_jax.config import Config, ConfigError, CreateModel, needs_teacher
 from distil_jax.envs import Environment, make_environment
 from distil_jax.io import tokenizer as tokenizers
 from distil_jax.io import weights
-from distil_jax.models import architecture, qwen3, sharding
+from distil_jax.models import architecture, attention, qwen3, sharding
 from distil_jax.policy import Policy, load_policy, resolve_directory
 from distil_jax.records import Problem
 
@@ -74,16 +74,18 @@ def policy(
   Raises:
     ConfigError: the model that is there has other sizes than `model.create`
       says, fewer positions than a sequence has tokens, or fewer tokens than a
-      list is long.
+      list is long; or the attention that is named does not run here.
   """
   directory = resolve_directory(config.model.directory)
   if config.model.create and not (directory / weights.CONFIG).is_file():
     _create(config, config.model.create, environment, problems.train)
+  _check_attention(config, mesh)
   loaded = load_policy(
     config.model.directory,
     config.model.param_dtype,
     compute_dtype=config.model.compute_dtype,
     remat=config.model.remat,
+    attention=config.model.attention,
     mesh=mesh,
     chat_template_kwargs=config.model.chat_template_kwargs,
   )
@@ -206,6 +208,14 @@ def train_step(
     micro_batch_size=config.optimizer.micro_batch_size,
     mini_batch_size=config.optimizer.mini_batch_size,
   )
+
+
+def _check_attention(config: Config, mesh: jax.sharding.Mesh) -> None:
+  platform = mesh.devices.flat[0].platform
+  try:
+    attention.check_platform(config.model.attention, platform)
+  except ValueError as error:
+    raise ConfigError(f"model.{error}") from None
 
 
 def _check_network(config: Config, network: architecture.Qwen3Config) -> None:

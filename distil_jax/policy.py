@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import os
 import pathlib
+import typing
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from distil_jax import prompts, rollout
 from distil_jax.io import tokenizer as tokenizers
 from distil_jax.io import weights
 from distil_jax.models import architecture, qwen3
+from distil_jax.models import attention as attentions
 from distil_jax.ops import chunks
 from distil_jax.records import Message, Rollout
 
@@ -82,6 +84,7 @@ def load_policy(
   *,
   compute_dtype: str | None = None,
   remat: str = "layer",
+  attention: str = "auto",
   mesh: jax.sharding.Mesh | None = None,
   chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> Policy:
@@ -93,6 +96,8 @@ def load_policy(
     dtype: of the parameters.
     compute_dtype: of activations; None for that of the parameters.
     remat: `layer` recomputes each layer in the backward pass, `none` keeps it.
+    attention: of whole sequences: `xla`, on CUDA GPUs `cudnn`, on TPUs
+      `splash`; `auto` takes the best of them that suits.
     mesh: parameters are sharded over it; None puts them on one device.
     chat_template_kwargs: passed to the tokenizer's chat template.
 
@@ -101,6 +106,9 @@ def load_policy(
   """
   if remat not in ("layer", "none"):
     raise ValueError(f"remat={remat!r} must be 'layer' or 'none'")
+  known = typing.get_args(attentions.Implementation)
+  if attention not in known:
+    raise ValueError(f"attention={attention!r} must be one of {known}")
   dtype = _float_name("dtype", dtype)
   compute_dtype = _float_name("compute_dtype", compute_dtype or dtype)
   path = resolve_directory(directory)
@@ -109,6 +117,10 @@ def load_policy(
     param_dtype=dtype,
     compute_dtype=compute_dtype,
     remat=remat,
+    attention=attention,
+  )
+  attentions.check(
+    config.attention, head_size=config.head_size, dtype=compute_dtype
   )
   tokenizer = tokenizers.Tokenizer.load(
     path, template_kwargs=chat_template_kwargs or {}

@@ -95,6 +95,7 @@ def generate(
   hidden, prompt_cache = qwen3.prefill(
     graphdef, params, prompt_ids, prompt_mask
   )
+  packed_mask = qwen3.pack(prompt_mask, prompt_mask)
   unembedding = qwen3.unembedding(params).astype(hidden.dtype)
   ends = jnp.asarray(eos_ids, jnp.int32)
 
@@ -121,7 +122,7 @@ def generate(
   def step(carry):
     t, ids, is_alive, cache, buffers = carry
     hidden, cache = decoding.decode(
-      graphdef, params, ids, t - 1, prompt_cache, prompt_mask, cache
+      graphdef, params, ids, t - 1, prompt_cache, packed_mask, cache
     )
     ids, log_probs = choose(hidden, t)
     buffers = record(buffers, t, ids, log_probs, is_alive)

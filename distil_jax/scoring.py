@@ -31,5 +31,5 @@ def completion_hidden_states(
   """
   ids = jnp.concatenate([prompt_ids, completion_ids], axis=1)
   mask = jnp.concatenate([prompt_mask, completion_mask], axis=1)
-  hidden = qwen3.hidden_states(graphdef, params, ids, mask)
-  return hidden[:, prompt_ids.shape[1] - 1 : -1]
+  before = slice(prompt_ids.shape[1] - 1, -1)
+  return qwen3.hidden_states(graphdef, params, ids, mask, columns=before)

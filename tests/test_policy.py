@@ -190,6 +190,7 @@ def test_logits_of_unknown_tokens_are_refused(policy, token):
     ("dtype", "int8"),
     ("compute_dtype", "bf16"),
     ("remat", "layers"),
+    ("attention", "flash"),
   ],
 )
 def test_wrong_ways_to_compute_are_refused(directory, name, value):

@@ -53,6 +53,9 @@ class Model(Section):
   param_dtype: DType = "float32"
   compute_dtype: DType = "float32"
   remat: Literal["none", "layer"] = "layer"
+  attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
+  """Of whole sequences. `cudnn` is for CUDA GPUs, `splash` for TPUs, and `auto`
+  takes them there, where head size and dtype suit them."""
   chat_template_kwargs: dict[str, Any] = pydantic.Field(
     default={"enable_thinking": False}
   )

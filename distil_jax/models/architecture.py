@@ -41,6 +41,7 @@ class Qwen3Config:
   param_dtype: str = "float32"
   compute_dtype: str = "float32"
   remat: Literal["none", "layer"] = "layer"
+  attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
 
 
 def from_hugging_face(
@@ -50,7 +51,7 @@ def from_hugging_face(
 
   Args:
     settings: the parsed file.
-    **computing: `param_dtype`, `compute_dtype`, `remat`.
+    **computing: `param_dtype`, `compute_dtype`, `remat`, `attention`.
 
   Raises:
     ValueError: another architecture, or a variant that is not implemented.

@@ -6,7 +6,8 @@ leading axis and scanned, so that compile time does not grow with depth.
 
 Positions come from the mask, never from the column: token i of a row stands at
 position (number of tokens that count before it). A row may therefore be padded
-on either side, or have a hole between prompt and completion.
+on either side, or have a hole between prompt and completion; its tokens are
+packed to the front before the first layer, so that layers need no mask.
 """
 
 import functools
@@ -17,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 
-from distil_jax.models import sharding
+from distil_jax.models import attention, sharding
 from distil_jax.models.architecture import Qwen3Config
 
 Params = dict[str, Any]
@@ -214,7 +215,12 @@ def positions_of(mask: jax.Array) -> jax.Array:
 
 
 def hidden_states(
-  graphdef: nnx.GraphDef, params: Params, ids: jax.Array, mask: jax.Array
+  graphdef: nnx.GraphDef,
+  params: Params,
+  ids: jax.Array,
+  mask: jax.Array,
+  *,
+  columns: slice = slice(None),
 ) -> jax.Array:
   """Final hidden states of whole sequences (teacher-forced).
 
@@ -223,18 +229,19 @@ def hidden_states(
     params: parameters.
     ids: token ids. Shape `[B, S]`.
     mask: 1 where the token counts; others are never attended to. `[B, S]`.
+    columns: those of the S that are asked for.
 
   Returns:
-    Shape `[B, S, D]`, compute dtype.
+    Shape `[B, S, D]`, compute dtype; finite at padding, where it means nothing.
   """
   model = merge(graphdef, params)
-  allowed = _causal(mask)
 
   def attend(query, key, value):
-    return _attention(query, key, value, allowed), None
+    return _attention(model.config, query, key, value), None
 
-  hidden, _ = _full_pass(model, ids, mask, attend, model.config.remat)
-  return hidden
+  hidden, _ = _full_pass(model, pack(ids, mask), attend, model.config.remat)
+  places = positions_of(mask)[:, columns, None]
+  return model.finish(jnp.take_along_axis(hidden, places, axis=1))
 
 
 def prefill(
@@ -245,21 +252,35 @@ def prefill(
   Args:
     graphdef: from `make`.
     params: parameters.
-    ids: left-padded prompts. Shape `[P, S]`.
+    ids: prompts, padded anywhere. Shape `[P, S]`.
     mask: 1 where the token counts. Shape `[P, S]`.
 
   Returns:
-    the last token's hidden state `[P, D]`, and the cache `[L, P, S, K, H]`.
+    the last token's hidden state `[P, D]`, and the cache `[L, P, S, K, H]`:
+    its column i is the prompt's i-th token, and what follows the last of them
+    is finite and means nothing. Neither does the hidden state of no token.
   """
   model = merge(graphdef, params)
-  allowed = _causal(mask)
 
   def attend(query, key, value):
     kept = Cache(key=key, value=value)
-    return _attention(query, key, value, allowed), kept
+    return _attention(model.config, query, key, value), kept
 
-  hidden, cache = _full_pass(model, ids, mask, attend, "none")
-  return hidden[:, -1], cache
+  hidden, cache = _full_pass(model, pack(ids, mask), attend, "none")
+  last = positions_of(mask)[:, -1:, None]
+  hidden = jnp.take_along_axis(hidden, last, axis=1)[:, 0]
+  return model.finish(hidden), cache
+
+
+def pack(ids: jax.Array, mask: jax.Array) -> jax.Array:
+  """Each row's tokens in front, token 0 after them. Shape `[B, S]`."""
+  length = mask.shape[-1]
+  columns = jnp.arange(length)[None]
+  # Columns of tokens sort before those of padding.
+  order = jnp.sort(columns + length * (1 - mask.astype(jnp.int32))) % length
+  counted = columns < jnp.sum(mask, axis=-1, keepdims=True)
+  # What stands at padding may be no token at all: it is not looked up.
+  return jnp.where(counted, jnp.take_along_axis(ids, order, axis=-1), 0)
 
 
 def merge(graphdef: nnx.GraphDef, params: Params) -> Qwen3:
@@ -267,8 +288,9 @@ def merge(graphdef: nnx.GraphDef, params: Params) -> Qwen3:
   return nnx.merge(graphdef, nnx.State(params))
 
 
-def _full_pass(model: Qwen3, ids, mask, attend: Attend, remat: str):
-  angles = model.angles(positions_of(mask))
+def _full_pass(model: Qwen3, ids: jax.Array, attend: Attend, remat: str):
+  """All layers over packed rows; the last norm is yet to come."""
+  angles = model.angles(jnp.arange(ids.shape[1])[None])
   graph, stacked = nnx.split(model.layers)
 
   def layer_fn(x, state):
@@ -277,20 +299,10 @@ def _full_pass(model: Qwen3, ids, mask, attend: Attend, remat: str):
 
   if remat == "layer":
     layer_fn = jax.checkpoint(layer_fn)
-  # What stands at padding may be no token at all: it is not looked up.
-  x = model.embed(jnp.where(mask.astype(bool), ids, 0))
-  x = sharding.constrain(x, "batch", None, None)
-  x, kept = jax.lax.scan(layer_fn, x, stacked)
-  return model.finish(x), kept
+  x = sharding.constrain(model.embed(ids), "batch", None, None)
+  return jax.lax.scan(layer_fn, x, stacked)
 
 
-def _causal(mask: jax.Array) -> jax.Array:
-  """May query column i read key column j? Shape `[B, 1, S, S]`, bool."""
-  columns = jnp.arange(mask.shape[-1])
-  earlier = columns[:, None] >= columns[None, :]
-  return (earlier[None] & mask.astype(bool)[:, None, :])[:, None]
-
-
-def _attention(query, key, value, allowed) -> jax.Array:
-  """Attention of `[B, S, N, H]` queries over `[B, S, K, H]` keys."""
-  return jax.nn.dot_product_attention(query, key, value, mask=allowed)
+def _attention(config: Qwen3Config, query, key, value) -> jax.Array:
+  """Causal attention of packed rows. Shape `[B, S, N, H]`."""
+  return attention.causal(query, key, value, implementation=config.attention)

@@ -8,7 +8,7 @@ import networks
 import numpy as np
 import pytest
 
-from distil_jax.models import decoding, qwen3
+from distil_jax.models import decoding, qwen3, sharding
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +31,7 @@ def run(network, ids, mask):
 def stepwise(params, ids, mask, completions, *, graphdef, group_size):
   """Hidden states of `[P, G, T]` completions, one decoded token at a time."""
   last, prompt_cache = qwen3.prefill(graphdef, params, ids, mask)
+  packed = qwen3.pack(mask, mask)
   length = completions.shape[-1]
   cache = decoding.empty_cache(prompt_cache, group_size, length)
 
@@ -41,7 +42,7 @@ def stepwise(params, ids, mask, completions, *, graphdef, group_size):
       completions[..., step],
       step,
       prompt_cache,
-      mask,
+      packed,
       cache,
     )
     return cache, hidden
@@ -124,6 +125,61 @@ def test_padding_may_stand_anywhere(network):
     np.testing.assert_allclose(padded[row, mask == 1], alone, atol=1e-5)
 
 
+def test_a_cache_begins_with_the_tokens_wherever_they_stood(network):
+  masks = jnp.asarray(
+    [[0, 0, 1, 1, 1], [1, 1, 1, 0, 0], [1, 0, 1, 0, 1], [0, 0, 0, 0, 0]]
+  )
+  tokens = jnp.asarray([5, 3, 9])
+  ids = np.full(masks.shape, 10**6)  # no token at all
+  for row, mask in enumerate(np.asarray(masks[:3])):
+    ids[row, mask == 1] = tokens
+  last, cache = jax.jit(functools.partial(qwen3.prefill, network.graphdef))(
+    network.params, jnp.asarray(ids), masks
+  )
+  whole = run(network, tokens[None], np.ones((1, 3)))[0]
+  np.testing.assert_allclose(last[:3], [whole[-1]] * 3, atol=1e-5)
+  for array in (cache.key, cache.value):
+    assert array.shape == (2, 4, 5, 2, 6)
+    for row in (1, 2):
+      np.testing.assert_allclose(array[:, row, :3], array[:, 0, :3], atol=1e-6)
+    # What is never read is finite, that of an empty prompt too.
+    assert np.isfinite(array).all()
+  assert np.isfinite(last).all()
+
+
+def test_columns_are_cut_from_the_whole(network):
+  mask = np.asarray([[0, 1, 1, 1, 1, 0], [1, 1, 0, 0, 1, 1]])
+  ids = np.random.default_rng(4).integers(0, networks.VOCAB_SIZE, mask.shape)
+  part = qwen3.hidden_states(
+    network.graphdef,
+    network.params,
+    jnp.asarray(ids),
+    jnp.asarray(mask),
+    columns=slice(2, -1),
+  )
+  np.testing.assert_allclose(part, run(network, ids, mask)[:, 2:-1], atol=1e-6)
+
+
+def test_packing_moves_nothing_between_devices(network):
+  """Each device packs its own rows, and takes them back to their columns."""
+  mesh = sharding.make_mesh(data=8, fsdp=1)
+  mask = np.random.default_rng(5).integers(0, 2, (8, 6))
+  arrays = sharding.put_batch(mesh, (mask + 3, mask))
+  hidden_states = functools.partial(qwen3.hidden_states, network.graphdef)
+
+  with jax.set_mesh(mesh):
+    lowered = jax.jit(hidden_states).lower(network.params, *arrays)
+    text = lowered.compile().as_text()
+    found = jax.jit(hidden_states)(network.params, *arrays)
+  for collective in ("all-gather", "all-to-all", "collective-permute"):
+    assert collective not in text
+  counts = mask == 1
+  expected = run(network, *map(np.asarray, (mask + 3, mask)))
+  np.testing.assert_allclose(
+    np.asarray(found)[counts], expected[counts], atol=1e-5
+  )
+
+
 def test_sequences_of_a_batch_do_not_meet(network):
   rng = np.random.default_rng(1)
   ids = rng.integers(0, networks.VOCAB_SIZE, (4, 6))
@@ -179,8 +235,9 @@ def test_the_program_does_not_grow_with_depth(what):
       _, prompt_cache = qwen3.prefill(graphdef, params, ids, mask)
       cache = decoding.empty_cache(prompt_cache, 3, 4)
       newest, step = jnp.zeros((2, 3), jnp.int32), jnp.int32(0)
+      packed = qwen3.pack(mask, mask)
       return decoding.decode(
-        graphdef, params, newest, step, prompt_cache, mask, cache
+        graphdef, params, newest, step, prompt_cache, packed, cache
       )
 
     function = {"gradient": gradient, "decode": decode}[what]

@@ -1,0 +1,238 @@
+"""Every kernel is the same attention, and each platform gets its own."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import networks
+import numpy as np
+import pytest
+
+from distil_jax.models import attention, qwen3, sharding
+
+LANES = 128
+splash = functools.partial(attention.splash, interpret=True)
+
+
+def made_up(shape_of_heads=(4, 2), *, batch=2, length=5, size=8, seed=0):
+  """Queries, keys, values and a direction, float32."""
+  rng = np.random.default_rng(seed)
+  heads, kv_heads = shape_of_heads
+  return [
+    jnp.asarray(rng.normal(size=(batch, length, n, size)), jnp.float32)
+    for n in (heads, kv_heads, kv_heads, heads)
+  ]
+
+
+def by_hand(query, key, value):
+  """Token by token and head by head, in float64."""
+  query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
+  attended = np.zeros(query.shape)
+  share = query.shape[2] // key.shape[2]
+  for b, t, n in np.ndindex(query.shape[:3]):
+    keys, values = (x[b, : t + 1, n // share] for x in (key, value))
+    logits = keys @ query[b, t, n] / np.sqrt(query.shape[-1])
+    weights = np.exp(logits - logits.max())
+    attended[b, t, n] = weights @ values / weights.sum()
+  return attended
+
+
+@pytest.mark.parametrize(
+  ("heads", "length", "size"),
+  [((1, 1), 1, 6), ((4, 2), 7, 6), ((6, 2), 13, 24), ((3, 3), 130, 16)],
+)
+@pytest.mark.parametrize("implementation", ["auto", "xla"])
+def test_attention_is_that_of_a_loop(heads, length, size, implementation):
+  arrays = made_up(heads, length=length, size=size)[:3]
+  function = functools.partial(attention.causal, implementation=implementation)
+  attended = jax.jit(function)(*arrays)
+  np.testing.assert_allclose(attended, by_hand(*arrays), atol=2e-6)
+
+
+@pytest.mark.parametrize(
+  ("heads", "length"), [((1, 1), 1), ((4, 2), 37), ((6, 2), 200)]
+)
+def test_the_kernel_of_tpus_is_that_of_a_loop(heads, length):
+  arrays = made_up(heads, length=length, size=LANES)[:3]
+  np.testing.assert_allclose(
+    jax.jit(splash)(*arrays), by_hand(*arrays), atol=1e-5
+  )
+
+
+def gradient_of(attend):
+  def loss(query, key, value, direction):
+    return jnp.sum(attend(query, key, value) * direction)
+
+  return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
+
+
+@pytest.mark.parametrize("length", [37, 300])
+def test_the_kernel_of_tpus_has_the_gradient_of_xla(length):
+  """300 tokens are padded to 384, and stand in blocks of 384."""
+  arrays = made_up(length=length, size=LANES)
+  expected = gradient_of(attention.xla)(*arrays)
+  for found, gradient in zip(
+    gradient_of(splash)(*arrays), expected, strict=True
+  ):
+    np.testing.assert_allclose(found, gradient, atol=2e-5)
+
+
+@pytest.mark.parametrize("axes", [(2, 2, 2), (4, 2, 1)])
+def test_the_kernel_of_tpus_runs_on_each_device_s_part(axes):
+  """A batch of 4 is cut over 4 devices, and one of 8 ways is not."""
+  arrays = made_up(batch=4, length=9, size=LANES)
+  expected = gradient_of(attention.xla)(*arrays)
+  with jax.set_mesh(sharding.make_mesh(*axes)):
+    found = gradient_of(splash)(*arrays)
+    text = jax.jit(splash).lower(*arrays[:3]).as_text()
+  for part, gradient in zip(found, expected, strict=True):
+    np.testing.assert_allclose(part, gradient, atol=2e-5)
+  cut, heads = 4 // (axes[0] * axes[1]) or 4, 4 // axes[2]
+  assert f"tensor<{cut}x9x{heads}x{LANES}xf32>" in text
+
+
+def test_bfloat16_in_the_kernel_of_tpus_stays_near_float32():
+  exact = made_up(length=40, size=LANES)[:3]
+  half = splash(*(x.astype(jnp.bfloat16) for x in exact))
+  assert half.dtype == jnp.bfloat16
+  np.testing.assert_allclose(
+    np.asarray(half, np.float32), by_hand(*exact), atol=0.05
+  )
+
+
+def lowered_text(function, *arguments, platform):
+  traced = jax.jit(function).trace(*arguments)
+  return traced.lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.fixture(scope="module")
+def for_tpus():
+  """A network whose heads suit the TPU's kernel: its shapes."""
+  return qwen3.make(
+    networks.config_of(head_size=LANES, compute_dtype="bfloat16")
+  )
+
+
+@pytest.mark.parametrize("remat", ["none", "layer"])
+def test_tpus_get_their_kernel_and_other_platforms_do_not(remat):
+  graphdef, template = qwen3.make(
+    networks.config_of(head_size=LANES, compute_dtype="bfloat16", remat=remat)
+  )
+  ids = jax.ShapeDtypeStruct((4, 70), jnp.int32)
+
+  def forward(params, ids, mask):
+    return qwen3.hidden_states(graphdef, params, ids, mask)
+
+  def backward(params, ids, mask):
+    total = lambda p: jnp.sum(forward(p, ids, mask).astype(jnp.float32))  # noqa: E731
+    return jax.grad(total)(params)
+
+  kernels = {}
+  for function in (forward, backward):
+    for platform in ("tpu", "cpu"):
+      text = lowered_text(function, template, ids, ids, platform=platform)
+      kernels[function, platform] = text.count("tpu_custom_call")
+  # Of the gradient: by queries, by keys and values, and the forward pass,
+  # which is run again where layers are recomputed.
+  assert kernels == {
+    (forward, "tpu"): 1,
+    (forward, "cpu"): 0,
+    (backward, "tpu"): 4 if remat == "layer" else 3,
+    (backward, "cpu"): 0,
+  }
+
+
+def test_prompts_are_read_by_the_kernel_of_tpus_too(for_tpus):
+  graphdef, template = for_tpus
+  ids = jax.ShapeDtypeStruct((4, 70), jnp.int32)
+  prefill = functools.partial(qwen3.prefill, graphdef)
+  text = lowered_text(prefill, template, ids, ids, platform="tpu")
+  assert text.count("tpu_custom_call") == 1
+
+
+@pytest.mark.parametrize(
+  "changed", [{"head_size": 64}, {"compute_dtype": "float16"}]
+)
+def test_what_does_not_suit_the_kernel_is_left_to_xla(changed):
+  sizes = {"head_size": LANES, "compute_dtype": "bfloat16", **changed}
+  graphdef, template = qwen3.make(networks.config_of(**sizes))
+  ids = jax.ShapeDtypeStruct((4, 70), jnp.int32)
+  function = functools.partial(qwen3.hidden_states, graphdef)
+  text = lowered_text(function, template, ids, ids, platform="tpu")
+  assert "tpu_custom_call" not in text
+
+
+def test_the_choice_for_another_platform_costs_nothing():
+  """On a CPU a program that could run on TPUs is the one that could not."""
+
+  def temporary(implementation):
+    config = networks.config_of(
+      head_size=LANES, attention=implementation, remat="none"
+    )
+    graphdef, template = qwen3.make(config)
+    ids = jax.ShapeDtypeStruct((4, 64), jnp.int32)
+
+    def loss(params, ids, mask):
+      return jnp.sum(qwen3.hidden_states(graphdef, params, ids, mask))
+
+    compiled = jax.jit(jax.grad(loss)).lower(template, ids, ids).compile()
+    assert "conditional" not in compiled.as_text()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+  assert temporary("auto") == temporary("xla")
+
+
+@pytest.mark.parametrize(
+  ("head_size", "dtype", "has_cudnn", "expected"),
+  [
+    (128, "bfloat16", True, {"tpu": "splash", "cuda": "cudnn"}),
+    (128, "bfloat16", False, {"tpu": "splash"}),
+    (128, "float32", True, {"tpu": "splash"}),
+    (128, "float16", True, {"cuda": "cudnn"}),
+    (128, "float64", True, {}),
+    (256, "bfloat16", True, {"tpu": "splash"}),
+    (64, "bfloat16", True, {"cuda": "cudnn"}),
+    (20, "bfloat16", True, {}),
+  ],
+)
+def test_each_platform_gets_what_suits(head_size, dtype, has_cudnn, expected):
+  """JAX traces the kernel of GPUs where it finds one, and so nowhere here."""
+  found = attention.by_platform(
+    head_size=head_size, dtype=dtype, has_cudnn=has_cudnn
+  )
+  assert found == expected
+
+
+@pytest.mark.parametrize(
+  ("implementation", "size", "dtype", "message"),
+  [
+    ("splash", 64, "float32", r"multiple of 128, got head_size=64; .*auto"),
+    ("splash", 128, "float16", r"bfloat16 or float32, got compute_dtype=fl"),
+    ("cudnn", 20, "bfloat16", r"multiple of 8, at most 128, got head_size=20"),
+    ("cudnn", 256, "bfloat16", r"at most 128, got head_size=256; .*xla"),
+    ("cudnn", 64, "float32", r"bfloat16 or float16, got compute_dtype=float32"),
+    ("cudnn", 64, "bfloat16", r"runs on a gpu, and this is a cpu; .*auto"),
+  ],
+)
+def test_a_kernel_that_cannot_run_says_why(
+  implementation, size, dtype, message
+):
+  arrays = [x.astype(dtype) for x in made_up(size=size)[:3]]
+  with pytest.raises(
+    ValueError, match=f"attention={implementation} .*" + message
+  ):
+    attention.causal(*arrays, implementation=implementation)
+
+
+@pytest.mark.parametrize(
+  ("implementation", "platform", "needed"),
+  [("cudnn", "tpu", "gpu"), ("splash", "gpu", "tpu"), ("splash", "cpu", "tpu")],
+)
+def test_a_kernel_of_another_platform_is_refused(
+  implementation, platform, needed
+):
+  attention.check_platform(implementation, needed)
+  for always in ("auto", "xla"):
+    attention.check_platform(always, platform)
+  with pytest.raises(ValueError, match=f"on a {needed}, .* is a {platform}"):
+    attention.check_platform(implementation, platform)
