@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Sequence
 
 import jax
@@ -131,7 +132,27 @@ def teacher_settings(config: Config) -> teaching.TeacherSettings | None:
   settings = config.teacher.model_dump(
     include={f.name for f in dataclasses.fields(teaching.TeacherSettings)}
   )
-  return teaching.TeacherSettings(**settings)
+  return teaching.TeacherSettings(
+    num_sharing=_num_sharing(config),
+    max_prefix_length=config.rollout.max_prompt_length,
+    **settings,
+  )
+
+
+def _num_sharing(config: Config) -> int:
+  """How many teacher's prompts in a row are read after a common prefix.
+
+  Those of one group, as far as they are on one device in one micro-batch.
+  """
+  if not config.teacher.share_prefix:
+    return 1
+  sizes = config.optimizer
+  at_once = (
+    sizes.micro_batch_size or sizes.mini_batch_size or config.num_sequences
+  )
+  return math.gcd(
+    config.rollout.group_size, at_once // sharding.num_shards("batch")
+  )
 
 
 def optimizer(

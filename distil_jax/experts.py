@@ -163,6 +163,9 @@ def _teacher(
   trust_region_rate: float | None,
 ) -> unembedding.Expert:
   """Hidden states and unembeddings whose products make the logits."""
+  prefix = None
+  if batch.teacher_prefix_ids is not None:
+    prefix = (batch.teacher_prefix_ids, batch.teacher_prefix_mask)
 
   def states(params):
     hidden = scoring.completion_hidden_states(
@@ -172,6 +175,7 @@ def _teacher(
       batch.completion_ids,
       batch.completion_mask,
       graphdef=graphdef,
+      prefix=prefix,
     )
     return hidden, unembedding_of(params)
 

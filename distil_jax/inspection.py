@@ -50,8 +50,8 @@ class Inspector:
     filled = rows + [0] * (self.num_answers - len(rows))
     problems = [experience.problems[i // experience.group_size] for i in filled]
     arrays = (
-      lesson.batch.teacher_prompt_ids[filled],
-      lesson.batch.teacher_prompt_mask[filled],
+      lesson.teacher_prompt_ids[filled],
+      lesson.teacher_prompt_mask[filled],
       rollout.identities([problem.index for problem in problems]),
     )
     ids, mask, identities = sharding.put_batch(self.mesh, arrays)

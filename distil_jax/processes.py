@@ -32,6 +32,13 @@ def global_sums(values: Mapping[str, float]) -> dict[str, float]:
   return dict(zip(names, sums.tolist(), strict=True))
 
 
+def global_max(value: int) -> int:
+  """The largest of all processes."""
+  if jax.process_count() == 1:
+    return value
+  return int(np.max(multihost_utils.process_allgather(np.int32(value))))
+
+
 def wait_for_all(reason: str) -> None:
   """Returns when every process is here."""
   if jax.process_count() > 1:
@@ -40,7 +47,7 @@ def wait_for_all(reason: str) -> None:
 
 def _gather_names(names: Sequence[str]) -> list[set[str]]:
   text = "\n".join(names).encode()
-  length = int(np.max(multihost_utils.process_allgather(np.int32(len(text)))))
+  length = global_max(len(text))
   padded = np.frombuffer(text.ljust(length, b"\n"), np.uint8)
   rows = np.asarray(multihost_utils.process_allgather(padded))
   return [set(bytes(row).decode().split("\n")) - {""} for row in rows]

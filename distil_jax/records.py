@@ -137,6 +137,9 @@ class Batch:
       `[B, T, C]`.
     teacher_candidate_log_probs: theirs, nats; −log C for each of C samples.
       `[B, T, C]`, float32.
+    teacher_prefix_ids, teacher_prefix_mask: what stands before the teacher's
+      prompts, left-padded, each before n sequences in a row; None: nothing.
+      `[B / n, S0]`.
   """
 
   prompt_ids: Array
@@ -150,3 +153,5 @@ class Batch:
   old_log_probs: Array
   teacher_candidate_ids: Array = None
   teacher_candidate_log_probs: Array = None
+  teacher_prefix_ids: Array = None
+  teacher_prefix_mask: Array = None

@@ -15,6 +15,7 @@ def completion_hidden_states(
   completion_mask: jax.Array,
   *,
   graphdef: nnx.GraphDef,
+  prefix: tuple[jax.Array, jax.Array] | None = None,
 ) -> jax.Array:
   """Hidden states from which each completion token was, or would be, chosen.
 
@@ -25,6 +26,8 @@ def completion_hidden_states(
     completion_ids: right-padded. Shape `[B, T]`.
     completion_mask: shape `[B, T]`.
     graphdef: from `qwen3.make`.
+    prefix: ids and mask of what stands before the prompts, each of the P for
+      B / P of them; read once. None: nothing. Shape `[P, S0]` each.
 
   Returns:
     Shape `[B, T, D]`: row t has seen the prompt and the tokens before t.
@@ -32,4 +35,7 @@ def completion_hidden_states(
   ids = jnp.concatenate([prompt_ids, completion_ids], axis=1)
   mask = jnp.concatenate([prompt_mask, completion_mask], axis=1)
   before = slice(prompt_ids.shape[1] - 1, -1)
-  return qwen3.hidden_states(graphdef, params, ids, mask, columns=before)
+  read = prefix and qwen3.read_prefix(graphdef, params, *prefix)
+  return qwen3.hidden_states(
+    graphdef, params, ids, mask, columns=before, prefix=read
+  )

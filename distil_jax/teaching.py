@@ -6,10 +6,10 @@ from typing import Literal
 
 import numpy as np
 
-from distil_jax import prompts
+from distil_jax import prefixes, prompts
 from distil_jax.actor import Experience
 from distil_jax.io.tokenizer import Tokenizer
-from distil_jax.records import Batch, Demonstration, Status
+from distil_jax.records import Array, Batch, Demonstration, Status
 
 SolutionSource = Literal["sibling", "reference", "sibling_or_reference", "none"]
 FeedbackUse = Literal["when_no_solution", "always", "never"]
@@ -17,12 +17,19 @@ FeedbackUse = Literal["when_no_solution", "always", "never"]
 
 @dataclasses.dataclass(frozen=True)
 class TeacherSettings:
-  """What stands in the teacher's prompt; see `config.Teacher`."""
+  """What stands in the teacher's prompt; see `config.Teacher`.
+
+  Attributes:
+    num_sharing: prompts in a row whose common prefix is split off; 1: none.
+    max_prefix_length: tokens of such a prefix.
+  """
 
   solution: SolutionSource
   feedback: FeedbackUse
   success_threshold: float
   max_prompt_length: int
+  num_sharing: int = 1
+  max_prefix_length: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,12 +42,16 @@ class Lesson:
       for demonstrations.
     num_truncated: teacher prompts whose solution or feedback was cut.
     num_without_room: samples that lost their signal because nothing fitted.
+    teacher_prompt_ids, teacher_prompt_mask: whole, where the batch may have
+      them split; None: there is no teacher. Shape `[B, S']`.
   """
 
   batch: Batch
   teacher_prompts: list[str | None]
   num_truncated: int = 0
   num_without_room: int = 0
+  teacher_prompt_ids: Array = None
+  teacher_prompt_mask: Array = None
 
 
 def from_rewards(experience: Experience) -> Lesson:
@@ -91,10 +102,12 @@ def from_experience(
   has_signal = np.asarray([row is not None for row in rows], np.int32)
   batch = _batch(experience, teacher_ids, teacher_mask, has_signal)
   return Lesson(
-    batch=batch,
+    batch=_with_shared_prefixes(batch, rows, tokenizer.pad_id, settings),
     teacher_prompts=texts,
     num_truncated=num_truncated,
     num_without_room=num_without_room,
+    teacher_prompt_ids=teacher_ids,
+    teacher_prompt_mask=teacher_mask,
   )
 
 
@@ -163,6 +176,33 @@ def _batch(
     sample_mask=sample_mask,
     rewards=experience.rewards.reshape(-1).astype(np.float32),
     old_log_probs=np.asarray(rollout.log_probs, np.float32),
+  )
+
+
+def _with_shared_prefixes(
+  batch: Batch,
+  rows: Sequence[Sequence[int] | None],
+  pad_id: int,
+  settings: TeacherSettings,
+) -> Batch:
+  """The batch, its teacher's prompts split where that saves tokens."""
+  if settings.num_sharing == 1:
+    return batch
+  split = prefixes.split(
+    rows,
+    num_sharing=settings.num_sharing,
+    max_prefix_length=settings.max_prefix_length,
+    max_prompt_length=settings.max_prompt_length,
+    pad_id=pad_id,
+  )
+  if split is None:
+    return batch
+  return dataclasses.replace(
+    batch,
+    teacher_prefix_ids=split.prefix_ids,
+    teacher_prefix_mask=split.prefix_mask,
+    teacher_prompt_ids=split.ids,
+    teacher_prompt_mask=split.mask,
   )
 
 

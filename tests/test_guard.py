@@ -197,14 +197,14 @@ def test_a_spoiled_teacher_is_caught_reading(mesh):
     bad = inspect(noise, experience, lesson, jax.random.key(0))
     # Told nothing, the same weights are right less than half of the time.
     silent = dataclasses.replace(
-      lesson.batch,
+      lesson,
       teacher_prompt_ids=np.repeat(prompt_ids, group_size, axis=0),
       teacher_prompt_mask=np.repeat(prompt_mask, group_size, axis=0),
     )
     untold = inspect(
       policy.params,
       experience,
-      dataclasses.replace(lesson, batch=silent),
+      silent,
       jax.random.key(0),
     )
   assert again == good

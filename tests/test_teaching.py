@@ -2,12 +2,15 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
-from distil_jax import prompts, teaching
+from distil_jax import assembly, config, policy, prompts, teaching
 from distil_jax.actor import Experience
+from distil_jax.envs.calculator import Calculator
 from distil_jax.io import tokenizer as tokenizers
+from distil_jax.models import sharding
 from distil_jax.records import (
   Demonstration,
   Problem,
@@ -53,29 +56,35 @@ def make_experience(tokenizer, samples=SAMPLES, solutions=(None, None)):
     )
     for i, solution in enumerate(solutions)
   ]
+  verdicts = [
+    Verdict(s[1], s[2], Status.CORRECT if s[1] else Status.WRONG)
+    for s in samples
+  ]
+  return experience_of(tokenizer, problems, [s[0] for s in samples], verdicts)
+
+
+def experience_of(tokenizer, problems, texts, verdicts):
+  """As if the texts had been sampled."""
   prompt_ids, prompt_mask = prompts.pad_left(
     [tokenizer.encode_messages(p.messages) for p in problems],
     40,
     tokenizer.pad_id,
   )
-  rows = [[*tokenizer.encode(s[0]), tokenizer.eos_ids[0]] for s in samples]
+  rows = [[*tokenizer.encode(text), tokenizer.eos_ids[0]] for text in texts]
   ids, mask = prompts.pad_right(rows, LENGTH, tokenizer.pad_id)
   return Experience(
     problems=problems,
-    group_size=GROUP_SIZE,
+    group_size=len(texts) // len(problems),
     rollout=Rollout(
       prompt_ids=prompt_ids,
       prompt_mask=prompt_mask,
       completion_ids=ids,
       completion_mask=mask,
       log_probs=np.zeros(ids.shape, np.float32),
-      stop_reasons=np.full(len(samples), StopReason.EOS),
+      stop_reasons=np.full(len(texts), StopReason.EOS),
     ),
-    completions=[s[0] for s in samples],
-    verdicts=[
-      Verdict(s[1], s[2], Status.CORRECT if s[1] else Status.WRONG)
-      for s in samples
-    ],
+    completions=texts,
+    verdicts=verdicts,
   )
 
 
@@ -248,6 +257,96 @@ def test_prompt_without_room_loses_its_signal_and_is_counted(tokenizer):
   assert lesson.num_truncated == 0
   assert lesson.teacher_prompts == [None] * 6
   assert not lesson.batch.sample_mask.any()
+
+
+@pytest.fixture(scope="module")
+def calculations():
+  """Groups of four as the calculator judges them, and their tokenizer."""
+  environment = Calculator()
+  directory = policy.resolve_directory("embedded:calculator")
+  tokenizer = tokenizers.Tokenizer.load(
+    directory, template_kwargs={"enable_thinking": False}
+  )
+  problems = [environment.generate(i, split="train") for i in range(4)]
+  texts, verdicts = [], []
+  for i, problem in enumerate(problems):
+    # In the last group all are right, so that each is shown another.
+    for member in range(4):
+      is_right = i == 3 or (i > 0 and member == 0)
+      answer = problem.answer if is_right else str(1000 + member)
+      texts.append(f"<answer>{answer}</answer>")
+      verdicts.append(environment.judge(problem, texts[-1]))
+  return experience_of(tokenizer, problems, texts, verdicts), tokenizer
+
+
+def counted(ids, mask):
+  return [row[m == 1].tolist() for row, m in zip(ids, mask, strict=True)]
+
+
+@pytest.mark.parametrize("num_sharing", [2, 4])
+@pytest.mark.parametrize("solution", ["sibling", "reference"])
+def test_prefix_and_rest_are_the_teacher_s_prompt(
+  calculations, num_sharing, solution
+):
+  experience, tokenizer = calculations
+  settings = dataclasses.replace(
+    SETTINGS, max_prompt_length=160, feedback="always", solution=solution
+  )
+  whole = teaching.from_experience(experience, tokenizer, settings)
+  lesson = teaching.from_experience(
+    experience,
+    tokenizer,
+    dataclasses.replace(
+      settings, num_sharing=num_sharing, max_prefix_length=40
+    ),
+  )
+  batch = lesson.batch
+  assert batch.teacher_prefix_ids.shape == (16 // num_sharing, 40)
+  begins = counted(batch.teacher_prefix_ids, batch.teacher_prefix_mask)
+  rests = counted(batch.teacher_prompt_ids, batch.teacher_prompt_mask)
+  expected = counted(
+    whole.batch.teacher_prompt_ids, whole.batch.teacher_prompt_mask
+  )
+  assert expected == counted(
+    lesson.teacher_prompt_ids, lesson.teacher_prompt_mask
+  )
+  for i, row in enumerate(expected):
+    begin = begins[i // num_sharing]
+    if batch.sample_mask[i]:
+      assert begin + rests[i] == row
+    else:
+      assert rests[i] == row == [tokenizer.pad_id]
+  # The problem is in the prefix, and what was said is not.
+  for i, problem in enumerate(experience.problems):
+    text = tokenizer.decode(begins[i * 4 // num_sharing])
+    question = problem.messages[-1]["content"]
+    assert text.rstrip().endswith(question.rstrip()) or question in text
+  for field in ("completion_ids", "prompt_ids", "sample_mask", "rewards"):
+    np.testing.assert_array_equal(
+      getattr(batch, field), getattr(whole.batch, field)
+    )
+
+
+def test_rows_that_share_are_of_one_group_device_and_micro_batch():
+  def num_sharing(**optimizer):
+    settings = config.parse(
+      {
+        "rollout": {"num_problems": 4, "group_size": 8},
+        "optimizer": optimizer,
+      }
+    )
+    return assembly.teacher_settings(settings).num_sharing
+
+  assert num_sharing() == 8
+  assert num_sharing(micro_batch_size=16) == 8
+  assert num_sharing(micro_batch_size=4) == 4
+  assert num_sharing(mini_batch_size=16, micro_batch_size=2) == 2
+  assert num_sharing(micro_batch_size=1) == 1
+  with jax.set_mesh(sharding.make_mesh(data=2, fsdp=2, tensor=2)):
+    assert num_sharing(micro_batch_size=16) == 4
+    assert num_sharing() == 8
+  whole = config.parse({"teacher": {"share_prefix": False}})
+  assert assembly.teacher_settings(whole).num_sharing == 1
 
 
 DEMONSTRATION = Demonstration(

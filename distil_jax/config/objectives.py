@@ -191,6 +191,9 @@ class Teacher(Section):
   """A reward from here on is a success."""
   max_prompt_length: Positive = 512
   """Tokens of the teacher's prompt, at most."""
+  share_prefix: bool = True
+  """Read what the prompts of a group begin with only once, where that saves
+  tokens. It changes rounding alone."""
 
   @pydantic.model_validator(mode="after")
   def _rates(self):

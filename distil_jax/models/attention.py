@@ -5,7 +5,7 @@ causal is mask enough, and kernels that know no other mask are right.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import jax
@@ -61,6 +61,111 @@ def causal(
   # Known only when the program is lowered: a machine with CPUs alone may
   # compile for another one.
   return jax.lax.platform_dependent(query, key, value, default=xla, **kernels)
+
+
+def after_shared(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  shared_key: jax.Array,
+  shared_value: jax.Array,
+  lengths: jax.Array,
+) -> jax.Array:
+  """Attends to what n = B / P rows share, and then causally to the own row.
+
+  In plain XLA on every platform, for so many queries at a time that the logits
+  of a long row are never all in memory.
+
+  Args:
+    query: rows that share stand in a row. Shape `[B, S, N, H]`.
+    key, value: shape `[B, S, K, H]`.
+    shared_key, shared_value: stand before the rows; they are read in place.
+      Shape `[P, S0, K, H]`.
+    lengths: how many columns of these count; may be 0. Shape `[P]`.
+
+  Returns:
+    Shape `[B, S, N, H]`.
+  """
+  batch_size, length = query.shape[:2]
+  counted = jnp.arange(shared_key.shape[1])[None] < lengths[:, None]
+
+  def block(inputs):
+    first, queries = inputs
+    columns = jnp.arange(queries.shape[1])[:, None] + first
+    earlier = columns >= jnp.arange(length)[None]
+    own = _part(queries, key, value, earlier[None])
+    # All queries to what they share, as if of one long row.
+    by_prefix = queries.reshape(len(lengths), -1, *queries.shape[2:])
+    shared = _part(by_prefix, shared_key, shared_value, counted[:, None])
+    shared = (x.reshape(batch_size, -1, *x.shape[2:]) for x in shared)
+    merged = merge_parts(*zip(own, shared, strict=True))
+    return merged.astype(query.dtype)
+
+  if length <= _LARGEST_BLOCK:
+    return block((0, query))
+  num_blocks = -(-length // _LARGEST_BLOCK)
+  padding = num_blocks * _LARGEST_BLOCK - length
+  blocks = jnp.pad(query, ((0, 0), (0, padding), (0, 0), (0, 0)))
+  blocks = blocks.reshape(
+    batch_size, num_blocks, _LARGEST_BLOCK, *query.shape[2:]
+  )
+  firsts = jnp.arange(num_blocks) * _LARGEST_BLOCK
+  attended = jax.lax.map(
+    jax.checkpoint(block), (firsts, jnp.moveaxis(blocks, 1, 0))
+  )
+  attended = jnp.moveaxis(attended, 0, 1)
+  return attended.reshape(batch_size, -1, *query.shape[2:])[:, :length]
+
+
+def merge_parts(
+  attended: Sequence[jax.Array], log_sums: Sequence[jax.Array]
+) -> jax.Array:
+  """Attention over several sets of keys, from that over each of them.
+
+  Args:
+    attended: what was read from each set. Shape `[..., H]` each.
+    log_sums: log Σ exp of the set's logits. Shape `[...]` each.
+
+  Returns:
+    Shape `[..., H]`, at least float32.
+  """
+  shares = jax.nn.softmax(jnp.stack(log_sums), axis=0)
+  return jnp.sum(shares[..., None] * jnp.stack(attended), axis=0)
+
+
+def _part(query, key, value, allowed):
+  """Attention over one set of keys, and log Σ exp of its logits.
+
+  Args:
+    query: shape `[B, S, N, H]`.
+    key, value: shape `[B, S', K, H]`.
+    allowed: which keys a query may read; where it may read none, its sum is as
+      good as 0. Shape `[B or 1, S or 1, S']`.
+
+  Returns:
+    Shape `[B, S, N, H]` and `[B, S, N]`, at least float32.
+  """
+  *rows, num_heads, head_size = query.shape
+  num_kv_heads = key.shape[2]
+  grouped = query.reshape(
+    *rows, num_kv_heads, num_heads // num_kv_heads, head_size
+  )
+  dtype = jnp.promote_types(query.dtype, jnp.float32)
+  product = functools.partial(jnp.einsum, preferred_element_type=dtype)
+  logits = product("bskrh,btkh->bksrt", grouped, key) * head_size**-0.5
+  # Not -inf: the largest logit of no key at all must be a number.
+  lowest = 0.5 * jnp.finfo(dtype).min
+  logits = jnp.where(allowed[:, None, :, None], logits, lowest)
+  largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+  weights = jnp.exp(logits - largest)
+  total = jnp.sum(weights, axis=-1)
+  attended = product("bksrt,btkh->bksrh", weights.astype(value.dtype), value)
+  attended = attended / total[..., None]
+  log_sum = largest[..., 0] + jnp.log(total)
+  return (
+    jnp.swapaxes(attended, 1, 2).reshape(*rows, num_heads, head_size),
+    jnp.swapaxes(log_sum, 1, 2).reshape(*rows, num_heads),
+  )
 
 
 def by_platform(

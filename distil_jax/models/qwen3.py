@@ -55,6 +55,19 @@ class Cache:
   value: jax.Array
 
 
+@struct.dataclass
+class Prefix:
+  """What several rows begin with.
+
+  Attributes:
+    cache: column i holds a prefix's i-th token. `[L, P, S0, K, H]`.
+    lengths: tokens of each. Shape `[P]`.
+  """
+
+  cache: Cache
+  lengths: jax.Array
+
+
 def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
   """Root-mean-square norm over the last axis, computed in float32."""
   full = x.astype(jnp.float32)
@@ -221,6 +234,7 @@ def hidden_states(
   mask: jax.Array,
   *,
   columns: slice = slice(None),
+  prefix: Prefix | None = None,
 ) -> jax.Array:
   """Final hidden states of whole sequences (teacher-forced).
 
@@ -230,16 +244,17 @@ def hidden_states(
     ids: token ids. Shape `[B, S]`.
     mask: 1 where the token counts; others are never attended to. `[B, S]`.
     columns: those of the S that are asked for.
+    prefix: what stands before the rows, each of its P for B / P of them.
 
   Returns:
     Shape `[B, S, D]`, compute dtype; finite at padding, where it means nothing.
   """
   model = merge(graphdef, params)
-
-  def attend(query, key, value):
-    return _attention(model.config, query, key, value), None
-
-  hidden, _ = _full_pass(model, pack(ids, mask), attend, model.config.remat)
+  packed = pack(ids, mask)
+  if prefix is None:
+    hidden, _ = _full_pass(model, packed, model.config.remat)
+  else:
+    hidden = _pass_after(model, packed, prefix)
   places = positions_of(mask)[:, columns, None]
   return model.finish(jnp.take_along_axis(hidden, places, axis=1))
 
@@ -261,15 +276,26 @@ def prefill(
     is finite and means nothing. Neither does the hidden state of no token.
   """
   model = merge(graphdef, params)
-
-  def attend(query, key, value):
-    kept = Cache(key=key, value=value)
-    return _attention(model.config, query, key, value), kept
-
-  hidden, cache = _full_pass(model, pack(ids, mask), attend, "none")
+  hidden, cache = _full_pass(model, pack(ids, mask), "none", keeps=True)
   last = positions_of(mask)[:, -1:, None]
   hidden = jnp.take_along_axis(hidden, last, axis=1)[:, 0]
   return model.finish(hidden), cache
+
+
+def read_prefix(
+  graphdef: nnx.GraphDef, params: Params, ids: jax.Array, mask: jax.Array
+) -> Prefix:
+  """What several rows begin with, read once for all of them.
+
+  Args:
+    graphdef: from `make`.
+    params: parameters.
+    ids: padded anywhere; a prefix may be empty. Shape `[P, S0]`.
+    mask: 1 where the token counts. Shape `[P, S0]`.
+  """
+  model = merge(graphdef, params)
+  _, cache = _full_pass(model, pack(ids, mask), model.config.remat, keeps=True)
+  return Prefix(cache=cache, lengths=jnp.sum(mask, axis=-1))
 
 
 def pack(ids: jax.Array, mask: jax.Array) -> jax.Array:
@@ -288,21 +314,49 @@ def merge(graphdef: nnx.GraphDef, params: Params) -> Qwen3:
   return nnx.merge(graphdef, nnx.State(params))
 
 
-def _full_pass(model: Qwen3, ids: jax.Array, attend: Attend, remat: str):
-  """All layers over packed rows; the last norm is yet to come."""
+def _full_pass(model: Qwen3, ids, remat: str, *, keeps: bool = False):
+  """All layers over packed rows; the last norm is yet to come.
+
+  Returns:
+    hidden states `[B, S, D]`, and the rows' `Cache` where it is kept.
+  """
   angles = model.angles(jnp.arange(ids.shape[1])[None])
+
+  def attend(query, key, value):
+    attended = attention.causal(
+      query, key, value, implementation=model.config.attention
+    )
+    return attended, Cache(key=key, value=value) if keeps else None
+
+  return _scan_layers(model, ids, angles, attend, (), remat)
+
+
+def _pass_after(model: Qwen3, ids: jax.Array, prefix: Prefix) -> jax.Array:
+  """All layers over packed rows that go on from a prefix."""
+  begins = jnp.repeat(prefix.lengths, len(ids) // len(prefix.lengths))
+  angles = model.angles(begins[:, None] + jnp.arange(ids.shape[1])[None])
+
+  def attend(query, key, value, shared):
+    attended = attention.after_shared(
+      query, key, value, shared.key, shared.value, prefix.lengths
+    )
+    return attended, None
+
+  return _scan_layers(
+    model, ids, angles, attend, (prefix.cache,), model.config.remat
+  )[0]
+
+
+def _scan_layers(model: Qwen3, ids, angles, attend: Attend, extra, remat: str):
+  """One layer after the other; each attends with its part of what is extra."""
   graph, stacked = nnx.split(model.layers)
 
-  def layer_fn(x, state):
-    x, kept = nnx.merge(graph, state)(x, angles, attend)
+  def layer_fn(x, inputs):
+    state, extra = inputs
+    x, kept = nnx.merge(graph, state)(x, angles, attend, *extra)
     return sharding.constrain(x, "batch", None, None), kept
 
   if remat == "layer":
     layer_fn = jax.checkpoint(layer_fn)
   x = sharding.constrain(model.embed(ids), "batch", None, None)
-  return jax.lax.scan(layer_fn, x, stacked)
-
-
-def _attention(config: Qwen3Config, query, key, value) -> jax.Array:
-  """Causal attention of packed rows. Shape `[B, S, N, H]`."""
-  return attention.causal(query, key, value, implementation=config.attention)
+  return jax.lax.scan(layer_fn, x, (stacked, extra))

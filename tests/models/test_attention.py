@@ -100,6 +100,64 @@ def test_bfloat16_in_the_kernel_of_tpus_stays_near_float32():
   )
 
 
+def after_shared_by_hand(query, key, value, shared_key, shared_value, lengths):
+  """Each row by itself, as the end of its prefix and itself."""
+  share = len(query) // len(lengths)
+  rows = []
+  for row in range(len(query)):
+    length = lengths[row // share]
+    begin = [
+      np.asarray(x)[row // share, :length] for x in (shared_key, shared_value)
+    ]
+    own = [np.asarray(x)[row] for x in (key, value)]
+    keys, values = (
+      np.concatenate(pair) for pair in zip(begin, own, strict=True)
+    )
+    nothing = np.zeros((length, *query.shape[2:]))
+    queries = np.concatenate([nothing, np.asarray(query)[row]])
+    rows.append(by_hand(queries[None], keys[None], values[None])[0, length:])
+  return np.stack(rows)
+
+
+@pytest.mark.parametrize(
+  ("heads", "length"), [((4, 2), 3), ((1, 1), 1), ((2, 1), 520)]
+)
+def test_what_rows_share_is_as_if_each_had_it(heads, length):
+  """Also where the queries are too many for one block."""
+  query, key, value, _ = made_up(heads, batch=6, length=length, size=6)
+  shared = made_up(heads, batch=3, length=5, size=6, seed=1)[1:3]
+  lengths = np.asarray([5, 0, 2])
+  attended = jax.jit(attention.after_shared)(
+    query, key, value, *shared, lengths
+  )
+  expected = after_shared_by_hand(query, key, value, *shared, lengths)
+  np.testing.assert_allclose(attended, expected, atol=2e-6)
+  # What stands at the prefixes' padding changes nothing.
+  counted = jnp.arange(5)[None, :, None, None] < lengths[:, None, None, None]
+  dirty = [jnp.where(counted, x, 1e4) for x in shared]
+  again = jax.jit(attention.after_shared)(query, key, value, *dirty, lengths)
+  np.testing.assert_array_equal(again, attended)
+
+
+def test_parts_merge_to_the_whole():
+  rng = np.random.default_rng(2)
+  logits, values = rng.normal(size=(2, 7)), rng.normal(size=(2, 7, 3))
+  weights = np.exp(logits)
+  parts = [
+    (
+      (weights[:, cut, None] * values[:, cut]).sum(1)
+      / weights[:, cut].sum(1)[:, None],
+      np.log(weights[:, cut].sum(1)),
+    )
+    for cut in (slice(3), slice(3, 4), slice(4, None))
+  ]
+  # A part without keys.
+  parts.append((np.full((2, 3), 1e3), np.full(2, -1e38)))
+  merged = attention.merge_parts(*zip(*parts, strict=True))
+  whole = (weights[..., None] * values).sum(1) / weights.sum(1)[:, None]
+  np.testing.assert_allclose(merged, whole, rtol=1e-5)
+
+
 def lowered_text(function, *arguments, platform):
   traced = jax.jit(function).trace(*arguments)
   return traced.lower(lowering_platforms=(platform,)).as_text()
