@@ -4,13 +4,12 @@ Shared by training and evaluation; this is where arrays meet strings.
 """
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 
 import jax
 import numpy as np
 
-from distil_jax import prompts, rollout
+from distil_jax import engine, prompts, rollout
 from distil_jax.envs import Environment
 from distil_jax.models import qwen3, sharding
 from distil_jax.policy import Policy
@@ -27,6 +26,7 @@ class Experience:
     rollout: this process's rows, NumPy.
     completions: as text. Length B.
     verdicts: length B.
+    usage: what the rollout took, of all processes; None: not known.
   """
 
   problems: Sequence[Problem]
@@ -34,6 +34,7 @@ class Experience:
   rollout: Rollout
   completions: list[str]
   verdicts: list[Verdict]
+  usage: engine.Usage | None = None
 
   @property
   def rewards(self) -> np.ndarray:
@@ -67,34 +68,86 @@ class Actor:
     temperature: float,
     top_k: int | None,
     top_p: float | None,
+    min_p: float | None = None,
+    stop: Sequence[str] = (),
+    num_slots: int | None = None,
+    cache_dtype: str | None = None,
+    rollout_mesh: jax.sharding.Mesh | None = None,
   ):
+    """Nothing is compiled yet.
+
+    Args:
+      policy: network and tokenizer; its parameters are not kept.
+      environment: judges.
+      mesh: where batches come from.
+      group_size: G.
+      max_prompt_length: S.
+      max_completion_length, num_slots, cache_dtype, stop: see
+        `engine.Engine`.
+      temperature, top_k, top_p, min_p: see `engine.choice`.
+      rollout_mesh: of the same devices, where to sample; None: `mesh`.
+    """
     self.group_size = group_size
     self._tokenizer = policy.tokenizer
     self._texts = policy.texts
     self._environment = environment
-    self._mesh = mesh
+    self._mesh = rollout_mesh or mesh
     self._max_prompt_length = max_prompt_length
-    generate = functools.partial(
-      rollout.generate,
-      graphdef=policy.graphdef,
+    self._choice = engine.choice(
+      temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p
+    )
+    self._engine = engine.Engine(
+      policy.graphdef,
       max_completion_length=max_completion_length,
       eos_ids=policy.tokenizer.eos_ids,
       pad_id=policy.tokenizer.pad_id,
-      temperature=temperature,
-      top_k=top_k,
-      top_p=top_p,
+      num_slots=num_slots,
+      cache_dtype=cache_dtype,
+      stop=stop,
+      decode=policy.tokenizer.decode,
+      mesh=rollout_mesh,
     )
 
-    def sample(params, prompt_ids, prompt_mask, key, identities):
-      keys = rollout.sample_keys(key, identities, group_size)
-      return generate(params, prompt_ids, prompt_mask, keys)
+  def sample(
+    self,
+    params: qwen3.Params,
+    prompt_ids: np.ndarray,
+    prompt_mask: np.ndarray,
+    identities: np.ndarray,
+    key: jax.Array,
+    *,
+    report: engine.Report = lambda num_tokens, num_done: None,
+  ) -> tuple[Rollout, engine.Usage]:
+    """Samples G completions of each prompt.
 
-    self.sample = jax.jit(
-      sample, out_shardings=sharding.sharding(mesh, "batch")
+    Args:
+      params: of the policy.
+      prompt_ids: this process's, left-padded. Shape `[P, S]`.
+      prompt_mask: shape `[P, S]`.
+      identities: from `rollout.identities`. Shape `[P, 2]`.
+      key: another one for every step.
+      report: told how many tokens and how many completions are done, of all
+        processes.
+
+    Returns:
+      this process's rows, NumPy, and what all of them took.
+    """
+    arrays = (prompt_ids, prompt_mask, identities)
+    ids, mask, names = sharding.put_batch(self._mesh, arrays)
+    with jax.set_mesh(self._mesh):
+      keys = _sample_keys(key, names, self.group_size)
+    sampled, usage = self._engine(
+      params, ids, mask, keys, self._choice, report=report
     )
+    return jax.tree.map(sharding.local_rows, sampled), usage
 
   def __call__(
-    self, params: qwen3.Params, problems: Sequence[Problem], key: jax.Array
+    self,
+    params: qwen3.Params,
+    problems: Sequence[Problem],
+    key: jax.Array,
+    *,
+    report: engine.Report = lambda num_tokens, num_done: None,
   ) -> Experience:
     """Samples G completions of each problem and judges them.
 
@@ -102,17 +155,16 @@ class Actor:
       params: of the student.
       problems: this process's; the same number on every call.
       key: another one for every step.
+      report: as for `sample`.
     """
     ids, mask = prompts.pad_left(
       [self._tokenizer.encode_messages(p.messages) for p in problems],
       self._max_prompt_length,
       self._tokenizer.pad_id,
     )
-    identities = rollout.identities([p.index for p in problems])
-    arrays = sharding.put_batch(self._mesh, (ids, mask, identities))
-    sampled = self.sample(params, arrays[0], arrays[1], key, arrays[2])
-    host = jax.tree.map(sharding.local_rows, sampled)
-    completions = self._texts(host.completion_ids, host.completion_mask)
+    names = rollout.identities([p.index for p in problems])
+    sampled, usage = self.sample(params, ids, mask, names, key, report=report)
+    completions = self._texts(sampled.completion_ids, sampled.completion_mask)
     verdicts = [
       self._environment.judge(problems[i // self.group_size], completion)
       for i, completion in enumerate(completions)
@@ -120,7 +172,11 @@ class Actor:
     return Experience(
       problems=problems,
       group_size=self.group_size,
-      rollout=host,
+      rollout=sampled,
+      usage=usage,
       completions=completions,
       verdicts=verdicts,
     )
+
+
+_sample_keys = jax.jit(rollout.sample_keys, static_argnums=2)

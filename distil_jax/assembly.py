@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import optax
@@ -44,23 +44,35 @@ def mesh(config: Config) -> jax.sharding.Mesh:
     made = sharding.make_mesh(**config.mesh.model_dump())
   except ValueError as error:
     raise ConfigError(str(error)) from None
-  multiple = sharding.batch_size_multiple(made)
-  sizes = {
-    "rollout.num_problems": config.rollout.num_problems,
-    "evaluation.num_problems": config.evaluation.num_problems,
-  }
+  sizes = _sampled_sizes(config)
   for name in ("mini_batch_size", "micro_batch_size"):
     size = getattr(config.optimizer, name)
     if size:
       sizes[f"optimizer.{name}"] = size
-  if config.teacher.guard:
-    sizes["teacher.guard.num_problems"] = config.teacher.guard.num_problems
-  for name, size in sizes.items():
-    if size % multiple:
-      raise ConfigError(
-        f"{name}={size} is not a multiple of {multiple}, the devices along "
-        f"mesh.data={made.shape['data']} and mesh.fsdp={made.shape['fsdp']}"
-      )
+  _check_batches(sizes, made, "mesh")
+  return made
+
+
+def rollout_mesh(config: Config) -> jax.sharding.Mesh | None:
+  """Where to sample; None: where to train.
+
+  Raises:
+    ConfigError: it does not fit the devices or the batches.
+  """
+  if config.rollout.mesh is None:
+    return None
+  try:
+    made = sharding.make_mesh(**config.rollout.mesh.model_dump())
+  except ValueError as error:
+    raise ConfigError(f"rollout.mesh: {error}") from None
+  _check_batches(_sampled_sizes(config), made, "rollout.mesh")
+  count = jax.process_count()
+  if sharding.batch_size_multiple(made) % count:
+    raise ConfigError(
+      f"rollout.mesh: data={made.shape['data']} times fsdp="
+      f"{made.shape['fsdp']} is not a multiple of the {count} processes, each "
+      "of which samples its own problems; use less of tensor"
+    )
   return made
 
 
@@ -100,8 +112,10 @@ def training_actor(
   environment: Environment,
   mesh: jax.sharding.Mesh,
 ) -> Actor:
-  settings = config.rollout.model_dump(exclude={"num_problems"})
-  return Actor(policy, environment, mesh, **settings)
+  settings = config.rollout.model_dump(exclude={"num_problems", "mesh"})
+  return Actor(
+    policy, environment, mesh, rollout_mesh=rollout_mesh(config), **settings
+  )
 
 
 def evaluation_actor(
@@ -122,6 +136,11 @@ def evaluation_actor(
     temperature=e.temperature,
     top_k=e.top_k,
     top_p=e.top_p,
+    min_p=e.min_p,
+    stop=config.rollout.stop,
+    num_slots=config.rollout.num_slots,
+    cache_dtype=config.rollout.cache_dtype,
+    rollout_mesh=rollout_mesh(config),
   )
 
 
@@ -179,12 +198,13 @@ def inspector(
   if config.teacher.guard is None:
     return None
   settings = config.rollout.model_dump(
-    exclude={"num_problems", "group_size", "max_prompt_length"}
+    exclude={"num_problems", "group_size", "max_prompt_length", "mesh"}
   )
   actor = Actor(
     policy,
     environment,
     mesh,
+    rollout_mesh=rollout_mesh(config),
     group_size=1,
     max_prompt_length=config.teacher.max_prompt_length,
     **settings,
@@ -229,6 +249,30 @@ def train_step(
     micro_batch_size=config.optimizer.micro_batch_size,
     mini_batch_size=config.optimizer.mini_batch_size,
   )
+
+
+def _sampled_sizes(config: Config) -> dict[str, int]:
+  """Problems of each batch that is sampled."""
+  sizes = {
+    "rollout.num_problems": config.rollout.num_problems,
+    "evaluation.num_problems": config.evaluation.num_problems,
+  }
+  if config.teacher.guard:
+    sizes["teacher.guard.num_problems"] = config.teacher.guard.num_problems
+  return sizes
+
+
+def _check_batches(
+  sizes: Mapping[str, int], made: jax.sharding.Mesh, section: str
+) -> None:
+  multiple = sharding.batch_size_multiple(made)
+  for name, size in sizes.items():
+    if size % multiple:
+      raise ConfigError(
+        f"{name}={size} is not a multiple of {multiple}, the devices along "
+        f"{section}.data={made.shape['data']} and "
+        f"{section}.fsdp={made.shape['fsdp']}"
+      )
 
 
 def _check_attention(config: Config, mesh: jax.sharding.Mesh) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from distil_jax import processes, rollout
 from distil_jax.actor import Actor, Experience
 from distil_jax.envs import Environment
-from distil_jax.models import qwen3, sharding
+from distil_jax.models import qwen3
 from distil_jax.policy import Policy
 from distil_jax.teaching import Lesson
 
@@ -54,10 +54,8 @@ class Inspector:
       lesson.teacher_prompt_mask[filled],
       rollout.identities([problem.index for problem in problems]),
     )
-    ids, mask, identities = sharding.put_batch(self.mesh, arrays)
-    sampled = self.actor.sample(teacher_params, ids, mask, key, identities)
-    host = jax.tree.map(sharding.local_rows, sampled)
-    texts = self.policy.texts(host.completion_ids, host.completion_mask)
+    sampled, _ = self.actor.sample(teacher_params, *arrays, key)
+    texts = self.policy.texts(sampled.completion_ids, sampled.completion_mask)
     rewards = [
       self.environment.judge(problem, text).reward
       for problem, text in zip(

@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 from jax.core import Tracer
 
-from distil_jax import prompts, rollout
+from distil_jax import engine, prompts, rollout
 from distil_jax.io import tokenizer as tokenizers
 from distil_jax.io import weights
 from distil_jax.models import architecture, qwen3
@@ -180,9 +180,14 @@ def generate(
   *,
   group_size: int = 1,
   max_completion_length: int = 128,
-  temperature: float = 1.0,
-  top_k: int | None = None,
-  top_p: float | None = None,
+  temperature: engine.OneOrMore = 1.0,
+  top_k: engine.OneOrMore = None,
+  top_p: engine.OneOrMore = None,
+  min_p: engine.OneOrMore = None,
+  stop: Sequence[str] = (),
+  num_slots: int | None = None,
+  cache_dtype: str | None = None,
+  report: engine.Report | None = None,
 ) -> Rollout:
   """Samples completions.
 
@@ -196,9 +201,16 @@ def generate(
     key: another key gives other samples.
     group_size: G, completions of each prompt.
     max_completion_length: T, tokens.
-    temperature: 0 takes the most probable token.
+    temperature: 0 takes the most probable token. This and the next three may
+      be one value or a list of one for each prompt.
     top_k: sample among the k most probable; None among all.
     top_p: sample among the most probable that reach this mass; None: all.
+    min_p: sample among those at least so probable as this share of the most
+      probable; None: all.
+    stop: strings that end a completion; see `engine.Engine`.
+    num_slots: completions in flight at once; None: all.
+    cache_dtype: of keys and values; see `engine.Engine`.
+    report: told how many tokens and how many completions are done.
 
   Returns:
     the rollout; `policy.texts(r.completion_ids, r.completion_mask)` reads it.
@@ -207,8 +219,12 @@ def generate(
     ValueError: no prompt, an empty prompt, one that is not left-padded, a
       token that is not in the vocabulary, or a setting out of its range.
   """
-  _check_sampling(group_size, max_completion_length, temperature, top_k, top_p)
+  _check_size("group_size", group_size)
+  _check_size("max_completion_length", max_completion_length)
   ids, mask = _prompt_arrays(policy, prompts)
+  choice = engine.choice(
+    temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p
+  )
   names = [
     zlib.crc32(row[counts.astype(bool)].astype("<i4").tobytes())
     for row, counts in zip(ids, mask, strict=True)
@@ -217,34 +233,25 @@ def generate(
     raise ValueError(f"key={key} is no key; give jax.random.key({key})")
   if not jnp.issubdtype(jnp.asarray(key).dtype, jax.dtypes.prng_key):
     key = jax.random.wrap_key_data(key)
-  keys = rollout.sample_keys(key, rollout.identities(names), group_size)
-  return _generate(
-    policy.params,
-    jnp.asarray(ids),
-    jnp.asarray(mask),
-    keys,
-    graphdef=policy.graphdef,
+  sampler = engine.Engine(
+    policy.graphdef,
     max_completion_length=max_completion_length,
     eos_ids=policy.tokenizer.eos_ids,
     pad_id=policy.tokenizer.pad_id,
-    temperature=temperature,
-    top_k=top_k,
-    top_p=top_p,
+    num_slots=num_slots,
+    cache_dtype=cache_dtype,
+    stop=stop,
+    decode=policy.tokenizer.decode,
   )
-
-
-_generate = jax.jit(
-  rollout.generate,
-  static_argnames=(
-    "graphdef",
-    "max_completion_length",
-    "eos_ids",
-    "pad_id",
-    "temperature",
-    "top_k",
-    "top_p",
-  ),
-)
+  sampled, _ = sampler(
+    policy.params,
+    jnp.asarray(ids),
+    jnp.asarray(mask),
+    rollout.sample_keys(key, rollout.identities(names), group_size),
+    choice,
+    report=report or (lambda num_tokens, num_done: None),
+  )
+  return sampled
 
 
 @functools.partial(jax.jit, static_argnames="graphdef")
@@ -296,25 +303,9 @@ def _check_tokens(policy: Policy, ids: np.ndarray) -> None:
     )
 
 
-def _check_sampling(
-  group_size: int,
-  max_completion_length: int,
-  temperature: float,
-  top_k: int | None,
-  top_p: float | None,
-) -> None:
-  """Refuses what would sample from something else than was meant."""
-  for name, size in (
-    ("group_size", group_size),
-    ("max_completion_length", max_completion_length),
-    ("top_k", top_k),
-  ):
-    if size is not None and size < 1:
-      raise ValueError(f"{name}={size} must be positive")
-  if not (temperature == 0 or 1e-6 <= temperature < float("inf")):
-    raise ValueError(f"temperature={temperature} must be 0 or at least 1e-6")
-  if top_p is not None and not 0 < top_p <= 1:
-    raise ValueError(f"top_p={top_p} must be above 0 and at most 1")
+def _check_size(name: str, size: int) -> None:
+  if size < 1:
+    raise ValueError(f"{name}={size} must be positive")
 
 
 def _float_name(name: str, dtype: Any) -> str:

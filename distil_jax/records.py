@@ -92,6 +92,7 @@ class StopReason(enum.IntEnum):
 
   LENGTH = 0  # the limit came first; the last token is not an end token
   EOS = 1
+  STOP_STRING = 2  # the text has come to contain one of these
 
 
 @struct.dataclass
@@ -105,6 +106,8 @@ class Rollout:
     completion_mask: shape `[B, T]`, int32.
     log_probs: log π_θ(token) under the policy's own softmax, before
       temperature and truncation, nats; 0 at padding. Shape `[B, T]`, float32.
+    behavior_log_probs: the same under the distribution that was sampled from,
+      after both. Shape `[B, T]`, float32.
     stop_reasons: values of `StopReason`. Shape `[B]`, int32.
   """
 
@@ -113,6 +116,7 @@ class Rollout:
   completion_ids: Array
   completion_mask: Array
   log_probs: Array
+  behavior_log_probs: Array
   stop_reasons: Array
 
 

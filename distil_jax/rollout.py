@@ -1,16 +1,125 @@
-"""Sampling completions: one prefill a problem, then token by token."""
+"""Sampling completions: prompts are read once, then tokens are chosen.
+
+What is asked for is a number of rows, G for each problem; what is computed at
+once is a number of slots. A slot whose completion has ended takes the next row
+that waits, on the device and in the same step. `generate` is the whole of it in
+one program; the functions that it is made of let a host stop in between, look,
+and make room (`engine`).
+
+A completion depends on its key, its prompt, its settings and the parameters
+alone: not on the slot, on who is beside it or on when it is taken up.
+"""
 
 import collections
+import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
+from flax import nnx, struct
 
 from distil_jax.models import decoding, qwen3, sharding
 from distil_jax.ops import chunks, sampling
 from distil_jax.records import Array, Rollout, StopReason
+
+# Tokens of prompts that are read at once, in each part of the batch.
+_PREFILL_TOKENS = 16384
+
+
+@struct.dataclass
+class Requests:
+  """What is asked for, N rows in each of D parts of the batch.
+
+  Attributes:
+    keys: of each row's noise. Shape `[D, N]`.
+    last_ids: the last token of each prompt, which the others are read before.
+      Shape `[D, P / D]`.
+    choice: how each row chooses its tokens. Shape `[D, N]` each.
+    max_lengths: of each row's completion, at most T. Shape `[D, N]`.
+  """
+
+  keys: jax.Array
+  last_ids: jax.Array
+  choice: sampling.Choice
+  max_lengths: jax.Array
+
+
+@struct.dataclass
+class Slots:
+  """W samples in flight in each part. Shape `[D, W]` each.
+
+  Attributes:
+    rows: which row it works on.
+    homes: where among the prompts in memory its prompt is.
+    lengths: tokens chosen so far.
+    ids: the newest token: the prompt's last one at first.
+    is_alive: whether it works on a row.
+  """
+
+  rows: jax.Array
+  homes: jax.Array
+  lengths: jax.Array
+  ids: jax.Array
+  is_alive: jax.Array
+
+
+@struct.dataclass
+class Completions:
+  """What has been sampled.
+
+  Attributes:
+    ids: beyond the length they mean nothing. Shape `[D, N, T]`.
+    log_probs: of the policy itself. Shape `[D, N, T]`.
+    behavior_log_probs: of the distribution that was sampled. `[D, N, T]`.
+    lengths: tokens so far. Shape `[D, N]`.
+    stop_reasons: `StopReason.LENGTH` until another is known. Shape `[D, N]`.
+  """
+
+  ids: jax.Array
+  log_probs: jax.Array
+  behavior_log_probs: jax.Array
+  lengths: jax.Array
+  stop_reasons: jax.Array
+
+
+@struct.dataclass
+class State:
+  """A rollout that is under way.
+
+  Attributes:
+    requests: what is asked for.
+    prompts: in memory.
+    rings: of the samples in flight.
+    slots: the samples in flight.
+    completions: of all rows.
+    next_row: the first row that waits. Shape `[D]`.
+    num_steps: tokens chosen for each slot so far. Scalar.
+  """
+
+  requests: Requests
+  prompts: decoding.Prompts
+  rings: decoding.Rings
+  slots: Slots
+  completions: Completions
+  next_row: jax.Array
+  num_steps: jax.Array
+
+  @property
+  def num_waiting(self) -> jax.Array:
+    """Rows that no slot has taken up yet. Shape `[D]`."""
+    return self.requests.keys.shape[1] - self.next_row
+
+  @property
+  def num_alive(self) -> jax.Array:
+    """Slots at work. Shape `[D]`."""
+    return jnp.sum(self.slots.is_alive, axis=1, dtype=jnp.int32)
+
+  @property
+  def longest(self) -> jax.Array:
+    """Tokens of the longest completion in flight. Scalar."""
+    return jnp.max(jnp.where(self.slots.is_alive, self.slots.lengths, 0))
 
 
 def identities(names: Sequence[int]) -> np.ndarray:
@@ -66,13 +175,13 @@ def generate(
   max_completion_length: int,
   eos_ids: tuple[int, ...],
   pad_id: int,
-  temperature: float = 1.0,
-  top_k: int | None = None,
-  top_p: float | None = None,
+  choice: sampling.Choice | None = None,
+  cache_dtype: Any = None,
 ) -> Rollout:
-  """Samples G completions of each prompt.
+  """Samples G completions of each prompt, all at once, in one program.
 
-  Pure; compile it once for each set of keyword arguments.
+  Pure; it may stand inside another compiled function. Runs as long as the
+  longest completion; see `engine` for more rows than slots.
 
   Args:
     params: the student's parameters.
@@ -83,85 +192,388 @@ def generate(
     max_completion_length: T.
     eos_ids: any of them ends a completion, and is its last token.
     pad_id: what stands after the end.
-    temperature: 0 takes the most probable token.
-    top_k: sample among the k most probable; None among all.
-    top_p: sample among the most probable that reach this mass; None: all.
+    choice: how tokens are chosen; scalars, or shape `[P, G]`. None: as the
+      policy says, at temperature 1.
+    cache_dtype: of keys and values; None for that of the activations.
 
   Returns:
-    the rollout; members of a group stand in a row. Its log-probabilities are
-    those of the policy itself, before temperature and truncation.
+    the rollout; members of a group stand in a row.
   """
-  num_problems, group_size = keys.shape
-  hidden, prompt_cache = qwen3.prefill(
-    graphdef, params, prompt_ids, prompt_mask
+  weights = decoding.by_layer(graphdef, params)
+  state = start(
+    weights,
+    prompt_ids,
+    prompt_mask,
+    keys,
+    choice or sampling.Choice(),
+    max_completion_length,
+    graphdef=graphdef,
+    num_slots=keys.size,
+    ring_length=max_completion_length,
+    max_completion_length=max_completion_length,
+    cache_dtype=cache_dtype,
   )
-  packed_mask = qwen3.pack(prompt_mask, prompt_mask)
-  unembedding = qwen3.unembedding(params).astype(hidden.dtype)
-  ends = jnp.asarray(eos_ids, jnp.int32)
+  state = advance(weights, state, graphdef=graphdef, eos_ids=eos_ids)
+  return finish(state, prompt_ids, prompt_mask, pad_id=pad_id)
 
-  def choose(hidden, t):
-    logits = chunks.logits(hidden, unembedding)
-    if temperature == 0:
-      ids = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    else:
-      kept = sampling.truncate(logits / temperature, top_k=top_k, top_p=top_p)
-      draw = jax.vmap(jax.vmap(lambda k: _uniform(k, t)))
-      ids = sampling.sample(kept, draw(keys))
-    log_softmax = jax.nn.log_softmax(logits, axis=-1)
-    log_probs = jnp.take_along_axis(log_softmax, ids[..., None], axis=-1)
-    return ids, log_probs[..., 0]
 
-  def record(buffers, t, ids, log_probs, is_alive):
-    all_ids, all_log_probs, mask = buffers
-    return (
-      all_ids.at[..., t].set(jnp.where(is_alive, ids, pad_id)),
-      all_log_probs.at[..., t].set(jnp.where(is_alive, log_probs, 0.0)),
-      mask.at[..., t].set(is_alive.astype(jnp.int32)),
+def start(
+  weights: decoding.Weights,
+  prompt_ids: jax.Array,
+  prompt_mask: jax.Array,
+  keys: jax.Array,
+  choice: sampling.Choice,
+  max_lengths: Any,
+  *,
+  graphdef: nnx.GraphDef,
+  num_slots: int,
+  ring_length: int,
+  max_completion_length: int,
+  cache_dtype: Any = None,
+) -> State:
+  """Reads the prompts; no token is chosen yet.
+
+  Args:
+    weights: from `decoding.by_layer`.
+    prompt_ids, prompt_mask, keys: as for `generate`.
+    choice, max_lengths: of each row; scalars, or shape `[P, G]`.
+    graphdef: from `qwen3.make`.
+    num_slots: in all parts together; at most P * G.
+    ring_length: tokens of a completion that can be looked back at.
+    max_completion_length: T.
+    cache_dtype: of keys and values; None for that of the activations.
+  """
+  num_parts = _num_parts(keys.shape[0])
+
+  def of_rows(x):
+    rows = jnp.broadcast_to(x, keys.shape).reshape(num_parts, -1)
+    return sharding.constrain(rows, "batch", None)
+
+  prompts = _read_prompts(
+    weights,
+    prompt_ids,
+    prompt_mask,
+    graphdef=graphdef,
+    num_parts=num_parts,
+    dtype=cache_dtype,
+  )
+  width = -(-num_slots // num_parts)
+  zeros = jnp.zeros((num_parts, width), jnp.int32)
+  rows_shape = (num_parts, keys.size // num_parts)
+  tokens_shape = (*rows_shape, max_completion_length)
+  state = State(
+    requests=Requests(
+      keys=keys.reshape(rows_shape),
+      last_ids=prompt_ids[:, -1].reshape(num_parts, -1),
+      choice=sampling.Choice(
+        temperature=of_rows(jnp.asarray(choice.temperature, jnp.float32)),
+        top_k=of_rows(jnp.asarray(choice.top_k, jnp.int32)),
+        top_p=of_rows(jnp.asarray(choice.top_p, jnp.float32)),
+        min_p=of_rows(jnp.asarray(choice.min_p, jnp.float32)),
+      ),
+      max_lengths=of_rows(jnp.asarray(max_lengths, jnp.int32)),
+    ),
+    prompts=prompts,
+    rings=decoding.empty_rings(prompts, width, ring_length),
+    slots=Slots(
+      rows=zeros,
+      homes=zeros,
+      lengths=zeros,
+      ids=zeros,
+      is_alive=zeros.astype(bool),
+    ),
+    completions=Completions(
+      ids=jnp.zeros(tokens_shape, jnp.int32),
+      log_probs=jnp.zeros(tokens_shape, jnp.float32),
+      behavior_log_probs=jnp.zeros(tokens_shape, jnp.float32),
+      lengths=jnp.zeros(rows_shape, jnp.int32),
+      stop_reasons=jnp.full(rows_shape, StopReason.LENGTH, jnp.int32),
+    ),
+    next_row=jnp.zeros(num_parts, jnp.int32),
+    num_steps=jnp.int32(0),
+  )
+  return _constrained(state)
+
+
+def advance(
+  weights: decoding.Weights,
+  state: State,
+  num_steps: Any = None,
+  shrink_at: Any = 0,
+  *,
+  graphdef: nnx.GraphDef,
+  eos_ids: tuple[int, ...],
+) -> State:
+  """Chooses tokens until all rows are done, or the host has to look.
+
+  Args:
+    weights: from `decoding.by_layer`.
+    state: donate it.
+    num_steps: at most so many tokens for each slot; None: no limit.
+    shrink_at: stops when nothing waits and no part has more slots at work.
+    graphdef: from `qwen3.make`.
+    eos_ids: any of them ends a completion.
+
+  Returns:
+    the state, where all rows are done, or so many steps are taken, or the
+    longest completion in flight fills its ring, or it can shrink.
+  """
+  first = state.num_steps
+  ring_length = state.rings.cache.keys[0].shape[2]
+
+  def goes_on(state):
+    num_alive, num_waiting = (
+      jnp.max(state.num_alive),
+      jnp.max(state.num_waiting),
     )
+    is_running = (num_alive > shrink_at) | (num_waiting > 0)
+    has_room = state.longest < ring_length
+    if num_steps is None:
+      return is_running & has_room
+    return is_running & has_room & (state.num_steps - first < num_steps)
 
-  def step(carry):
-    t, ids, is_alive, cache, buffers = carry
-    hidden, cache = decoding.decode(
-      graphdef, params, ids, t - 1, prompt_cache, packed_mask, cache
+  def step(state):
+    return _step(weights, _admit(state), graphdef=graphdef, eos_ids=eos_ids)
+
+  return jax.lax.while_loop(goes_on, step, state)
+
+
+def resize(state: State, *, width: int, ring_length: int) -> State:
+  """Fewer slots, or longer rings.
+
+  Fewer slots only where no row waits and no part has more at work; prompts
+  that nobody reads any longer are let go of then.
+
+  Args:
+    state: under way.
+    width: slots of each part from now on.
+    ring_length: tokens that can be looked back at.
+  """
+  slots = state.slots
+  # Those at work come first, in the order in which they stand.
+  order = jnp.argsort(~slots.is_alive, axis=1, stable=True)[:, :width]
+  is_shrinking = width < slots.rows.shape[1]
+  kept = jax.tree.map(lambda x: jnp.take_along_axis(x, order, axis=1), slots)
+  prompts = state.prompts
+  num_prompts = prompts.lengths.shape[1]
+  if is_shrinking and width < num_prompts:
+    # A prompt for each slot; several of them may be the same.
+    prompts = decoding.keep_prompts(prompts, kept.homes)
+    first = kept.homes[:, :, None] == kept.homes[:, None, :]
+    kept = dataclasses.replace(
+      kept, homes=jnp.argmax(first, axis=2).astype(jnp.int32)
     )
-    ids, log_probs = choose(hidden, t)
-    buffers = record(buffers, t, ids, log_probs, is_alive)
-    is_alive &= ~jnp.isin(ids, ends)
-    return t + 1, ids, is_alive, cache, buffers
-
-  def is_running(carry):
-    t, _, is_alive, _, _ = carry
-    return (t < max_completion_length) & jnp.any(is_alive)
-
-  shape = (num_problems, group_size, max_completion_length)
-  buffers = (
-    jnp.full(shape, pad_id, jnp.int32),
-    jnp.zeros(shape, jnp.float32),
-    jnp.zeros(shape, jnp.int32),
+  return _constrained(
+    dataclasses.replace(
+      state,
+      slots=kept,
+      prompts=prompts,
+      rings=decoding.resize_rings(state.rings, order, ring_length),
+    )
   )
-  everyone = jnp.ones((num_problems, group_size), bool)
-  hidden = jnp.broadcast_to(
-    hidden[:, None], (num_problems, group_size, hidden.shape[-1])
+
+
+def stop(state: State, lengths: jax.Array) -> State:
+  """Ends rows at what the host found in their text.
+
+  Args:
+    state: donate it.
+    lengths: tokens that the row keeps; negative where nothing was found.
+      Shape `[D, N]`.
+  """
+  is_found = lengths >= 0
+  completions = state.completions
+  completions = dataclasses.replace(
+    completions,
+    lengths=jnp.where(is_found, lengths, completions.lengths),
+    stop_reasons=jnp.where(
+      is_found, StopReason.STOP_STRING, completions.stop_reasons
+    ),
   )
-  ids, log_probs = choose(sharding.constrain(hidden, "batch", None, None), 0)
-  buffers = record(buffers, 0, ids, log_probs, everyone)
-  cache = decoding.empty_cache(prompt_cache, group_size, max_completion_length)
-  carry = (jnp.int32(1), ids, ~jnp.isin(ids, ends), cache, buffers)
-  *_, is_alive, _, buffers = jax.lax.while_loop(is_running, step, carry)
+  slots = state.slots
+  is_stopped = jnp.take_along_axis(is_found, slots.rows, axis=1)
+  slots = dataclasses.replace(slots, is_alive=slots.is_alive & ~is_stopped)
+  return _constrained(
+    dataclasses.replace(state, completions=completions, slots=slots)
+  )
+
+
+def finish(
+  state: State, prompt_ids: jax.Array, prompt_mask: jax.Array, *, pad_id: int
+) -> Rollout:
+  """What has been sampled, as the rest of the package knows it."""
+  found = state.completions
+  length = found.ids.shape[-1]
+  counts = jnp.arange(length)[None, None] < found.lengths[..., None]
 
   def flat(x):
-    return x.reshape(num_problems * group_size, *x.shape[2:])
+    x = x.reshape(-1, *x.shape[2:])
+    return sharding.constrain(x, "batch", *(None,) * (x.ndim - 1))
 
-  all_ids, all_log_probs, mask = map(flat, buffers)
   return Rollout(
     prompt_ids=prompt_ids,
     prompt_mask=prompt_mask,
-    completion_ids=all_ids,
-    completion_mask=mask,
-    log_probs=all_log_probs,
-    stop_reasons=jnp.where(flat(is_alive), StopReason.LENGTH, StopReason.EOS),
+    completion_ids=flat(jnp.where(counts, found.ids, pad_id)),
+    completion_mask=flat(counts.astype(jnp.int32)),
+    log_probs=flat(jnp.where(counts, found.log_probs, 0.0)),
+    behavior_log_probs=flat(jnp.where(counts, found.behavior_log_probs, 0.0)),
+    stop_reasons=flat(found.stop_reasons),
+  )
+
+
+def _num_parts(num_problems: int) -> int:
+  """Into how many parts the batch is cut; each looks after its own rows."""
+  num_shards = sharding.num_shards("batch")
+  return num_shards if num_problems % num_shards == 0 else 1
+
+
+def _read_prompts(weights, ids, mask, *, graphdef, num_parts, dtype):
+  """All but the last token of each prompt, some prompts at a time."""
+  dtype = dtype or weights["embedding"].dtype
+  if ids.shape[1] > 1:
+    ids, mask = ids[:, :-1], mask[:, :-1]
+  else:
+    mask = jnp.zeros_like(mask)
+
+  def read(ids, mask):
+    return decoding.prefill(
+      graphdef, weights, ids, mask, num_parts=num_parts, dtype=dtype
+    )
+
+  size = ids.shape[0] // num_parts
+  at_once = max(1, _PREFILL_TOKENS // ids.shape[1])
+  count = next(
+    n for n in range(1, size + 1) if size % n == 0 and size // n <= at_once
+  )
+  if count == 1:
+    return read(ids, mask)
+
+  def cut(x):
+    parts = x.reshape(num_parts, count, -1, x.shape[-1])
+    pieces = jnp.swapaxes(parts, 0, 1).reshape(count, -1, x.shape[-1])
+    return sharding.constrain(pieces, None, "batch", None)
+
+  def joined(x):
+    parts = x.reshape(count, num_parts, -1, *x.shape[2:])
+    return jnp.swapaxes(parts, 0, 1).reshape(-1, *x.shape[2:])
+
+  pieces = jax.lax.map(lambda piece: read(*piece), (cut(ids), cut(mask)))
+  return decoding.Prompts(
+    cache=jax.tree.map(joined, pieces.cache),
+    lengths=joined(pieces.lengths.reshape(count, -1)).reshape(num_parts, -1),
+  )
+
+
+def _admit(state: State) -> State:
+  """Gives the rows that wait to the slots that are free."""
+  slots, requests = state.slots, state.requests
+  num_rows = requests.keys.shape[1]
+  group_size = num_rows // requests.last_ids.shape[1]
+  is_free = ~slots.is_alive
+  order = jnp.cumsum(is_free, axis=1) - 1
+  rows = state.next_row[:, None] + order
+  is_new = is_free & (rows < num_rows)
+  # Rows wait only while all prompts are in memory, in their order.
+  problems = jnp.minimum(rows, num_rows - 1) // group_size
+  ids = jnp.take_along_axis(requests.last_ids, problems, axis=1)
+  return dataclasses.replace(
+    state,
+    slots=Slots(
+      rows=jnp.where(is_new, rows, slots.rows),
+      homes=jnp.where(is_new, problems, slots.homes),
+      lengths=jnp.where(is_new, 0, slots.lengths),
+      ids=jnp.where(is_new, ids, slots.ids),
+      is_alive=slots.is_alive | is_new,
+    ),
+    next_row=state.next_row
+    + jnp.sum(is_new, axis=1, dtype=state.next_row.dtype),
+  )
+
+
+def _step(weights, state: State, *, graphdef, eos_ids) -> State:
+  """One token for every slot at work."""
+  slots, requests = state.slots, state.requests
+  num_rows = requests.keys.shape[1]
+  group_size = num_rows // requests.last_ids.shape[1]
+  in_flight = decoding.members(
+    slots.homes,
+    slots.is_alive,
+    num_prompts=state.prompts.lengths.shape[1],
+    num_lanes=min(group_size, slots.rows.shape[1]),
+  )
+  hidden, rings = decoding.decode(
+    graphdef,
+    weights,
+    slots.ids,
+    slots.lengths,
+    slots.homes,
+    in_flight,
+    state.prompts,
+    state.rings,
+  )
+  unembedding = qwen3.unembedding(weights).astype(hidden.dtype)
+
+  def of_slots(x):
+    return jnp.take_along_axis(x, slots.rows, axis=1)
+
+  keys = jax.vmap(lambda k, rows: k[rows])(requests.keys, slots.rows)
+  ids, log_probs, behavior_log_probs = sampling.choose(
+    chunks.logits(hidden, unembedding),
+    jax.vmap(jax.vmap(_uniform))(keys, slots.lengths),
+    jax.tree.map(of_slots, requests.choice),
+    num_vocab_shards=sharding.num_shards("vocab"),
+  )
+  is_end = jnp.isin(ids, jnp.asarray(eos_ids, jnp.int32))
+  lengths = slots.lengths + 1
+  is_full = lengths >= of_slots(requests.max_lengths)
+
+  # Who is not at work writes nowhere.
+  rows = jnp.where(slots.is_alive, slots.rows, num_rows)
+
+  def write(buffer, values, *where):
+    def of_part(buffer, values, rows, *where):
+      return buffer.at[rows, *where].set(values, mode="drop")
+
+    return jax.vmap(of_part)(buffer, values, rows, *where)
+
+  found = state.completions
+  reasons = jnp.where(is_end, StopReason.EOS, StopReason.LENGTH)
+  return dataclasses.replace(
+    state,
+    rings=rings,
+    slots=dataclasses.replace(
+      slots,
+      ids=ids,
+      lengths=lengths,
+      is_alive=slots.is_alive & ~is_end & ~is_full,
+    ),
+    completions=Completions(
+      ids=write(found.ids, ids, slots.lengths),
+      log_probs=write(found.log_probs, log_probs, slots.lengths),
+      behavior_log_probs=write(
+        found.behavior_log_probs, behavior_log_probs, slots.lengths
+      ),
+      lengths=write(found.lengths, lengths),
+      stop_reasons=write(found.stop_reasons, reasons.astype(jnp.int32)),
+    ),
+    num_steps=state.num_steps + 1,
   )
 
 
 def _uniform(key, t):
   return jax.random.uniform(jax.random.fold_in(key, t))
+
+
+def _constrained(state: State) -> State:
+  """Each part of the batch where its rows are."""
+
+  def place(x):
+    return sharding.constrain(x, "batch", *(None,) * (x.ndim - 1))
+
+  return dataclasses.replace(
+    state,
+    requests=jax.tree.map(place, state.requests),
+    slots=jax.tree.map(place, state.slots),
+    completions=jax.tree.map(place, state.completions),
+    next_row=place(state.next_row),
+  )

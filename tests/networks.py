@@ -56,6 +56,19 @@ def network(seed: int = 0, **changed) -> Network:
   return Network(config, graphdef, random_params(template, seed))
 
 
+def with_own_keys(grouped: Network) -> Network:
+  """The same network with a key-value head for each head, in equal pairs."""
+  num_heads = grouped.config.num_heads
+  repeats = num_heads // grouped.config.num_kv_heads
+  spread = network(num_kv_heads=num_heads)
+  layers = dict(grouped.params["layers"])
+  for name in ("key", "value"):
+    layers[name] = jnp.repeat(layers[name], repeats, axis=2)
+  return Network(
+    spread.config, spread.graphdef, {**grouped.params, "layers": layers}
+  )
+
+
 def random_params(template: qwen3.Params, seed: int) -> qwen3.Params:
   """Weights large enough that a wrong sign, scale or position shows."""
   rng = np.random.default_rng(seed)

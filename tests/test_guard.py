@@ -161,6 +161,7 @@ def test_a_spoiled_teacher_is_caught_reading(mesh):
       completion_ids=ids,
       completion_mask=mask,
       log_probs=np.zeros(ids.shape, np.float32),
+      behavior_log_probs=np.zeros(ids.shape, np.float32),
       stop_reasons=np.full(len(texts), StopReason.EOS),
     ),
     completions=texts,

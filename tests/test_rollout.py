@@ -8,7 +8,7 @@ import networks
 import numpy as np
 import pytest
 
-from distil_jax import rollout, scoring
+from distil_jax import engine, rollout, scoring
 from distil_jax.models import qwen3
 from distil_jax.ops import unembedding
 from distil_jax.records import StopReason
@@ -16,6 +16,7 @@ from distil_jax.records import StopReason
 PAD, EOS = networks.PAD, (3, 11)
 LENGTH = 6
 NAMES = [40, 7, 19]
+CHOICE = ("temperature", "top_k", "top_p", "min_p")
 DEFAULTS = {
   "max_completion_length": LENGTH,
   "eos_ids": EOS,
@@ -29,9 +30,6 @@ _generate = jax.jit(
     "max_completion_length",
     "eos_ids",
     "pad_id",
-    "temperature",
-    "top_k",
-    "top_p",
   ),
 )
 _sample_keys = jax.jit(rollout.sample_keys, static_argnums=2)
@@ -53,12 +51,14 @@ def sample(network, prompts, names=NAMES, group_size=4, seed=0, **settings):
   keys = _sample_keys(
     jax.random.key(seed), rollout.identities(names), group_size
   )
+  chosen = {k: settings.pop(k) for k in CHOICE if k in settings}
   return _generate(
     network.params,
     ids,
     mask,
     keys,
     graphdef=network.graphdef,
+    choice=engine.choice(**chosen),
     **{**DEFAULTS, **settings},
   )
 

@@ -81,6 +81,7 @@ def experience_of(tokenizer, problems, texts, verdicts):
       completion_ids=ids,
       completion_mask=mask,
       log_probs=np.zeros(ids.shape, np.float32),
+      behavior_log_probs=np.zeros(ids.shape, np.float32),
       stop_reasons=np.full(len(texts), StopReason.EOS),
     ),
     completions=texts,

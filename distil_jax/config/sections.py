@@ -119,10 +119,30 @@ Environment = Annotated[
 ]
 
 
+class Mesh(Section):
+  """Devices along each axis; one axis may be -1, which takes the rest."""
+
+  data: int = 1
+  fsdp: int = -1
+  tensor: int = 1
+
+  @pydantic.model_validator(mode="after")
+  def _sizes(self):
+    sizes = {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
+    for name, size in sizes.items():
+      if size < 1 and size != -1:
+        raise ValueError(f"{name}={size} must be positive, or -1 for the rest")
+    if sum(size == -1 for size in sizes.values()) > 1:
+      raise ValueError(f"only one axis may be -1, got {sizes}")
+    return self
+
+
 class Sampling(Section):
   temperature: Annotated[float, pydantic.Field(ge=0)] = 1.0
   top_k: Positive | None = None
   top_p: Fraction | None = None
+  min_p: Fraction | None = None
+  """Leave out what is less probable than this share of the most probable."""
 
   @pydantic.field_validator("temperature")
   @classmethod
@@ -140,6 +160,17 @@ class Rollout(Sampling):
   group_size: Positive = 8
   max_prompt_length: Positive = 128
   max_completion_length: Positive = 128
+  stop: tuple[Annotated[str, pydantic.Field(min_length=1)], ...] = ()
+  """Strings that end a completion when its text contains one of them."""
+  num_slots: Positive | None = None
+  """Completions in flight at once, when sampling and when evaluating; the
+  others wait until one ends. null: all."""
+  cache_dtype: DType | None = None
+  """Of keys and values; null: bfloat16 on accelerators, that of the activations
+  on a CPU."""
+  mesh: Mesh | None = None
+  """How the devices are arranged while sampling, where that is faster than as
+  in `mesh`; null: as there."""
 
 
 class Optimizer(Section):
@@ -166,24 +197,6 @@ class Optimizer(Section):
   off-policy ratios; null: one update, on all of them."""
   micro_batch_size: Positive | None = None
   """Sequences whose gradient is computed at once; null: all of an update."""
-
-
-class Mesh(Section):
-  """Devices along each axis; one axis may be -1, which takes the rest."""
-
-  data: int = 1
-  fsdp: int = -1
-  tensor: int = 1
-
-  @pydantic.model_validator(mode="after")
-  def _sizes(self):
-    sizes = {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
-    for name, size in sizes.items():
-      if size < 1 and size != -1:
-        raise ValueError(f"{name}={size} must be positive, or -1 for the rest")
-    if sum(size == -1 for size in sizes.values()) > 1:
-      raise ValueError(f"only one axis may be -1, got {sizes}")
-    return self
 
 
 class Train(Section):

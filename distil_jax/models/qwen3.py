@@ -128,9 +128,10 @@ class Block(nnx.Module):
     query = rotate(rms_norm(query, self.query_norm[...], epsilon), angles)
     key = rotate(rms_norm(key, self.key_norm[...], epsilon), angles)
     attended, kept = attend(query, key, value, *extra)
-    x = x + jnp.einsum(
-      "...nh,nhd->...d", attended, self.output[...].astype(dtype)
-    )
+    output = self.output[...].astype(dtype)
+    # As one matrix: XLA would turn `nh,nhd->d` round at each call.
+    attended = attended.reshape(*x.shape[:-1], -1)
+    x = x + attended @ output.reshape(-1, x.shape[-1])
     normed = rms_norm(x, self.mlp_norm[...], epsilon)
     gate = jax.nn.silu(normed @ self.gate[...].astype(dtype))
     up = normed @ self.up[...].astype(dtype)

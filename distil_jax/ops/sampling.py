@@ -1,6 +1,5 @@
 """From logits to a token."""
 
-import numbers
 from collections.abc import Callable
 
 import chex
@@ -127,54 +126,6 @@ def choose(
     log_probs,
     jnp.where(is_greedy, 0.0, drawn_log_probs),
   )
-
-
-def truncate(
-  logits: jax.Array, *, top_k: int | None = None, top_p: float | None = None
-) -> jax.Array:
-  """Excludes (−inf) what top-k and then top-p leave out.
-
-  Top-p is taken among what top-k kept: the smallest set of most probable
-  tokens whose mass reaches `top_p`. Tokens as probable as the last one kept
-  are kept too, so the result does not depend on their order.
-
-  Args:
-    logits: shape `[..., V]`.
-    top_k: keep the k largest; None, or V and more, keeps all.
-    top_p: mass to keep, in (0, 1]; None keeps all.
-
-  Returns:
-    Shape `[..., V]`.
-
-  Raises:
-    ValueError: a top_k that is no whole number above 0, or a top_p outside
-      (0, 1].
-  """
-  if top_k is not None and (
-    not isinstance(top_k, numbers.Integral) or top_k < 1
-  ):
-    raise ValueError(
-      f"top_k={top_k} must be at least 1, a whole number; None keeps all"
-    )
-  if top_p is not None and not 0 < top_p <= 1:
-    raise ValueError(f"top_p={top_p} is outside (0, 1]; None keeps all")
-  if top_k is not None and top_k < logits.shape[-1]:
-    # Reduced, not sliced at the last: XLA takes a top-k of which only a slice
-    # is used for a sort of the whole vocabulary.
-    largest, _ = jax.lax.top_k(logits, top_k)
-    smallest = jnp.min(largest, axis=-1, keepdims=True)
-    logits = jnp.where(logits >= smallest, logits, -jnp.inf)
-  if top_p is not None and top_p < 1.0:
-    ordered = jnp.sort(logits, axis=-1, descending=True)
-    mass = jnp.cumsum(jax.nn.softmax(ordered, axis=-1), axis=-1)
-    # A token is needed while the mass before it falls short of top_p.
-    before = jnp.pad(mass, [(0, 0)] * (mass.ndim - 1) + [(1, 0)])[..., :-1]
-    needed = (before < top_p).at[..., 0].set(True)
-    smallest = jnp.min(
-      jnp.where(needed, ordered, jnp.inf), axis=-1, keepdims=True
-    )
-    logits = jnp.where(logits >= smallest, logits, -jnp.inf)
-  return logits
 
 
 def sample(logits: jax.Array, uniforms: jax.Array) -> jax.Array:

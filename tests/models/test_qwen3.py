@@ -1,4 +1,4 @@
-"""What the network may and may not see, and that its three passes agree."""
+"""What the network may and may not see, and how it computes."""
 
 import functools
 
@@ -8,7 +8,7 @@ import networks
 import numpy as np
 import pytest
 
-from distil_jax.models import decoding, qwen3, sharding
+from distil_jax.models import qwen3, sharding
 
 
 @pytest.fixture(scope="module")
@@ -25,54 +25,6 @@ def run(network, ids, mask):
   ids, mask = (jnp.asarray(x, jnp.int32) for x in (ids, mask))
   hidden = hidden_states(network.params, ids, mask, graphdef=network.graphdef)
   return np.asarray(hidden)
-
-
-@functools.partial(jax.jit, static_argnames=("graphdef", "group_size"))
-def stepwise(params, ids, mask, completions, *, graphdef, group_size):
-  """Hidden states of `[P, G, T]` completions, one decoded token at a time."""
-  last, prompt_cache = qwen3.prefill(graphdef, params, ids, mask)
-  packed = qwen3.pack(mask, mask)
-  length = completions.shape[-1]
-  cache = decoding.empty_cache(prompt_cache, group_size, length)
-
-  def one(cache, step):
-    hidden, cache = decoding.decode(
-      graphdef,
-      params,
-      completions[..., step],
-      step,
-      prompt_cache,
-      packed,
-      cache,
-    )
-    return cache, hidden
-
-  _, hidden = jax.lax.scan(one, cache, jnp.arange(length))
-  return last, jnp.moveaxis(hidden, 0, 2)
-
-
-def decoding_case(network, group_size=3, num_steps=4):
-  """Hidden states of ragged prompts and their completions, both ways."""
-  rng = np.random.default_rng(3)
-  ids, mask = networks.random_prompts(rng, [1, 3, 5], 5)
-  shape = (len(ids), group_size, num_steps)
-  completions = rng.integers(1, networks.VOCAB_SIZE, shape)
-  last, decoded = stepwise(
-    network.params,
-    jnp.asarray(ids),
-    jnp.asarray(mask),
-    jnp.asarray(completions),
-    graphdef=network.graphdef,
-    group_size=group_size,
-  )
-  flat = completions.reshape(-1, num_steps)
-  both = np.concatenate([np.repeat(ids, group_size, 0), flat], axis=1)
-  counts = np.concatenate(
-    [np.repeat(mask, group_size, 0), np.ones_like(flat)], axis=1
-  )
-  whole = run(network, both, counts)
-  whole = whole.reshape(len(ids), group_size, *whole.shape[1:])
-  return last, decoded, whole[:, :, ids.shape[1] - 1 :]
 
 
 def test_a_hidden_state_depends_on_its_past_alone(network):
@@ -220,8 +172,7 @@ def test_recomputing_layers_changes_neither_value_nor_gradient():
   )
 
 
-@pytest.mark.parametrize("what", ["gradient", "decode"])
-def test_the_program_does_not_grow_with_depth(what):
+def test_the_gradient_does_not_grow_with_depth():
   def num_lines(num_layers):
     config = networks.config_of(num_layers=num_layers)
     graphdef, template = qwen3.make(config)
@@ -231,57 +182,34 @@ def test_the_program_does_not_grow_with_depth(what):
       hidden = functools.partial(qwen3.hidden_states, graphdef)
       return jax.grad(lambda p: jnp.sum(hidden(p, ids, mask)))(params)
 
-    def decode(params, ids, mask):
-      _, prompt_cache = qwen3.prefill(graphdef, params, ids, mask)
-      cache = decoding.empty_cache(prompt_cache, 3, 4)
-      newest, step = jnp.zeros((2, 3), jnp.int32), jnp.int32(0)
-      packed = qwen3.pack(mask, mask)
-      return decoding.decode(
-        graphdef, params, newest, step, prompt_cache, packed, cache
-      )
-
-    function = {"gradient": gradient, "decode": decode}[what]
-    lowered = jax.jit(function).lower(template, ids, ids)
+    lowered = jax.jit(gradient).lower(template, ids, ids)
     return lowered.as_text().count("\n")
 
   assert num_lines(2) == num_lines(8)
 
 
-def test_prefill_and_decoding_see_what_the_full_pass_sees(network):
-  last, decoded, whole = decoding_case(network)
-  np.testing.assert_allclose(
-    np.broadcast_to(last[:, None], whole[:, :, 0].shape),
-    whole[:, :, 0],
-    atol=2e-5,
-  )
-  np.testing.assert_allclose(decoded, whole[:, :, 1:], atol=2e-5)
-
-
 def test_heads_of_a_group_share_their_keys_and_values(network):
   """As many key-value heads as heads, in equal pairs, are the same network."""
-  spread = networks.network(num_kv_heads=4)
-  layers = dict(network.params["layers"])
-  for name in ("key", "value"):
-    layers[name] = jnp.repeat(layers[name], 2, axis=2)
-  params = {**network.params, "layers": layers}
-  spread = networks.Network(spread.config, spread.graphdef, params)
-  _, decoded, whole = decoding_case(network)
-  _, spread_decoded, spread_whole = decoding_case(spread)
-  np.testing.assert_allclose(spread_whole, whole, atol=2e-5)
-  np.testing.assert_allclose(spread_decoded, decoded, atol=2e-5)
+  spread = networks.with_own_keys(network)
+  rng = np.random.default_rng(3)
+  ids, mask = networks.random_prompts(rng, [1, 3, 5], 5)
+  np.testing.assert_allclose(
+    run(spread, ids, mask)[mask == 1],
+    run(network, ids, mask)[mask == 1],
+    atol=2e-5,
+  )
 
 
 def test_bfloat16_stays_near_float32(network):
   half = networks.network(compute_dtype="bfloat16")
-  last, decoded, whole = decoding_case(half)
-  for hidden in (last, decoded, whole):
-    assert hidden.dtype == jnp.bfloat16
-  _, _, exact = decoding_case(network)
-  whole, decoded = (np.asarray(x, np.float32) for x in (whole, decoded))
+  rng = np.random.default_rng(3)
+  ids, mask = networks.random_prompts(rng, [1, 3, 5], 5)
+  exact = run(network, ids, mask)[mask == 1]
+  rounded = run(half, ids, mask)
+  assert rounded.dtype == jnp.bfloat16
   # Eight bits of mantissa through two layers: a few hundredths of the scale.
-  scale = np.abs(exact).max()
-  assert np.abs(whole - exact).max() < 0.1 * scale
-  assert np.abs(decoded - exact[:, :, 1:]).max() < 0.1 * scale
+  gap = np.abs(np.asarray(rounded, np.float32)[mask == 1] - exact)
+  assert gap.max() < 0.1 * np.abs(exact).max()
 
 
 @pytest.mark.parametrize("tie_embeddings", [True, False])

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from distil_jax import config, recipe, rollout, update
+from distil_jax import config, engine, recipe, rollout, update
 from distil_jax.models import qwen3, sharding
 
 GROUP_SIZE, LENGTH = 2, 5
@@ -102,7 +102,7 @@ def whole_step(network, mesh):
   def sample(params, ids, mask, identities):
     keys = rollout.sample_keys(jax.random.key(0), identities, GROUP_SIZE)
     return (
-      generate(params, ids, mask, keys, temperature=0.0),
+      generate(params, ids, mask, keys, choice=engine.choice(temperature=0.0)),
       generate(params, ids, mask, keys),
     )
 

@@ -26,16 +26,6 @@ def draw(logits, uniforms):
   return np.asarray(_draw(jnp.asarray(logits), jnp.asarray(uniforms)))
 
 
-def kept(logits, **settings):
-  """Which tokens truncation keeps; it must not touch their logits."""
-  logits = np.asarray(logits, np.float32)
-  result = np.asarray(sampling.truncate(jnp.asarray(logits), **settings))
-  is_kept = np.isfinite(result)
-  np.testing.assert_array_equal(result[is_kept], logits[is_kept])
-  np.testing.assert_array_equal(result[~is_kept], -INF)
-  return is_kept.astype(int).tolist()
-
-
 def distribution(vocab_size, kind):
   """Logits of strongly different sizes."""
   rng = np.random.default_rng(vocab_size)
@@ -176,118 +166,6 @@ class TestSampleExcluded:
 
 def _parallel_cumsum(x, axis=-1):
   return jax.lax.associative_scan(jnp.add, x, axis=axis % x.ndim)
-
-
-class TestTruncate:
-  # Probabilities .1 .4 .2 .3, so in order: 1 3 2 0
-  LOGITS = np.log(np.array([0.1, 0.4, 0.2, 0.3], np.float32))
-
-  @pytest.mark.parametrize(
-    ("top_k", "expected"),
-    [
-      (1, [0, 1, 0, 0]),
-      (2, [0, 1, 0, 1]),
-      (3, [0, 1, 1, 1]),
-      (4, [1, 1, 1, 1]),
-      (5, [1, 1, 1, 1]),
-      (None, [1, 1, 1, 1]),
-    ],
-  )
-  def test_top_k(self, top_k, expected):
-    assert kept(self.LOGITS, top_k=top_k) == expected
-
-  @pytest.mark.parametrize(
-    ("top_p", "expected"),
-    [
-      (1e-9, [0, 1, 0, 0]),
-      (0.39, [0, 1, 0, 0]),
-      (0.41, [0, 1, 0, 1]),
-      (0.69, [0, 1, 0, 1]),
-      (0.71, [0, 1, 1, 1]),
-      (0.89, [0, 1, 1, 1]),
-      (0.91, [1, 1, 1, 1]),
-      (1.0, [1, 1, 1, 1]),
-      (None, [1, 1, 1, 1]),
-    ],
-  )
-  def test_top_p(self, top_p, expected):
-    assert kept(self.LOGITS, top_p=top_p) == expected
-
-  def test_top_p_reached_exactly_needs_no_further_token(self):
-    logits = np.log(np.array([0.5, 0.25, 0.25], np.float32))
-    assert kept(logits, top_p=0.5) == [1, 0, 0]
-
-  @pytest.mark.parametrize(
-    ("top_p", "expected"),
-    [
-      # Of the whole, .4 + .3 = .7 would fall short of .75 and take a third;
-      # of what top-k = 2 kept they are 4/7 and 3/7.
-      (0.75, [0, 1, 0, 1]),
-      # 4/7 = .571 is enough for .55, though .4 is not.
-      (0.55, [0, 1, 0, 0]),
-      (0.58, [0, 1, 0, 1]),
-    ],
-  )
-  def test_top_p_is_taken_after_top_k(self, top_p, expected):
-    assert kept(self.LOGITS, top_k=2, top_p=top_p) == expected
-
-  def test_ties_stay_together(self):
-    logits = np.log(np.array([0.2, 0.3, 0.2, 0.3], np.float32))
-    assert kept(logits, top_k=1) == [0, 1, 0, 1]
-    assert kept(logits, top_k=3) == [1, 1, 1, 1]
-    assert kept(logits, top_p=0.1) == [0, 1, 0, 1]
-    assert kept(logits, top_p=0.65) == [1, 1, 1, 1]
-    assert kept(np.zeros(6), top_k=2, top_p=0.1) == [1] * 6
-
-  @pytest.mark.parametrize(
-    "settings",
-    [{"top_k": 3}, {"top_p": 0.9}, {"top_k": 2, "top_p": 0.9}, {"top_k": 9}],
-  )
-  def test_a_single_finite_logit_stays(self, settings):
-    logits = [-INF, -INF, 2.0, -INF, -INF]
-    assert kept(logits, **settings) == [0, 0, 1, 0, 0]
-
-  def test_excluded_tokens_stay_excluded(self):
-    logits = self.LOGITS.copy()
-    logits[1] = -INF
-    assert kept(logits, top_k=4) == [1, 0, 1, 1]
-    assert kept(logits, top_p=0.9999999) == [1, 0, 1, 1]
-
-  def test_rows_are_independent(self):
-    rows = np.stack([self.LOGITS, self.LOGITS[::-1]])[:, None]
-    assert kept(rows, top_k=3, top_p=0.7) == [[[0, 1, 0, 1]], [[1, 0, 1, 0]]]
-
-  def test_order_of_the_vocabulary_does_not_matter(self):
-    rng = np.random.default_rng(0)
-    logits = rng.integers(-3, 3, 50).astype(np.float32)  # many ties
-    order = rng.permutation(50)
-    settings = {"top_k": 20, "top_p": 0.8}
-    straight = np.array(kept(logits, **settings))
-    assert 0 < straight.sum() < 50
-    assert kept(logits[order], **settings) == straight[order].tolist()
-
-  @pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-      ({"top_k": 0}, "top_k=0 must be at least 1"),
-      ({"top_k": 2.0}, "top_k=2.0 must be at least 1, a whole number"),
-      ({"top_p": 0.0}, r"top_p=0.0 is outside \(0, 1\]"),
-      ({"top_p": 1.5}, "top_p=1.5 is outside"),
-    ],
-    ids=str,
-  )
-  def test_unusable_settings(self, settings, said):
-    with pytest.raises(ValueError, match=said):
-      sampling.truncate(jnp.asarray(self.LOGITS), **settings)
-
-  def test_top_k_does_not_sort_the_vocabulary(self):
-    logits = jax.ShapeDtypeStruct((2, 3000), jnp.float32)
-    run = jax.jit(lambda x: sampling.truncate(x, top_k=20))
-    assert " sort(" not in run.lower(logits).compile().as_text()
-
-  def test_no_setting_returns_the_logits(self):
-    logits = jnp.asarray(self.LOGITS)
-    np.testing.assert_array_equal(sampling.truncate(logits), logits)
 
 
 def choice_of(rows, **settings):

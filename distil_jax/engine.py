@@ -1,0 +1,374 @@
+"""Runs a rollout from the host: looks now and then, and makes room.
+
+The device samples (`rollout.advance`) until something is to be decided here:
+rings grow in steps of two as completions get longer, slots that nobody needs
+any longer are given up, rows whose text contains a stop string are ended. All
+processes see the same numbers, and so decide the same.
+
+Each width and each length of a ring that comes up is one compiled program.
+There are few: both go in steps whose number is logarithmic.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from distil_jax import rollout
+from distil_jax.models import decoding, qwen3, sharding
+from distil_jax.ops import sampling
+from distil_jax.records import Rollout
+
+Report = Callable[[int, int], None]
+OneOrMore = float | None | Sequence[float | None]
+
+# What each setting may be, and that in words.
+_ALLOWED: Mapping[str, tuple[Callable[[float], bool], str]] = {
+  # Logits divided by less overflow.
+  "temperature": (
+    lambda x: x == 0 or 1e-6 <= x < float("inf"),
+    "0 or at least 1e-6",
+  ),
+  "top_k": (lambda x: x >= 1 and x == int(x), "a whole number above 0"),
+  "top_p": (lambda x: 0 < x <= 1, "above 0 and at most 1"),
+  "min_p": (lambda x: 0 <= x <= 1, "in [0, 1]"),
+}
+
+_FIRST_RING = 128
+# Tokens between two looks of the host; fewer where it has text to search.
+_STEPS, _STEPS_WITH_STOP = 128, 16
+# A token of a byte-level vocabulary has a byte at least; some have no text.
+_SPARE_TOKENS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Usage:
+  """What a rollout took.
+
+  Attributes:
+    num_tokens: that count.
+    num_steps: tokens chosen one after the other.
+    num_slot_steps: tokens that could have been chosen: at each step one for
+      each slot that was computed.
+    cache_bytes: of keys and values at their largest, all devices together.
+    num_programs: compiled for this engine so far to advance a rollout.
+  """
+
+  num_tokens: int
+  num_steps: int
+  num_slot_steps: int
+  cache_bytes: int
+  num_programs: int
+
+  @property
+  def slot_efficiency(self) -> float:
+    """Share of the slots' steps that gave a token that counts."""
+    return self.num_tokens / max(self.num_slot_steps, 1)
+
+
+class Engine:
+  """Samples completions of prompts, as many at once as there are slots."""
+
+  def __init__(
+    self,
+    graphdef: nnx.GraphDef,
+    *,
+    max_completion_length: int,
+    eos_ids: Sequence[int],
+    pad_id: int,
+    num_slots: int | None = None,
+    cache_dtype: str | None = None,
+    stop: Sequence[str] = (),
+    decode: Callable[[list[int]], str] | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+  ):
+    """Nothing is compiled yet.
+
+    Args:
+      graphdef: from `qwen3.make`.
+      max_completion_length: T.
+      eos_ids: any of them ends a completion, and is its last token.
+      pad_id: what stands after the end.
+      num_slots: samples in flight at once; None: all that are asked for.
+      cache_dtype: of keys and values; None: bfloat16 on accelerators, that of
+        the activations on a CPU.
+      stop: strings; the first token with which the text contains one of them
+        is the last of a completion.
+      decode: ids to text; needed with `stop`.
+      mesh: where to sample. Parameters that live on another mesh of the same
+        devices are brought here at each call. None: the mesh in use.
+    """
+    if num_slots is not None and num_slots < 1:
+      raise ValueError(f"num_slots={num_slots} must be positive")
+    if isinstance(stop, str) or not all(stop):
+      raise ValueError(f"stop={stop!r} must be a list of strings, none empty")
+    if stop and decode is None:
+      raise ValueError(f"stop={stop!r} needs decode, which turns ids to text")
+    self._graphdef = graphdef
+    self._length = max_completion_length
+    self._eos_ids = tuple(eos_ids)
+    self._pad_id = pad_id
+    self._num_slots = num_slots
+    self._cache_dtype = cache_dtype
+    self._stop = tuple(stop)
+    self._decode = decode
+    self._mesh = mesh
+    self._programs: set[tuple[int, ...]] = set()
+
+  def __call__(
+    self,
+    params: qwen3.Params,
+    prompt_ids: jax.Array,
+    prompt_mask: jax.Array,
+    keys: jax.Array,
+    choice: sampling.Choice | None = None,
+    max_lengths: Any = None,
+    *,
+    report: Report = lambda num_tokens, num_done: None,
+  ) -> tuple[Rollout, Usage]:
+    """Samples G completions of each prompt.
+
+    Args:
+      params: the student's.
+      prompt_ids: left-padded, at least one token each. Shape `[P, S]`.
+      prompt_mask: shape `[P, S]`.
+      keys: from `rollout.sample_keys`. Shape `[P, G]`.
+      choice: how tokens are chosen; scalars, or shape `[P, G]` each. Other
+        values need no other program. None: as the policy says.
+      max_lengths: of each completion, at most T; a scalar, or shape `[P, G]`.
+        None: T.
+      report: told how many tokens and how many completions are done.
+
+    Returns:
+      the rollout, members of a group in a row, and what it took.
+    """
+    weights = self.weights(params)
+    with self._context():
+      state = self._start(
+        weights, prompt_ids, prompt_mask, keys, choice, max_lengths
+      )
+      state, usage = self._sample(weights, state, report)
+      sampled = _finish(state, prompt_ids, prompt_mask, pad_id=self._pad_id)
+    return sampled, usage
+
+  def weights(self, params: qwen3.Params) -> decoding.Weights:
+    """The parameters as they are sampled from, on the mesh of this engine."""
+    found, mesh = _weights(self._graphdef, params), self._mesh
+    if mesh is None:
+      return found
+    places = jax.tree.map(
+      lambda axes: sharding.sharding(mesh, *axes),
+      decoding.logical_axes(found),
+      is_leaf=lambda x: isinstance(x, tuple) and not isinstance(x[0], dict),
+    )
+    return jax.device_put(found, places)
+
+  def _context(self):
+    if self._mesh is None:
+      return contextlib.nullcontext()
+    return jax.set_mesh(self._mesh)
+
+  def _start(self, weights, ids, mask, keys, choice, max_lengths):
+    num_slots = min(self._num_slots or keys.size, keys.size)
+    return _start(
+      weights,
+      ids,
+      mask,
+      keys,
+      choice or sampling.Choice(),
+      self._length if max_lengths is None else max_lengths,
+      graphdef=self._graphdef,
+      num_slots=num_slots,
+      ring_length=min(_FIRST_RING, self._length),
+      max_completion_length=self._length,
+      cache_dtype=self._cache_dtype or _cache_dtype(weights),
+    )
+
+  def _sample(
+    self, weights: decoding.Weights, state: rollout.State, report: Report
+  ) -> tuple[rollout.State, Usage]:
+    """Until all rows are done."""
+    searched = np.zeros(state.completions.lengths.shape, np.int32)
+    num_parts, width = state.slots.rows.shape
+    widths = ladder(width)
+    ring = state.rings.cache.keys[0].shape[2]
+    num_steps = num_slot_steps = largest = 0
+    while True:
+      narrower = [w for w in widths if w < width]
+      largest = max(largest, cache_bytes(state))
+      self._programs.add((num_parts, width, ring, state.prompts.lengths.size))
+      state = _advance(
+        weights,
+        state,
+        np.int32(_STEPS_WITH_STOP if self._stop else _STEPS),
+        np.int32(max(narrower, default=0)),
+        graphdef=self._graphdef,
+        eos_ids=self._eos_ids,
+      )
+      if self._stop:
+        state = self._end_at_stop_strings(state, searched)
+      look = {name: int(x) for name, x in _look(state).items()}
+      num_slot_steps += (look["num_steps"] - num_steps) * num_parts * width
+      num_steps = look["num_steps"]
+      report(look["num_tokens"], look["num_done"])
+      if not look["num_alive"] and not look["num_waiting"]:
+        break
+      fitting = [w for w in narrower if w >= look["num_alive"]]
+      shape = (width, ring)
+      if not look["num_waiting"]:
+        width = min(fitting, default=width)
+      if look["longest"] >= ring:
+        ring = min(2 * ring, self._length)
+      if (width, ring) != shape:
+        state = _resize(state, width=width, ring_length=ring)
+    usage = Usage(
+      num_tokens=look["num_tokens"],
+      num_steps=num_steps,
+      num_slot_steps=num_slot_steps,
+      cache_bytes=largest,
+      num_programs=len(self._programs),
+    )
+    return state, usage
+
+  def _end_at_stop_strings(
+    self, state: rollout.State, searched: np.ndarray
+  ) -> rollout.State:
+    """Ends the rows whose text contains a stop string.
+
+    Args:
+      state: under way.
+      searched: tokens of each row that have been looked at; brought up to
+        date. Shape `[D, N]`.
+    """
+    ids, lengths = (np.asarray(x) for x in _written(state))
+    ends = np.full(lengths.shape, -1, np.int32)
+    for row in zip(*np.nonzero(lengths > searched), strict=True):
+      end = self._stop_of(ids[row], int(searched[row]), int(lengths[row]))
+      if end is not None:
+        ends[row] = end
+    searched[...] = lengths
+    return _stop(state, ends) if (ends >= 0).any() else state
+
+  def _stop_of(self, ids: np.ndarray, first: int, last: int) -> int | None:
+    """With how many tokens the text first contains a stop string."""
+    longest = max(len(text.encode()) for text in self._stop)
+    start = max(0, first - longest - _SPARE_TOKENS)
+    if not self._is_in(ids[start:last]):
+      return None
+    return next(
+      (n for n in range(first + 1, last + 1) if self._is_in(ids[:n])), None
+    )
+
+  def _is_in(self, ids: np.ndarray) -> bool:
+    assert self._decode is not None
+    text = self._decode(ids.tolist())
+    return any(string in text for string in self._stop)
+
+
+def choice(
+  *,
+  temperature: OneOrMore = 1.0,
+  top_k: OneOrMore = None,
+  top_p: OneOrMore = None,
+  min_p: OneOrMore = None,
+) -> sampling.Choice:
+  """Settings as people write them, as the sampler wants them.
+
+  Args:
+    temperature, top_k, top_p, min_p: see `sampling.Choice`; None: all tokens.
+      One value, or a list of one for each prompt.
+
+  Raises:
+    ValueError: names the setting, its value and what it may be.
+  """
+  given = {
+    "temperature": temperature,
+    "top_k": top_k,
+    "top_p": top_p,
+    "min_p": min_p,
+  }
+  neutral = sampling.Choice()
+  columns = {}
+  for name, values in given.items():
+    rows = np.atleast_1d(np.asarray(values, object)).tolist()
+    for value in rows:
+      if value is not None and not _ALLOWED[name][0](value):
+        raise ValueError(f"{name}={value} must be {_ALLOWED[name][1]}")
+    rows = [getattr(neutral, name) if x is None else x for x in rows]
+    column = np.asarray(rows, np.int32 if name == "top_k" else np.float32)
+    columns[name] = column[0] if len(rows) == 1 else column[:, None]
+  return sampling.Choice(**columns)
+
+
+def ladder(width: int) -> list[int]:
+  """The widths that a rollout steps down: by a quarter, then by a third.
+
+  Halves alone would leave a quarter of the slots idle on average.
+  """
+  steps = [width]
+  while width > 1:
+    steps += [-(-3 * width // 4), -(-width // 2)]
+    width = -(-width // 2)
+  return sorted(set(steps), reverse=True)
+
+
+def cache_bytes(state: rollout.State) -> int:
+  """Of the keys and values in memory, all devices together."""
+  arrays = jax.tree.leaves((state.prompts.cache, state.rings.cache))
+  return sum(x.nbytes for x in arrays)
+
+
+def _cache_dtype(weights: decoding.Weights) -> str:
+  array = weights["embedding"]
+  platform = next(iter(array.sharding.device_set)).platform
+  return array.dtype.name if platform == "cpu" else "bfloat16"
+
+
+def _look_at(state: rollout.State) -> dict[str, jax.Array]:
+  """What the host decides by."""
+  lengths = state.completions.lengths
+  num_left = jnp.sum(state.num_waiting) + jnp.sum(state.num_alive)
+  return {
+    "num_alive": jnp.max(state.num_alive),
+    "num_waiting": jnp.max(state.num_waiting),
+    "longest": state.longest,
+    "num_steps": state.num_steps,
+    "num_tokens": jnp.sum(lengths),
+    "num_done": lengths.size - num_left,
+  }
+
+
+def _whole(state: rollout.State) -> tuple[jax.Array, jax.Array]:
+  """Tokens and lengths of all rows, on every device."""
+  found = state.completions
+
+  def everywhere(x):
+    return sharding.constrain(x, *(None,) * x.ndim)
+
+  return everywhere(found.ids), everywhere(found.lengths)
+
+
+# One set of programs for all engines: those of equal shapes share them.
+_weights = jax.jit(decoding.by_layer, static_argnums=0)
+_start = jax.jit(
+  rollout.start,
+  static_argnames=(
+    "graphdef",
+    "num_slots",
+    "ring_length",
+    "max_completion_length",
+    "cache_dtype",
+  ),
+)
+_advance = jax.jit(
+  rollout.advance, static_argnames=("graphdef", "eos_ids"), donate_argnums=1
+)
+_resize = jax.jit(rollout.resize, static_argnames=("width", "ring_length"))
+_stop = jax.jit(rollout.stop, donate_argnums=0)
+_finish = jax.jit(rollout.finish, static_argnames="pad_id")
+_look, _written = jax.jit(_look_at), jax.jit(_whole)

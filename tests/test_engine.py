@@ -1,0 +1,477 @@
+"""Rollouts with few slots: the same completions, from less work."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import networks
+import numpy as np
+import pytest
+
+from distil_jax import engine, rollout
+from distil_jax.models import qwen3, sharding
+from distil_jax.records import StopReason
+
+PAD, EOS = networks.PAD, (3, 11)
+GROUP_SIZE, LENGTH = 4, 40
+NAMES = [40, 7, 19, 7]
+LENGTHS = [2, 5, 1, 3]
+
+
+@pytest.fixture(scope="module")
+def network():
+  return networks.network(seed=2)
+
+
+@pytest.fixture(scope="module")
+def prompts():
+  return networks.random_prompts(np.random.default_rng(6), LENGTHS, 5)
+
+
+@pytest.fixture(autouse=True)
+def short_rings(monkeypatch):
+  """So that rings of these short completions have to grow."""
+  monkeypatch.setattr(engine, "_FIRST_RING", 4)
+
+
+def decode(ids):
+  """A letter a token; the last ones have none, like special tokens."""
+  return "".join(chr(ord("a") + i) for i in ids if i < 20)
+
+
+def make(network, **settings):
+  defaults = {
+    "max_completion_length": LENGTH,
+    "eos_ids": EOS,
+    "pad_id": PAD,
+    "decode": decode,
+  }
+  return engine.Engine(network.graphdef, **{**defaults, **settings})
+
+
+def keys_of(names=NAMES, group_size=GROUP_SIZE, seed=0):
+  key = jax.random.key(seed)
+  return rollout.sample_keys(key, rollout.identities(names), group_size)
+
+
+def sample(
+  network,
+  prompts,
+  *,
+  names=NAMES,
+  group_size=GROUP_SIZE,
+  choice=None,
+  max_lengths=None,
+  report=None,
+  **settings,
+):
+  ids, mask = (jnp.asarray(x) for x in prompts)
+  rolled, usage = make(network, **settings)(
+    network.params,
+    ids,
+    mask,
+    keys_of(names, group_size),
+    choice,
+    max_lengths,
+    **({"report": report} if report else {}),
+  )
+  return jax.tree.map(np.asarray, rolled), usage
+
+
+def assert_same(rolled, expected):
+  for name in ("completion_ids", "completion_mask", "stop_reasons"):
+    np.testing.assert_array_equal(
+      getattr(rolled, name), getattr(expected, name), err_msg=name
+    )
+  for name in ("log_probs", "behavior_log_probs"):
+    np.testing.assert_allclose(
+      getattr(rolled, name), getattr(expected, name), atol=2e-5
+    )
+
+
+CHOICES = {
+  "sampled": {"temperature": 1.0},
+  "greedy": {"temperature": 0.0},
+  "truncated": {"temperature": 1.2, "top_k": 9, "top_p": 0.9, "min_p": 0.01},
+}
+
+
+def one_program(network, prompts, settings):
+  ids, mask = (jnp.asarray(x) for x in prompts)
+  rolled = jax.jit(
+    functools.partial(
+      rollout.generate,
+      graphdef=network.graphdef,
+      max_completion_length=LENGTH,
+      eos_ids=EOS,
+      pad_id=PAD,
+    )
+  )(network.params, ids, mask, keys_of(), choice=engine.choice(**settings))
+  return jax.tree.map(np.asarray, rolled)
+
+
+@pytest.fixture(scope="module", params=CHOICES)
+def plain(request, network, prompts):
+  """Settings, and what the plain loop makes of them."""
+  settings = CHOICES[request.param]
+  return settings, one_program(network, prompts, settings)
+
+
+@pytest.mark.parametrize("num_slots", [1, 3, 5, 16, None])
+def test_slots_change_nothing(network, prompts, plain, num_slots):
+  settings, expected = plain
+  rolled, usage = sample(
+    network, prompts, num_slots=num_slots, choice=engine.choice(**settings)
+  )
+  assert_same(rolled, expected)
+  assert usage.num_tokens == expected.completion_mask.sum()
+  assert {StopReason.EOS} <= set(rolled.stop_reasons)
+  assert usage.num_slot_steps >= usage.num_tokens
+  if num_slots == 1:
+    assert usage.num_steps == usage.num_tokens == usage.num_slot_steps
+
+
+def test_company_changes_nothing(network, prompts, plain):
+  """Other problems beside it, fewer samples, another order, few slots."""
+  settings, expected = plain
+  ids, mask = prompts
+  order = [2, 0]
+  rolled, _ = sample(
+    network,
+    (ids[order], mask[order]),
+    names=[NAMES[i] for i in order],
+    group_size=3,
+    num_slots=2,
+    choice=engine.choice(**settings),
+  )
+  by_group = expected.completion_ids.reshape(4, GROUP_SIZE, LENGTH)
+  np.testing.assert_array_equal(
+    rolled.completion_ids.reshape(2, 3, LENGTH), by_group[order, :3]
+  )
+
+
+MESHES = {
+  "data": {"data": 4, "fsdp": 1, "tensor": 1},
+  "fsdp": {"data": 2, "fsdp": 2, "tensor": 1},
+  "tensor": {"data": 2, "fsdp": 1, "tensor": 2},
+}
+
+
+def on_mesh(network, mesh):
+  return jax.device_put(network.params, qwen3.shardings(mesh, network.params))
+
+
+@pytest.mark.parametrize("num_slots", [4, None])
+@pytest.mark.parametrize("sizes", MESHES.values(), ids=MESHES)
+def test_devices_change_nothing(network, prompts, plain, sizes, num_slots):
+  settings, expected = plain
+  devices = jax.devices()[: int(np.prod(list(sizes.values())))]
+  mesh = sharding.make_mesh(**sizes, devices=devices)
+  with jax.set_mesh(mesh):
+    rolled, _ = make(network, num_slots=num_slots)(
+      on_mesh(network, mesh),
+      *sharding.put_batch(mesh, prompts),
+      keys_of(),
+      engine.choice(**settings),
+    )
+  assert_same(jax.tree.map(np.asarray, rolled), expected)
+
+
+def test_sampling_on_another_mesh(network, prompts, plain):
+  """Trained in parts, sampled whole: brought over without the host."""
+  settings, expected = plain
+  trained = sharding.make_mesh(1, 4, 2)
+  sampled = sharding.make_mesh(4, 1, 2)
+  params = on_mesh(network, trained)
+  sampler = make(network, mesh=sampled, num_slots=4)
+  with jax.set_mesh(trained):
+    with jax.transfer_guard_device_to_host("disallow"):
+      weights = jax.block_until_ready(sampler.weights(params))
+    rolled, _ = sampler(
+      params,
+      *sharding.put_batch(sampled, prompts),
+      keys_of(),
+      engine.choice(**settings),
+    )
+  assert_same(jax.tree.map(np.asarray, rolled), expected)
+  query = weights["layers"][0]["query"]
+  assert query.addressable_shards[0].data.size == query.size // 2
+  assert params["layers"]["query"].sharding.mesh == trained
+
+
+def test_rows_choose_by_settings_of_their_own(network, prompts):
+  """Each group as if the whole batch had its settings, in one program."""
+  before = engine._advance._cache_size()
+  mixed, _ = sample(
+    network,
+    prompts,
+    choice=engine.choice(
+      temperature=[0, 1, 1.2, 0.5],
+      top_k=[None, None, 9, 3],
+      top_p=[1, None, 0.9, None],
+      min_p=[None, 0, 0.01, 0.2],
+    ),
+  )
+  programs = engine._advance._cache_size()
+  expected = [
+    {"temperature": 0},
+    {"temperature": 1},
+    {"temperature": 1.2, "top_k": 9, "top_p": 0.9, "min_p": 0.01},
+    {"temperature": 0.5, "top_k": 3, "min_p": 0.2},
+  ]
+  for group, settings in enumerate(expected):
+    alone, _ = sample(network, prompts, choice=engine.choice(**settings))
+    rows = slice(group * GROUP_SIZE, (group + 1) * GROUP_SIZE)
+    np.testing.assert_array_equal(
+      mixed.completion_ids[rows], alone.completion_ids[rows]
+    )
+  # Other widths may have come up; other settings have compiled nothing.
+  assert programs > before
+  widths = len(engine.ladder(16))
+  rings = 5  # 4, 8, 16, 32, 40
+  assert engine._advance._cache_size() <= before + widths * rings
+
+
+def test_lengths_of_their_own(network, prompts):
+  limits = np.arange(1, 17, dtype=np.int32).reshape(4, GROUP_SIZE)
+  cut, _ = sample(network, prompts, max_lengths=limits, num_slots=3)
+  whole, _ = sample(network, prompts)
+  for row, limit in enumerate(limits.ravel()):
+    length = min(limit, whole.completion_mask[row].sum())
+    np.testing.assert_array_equal(
+      cut.completion_mask[row], np.arange(LENGTH) < length
+    )
+    np.testing.assert_array_equal(
+      cut.completion_ids[row, :length], whole.completion_ids[row, :length]
+    )
+    is_cut = whole.completion_mask[row].sum() > limit
+    expected = StopReason.LENGTH if is_cut else whole.stop_reasons[row]
+    assert cut.stop_reasons[row] == expected
+
+
+def test_a_second_rollout_compiles_nothing(network, prompts):
+  sampler = make(network, num_slots=5)
+  ids, mask = (jnp.asarray(x) for x in prompts)
+  run = functools.partial(sampler, network.params, ids, mask)
+  _, first = run(keys_of())
+  programs = [
+    engine._start,
+    engine._advance,
+    engine._resize,
+    engine._finish,
+    engine._look,
+  ]
+  sizes = [program._cache_size() for program in programs]
+  again, usage = run(keys_of())
+  assert [program._cache_size() for program in programs] == sizes
+  assert usage.num_programs == first.num_programs
+  other, _ = run(keys_of(seed=1), engine.choice(temperature=0.5, top_k=4))
+  assert (
+    np.asarray(other.completion_ids) != np.asarray(again.completion_ids)
+  ).any()
+  # What another rollout adds is bounded by the widths and the rings there are.
+  assert len(sampler._programs) <= len(engine.ladder(5)) * 5
+
+
+def test_the_number_of_programs_is_logarithmic():
+  for width in (1, 2, 7, 64, 1000):
+    steps = engine.ladder(width)
+    assert steps[0] == width
+    assert steps[-1] == 1
+    assert len(steps) <= 2 * np.log2(width) + 2
+    assert all(
+      below >= 0.5 * above for above, below in itertools.pairwise(steps)
+    )
+
+
+@pytest.mark.parametrize("draw", ["exponential", "bimodal", "uniform"])
+def test_few_slots_are_busy(network, draw):
+  """Long tails: nine slot-steps of ten give a token that counts."""
+  rng = np.random.default_rng(1)
+  count = 128
+  lengths = {
+    "exponential": rng.exponential(6, count),
+    "bimodal": np.where(rng.random(count) < 0.1, 40, rng.integers(1, 8, count)),
+    "uniform": rng.integers(1, 40, count),
+  }[draw]
+  lengths = np.clip(lengths, 1, LENGTH).astype(np.int32)
+  prompts = networks.random_prompts(rng, [3] * 32, 3)
+  settings = {
+    "names": list(range(32)),
+    "max_lengths": lengths.reshape(32, 4),
+    "eos_ids": (),
+  }
+  rolled, usage = sample(network, prompts, num_slots=16, **settings)
+  np.testing.assert_array_equal(rolled.completion_mask.sum(axis=1), lengths)
+  assert usage.num_tokens == lengths.sum()
+  assert usage.slot_efficiency > 0.9
+  # The plain loop computes every row until the longest is done.
+  assert lengths.sum() / (count * lengths.max()) < 0.6
+
+
+def test_memory_grows_with_prompts_and_completions(network):
+  """P·S + P·G·T columns of keys and values; no prompt is there twice."""
+  config = network.config
+  column = 2 * 4 * config.num_layers * config.num_kv_heads * config.head_size
+
+  def num_columns(P, S, G, T):
+    prompts = networks.random_prompts(np.random.default_rng(0), [S] * P, S)
+    _, usage = sample(
+      network,
+      prompts,
+      names=list(range(P)),
+      group_size=G,
+      max_completion_length=T,
+      eos_ids=(),
+    )
+    return usage.cache_bytes / column
+
+  for P, S, G, T in [(2, 9, 4, 4), (2, 33, 4, 4), (2, 9, 8, 4), (4, 9, 4, 8)]:
+    # The last token of a prompt stands with the completion.
+    assert num_columns(P, S, G, T) == P * (S - 1) + P * G * T
+
+
+class TestStopStrings:
+  def test_text_ends_where_it_first_contains_one(self, network, prompts):
+    whole, _ = sample(network, prompts, eos_ids=())
+    texts = [decode(row) for row in whole.completion_ids]
+    string = texts[0][20:22]
+    cut, usage = sample(network, prompts, eos_ids=(), stop=(string,))
+    hits = 0
+    for row, text in enumerate(texts):
+      length = cut.completion_mask[row].sum()
+      np.testing.assert_array_equal(
+        cut.completion_ids[row, :length], whole.completion_ids[row, :length]
+      )
+      if string not in text:
+        assert length == LENGTH
+        assert cut.stop_reasons[row] == StopReason.LENGTH
+        continue
+      hits += 1
+      assert cut.stop_reasons[row] == StopReason.STOP_STRING
+      kept = cut.completion_ids[row, :length]
+      assert string in decode(kept)
+      assert string not in decode(kept[:-1])
+      np.testing.assert_array_equal(cut.completion_ids[row, length:], PAD)
+      np.testing.assert_array_equal(cut.log_probs[row, length:], 0)
+    assert 0 < hits < len(texts)
+    assert usage.num_tokens == cut.completion_mask.sum()
+
+  def test_slots_change_nothing(self, network, prompts):
+    settings = {"stop": ("ab", "q", "rs")}
+    expected, _ = sample(network, prompts, **settings)
+    assert {StopReason.STOP_STRING, StopReason.EOS} <= set(
+      expected.stop_reasons
+    )
+    for num_slots in (1, 3, 7):
+      rolled, _ = sample(network, prompts, num_slots=num_slots, **settings)
+      assert_same(rolled, expected)
+
+  def test_a_string_over_many_tokens_and_looks(
+    self, network, prompts, monkeypatch
+  ):
+    whole, _ = sample(network, prompts, eos_ids=())
+    string = decode(whole.completion_ids[5])[3:30]
+    for steps in (1, 2, 16):
+      monkeypatch.setattr(engine, "_STEPS_WITH_STOP", steps)
+      cut, _ = sample(network, prompts, eos_ids=(), stop=(string,))
+      assert cut.stop_reasons[5] == StopReason.STOP_STRING
+      length = cut.completion_mask[5].sum()
+      assert decode(cut.completion_ids[5, :length]).endswith(string)
+
+  def test_it_comes_before_an_end_that_came_in_the_same_look(
+    self, network, prompts
+  ):
+    """A row that ended is cut too, if the string came earlier."""
+    ended, _ = sample(network, prompts)
+    row = int(np.argmax(ended.completion_mask.sum(axis=1) > 2))
+    text = decode(ended.completion_ids[row])
+    cut, _ = sample(network, prompts, stop=(text[0],))
+    assert cut.completion_mask[row].sum() < ended.completion_mask[row].sum()
+    assert cut.stop_reasons[row] == StopReason.STOP_STRING
+
+
+class TestEdges:
+  def test_everyone_ends_at_the_first_token(self, network, prompts):
+    everything = tuple(range(networks.VOCAB_SIZE))
+    rolled, usage = sample(network, prompts, eos_ids=everything, num_slots=5)
+    np.testing.assert_array_equal(rolled.completion_mask.sum(axis=1), 1)
+    np.testing.assert_array_equal(rolled.stop_reasons, StopReason.EOS)
+    assert usage.num_tokens == 16
+
+  def test_all_at_once(self, network, prompts):
+    rolled, usage = sample(network, prompts, eos_ids=())
+    np.testing.assert_array_equal(rolled.completion_mask, 1)
+    np.testing.assert_array_equal(rolled.stop_reasons, StopReason.LENGTH)
+    assert usage.num_steps == LENGTH
+    assert usage.slot_efficiency == 1
+
+  def test_one_row_of_one_token(self, network, prompts):
+    one = tuple(x[2:3] for x in prompts)
+    rolled, usage = sample(
+      network, one, names=[19], group_size=1, max_completion_length=1
+    )
+    assert rolled.completion_ids.shape == (1, 1)
+    assert usage.num_tokens == usage.num_slot_steps == 1
+
+  def test_a_prompt_of_one_column(self, network, prompts):
+    ids, mask = prompts
+    narrow = (ids[2:3, -1:], mask[2:3, -1:])
+    rolled, _ = sample(network, narrow, names=[19])
+    expected, _ = sample(network, (ids[2:3], mask[2:3]), names=[19])
+    assert_same(rolled, expected)
+
+  def test_prompts_are_read_a_few_at_a_time(
+    self, network, prompts, monkeypatch
+  ):
+    expected, _ = sample(network, prompts)
+    jax.clear_caches()
+    monkeypatch.setattr(rollout, "_PREFILL_TOKENS", 8)
+    rolled, _ = sample(network, prompts)
+    jax.clear_caches()
+    assert_same(rolled, expected)
+
+  @pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+      ({"num_slots": 0}, "num_slots=0"),
+      ({"stop": "ab"}, "must be a list of strings"),
+      ({"stop": ("",)}, "none empty"),
+      ({"stop": ("a",), "decode": None}, "needs decode"),
+    ],
+    ids=str,
+  )
+  def test_unusable_settings(self, network, settings, said):
+    with pytest.raises(ValueError, match=said):
+      make(network, **settings)
+
+  @pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+      ({"temperature": -1}, "temperature=-1 must be 0 or"),
+      ({"temperature": [1, float("nan")]}, "temperature=nan must be 0 or"),
+      ({"top_k": 0}, "top_k=0 must be a whole number"),
+      ({"top_k": 2.5}, "top_k=2.5 must be a whole number"),
+      ({"top_p": [0.5, 0]}, "top_p=0 must be above 0"),
+      ({"min_p": 1.5}, "min_p=1.5 must be in"),
+    ],
+    ids=str,
+  )
+  def test_unusable_choices(self, settings, said):
+    with pytest.raises(ValueError, match=said):
+      engine.choice(**settings)
+
+
+def test_progress_is_reported(network, prompts, monkeypatch):
+  monkeypatch.setattr(engine, "_STEPS", 8)
+  told = []
+  _, usage = sample(
+    network,
+    prompts,
+    num_slots=5,
+    report=lambda num_tokens, num_done: told.append((num_tokens, num_done)),
+  )
+  assert len(told) > 2
+  assert told == sorted(told)
+  assert told[-1] == (usage.num_tokens, 16)
