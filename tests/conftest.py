@@ -1,6 +1,8 @@
 """Strict settings for all tests; they must stand before jax is imported."""
 
+import gc
 import os
+import pathlib
 
 import compiling
 
@@ -11,5 +13,20 @@ os.environ["XLA_FLAGS"] = (
 )
 
 import jax
+import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(autouse=True)
+def few_memory_maps():
+  """Lets compiled programs go before they use up what Linux lets one map.
+
+  XLA maps each program in many pieces, and dies where it may map no more
+  (`vm.max_map_count`, 65530 by default).
+  """
+  yield
+  maps = pathlib.Path("/proc/self/maps")
+  if maps.exists() and maps.read_bytes().count(b"\n") > 30_000:
+    jax.clear_caches()
+    gc.collect()
