@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from distil_jax import engine, prompts, rollout
+from distil_jax import engine, processes, prompts, rollout
 from distil_jax.envs import Environment
 from distil_jax.models import qwen3, sharding
 from distil_jax.policy import Policy
@@ -132,14 +132,16 @@ class Actor:
     Returns:
       this process's rows, NumPy, and what all of them took.
     """
-    arrays = (prompt_ids, prompt_mask, identities)
+    width = _width(prompt_mask)
+    arrays = (prompt_ids[:, -width:], prompt_mask[:, -width:], identities)
     ids, mask, names = sharding.put_batch(self._mesh, arrays)
     with jax.set_mesh(self._mesh):
       keys = _sample_keys(key, names, self.group_size)
     sampled, usage = self._engine(
       params, ids, mask, keys, self._choice, report=report
     )
-    return jax.tree.map(sharding.local_rows, sampled), usage
+    rows = jax.tree.map(sharding.local_rows, sampled)
+    return rows.replace(prompt_ids=prompt_ids, prompt_mask=prompt_mask), usage
 
   def __call__(
     self,
@@ -177,6 +179,19 @@ class Actor:
       completions=completions,
       verdicts=verdicts,
     )
+
+
+def _width(prompt_mask: np.ndarray) -> int:
+  """Columns that the prompts of all processes need: all, a half or a quarter.
+
+  Another number of them is another set of programs.
+  """
+  longest = processes.global_max(int(prompt_mask.sum(axis=1).max()))
+  width = prompt_mask.shape[1]
+  fitting = [
+    -(-width // part) for part in (4, 2) if -(-width // part) >= longest
+  ]
+  return min(fitting, default=width)
 
 
 _sample_keys = jax.jit(rollout.sample_keys, static_argnums=2)

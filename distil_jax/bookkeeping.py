@@ -16,7 +16,17 @@ from distil_jax.io import reports
 from distil_jax.records import Status, StopReason
 
 # Settings that may differ when a run goes on from a checkpoint.
-_FREE = ("name", "train.num_steps", "train.run_directory")
+# (None of them changes what is computed, but for rounding.)
+_FREE = (
+  "name",
+  "train.num_steps",
+  "train.run_directory",
+  "model.attention",
+  "teacher.share_prefix",
+  "rollout.num_slots",
+  "rollout.cache_dtype",
+  "rollout.mesh",
+)
 _FREE_SECTIONS = ("evaluation", "checkpoint", "logging", "mesh")
 
 
@@ -52,7 +62,7 @@ def check_same(saved: Mapping[str, Any], config: Config, step: int) -> None:
     f"  {key}: {old.get(key)!r} in the checkpoint, {new.get(key)!r} now"
     for key in {**old, **new}
     if old.get(key) != new.get(key)
-    and key not in free
+    and not any(key == name or key.startswith(f"{name}.") for name in free)
     and key.split(".")[0] not in _FREE_SECTIONS
   ]
   if differences:
@@ -72,14 +82,15 @@ def warnings(config: Config) -> list[str]:
       "weight; float32 with model.compute_dtype=bfloat16 keeps it"
     )
   r = config.rollout
-  is_changed = r.temperature != 1 or r.top_k is not None or r.top_p is not None
+  truncation = (r.top_k, r.top_p, r.min_p)
+  is_changed = r.temperature != 1 or any(x is not None for x in truncation)
   if is_changed and _has_score_function(config.objective):
     found.append(
-      f"rollout.temperature={r.temperature}, top_k={r.top_k}, top_p={r.top_p}: "
-      "credit and rewards weigh log-probabilities of the whole softmax at "
-      "temperature 1, so their gradient is not that of what was sampled, and "
+      f"rollout.temperature={r.temperature}, top_k={r.top_k}, top_p={r.top_p}, "
+      f"min_p={r.min_p}: credit and rewards weigh log-probabilities of the "
+      "whole softmax at temperature 1, so their gradient is not that of what was sampled, and "
       "mass may flow to tokens that are never sampled; temperature=1 without "
-      "top_k and top_p is exact"
+      "top_k, top_p and min_p is exact"
     )
   return found
 
@@ -168,7 +179,16 @@ def experience_metrics(
   }
   sums = processes.global_sums(sums)
   count = sums.pop("count")
-  return {name: total / count for name, total in sums.items()}
+  means = {name: total / count for name, total in sums.items()}
+  usage = experience.usage
+  if usage is None:
+    return means
+  # Of all processes already.
+  return means | {
+    "rollout/slot_efficiency": usage.slot_efficiency,
+    "rollout/programs": float(usage.num_programs),
+    "rollout/cache_megabytes": usage.cache_bytes / 1e6,
+  }
 
 
 def samples(

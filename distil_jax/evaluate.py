@@ -1,6 +1,7 @@
 """How often a policy is right on problems that it does not train on."""
 
 import collections
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -65,7 +66,10 @@ def evaluate(
     batch = list(mine[start : start + num_problems])
     num_real = len(batch)
     filler = [problems[0]] * (num_problems - num_real)
-    experience = actor(params, batch + filler, key)
+    done = functools.partial(
+      _report, report, start=start, end=start + num_real, rows=group_size
+    )
+    experience = actor(params, batch + filler, key, report=done)
     is_real = slice(0, num_real * group_size)
     is_right = experience.rewards[:num_real] >= success_threshold
     for num_correct in is_right.sum(axis=1).tolist():
@@ -77,8 +81,21 @@ def evaluate(
     totals["cut_off"] += int(experience.is_cut_off[is_real].sum())
     for verdict in experience.verdicts[is_real]:
       totals[f"verdict/{verdict.status}"] += 1
-    report(min(start + num_problems, len(mine)))
   return _averages(processes.global_sums(totals), group_size, pass_at)
+
+
+def _report(
+  report: Callable[[int], None],
+  num_tokens: int,
+  num_done: int,
+  *,
+  start: int,
+  end: int,
+  rows: int,
+) -> None:
+  """In problems of this process; the engine counts rows of all of them."""
+  del num_tokens
+  report(min(start + num_done // (rows * jax.process_count()), end))
 
 
 def _averages(

@@ -205,7 +205,12 @@ class _Run:
         )
       else:
         key = jax.random.fold_in(jax.random.wrap_key_data(self.state.key), step)
-        experience = learner.actor(self.state.params, items, key)
+        experience = learner.actor(
+          self.state.params,
+          items,
+          key,
+          report=self.progress.sampling(config.num_sequences),
+        )
         clock.append(time.monotonic())
         lesson = self.teach(experience)
       guarded = self.look_at_teacher(step, experience, lesson)

@@ -129,6 +129,31 @@ class Progress:
       finally:
         timer.cancel()
 
+  def sampling(self, num_rows: int) -> Callable[[int, int], None]:
+    """Says how far a rollout is, where it takes long enough to wonder.
+
+    Args:
+      num_rows: completions that are asked for.
+
+    Returns:
+      a function to call with the tokens and the completions done so far.
+    """
+    begun = time.monotonic()
+    earlier = "" if self._bar is None else f"{self._bar.desc}  "
+
+    def report(num_tokens: int, num_done: int) -> None:
+      seconds = time.monotonic() - begun
+      if not self._is_shown or seconds < _STAGE_SECONDS:
+        return
+      pace = f"{num_tokens / seconds:,.0f} tokens/s"
+      text = f"sampling {num_done}/{num_rows}  {pace}"
+      if self._bar is not None:
+        self._bar.set_description_str(earlier + text)
+      else:
+        self._print_in_turn(text)
+
+    return report
+
   def message(self, text: str) -> None:
     """Prints a line of its own that stays, above the live one."""
     if self._bar is not None:
