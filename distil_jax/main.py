@@ -1,9 +1,12 @@
 """`distil-jax`: argv to config to one of the conductors."""
 
 import argparse
+import difflib
 import logging
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from distil_jax import config as configs
 from distil_jax import interrupts
@@ -34,7 +37,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   """The command line; settings may stand before and after options."""
   parser = _parser()
   arguments, rest = parser.parse_known_args(argv)
-  unknown = [text for text in rest if text.startswith("-") or "=" not in text]
+  if arguments.run is _generate:
+    # A text with a space is no option, for argparse neither.
+    unknown = [t for t in rest if t.startswith("-") and " " not in t]
+  else:
+    unknown = [t for t in rest if t.startswith("-") or "=" not in t]
   if unknown:
     parser.error(f"unrecognized arguments: {' '.join(unknown)}")
   arguments.overrides += rest
@@ -57,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     if name == "export":
       command.add_argument("directory", metavar="DIRECTORY")
     _add_common(command, run, _OVERRIDES_HELP)
+  _add_generate(commands)
   _add_compare(commands)
   return parser
 
@@ -68,15 +76,102 @@ def _command(commands, name: str, text: str) -> argparse.ArgumentParser:
   )
 
 
-def _add_common(command: argparse.ArgumentParser, run, overrides: str) -> None:
+def _add_common(
+  command: argparse.ArgumentParser,
+  run: Callable[[argparse.Namespace], int],
+  overrides: str,
+  metavar: str = "key=value",
+) -> None:
   """What every command ends with."""
-  command.add_argument(
-    "overrides", nargs="*", metavar="key=value", help=overrides
-  )
+  command.add_argument("overrides", nargs="*", metavar=metavar, help=overrides)
   command.add_argument(
     "--debug", action="store_true", help="show the traceback of an error"
   )
   command.set_defaults(run=run)
+
+
+def _add_generate(commands) -> None:
+  command = _command(commands, "generate", "ask the last checkpoint")
+  command.epilog = (
+    "What is not said is as the config evaluates: sections evaluation and "
+    "rollout."
+  )
+  command.add_argument("config", metavar="CONFIG", help=_CONFIG_HELP)
+  for name, kind, metavar, text in _GENERATE_OPTIONS:
+    command.add_argument(f"--{name}", type=kind, metavar=metavar, help=text)
+  command.add_argument(
+    "--stop",
+    action="append",
+    metavar="STRING",
+    help="ends a completion that contains it; may be repeated",
+  )
+  command.add_argument(
+    "--base", action="store_true", help="ask the base model, not a checkpoint"
+  )
+  command.add_argument(
+    "--json", action="store_true", help="print one JSON object a line"
+  )
+  command.set_defaults(num_samples=1, seed=0)
+  _add_common(
+    command,
+    _generate,
+    "prompts, each a user's message; and settings, which begin with the name "
+    "of a section: evaluation.temperature=0 is a setting, x=0 a prompt",
+    metavar="PROMPT or key=value",
+  )
+
+
+def _is_setting(text: str) -> bool:
+  """Whether a word is a setting rather than a prompt.
+
+  A section that is almost right counts, so that nobody's setting is asked.
+  """
+  key, equals, _ = text.partition("=")
+  if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
+    return False
+  known = configs.Config.model_fields
+  section, dot, _ = key.partition(".")
+  near = difflib.get_close_matches(section, known, n=1) if dot else []
+  return section in known or bool(near)
+
+
+def _positive(text: str) -> int:
+  return _whole(text, 1, 2**31 - 1)
+
+
+def _seed(text: str) -> int:
+  return _whole(text, 0, 2**32 - 1)
+
+
+def _whole(text: str, least: int, most: int) -> int:
+  if not re.fullmatch(r"-?[0-9]{1,12}", text) or not least <= int(text) <= most:
+    raise argparse.ArgumentTypeError(
+      f"must be a whole number from {least} to {most}, got {text!r}"
+    )
+  return int(text)
+
+
+_GENERATE_OPTIONS = (
+  (
+    "file",
+    str,
+    "FILE",
+    "more prompts: .txt has one a line; .jsonl in each line an object with "
+    "prompt, a string, or messages; - is the standard input, one a line",
+  ),
+  ("num-samples", _positive, "N", "completions of each prompt (default: 1)"),
+  ("max-tokens", _positive, "T", "of a completion"),
+  ("temperature", float, "X", "0 takes the most probable token"),
+  ("top-k", _positive, "K", "sample among the K most probable tokens"),
+  ("top-p", float, "P", "among the most probable that reach this mass"),
+  (
+    "min-p",
+    float,
+    "P",
+    "among those at least so probable as this share of the most probable",
+  ),
+  ("seed", _seed, "S", "another one gives other samples (default: 0)"),
+)
 
 
 def _add_compare(commands) -> None:
@@ -205,3 +300,99 @@ def _export(arguments: argparse.Namespace) -> int:
     dataclasses.replace(owner.policy, params=params).save(arguments.directory)
   print(f"step {step} of {config.run_directory} -> {arguments.directory}")
   return 0
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+  words = arguments.overrides
+  settings = [word for word in words if _is_setting(word)]
+  config = configs.load(arguments.config, settings)
+  import dataclasses
+
+  import jax
+
+  from distil_jax import assembly, generation
+  from distil_jax.io.progress import Progress
+  from distil_jax.records import StopReason
+
+  asked = generation.conversations(
+    [word for word in words if word not in settings], arguments.file
+  )
+  sampling = _sampling(arguments, config)
+  mesh = assembly.mesh(config)
+  with jax.set_mesh(mesh), Progress(None) as progress:
+    policy = _existing_policy(arguments, config, mesh)
+    generation.check_prompts(policy, asked, sampling["max_completion_length"])
+    who = f"base model {config.model.directory}"
+    if not arguments.base:
+      step, params = generation.trained_params(
+        config.run_directory / "checkpoints", policy.params
+      )
+      policy = dataclasses.replace(policy, params=params)
+      run = config.run_directory
+      who = (
+        f"no checkpoint in {run}: {who}"
+        if step is None
+        else f"step {step} of {run}"
+      )
+    progress.message(who)
+    report = progress.sampling(len(asked) * arguments.num_samples)
+    with progress.stage("answering"):
+      found = generation.answers(
+        policy,
+        asked,
+        jax.random.key(arguments.seed),
+        report=report,
+        **sampling,
+      )
+    num_cut_off = sum(a.stop_reason == StopReason.LENGTH for a in found)
+    if num_cut_off:
+      progress.message(
+        f"{num_cut_off} of {len(found)} cut off after "
+        f"{sampling['max_completion_length']} tokens; see --max-tokens"
+      )
+  write = generation.to_json if arguments.json else generation.to_text
+  print(write(found))
+  return 0
+
+
+def _sampling(
+  arguments: argparse.Namespace, config: configs.Config
+) -> dict[str, Any]:
+  """How to sample: as the config evaluates, but for what is said."""
+  from distil_jax import engine
+
+  names = ("temperature", "top_k", "top_p", "min_p")
+  choice = {name: getattr(config.evaluation, name) for name in names}
+  said = {name: getattr(arguments, name) for name in names}
+  choice |= {name: value for name, value in said.items() if value is not None}
+  engine.choice(**choice)  # refuses now, and not when the model is loaded
+  if arguments.stop and not all(arguments.stop):
+    raise configs.ConfigError("--stop needs a string that is not empty")
+  return {
+    **choice,
+    "group_size": arguments.num_samples,
+    "max_completion_length": arguments.max_tokens
+    or config.evaluation.max_completion_length
+    or config.rollout.max_completion_length,
+    "stop": arguments.stop or config.rollout.stop,
+    "num_slots": config.rollout.num_slots,
+    "cache_dtype": config.rollout.cache_dtype,
+  }
+
+
+def _existing_policy(
+  arguments: argparse.Namespace, config: configs.Config, mesh
+):
+  """The base model; never makes one, for which it would need the data."""
+  from distil_jax import assembly, sources
+  from distil_jax.io import weights
+  from distil_jax.policy import resolve_directory
+
+  directory = resolve_directory(config.model.directory)
+  if config.model.create and not (directory / weights.CONFIG).is_file():
+    raise configs.ConfigError(
+      f"there is no model in {directory} yet: model.create makes one when the "
+      f"run begins; distil-jax train {arguments.config}"
+    )
+  none = sources.Problems(train=(), evaluation=(), num_skipped=0)
+  return assembly.policy(config, assembly.environment(config), none, mesh)

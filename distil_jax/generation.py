@@ -1,0 +1,264 @@
+"""Prompts that a person has, and what a policy answers."""
+
+import dataclasses
+import json
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from distil_jax import policy as policies
+from distil_jax.io import checkpoints, datasets
+from distil_jax.models import qwen3
+from distil_jax.records import Message, StopReason
+
+Conversation = tuple[Message, ...]
+
+STDIN = "-"
+_LINES = ".txt"
+_ROWS = (".jsonl", ".json", ".parquet")
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+  """One completion.
+
+  Attributes:
+    prompt: number of the prompt, from 1.
+    sample: number of the sample of this prompt, from 1.
+    messages: the prompt.
+    completion: its text.
+    stop_reason: why it ended.
+    num_tokens: of the completion, the end token included.
+    log_prob: of the completion under the policy's own softmax, before
+      temperature and truncation, nats.
+  """
+
+  prompt: int
+  sample: int
+  messages: Conversation
+  completion: str
+  stop_reason: StopReason
+  num_tokens: int
+  log_prob: float
+
+
+def conversations(
+  texts: Sequence[str], file: str | None = None
+) -> list[Conversation]:
+  """What is asked: first the texts, then what the file holds.
+
+  Args:
+    texts: each one a user's message.
+    file: `.txt` has a prompt a line; a data file (see `datasets.read_rows`)
+      has in each row `prompt`, and `system` where there is one, or `messages`;
+      `-` is the standard input, with a prompt a line. Blank lines do not count.
+
+  Raises:
+    DataError: nothing is asked, a prompt is empty, or the file cannot be used.
+  """
+  found: list[tuple[str, Mapping[str, Any]]] = [
+    (f"prompt {number}", {"prompt": text})
+    for number, text in enumerate(texts, start=1)
+  ]
+  if file is not None:
+    found += _rows(file)
+  if not found:
+    raise datasets.DataError(
+      "there is no prompt: give one after the config, or a file of them with "
+      "--file"
+    )
+  return [_conversation(row, place) for place, row in found]
+
+
+def trained_params(
+  directory: pathlib.Path, params: qwen3.Params
+) -> tuple[int | None, qwen3.Params]:
+  """The step and the parameters of a folder's last checkpoint.
+
+  Args:
+    directory: of checkpoints; it need not be there.
+    params: of the base model.
+
+  Returns:
+    None and those of the base model where there is no checkpoint.
+
+  Raises:
+    CheckpointError: it cannot be read.
+  """
+  if not directory.is_dir():
+    return None, params
+  with checkpoints.Checkpoints(directory) as saved:
+    step = saved.latest_step
+    if step is None:
+      return None, params
+    return step, saved.read_params(step, checkpoints.template(params))
+
+
+def check_prompts(
+  policy: policies.Policy,
+  asked: Sequence[Conversation],
+  max_completion_length: int,
+) -> None:
+  """Each prompt is said as a whole, and leaves room for its completion.
+
+  Raises:
+    ValueError: a prompt is too long, or the chat template refuses it or leaves
+      a message out.
+  """
+  positions = policy.config.max_positions
+  for roles in {tuple(m["role"] for m in messages) for messages in asked}:
+    policy.tokenizer.check_template(roles)
+  for number, messages in enumerate(asked, start=1):
+    length = len(policy.tokenizer.encode_messages(messages))
+    if length + max_completion_length > positions:
+      room = positions - length
+      cure = (
+        f"ask for at most --max-tokens {room}" if room > 0 else "shorten it"
+      )
+      raise ValueError(
+        f"prompt {number} has {length} tokens, and with completions of "
+        f"{max_completion_length} that is more than the {positions} positions "
+        f"of the model; {cure}"
+      )
+
+
+def answers(
+  policy: policies.Policy,
+  asked: Sequence[Conversation],
+  key: jax.Array,
+  *,
+  group_size: int,
+  max_completion_length: int,
+  **settings: Any,
+) -> list[Answer]:
+  """Samples completions of each conversation.
+
+  Args:
+    policy: answers.
+    asked: from `conversations`.
+    key: the same one gives the same answers.
+    group_size: G, answers to each.
+    max_completion_length: T, tokens.
+    **settings: see `policy.generate`.
+
+  Raises:
+    ValueError: see `policy.generate`.
+  """
+  rollout = policies.generate(
+    policy,
+    asked,
+    key,
+    group_size=group_size,
+    max_completion_length=max_completion_length,
+    **settings,
+  )
+  mask = np.asarray(rollout.completion_mask)
+  log_probs = np.asarray(rollout.log_probs, np.float64)
+  texts = policy.texts(rollout.completion_ids, rollout.completion_mask)
+  reasons = np.asarray(rollout.stop_reasons)
+  return [
+    Answer(
+      prompt=row // group_size + 1,
+      sample=row % group_size + 1,
+      messages=asked[row // group_size],
+      completion=text,
+      stop_reason=StopReason(int(reasons[row])),
+      num_tokens=int(mask[row].sum()),
+      log_prob=float(log_probs[row].sum(where=mask[row] == 1)),
+    )
+    for row, text in enumerate(texts)
+  ]
+
+
+def to_text(found: Sequence[Answer]) -> str:
+  """To read: a completion alone, or each one below a line that names it."""
+  if len(found) == 1:
+    return found[0].completion
+  return "\n\n".join(
+    f"--- prompt {a.prompt}, sample {a.sample}: "
+    f"{a.stop_reason.name.lower()}, {a.num_tokens} tokens\n{a.completion}"
+    for a in found
+  )
+
+
+def to_json(found: Sequence[Answer]) -> str:
+  """One object a line."""
+  return "\n".join(
+    json.dumps(
+      dataclasses.asdict(a) | {"stop_reason": a.stop_reason.name.lower()}
+    )
+    for a in found
+  )
+
+
+def _rows(file: str) -> Sequence[tuple[str, Mapping[str, Any]]]:
+  """Where each prompt of a file stands, and what stands there."""
+  path = pathlib.Path(file)
+  kind = path.suffix.lower()
+  if file == STDIN:
+    return _lines("the standard input", sys.stdin.read())
+  if kind == _LINES:
+    return _lines(file, _read(path))
+  if kind in _ROWS:
+    data = datasets.read_rows(path, fields={}, malformed="error", required=())
+    return [(f"{file}, {data.unit} {number}", row) for number, row in data.rows]
+  raise datasets.DataError(
+    f"{file}: files of prompts are {_LINES}, with one a line, or "
+    f"{', '.join(_ROWS)}; or {STDIN}, the standard input"
+  )
+
+
+def _read(path: pathlib.Path) -> str:
+  try:
+    return path.read_text(encoding="utf-8-sig")
+  except (OSError, UnicodeDecodeError) as error:
+    raise datasets.DataError(f"{path} cannot be read: {error}") from error
+
+
+def _lines(name: str, content: str) -> list[tuple[str, Mapping[str, Any]]]:
+  if not content.strip():
+    raise datasets.DataError(f"{name} holds no prompts")
+  return [
+    (f"{name}, line {number}", {"prompt": line.removesuffix("\r")})
+    for number, line in enumerate(content.split("\n"), start=1)
+    if line.strip()
+  ]
+
+
+def _conversation(row: Mapping[str, Any], place: str) -> Conversation:
+  """The messages of a row; refuses what nobody can have meant."""
+  if ("prompt" in row) == ("messages" in row):
+    raise datasets.DataError(
+      f"{place}: needs either 'prompt' or 'messages', has {sorted(row)}"
+    )
+  messages = row.get("messages")
+  if "prompt" in row:
+    messages = [{"role": "user", "content": row["prompt"]}]
+    if row.get("system"):
+      messages.insert(0, {"role": "system", "content": row["system"]})
+  if not isinstance(messages, Sequence) or not all(
+    isinstance(message, Mapping)
+    and isinstance(message.get("role"), str)
+    and isinstance(message.get("content"), str)
+    for message in messages
+  ):
+    raise datasets.DataError(
+      f"{place}: 'prompt' must be a string, 'messages' a list of objects with "
+      "the strings 'role' and 'content'"
+    )
+  if not any(message["content"].strip() for message in messages):
+    raise datasets.DataError(f"{place} is empty")
+  for message in messages:
+    try:
+      message["content"].encode("utf-8")
+    except UnicodeEncodeError as error:
+      raise datasets.DataError(
+        f"{place} is no valid Unicode: {error}"
+      ) from error
+  return tuple(
+    {name: m[name] for name in ("role", "content")} for m in messages
+  )
