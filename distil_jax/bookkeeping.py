@@ -88,7 +88,8 @@ def warnings(config: Config) -> list[str]:
     found.append(
       f"rollout.temperature={r.temperature}, top_k={r.top_k}, top_p={r.top_p}, "
       f"min_p={r.min_p}: credit and rewards weigh log-probabilities of the "
-      "whole softmax at temperature 1, so their gradient is not that of what was sampled, and "
+      "whole softmax at temperature 1, so their gradient is not that of what "
+      "was sampled, and "
       "mass may flow to tokens that are never sampled; temperature=1 without "
       "top_k, top_p and min_p is exact"
     )

@@ -39,9 +39,9 @@ _ALLOWED: Mapping[str, tuple[Callable[[float], bool], str]] = {
   "min_p": (lambda x: 0 <= x <= 1, "in [0, 1]"),
 }
 
-_FIRST_RING = 128
+_FIRST_RING = 64
 # Tokens between two looks of the host; fewer where it has text to search.
-_STEPS, _STEPS_WITH_STOP = 128, 16
+_STEPS, _STEPS_WITH_STOP = rollout.JOURNAL_STEPS, 16
 # A token of a byte-level vocabulary has a byte at least; some have no text.
 _SPARE_TOKENS = 8
 

@@ -24,6 +24,10 @@ from distil_jax.models import decoding, qwen3, sharding
 from distil_jax.ops import chunks, sampling
 from distil_jax.records import Array, Rollout, StopReason
 
+# Tokens that slots choose before what they chose is sorted in.
+JOURNAL_STEPS = 128
+# Tokens of the vocabulary whose logits stand together.
+_LOGITS_BLOCK = 256
 # Tokens of prompts that are read at once, in each part of the batch.
 _PREFILL_TOKENS = 16384
 
@@ -56,6 +60,7 @@ class Slots:
     lengths: tokens chosen so far.
     ids: the newest token: the prompt's last one at first.
     is_alive: whether it works on a row.
+    keys, choice, max_lengths: of its row, as in `Requests`.
   """
 
   rows: jax.Array
@@ -63,6 +68,9 @@ class Slots:
   lengths: jax.Array
   ids: jax.Array
   is_alive: jax.Array
+  keys: jax.Array
+  choice: sampling.Choice
+  max_lengths: jax.Array
 
 
 @struct.dataclass
@@ -85,6 +93,28 @@ class Completions:
 
 
 @struct.dataclass
+class Journal:
+  """What the last steps chose, C of them at most. Shape `[C, D, W]` each.
+
+  Steps write here, in one place, and `advance` sorts it into `Completions`
+  once: to write each row in a place of its own is slow on every platform.
+
+  Attributes:
+    rows: which row the slot worked on; N and more where on none.
+    ages: the token's place in its completion.
+    ids, log_probs, behavior_log_probs: as in `Completions`.
+    stop_reasons: why the row ended, where it did.
+  """
+
+  rows: jax.Array
+  ages: jax.Array
+  ids: jax.Array
+  log_probs: jax.Array
+  behavior_log_probs: jax.Array
+  stop_reasons: jax.Array
+
+
+@struct.dataclass
 class State:
   """A rollout that is under way.
 
@@ -93,6 +123,7 @@ class State:
     prompts: in memory.
     rings: of the samples in flight.
     slots: the samples in flight.
+    in_flight: which of them reads which prompt.
     completions: of all rows.
     next_row: the first row that waits. Shape `[D]`.
     num_steps: tokens chosen for each slot so far. Scalar.
@@ -102,6 +133,7 @@ class State:
   prompts: decoding.Prompts
   rings: decoding.Rings
   slots: Slots
+  in_flight: decoding.Members
   completions: Completions
   next_row: jax.Array
   num_steps: jax.Array
@@ -258,30 +290,34 @@ def start(
     dtype=cache_dtype,
   )
   width = -(-num_slots // num_parts)
+  requests = Requests(
+    keys=keys.reshape(num_parts, -1),
+    last_ids=prompt_ids[:, -1].reshape(num_parts, -1),
+    choice=sampling.Choice(
+      temperature=of_rows(jnp.asarray(choice.temperature, jnp.float32)),
+      top_k=of_rows(jnp.asarray(choice.top_k, jnp.int32)),
+      top_p=of_rows(jnp.asarray(choice.top_p, jnp.float32)),
+      min_p=of_rows(jnp.asarray(choice.min_p, jnp.float32)),
+    ),
+    max_lengths=of_rows(jnp.asarray(max_lengths, jnp.int32)),
+  )
   zeros = jnp.zeros((num_parts, width), jnp.int32)
+  slots = Slots(
+    rows=zeros,
+    homes=zeros,
+    lengths=zeros,
+    ids=zeros,
+    is_alive=zeros.astype(bool),
+    **_asked(requests, zeros),
+  )
   rows_shape = (num_parts, keys.size // num_parts)
   tokens_shape = (*rows_shape, max_completion_length)
   state = State(
-    requests=Requests(
-      keys=keys.reshape(rows_shape),
-      last_ids=prompt_ids[:, -1].reshape(num_parts, -1),
-      choice=sampling.Choice(
-        temperature=of_rows(jnp.asarray(choice.temperature, jnp.float32)),
-        top_k=of_rows(jnp.asarray(choice.top_k, jnp.int32)),
-        top_p=of_rows(jnp.asarray(choice.top_p, jnp.float32)),
-        min_p=of_rows(jnp.asarray(choice.min_p, jnp.float32)),
-      ),
-      max_lengths=of_rows(jnp.asarray(max_lengths, jnp.int32)),
-    ),
+    requests=requests,
     prompts=prompts,
     rings=decoding.empty_rings(prompts, width, ring_length),
-    slots=Slots(
-      rows=zeros,
-      homes=zeros,
-      lengths=zeros,
-      ids=zeros,
-      is_alive=zeros.astype(bool),
-    ),
+    slots=slots,
+    in_flight=_members(slots, prompts, group_size=keys.shape[1]),
     completions=Completions(
       ids=jnp.zeros(tokens_shape, jnp.int32),
       log_probs=jnp.zeros(tokens_shape, jnp.float32),
@@ -309,7 +345,8 @@ def advance(
   Args:
     weights: from `decoding.by_layer`.
     state: donate it.
-    num_steps: at most so many tokens for each slot; None: no limit.
+    num_steps: at most so many tokens for each slot. `JOURNAL_STEPS` at most,
+      unless there is a slot for every row. None: as many as that.
     shrink_at: stops when nothing waits and no part has more slots at work.
     graphdef: from `qwen3.make`.
     eos_ids: any of them ends a completion.
@@ -320,22 +357,39 @@ def advance(
   """
   first = state.num_steps
   ring_length = state.rings.cache.keys[0].shape[2]
+  num_rows, length = state.completions.ids.shape[1:]
+  # All rows at once take no more steps than the longest has tokens.
+  most = length if state.slots.rows.shape[1] == num_rows else JOURNAL_STEPS
+  limit = most if num_steps is None else jnp.minimum(num_steps, most)
 
-  def goes_on(state):
+  def goes_on(carry):
+    state, _ = carry
     num_alive, num_waiting = (
       jnp.max(state.num_alive),
       jnp.max(state.num_waiting),
     )
     is_running = (num_alive > shrink_at) | (num_waiting > 0)
     has_room = state.longest < ring_length
-    if num_steps is None:
-      return is_running & has_room
-    return is_running & has_room & (state.num_steps - first < num_steps)
+    return is_running & has_room & (state.num_steps - first < limit)
 
-  def step(state):
-    return _step(weights, _admit(state), graphdef=graphdef, eos_ids=eos_ids)
+  def step(carry):
+    state, journal = carry
+    state, entry = _step(
+      weights, _admit(state), graphdef=graphdef, eos_ids=eos_ids
+    )
+    t = state.num_steps - first - 1
+    journal = jax.tree.map(
+      lambda book, x: jax.lax.dynamic_update_index_in_dim(book, x, t, 0),
+      journal,
+      entry,
+    )
+    return state, journal
 
-  return jax.lax.while_loop(goes_on, step, state)
+  state, journal = jax.lax.while_loop(
+    goes_on, step, (state, _blank(state, most))
+  )
+  completions = _sorted_in(state.completions, journal)
+  return _constrained(dataclasses.replace(state, completions=completions))
 
 
 def resize(state: State, *, width: int, ring_length: int) -> State:
@@ -353,7 +407,9 @@ def resize(state: State, *, width: int, ring_length: int) -> State:
   # Those at work come first, in the order in which they stand.
   order = jnp.argsort(~slots.is_alive, axis=1, stable=True)[:, :width]
   is_shrinking = width < slots.rows.shape[1]
-  kept = jax.tree.map(lambda x: jnp.take_along_axis(x, order, axis=1), slots)
+  kept = jax.tree.map(
+    lambda x: jax.vmap(lambda x, order: x[order])(x, order), slots
+  )
   prompts = state.prompts
   num_prompts = prompts.lengths.shape[1]
   if is_shrinking and width < num_prompts:
@@ -363,10 +419,12 @@ def resize(state: State, *, width: int, ring_length: int) -> State:
     kept = dataclasses.replace(
       kept, homes=jnp.argmax(first, axis=2).astype(jnp.int32)
     )
+  group_size = _group_size(state)
   return _constrained(
     dataclasses.replace(
       state,
       slots=kept,
+      in_flight=_members(kept, prompts, group_size=group_size),
       prompts=prompts,
       rings=decoding.resize_rings(state.rings, order, ring_length),
     )
@@ -467,96 +525,207 @@ def _read_prompts(weights, ids, mask, *, graphdef, num_parts, dtype):
 def _admit(state: State) -> State:
   """Gives the rows that wait to the slots that are free."""
   slots, requests = state.slots, state.requests
-  num_rows = requests.keys.shape[1]
-  group_size = num_rows // requests.last_ids.shape[1]
+  num_rows, group_size = requests.keys.shape[1], _group_size(state)
   is_free = ~slots.is_alive
   order = jnp.cumsum(is_free, axis=1) - 1
   rows = state.next_row[:, None] + order
   is_new = is_free & (rows < num_rows)
-  # Rows wait only while all prompts are in memory, in their order.
-  problems = jnp.minimum(rows, num_rows - 1) // group_size
-  ids = jnp.take_along_axis(requests.last_ids, problems, axis=1)
-  return dataclasses.replace(
-    state,
-    slots=Slots(
-      rows=jnp.where(is_new, rows, slots.rows),
+
+  def admit():
+    # Rows wait only while all prompts are in memory, in their order.
+    kept_rows = jnp.where(is_new, rows, slots.rows)
+    problems = kept_rows // group_size
+    ids = jnp.take_along_axis(requests.last_ids, problems, axis=1)
+    filled = Slots(
+      rows=kept_rows,
       homes=jnp.where(is_new, problems, slots.homes),
       lengths=jnp.where(is_new, 0, slots.lengths),
       ids=jnp.where(is_new, ids, slots.ids),
       is_alive=slots.is_alive | is_new,
-    ),
+      **_asked(requests, kept_rows),
+    )
+    in_flight = _members(filled, state.prompts, group_size=group_size)
+    return filled, in_flight
+
+  slots, in_flight = jax.lax.cond(
+    jnp.any(is_new), admit, lambda: (slots, state.in_flight)
+  )
+  return dataclasses.replace(
+    state,
+    slots=slots,
+    in_flight=in_flight,
     next_row=state.next_row
     + jnp.sum(is_new, axis=1, dtype=state.next_row.dtype),
   )
 
 
-def _step(weights, state: State, *, graphdef, eos_ids) -> State:
-  """One token for every slot at work."""
-  slots, requests = state.slots, state.requests
-  num_rows = requests.keys.shape[1]
-  group_size = num_rows // requests.last_ids.shape[1]
-  in_flight = decoding.members(
+def _asked(requests: Requests, rows: jax.Array) -> dict[str, Any]:
+  """What is asked for in some rows of each part. Shape of `rows` each."""
+
+  def of_slots(x):
+    return jax.vmap(lambda x, rows: x[rows])(x, rows)
+
+  return {
+    "keys": of_slots(requests.keys),
+    "choice": jax.tree.map(of_slots, requests.choice),
+    "max_lengths": of_slots(requests.max_lengths),
+  }
+
+
+def _group_size(state: State) -> int:
+  requests = state.requests
+  return requests.keys.shape[1] // requests.last_ids.shape[1]
+
+
+def _members(slots: Slots, prompts, *, group_size: int) -> decoding.Members:
+  return decoding.members(
     slots.homes,
     slots.is_alive,
-    num_prompts=state.prompts.lengths.shape[1],
+    num_prompts=prompts.lengths.shape[1],
     num_lanes=min(group_size, slots.rows.shape[1]),
   )
+
+
+def _step(weights, state: State, *, graphdef, eos_ids) -> tuple[State, Journal]:
+  """One token for every slot at work, and what to write down of it."""
+  slots, requests = state.slots, state.requests
   hidden, rings = decoding.decode(
     graphdef,
     weights,
     slots.ids,
     slots.lengths,
     slots.homes,
-    in_flight,
+    state.in_flight,
     state.prompts,
     state.rings,
   )
-  unembedding = qwen3.unembedding(weights).astype(hidden.dtype)
-
-  def of_slots(x):
-    return jnp.take_along_axis(x, slots.rows, axis=1)
-
-  keys = jax.vmap(lambda k, rows: k[rows])(requests.keys, slots.rows)
   ids, log_probs, behavior_log_probs = sampling.choose(
-    chunks.logits(hidden, unembedding),
-    jax.vmap(jax.vmap(_uniform))(keys, slots.lengths),
-    jax.tree.map(of_slots, requests.choice),
+    _logits(weights, hidden),
+    jax.vmap(jax.vmap(_uniform))(slots.keys, slots.lengths),
+    slots.choice,
     num_vocab_shards=sharding.num_shards("vocab"),
   )
   is_end = jnp.isin(ids, jnp.asarray(eos_ids, jnp.int32))
   lengths = slots.lengths + 1
-  is_full = lengths >= of_slots(requests.max_lengths)
-
-  # Who is not at work writes nowhere.
-  rows = jnp.where(slots.is_alive, slots.rows, num_rows)
-
-  def write(buffer, values, *where):
-    def of_part(buffer, values, rows, *where):
-      return buffer.at[rows, *where].set(values, mode="drop")
-
-    return jax.vmap(of_part)(buffer, values, rows, *where)
-
-  found = state.completions
-  reasons = jnp.where(is_end, StopReason.EOS, StopReason.LENGTH)
-  return dataclasses.replace(
-    state,
-    rings=rings,
-    slots=dataclasses.replace(
-      slots,
-      ids=ids,
-      lengths=lengths,
-      is_alive=slots.is_alive & ~is_end & ~is_full,
+  is_full = lengths >= slots.max_lengths
+  entry = Journal(
+    rows=jnp.where(slots.is_alive, slots.rows, requests.keys.shape[1]),
+    ages=slots.lengths,
+    ids=ids,
+    log_probs=log_probs,
+    behavior_log_probs=behavior_log_probs,
+    stop_reasons=jnp.where(is_end, StopReason.EOS, StopReason.LENGTH).astype(
+      jnp.int32
     ),
-    completions=Completions(
-      ids=write(found.ids, ids, slots.lengths),
-      log_probs=write(found.log_probs, log_probs, slots.lengths),
-      behavior_log_probs=write(
-        found.behavior_log_probs, behavior_log_probs, slots.lengths
-      ),
-      lengths=write(found.lengths, lengths),
-      stop_reasons=write(found.stop_reasons, reasons.astype(jnp.int32)),
+  )
+  slots = dataclasses.replace(
+    slots,
+    ids=ids,
+    lengths=lengths,
+    is_alive=slots.is_alive & ~is_end & ~is_full,
+  )
+  state = dataclasses.replace(
+    state, rings=rings, slots=slots, num_steps=state.num_steps + 1
+  )
+  return state, entry
+
+
+def _logits(weights: decoding.Weights, hidden: jax.Array) -> jax.Array:
+  """Of the next token of each sample.
+
+  A tied embedding is read as it lies, block by block; a product that turns it
+  round is slower by a quarter on a CPU.
+
+  Args:
+    weights: from `decoding.by_layer`.
+    hidden: shape `[D, W, D']`.
+
+  Returns:
+    float32, shape `[D, W, V]`.
+  """
+  rows = hidden.shape[:-1]
+  embedding = weights["embedding"]
+  vocab_size = embedding.shape[0]
+  block = _LOGITS_BLOCK * sharding.num_shards("vocab")
+  if "unembedding" in weights or vocab_size % block:
+    return chunks.logits(hidden, qwen3.unembedding(weights))
+  blocks = embedding.reshape(-1, _LOGITS_BLOCK, embedding.shape[-1])
+  products = jnp.einsum(
+    "dwe,nve->ndwv", hidden, blocks, preferred_element_type=jnp.float32
+  )
+  return jnp.moveaxis(products, 0, 2).reshape(*rows, vocab_size)
+
+
+def _blank(state: State, length: int) -> Journal:
+  """A journal without entries."""
+  num_rows = state.requests.keys.shape[1]
+  shape = (length, *state.slots.rows.shape)
+
+  def full(value, dtype):
+    return sharding.constrain(
+      jnp.full(shape, value, dtype), None, "batch", None
+    )
+
+  return Journal(
+    rows=full(num_rows, jnp.int32),
+    ages=full(0, jnp.int32),
+    ids=full(0, jnp.int32),
+    log_probs=full(0, jnp.float32),
+    behavior_log_probs=full(0, jnp.float32),
+    stop_reasons=full(StopReason.LENGTH, jnp.int32),
+  )
+
+
+def _sorted_in(found: Completions, journal: Journal) -> Completions:
+  """Takes the entries of a journal to their rows."""
+  return jax.vmap(_sorted_in_part, in_axes=(0, 1))(found, journal)
+
+
+def _sorted_in_part(found: Completions, journal: Journal) -> Completions:
+  """The same of one part: `[N, ...]` and `[C, W]`.
+
+  A slot works on a row in steps that follow each other, so where a row begins
+  and ends in the journal tells where all of it is.
+  """
+  num_steps, width = journal.rows.shape
+  num_rows, length = found.ids.shape
+  rows = journal.rows
+  places = jnp.arange(num_steps * width, dtype=jnp.int32)
+  nobody = jnp.full((1, width), num_rows, rows.dtype)
+
+  def flat(x):
+    return x.reshape(-1)
+
+  def whereabouts(beside):
+    """Where the one entry of each row is that has another row beside it."""
+    edges = flat(jnp.where(rows != beside, rows, num_rows))
+    edges, ordered = jax.lax.sort((edges, places), num_keys=1)
+    wanted = jnp.arange(num_rows, dtype=rows.dtype)
+    at = jnp.minimum(jnp.searchsorted(edges, wanted), len(places) - 1)
+    return ordered[at], edges[at] == wanted
+
+  first, is_here = whereabouts(jnp.concatenate([nobody, rows[:-1]]))
+  last, _ = whereabouts(jnp.concatenate([rows[1:], nobody]))
+  begin, end = flat(journal.ages)[first], flat(journal.ages)[last]
+  column = jnp.arange(length)[None]
+  is_new = (column >= begin[:, None]) & (column <= end[:, None])
+  is_new &= is_here[:, None]
+  where = first[:, None] + (column - begin[:, None]) * width
+  where = jnp.clip(where, 0, len(places) - 1)
+
+  def take(old, entries):
+    return jnp.where(is_new, flat(entries)[where], old)
+
+  return Completions(
+    ids=take(found.ids, journal.ids),
+    log_probs=take(found.log_probs, journal.log_probs),
+    behavior_log_probs=take(
+      found.behavior_log_probs, journal.behavior_log_probs
     ),
-    num_steps=state.num_steps + 1,
+    lengths=jnp.where(is_here, end + 1, found.lengths),
+    stop_reasons=jnp.where(
+      is_here, flat(journal.stop_reasons)[last], found.stop_reasons
+    ),
   )
 
 
@@ -574,6 +743,7 @@ def _constrained(state: State) -> State:
     state,
     requests=jax.tree.map(place, state.requests),
     slots=jax.tree.map(place, state.slots),
+    in_flight=jax.tree.map(place, state.in_flight),
     completions=jax.tree.map(place, state.completions),
     next_row=place(state.next_row),
   )

@@ -230,11 +230,9 @@ def members(
   nowhere = num_prompts * num_lanes
   places = jnp.where(is_alive, homes * num_lanes + lanes, nowhere)
 
-  def invert(places):
-    samples = jnp.zeros(nowhere, jnp.int32)
-    return samples.at[places].set(jnp.arange(width), mode="drop")
-
-  return Members(places=places, samples=jax.vmap(invert)(places))
+  taken = places[:, None, :] == jnp.arange(nowhere)[None, :, None]
+  samples = jnp.argmax(taken, axis=2).astype(jnp.int32)
+  return Members(places=places, samples=samples)
 
 
 def decode(
