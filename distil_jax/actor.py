@@ -135,7 +135,10 @@ class Actor:
     width = _width(prompt_mask)
     arrays = (prompt_ids[:, -width:], prompt_mask[:, -width:], identities)
     ids, mask, names = sharding.put_batch(self._mesh, arrays)
+    # Anew: its type names the mesh under which it was made.
+    data = np.asarray(jax.random.key_data(key))
     with jax.set_mesh(self._mesh):
+      key = jax.random.wrap_key_data(data, impl=jax.random.key_impl(key))
       keys = _sample_keys(key, names, self.group_size)
     sampled, usage = self._engine(
       params, ids, mask, keys, self._choice, report=report

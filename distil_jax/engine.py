@@ -158,7 +158,10 @@ class Engine:
 
   def weights(self, params: qwen3.Params) -> decoding.Weights:
     """The parameters as they are sampled from, on the mesh of this engine."""
-    found, mesh = _weights(self._graphdef, params), self._mesh
+    # What stays as it is is not passed through: it would be copied.
+    same = {k: v for k, v in params.items() if k != "layers"}
+    found = {**same, **_changed_weights(self._graphdef, params)}
+    mesh = self._mesh
     if mesh is None:
       return found
     places = jax.tree.map(
@@ -329,6 +332,15 @@ def _cache_dtype(weights: decoding.Weights) -> str:
   return array.dtype.name if platform == "cpu" else "bfloat16"
 
 
+def _changed(graphdef: nnx.GraphDef, params: qwen3.Params) -> dict[str, Any]:
+  """Of the weights those that are not parameters as they are."""
+  return {
+    name: value
+    for name, value in decoding.by_layer(graphdef, params).items()
+    if name == "layers" or value.dtype != params[name].dtype
+  }
+
+
 def _look_at(state: rollout.State) -> dict[str, jax.Array]:
   """What the host decides by."""
   lengths = state.completions.lengths
@@ -354,7 +366,7 @@ def _whole(state: rollout.State) -> tuple[jax.Array, jax.Array]:
 
 
 # One set of programs for all engines: those of equal shapes share them.
-_weights = jax.jit(decoding.by_layer, static_argnums=0)
+_changed_weights = jax.jit(_changed, static_argnums=0)
 _start = jax.jit(
   rollout.start,
   static_argnames=(

@@ -9,7 +9,8 @@ import compiling
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
   os.environ.get("XLA_FLAGS", "")
-  + f" {compiling.QUICKLY} --xla_force_host_platform_device_count=8"
+  + f" {compiling.QUICKLY} --xla_force_host_platform_device_count="
+  + os.environ.get("DISTIL_JAX_TEST_DEVICES", "8")
 )
 
 import jax

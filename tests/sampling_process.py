@@ -1,0 +1,79 @@
+"""One of several processes that sample together; see test_two_processes."""
+
+import sys
+
+import conftest  # noqa: F401  (strict settings, before jax is imported)
+import jax
+import networks
+import numpy as np
+
+from distil_jax import actor, policy, rollout
+from distil_jax.io import tokenizer as tokenizers
+from distil_jax.models import qwen3, sharding
+from distil_jax.policy import resolve_directory
+
+CASES = {
+  "plain": {},
+  "few slots": {"num_slots": 4},
+  "stop strings": {"num_slots": 4, "stop": ("a", "1")},
+  "truncated": {"temperature": 1.3, "top_k": 20, "top_p": 0.9},
+  "another mesh": {"rollout_mesh": (4, 1, 1)},
+}
+NAMES = [4, 9, 4, 2, 7, 5, 6, 8]
+LENGTHS = [3, 1, 4, 2, 5, 5, 2, 3]
+
+
+def sample(mesh: jax.sharding.Mesh, rows: slice) -> dict[str, np.ndarray]:
+  """This process's completions in every case."""
+  tokens = tokenizers.Tokenizer.load(resolve_directory("embedded:calculator"))
+  network = networks.network(
+    seed=2, num_layers=1, vocab_size=tokens.vocab_size + 1
+  )
+  with jax.set_mesh(mesh):
+    places = qwen3.shardings(mesh, network.params)
+    host = jax.tree.map(np.asarray, network.params)
+    params = jax.tree.map(
+      lambda x, place: jax.make_array_from_callback(
+        x.shape, place, lambda index: x[index]
+      ),
+      host,
+      places,
+    )
+  whole = policy.Policy(network.config, network.graphdef, {}, tokens)
+  ids, mask = networks.random_prompts(
+    np.random.default_rng(6), LENGTHS, 6, tokens.vocab_size
+  )
+  found = {}
+  for name, changed in CASES.items():
+    settings = {"temperature": 1.0, "top_k": None, "top_p": None, **changed}
+    if "rollout_mesh" in settings:
+      settings["rollout_mesh"] = sharding.make_mesh(
+        *settings["rollout_mesh"], devices=mesh.devices.flatten().tolist()
+      )
+    sampler = actor.Actor(
+      whole,
+      None,  # pyright: ignore[reportArgumentType]
+      mesh,
+      group_size=2,
+      max_prompt_length=6,
+      max_completion_length=12,
+      **settings,
+    )
+    names = rollout.identities(NAMES)[rows]
+    with jax.set_mesh(mesh):
+      rolled, _ = sampler.sample(
+        params, ids[rows], mask[rows], names, jax.random.key(0)
+      )
+    found[name] = np.where(rolled.completion_mask, rolled.completion_ids, -1)
+  return found
+
+
+def main() -> None:
+  address, index, out = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+  jax.distributed.initialize(address, num_processes=2, process_id=index)
+  rows = slice(4 * index, 4 * index + 4)
+  np.savez(out, **sample(sharding.make_mesh(2, 1, 2), rows))
+
+
+if __name__ == "__main__":
+  main()
