@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from distil_jax import engine, processes, prompts, rollout
@@ -138,7 +139,8 @@ class Actor:
     # Anew: its type names the mesh under which it was made.
     data = np.asarray(jax.random.key_data(key))
     with jax.set_mesh(self._mesh):
-      key = jax.random.wrap_key_data(data, impl=jax.random.key_impl(key))
+      impl = jax.random.key_impl(key)
+      key = jax.random.wrap_key_data(jnp.asarray(data), impl=impl)
       keys = _sample_keys(key, names, self.group_size)
     sampled, usage = self._engine(
       params, ids, mask, keys, self._choice, report=report

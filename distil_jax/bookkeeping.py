@@ -128,8 +128,8 @@ class MismatchWatch:
       "another policy than the one that sampled, and runs have collapsed by "
       "it. If it is rounding, rollout.cache_dtype=float32 or "
       "model.compute_dtype=float32 takes it away; if it stays, attention of "
-      "the two passes differs. rollout.temperature, top_k and top_p have no "
-      "part in it"
+      "the two passes differs. rollout.temperature, top_k, top_p and "
+      "min_p have no part in it"
     )
 
 

@@ -1,6 +1,7 @@
 """One of several processes that sample together; see test_two_processes."""
 
 import sys
+from typing import Any
 
 import conftest  # noqa: F401  (strict settings, before jax is imported)
 import jax
@@ -23,7 +24,7 @@ NAMES = [4, 9, 4, 2, 7, 5, 6, 8]
 LENGTHS = [3, 1, 4, 2, 5, 5, 2, 3]
 
 
-def sample(mesh: jax.sharding.Mesh, rows: slice) -> dict[str, np.ndarray]:
+def sample(mesh: jax.sharding.Mesh, rows: slice) -> dict[str, Any]:
   """This process's completions in every case."""
   tokens = tokenizers.Tokenizer.load(resolve_directory("embedded:calculator"))
   network = networks.network(
@@ -72,7 +73,8 @@ def main() -> None:
   address, index, out = sys.argv[1], int(sys.argv[2]), sys.argv[3]
   jax.distributed.initialize(address, num_processes=2, process_id=index)
   rows = slice(4 * index, 4 * index + 4)
-  np.savez(out, **sample(sharding.make_mesh(2, 1, 2), rows))
+  found: dict[str, Any] = sample(sharding.make_mesh(2, 1, 2), rows)
+  np.savez(out, **found)
 
 
 if __name__ == "__main__":

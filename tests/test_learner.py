@@ -44,6 +44,44 @@ def settings(tmp_path, num_steps):
   )
 
 
+def test_how_it_is_sampled_changes_nothing(tmp_path):
+  """Few slots and a mesh of its own to sample on: the same run."""
+
+  def lines(changed):
+    trial = settings(tmp_path, 2).model_dump()
+    trial["rollout"] |= changed
+    trial["model"]["create"]["num_layers"] = 1
+    trial["evaluation"] |= {"num_samples": 1, "pass_at": [1]}
+    trial["train"]["run_directory"] = str(tmp_path / f"run_{len(changed)}")
+    learner.Learner(config.parse(trial)).train()
+    text = (tmp_path / f"run_{len(changed)}/metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+  plain = lines({})
+  mesh = {"data": 2, "fsdp": 2, "tensor": 2}
+  changed = lines({"num_slots": 4, "mesh": mesh})
+  for before, after in zip(plain, changed, strict=True):
+    for name in ("loss", "reward", "completion_length", "gradient_norm"):
+      np.testing.assert_allclose(after[name], before[name], rtol=1e-4)
+    assert after["rollout/cache_megabytes"] < before["rollout/cache_megabytes"]
+    assert 0 < after["mismatch/mean"] < 1e-4
+
+
+@pytest.mark.parametrize(
+  ("mesh", "said"),
+  [
+    ({"data": 3}, "rollout.mesh"),
+    ({"data": 8, "fsdp": 1}, "rollout.num_problems=4 is not a multiple of 8"),
+  ],
+  ids=str,
+)
+def test_a_mesh_that_cannot_sample_is_refused(tmp_path, mesh, said):
+  trial = settings(tmp_path, 2).model_dump()
+  trial["rollout"]["mesh"] = mesh
+  with pytest.raises(config.ConfigError, match=said):
+    learner.Learner(config.parse(trial))
+
+
 def test_rewards_alone_teach_without_a_teacher(tmp_path, capsys):
   """GRPO in two mini-batches, with a reference; no teacher's prompt."""
   trial = settings(tmp_path, 2).model_dump()
