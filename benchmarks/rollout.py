@@ -320,7 +320,7 @@ def _plain_loop(params, ids, keys, limits, *, graphdef, length):
     max_completion_length=length,
   )
   return rollout.advance(
-    weights, state, graphdef=graphdef, eos_ids=()
+    weights, state, graphdef=graphdef, eos_ids=(), journal_length=length
   ).completions
 
 

@@ -11,6 +11,7 @@ There are few: both go in steps whose number is logarithmic.
 
 import contextlib
 import dataclasses
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -27,12 +28,13 @@ from distil_jax.records import Rollout
 Report = Callable[[int, int], None]
 OneOrMore = float | None | Sequence[float | None]
 
+_LARGEST = 2**31 - 1
 # What each setting may be, and that in words.
-_ALLOWED: Mapping[str, tuple[Callable[[float], bool], str]] = {
+_ALLOWED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
   # Logits divided by less overflow.
   "temperature": (
-    lambda x: x == 0 or 1e-6 <= x < float("inf"),
-    "0 or at least 1e-6",
+    lambda x: x == 0 or 1e-6 <= x <= 1e6,
+    "0, or from 1e-6 to 1e6",
   ),
   "top_k": (lambda x: x >= 1 and x == int(x), "a whole number above 0"),
   "top_p": (lambda x: 0 < x <= 1, "above 0 and at most 1"),
@@ -105,8 +107,12 @@ class Engine:
     """
     if num_slots is not None and num_slots < 1:
       raise ValueError(f"num_slots={num_slots} must be positive")
-    if isinstance(stop, str) or not all(stop):
+    if isinstance(stop, str) or not all(isinstance(x, str) and x for x in stop):
       raise ValueError(f"stop={stop!r} must be a list of strings, none empty")
+    if cache_dtype is not None and not _is_float(cache_dtype):
+      raise ValueError(
+        f"cache_dtype={cache_dtype!r} must be a type such as 'bfloat16'"
+      )
     if stop and decode is None:
       raise ValueError(f"stop={stop!r} needs decode, which turns ids to text")
     self._graphdef = graphdef
@@ -178,6 +184,13 @@ class Engine:
 
   def _start(self, weights, ids, mask, keys, choice, max_lengths):
     num_slots = min(self._num_slots or keys.size, keys.size)
+    if max_lengths is not None and not isinstance(max_lengths, jax.Array):
+      limits = np.asarray(max_lengths)
+      if limits.min() < 1 or limits.max() > self._length:
+        raise ValueError(
+          f"max_lengths from {limits.min()} to {limits.max()} must be in 1.."
+          f"max_completion_length={self._length}"
+        )
     return _start(
       weights,
       ids,
@@ -228,7 +241,10 @@ class Engine:
       if look["longest"] >= ring:
         ring = min(2 * ring, self._length)
       if (width, ring) != shape:
+        # Old and new rings are there together for a moment.
+        before = sum(x.nbytes for x in jax.tree.leaves(state.rings.cache))
         state = _resize(state, width=width, ring_length=ring)
+        largest = max(largest, before + cache_bytes(state))
     usage = Usage(
       num_tokens=look["num_tokens"],
       num_steps=num_steps,
@@ -296,13 +312,15 @@ def choice(
     "min_p": min_p,
   }
   neutral = sampling.Choice()
-  columns = {}
+  columns: dict[str, Any] = {}
   for name, values in given.items():
     rows = np.atleast_1d(np.asarray(values, object)).tolist()
     for value in rows:
-      if value is not None and not _ALLOWED[name][0](value):
+      is_number = isinstance(value, numbers.Real)
+      if value is not None and not (is_number and _ALLOWED[name][0](value)):
         raise ValueError(f"{name}={value} must be {_ALLOWED[name][1]}")
     rows = [getattr(neutral, name) if x is None else x for x in rows]
+    rows = [min(x, _LARGEST) for x in rows]
     column = np.asarray(rows, np.int32 if name == "top_k" else np.float32)
     columns[name] = column[0] if len(rows) == 1 else column[:, None]
   return sampling.Choice(**columns)
@@ -324,6 +342,13 @@ def cache_bytes(state: rollout.State) -> int:
   """Of the keys and values in memory, all devices together."""
   arrays = jax.tree.leaves((state.prompts.cache, state.rings.cache))
   return sum(x.nbytes for x in arrays)
+
+
+def _is_float(dtype: Any) -> bool:
+  try:
+    return jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+  except TypeError:
+    return False
 
 
 def _cache_dtype(weights: decoding.Weights) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import numbers
 import os
 import pathlib
 import typing
@@ -225,11 +226,15 @@ def generate(
   choice = engine.choice(
     temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p
   )
+  for field in dataclasses.fields(choice):
+    count = np.size(getattr(choice, field.name))
+    if count not in (1, len(ids)):
+      raise ValueError(f"{field.name} has {count} values, {len(ids)} prompts")
   names = [
     zlib.crc32(row[counts.astype(bool)].astype("<i4").tobytes())
     for row, counts in zip(ids, mask, strict=True)
   ]
-  if isinstance(key, int):
+  if isinstance(key, numbers.Integral):
     raise ValueError(f"key={key} is no key; give jax.random.key({key})")
   if not jnp.issubdtype(jnp.asarray(key).dtype, jax.dtypes.prng_key):
     key = jax.random.wrap_key_data(key)
@@ -268,9 +273,11 @@ def _prompt_arrays(policy: Policy, given) -> tuple[np.ndarray, np.ndarray]:
   if isinstance(given[0], Mapping):
     raise ValueError("prompts is one conversation; give a list of them")
   if isinstance(given, tuple) and not isinstance(given[0], str):
-    ids, mask = (np.asarray(x, np.int32) for x in given)
+    ids, mask = (np.asarray(x) for x in given)
     chex.assert_rank([ids, mask], 2)
     chex.assert_equal_shape([ids, mask])
+    if not (np.issubdtype(ids.dtype, np.integer)):
+      raise ValueError(f"token ids must be whole numbers, got {ids.dtype}")
   else:
     rows = [
       policy.tokenizer.encode_messages(
@@ -290,7 +297,7 @@ def _prompt_arrays(policy: Policy, given) -> tuple[np.ndarray, np.ndarray]:
   if (np.diff(mask, axis=1) < 0).any():
     raise ValueError("prompts must be padded on the left: the mask falls")
   _check_tokens(policy, ids[mask == 1])
-  return ids, mask
+  return ids.astype(np.int32), mask.astype(np.int32)
 
 
 def _check_tokens(policy: Policy, ids: np.ndarray) -> None:
@@ -304,8 +311,9 @@ def _check_tokens(policy: Policy, ids: np.ndarray) -> None:
 
 
 def _check_size(name: str, size: int) -> None:
-  if size < 1:
-    raise ValueError(f"{name}={size} must be positive")
+  is_whole = isinstance(size, numbers.Integral) and not isinstance(size, bool)
+  if not is_whole or size < 1:
+    raise ValueError(f"{name}={size} must be a positive whole number")
 
 
 def _float_name(name: str, dtype: Any) -> str:

@@ -189,6 +189,10 @@ def sample_keys(
     keys of shape `[P, G]`.
   """
   fold = jax.random.fold_in
+  data = jax.random.key_data(key)
+  if data.shape[-1] > 2:
+    # Batched, other generators than threefry draw all rows from one key.
+    key = jax.random.wrap_key_data(data[..., :2], impl="threefry2x32")
 
   def of_problem(identity):
     problem_key = fold(fold(key, identity[0]), identity[1])
@@ -245,7 +249,13 @@ def generate(
     max_completion_length=max_completion_length,
     cache_dtype=cache_dtype,
   )
-  state = advance(weights, state, graphdef=graphdef, eos_ids=eos_ids)
+  state = advance(
+    weights,
+    state,
+    graphdef=graphdef,
+    eos_ids=eos_ids,
+    journal_length=max_completion_length,
+  )
   return finish(state, prompt_ids, prompt_mask, pad_id=pad_id)
 
 
@@ -299,7 +309,9 @@ def start(
       top_p=of_rows(jnp.asarray(choice.top_p, jnp.float32)),
       min_p=of_rows(jnp.asarray(choice.min_p, jnp.float32)),
     ),
-    max_lengths=of_rows(jnp.asarray(max_lengths, jnp.int32)),
+    max_lengths=of_rows(
+      jnp.clip(jnp.asarray(max_lengths, jnp.int32), 1, max_completion_length)
+    ),
   )
   zeros = jnp.zeros((num_parts, width), jnp.int32)
   slots = Slots(
@@ -339,17 +351,18 @@ def advance(
   *,
   graphdef: nnx.GraphDef,
   eos_ids: tuple[int, ...],
+  journal_length: int = JOURNAL_STEPS,
 ) -> State:
   """Chooses tokens until all rows are done, or the host has to look.
 
   Args:
     weights: from `decoding.by_layer`.
     state: donate it.
-    num_steps: at most so many tokens for each slot. `JOURNAL_STEPS` at most,
-      unless there is a slot for every row. None: as many as that.
+    num_steps: at most so many tokens for each slot; None: `journal_length`.
     shrink_at: stops when nothing waits and no part has more slots at work.
     graphdef: from `qwen3.make`.
     eos_ids: any of them ends a completion.
+    journal_length: C, more steps are not taken.
 
   Returns:
     the state, where all rows are done, or so many steps are taken, or the
@@ -357,10 +370,9 @@ def advance(
   """
   first = state.num_steps
   ring_length = state.rings.cache.keys[0].shape[2]
-  num_rows, length = state.completions.ids.shape[1:]
-  # All rows at once take no more steps than the longest has tokens.
-  most = length if state.slots.rows.shape[1] == num_rows else JOURNAL_STEPS
-  limit = most if num_steps is None else jnp.minimum(num_steps, most)
+  limit = journal_length
+  if num_steps is not None:
+    limit = jnp.minimum(num_steps, limit)
 
   def goes_on(carry):
     state, _ = carry
@@ -386,7 +398,7 @@ def advance(
     return state, journal
 
   state, journal = jax.lax.while_loop(
-    goes_on, step, (state, _blank(state, most))
+    goes_on, step, (state, _blank(state, journal_length))
   )
   completions = _sorted_in(state.completions, journal)
   return _constrained(dataclasses.replace(state, completions=completions))
@@ -527,7 +539,7 @@ def _admit(state: State) -> State:
   slots, requests = state.slots, state.requests
   num_rows, group_size = requests.keys.shape[1], _group_size(state)
   is_free = ~slots.is_alive
-  order = jnp.cumsum(is_free, axis=1) - 1
+  order = jnp.cumsum(is_free, axis=1, dtype=jnp.int32) - 1
   rows = state.next_row[:, None] + order
   is_new = is_free & (rows < num_rows)
 
@@ -730,7 +742,7 @@ def _sorted_in_part(found: Completions, journal: Journal) -> Completions:
 
 
 def _uniform(key, t):
-  return jax.random.uniform(jax.random.fold_in(key, t))
+  return jax.random.uniform(jax.random.fold_in(key, t), dtype=jnp.float32)
 
 
 def _constrained(state: State) -> State:

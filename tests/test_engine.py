@@ -434,6 +434,9 @@ class TestEdges:
     [
       ({"num_slots": 0}, "num_slots=0"),
       ({"stop": "ab"}, "must be a list of strings"),
+      ({"stop": ("a", 3)}, "must be a list of strings"),
+      ({"cache_dtype": "int8"}, "cache_dtype='int8' must be a type"),
+      ({"cache_dtype": "foo"}, "cache_dtype='foo' must be a type"),
       ({"stop": ("",)}, "none empty"),
       ({"stop": ("a",), "decode": None}, "needs decode"),
     ],
@@ -446,8 +449,10 @@ class TestEdges:
   @pytest.mark.parametrize(
     ("settings", "said"),
     [
-      ({"temperature": -1}, "temperature=-1 must be 0 or"),
-      ({"temperature": [1, float("nan")]}, "temperature=nan must be 0 or"),
+      ({"temperature": -1}, "temperature=-1 must be 0, or"),
+      ({"temperature": [1, float("nan")]}, "temperature=nan must be 0, or"),
+      ({"temperature": 1e38}, r"temperature=1e\+38 must be 0, or"),
+      ({"temperature": "1"}, "temperature=1 must be 0, or"),
       ({"top_k": 0}, "top_k=0 must be a whole number"),
       ({"top_k": 2.5}, "top_k=2.5 must be a whole number"),
       ({"top_p": [0.5, 0]}, "top_p=0 must be above 0"),
@@ -458,6 +463,36 @@ class TestEdges:
   def test_unusable_choices(self, settings, said):
     with pytest.raises(ValueError, match=said):
       engine.choice(**settings)
+
+
+def test_lengths_that_do_not_fit_are_refused(network, prompts):
+  with pytest.raises(ValueError, match="from 1 to 17 must be in"):
+    sample(network, prompts, max_lengths=np.asarray([[1, 17]] * 4))
+  with pytest.raises(ValueError, match="max_lengths from 0"):
+    sample(network, prompts, max_lengths=0)
+
+
+def test_other_generators_draw_each_row_by_its_own_key(network, prompts):
+  ids, mask = (jnp.asarray(x) for x in prompts)
+  rolled = [
+    make(network, num_slots=num_slots)(
+      network.params,
+      ids,
+      mask,
+      rollout.sample_keys(
+        jax.random.key(3, impl="rbg"), rollout.identities(NAMES), GROUP_SIZE
+      ),
+    )[0].completion_ids
+    for num_slots in (5, None)
+  ]
+  np.testing.assert_array_equal(*rolled)
+
+
+def test_with_64_bits_it_samples_the_same(network, prompts):
+  expected, _ = sample(network, prompts, num_slots=5)
+  with jax.enable_x64(True):
+    rolled, _ = sample(network, prompts, num_slots=5)
+  assert_same(rolled, expected)
 
 
 def test_progress_is_reported(network, prompts, monkeypatch):

@@ -137,10 +137,10 @@ from distil_jax import config, learner
 run = learner.Learner(config.load(sys.argv[1], sys.argv[2:]))
 sample, count = run.actor, itertools.count(1)
 
-def interrupted(*arguments):
+def interrupted(*arguments, **settings):
   if next(count) == 6:
     signal.raise_signal(signal.SIGINT)
-  return sample(*arguments)
+  return sample(*arguments, **settings)
 
 run.actor = interrupted
 run.train()

@@ -274,11 +274,11 @@ def decode(
   )
 
   def attend(query, key, value, layer):
-    where = (0, 0, rings.column, 0)
-
     def write(buffer, new):
       new = new.reshape(*buffer.shape[:2], 1, -1).astype(buffer.dtype)
-      return jax.lax.dynamic_update_slice(buffer, new, where)
+      return jax.lax.dynamic_update_slice_in_dim(
+        buffer, new, rings.column, axis=2
+      )
 
     keys = write(rings.cache.keys[layer], key)
     values = write(rings.cache.values[layer], value)

@@ -260,29 +260,6 @@ def hidden_states(
   return model.finish(jnp.take_along_axis(hidden, places, axis=1))
 
 
-def prefill(
-  graphdef: nnx.GraphDef, params: Params, ids: jax.Array, mask: jax.Array
-) -> tuple[jax.Array, Cache]:
-  """Reads prompts and keeps their keys and values.
-
-  Args:
-    graphdef: from `make`.
-    params: parameters.
-    ids: prompts, padded anywhere. Shape `[P, S]`.
-    mask: 1 where the token counts. Shape `[P, S]`.
-
-  Returns:
-    the last token's hidden state `[P, D]`, and the cache `[L, P, S, K, H]`:
-    its column i is the prompt's i-th token, and what follows the last of them
-    is finite and means nothing. Neither does the hidden state of no token.
-  """
-  model = merge(graphdef, params)
-  hidden, cache = _full_pass(model, pack(ids, mask), "none", keeps=True)
-  last = positions_of(mask)[:, -1:, None]
-  hidden = jnp.take_along_axis(hidden, last, axis=1)[:, 0]
-  return model.finish(hidden), cache
-
-
 def read_prefix(
   graphdef: nnx.GraphDef, params: Params, ids: jax.Array, mask: jax.Array
 ) -> Prefix:
