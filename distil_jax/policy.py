@@ -276,7 +276,7 @@ def _prompt_arrays(policy: Policy, given) -> tuple[np.ndarray, np.ndarray]:
     ids, mask = (np.asarray(x) for x in given)
     chex.assert_rank([ids, mask], 2)
     chex.assert_equal_shape([ids, mask])
-    if not (np.issubdtype(ids.dtype, np.integer)):
+    if ids.size and not np.issubdtype(ids.dtype, np.integer):
       raise ValueError(f"token ids must be whole numbers, got {ids.dtype}")
   else:
     rows = [

@@ -150,7 +150,7 @@ def test_prompts_come_from_files(ask, tmp_path, monkeypatch):
     ([" "], ["prompt 1 is empty"]),
     ([PROMPT, "evalution.top_k=2"], ["evalution", "did you mean evaluation?"]),
     ([PROMPT, "evaluation.topk=2"], ["evaluation.topk", "mean top_k?"]),
-    ([PROMPT, "--temperature", "-1"], ["temperature=-1.0", "0 or at least"]),
+    ([PROMPT, "--temperature", "-1"], ["temperature=-1.0", "0, or from 1e-6"]),
     ([PROMPT, "--top-p", "2"], ["top_p=2.0", "at most 1"]),
     ([PROMPT, "--min-p", "nan"], ["min_p=nan", "in [0, 1]"]),
     ([PROMPT, "--stop", ""], ["--stop needs"]),
