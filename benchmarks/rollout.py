@@ -24,7 +24,7 @@ import contextlib
 import functools
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -112,31 +112,12 @@ class Network:
     return sample
 
 
-def in_turn(
-  functions: Mapping[str, Callable[[], float | None]], rounds: int
-) -> dict[str, float]:
-  """Median seconds; a function that times itself returns them."""
-  times: dict[str, list[float]] = {name: [] for name in functions}
-  for turn in range(rounds + 1):
-    for name, function in functions.items():
-      begun = time.perf_counter()
-      own = function()
-      seconds = time.perf_counter() - begun if own is None else own
-      if turn:
-        times[name].append(seconds)
-  return {name: float(np.median(values)) for name, values in times.items()}
-
-
 def keep(
   usages: dict[str, engine.Usage],
   name: str,
   function: Callable[[], engine.Usage],
 ) -> None:
   usages[name] = function()
-
-
-def wait_for(function: Callable[[], Any]) -> None:
-  jax.block_until_ready(function())
 
 
 @contextlib.contextmanager
@@ -167,11 +148,11 @@ def samplers(network: Network, options: argparse.Namespace) -> list[Row]:
       def ours(temperature=temperature):
         sample(temperature=temperature)
 
-      functions: dict[str, Callable[[], float | None]] = {"distil_jax": ours}
+      functions: dict[str, Callable[[], object]] = {"distil_jax": ours}
       functions |= {
         name: functools.partial(ask, peer) for name, peer in others.items()
       }
-      times = in_turn(functions, options.rounds)
+      times = machine.seconds(functions, rounds=options.rounds)
       for name in ("distil_jax", *peers.NAMES):
         if name not in times:
           said = f"not installed: {peers.commands(name)}"
@@ -209,12 +190,12 @@ def prompts(network: Network, options: argparse.Namespace) -> list[Row]:
     shared = network.sampler(ids, group_size, length)
     each = network.sampler(np.repeat(ids, group_size, axis=0), 1, length)
     usages: dict[str, engine.Usage] = {}
-    times = in_turn(
+    times = machine.seconds(
       {
         name: functools.partial(keep, usages, name, function)
         for name, function in (("shared", shared), ("each", each))
       },
-      options.rounds,
+      rounds=options.rounds,
     )
     columns = {
       name: usage.cache_bytes / column / itemsize
@@ -268,10 +249,8 @@ def slots(network: Network, options: argparse.Namespace) -> list[Row]:
   rows = []
   for name, lengths in draws(np.random.default_rng(0), count, limit).items():
     limits = lengths.reshape(num_problems, group_size)
-    versions: dict[str, Callable[[], None]] = {
-      "plain loop": functools.partial(
-        wait_for, functools.partial(plain, network.params, ids, keys, limits)
-      )
+    versions: dict[str, Callable[[], object]] = {
+      "plain loop": functools.partial(plain, network.params, ids, keys, limits)
     }
     usages: dict[str, engine.Usage] = {}
     for num_slots in (count, 64, 32):
@@ -281,7 +260,7 @@ def slots(network: Network, options: argparse.Namespace) -> list[Row]:
       versions[version] = functools.partial(
         keep, usages, version, functools.partial(run, max_lengths=limits)
       )
-    times = in_turn(versions, options.rounds)
+    times = machine.seconds(versions, rounds=options.rounds)
     for version in versions:
       usage = usages.get(version)
       efficiency = lengths.sum() / (count * lengths.max())

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distil_jax import engine, processes, prompts, rollout
+from distil_jax import engine, prefixes, prompts, rollout
 from distil_jax.envs import Environment
 from distil_jax.models import qwen3, sharding
 from distil_jax.policy import Policy
@@ -133,7 +133,8 @@ class Actor:
     Returns:
       this process's rows, NumPy, and what all of them took.
     """
-    width = _width(prompt_mask)
+    longest = int(prompt_mask.sum(axis=1).max())
+    width = prefixes.narrowest(longest, prompt_mask.shape[1])
     arrays = (prompt_ids[:, -width:], prompt_mask[:, -width:], identities)
     ids, mask, names = sharding.put_batch(self._mesh, arrays)
     # Anew: its type names the mesh under which it was made.
@@ -184,19 +185,6 @@ class Actor:
       completions=completions,
       verdicts=verdicts,
     )
-
-
-def _width(prompt_mask: np.ndarray) -> int:
-  """Columns that the prompts of all processes need: all, a half or a quarter.
-
-  Another number of them is another set of programs.
-  """
-  longest = processes.global_max(int(prompt_mask.sum(axis=1).max()))
-  width = prompt_mask.shape[1]
-  fitting = [
-    -(-width // part) for part in (4, 2) if -(-width // part) >= longest
-  ]
-  return min(fitting, default=width)
 
 
 _sample_keys = jax.jit(rollout.sample_keys, static_argnums=2)

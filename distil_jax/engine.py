@@ -21,7 +21,7 @@ import numpy as np
 from flax import nnx
 
 from distil_jax import rollout
-from distil_jax.models import decoding, qwen3, sharding
+from distil_jax.models import architecture, decoding, qwen3, sharding
 from distil_jax.ops import sampling
 from distil_jax.records import Rollout
 
@@ -109,10 +109,8 @@ class Engine:
       raise ValueError(f"num_slots={num_slots} must be positive")
     if isinstance(stop, str) or not all(isinstance(x, str) and x for x in stop):
       raise ValueError(f"stop={stop!r} must be a list of strings, none empty")
-    if cache_dtype is not None and not _is_float(cache_dtype):
-      raise ValueError(
-        f"cache_dtype={cache_dtype!r} must be a type such as 'bfloat16'"
-      )
+    if cache_dtype is not None:
+      cache_dtype = architecture.float_name("cache_dtype", cache_dtype)
     if stop and decode is None:
       raise ValueError(f"stop={stop!r} needs decode, which turns ids to text")
     self._graphdef = graphdef
@@ -342,13 +340,6 @@ def cache_bytes(state: rollout.State) -> int:
   """Of the keys and values in memory, all devices together."""
   arrays = jax.tree.leaves((state.prompts.cache, state.rings.cache))
   return sum(x.nbytes for x in arrays)
-
-
-def _is_float(dtype: Any) -> bool:
-  try:
-    return jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
-  except TypeError:
-    return False
 
 
 def _cache_dtype(weights: decoding.Weights) -> str:

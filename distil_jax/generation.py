@@ -11,8 +11,7 @@ import jax
 import numpy as np
 
 from distil_jax import policy as policies
-from distil_jax.io import checkpoints, datasets
-from distil_jax.models import qwen3
+from distil_jax.io import datasets
 from distil_jax.records import Message, StopReason
 
 Conversation = tuple[Message, ...]
@@ -72,30 +71,6 @@ def conversations(
       "--file"
     )
   return [_conversation(row, place) for place, row in found]
-
-
-def trained_params(
-  directory: pathlib.Path, params: qwen3.Params
-) -> tuple[int | None, qwen3.Params]:
-  """The step and the parameters of a folder's last checkpoint.
-
-  Args:
-    directory: of checkpoints; it need not be there.
-    params: of the base model.
-
-  Returns:
-    None and those of the base model where there is no checkpoint.
-
-  Raises:
-    CheckpointError: it cannot be read.
-  """
-  if not directory.is_dir():
-    return None, params
-  with checkpoints.Checkpoints(directory) as saved:
-    step = saved.latest_step
-    if step is None:
-      return None, params
-    return step, saved.read_params(step, checkpoints.template(params))
 
 
 def check_prompts(

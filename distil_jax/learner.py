@@ -143,14 +143,8 @@ class Learner:
     Before the first checkpoint these are step 0 and the base model.
     """
     directory = self.config.run_directory / "checkpoints"
-    if not directory.is_dir():
-      return 0, self.policy.params
-    with checkpoints.Checkpoints(directory) as saved:
-      step = saved.latest_step
-      if step is None:
-        return 0, self.policy.params
-      template = checkpoints.template(self.policy.params)
-      return step, saved.read_params(step, template)
+    step, params = checkpoints.last_params(directory, self.policy.params)
+    return step or 0, params
 
 
 class _Run:

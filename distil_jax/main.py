@@ -311,6 +311,7 @@ def _generate(arguments: argparse.Namespace) -> int:
   import jax
 
   from distil_jax import assembly, generation
+  from distil_jax.io import checkpoints
   from distil_jax.io.progress import Progress
   from distil_jax.records import StopReason
 
@@ -324,7 +325,7 @@ def _generate(arguments: argparse.Namespace) -> int:
     generation.check_prompts(policy, asked, sampling["max_completion_length"])
     who = f"base model {config.model.directory}"
     if not arguments.base:
-      step, params = generation.trained_params(
+      step, params = checkpoints.last_params(
         config.run_directory / "checkpoints", policy.params
       )
       policy = dataclasses.replace(policy, params=params)

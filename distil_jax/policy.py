@@ -110,8 +110,10 @@ def load_policy(
   known = typing.get_args(attentions.Implementation)
   if attention not in known:
     raise ValueError(f"attention={attention!r} must be one of {known}")
-  dtype = _float_name("dtype", dtype)
-  compute_dtype = _float_name("compute_dtype", compute_dtype or dtype)
+  dtype = architecture.float_name("dtype", dtype)
+  compute_dtype = architecture.float_name(
+    "compute_dtype", compute_dtype or dtype
+  )
   path = resolve_directory(directory)
   config = architecture.from_hugging_face(
     weights.read_config(path),
@@ -314,13 +316,3 @@ def _check_size(name: str, size: int) -> None:
   is_whole = isinstance(size, numbers.Integral) and not isinstance(size, bool)
   if not is_whole or size < 1:
     raise ValueError(f"{name}={size} must be a positive whole number")
-
-
-def _float_name(name: str, dtype: Any) -> str:
-  try:
-    found = jnp.dtype(dtype)
-  except TypeError:
-    found = None
-  if found is None or not jnp.issubdtype(found, jnp.floating):
-    raise ValueError(f"{name}={dtype!r} must be a type such as 'float32'")
-  return found.name

@@ -7,7 +7,7 @@ import numpy as np
 
 from distil_jax import processes, prompts
 
-# The rests of a batch have one width, out of so many: each compiles a program.
+# Prompts of a batch have one width, out of so many: each compiles programs.
 _NUM_WIDTHS = 3
 
 
@@ -57,8 +57,7 @@ def split(
     [pad_id] if row is None else row[len(prefixes[i // num_sharing]) :]
     for i, row in enumerate(rows)
   ]
-  longest = processes.global_max(max(map(len, rests)))
-  width = min(w for w in widths(max_prompt_length) if w >= longest)
+  width = narrowest(max(map(len, rests)), max_prompt_length)
   num_tokens = len(prefixes) * max_prefix_length + len(rows) * width
   if num_tokens >= len(rows) * max_prompt_length:
     return None
@@ -81,6 +80,12 @@ def common_prefix(rows: Sequence[Sequence[int] | None]) -> list[int]:
   return prefix
 
 
+def narrowest(longest: int, max_prompt_length: int) -> int:
+  """The least of `widths` that holds what all processes have."""
+  longest = processes.global_max(longest)
+  return min(w for w in widths(max_prompt_length) if w >= longest)
+
+
 def widths(max_prompt_length: int) -> list[int]:
-  """The widths that rests may have, the largest first."""
+  """The widths that prompts may have, the largest first."""
   return [-(-max_prompt_length // 2**i) for i in range(_NUM_WIDTHS)]

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx, struct
 
+from distil_jax import journals
 from distil_jax.models import decoding, qwen3, sharding
 from distil_jax.ops import chunks, sampling
 from distil_jax.records import Array, Rollout, StopReason
@@ -74,47 +75,6 @@ class Slots:
 
 
 @struct.dataclass
-class Completions:
-  """What has been sampled.
-
-  Attributes:
-    ids: beyond the length they mean nothing. Shape `[D, N, T]`.
-    log_probs: of the policy itself. Shape `[D, N, T]`.
-    behavior_log_probs: of the distribution that was sampled. `[D, N, T]`.
-    lengths: tokens so far. Shape `[D, N]`.
-    stop_reasons: `StopReason.LENGTH` until another is known. Shape `[D, N]`.
-  """
-
-  ids: jax.Array
-  log_probs: jax.Array
-  behavior_log_probs: jax.Array
-  lengths: jax.Array
-  stop_reasons: jax.Array
-
-
-@struct.dataclass
-class Journal:
-  """What the last steps chose, C of them at most. Shape `[C, D, W]` each.
-
-  Steps write here, in one place, and `advance` sorts it into `Completions`
-  once: to write each row in a place of its own is slow on every platform.
-
-  Attributes:
-    rows: which row the slot worked on; N and more where on none.
-    ages: the token's place in its completion.
-    ids, log_probs, behavior_log_probs: as in `Completions`.
-    stop_reasons: why the row ended, where it did.
-  """
-
-  rows: jax.Array
-  ages: jax.Array
-  ids: jax.Array
-  log_probs: jax.Array
-  behavior_log_probs: jax.Array
-  stop_reasons: jax.Array
-
-
-@struct.dataclass
 class State:
   """A rollout that is under way.
 
@@ -134,14 +94,19 @@ class State:
   rings: decoding.Rings
   slots: Slots
   in_flight: decoding.Members
-  completions: Completions
+  completions: journals.Completions
   next_row: jax.Array
   num_steps: jax.Array
 
   @property
+  def num_rows(self) -> int:
+    """N."""
+    return self.requests.keys.shape[1]
+
+  @property
   def num_waiting(self) -> jax.Array:
     """Rows that no slot has taken up yet. Shape `[D]`."""
-    return self.requests.keys.shape[1] - self.next_row
+    return self.num_rows - self.next_row
 
   @property
   def num_alive(self) -> jax.Array:
@@ -330,7 +295,7 @@ def start(
     rings=decoding.empty_rings(prompts, width, ring_length),
     slots=slots,
     in_flight=_members(slots, prompts, group_size=keys.shape[1]),
-    completions=Completions(
+    completions=journals.Completions(
       ids=jnp.zeros(tokens_shape, jnp.int32),
       log_probs=jnp.zeros(tokens_shape, jnp.float32),
       behavior_log_probs=jnp.zeros(tokens_shape, jnp.float32),
@@ -397,10 +362,11 @@ def advance(
     )
     return state, journal
 
-  state, journal = jax.lax.while_loop(
-    goes_on, step, (state, _blank(state, journal_length))
+  blank = journals.blank(
+    journal_length, *state.slots.rows.shape, num_rows=state.num_rows
   )
-  completions = _sorted_in(state.completions, journal)
+  state, journal = jax.lax.while_loop(goes_on, step, (state, blank))
+  completions = journals.sorted_in(state.completions, journal)
   return _constrained(dataclasses.replace(state, completions=completions))
 
 
@@ -537,7 +503,7 @@ def _read_prompts(weights, ids, mask, *, graphdef, num_parts, dtype):
 def _admit(state: State) -> State:
   """Gives the rows that wait to the slots that are free."""
   slots, requests = state.slots, state.requests
-  num_rows, group_size = requests.keys.shape[1], _group_size(state)
+  num_rows, group_size = state.num_rows, _group_size(state)
   is_free = ~slots.is_alive
   order = jnp.cumsum(is_free, axis=1, dtype=jnp.int32) - 1
   rows = state.next_row[:, None] + order
@@ -585,8 +551,7 @@ def _asked(requests: Requests, rows: jax.Array) -> dict[str, Any]:
 
 
 def _group_size(state: State) -> int:
-  requests = state.requests
-  return requests.keys.shape[1] // requests.last_ids.shape[1]
+  return state.num_rows // state.requests.last_ids.shape[1]
 
 
 def _members(slots: Slots, prompts, *, group_size: int) -> decoding.Members:
@@ -598,9 +563,11 @@ def _members(slots: Slots, prompts, *, group_size: int) -> decoding.Members:
   )
 
 
-def _step(weights, state: State, *, graphdef, eos_ids) -> tuple[State, Journal]:
+def _step(
+  weights, state: State, *, graphdef, eos_ids
+) -> tuple[State, journals.Journal]:
   """One token for every slot at work, and what to write down of it."""
-  slots, requests = state.slots, state.requests
+  slots = state.slots
   hidden, rings = decoding.decode(
     graphdef,
     weights,
@@ -620,8 +587,8 @@ def _step(weights, state: State, *, graphdef, eos_ids) -> tuple[State, Journal]:
   is_end = jnp.isin(ids, jnp.asarray(eos_ids, jnp.int32))
   lengths = slots.lengths + 1
   is_full = lengths >= slots.max_lengths
-  entry = Journal(
-    rows=jnp.where(slots.is_alive, slots.rows, requests.keys.shape[1]),
+  entry = journals.Journal(
+    rows=jnp.where(slots.is_alive, slots.rows, state.num_rows),
     ages=slots.lengths,
     ids=ids,
     log_probs=log_probs,
@@ -666,79 +633,6 @@ def _logits(weights: decoding.Weights, hidden: jax.Array) -> jax.Array:
     "dwe,nve->ndwv", hidden, blocks, preferred_element_type=jnp.float32
   )
   return jnp.moveaxis(products, 0, 2).reshape(*rows, vocab_size)
-
-
-def _blank(state: State, length: int) -> Journal:
-  """A journal without entries."""
-  num_rows = state.requests.keys.shape[1]
-  shape = (length, *state.slots.rows.shape)
-
-  def full(value, dtype):
-    return sharding.constrain(
-      jnp.full(shape, value, dtype), None, "batch", None
-    )
-
-  return Journal(
-    rows=full(num_rows, jnp.int32),
-    ages=full(0, jnp.int32),
-    ids=full(0, jnp.int32),
-    log_probs=full(0, jnp.float32),
-    behavior_log_probs=full(0, jnp.float32),
-    stop_reasons=full(StopReason.LENGTH, jnp.int32),
-  )
-
-
-def _sorted_in(found: Completions, journal: Journal) -> Completions:
-  """Takes the entries of a journal to their rows."""
-  return jax.vmap(_sorted_in_part, in_axes=(0, 1))(found, journal)
-
-
-def _sorted_in_part(found: Completions, journal: Journal) -> Completions:
-  """The same of one part: `[N, ...]` and `[C, W]`.
-
-  A slot works on a row in steps that follow each other, so where a row begins
-  and ends in the journal tells where all of it is.
-  """
-  num_steps, width = journal.rows.shape
-  num_rows, length = found.ids.shape
-  rows = journal.rows
-  places = jnp.arange(num_steps * width, dtype=jnp.int32)
-  nobody = jnp.full((1, width), num_rows, rows.dtype)
-
-  def flat(x):
-    return x.reshape(-1)
-
-  def whereabouts(beside):
-    """Where the one entry of each row is that has another row beside it."""
-    edges = flat(jnp.where(rows != beside, rows, num_rows))
-    edges, ordered = jax.lax.sort((edges, places), num_keys=1)
-    wanted = jnp.arange(num_rows, dtype=rows.dtype)
-    at = jnp.minimum(jnp.searchsorted(edges, wanted), len(places) - 1)
-    return ordered[at], edges[at] == wanted
-
-  first, is_here = whereabouts(jnp.concatenate([nobody, rows[:-1]]))
-  last, _ = whereabouts(jnp.concatenate([rows[1:], nobody]))
-  begin, end = flat(journal.ages)[first], flat(journal.ages)[last]
-  column = jnp.arange(length)[None]
-  is_new = (column >= begin[:, None]) & (column <= end[:, None])
-  is_new &= is_here[:, None]
-  where = first[:, None] + (column - begin[:, None]) * width
-  where = jnp.clip(where, 0, len(places) - 1)
-
-  def take(old, entries):
-    return jnp.where(is_new, flat(entries)[where], old)
-
-  return Completions(
-    ids=take(found.ids, journal.ids),
-    log_probs=take(found.log_probs, journal.log_probs),
-    behavior_log_probs=take(
-      found.behavior_log_probs, journal.behavior_log_probs
-    ),
-    lengths=jnp.where(is_here, end + 1, found.lengths),
-    stop_reasons=jnp.where(
-      is_here, flat(journal.stop_reasons)[last], found.stop_reasons
-    ),
-  )
 
 
 def _uniform(key, t):

@@ -17,6 +17,7 @@ MODULES = {name.removesuffix(".__init__"): path for name, path in FILES.items()}
 ROOMS = ("ops", "models", "envs", "io")
 PURE = (
   "rollout",
+  "journals",
   "scoring",
   "experts",
   "objectives",

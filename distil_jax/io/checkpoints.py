@@ -148,6 +148,28 @@ class Checkpoints:
       ) from error
 
 
+def last_params(directory: pathlib.Path, base: Any) -> tuple[int | None, Any]:
+  """The step and the student's parameters of a folder's last checkpoint.
+
+  Args:
+    directory: of checkpoints; it need not be there.
+    base: parameters of the base model.
+
+  Returns:
+    None and those of the base model where there is no checkpoint.
+
+  Raises:
+    CheckpointError: it cannot be read.
+  """
+  if not directory.is_dir():
+    return None, base
+  with Checkpoints(directory) as saved:
+    step = saved.latest_step
+    if step is None:
+      return None, base
+    return step, saved.read_params(step, template(base))
+
+
 def template(state: Any) -> Any:
   """Shapes, types and shardings of arrays, for `restore`."""
   return jax.tree.map(

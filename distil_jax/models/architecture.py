@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import jax.numpy as jnp
+
 # Settings of the format that change the network, and the one value of each
 # that is implemented.
 _FIXED = {
@@ -144,3 +146,18 @@ def _rope_theta(settings: Mapping[str, Any]) -> float:
   if theta is None:
     raise ValueError("config.json lacks 'rope_theta'")
   return float(theta)
+
+
+def float_name(name: str, dtype: Any) -> str:
+  """What a floating-point type is called.
+
+  Raises:
+    ValueError: it is none; names the setting.
+  """
+  try:
+    found = jnp.dtype(dtype)
+  except TypeError:
+    found = None
+  if found is None or not jnp.issubdtype(found, jnp.floating):
+    raise ValueError(f"{name}={dtype!r} must be a type such as 'float32'")
+  return found.name
