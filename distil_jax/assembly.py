@@ -44,12 +44,18 @@ def mesh(config: Config) -> jax.sharding.Mesh:
     made = sharding.make_mesh(**config.mesh.model_dump())
   except ValueError as error:
     raise ConfigError(str(error)) from None
-  sizes = _sampled_sizes(config)
-  for name in ("mini_batch_size", "micro_batch_size"):
-    size = getattr(config.optimizer, name)
-    if size:
-      sizes[f"optimizer.{name}"] = size
-  _check_batches(sizes, made, "mesh")
+  learned = {
+    f"optimizer.{name}": size
+    for name in ("mini_batch_size", "micro_batch_size")
+    if (size := getattr(config.optimizer, name))
+  }
+  _check_batches(_sampled_sizes(config) | learned, made, "mesh")
+  count, length = made.shape["context"], config.rollout.max_completion_length
+  if length % count:
+    raise ConfigError(
+      f"rollout.max_completion_length={length} is not a multiple of "
+      f"mesh.context={count}, which cuts completions into equal parts"
+    )
   return made
 
 
@@ -60,7 +66,18 @@ def rollout_mesh(config: Config) -> jax.sharding.Mesh | None:
     ConfigError: it does not fit the devices or the batches.
   """
   if config.rollout.mesh is None:
-    return None
+    trained = mesh(config)
+    if trained.shape["context"] == 1:
+      return None
+    _check_batches(
+      _sampled_sizes(config), trained, "mesh", ("data", "fsdp", "context")
+    )
+    return sharding.without_context(trained)
+  if config.rollout.mesh.context != 1:
+    raise ConfigError(
+      f"rollout.mesh.context={config.rollout.mesh.context}: sampling makes one "
+      "token after the other and cuts no sequence; use rollout.mesh.fsdp"
+    )
   try:
     made = sharding.make_mesh(**config.rollout.mesh.model_dump())
   except ValueError as error:
@@ -163,7 +180,7 @@ def _num_sharing(config: Config) -> int:
 
   Those of one group, as far as they are on one device in one micro-batch.
   """
-  if not config.teacher.share_prefix:
+  if not config.teacher.share_prefix or sharding.num_shards("sequence") > 1:
     return 1
   sizes = config.optimizer
   at_once = (
@@ -263,15 +280,18 @@ def _sampled_sizes(config: Config) -> dict[str, int]:
 
 
 def _check_batches(
-  sizes: Mapping[str, int], made: jax.sharding.Mesh, section: str
+  sizes: Mapping[str, int],
+  made: jax.sharding.Mesh,
+  section: str,
+  axes: Sequence[str] = ("data", "fsdp"),
 ) -> None:
-  multiple = sharding.batch_size_multiple(made)
+  multiple = math.prod(made.shape[axis] for axis in axes)
+  named = ", ".join(f"{section}.{axis}={made.shape[axis]}" for axis in axes)
   for name, size in sizes.items():
     if size % multiple:
       raise ConfigError(
         f"{name}={size} is not a multiple of {multiple}, the devices along "
-        f"{section}.data={made.shape['data']} and "
-        f"{section}.fsdp={made.shape['fsdp']}"
+        f"{named}"
       )
 
 

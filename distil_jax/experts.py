@@ -4,6 +4,8 @@ The teacher tells its distribution, or a list of tokens for each of the
 student's; an outside expert's list takes the same place.
 """
 
+import functools
+
 import jax
 from flax import nnx
 
@@ -27,7 +29,7 @@ def student_hidden_states(
   params: qwen3.Params, batch: Batch, *, graphdef: nnx.GraphDef
 ) -> jax.Array:
   """From which each token was chosen, on its own prompt. `[b, T, D]`."""
-  return scoring.completion_hidden_states(
+  hidden = scoring.completion_hidden_states(
     params,
     batch.prompt_ids,
     batch.prompt_mask,
@@ -35,6 +37,7 @@ def student_hidden_states(
     batch.completion_mask,
     graphdef=graphdef,
   )
+  return _keep(hidden)
 
 
 def exact_source(
@@ -53,12 +56,12 @@ def exact_source(
   """
   return unembedding.compared(
     student_hidden_states(params, batch, graphdef=graphdef),
-    unembedding_of(params),
+    _unembedding_of(params, batch),
     _teacher(params, teacher_params, batch, graphdef, trust_region_rate),
     batch.completion_ids,
     divergence,
     judged_tokens(batch),
-    top_k_fn=sharding.top_k,
+    top_k_fn=_top_k_fn(params, batch),
   )
 
 
@@ -75,7 +78,7 @@ def list_source(
   del teacher_params
   return unembedding.listed(
     student_hidden_states(params, batch, graphdef=graphdef),
-    unembedding_of(params),
+    _unembedding_of(params, batch),
     unembedding.Lists(
       batch.teacher_candidate_ids,
       batch.teacher_candidate_log_probs,
@@ -93,27 +96,61 @@ def own_source(
   """The student on its tokens, without a teacher."""
   return unembedding.alone(
     student_hidden_states(params, batch, graphdef=graphdef),
-    unembedding_of(params),
+    _unembedding_of(params, batch),
     batch.completion_ids,
   )
 
 
-def unembedding_of(params: qwen3.Params) -> jax.Array:
-  """With whole columns on each device: they are gathered once, not by chunk."""
-  return sharding.constrain(qwen3.unembedding(params), None, "vocab")
+def layout(hidden: jax.Array, weights: jax.Array) -> chunks.Layout:
+  """Of logits, on the mesh in use.
 
-
-def layout() -> chunks.Layout:
-  """Of batches and logits on the mesh in use."""
-  return chunks.Layout(
-    num_shards=sharding.num_shards("batch"),
-    num_vocab_shards=sharding.num_shards("vocab"),
-    place=_place,
+  Args:
+    hidden: the states that they are made from. Shape `[b, T, D]`.
+    weights: and the unembedding. Shape `[D, V]`.
+  """
+  batch, vocab = _logits_axes(hidden, weights)
+  return _layout(
+    batch, vocab, sharding.num_shards(batch), sharding.num_shards(vocab)
   )
 
 
-def _place(sums: jax.Array) -> jax.Array:
-  return sharding.constrain(sums, "batch", None, "vocab")
+@functools.cache
+def _layout(
+  batch: str, vocab: str, num_shards: int, num_vocab_shards: int
+) -> chunks.Layout:
+  """One object for equal settings: it is part of what is compiled."""
+
+  def gather(chunk):
+    others = (None,) * (chunk.ndim - 2)
+    return sharding.constrain(chunk, None, batch, *others)
+
+  return chunks.Layout(
+    num_shards=num_shards,
+    num_vocab_shards=num_vocab_shards,
+    place=lambda sums: sharding.constrain(sums, batch, None, vocab),
+    gather=gather,
+    keep=_keep,
+  )
+
+
+def _keep(hidden: jax.Array) -> jax.Array:
+  """Of all tokens on a device rather a part of each than all of a part.
+
+  So a chunk of time is a slice everywhere.
+  """
+  return sharding.constrain(hidden, "batch", None, "embed_by_context")
+
+
+def _unembedding_of(params: qwen3.Params, batch: Batch) -> jax.Array:
+  """With whole columns on each device: they are moved once, not by chunk."""
+  weights = qwen3.unembedding(params)
+  _, vocab = _logits_axes(batch.completion_ids, weights)
+  return sharding.constrain(weights, None, vocab)
+
+
+def _logits_axes(tokens: jax.Array, weights: jax.Array) -> tuple[str, str]:
+  batch_size, length = tokens.shape[:2]
+  return sharding.for_logits(batch_size, length, weights.shape[-1])
 
 
 def ask_teacher(
@@ -145,14 +182,22 @@ def ask_teacher(
     an outside expert's in the batch.
   """
   teacher = _teacher(params, teacher_params, batch, graphdef, trust_region_rate)
-  settings = {"chunk_size": chunk_size, "layout": layout()}
+  settings = {
+    "chunk_size": chunk_size,
+    "layout": layout(teacher.hidden[0], teacher.unembedding[0]),
+  }
   if kind == "top_k":
     return candidates.most_probable(
-      teacher, size=size, top_k_fn=sharding.top_k, **settings
+      teacher, size=size, top_k_fn=_top_k_fn(params, batch), **settings
     )
   shape = (batch.completion_ids.shape[1], size)
   uniforms = jax.vmap(lambda key: jax.random.uniform(key, shape))(keys)
   return candidates.samples(teacher, uniforms, **settings)
+
+
+def _top_k_fn(params: qwen3.Params, batch: Batch) -> unembedding.TopKFn:
+  rows, columns = _logits_axes(batch.completion_ids, qwen3.unembedding(params))
+  return functools.partial(sharding.top_k, batch=rows, vocab=columns)
 
 
 def _teacher(
@@ -177,7 +222,7 @@ def _teacher(
       graphdef=graphdef,
       prefix=prefix,
     )
-    return hidden, unembedding_of(params)
+    return _keep(hidden), _unembedding_of(params, batch)
 
   if trust_region_rate is None:
     hidden, weights = states(teacher_params)

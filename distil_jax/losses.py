@@ -195,7 +195,7 @@ def feedback_loss(
     },
     (credit_lib.nothing_later(told.shape[0], dtype), sequences),
     chunk_size=chunk_size,
-    layout=experts.layout(),
+    layout=experts.layout(source.hidden, source.unembedding),
   )
   mismatch = mismatch_lib.measure(
     reports.pop("log_probs"), batch.old_log_probs, learned
@@ -245,8 +245,10 @@ def batch_credit(
   """
 
   def costs_of(micro_batch):
-    statistics = source_fn(params, teacher_params, micro_batch).statistics(
-      chunk_size=chunk_size, layout=experts.layout()
+    source = source_fn(params, teacher_params, micro_batch)
+    statistics = source.statistics(
+      chunk_size=chunk_size,
+      layout=experts.layout(source.hidden, source.unembedding),
     )
     return costs_fn(statistics, experts.judged_tokens(micro_batch))
 
@@ -270,7 +272,11 @@ def policy_gradient_loss(
 ) -> tuple[jax.Array, Report]:
   """Rewards alone; `teacher_params` are the reference of the divergence."""
   batch, mask = piece.batch, piece.batch.completion_mask
-  settings = {"chunk_size": chunk_size, "layout": experts.layout()}
+  source = experts.own_source(params, batch, graphdef=graphdef)
+  settings = {
+    "chunk_size": chunk_size,
+    "layout": experts.layout(source.hidden, source.unembedding),
+  }
   reference = None
   if kl_weight > 0:
     reference = experts.own_source(teacher_params, batch, graphdef=graphdef)
@@ -301,9 +307,7 @@ def policy_gradient_loss(
     )
     return rows["weights"] * losses, (advantages_of, reports)
 
-  value, reports = experts.own_source(
-    params, batch, graphdef=graphdef
-  ).minimise(
+  value, reports = source.minimise(
     token_losses,
     {
       "mask": mask,
@@ -338,13 +342,12 @@ def sft_loss(
     reports = {"cost": losses, "entropy": statistics.entropies}
     return rows["weights"] * losses, (carry, reports)
 
-  value, reports = experts.own_source(
-    params, batch, graphdef=graphdef
-  ).minimise(
+  source = experts.own_source(params, batch, graphdef=graphdef)
+  value, reports = source.minimise(
     token_losses,
     {"mask": batch.completion_mask, "weights": piece.weights},
     chunk_size=chunk_size,
-    layout=experts.layout(),
+    layout=experts.layout(source.hidden, source.unembedding),
   )
   return value, Report(_sums(experts.judged_tokens(batch), **reports))
 

@@ -142,6 +142,7 @@ def test_kind_chooses_the_section(tmp_path):
     ),
     ("mesh: {data: 0}", ["mesh", "data=0"]),
     ("mesh: {data: -1, fsdp: -1}", ["mesh", "only one axis"]),
+    ("mesh: {context: 0}", ["mesh", "context=0"]),
     (
       "evaluation: {num_samples: 2, pass_at: [1, 4]}",
       ["evaluation", "k=4", "num_samples=2"],

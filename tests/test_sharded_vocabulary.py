@@ -28,7 +28,14 @@ MESHES = {
   "tensor_8": {"data": 1, "fsdp": 1, "tensor": 8},
   "fsdp_2_tensor_4": {"data": 1, "fsdp": 2, "tensor": 4},
   "data_2_fsdp_2_tensor_2": {"data": 2, "fsdp": 2, "tensor": 2},
+  "fsdp_2_context_2_tensor_2": {"fsdp": 2, "context": 2, "tensor": 2},
 }
+# What moves between devices that share parameters, and the axes that say so.
+HOWS = {
+  "states move": ("copies", "vocab_by_all"),
+  "weights move": ("batch", "vocab_by_context"),
+}
+CASES = [(mesh, how) for mesh in MESHES for how in HOWS]
 CREDIT = {"baseline": "leave_one_out", "group_size": GROUP_SIZE}
 
 
@@ -61,10 +68,12 @@ def surrogate(later, statistics, mask):
 
 def sources(x, h, w):
   """Every way to read statistics, by name."""
-  w, u = (sharding.constrain(m, None, "vocab") for m in (w, x["u"]))
+  batch, vocab = sharding.for_logits(B, T, V)
+  w, u = (sharding.constrain(m, None, vocab) for m in (w, x["u"]))
   teacher = unembedding.Expert((x["g"],), (u,))
+  top_k_fn = functools.partial(sharding.top_k, batch=batch, vocab=vocab)
   compared = functools.partial(
-    unembedding.compared, h, w, teacher, x["ids"], top_k_fn=sharding.top_k
+    unembedding.compared, h, w, teacher, x["ids"], top_k_fn=top_k_fn
   )
   found = {name: compared(d, x["mask"]) for name, d in DIVERGENCES.items()}
   for kind, tail in (("samples", False), ("top_k", True)):
@@ -78,7 +87,7 @@ def gradients(x):
 
   def total(name, h, w, is_streamed):
     source = sources(x, h, w)[name]
-    settings = {"chunk_size": 4, "layout": experts.layout()}
+    settings = {"chunk_size": 4, "layout": experts.layout(h, w)}
     later = credit.nothing_later(B)
     if is_streamed:
       return source.minimise(surrogate, x["mask"], later, **settings)
@@ -130,14 +139,16 @@ def in_float64():
 
 
 @functools.cache
-def on_mesh(name):
+def on_mesh(name, how):
   """Results, and the text of the compiled program."""
   mesh = sharding.make_mesh(**MESHES[name])
-  axes = {"w": ("embed", "vocab"), "u": (None, "vocab")}
+  states = ("batch", None, "embed_by_context")
+  axes = {"w": ("embed", "vocab"), "u": (None, "vocab"), "h": states}
   with jax.set_mesh(mesh), pytest.MonkeyPatch.context() as patch:
+    patch.setattr(sharding, "for_logits", lambda *sizes: HOWS[how])
+    batch, vocab = (sharding.num_shards(axis) for axis in HOWS[how])
     # Two blocks of two columns in each chunk of four.
-    local = B * V // sharding.num_shards("batch")
-    patch.setattr(chunks, "_BLOCK", 2 * local // sharding.num_shards("vocab"))
+    patch.setattr(chunks, "_BLOCK", 2 * B * V // batch // vocab)
     placed = {
       key: jax.device_put(
         value, sharding.sharding(mesh, *axes.get(key, ("batch",)))
@@ -154,9 +165,9 @@ def assert_close(actual, expected, tolerance=1e-5):
   assert error <= tolerance * np.max(np.abs(expected)), error
 
 
-@pytest.mark.parametrize("mesh", MESHES)
-def test_the_numbers_are_those_of_whole_logits_in_float64(mesh):
-  results, _ = on_mesh(mesh)
+@pytest.mark.parametrize(("mesh", "how"), CASES)
+def test_the_numbers_are_those_of_whole_logits_in_float64(mesh, how):
+  results, _ = on_mesh(mesh, how)
   for (name, _), actual in results.items():
     if name in DIVERGENCES:
       jax.tree.map(assert_close, actual, in_float64()[name])
@@ -164,7 +175,7 @@ def test_the_numbers_are_those_of_whole_logits_in_float64(mesh):
 
 @pytest.mark.parametrize("kind", ["samples", "top_k"])
 def test_lists_are_read_the_same_on_every_mesh(kind):
-  first, *others = (on_mesh(mesh)[0][kind, True] for mesh in MESHES)
+  first, *others = (on_mesh(*case)[0][kind, True] for case in CASES)
   for other in others:
     jax.tree.map(assert_close, other, first)
 
@@ -180,26 +191,32 @@ def collectives(text, kind):
   ]
 
 
-@pytest.mark.parametrize("mesh", MESHES)
-def test_neither_logits_nor_the_unembedding_are_gathered(mesh):
-  _, text = on_mesh(mesh)
-  sizes = MESHES[mesh]
-  part = V // sizes["tensor"]
+def part_of(mesh, how):
+  """Tokens of the vocabulary on one device."""
+  with jax.set_mesh(sharding.make_mesh(**MESHES[mesh])):
+    return V // sharding.num_shards(HOWS[how][1])
+
+
+@pytest.mark.parametrize(("mesh", "how"), CASES)
+def test_neither_logits_nor_the_unembedding_are_gathered(mesh, how):
+  _, text = on_mesh(mesh, how)
+  part = part_of(mesh, how)
   gathered = collectives(text, "all-gather")
   assert gathered  # candidates of top-k, of each device
   for shape, place in gathered:
     assert V not in shape, place
     if part in shape:
       # Rows of a part of the vocabulary, once, before time is cut.
-      assert sizes["fsdp"] > 1
+      assert how == "weights move"
+      assert MESHES[mesh]["fsdp"] > 1
       assert "while" not in place
       assert shape == [D, part]
 
 
-@pytest.mark.parametrize("mesh", MESHES)
-def test_the_gradient_of_the_unembedding_is_summed_once(mesh):
-  _, text = on_mesh(mesh)
-  part = V // MESHES[mesh]["tensor"]
+@pytest.mark.parametrize(("mesh", "how"), CASES)
+def test_the_gradient_of_the_unembedding_is_summed_once(mesh, how):
+  _, text = on_mesh(mesh, how)
+  part = part_of(mesh, how)
   summed = collectives(text, "all-reduce") + collectives(text, "reduce-scatter")
   assert summed
   for shape, place in summed:
@@ -239,6 +256,36 @@ def test_top_k_of_a_cut_vocabulary(mesh, k):
     tuple(actual),
     tuple(jax.lax.top_k(jnp.asarray(logits), k)),
   )
+
+
+@pytest.mark.parametrize(("batch", "vocab"), HOWS.values(), ids=HOWS)
+def test_top_k_of_logits_that_are_cut_otherwise(batch, vocab):
+  logits = np.random.default_rng(1).integers(0, 9, (3, B, V)).astype("f4")
+  mesh = sharding.make_mesh(**MESHES["fsdp_2_context_2_tensor_2"])
+  with jax.set_mesh(mesh):
+    place = sharding.sharding(mesh, None, batch, vocab)
+    top_k = functools.partial(sharding.top_k, batch=batch, vocab=vocab)
+    actual = jax.jit(top_k, static_argnums=1)(jax.device_put(logits, place), 9)
+  expected = jax.lax.top_k(jnp.asarray(logits), 9)
+  jax.tree.map(np.testing.assert_array_equal, tuple(actual), tuple(expected))
+
+
+def test_what_moves_is_what_there_is_less_of():
+  def axes(sizes, *logits):
+    with jax.set_mesh(sharding.make_mesh(**sizes)):
+      return sharding.for_logits(*logits)
+
+  assert sharding.for_logits(8, 100, 64) == ("batch", "vocab")
+  fsdp = {"data": 2, "fsdp": 4}
+  # 2 x 31 tokens of each copy against 64 rows of the unembedding.
+  assert axes(fsdp, 4, 31, 64) == ("copies", "vocab_by_all")
+  assert axes(fsdp, 4, 32, 64) == ("batch", "vocab_by_context")
+  assert axes({"data": 8, "fsdp": 1}, 8, 1, 64) == ("batch", "vocab")
+  # 65 rows are not to be cut.
+  assert axes(fsdp, 4, 1, 65) == ("batch", "vocab_by_context")
+  context = {"fsdp": 4, "context": 2}
+  assert axes(context, 4, 31, 130) == ("batch", "vocab_by_context")
+  assert axes(context, 4, 31, 131) == ("batch", "vocab")
 
 
 def test_top_k_of_what_cannot_be_cut():

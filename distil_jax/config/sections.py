@@ -123,12 +123,19 @@ class Mesh(Section):
   """Devices along each axis; one axis may be -1, which takes the rest."""
 
   data: int = 1
+  """Copies of the parameters; each has its part of a batch."""
   fsdp: int = -1
+  """Cuts parameters, optimiser and teacher, and batches too."""
+  context: int = 1
+  """Cuts the same, and sequences along time where they are scored and learned
+  from, for those too long for one device. Sampling takes it for more of
+  `fsdp`."""
   tensor: int = 1
+  """Cuts heads, MLP and vocabulary."""
 
   @pydantic.model_validator(mode="after")
   def _sizes(self):
-    sizes = {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
+    sizes = self.model_dump()
     for name, size in sizes.items():
       if size < 1 and size != -1:
         raise ValueError(f"{name}={size} must be positive, or -1 for the rest")

@@ -2,6 +2,11 @@
 
 Rows are packed: a row's tokens stand in front, padding after them. So being
 causal is mask enough, and kernels that know no other mask are right.
+
+Where devices share a sequence each has a part of the queries, and all keys and
+values of its sequences: with few KV heads these are the smaller part, and they
+are exchanged once a layer. The later a part the more its queries see; all wait
+for the last.
 """
 
 import functools
@@ -23,6 +28,8 @@ _Kernel = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 _CUDNN_STEP, _CUDNN_MOST = 8, 128
 # The TPU kernel's lanes, and the most rows and columns of one of its blocks.
 _LANES, _LARGEST_BLOCK = 128, 512
+# Tokens of a row whose logits plain XLA holds all at once.
+_LARGEST_WHOLE = 2048
 
 
 def causal(
@@ -89,10 +96,8 @@ def after_shared(
   batch_size, length = query.shape[:2]
   counted = jnp.arange(shared_key.shape[1])[None] < lengths[:, None]
 
-  def block(inputs):
-    first, queries = inputs
-    columns = jnp.arange(queries.shape[1])[:, None] + first
-    earlier = columns >= jnp.arange(length)[None]
+  def block(first, queries):
+    earlier = _earlier(first, queries.shape[1], length)
     own = _part(queries, key, value, earlier[None])
     # All queries to what they share, as if of one long row.
     by_prefix = queries.reshape(len(lengths), -1, *queries.shape[2:])
@@ -101,20 +106,19 @@ def after_shared(
     merged = merge_parts(*zip(own, shared, strict=True))
     return merged.astype(query.dtype)
 
-  if length <= _LARGEST_BLOCK:
-    return block((0, query))
-  num_blocks = -(-length // _LARGEST_BLOCK)
-  padding = num_blocks * _LARGEST_BLOCK - length
-  blocks = jnp.pad(query, ((0, 0), (0, padding), (0, 0), (0, 0)))
-  blocks = blocks.reshape(
-    batch_size, num_blocks, _LARGEST_BLOCK, *query.shape[2:]
-  )
-  firsts = jnp.arange(num_blocks) * _LARGEST_BLOCK
-  attended = jax.lax.map(
-    jax.checkpoint(block), (firsts, jnp.moveaxis(blocks, 1, 0))
-  )
-  attended = jnp.moveaxis(attended, 0, 1)
-  return attended.reshape(batch_size, -1, *query.shape[2:])[:, :length]
+  return _over_blocks(block, query)
+
+
+def padding(length: int) -> int:
+  """Columns to add so that devices along a sequence have equal parts of it.
+
+  Parts that suit the TPU's kernel where that costs little.
+  """
+  count = sharding.num_shards("sequence")
+  step = count
+  if count > 1 and length >= 8 * count * _LANES:
+    step = count * _LANES
+  return -length % step
 
 
 def merge_parts(
@@ -252,16 +256,24 @@ def _kernels() -> Mapping[str, _Kernel]:
 
 
 def xla(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-  """On every platform; holds the logits of all pairs of tokens."""
+  """On every platform; of long rows for some queries at a time."""
+  if _num_stretches(query) > 1:
+    # Left to itself XLA would gather the logits.
+    return _on_devices(_xla_from, query, key, value)
+  if query.shape[1] > _LARGEST_WHOLE:
+    return _xla_from(query, key, value, 0)
   return jax.nn.dot_product_attention(
     query, key, value, is_causal=True, implementation="xla"
   )
 
 
 def cudnn(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-  """On CUDA GPUs, block by block."""
+  """On CUDA GPUs, block by block; not where devices share a sequence."""
   if not has_cudnn():
     check_platform("cudnn", jax.default_backend())
+  if _num_stretches(query) > 1:
+    # The kernel's queries begin where its keys do.
+    return xla(query, key, value)
   return jax.nn.dot_product_attention(
     query, key, value, is_causal=True, implementation="cudnn"
   )
@@ -280,46 +292,136 @@ def splash(
     query, key, value: as for `causal`.
     interpret: runs the kernel step by step on any platform, slowly.
   """
-  attend = functools.partial(_splash, interpret=interpret)
-  if jax.sharding.get_abstract_mesh().empty:
-    return attend(query, key, value)
+  length, head_size = query.shape[1], query.shape[-1]
+  count = _num_stretches(query)
+  added = -length % (count * _LANES)
+  if added:
+    query, key, value = (
+      jnp.pad(x, ((0, 0), (0, added), (0, 0), (0, 0)))
+      for x in (query, key, value)
+    )
+  query = query * jnp.asarray(head_size**-0.5, query.dtype)
+  shared = sharding.num_shards("heads")
+  kernel = _splash_kernel(
+    length + added, query.shape[2] // shared, count, interpret=interpret
+  )
+
+  def attend(kernel, query, key, value):
+    heads_first = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
+    attended = jax.vmap(lambda *x: kernel(*x))(*heads_first)
+    return jnp.swapaxes(jnp.asarray(attended), 1, 2)
+
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return attend(kernel, query, key, value)[:, :length]
   # A kernel is a closed box to XLA: it would gather whole arrays for it.
-  batch = None if len(query) % sharding.num_shards("batch") else "batch"
-  heads = sharding.partition_spec((batch, None, "heads", "head_size"))
-  kv_heads = sharding.partition_spec((batch, None, "kv_heads", "head_size"))
-  return jax.shard_map(
+  queries, keys = _places(query)
+  of_kernel = sharding.partition_spec((None, "sequence"))
+  attended = jax.shard_map(
     attend,
-    in_specs=(heads, kv_heads, kv_heads),
-    out_specs=heads,
+    in_specs=(
+      kernel.manual_sharding_spec(jax.sharding.NamedSharding(mesh, of_kernel)),
+      queries,
+      keys,
+      keys,
+    ),
+    out_specs=queries,
     check_vma=False,  # a kernel does not say over which axes it varies
-  )(query, key, value)
+  )(kernel, query, key, value)
+  return attended[:, :length]
 
 
-def _splash(query, key, value, *, interpret: bool):
-  """Of one device. Shapes as for `causal`."""
-  length, num_heads, head_size = query.shape[1:]
-  padded = -(-length // _LANES) * _LANES
+def _splash_kernel(length, num_heads: int, count: int, *, interpret: bool):
+  """Of one device's heads and 1 / count of the queries."""
+  part = length // count
   block = max(
     size
-    for size in range(_LANES, min(padded, _LARGEST_BLOCK) + 1, _LANES)
-    if padded % size == 0
+    for size in range(_LANES, min(part, _LARGEST_BLOCK) + 1, _LANES)
+    if part % size == 0
   )
-  mask = pallas_splash.CausalMask((padded, padded))
-  kernel = pallas_splash.make_splash_mha(
+  mask = pallas_splash.CausalMask((length, length))
+  return pallas_splash.make_splash_mha(
     pallas_splash.MultiHeadMask([mask] * num_heads),
     block_sizes=_blocks(block),
     head_shards=1,
-    q_seq_shards=1,
+    q_seq_shards=count,
     interpret=interpret,
   )
 
-  def heads_first(x):
-    x = jnp.pad(x, ((0, 0), (0, padded - length), (0, 0), (0, 0)))
-    return jnp.swapaxes(x, 1, 2)
 
-  scaled = query * jnp.asarray(head_size**-0.5, query.dtype)
-  attended = jax.vmap(kernel)(*map(heads_first, (scaled, key, value)))
-  return jnp.swapaxes(jnp.asarray(attended), 1, 2)[:, :length]
+def _num_stretches(query: jax.Array) -> int:
+  """Into how many parts devices cut the queries; 1 where it is not even."""
+  count = sharding.num_shards("sequence")
+  return count if query.shape[1] % count == 0 else 1
+
+
+def _places(query: jax.Array):
+  """Of queries, and of keys and values, which are whole along time."""
+  batch = None if len(query) % sharding.num_shards("batch") else "batch"
+  sequence = None if _num_stretches(query) == 1 else "sequence"
+  return (
+    sharding.partition_spec((batch, sequence, "heads", "head_size")),
+    sharding.partition_spec((batch, None, "kv_heads", "head_size")),
+  )
+
+
+def _on_devices(attend, query, key, value):
+  """Each device's queries, to all keys of their sequences.
+
+  Args:
+    attend: `(query, key, value, first)`, where the first query stands.
+    query, key, value: as for `causal`.
+  """
+  queries, keys = _places(query)
+
+  def of_device(query, key, value):
+    place = jax.lax.axis_index(sharding.RULES["sequence"])
+    return attend(query, key, value, place * query.shape[1])
+
+  return jax.shard_map(
+    of_device, in_specs=(queries, keys, keys), out_specs=queries
+  )(query, key, value)
+
+
+def _xla_from(query, key, value, first):
+  """Queries from some column on; logits of a block of them at a time."""
+
+  def block(start, queries):
+    earlier = _earlier(first + start, queries.shape[1], key.shape[1])
+    return jax.nn.dot_product_attention(
+      queries, key, value, mask=earlier[None, None], implementation="xla"
+    )
+
+  return _over_blocks(block, query)
+
+
+def _earlier(first, count: int, length: int) -> jax.Array:
+  """Which of the columns each of some queries sees. Shape `[count, length]`."""
+  columns = jnp.arange(count)[:, None] + first
+  return columns >= jnp.arange(length)[None]
+
+
+def _over_blocks(block, query: jax.Array) -> jax.Array:
+  """`block(start, queries)` of all queries, `[B, S, N, H]`, in turn.
+
+  The logits of a block are made again in the backward pass, not kept.
+  """
+  batch_size, length = query.shape[:2]
+  if length <= _LARGEST_BLOCK:
+    return block(0, query)
+  num_blocks = -(-length // _LARGEST_BLOCK)
+  added = num_blocks * _LARGEST_BLOCK - length
+  blocks = jnp.pad(query, ((0, 0), (0, added), (0, 0), (0, 0)))
+  blocks = blocks.reshape(
+    batch_size, num_blocks, _LARGEST_BLOCK, *query.shape[2:]
+  )
+  starts = jnp.arange(num_blocks) * _LARGEST_BLOCK
+  attended = jax.lax.map(
+    jax.checkpoint(lambda inputs: block(*inputs)),
+    (starts, jnp.moveaxis(blocks, 1, 0)),
+  )
+  attended = jnp.moveaxis(attended, 0, 1)
+  return attended.reshape(batch_size, -1, *query.shape[2:])[:, :length]
 
 
 def _blocks(size: int) -> pallas_splash.BlockSizes:

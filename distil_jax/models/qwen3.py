@@ -249,7 +249,12 @@ def hidden_states(
 
   Returns:
     Shape `[B, S, D]`, compute dtype; finite at padding, where it means nothing.
+
+  Raises:
+    ValueError: a prefix, where devices share a sequence.
   """
+  if prefix is not None and sharding.num_shards("sequence") > 1:
+    raise ValueError("a prefix is not read where devices share a sequence")
   model = merge(graphdef, params)
   packed = pack(ids, mask)
   if prefix is None:
@@ -257,7 +262,10 @@ def hidden_states(
   else:
     hidden = _pass_after(model, packed, prefix)
   places = positions_of(mask)[:, columns, None]
-  return model.finish(jnp.take_along_axis(hidden, places, axis=1))
+  taken = jnp.take_along_axis(hidden, places, axis=1)
+  if taken.shape[1] % sharding.num_shards("sequence") == 0:
+    taken = sharding.constrain(taken, "batch", "sequence", None)
+  return model.finish(taken)
 
 
 def read_prefix(
@@ -298,6 +306,8 @@ def _full_pass(model: Qwen3, ids, remat: str, *, keeps: bool = False):
   Returns:
     hidden states `[B, S, D]`, and the rows' `Cache` where it is kept.
   """
+  length = ids.shape[1]
+  ids = jnp.pad(ids, ((0, 0), (0, attention.padding(length))))
   angles = model.angles(jnp.arange(ids.shape[1])[None])
 
   def attend(query, key, value):
@@ -306,7 +316,8 @@ def _full_pass(model: Qwen3, ids, remat: str, *, keeps: bool = False):
     )
     return attended, Cache(key=key, value=value) if keeps else None
 
-  return _scan_layers(model, ids, angles, attend, (), remat)
+  hidden, kept = _scan_layers(model, ids, angles, attend, (), remat)
+  return hidden[:, :length], kept
 
 
 def _pass_after(model: Qwen3, ids: jax.Array, prefix: Prefix) -> jax.Array:
@@ -332,9 +343,9 @@ def _scan_layers(model: Qwen3, ids, angles, attend: Attend, extra, remat: str):
   def layer_fn(x, inputs):
     state, extra = inputs
     x, kept = nnx.merge(graph, state)(x, angles, attend, *extra)
-    return sharding.constrain(x, "batch", None, None), kept
+    return sharding.constrain(x, "batch", "sequence", None), kept
 
   if remat == "layer":
     layer_fn = jax.checkpoint(layer_fn)
-  x = sharding.constrain(model.embed(ids), "batch", None, None)
+  x = sharding.constrain(model.embed(ids), "batch", "sequence", None)
   return jax.lax.scan(layer_fn, x, (stacked, extra))

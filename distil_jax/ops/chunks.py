@@ -65,15 +65,20 @@ class Layout:
   """How arrays lie on the devices.
 
   Attributes:
-    num_shards: into so many equal parts the batch axis is cut.
+    num_shards: into so many equal parts the batch axis of logits is cut.
     num_vocab_shards: and the vocabulary.
     place: pins partial sums, `[num_shards, D, V]`, each to where its part of
       the batch is.
+    gather: pins a chunk of anything, `[t, B, ...]`, to where its logits are.
+    keep: pins hidden states and their gradient, `[B, t, D]`, where they are
+      while another chunk's turn it is.
   """
 
   num_shards: int = 1
   num_vocab_shards: int = 1
   place: Callable[[jax.Array], jax.Array] = lambda sums: sums
+  gather: Callable[[jax.Array], jax.Array] = lambda chunk: chunk
+  keep: Callable[[jax.Array], jax.Array] = lambda states: states
 
 
 def differentiated(read: Callable[[jax.Array, Any], Any]) -> Reader:
@@ -412,10 +417,13 @@ def _over_time(cut: _Cut, one, carry, arrays):
     chunk = jax.tree.map(
       lambda x: jax.lax.dynamic_slice_in_dim(x, start, cut.size, 1), arrays
     )
-    return one(carry, start, _batch_first(chunk))
+    return one(carry, start, gathered(chunk))
+
+  def gathered(chunk):
+    return jax.tree.map(cut.layout.gather, _batch_first(chunk))
 
   if cut.num_chunks == 1:
-    carry, found = one(carry, 0, _batch_first(arrays))
+    carry, found = one(carry, 0, gathered(arrays))
   else:
     starts = cut.size * jnp.arange(cut.num_chunks)
     carry, found = jax.lax.scan(body, carry, starts, reverse=True)
@@ -442,7 +450,7 @@ def _no_gradients(cut: _Cut, hidden, unembedding):
   )
   dtype = jnp.promote_types(hidden.dtype, jnp.float32)
   shape = (cut.layout.num_shards, *unembedding.shape)
-  return of_hidden, cut.layout.place(jnp.zeros(shape, dtype))
+  return cut.layout.keep(of_hidden), cut.layout.place(jnp.zeros(shape, dtype))
 
 
 def _add(gradients, start, states, weights, slopes, layout: Layout):
@@ -451,7 +459,7 @@ def _add(gradients, start, states, weights, slopes, layout: Layout):
   slopes = slopes.astype(states.dtype)
   pulled = _product(slopes, weights, 2, 1).astype(of_hidden.dtype)
   of_hidden = jax.lax.dynamic_update_slice_in_dim(
-    of_hidden, _batch_first(pulled), start, 1
+    of_hidden, layout.keep(_batch_first(pulled)), start, 1
   )
   return of_hidden, layout.place(_add_outer(sums, states, slopes))
 

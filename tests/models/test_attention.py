@@ -1,6 +1,8 @@
 """Every kernel is the same attention, and each platform gets its own."""
 
 import functools
+import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ import pytest
 from distil_jax.models import attention, decoding, qwen3, sharding
 
 LANES = 128
+SHAPE = re.compile(r"f32\[([0-9,]+)\]")
 splash = functools.partial(attention.splash, interpret=True)
 
 
@@ -88,7 +91,68 @@ def test_the_kernel_of_tpus_runs_on_each_device_s_part(axes):
   for part, gradient in zip(found, expected, strict=True):
     np.testing.assert_allclose(part, gradient, atol=2e-5)
   cut, heads = 4 // (axes[0] * axes[1]) or 4, 4 // axes[2]
-  assert f"tensor<{cut}x9x{heads}x{LANES}xf32>" in text
+  assert f"tensor<{cut}x{LANES}x{heads}x{LANES}xf32>" in text
+
+
+@pytest.mark.parametrize(
+  ("kernel", "length", "batch"),
+  [
+    (attention.xla, 10, 4),
+    (attention.xla, 10, 3),
+    (attention.xla, 1300, 2),
+    (splash, 10, 4),
+    (splash, 512, 2),
+    (splash, 600, 3),
+  ],
+)
+def test_devices_share_the_queries_of_a_sequence(kernel, length, batch):
+  """A batch of 3 is cut nowhere; 600 tokens are no multiple of lanes."""
+  size = LANES if kernel is splash else 8
+  arrays = made_up(batch=batch, length=length, size=size)
+  expected = gradient_of(attention.xla)(*arrays)
+  attended = attention.xla(*arrays[:3])
+  with jax.set_mesh(sharding.make_mesh(1, 2, 2, context=2)):
+    found = gradient_of(kernel)(*arrays)
+    actual = jax.jit(kernel)(*arrays[:3])
+    text = jax.jit(kernel).lower(*arrays[:3]).compile().as_text()
+  np.testing.assert_allclose(actual, attended, atol=1e-5)
+  for part, gradient in zip(found, expected, strict=True):
+    np.testing.assert_allclose(part, gradient, atol=3e-5)
+  if kernel is attention.xla:
+    # Each device has the logits of its own queries alone.
+    local = batch // 2 if batch % 2 == 0 else batch
+    shapes = {tuple(map(int, x.split(","))) for x in SHAPE.findall(text)}
+    own = local * 2 * length * length // 2
+    assert max(math.prod(shape) for shape in shapes) <= own
+
+
+@pytest.mark.parametrize("length", [2049, 2600])
+def test_a_long_row_is_read_some_queries_at_a_time(length):
+  arrays = made_up((2, 1), batch=1, length=length, size=4)
+
+  def whole(query, key, value):
+    return jax.nn.dot_product_attention(query, key, value, is_causal=True)
+
+  compiled = jax.jit(attention.xla).lower(*arrays[:3]).compile()
+  np.testing.assert_allclose(
+    compiled(*arrays[:3]), whole(*arrays[:3]), atol=1e-5
+  )
+  for part, gradient in zip(
+    gradient_of(attention.xla)(*arrays),
+    gradient_of(whole)(*arrays),
+    strict=True,
+  ):
+    np.testing.assert_allclose(part, gradient, atol=3e-5)
+  logits = 4 * 2 * length**2
+  assert compiled.memory_analysis().temp_size_in_bytes < logits
+  assert (
+    jax.jit(whole)
+    .lower(*arrays[:3])
+    .compile()
+    .memory_analysis()
+    .temp_size_in_bytes
+    >= logits
+  )
 
 
 def test_bfloat16_in_the_kernel_of_tpus_stays_near_float32():

@@ -12,10 +12,15 @@ import pytest
 from distil_jax import config, engine, recipe, rollout, update
 from distil_jax.models import qwen3, sharding
 
-GROUP_SIZE, LENGTH = 2, 5
+GROUP_SIZE, LENGTH = 2, 6
+NUM_PROBLEMS, MICRO_BATCH_SIZE = 8, 8
 MESHES = {
-  "fsdp_4_tensor_2": {"data": 1, "fsdp": 4, "tensor": 2},
+  "data_8": {"data": 8, "fsdp": 1},
+  "data_2_fsdp_4": {"data": 2, "fsdp": 4},
   "data_2_fsdp_2_tensor_2": {"data": 2, "fsdp": 2, "tensor": 2},
+  "fsdp_4_tensor_2": {"data": 1, "fsdp": 4, "tensor": 2},
+  "fsdp_2_context_2_tensor_2": {"fsdp": 2, "context": 2, "tensor": 2},
+  "data_2_fsdp_2_context_2": {"data": 2, "fsdp": 2, "context": 2},
 }
 
 
@@ -23,6 +28,7 @@ def test_one_axis_takes_the_devices_that_are_left():
   assert dict(sharding.make_mesh(2, -1, 2).shape) == {
     "data": 2,
     "fsdp": 2,
+    "context": 1,
     "tensor": 2,
   }
   assert sharding.batch_size_multiple(sharding.make_mesh(2, 2, 2)) == 4
@@ -32,9 +38,9 @@ def test_one_axis_takes_the_devices_that_are_left():
 def test_a_mesh_that_does_not_fit_is_refused(sizes):
   with pytest.raises(ValueError, match=r"does not fit 8 devices") as error:
     sharding.make_mesh(*sizes)
-  assert f"data={sizes[0]}, fsdp={sizes[1]}, tensor={sizes[2]}" in str(
-    error.value
-  )
+  data, fsdp, tensor = sizes
+  named = f"data={data}, fsdp={fsdp}, context=1, tensor={tensor}"
+  assert named in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -44,6 +50,11 @@ def test_a_mesh_that_does_not_fit_is_refused(sizes):
     ({"vocab_size": 25}, (1, 4, 2), "vocab of size 25 over mesh.tensor=2"),
     ({"mlp_size": 21}, (1, 4, 2), "mlp of size 21 over mesh.tensor=2"),
     ({}, (1, 2, 4), "kv_heads of size 2 over mesh.tensor=4"),
+    (
+      {"width": 18},
+      (1, 2, 1, 4),
+      "embed of size 18 over mesh.fsdp=2 times mesh.context=4",
+    ),
   ],
 )
 def test_sizes_that_cannot_be_cut_are_refused(changed, mesh, expected):
@@ -73,6 +84,19 @@ def test_a_batch_goes_out_and_comes_back():
   np.testing.assert_array_equal(sharding.local_rows(placed), rows)
 
 
+def test_context_joins_fsdp_without_moving_a_parameter():
+  mesh = sharding.make_mesh(fsdp=2, context=2, tensor=2)
+  joined = sharding.without_context(mesh)
+  assert dict(joined.shape) == {"data": 1, "fsdp": 4, "context": 1, "tensor": 2}
+  for name, axes in qwen3.AXES.items():
+    shape = (8,) * len(axes)
+    before, after = (
+      sharding.sharding(m, *axes).devices_indices_map(shape)
+      for m in (mesh, joined)
+    )
+    assert before == after, name
+
+
 def test_without_a_mesh_a_constraint_is_nothing():
   x = jnp.ones((3, 2))  # three rows fit no mesh of these tests
   assert sharding.constrain(x, "batch", None) is x
@@ -86,11 +110,15 @@ def whole_step(network, mesh):
   """
   optimizer = optax.chain(optax.trace(0.9), optax.sgd(0.3))
   rng = np.random.default_rng(0)
-  prompt_ids, prompt_mask = networks.random_prompts(rng, [1, 4, 2, 3], 4)
-  teacher_ids, teacher_mask = networks.random_prompts(
-    rng, [6, 2, 7, 4, 3, 7, 5, 1], 7
+  num_sequences = NUM_PROBLEMS * GROUP_SIZE
+  prompt_ids, prompt_mask = networks.random_prompts(
+    rng, rng.integers(1, 5, NUM_PROBLEMS), 4
   )
-  sample_mask = np.asarray([1, 1, 0, 1, 1, 1, 1, 1], np.int32)
+  teacher_ids, teacher_mask = networks.random_prompts(
+    rng, rng.integers(1, 8, num_sequences), 7
+  )
+  sample_mask = np.ones(num_sequences, np.int32)
+  sample_mask[2] = 0
   generate = functools.partial(
     rollout.generate,
     graphdef=network.graphdef,
@@ -112,8 +140,8 @@ def whole_step(network, mesh):
     graphdef=network.graphdef,
     optimizer=optimizer,
     group_size=GROUP_SIZE,
-    num_sequences=8,
-    micro_batch_size=4,
+    num_sequences=num_sequences,
+    micro_batch_size=MICRO_BATCH_SIZE,
   )
   init = functools.partial(
     update.init_state, optimizer=optimizer, keeps_teacher=True, seed=0
@@ -128,7 +156,9 @@ def whole_step(network, mesh):
       sample, out_shardings=sharding.sharding(mesh, "batch")
     )(
       state.params,
-      *put((prompt_ids, prompt_mask, rollout.identities([4, 7, 9, 9]))),
+      *put(
+        (prompt_ids, prompt_mask, rollout.identities([4, 7, 9, 9, 1, 2, 3, 5]))
+      ),
     )
     batch = networks.Batch(
       prompt_ids=np.repeat(prompt_ids, GROUP_SIZE, axis=0),
@@ -138,7 +168,7 @@ def whole_step(network, mesh):
       completion_ids=sharding.local_rows(sampled.completion_ids),
       completion_mask=sharding.local_rows(sampled.completion_mask),
       sample_mask=sample_mask,
-      rewards=np.linspace(0, 1, 8, dtype=np.float32),
+      rewards=np.linspace(0, 1, num_sequences, dtype=np.float32),
       old_log_probs=sharding.local_rows(sampled.log_probs),
     )
     step_fn = jax.jit(step, donate_argnums=0, out_shardings=(places, None))
@@ -194,12 +224,13 @@ def test_a_sharded_step_is_that_of_one_device(network, on_one_device, sizes):
   assert min(jax.tree.leaves(moves)) > 1e-3
 
   # Each matrix is really cut, and so are teacher and momentum.
+  num_parts = mesh.size // mesh.shape["data"]
   momentum = optax.tree_utils.tree_get(state.opt_state, "trace")
   for tree in (state.params, state.teacher_params, momentum):
     for name in ("query", "key", "value", "output", "gate", "up", "down"):
       leaf = tree["layers"][name]
       part = leaf.addressable_shards[0].data.size
-      assert part * sizes["fsdp"] * sizes["tensor"] == leaf.size, name
+      assert part * num_parts == leaf.size, name
     for name in ("embedding", "unembedding"):
       part = tree[name].addressable_shards[0].data.size
-      assert part * sizes["fsdp"] * sizes["tensor"] == tree[name].size, name
+      assert part * num_parts == tree[name].size, name
