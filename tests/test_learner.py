@@ -44,27 +44,36 @@ def settings(tmp_path, num_steps):
   )
 
 
-def test_how_it_is_sampled_changes_nothing(tmp_path):
-  """Few slots and a mesh of its own to sample on: the same run."""
+def test_where_and_how_it_is_sampled_changes_nothing(tmp_path):
+  """Few slots, a mesh of its own, sequences cut along time: the same run."""
 
-  def lines(changed):
+  def lines(changed, mesh=None):
     trial = settings(tmp_path, 2).model_dump()
     trial["rollout"] |= changed
+    trial["mesh"] |= mesh or {}
     trial["model"]["create"]["num_layers"] = 1
     trial["evaluation"] |= {"num_samples": 1, "pass_at": [1]}
-    trial["train"]["run_directory"] = str(tmp_path / f"run_{len(changed)}")
+    directory = tmp_path / f"run_{len(changed)}_{len(mesh or {})}"
+    trial["train"]["run_directory"] = str(directory)
     learner.Learner(config.parse(trial)).train()
-    text = (tmp_path / f"run_{len(changed)}/metrics.jsonl").read_text()
+    text = (directory / "metrics.jsonl").read_text()
     return [json.loads(line) for line in text.splitlines()]
 
   plain = lines({})
   mesh = {"data": 2, "fsdp": 2, "tensor": 2}
   changed = lines({"num_slots": 4, "mesh": mesh})
-  for before, after in zip(plain, changed, strict=True):
+  along_time = lines({}, {"fsdp": 2, "context": 2})
+  for before, *others in zip(plain, changed, along_time, strict=True):
     for name in ("loss", "reward", "completion_length", "gradient_norm"):
-      np.testing.assert_allclose(after[name], before[name], rtol=1e-4)
-    assert after["rollout/cache_megabytes"] < before["rollout/cache_megabytes"]
-    assert 0 < after["mismatch/mean"] < 1e-4
+      for after in others:
+        np.testing.assert_allclose(
+          after[name], before[name], rtol=1e-4, atol=1e-7
+        )
+    for after in others:
+      assert 0 < after["mismatch/mean"] < 1e-4
+    assert (
+      others[0]["rollout/cache_megabytes"] < before["rollout/cache_megabytes"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -72,12 +81,33 @@ def test_how_it_is_sampled_changes_nothing(tmp_path):
   [
     ({"data": 3}, "rollout.mesh"),
     ({"data": 8, "fsdp": 1}, "rollout.num_problems=4 is not a multiple of 8"),
+    ({"context": 2}, "rollout.mesh.context=2: sampling"),
   ],
   ids=str,
 )
 def test_a_mesh_that_cannot_sample_is_refused(tmp_path, mesh, said):
   trial = settings(tmp_path, 2).model_dump()
   trial["rollout"]["mesh"] = mesh
+  with pytest.raises(config.ConfigError, match=said):
+    learner.Learner(config.parse(trial))
+
+
+@pytest.mark.parametrize(
+  ("length", "num_problems", "said"),
+  [
+    (7, 4, "max_completion_length=7 is not a multiple of mesh.context=2"),
+    (8, 2, "=2 is not a multiple of 4, .*, mesh.fsdp=2, mesh.context=2"),
+  ],
+)
+def test_sequences_that_cannot_be_cut_are_refused(
+  tmp_path, length, num_problems, said
+):
+  trial = settings(tmp_path, 2).model_dump()
+  trial["mesh"] |= {"fsdp": 2, "context": 2}
+  trial["rollout"] |= {
+    "max_completion_length": length,
+    "num_problems": num_problems,
+  }
   with pytest.raises(config.ConfigError, match=said):
     learner.Learner(config.parse(trial))
 

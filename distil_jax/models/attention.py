@@ -316,6 +316,8 @@ def splash(
     return attend(kernel, query, key, value)[:, :length]
   # A kernel is a closed box to XLA: it would gather whole arrays for it.
   queries, keys = _places(query)
+  if count > 1:
+    key, value = _exchanged(key), _exchanged(value)
   of_kernel = sharding.partition_spec((None, "sequence"))
   attended = jax.shard_map(
     attend,
@@ -365,6 +367,16 @@ def _places(query: jax.Array):
   )
 
 
+def _exchanged(x: jax.Array) -> jax.Array:
+  """Keys or values for all devices that share a sequence.
+
+  Each makes those of its own part: XLA would rather exchange what they are
+  made from, and have each device make all of them.
+  """
+  batch = None if len(x) % sharding.num_shards("batch") else "batch"
+  return sharding.constrain(x, batch, "sequence", "kv_heads", None)
+
+
 def _on_devices(attend, query, key, value):
   """Each device's queries, to all keys of their sequences.
 
@@ -380,7 +392,7 @@ def _on_devices(attend, query, key, value):
 
   return jax.shard_map(
     of_device, in_specs=(queries, keys, keys), out_specs=queries
-  )(query, key, value)
+  )(query, _exchanged(key), _exchanged(value))
 
 
 def _xla_from(query, key, value, first):

@@ -147,7 +147,7 @@ def prefill(
   def heads_first(x):
     return _placed(jnp.swapaxes(x, 1, 2).astype(dtype))
 
-  x = sharding.constrain(model.embed(ids), "batch", None, None)
+  x = model.embed(ids)
   keys, values = [], []
   for state in weights["layers"]:
     x, (key, value) = nnx.merge(graph, nnx.State(state))(x, angles, attend)
@@ -295,7 +295,7 @@ def decode(
     attended = attention.merge_parts(read, [x[..., 0] for x in log_sums])
     return attended.astype(query.dtype).reshape(query.shape), (keys, values)
 
-  x = sharding.constrain(model.embed(ids), "batch", None, None)
+  x = model.embed(ids)
   kept = []
   for layer, state in enumerate(weights["layers"]):
     block = nnx.merge(graph, nnx.State(state))

@@ -154,8 +154,22 @@ class Qwen3(nnx.Module):
     if not config.tie_embeddings:
       self.unembedding = _weight(config, rngs, config.width, config.vocab_size)
 
-  def embed(self, ids: jax.Array) -> jax.Array:
-    return self.embedding[...].astype(self.config.compute_dtype)[ids]
+  def embed(self, ids: jax.Array, sequence: str | None = None) -> jax.Array:
+    """Embeddings of ids `[B, S]`, `[B, S, D]`.
+
+    Devices look up their part of D for all rows of a copy, and exchange it for
+    all of D of their own rows: one axis of the mesh at a time, without which
+    XLA would have every row on every device on the way.
+
+    Args:
+      ids: shape `[B, S]`.
+      sequence: logical axis of S.
+    """
+    ids = sharding.constrain(ids, "copies", None)
+    x = self.embedding[...].astype(self.config.compute_dtype)[ids]
+    x = sharding.constrain(x, "copies", None, "embed")
+    x = sharding.constrain(x, "batch", None, "embed_by_context")
+    return sharding.constrain(x, "batch", sequence, None)
 
   def angles(self, positions: jax.Array):
     return rope_angles(positions, self.config.head_size, self.config.rope_theta)
@@ -347,5 +361,5 @@ def _scan_layers(model: Qwen3, ids, angles, attend: Attend, extra, remat: str):
 
   if remat == "layer":
     layer_fn = jax.checkpoint(layer_fn)
-  x = sharding.constrain(model.embed(ids), "batch", "sequence", None)
+  x = model.embed(ids, "sequence")
   return jax.lax.scan(layer_fn, x, (stacked, extra))
