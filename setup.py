@@ -40,6 +40,7 @@ setuptools.setup(
     "cuda": ["jax[cuda13]>=0.10"],
     "cuda12": ["jax[cuda12]>=0.10"],
     "tpu": ["jax[tpu]>=0.10"],
+    "plan": ["jax[tpu]>=0.10"],  # for the compiler alone: no TPU is needed
     "parquet": ["pyarrow>=17"],
     "test": [
       "pytest>=8",
@@ -47,6 +48,7 @@ setuptools.setup(
       "ruff>=0.14",
       "basedpyright>=1.29",
       "pyarrow>=17",
+      "jax[tpu]>=0.10; sys_platform=='linux' and platform_machine=='x86_64'",
     ],
     "notebooks": ["jupyterlab>=4", "ipywidgets>=8"],
   },

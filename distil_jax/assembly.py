@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import optax
@@ -34,14 +35,20 @@ def environment(config: Config) -> Environment:
   return make_environment(config.environment.kind, **settings)
 
 
-def mesh(config: Config) -> jax.sharding.Mesh:
+def mesh(
+  config: Config, devices: Sequence[Any] | None = None
+) -> jax.sharding.Mesh:
   """The mesh; refuses batches that it cannot cut evenly.
+
+  Args:
+    config: of the run.
+    devices: None: all there are.
 
   Raises:
     ConfigError: with both numbers and the cure.
   """
   try:
-    made = sharding.make_mesh(**config.mesh.model_dump())
+    made = sharding.make_mesh(**config.mesh.model_dump(), devices=devices)
   except ValueError as error:
     raise ConfigError(str(error)) from None
   learned = {
@@ -49,7 +56,7 @@ def mesh(config: Config) -> jax.sharding.Mesh:
     for name in ("mini_batch_size", "micro_batch_size")
     if (size := getattr(config.optimizer, name))
   }
-  _check_batches(_sampled_sizes(config) | learned, made, "mesh")
+  _check_batches(sampled_sizes(config) | learned, made, "mesh")
   count, length = made.shape["context"], config.rollout.max_completion_length
   if length % count:
     raise ConfigError(
@@ -59,18 +66,23 @@ def mesh(config: Config) -> jax.sharding.Mesh:
   return made
 
 
-def rollout_mesh(config: Config) -> jax.sharding.Mesh | None:
+def rollout_mesh(
+  config: Config, devices: Sequence[Any] | None = None
+) -> jax.sharding.Mesh | None:
   """Where to sample; None: where to train.
+
+  Args:
+    config, devices: as for `mesh`.
 
   Raises:
     ConfigError: it does not fit the devices or the batches.
   """
   if config.rollout.mesh is None:
-    trained = mesh(config)
+    trained = mesh(config, devices)
     if trained.shape["context"] == 1:
       return None
     _check_batches(
-      _sampled_sizes(config), trained, "mesh", ("data", "fsdp", "context")
+      sampled_sizes(config), trained, "mesh", ("data", "fsdp", "context")
     )
     return sharding.without_context(trained)
   if config.rollout.mesh.context != 1:
@@ -79,10 +91,11 @@ def rollout_mesh(config: Config) -> jax.sharding.Mesh | None:
       "token after the other and cuts no sequence; use rollout.mesh.fsdp"
     )
   try:
-    made = sharding.make_mesh(**config.rollout.mesh.model_dump())
+    sizes = config.rollout.mesh.model_dump()
+    made = sharding.make_mesh(**sizes, devices=devices)
   except ValueError as error:
     raise ConfigError(f"rollout.mesh: {error}") from None
-  _check_batches(_sampled_sizes(config), made, "rollout.mesh")
+  _check_batches(sampled_sizes(config), made, "rollout.mesh")
   count = jax.process_count()
   if sharding.batch_size_multiple(made) % count:
     raise ConfigError(
@@ -119,7 +132,7 @@ def policy(
     mesh=mesh,
     chat_template_kwargs=config.model.chat_template_kwargs,
   )
-  _check_network(config, loaded.config)
+  check_network(config, loaded.config)
   return loaded
 
 
@@ -268,7 +281,7 @@ def train_step(
   )
 
 
-def _sampled_sizes(config: Config) -> dict[str, int]:
+def sampled_sizes(config: Config) -> dict[str, int]:
   """Problems of each batch that is sampled."""
   sizes = {
     "rollout.num_problems": config.rollout.num_problems,
@@ -303,7 +316,12 @@ def _check_attention(config: Config, mesh: jax.sharding.Mesh) -> None:
     raise ConfigError(f"model.{error}") from None
 
 
-def _check_network(config: Config, network: architecture.Qwen3Config) -> None:
+def check_network(config: Config, network: architecture.Qwen3Config) -> None:
+  """Refuses a network that the run's settings do not suit.
+
+  Raises:
+    ConfigError: see `policy`.
+  """
   create = config.model.create
   # The seed cannot be seen, and the tokenizer may have found fewer tokens.
   sizes = create.model_dump(exclude={"seed", "vocab_size"}) if create else {}

@@ -65,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
       command.add_argument("directory", metavar="DIRECTORY")
     _add_common(command, run, _OVERRIDES_HELP)
   _add_generate(commands)
+  _add_plan(commands)
   _add_compare(commands)
   return parser
 
@@ -172,6 +173,38 @@ _GENERATE_OPTIONS = (
   ),
   ("seed", _seed, "S", "another one gives other samples (default: 0)"),
 )
+
+
+def _add_plan(commands) -> None:
+  text = "what a run takes on hardware that need not be here"
+  command = _command(commands, "plan", text)
+  command.add_argument("config", metavar="CONFIG", help=_CONFIG_HELP)
+  command.add_argument(
+    "--topology",
+    metavar="NAME",
+    help="TPU chips as v5p:2x2x2 or v5p-16 (default: the devices at hand)",
+  )
+  command.add_argument(
+    "--num-params-from",
+    metavar="FILE",
+    help="a config.json with the sizes of the network (default: the model's)",
+  )
+  command.add_argument(
+    "--search",
+    action="store_true",
+    help="try meshes and micro-batches, and rank those that fit",
+  )
+  command.add_argument(
+    "--tries",
+    type=_positive,
+    default=6,
+    metavar="N",
+    help="of a search: compile so many (default: 6)",
+  )
+  command.add_argument(
+    "--json", action="store_true", help="print one JSON object"
+  )
+  _add_common(command, _plan, _OVERRIDES_HELP)
 
 
 def _add_compare(commands) -> None:
@@ -353,6 +386,27 @@ def _generate(arguments: argparse.Namespace) -> int:
       )
   write = generation.to_json if arguments.json else generation.to_text
   print(write(found))
+  return 0
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+  config = configs.load(arguments.config, arguments.overrides)
+  from distil_jax import arrangements, plan
+  from distil_jax.io.progress import Progress
+  from distil_jax.planning import report
+
+  hardware = plan.hardware(arguments.topology)
+  network = plan.network(config, arguments.num_params_from)
+  with Progress(None) as progress:
+    if arguments.search:
+      found = arrangements.search(
+        config, hardware, network, progress, tries=arguments.tries
+      )
+      write = report.trials_to_json if arguments.json else report.trials_to_text
+      print(write(found))
+    else:
+      planned = plan.Planner(config, hardware, network, progress).plan()
+      print((report.to_json if arguments.json else report.to_text)(planned))
   return 0
 
 

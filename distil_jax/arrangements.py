@@ -1,0 +1,88 @@
+"""Meshes and micro-batches for a training step, tried and ranked."""
+
+from distil_jax import assembly, plan, recipe
+from distil_jax.config import Config, ConfigError, Mesh
+from distil_jax.io.progress import Progress
+from distil_jax.models import architecture, qwen3, sharding
+from distil_jax.planning import guesses
+from distil_jax.planning.outcome import Hardware, Search, Trial
+
+
+def search(
+  config: Config,
+  hardware: Hardware,
+  network: architecture.Qwen3Config,
+  progress: Progress,
+  *,
+  tries: int,
+) -> Search:
+  """Tries meshes and micro-batches; arithmetic says which.
+
+  Args:
+    config: the run; its mesh and micro-batch do not matter.
+    hardware: what it is planned for.
+    network: its sizes.
+    progress: told what is being done.
+    tries: programs to compile at most.
+
+  Raises:
+    ConfigError: nothing cuts batches and network evenly, or the peaks of the
+      hardware are not known.
+  """
+  ranked = _ranked(config, hardware, network)
+  assert hardware.chip is not None
+  room = hardware.chip.memory_bytes
+  chosen = [guess for guess in ranked if guess.num_bytes <= room][:tries]
+  # Arithmetic may be wrong: where it finds no room, the compiler is asked.
+  chosen = chosen or sorted(ranked, key=lambda g: g.num_bytes)[:tries]
+  trials = []
+  with progress.stage("trying", len(chosen)) as report:
+    for guess in chosen:
+      planner = plan.Planner(
+        arranged(config, guess), hardware, network, progress
+      )
+      phases = [planner.training()]
+      trials.append(Trial(guess, planner.outcome(phases)))
+      report(len(trials))
+  return Search(hardware, len(ranked), trials)
+
+
+def arranged(config: Config, guess: guesses.Guess) -> Config:
+  """The config with another mesh and micro-batch."""
+  sizes = {"micro_batch_size": guess.micro_batch_size}
+  return config.model_copy(
+    update={
+      "mesh": Mesh(**guess.mesh),
+      "optimizer": config.optimizer.model_copy(update=sizes),
+    }
+  )
+
+
+def _ranked(
+  config: Config, hardware: Hardware, network: architecture.Qwen3Config
+) -> list[guesses.Guess]:
+  if hardware.chip is None:
+    raise ConfigError(
+      f"--search ranks by published peaks, and those of {hardware.name} are "
+      "not known; give --topology"
+    )
+  guard = config.teacher.guard
+  found = guesses.guesses(
+    sharding.AXES,
+    len(hardware.devices),
+    hardware.chip,
+    network,
+    plan.described(config, hardware),
+    num_params=plan.num_params(qwen3.make(network)[1]),
+    num_copies=recipe.keeps_teacher(config.objective, config.teacher)
+    + (guard is not None and guard.action == "roll_back"),
+    batch_sizes=list(assembly.sampled_sizes(config).values()),
+    mini_batch_size=config.optimizer.mini_batch_size or config.num_sequences,
+  )
+  if not found:
+    raise ConfigError(
+      f"no mesh cuts network and batches evenly over {len(hardware.devices)} "
+      "chips; make rollout.num_problems and evaluation.num_problems multiples "
+      "of that"
+    )
+  return found

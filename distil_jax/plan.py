@@ -1,0 +1,379 @@
+"""What a run would take on hardware that need not be here.
+
+Sampling and the training step are compiled ahead of time, from a config and
+the sizes of its network alone: no weights, no tokenizer, no data.
+"""
+
+import functools
+import json
+import math
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+
+from distil_jax import assembly, engine, rollout
+from distil_jax.config import Config, ConfigError, needs_teacher
+from distil_jax.io import weights as weights_io
+from distil_jax.io.progress import Progress
+from distil_jax.models import architecture, decoding, qwen3
+from distil_jax.planning import (
+  chips,
+  costs,
+  memory,
+  templates,
+  times,
+  topologies,
+)
+from distil_jax.planning.outcome import (
+  GROWING,
+  READING,
+  SAMPLING,
+  TRAINING,
+  Hardware,
+  Phase,
+  Plan,
+  Run,
+)
+from distil_jax.policy import Policy, resolve_directory
+
+_WEIGHTS = "weights for sampling"
+# Which tokens end a completion changes nothing that is planned.
+_EOS_IDS = (0,)
+
+
+def hardware(topology: str | None) -> Hardware:
+  """Devices by the name of a slice; None: those at hand.
+
+  Raises:
+    ValueError: there is no such slice, or no compiler for it.
+  """
+  if topology is None:
+    devices = jax.devices()
+    kind = devices[0].device_kind
+    return Hardware(
+      f"{len(devices)} x {kind}", devices, chips.by_device_kind(kind)
+    )
+  topologies.only_host()
+  found = topologies.parse(topology)
+  name = f"{found.cloud_name} ({found.name})"
+  return Hardware(name, topologies.devices(found), found.chip, found)
+
+
+def network(config: Config, sizes_from: str | None) -> architecture.Qwen3Config:
+  """Sizes of the run's network.
+
+  Args:
+    config: of the run.
+    sizes_from: a `config.json` in place of the model's; None: the model's, or
+      what `model.create` says where there is none yet.
+
+  Raises:
+    ConfigError: there is no such file, or the run does not suit the network.
+  """
+  model = config.model
+  computing: dict[str, Any] = {
+    "param_dtype": model.param_dtype,
+    "compute_dtype": model.compute_dtype,
+    "remat": model.remat,
+    "attention": model.attention,
+  }
+  path = (
+    pathlib.Path(sizes_from)
+    if sizes_from
+    else resolve_directory(model.directory) / weights_io.CONFIG
+  )
+  if path.is_file():
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    found = architecture.from_hugging_face(settings, **computing)
+  elif model.create is not None and not sizes_from:
+    sizes = model.create.model_dump(exclude={"seed"})
+    found = architecture.Qwen3Config(**sizes, **computing)
+  else:
+    raise ConfigError(
+      f"there is no {path}; a plan needs the sizes of the network: set "
+      "model.directory to a folder with config.json, or give "
+      "--num-params-from config.json"
+    )
+  assembly.check_network(config, found)
+  return found
+
+
+class Planner:
+  """A run's programs for some hardware."""
+
+  def __init__(
+    self,
+    config: Config,
+    hardware: Hardware,
+    network: architecture.Qwen3Config,
+    progress: Progress,
+  ):
+    """Nothing is compiled yet.
+
+    Args:
+      config: the run.
+      hardware: what it is planned for.
+      network: its sizes, see `network`.
+      progress: told what is being done.
+
+    Raises:
+      ConfigError: the meshes do not fit hardware or network.
+    """
+    self.config = config
+    self.hardware = hardware
+    self.network = network
+    self.progress = progress
+    self.graphdef, self.shapes = qwen3.make(network)
+    self.mesh = assembly.mesh(config, hardware.devices)
+    self.rollout_mesh = (
+      assembly.rollout_mesh(config, hardware.devices) or self.mesh
+    )
+    self.run = described(config, hardware, self.mesh, self.rollout_mesh)
+    self.optimizer, _ = assembly.optimizer(config)
+    try:
+      self.state = templates.train_state(
+        lambda params: assembly.init_state(config, params, self.optimizer),
+        self.shapes,
+        self.mesh,
+        self.optimizer,
+      )
+    except ValueError as error:
+      raise ConfigError(str(error)) from None
+    self.parts = {
+      "parameters": memory.of_tree(self.state.params),
+      "teacher": memory.of_tree(self.state.teacher_params),
+      "initial parameters": memory.of_tree(self.state.initial_params),
+      "optimizer": memory.of_tree(self.state.opt_state),
+    }
+
+  def plan(self) -> Plan:
+    """All phases, compiled one after the other."""
+    is_sampled = self.config.objective.kind != "sft"
+    phases = [*(self.sampling() if is_sampled else ()), self.training()]
+    return self.outcome(phases)
+
+  def outcome(self, phases: Sequence[Phase]) -> Plan:
+    """These phases as a plan."""
+    return Plan(
+      hardware=self.hardware,
+      run=self.run,
+      num_params=num_params(self.shapes),
+      parts=self.parts,
+      phases=phases,
+    )
+
+  def training(self) -> Phase:
+    """Loss, gradients, optimiser, teacher: all of it is one program."""
+    policy = Policy(self.network, self.graphdef, {}, cast(Any, None))
+    step = assembly.train_step(self.config, policy, self.optimizer)
+    places = jax.tree.map(lambda x: x.sharding, self.state)
+    step = jax.jit(step, donate_argnums=0, out_shardings=(places, None))
+    with jax.set_mesh(self.mesh):
+      batch = templates.batch(
+        self.mesh,
+        num_sequences=self.run.num_sequences,
+        prompt_length=self.run.prompt_length,
+        teacher_prompt_length=self.run.teacher_prompt_length,
+        completion_length=self.run.completion_length,
+      )
+      return self._phase(
+        TRAINING,
+        lambda: step.lower(self.state, batch),
+        {**self.parts, "batch": memory.of_tree(batch)},
+      )
+
+  def sampling(self) -> list[Phase]:
+    """Reading prompts, making room, and choosing tokens.
+
+    With all slots at work, and rings as long as a completion may be.
+    """
+    with jax.set_mesh(self.rollout_mesh):
+      weights = templates.weights(self.graphdef, self.shapes, self.rollout_mesh)
+      *earlier, last = rings(self.run.completion_length)
+      phases = [self._reading(weights, min([*earlier, last]))]
+      if earlier:
+        phases.append(self._growing(weights, earlier[-1], last))
+      return [*phases, self._choosing(weights, last)]
+
+  def _reading(self, weights: decoding.Weights, ring_length: int) -> Phase:
+    start, prompts = self._start(ring_length)
+    # What it does not read, of the last layer, is there all the same.
+    start = jax.jit(start, keep_unused=True)
+    return self._phase(
+      READING,
+      lambda: start.lower(weights, *prompts),
+      {_WEIGHTS: memory.of_tree(weights), "prompts": memory.of_tree(prompts)},
+      beside=self._beside(weights),
+    )
+
+  def _growing(self, weights: decoding.Weights, old: int, new: int) -> Phase:
+    state = self._under_way(weights, old)
+    width = state.slots.rows.shape[1]
+    grow = functools.partial(rollout.resize, width=width, ring_length=new)
+    grow = jax.jit(grow, keep_unused=True)
+    return self._phase(
+      GROWING,
+      lambda: grow.lower(state),
+      _parts_of(state),
+      beside=self._beside(weights) + memory.of_tree(weights),
+    )
+
+  def _choosing(self, weights: decoding.Weights, ring_length: int) -> Phase:
+    state, run = self._under_way(weights, ring_length), self.run
+    advance = functools.partial(
+      rollout.advance, graphdef=self.graphdef, eos_ids=_EOS_IDS
+    )
+    advance = jax.jit(advance, donate_argnums=1)
+    # Every completion as long as it may be, slots taking turns.
+    waves = math.ceil(run.num_sequences / run.num_slots)
+    number = jax.ShapeDtypeStruct((), jnp.int32)
+    return self._phase(
+      SAMPLING,
+      lambda: advance.lower(weights, state, number, number),
+      {_WEIGHTS: memory.of_tree(weights)} | _parts_of(state),
+      beside=self._beside(weights),
+      open_trips=rollout.JOURNAL_STEPS,
+      count=waves * run.completion_length / rollout.JOURNAL_STEPS,
+    )
+
+  def _start(self, ring_length: int) -> tuple[Callable[..., Any], Any]:
+    """The function that begins a rollout, and what it takes after weights."""
+    run = self.run
+    start = functools.partial(
+      rollout.start,
+      graphdef=self.graphdef,
+      num_slots=run.num_slots,
+      ring_length=ring_length,
+      max_completion_length=run.completion_length,
+      cache_dtype=run.cache_dtype,
+    )
+    return start, templates.prompts(
+      self.rollout_mesh,
+      num_problems=run.num_problems,
+      group_size=run.group_size,
+      prompt_length=run.prompt_length,
+    )
+
+  def _under_way(
+    self, weights: decoding.Weights, ring_length: int
+  ) -> rollout.State:
+    start, prompts = self._start(ring_length)
+    return templates.rollout_state(self.rollout_mesh, start, weights, *prompts)
+
+  def _phase(
+    self,
+    name: str,
+    lower: Callable[[], Any],
+    by_hand: Mapping[str, float],
+    *,
+    beside: float = 0.0,
+    open_trips: int = 1,
+    count: float = 1.0,
+  ) -> Phase:
+    """Compiles a program, and counts.
+
+    Args:
+      name: of the phase.
+      lower: makes the program.
+      by_hand, beside: see `memory.Memory`.
+      open_trips: how often a loop runs that data end.
+      count: how often the program runs in a training step.
+    """
+    with self.progress.stage(f"compiling: {name}"):
+      lowered = lower()
+      try:
+        compiled = lowered.compile()
+      except jax.errors.JaxRuntimeError as error:
+        refused = memory.of_refusal(error, by_hand, beside)
+        if refused is None:
+          raise
+        return Phase(name, refused, None, None)
+    with self.progress.stage(f"counting: {name}"):
+      once = costs.of_text(compiled.as_text(), open_trips=open_trips)
+    found, machine = once.times(count), self._machine()
+    return Phase(
+      name,
+      memory.of_program(compiled, by_hand, beside),
+      found,
+      machine and machine.times(found),
+    )
+
+  def _machine(self) -> times.Machine | None:
+    if self.hardware.chip is None:
+      return None
+    devices = list(self.mesh.devices.flat)
+    return times.Machine(self.hardware.chip, devices, self.hardware.slice_)
+
+  def _beside(self, weights: decoding.Weights) -> float:
+    """What stays while sampling: the state, but for what is sampled from."""
+    shared = 0.0
+    if self.config.rollout.mesh is None:
+      shared = memory.of_tree(
+        [
+          x
+          for name, x in weights.items()
+          if name != "layers" and x.dtype == self.shapes[name].dtype
+        ]
+      )
+    return sum(self.parts.values()) - shared
+
+
+def num_params(shapes: qwen3.Params) -> int:
+  """Of a network."""
+  return sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
+
+
+def rings(length: int) -> list[int]:
+  """The lengths that rings have, one after the other, as `engine` makes them.
+
+  Args:
+    length: the longest completion.
+  """
+  found = [min(engine._FIRST_RING, length)]
+  while found[-1] < length:
+    found.append(min(2 * found[-1], length))
+  return found
+
+
+def _parts_of(state: rollout.State) -> dict[str, float]:
+  """Bytes of a rollout under way, on a chip."""
+  prompts = memory.of_tree(state.prompts.cache)
+  completions = memory.of_tree(state.rings.cache)
+  return {
+    "prompts' keys and values": prompts,
+    "completions' keys and values": completions,
+    "completions": memory.of_tree(state) - prompts - completions,
+  }
+
+
+def described(
+  config: Config,
+  hardware: Hardware,
+  mesh: jax.sharding.Mesh | None = None,
+  rollout_mesh: jax.sharding.Mesh | None = None,
+) -> Run:
+  """What a config says, in numbers."""
+  settings, sizes, model = config.rollout, config.optimizer, config.model
+  rows = config.num_sequences
+  is_cpu = hardware.devices[0].platform == "cpu"
+  return Run(
+    num_problems=settings.num_problems,
+    group_size=settings.group_size,
+    prompt_length=settings.max_prompt_length,
+    completion_length=settings.max_completion_length,
+    teacher_prompt_length=config.teacher.max_prompt_length
+    if needs_teacher(config.objective)
+    else 0,
+    micro_batch_size=sizes.micro_batch_size or sizes.mini_batch_size or rows,
+    num_slots=min(settings.num_slots or rows, rows),
+    cache_dtype=settings.cache_dtype
+    or (model.compute_dtype if is_cpu else "bfloat16"),
+    remat=model.remat,
+    param_dtype=model.param_dtype,
+    compute_dtype=model.compute_dtype,
+    mesh=dict(mesh.shape) if mesh else {},
+    rollout_mesh=dict(rollout_mesh.shape) if rollout_mesh else {},
+  )

@@ -1,0 +1,1 @@
+"""What a compiled program asks of hardware that need not be here."""

@@ -1,0 +1,120 @@
+"""Which setting to change where a plan does not fit."""
+
+import math
+
+from distil_jax.planning.outcome import (
+  GROWING,
+  READING,
+  SAMPLING,
+  TRAINING,
+  Phase,
+  Plan,
+)
+
+
+def advice(plan: Plan) -> list[str]:
+  """Settings, each with a value to try; [] where everything fits."""
+  found: list[str] = []
+  for phase in plan.phases:
+    if not plan.is_too_large(phase):
+      continue
+    match phase.name:
+      case name if name == TRAINING:
+        found += _training(plan, phase)
+      case name if name in (SAMPLING, GROWING):
+        found += _sampling(plan, phase)
+      case name if name == READING:
+        found += _reading(plan)
+  return list(dict.fromkeys(found))
+
+
+def _training(plan: Plan, phase: Phase) -> list[str]:
+  """State, or what is computed from it: what is more decides."""
+  run, room = plan.run, plan.room or 0.0
+  state = sum(plan.parts.values())
+  # Accumulated in float32, and a slice's besides while it is added.
+  gradient = plan.parts["optimizer"] / 2
+  if state + gradient > 0.9 * room:
+    return _smaller_state(plan, state + gradient)
+  shards = batch_shards(run.mesh)
+  if run.micro_batch_size > shards:
+    size = max(
+      n
+      for n in range(shards, run.micro_batch_size, shards)
+      if run.micro_batch_size % n == 0 or n == shards
+    )
+    return [
+      f"{phase.name}: activations are too large: optimizer.micro_batch_size="
+      f"{size}"
+    ]
+  if run.remat == "none":
+    return [f"{phase.name}: activations are too large: model.remat=layer"]
+  found = []
+  fsdp = run.mesh["fsdp"]
+  for axis in ("context", "tensor"):
+    if axis in run.mesh and fsdp % 2 == 0:
+      size = 2 * run.mesh[axis]
+      found.append(
+        f"{phase.name}: one sequence a chip is too much: mesh.{axis}={size} "
+        f"mesh.fsdp={fsdp // 2} "
+        f"optimizer.micro_batch_size={max(shards // 2, 1)}"
+      )
+  found.append(
+    f"{phase.name}: logits are too large where objective.chunk_size is; halve "
+    "it"
+  )
+  return found
+
+
+def _smaller_state(plan: Plan, needed: float) -> list[str]:
+  run = plan.run
+  share = f"{needed / 2**30:.1f} GiB a chip for state and gradient"
+  found = []
+  if run.mesh["data"] > 1:
+    size = run.mesh["data"] * run.mesh["fsdp"]
+    found.append(f"{share}: mesh.data=1 mesh.fsdp={size} cuts them further")
+  if run.param_dtype == "float32":
+    found.append(
+      f"{share}: model.param_dtype=bfloat16 halves parameters and teacher, and "
+      "rounds small updates away"
+    )
+  chips = len(plan.hardware.devices)
+  factor = 2 ** math.ceil(math.log2(max(needed / (0.8 * (plan.room or 1)), 2)))
+  found.append(f"{share}: {chips * factor} chips")
+  return found
+
+
+def _sampling(plan: Plan, phase: Phase) -> list[str]:
+  run, memory = plan.run, phase.memory
+  caches = sum(
+    x for name, x in memory.by_hand.items() if name.startswith("completions'")
+  )
+  if run.cache_dtype == "float32":
+    return [f"{phase.name}: rollout.cache_dtype=bfloat16 halves the rings"]
+  rest = memory.peak - caches
+  shards = batch_shards(run.rollout_mesh)
+  left = (plan.room or 0.0) - rest
+  # Temporaries grow with the slots too: a fifth is left for them.
+  slots = int(0.8 * left / caches * run.num_slots) if caches else 0
+  slots -= slots % shards
+  if slots >= shards:
+    return [
+      f"{phase.name}: keys and values are too many: rollout.num_slots={slots}"
+    ]
+  found = []
+  if run.num_slots > shards:
+    found.append(f"{phase.name}: rollout.num_slots={shards}")
+  return [*found, f"{phase.name}: more chips, or mesh.fsdp in place of data"]
+
+
+def _reading(plan: Plan) -> list[str]:
+  if plan.run.mesh.get("data", 1) > 1:
+    return [
+      f"{READING}: weights are too large: mesh.fsdp in place of mesh.data"
+    ]
+  return [f"{READING}: more chips, or fewer rollout.num_problems"]
+
+
+def batch_shards(mesh) -> int:
+  """Parts into which a mesh cuts a batch."""
+  return mesh["data"] * mesh["fsdp"]

@@ -1,0 +1,86 @@
+"""What a chip can do at most, as its maker publishes it."""
+
+import dataclasses
+import difflib
+
+from distil_jax.planning.errors import PlanError
+
+_GB, _GIB = 1e9, 2.0**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """Peaks of one chip.
+
+  Attributes:
+    name: as people call it.
+    flops: bfloat16 products, FLOP/s.
+    memory_bytes: of its own memory.
+    memory_bandwidth: bytes/s.
+    link_bandwidth: of one link to another chip, one way, bytes/s.
+    num_axes: dimensions of the network, two links each; 0: a switch, to which
+      there is one link.
+    cores: TensorCores that the names of slices count for a chip.
+    device_kind: how JAX calls it.
+  """
+
+  name: str
+  flops: float
+  memory_bytes: float
+  memory_bandwidth: float
+  link_bandwidth: float
+  num_axes: int
+  device_kind: str
+  cores: int = 1
+
+
+# Bandwidth between chips is published for all links and both ways together.
+CHIPS = {
+  chip.name: chip
+  for chip in (
+    # https://docs.cloud.google.com/tpu/docs/v4; the links are in
+    # https://arxiv.org/abs/2304.01433, table 4: six of 50 GB/s.
+    Chip("v4", 275e12, 32 * _GIB, 1200 * _GB, 50 * _GB, 3, "TPU v4", cores=2),
+    # https://docs.cloud.google.com/tpu/docs/v5e: 400 GB/s for four links.
+    Chip("v5e", 197e12, 16 * _GIB, 819 * _GB, 50 * _GB, 2, "TPU v5 lite"),
+    # https://docs.cloud.google.com/tpu/docs/v5p: 1200 GB/s for six links.
+    Chip("v5p", 459e12, 95 * _GIB, 2765 * _GB, 100 * _GB, 3, "TPU v5", cores=2),
+    # https://docs.cloud.google.com/tpu/docs/v6e: 800 GB/s for four links.
+    Chip("v6e", 918e12, 32 * _GIB, 1638 * _GB, 100 * _GB, 2, "TPU v6 lite"),
+    # https://www.nvidia.com/en-us/data-center/a100 (SXM, 80 GB).
+    Chip(
+      "A100", 312e12, 80 * _GB, 2039 * _GB, 300 * _GB, 0,
+      "NVIDIA A100-SXM4-80GB",
+    ),
+    # https://www.nvidia.com/en-us/data-center/h100 (SXM; without sparsity).
+    Chip(
+      "H100", 989e12, 80 * _GB, 3350 * _GB, 450 * _GB, 0,
+      "NVIDIA H100 80GB HBM3",
+    ),
+    # https://www.nvidia.com/en-us/data-center/h200 (SXM; without sparsity).
+    Chip("H200", 989e12, 141 * _GB, 4800 * _GB, 450 * _GB, 0, "NVIDIA H200"),
+  )
+}  # fmt: skip
+
+
+def by_name(name: str) -> Chip:
+  """The chip of a name.
+
+  Raises:
+    PlanError: there is none; names the nearest.
+  """
+  if name not in CHIPS:
+    near = difflib.get_close_matches(name, CHIPS, n=3, cutoff=0.3)
+    raise PlanError(
+      f"no chip {name!r} is known; {_nearest(near)}known: {', '.join(CHIPS)}"
+    )
+  return CHIPS[name]
+
+
+def by_device_kind(kind: str) -> Chip | None:
+  """The chip that JAX calls so; None: its peaks are not known, as of a CPU."""
+  return next((c for c in CHIPS.values() if c.device_kind == kind), None)
+
+
+def _nearest(names: list[str]) -> str:
+  return f"nearest: {', '.join(names)}; " if names else ""

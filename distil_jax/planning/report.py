@@ -1,0 +1,323 @@
+"""A plan for people, and for programs."""
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from distil_jax.planning import advice
+from distil_jax.planning.outcome import TRAINING, Phase, Plan, Search
+
+_UNITS = (
+  ("TiB", 2.0**40),
+  ("GiB", 2.0**30),
+  ("MiB", 2.0**20),
+  ("KiB", 2.0**10),
+)
+_NOTES = (
+  "Teacher-forced scoring, of student and teacher, is part of the training "
+  "step.",
+  "Times are the least there can be: published peaks, and everything that can "
+  "overlap does. Sampling is counted with every completion as long as it may "
+  "be and the longest rings.",
+  "FLOPs are those of products. Bytes of a message are of the whole array, "
+  "where a part is gathered or scattered.",
+)
+
+
+def to_text(plan: Plan) -> str:
+  """All of a plan, to read in a terminal."""
+  parts = [
+    _head(plan),
+    _state(plan),
+    _memory(plan),
+    _costs(plan),
+    _messages(plan),
+    _verdict(plan),
+    "\n".join(_NOTES),
+  ]
+  return "\n\n".join(part for part in parts if part)
+
+
+def to_json(plan: Plan) -> str:
+  """All of a plan as one JSON object; sizes in bytes, times in seconds."""
+  return json.dumps(to_dict(plan), indent=2)
+
+
+def to_dict(plan: Plan) -> dict[str, Any]:
+  """All of a plan in plain values; sizes in bytes, times in seconds."""
+  run = plan.run
+  return {
+    "hardware": plan.hardware.name,
+    "num_chips": len(plan.hardware.devices),
+    "mesh": dict(run.mesh),
+    "rollout_mesh": dict(run.rollout_mesh),
+    "num_params": plan.num_params,
+    "num_sequences": run.num_sequences,
+    "micro_batch_size": run.micro_batch_size,
+    "num_slots": run.num_slots,
+    "memory_bytes": plan.room,
+    "state_by_hand": dict(plan.parts),
+    "phases": [_phase(phase) for phase in plan.phases],
+    "seconds": plan.seconds,
+    "fits": plan.fits,
+    "advice": advice.advice(plan),
+  }
+
+
+def _phase(phase: Phase) -> dict[str, Any]:
+  memory, costs, times = phase.memory, phase.costs, phase.times
+  return {
+    "name": phase.name,
+    "arguments_by_hand": dict(memory.by_hand),
+    "argument_bytes": memory.arguments,
+    "temporary_bytes": memory.temporaries,
+    "bytes_beside": memory.beside,
+    "peak_bytes": memory.peak,
+    "refused": memory.refused is not None,
+    "flops": costs and costs.flops,
+    "bytes_accessed": costs and costs.num_bytes,
+    "messages": costs
+    and {
+      kind: {"count": m.count, "bytes": m.num_bytes}
+      for kind, m in costs.by_kind().items()
+    },
+    "unknown_kernels": costs and sorted(costs.unknown_kernels),
+    "seconds": times
+    and {
+      "compute": times.compute,
+      "memory": times.memory,
+      "network": times.network,
+    },
+    "bound": times and times.bound,
+  }
+
+
+def _head(plan: Plan) -> str:
+  run = plan.run
+  axes = " ".join(f"{k}={v}" for k, v in run.mesh.items())
+  lines = [
+    f"{plan.hardware.name}: {len(plan.hardware.devices)} chips, mesh {axes}",
+    f"{plan.num_params / 1e9:.3g} billion parameters in {run.param_dtype}, "
+    f"computing in {run.compute_dtype}, remat={run.remat}",
+    f"a training step: {run.num_problems} problems x {run.group_size} samples, "
+    f"prompts of {run.prompt_length}, completions of {run.completion_length}"
+    + (
+      f", teacher's prompts of {run.teacher_prompt_length} tokens"
+      if run.teacher_prompt_length
+      else " tokens"
+    ),
+    f"at once: {run.num_slots} completions sampled, {run.micro_batch_size} "
+    "sequences learned from",
+  ]
+  if dict(run.rollout_mesh) != dict(run.mesh):
+    axes = " ".join(f"{k}={v}" for k, v in run.rollout_mesh.items())
+    lines.append(f"sampling on mesh {axes}")
+  return "\n".join(lines)
+
+
+def _state(plan: Plan) -> str:
+  rows = [(name, bytes_text(x)) for name, x in plan.parts.items() if x]
+  for phase in plan.phases:
+    for name, x in phase.memory.by_hand.items():
+      if name not in plan.parts and name not in dict(rows):
+        rows.append((name, bytes_text(x)))
+  return table(("by arithmetic, on each chip", "bytes"), rows)
+
+
+def _memory(plan: Plan) -> str:
+  rows = []
+  for phase in plan.phases:
+    memory = phase.memory
+    if memory.refused is not None:
+      middle = (bytes_text(memory.arguments_by_hand), "refused", "", "")
+    else:
+      middle = (
+        bytes_text(memory.arguments_by_hand),
+        bytes_text(memory.arguments),
+        bytes_text(memory.temporaries),
+        bytes_text(memory.beside),
+      )
+    rows.append((phase.name, *middle, bytes_text(memory.peak)))
+  room = "" if plan.room is None else f" of {bytes_text(plan.room)}"
+  return table(
+    (
+      "memory of each chip",
+      "arguments by hand",
+      "by compiler",
+      "temporaries",
+      "beside",
+      f"peak{room}",
+    ),
+    rows,
+  )
+
+
+def _costs(plan: Plan) -> str:
+  rows = []
+  for phase in plan.phases:
+    if phase.costs is None:
+      continue
+    times = phase.times
+    seconds = ("", "", "", "", "")
+    if times is not None:
+      seconds = (
+        seconds_text(times.compute),
+        seconds_text(times.memory),
+        seconds_text(times.network),
+        seconds_text(times.least),
+        times.bound,
+      )
+    rows.append(
+      (
+        phase.name,
+        _si(phase.costs.flops),
+        _si(phase.costs.num_bytes),
+        *seconds,
+      )
+    )
+  return table(
+    (
+      "a training step, on each chip",
+      "FLOP",
+      "bytes",
+      "compute",
+      "memory",
+      "network",
+      "least time",
+      "bound",
+    ),
+    rows,
+  )
+
+
+def _messages(plan: Plan) -> str:
+  rows = [
+    (phase.name, kind, _si(m.count), _si(m.num_bytes))
+    for phase in plan.phases
+    if phase.costs is not None
+    for kind, m in sorted(phase.costs.by_kind().items())
+  ]
+  return table(("messages of", "kind", "count", "bytes"), rows) if rows else ""
+
+
+def _verdict(plan: Plan) -> str:
+  lines = []
+  if plan.seconds is not None:
+    run = plan.run
+    tokens = run.num_sequences * run.completion_length
+    training = next(p for p in plan.phases if p.name == TRAINING)
+    assert training.times is not None
+    lines.append(
+      f"least time of a training step: {seconds_text(plan.seconds)}, of which "
+      f"{seconds_text(training.times.least)} learning; "
+      f"{_si(tokens / plan.seconds)} tokens/s"
+    )
+  unknown = sorted(
+    {
+      name
+      for phase in plan.phases
+      if phase.costs
+      for name in phase.costs.unknown_kernels
+    }
+  )
+  if unknown:
+    lines.append(f"kernels whose FLOPs are not counted: {', '.join(unknown)}")
+  verdicts = {
+    True: "It fits.",
+    False: "It does not fit.",
+    None: "How much memory there is, and how fast it is, is not known here.",
+  }
+  lines.append(verdicts[plan.fits])
+  return "\n".join([*lines, *(f"- {line}" for line in advice.advice(plan))])
+
+
+def trials_to_text(search: Search) -> str:
+  """What was tried, the best first, and the best as settings."""
+  rows = []
+  for trial in search.ranked:
+    (phase,) = trial.plan.phases
+    seconds = trial.plan.seconds
+    rows.append(
+      (
+        " ".join(trial.overrides),
+        bytes_text(phase.memory.peak),
+        {True: "yes", False: "no", None: "?"}[trial.plan.fits],
+        "" if seconds is None else seconds_text(seconds),
+        "" if phase.times is None else phase.times.bound,
+        seconds_text(trial.guess.seconds),
+      )
+    )
+  head = ("training step", "peak", "fits", "least time", "bound", "guessed")
+  best = search.best
+  verdict = (
+    "Nothing that was tried fits; more chips are needed, or shorter sequences."
+    if best is None
+    else f"best: {' '.join(best.overrides)}"
+  )
+  return "\n\n".join(
+    (
+      f"{search.hardware.name}: {len(search.trials)} of {search.num_guesses} "
+      "arrangements compiled, those that arithmetic finds fastest",
+      table(head, rows),
+      verdict,
+    )
+  )
+
+
+def trials_to_json(search: Search) -> str:
+  """What was tried as one JSON object, the best first."""
+  best = search.best
+  return json.dumps(
+    {
+      "hardware": search.hardware.name,
+      "num_guesses": search.num_guesses,
+      "best": None if best is None else best.overrides,
+      "trials": [
+        {
+          "overrides": trial.overrides,
+          "guessed_seconds": trial.guess.seconds,
+          "guessed_bytes": trial.guess.num_bytes,
+          **to_dict(trial.plan),
+        }
+        for trial in search.ranked
+      ],
+    },
+    indent=2,
+  )
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+  """Columns of text; the first is flush left, the others flush right."""
+  lines = [head, *rows]
+  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+  return "\n".join(
+    "  ".join(
+      cell.ljust(width) if i == 0 else cell.rjust(width)
+      for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+    ).rstrip()
+    for line in lines
+  )
+
+
+def seconds_text(seconds: float) -> str:
+  """With a unit that suits."""
+  if seconds >= 120:
+    return f"{seconds / 60:.1f} min"
+  return f"{seconds:.2f} s" if seconds >= 0.1 else f"{1e3 * seconds:.2f} ms"
+
+
+def bytes_text(num_bytes: float | None) -> str:
+  """With a unit that suits; nothing for None."""
+  if num_bytes is None:
+    return ""
+  for unit, size in _UNITS:
+    if num_bytes >= size:
+      return f"{num_bytes / size:.2f} {unit}"
+  return f"{num_bytes:.0f} B"
+
+
+def _si(number: float) -> str:
+  for size, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
+    if number >= size:
+      return f"{number / size:.3g} {unit}"
+  return f"{number:,.0f}"

@@ -1,0 +1,141 @@
+"""Arguments of a run's programs as shapes with shardings, holding no memory.
+
+Devices of the mesh need not be here. What samples is called with the mesh in
+use (`jax.set_mesh`); what trains is not, for optax makes arrays on the way.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from distil_jax import rollout, update
+from distil_jax.models import decoding, qwen3, sharding
+from distil_jax.ops import sampling
+from distil_jax.records import Batch
+
+
+def params(shapes: qwen3.Params, mesh: jax.sharding.Mesh) -> qwen3.Params:
+  """Parameters where they live while training.
+
+  Raises:
+    ValueError: the mesh does not cut one of them evenly.
+  """
+  return _placed(shapes, qwen3.shardings(mesh, shapes))
+
+
+def train_state(
+  init: Callable[[qwen3.Params], update.TrainState],
+  shapes: qwen3.Params,
+  mesh: jax.sharding.Mesh,
+  optimizer: optax.GradientTransformation,
+) -> update.TrainState:
+  """What one training step hands to the next; `init` makes the first."""
+  state = jax.eval_shape(init, shapes)
+  return _placed(state, update.state_shardings(state, mesh, optimizer))
+
+
+def batch(
+  mesh: jax.sharding.Mesh,
+  *,
+  num_sequences: int,
+  prompt_length: int,
+  teacher_prompt_length: int,
+  completion_length: int,
+) -> Batch:
+  """What a training step learns from; whole teacher's prompts.
+
+  Args:
+    mesh: the mesh in use.
+    num_sequences: B.
+    prompt_length: S.
+    teacher_prompt_length: S'; 0: there is no teacher.
+    completion_length: T.
+  """
+  place = sharding.sharding(mesh, "batch")
+
+  def rows(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+    shape = (num_sequences, *shape)
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+
+  return Batch(
+    prompt_ids=rows(prompt_length),
+    prompt_mask=rows(prompt_length),
+    teacher_prompt_ids=rows(teacher_prompt_length),
+    teacher_prompt_mask=rows(teacher_prompt_length),
+    completion_ids=rows(completion_length),
+    completion_mask=rows(completion_length),
+    sample_mask=rows(),
+    rewards=rows(dtype=jnp.float32),
+    old_log_probs=rows(completion_length, dtype=jnp.float32),
+  )
+
+
+def weights(
+  graphdef: nnx.GraphDef, shapes: qwen3.Params, mesh: jax.sharding.Mesh
+) -> decoding.Weights:
+  """The parameters as they are sampled from."""
+  found = jax.eval_shape(lambda p: decoding.by_layer(graphdef, p), shapes)
+  places = jax.tree.map(
+    lambda axes: sharding.sharding(mesh, *axes),
+    decoding.logical_axes(found),
+    is_leaf=lambda x: isinstance(x, tuple) and not isinstance(x[0], dict),
+  )
+  return _placed(found, places)
+
+
+def prompts(
+  mesh: jax.sharding.Mesh,
+  *,
+  num_problems: int,
+  group_size: int,
+  prompt_length: int,
+) -> tuple[Any, ...]:
+  """What `rollout.start` takes between weights and keywords."""
+  place = sharding.sharding(mesh, "batch")
+  everywhere = sharding.sharding(mesh)
+  ids = jax.ShapeDtypeStruct(
+    (num_problems, prompt_length), jnp.int32, sharding=place
+  )
+  keys = jax.eval_shape(
+    lambda: jax.random.split(jax.random.key(0), (num_problems, group_size))
+  )
+  keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=place)
+
+  def scalar(x: Any) -> jax.ShapeDtypeStruct:
+    dtype = np.asarray(x).dtype
+    kind = jnp.int32 if np.issubdtype(dtype, np.integer) else jnp.float32
+    return jax.ShapeDtypeStruct((), kind, sharding=everywhere)
+
+  choice = jax.tree.map(scalar, sampling.Choice())
+  return ids, ids, keys, choice, scalar(1)
+
+
+def rollout_state(
+  mesh: jax.sharding.Mesh, start: Callable[..., rollout.State], *arguments: Any
+) -> rollout.State:
+  """A rollout under way, from the function that begins it."""
+  state = jax.eval_shape(start, *arguments)
+  caches = (state.prompts.cache, state.rings.cache)
+  kept = {id(x) for x in jax.tree.leaves(caches)}
+
+  def place(x: Any) -> jax.ShapeDtypeStruct:
+    axes = ("batch", *(None,) * (x.ndim - 1)) if x.ndim else ()
+    if id(x) in kept:
+      axes = ("batch", "kv_heads", None, None)
+    found = sharding.sharding(mesh, *axes)
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=found)
+
+  return jax.tree.map(place, state)
+
+
+def _placed(shapes: Any, places: Any) -> Any:
+  return jax.tree.map(
+    lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+    shapes,
+    places,
+  )

@@ -1,0 +1,183 @@
+"""From the name of a slice to its devices, which need not be here.
+
+`v5p:2x2x2` says how chips are arranged. `v5p-16` is how Google Cloud calls the
+same slice: the number counts TensorCores on v4 and v5p, which have two a chip,
+and chips on v5e and v6e.
+"""
+
+import dataclasses
+import difflib
+import math
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+
+from distil_jax.planning import chips
+from distil_jax.planning.errors import PlanError
+
+# The usual shapes: https://docs.cloud.google.com/tpu/docs/v5p (and v4, v6e).
+_SHAPES = {
+  3: (
+    (2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4), (4, 4, 4), (4, 4, 8),
+    (4, 8, 8), (8, 8, 8), (8, 8, 16), (8, 16, 16), (16, 16, 16), (16, 16, 24),
+  ),
+  2: ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16)),
+}  # fmt: skip
+# Chips from which the links of an axis close to a ring: whole cubes of 4, and
+# whole pods of 16.
+_CUBE, _POD = 4, 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+  """Chips of one kind, joined by links.
+
+  Attributes:
+    chip: each of them.
+    shape: chips along each axis of the network.
+  """
+
+  chip: chips.Chip
+  shape: tuple[int, ...]
+
+  @property
+  def num_chips(self) -> int:
+    return math.prod(self.shape)
+
+  @property
+  def name(self) -> str:
+    """As in `v5p:2x2x2`."""
+    return f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
+
+  @property
+  def cloud_name(self) -> str:
+    """As in `v5p-16`."""
+    return f"{self.chip.name}-{self.num_chips * self.chip.cores}"
+
+  def links(self, axis: int) -> int:
+    """Links of a chip along an axis that one stream of data can use."""
+    size = self.shape[axis]
+    if self.chip.num_axes == 3:
+      return 2 if all(n % _CUBE == 0 for n in self.shape) else 1
+    return 2 if size == _POD else 1
+
+
+def parse(name: str) -> Slice:
+  """The slice of a name such as `v5p:4x4x4` or `v5p-128`.
+
+  Raises:
+    PlanError: there is no such slice; says which are near.
+  """
+  kind, colon, sizes = name.strip().lower().partition(":")
+  if colon:
+    chip = _tpu(kind)
+    if not re.fullmatch(r"\d+(x\d+)*", sizes):
+      raise PlanError(
+        f"topology {name!r}: {sizes!r} is not of the form AxB or AxBxC; "
+        + _known(chip)
+      )
+    shape = tuple(map(int, sizes.split("x")))
+    return Slice(chip, _checked(name, chip, shape))
+  match = re.fullmatch(r"(.+)-(\d+)", kind)
+  if not match:
+    raise PlanError(
+      f"topology {name!r} is neither of the form v5p:2x2x2 nor v5p-16; known "
+      f"chips: {', '.join(_tpus())}"
+    )
+  chip = _tpu(match[1].replace("v5litepod", "v5e"))
+  found = {
+    math.prod(shape) * chip.cores: shape for shape in _SHAPES[chip.num_axes]
+  }
+  count = int(match[2])
+  if count not in found:
+    nearest = sorted(found, key=lambda n: abs(math.log((n + 1) / (count + 1))))
+    raise PlanError(
+      f"no slice {name}; nearest: "
+      + ", ".join(f"{chip.name}-{n}" for n in sorted(nearest[:3]))
+      + f"; another shape of the same chips: {chip.name}:"
+      + "x".join("ABC"[: chip.num_axes])
+    )
+  return Slice(chip, found[count])
+
+
+def devices(of: Slice) -> Sequence[Any]:
+  """Its devices, for which can be compiled, and on which nothing can run.
+
+  Raises:
+    PlanError: libtpu is missing, or knows no such slice.
+  """
+  # It would look for the machine it runs on, in vain.
+  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+  os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+  os.environ.setdefault("TPU_ACCELERATOR_TYPE", of.cloud_name)
+  # Nothing runs: others may plan at the same time.
+  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+  settings = {}
+  if of.chip.num_axes == 2 and of.num_chips == 1:
+    settings = {"chips_per_host_bounds": (1, 1, 1)}
+  try:
+    found = topologies.get_topology_desc(
+      topology_name=of.name, platform="tpu", **settings
+    )
+  except (RuntimeError, ValueError) as error:
+    if "not installed" in str(error):
+      raise PlanError(_NO_LIBTPU) from error
+    raise PlanError(
+      f"libtpu cannot plan for {of.name}: {_first_line(error)}; "
+      + _known(of.chip)
+    ) from error
+  return found.devices
+
+
+def only_host() -> None:
+  """Keeps JAX from looking for accelerators; before it is first used."""
+  jax.config.update("jax_platforms", "cpu")
+
+
+_NO_LIBTPU = (
+  "a TPU is planned for with its compiler, libtpu, which is not installed: "
+  "pip install 'distil_jax[plan]' (Linux on x86-64; no TPU is needed)"
+)
+
+
+def _checked(
+  name: str, chip: chips.Chip, shape: tuple[int, ...]
+) -> tuple[int, ...]:
+  if len(shape) != chip.num_axes or 0 in shape:
+    raise PlanError(
+      f"topology {name!r}: {chip.name} is arranged along {chip.num_axes} axes; "
+      + _known(chip, math.prod(shape))
+    )
+  return shape
+
+
+def _known(chip: chips.Chip, num_chips: int | None = None) -> str:
+  """The usual shapes, the nearest first."""
+  shapes = list(_SHAPES[chip.num_axes])
+  if num_chips:
+    shapes.sort(key=lambda s: abs(math.log(math.prod(s) / num_chips)))
+    shapes = sorted(shapes[:3], key=math.prod)
+  named = (f"{chip.name}:{'x'.join(map(str, s))}" for s in shapes)
+  return f"{'nearest' if num_chips else 'known'}: {', '.join(named)}"
+
+
+def _tpus() -> list[str]:
+  return [c.name for c in chips.CHIPS.values() if c.num_axes]
+
+
+def _tpu(kind: str) -> chips.Chip:
+  if kind not in _tpus():
+    near = difflib.get_close_matches(kind, _tpus(), n=2, cutoff=0.3)
+    hint = f"nearest: {', '.join(near)}; " if near else ""
+    raise PlanError(
+      f"no TPU {kind!r} is known; {hint}known: {', '.join(_tpus())}"
+    )
+  return chips.CHIPS[kind]
+
+
+def _first_line(error: Exception) -> str:
+  return str(error).strip().splitlines()[0][:200]

@@ -1,0 +1,112 @@
+"""Bytes that an instruction reads from and writes to a chip's memory."""
+
+from collections.abc import Iterable
+
+from distil_jax.planning.hlo import Array, Computation, Instruction
+
+# They name what is there, or wait for it, or are counted by what they call.
+_FREE = frozenset(
+  (
+    "parameter",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "after-all",
+    "partition-id",
+    "replica-id",
+    "opt-barrier",
+    "add-dependency",
+    "domain",
+    "while",
+    "conditional",
+    "call",
+    "async-start",
+  )
+)
+_SLICES = frozenset(("dynamic-slice", "slice", "gather"))
+_VIEWS = frozenset(("bitcast", "get-tuple-element", "reshape", "copy"))
+
+
+def num_bytes(
+  computation: Computation, instruction: Instruction, fused: Computation | None
+) -> float:
+  """Of one instruction.
+
+  Args:
+    computation: where it stands.
+    instruction: what is counted.
+    fused: of a fusion, what is fused.
+  """
+  opcode = instruction.opcode
+  if opcode in _FREE or opcode.endswith(("-done", "-update")):
+    return 0.0
+  operands = computation.arrays_of(instruction)
+  made = _total(instruction.arrays)
+  if opcode in _SLICES:
+    return 2 * made
+  if opcode == "dynamic-update-slice":
+    return 2 * _total(operands[1])
+  if opcode == "scatter":
+    return 3 * _total(operands[-1])
+  if opcode.endswith("-start"):
+    return made  # which holds what it reads as well
+  if fused is not None:
+    return _fusion(instruction, operands, fused)
+  return made + sum(map(_total, operands))
+
+
+def _fusion(instruction, operands, fused: Computation) -> float:
+  """A fusion reads of a parameter what it slices, and all of it otherwise."""
+  parameters = {
+    inner.number: inner
+    for inner in fused.instructions.values()
+    if inner.number is not None
+  }
+  total = 0.0
+  for index, arrays in enumerate(operands):
+    whole = _total(arrays)
+    inner = parameters.get(index)
+    total += whole if inner is None else min(whole, _read(fused, inner, whole))
+  return total + _written(fused, fused.root, _total(instruction.arrays))
+
+
+def _read(fused: Computation, value: Instruction, whole: float) -> float:
+  """What is read of a value inside a fusion."""
+  total = 0.0
+  for user in fused.users.get(value.name, []):
+    if user.opcode in _SLICES and user.operands[0] == value.name:
+      total += _bytes_anywhere(user.arrays)
+    elif (
+      user.opcode == "dynamic-update-slice" and user.operands[0] == value.name
+    ):
+      continue  # written in place
+    elif user.opcode in _VIEWS and not user.is_root:
+      total += _read(fused, user, whole)
+    else:
+      return whole
+  return total
+
+
+def _written(fused: Computation, root: Instruction, whole: float) -> float:
+  """What a fusion writes: of an array that is updated in place, the part."""
+  if root.opcode == "dynamic-update-slice":
+    return _bytes_anywhere(fused.instructions[root.operands[1]].arrays)
+  if root.opcode == "bitcast":
+    return _written(fused, fused.instructions[root.operands[0]], whole)
+  if root.opcode == "tuple":
+    parts = (fused.instructions[name] for name in root.operands)
+    return min(
+      whole,
+      sum(_written(fused, x, _bytes_anywhere(x.arrays)) for x in parts),
+    )
+  return whole
+
+
+def _total(arrays: Iterable[Array]) -> float:
+  """In the memory of the chip; what is kept nearer costs nothing."""
+  return float(sum(x.num_bytes for x in arrays if x.space == 0))
+
+
+def _bytes_anywhere(arrays: Iterable[Array]) -> float:
+  return float(sum(x.num_bytes for x in arrays))
