@@ -4,7 +4,7 @@
   python -m benchmarks.plans --only 8b_v5p_16
   python -m benchmarks.plans --report        # the tables of docs/scaling.md
 
-Needs `pip install 'distil_jax[plan]'`, and no TPU. Each case is kept in
+Needs `pip install '.[plan]'`, and no TPU. Each case is kept in
 benchmarks/results/plans.json as soon as it is compiled, and compiled again only
 when it is named with --only.
 """
@@ -20,7 +20,7 @@ from benchmarks import machine
 from distil_jax import config as configs
 from distil_jax import plan
 from distil_jax.io.progress import Progress
-from distil_jax.planning import report
+from distil_jax.planning import outcome, report
 
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results/plans.json"
@@ -28,6 +28,12 @@ DOCUMENT = ROOT / "docs/scaling.md"
 SCIENCE = ROOT / "configs/science/qwen3_8b.yaml"
 GIB = 2.0**30
 
+_DOING = {
+  outcome.READING: "prompts are read",
+  outcome.GROWING: "rings are made longer",
+  outcome.SAMPLING: "tokens are chosen",
+  outcome.TRAINING: "learning",
+}
 # Weak scaling: so many problems for each chip, one sequence at once.
 _PER_CHIP = 4
 
@@ -125,6 +131,8 @@ def _write(found: dict[str, Any]) -> None:
   """The tables into the document, between their marks."""
   text = DOCUMENT.read_text()
   tables = {
+    "summary": _summary(found),
+    "cases": _cases(found),
     "fits": _fits(found),
     "arithmetic": _arithmetic(found),
     "costs": _costs(found),
@@ -137,6 +145,27 @@ def _write(found: dict[str, Any]) -> None:
     _, tail = rest.split(end)
     text = f"{head}{begin}\n{table}\n{end}{tail}"
   DOCUMENT.write_text(text)
+
+
+def _summary(found: dict[str, Any]) -> str:
+  lines = []
+  for name, case in _science_cases(found):
+    peak, program = max((p["peak_bytes"], p["name"]) for p in case["phases"])
+    verdict = "fits" if peak <= case["memory_bytes"] else "does **not** fit"
+    lines.append(
+      f"* {case['hardware']}, {case['num_chips']} chips (`{name}`): {verdict}; "
+      f"at the most {_gib(peak)} of {_gib(case['memory_bytes'])} GiB, while "
+      f"{_DOING[program]}"
+    )
+  return "\n".join(lines)
+
+
+def _cases(found: dict[str, Any]) -> str:
+  rows = []
+  for name, case in _science_cases(found):
+    changed = " ".join(f"`{x}`" for x in case["overrides"]) or "none"
+    rows.append((name, changed, case["num_slots"], case["micro_batch_size"]))
+  return _table(("case", "settings", "slots", "micro-batch"), rows)
 
 
 def _fits(found: dict[str, Any]) -> str:

@@ -122,7 +122,7 @@ def policy(
   directory = resolve_directory(config.model.directory)
   if config.model.create and not (directory / weights.CONFIG).is_file():
     _create(config, config.model.create, environment, problems.train)
-  _check_attention(config, mesh)
+  check_attention(config, mesh)
   loaded = load_policy(
     config.model.directory,
     config.model.param_dtype,
@@ -308,7 +308,12 @@ def _check_batches(
       )
 
 
-def _check_attention(config: Config, mesh: jax.sharding.Mesh) -> None:
+def check_attention(config: Config, mesh: jax.sharding.Mesh) -> None:
+  """Refuses an attention that does not run on the mesh.
+
+  Raises:
+    ConfigError: see `policy`.
+  """
   platform = mesh.devices.flat[0].platform
   try:
     attention.check_platform(config.model.attention, platform)

@@ -18,7 +18,7 @@ from distil_jax import assembly, engine, rollout
 from distil_jax.config import Config, ConfigError, needs_teacher
 from distil_jax.io import weights as weights_io
 from distil_jax.io.progress import Progress
-from distil_jax.models import architecture, decoding, qwen3
+from distil_jax.models import architecture, attention, decoding, qwen3
 from distil_jax.planning import (
   chips,
   costs,
@@ -86,8 +86,7 @@ def network(config: Config, sizes_from: str | None) -> architecture.Qwen3Config:
     else resolve_directory(model.directory) / weights_io.CONFIG
   )
   if path.is_file():
-    settings = json.loads(path.read_text(encoding="utf-8"))
-    found = architecture.from_hugging_face(settings, **computing)
+    found = architecture.from_hugging_face(_sizes(path), **computing)
   elif model.create is not None and not sizes_from:
     sizes = model.create.model_dump(exclude={"seed"})
     found = architecture.Qwen3Config(**sizes, **computing)
@@ -98,6 +97,19 @@ def network(config: Config, sizes_from: str | None) -> architecture.Qwen3Config:
       "--num-params-from config.json"
     )
   assembly.check_network(config, found)
+  attention.check(
+    found.attention, head_size=found.head_size, dtype=found.compute_dtype
+  )
+  return found
+
+
+def _sizes(path: pathlib.Path) -> dict[str, Any]:
+  try:
+    found = json.loads(path.read_text(encoding="utf-8"))
+  except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    raise ConfigError(f"{path} is not valid JSON: {error}") from error
+  if not isinstance(found, dict):
+    raise ConfigError(f"{path} must hold a JSON object")
   return found
 
 
@@ -128,6 +140,7 @@ class Planner:
     self.progress = progress
     self.graphdef, self.shapes = qwen3.make(network)
     self.mesh = assembly.mesh(config, hardware.devices)
+    assembly.check_attention(config, self.mesh)
     self.rollout_mesh = (
       assembly.rollout_mesh(config, hardware.devices) or self.mesh
     )

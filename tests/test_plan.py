@@ -170,6 +170,21 @@ def test_no_sizes_are_refused_with_the_cure(tmp_path):
     plan.network(settings, None)
 
 
+def test_sizes_that_are_none_are_refused(tmp_path):
+  path = tmp_path / "config.json"
+  for text, words in (("{", "not valid JSON"), ("[]", "a JSON object")):
+    path.write_text(text)
+    with pytest.raises(config.ConfigError, match=words):
+      plan.network(config.parse(SETTINGS), str(path))
+
+
+def test_attention_that_does_not_run_there_is_refused():
+  model = {**SETTINGS["model"], "compute_dtype": "bfloat16"}
+  model["create"] = {**model["create"], "head_size": 128}
+  with pytest.raises(config.ConfigError, match="attention=splash"):
+    planner(model={**model, "attention": "splash"})
+
+
 def test_sizes_of_a_config_alone(tmp_path):
   """A folder with nothing but config.json, and a file by itself."""
   sizes = {
@@ -287,5 +302,5 @@ def test_missing_compiler_is_named_with_the_cure(monkeypatch):
     raise RuntimeError("JAX TPU support not installed; cannot generate it")
 
   monkeypatch.setattr(topologies.topologies, "get_topology_desc", missing)
-  with pytest.raises(ValueError, match=r"pip install 'distil_jax\[plan\]'"):
+  with pytest.raises(ValueError, match=r"pip install 'jax\[tpu\]'"):
     plan.hardware("v5e-4")

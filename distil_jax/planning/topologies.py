@@ -140,7 +140,8 @@ def only_host() -> None:
 
 _NO_LIBTPU = (
   "a TPU is planned for with its compiler, libtpu, which is not installed: "
-  "pip install 'distil_jax[plan]' (Linux on x86-64; no TPU is needed)"
+  "pip install 'jax[tpu]', the extra [plan] of this package (Linux on x86-64; "
+  "no TPU is needed)"
 )
 
 
