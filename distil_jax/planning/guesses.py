@@ -22,13 +22,15 @@ class Guess:
   Attributes:
     mesh: sizes of its axes.
     micro_batch_size: sequences whose gradient is computed at once.
-    seconds: at published peaks.
+    seconds: at published peaks, products and messages at once.
+    network_seconds: messages alone.
     num_bytes: on a chip.
   """
 
   mesh: Mapping[str, int]
   micro_batch_size: int
   seconds: float
+  network_seconds: float
   num_bytes: float
 
 
@@ -56,21 +58,21 @@ def guesses(
     batch_sizes: all must be cut evenly over a mesh's batch axes.
     mini_batch_size: sequences of an update.
   """
+  compute = _compute(network, run, num_params) / num_chips / chip.flops
+  bandwidth = max(chip.num_axes, 1) * chip.link_bandwidth
+
+  def guess(mesh: Mapping[str, int], micro: int) -> Guess:
+    sent = _network(mesh, micro, network, run, num_params) / bandwidth
+    needed = _memory(mesh, micro, network, run, num_params, num_copies)
+    return Guess(mesh, micro, max(compute, sent), sent, needed)
+
   found = [
-    Guess(
-      mesh,
-      micro,
-      max(
-        _compute(network, run, num_params) / num_chips / chip.flops,
-        _network(mesh, micro, network, run, num_params)
-        / (max(chip.num_axes, 1) * chip.link_bandwidth),
-      ),
-      _memory(mesh, micro, network, run, num_params, num_copies),
-    )
+    guess(mesh, micro)
     for mesh in meshes(axes, num_chips, network, run, batch_sizes)
     for micro in _micro_batches(mesh, mini_batch_size)
   ]
-  return sorted(found, key=lambda g: (g.seconds, g.num_bytes))
+  # Of those as fast, the ones with least to overlap.
+  return sorted(found, key=lambda g: (g.seconds, g.network_seconds))
 
 
 def meshes(

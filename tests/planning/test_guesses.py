@@ -1,0 +1,105 @@
+"""What is worth compiling, by arithmetic."""
+
+import dataclasses
+import math
+
+import pytest
+
+from distil_jax.models.architecture import Qwen3Config
+from distil_jax.planning import chips, guesses
+from distil_jax.planning.runs import Run
+
+NETWORK = Qwen3Config(
+  vocab_size=151936,
+  width=4096,
+  num_layers=36,
+  num_heads=32,
+  num_kv_heads=8,
+  head_size=128,
+  mlp_size=12288,
+  tie_embeddings=False,
+  rope_theta=1e6,
+)
+RUN = Run(
+  num_problems=32,
+  group_size=8,
+  prompt_length=2048,
+  completion_length=8192,
+  teacher_prompt_length=10240,
+  micro_batch_size=256,
+  num_slots=256,
+  cache_dtype="bfloat16",
+  remat="layer",
+  param_dtype="float32",
+  compute_dtype="bfloat16",
+  mesh={},
+  rollout_mesh={},
+)
+AXES = ("data", "fsdp", "context", "tensor")
+NUM_PARAMS = 8_190_000_000
+
+
+def found(num_chips=8, run=RUN, batch_sizes=(32, 64)):
+  return guesses.guesses(
+    AXES,
+    num_chips,
+    chips.CHIPS["v5p"],
+    NETWORK,
+    run,
+    num_params=NUM_PARAMS,
+    num_copies=1,
+    batch_sizes=batch_sizes,
+    mini_batch_size=256,
+  )
+
+
+def test_meshes_cut_everything_evenly():
+  for guess in found():
+    mesh = guess.mesh
+    assert math.prod(mesh.values()) == 8
+    assert guess.micro_batch_size % (mesh["data"] * mesh["fsdp"]) == 0
+    assert 256 % guess.micro_batch_size == 0
+  assert len({tuple(g.mesh.values()) for g in found()}) == 20
+
+
+def test_batches_bound_the_meshes():
+  for guess in found(batch_sizes=(4,)):
+    mesh = guess.mesh
+    assert 4 % (mesh["data"] * mesh["fsdp"] * mesh["context"]) == 0
+
+
+def test_nothing_is_left_where_nothing_divides():
+  assert found(num_chips=7) == []
+
+
+def test_fastest_come_first():
+  keys = [(guess.seconds, guess.network_seconds) for guess in found()]
+  assert keys == sorted(keys)
+
+
+def test_state_is_a_lower_bound_of_memory():
+  for guess in found():
+    mesh = guess.mesh
+    cut = mesh["fsdp"] * mesh["context"] * mesh["tensor"]
+    assert guess.num_bytes > 16 * NUM_PARAMS / cut
+
+
+def test_less_at_once_takes_less():
+  by_micro = {
+    guess.micro_batch_size: guess.num_bytes
+    for guess in found()
+    if guess.mesh["fsdp"] == 8
+  }
+  assert by_micro[8] < by_micro[16] < by_micro[256]
+  kept = dataclasses.replace(RUN, remat="none")
+  largest = max(guess.num_bytes for guess in found(run=kept))
+  assert largest > max(guess.num_bytes for guess in found())
+
+
+def test_compute_by_hand():
+  # At one sequence a chip and everything cut, products decide.
+  guess = next(g for g in found() if g.mesh["fsdp"] == 8)
+  student = 10240 * (NUM_PARAMS + 10240 * 36 * 4096)
+  teacher = 18432 * (NUM_PARAMS + 18432 * 36 * 4096)
+  expected = 256 * 2 * (4 * student + teacher) / 8 / 459e12
+  assert guess.seconds == pytest.approx(expected)
