@@ -76,6 +76,32 @@ def test_every_parameter_has_a_place():
       assert len(place.spec) == len(leaf.shape)
 
 
+@pytest.mark.parametrize(
+  "axes",
+  [
+    *qwen3.AXES.values(),
+    ("batch", "sequence", "heads", "head_size"),
+    ("batch", None, "kv_heads", "head_size"),
+    ("batch", "sequence", None),
+    ("batch", None, "embed_by_context"),
+    ("copies", None, "embed"),
+    ("batch", None, "vocab"),
+    ("batch", None, "vocab_by_context"),
+    ("copies", None, "vocab_by_all"),
+  ],
+  ids=str,
+)
+def test_no_array_is_cut_twice_by_one_mesh_axis(axes):
+  found = [
+    mesh_axis
+    for name in sharding.partition_spec(axes)
+    for mesh_axis in ((name,) if isinstance(name, str) else name or ())
+  ]
+  assert len(found) == len(set(found))
+  # Which axes there are, JAX would say only where one is used.
+  assert set(found) <= set(sharding.AXES)
+
+
 def test_a_batch_goes_out_and_comes_back():
   mesh = sharding.make_mesh(2, 2, 2)
   rows = np.arange(24).reshape(8, 3)
