@@ -72,7 +72,7 @@ def _ranked(
     len(hardware.devices),
     hardware.chip,
     network,
-    plan.described(config, hardware),
+    plan.described(config, hardware, network),
     num_params=plan.num_params(qwen3.make(network)[1]),
     num_copies=recipe.keeps_teacher(config.objective, config.teacher)
     + (guard is not None and guard.action == "roll_back"),

@@ -144,7 +144,9 @@ class Planner:
     self.rollout_mesh = (
       assembly.rollout_mesh(config, hardware.devices) or self.mesh
     )
-    self.run = described(config, hardware, self.mesh, self.rollout_mesh)
+    self.run = described(
+      config, hardware, network, self.mesh, self.rollout_mesh
+    )
     self.optimizer, _ = assembly.optimizer(config)
     try:
       self.state = templates.train_state(
@@ -365,6 +367,7 @@ def _parts_of(state: rollout.State) -> dict[str, float]:
 def described(
   config: Config,
   hardware: Hardware,
+  network: architecture.Qwen3Config,
   mesh: jax.sharding.Mesh | None = None,
   rollout_mesh: jax.sharding.Mesh | None = None,
 ) -> Run:
@@ -384,6 +387,8 @@ def described(
     num_slots=min(settings.num_slots or rows, rows),
     cache_dtype=settings.cache_dtype
     or (model.compute_dtype if is_cpu else "bfloat16"),
+    chunk_size=config.objective.chunk_size,
+    num_kv_heads=network.num_kv_heads,
     remat=model.remat,
     param_dtype=model.param_dtype,
     compute_dtype=model.compute_dtype,

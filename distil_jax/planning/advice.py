@@ -28,6 +28,29 @@ def advice(plan: Plan) -> list[str]:
   return list(dict.fromkeys(found))
 
 
+def hints(plan: Plan) -> list[str]:
+  """What may be faster, where everything fits."""
+  run = plan.run
+  waits = [
+    phase.name
+    for phase in plan.phases
+    if phase.name in (READING, SAMPLING)
+    and phase.times is not None
+    and phase.times.bound == "network"
+  ]
+  num_chips = len(plan.hardware.devices)
+  tensor = math.gcd(num_chips, run.num_kv_heads)
+  data = num_chips // tensor
+  is_cut = run.rollout_mesh.get("tensor", 1) == tensor
+  if SAMPLING not in waits or is_cut or run.num_problems % data:
+    return []
+  return [
+    f"{SAMPLING} waits for the network, over which weights are gathered for "
+    f"every token; cut along heads they stay where they are, if there is room: "
+    f"'rollout.mesh={{data: {data}, fsdp: 1, tensor: {tensor}}}'"
+  ]
+
+
 def _training(plan: Plan, phase: Phase) -> list[str]:
   """State, or what is computed from it: what is more decides."""
   run, room = plan.run, plan.room or 0.0
@@ -59,10 +82,11 @@ def _training(plan: Plan, phase: Phase) -> list[str]:
         f"mesh.fsdp={fsdp // 2} "
         f"optimizer.micro_batch_size={max(shards // 2, 1)}"
       )
-  found.append(
-    f"{phase.name}: logits are too large where objective.chunk_size is; halve "
-    "it"
-  )
+  if run.chunk_size is not None and run.chunk_size > 1:
+    found.append(
+      f"{phase.name}: fewer logits at once: objective.chunk_size="
+      f"{run.chunk_size // 2}"
+    )
   return found
 
 

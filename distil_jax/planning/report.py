@@ -61,6 +61,7 @@ def to_dict(plan: Plan) -> dict[str, Any]:
     "seconds": plan.seconds,
     "fits": plan.fits,
     "advice": advice.advice(plan),
+    "hints": advice.hints(plan),
   }
 
 
@@ -228,7 +229,8 @@ def _verdict(plan: Plan) -> str:
     None: "How much memory there is, and how fast it is, is not known here.",
   }
   lines.append(verdicts[plan.fits])
-  return "\n".join([*lines, *(f"- {line}" for line in advice.advice(plan))])
+  said = advice.advice(plan) or advice.hints(plan)
+  return "\n".join([*lines, *(f"- {line}" for line in said)])
 
 
 def trials_to_text(search: Search) -> str:

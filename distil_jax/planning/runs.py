@@ -15,7 +15,8 @@ class Run:
     micro_batch_size: sequences whose gradient is computed at once.
     num_slots: completions in flight.
     cache_dtype: of keys and values.
-    remat, param_dtype, compute_dtype: of the network.
+    chunk_size: columns of time whose logits are there at once; None: by memory.
+    num_kv_heads, remat, param_dtype, compute_dtype: of the network.
     mesh: sizes of its axes, while training.
     rollout_mesh: the same while sampling.
   """
@@ -28,6 +29,8 @@ class Run:
   micro_batch_size: int
   num_slots: int
   cache_dtype: str
+  chunk_size: int | None
+  num_kv_heads: int
   remat: str
   param_dtype: str
   compute_dtype: str
