@@ -20,7 +20,7 @@ from benchmarks import machine
 from distil_jax import config as configs
 from distil_jax import plan
 from distil_jax.io.progress import Progress
-from distil_jax.planning import outcome, report
+from distil_jax.planning import machines, outcome, report
 
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results/plans.json"
@@ -108,7 +108,7 @@ def _run(case: dict[str, Any]) -> dict[str, Any]:
   """One case, compiled."""
   began = time.monotonic()
   config = configs.load(SCIENCE, case["overrides"])
-  hardware = plan.hardware(case["topology"])
+  hardware = machines.hardware(case["topology"])
   shape = ROOT / f"configs/shapes/qwen3_{case['shape']}.json"
   with Progress(None) as progress:
     planner = plan.Planner(

@@ -4,7 +4,7 @@ from distil_jax import assembly, plan, recipe
 from distil_jax.config import Config, ConfigError, Mesh
 from distil_jax.io.progress import Progress
 from distil_jax.models import architecture, qwen3, sharding
-from distil_jax.planning import guesses
+from distil_jax.planning import guesses, templates
 from distil_jax.planning.outcome import Hardware, Search, Trial
 
 
@@ -73,7 +73,7 @@ def _ranked(
     hardware.chip,
     network,
     plan.described(config, hardware, network),
-    num_params=plan.num_params(qwen3.make(network)[1]),
+    num_params=templates.num_params(qwen3.make(network)[1]),
     num_copies=recipe.keeps_teacher(config.objective, config.teacher)
     + (guard is not None and guard.action == "roll_back"),
     batch_sizes=list(assembly.sampled_sizes(config).values()),

@@ -41,7 +41,7 @@ _ALLOWED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
   "min_p": (lambda x: 0 <= x <= 1, "in [0, 1]"),
 }
 
-_FIRST_RING = 64
+FIRST_RING = 64
 # Tokens between two looks of the host; fewer where it has text to search.
 _STEPS, _STEPS_WITH_STOP = rollout.JOURNAL_STEPS, 16
 # A token of a byte-level vocabulary has a byte at least; some have no text.
@@ -198,7 +198,7 @@ class Engine:
       self._length if max_lengths is None else max_lengths,
       graphdef=self._graphdef,
       num_slots=num_slots,
-      ring_length=min(_FIRST_RING, self._length),
+      ring_length=min(FIRST_RING, self._length),
       max_completion_length=self._length,
       cache_dtype=self._cache_dtype or _cache_dtype(weights),
     )

@@ -393,9 +393,9 @@ def _plan(arguments: argparse.Namespace) -> int:
   config = configs.load(arguments.config, arguments.overrides)
   from distil_jax import arrangements, plan
   from distil_jax.io.progress import Progress
-  from distil_jax.planning import report
+  from distil_jax.planning import machines, report
 
-  hardware = plan.hardware(arguments.topology)
+  hardware = machines.hardware(arguments.topology)
   network = plan.network(config, arguments.num_params_from)
   with Progress(None) as progress:
     if arguments.search:

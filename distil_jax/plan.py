@@ -14,18 +14,16 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 
-from distil_jax import assembly, engine, rollout
+from distil_jax import assembly, rollout
 from distil_jax.config import Config, ConfigError, needs_teacher
 from distil_jax.io import weights as weights_io
 from distil_jax.io.progress import Progress
 from distil_jax.models import architecture, attention, decoding, qwen3
 from distil_jax.planning import (
-  chips,
   costs,
   memory,
   templates,
   times,
-  topologies,
 )
 from distil_jax.planning.outcome import (
   GROWING,
@@ -42,24 +40,6 @@ from distil_jax.policy import Policy, resolve_directory
 _WEIGHTS = "weights for sampling"
 # Which tokens end a completion changes nothing that is planned.
 _EOS_IDS = (0,)
-
-
-def hardware(topology: str | None) -> Hardware:
-  """Devices by the name of a slice; None: those at hand.
-
-  Raises:
-    ValueError: there is no such slice, or no compiler for it.
-  """
-  if topology is None:
-    devices = jax.devices()
-    kind = devices[0].device_kind
-    return Hardware(
-      f"{len(devices)} x {kind}", devices, chips.by_device_kind(kind)
-    )
-  topologies.only_host()
-  found = topologies.parse(topology)
-  name = f"{found.cloud_name} ({found.name})"
-  return Hardware(name, topologies.devices(found), found.chip, found)
 
 
 def network(config: Config, sizes_from: str | None) -> architecture.Qwen3Config:
@@ -175,7 +155,7 @@ class Planner:
     return Plan(
       hardware=self.hardware,
       run=self.run,
-      num_params=num_params(self.shapes),
+      num_params=templates.num_params(self.shapes),
       parts=self.parts,
       phases=phases,
     )
@@ -207,7 +187,7 @@ class Planner:
     """
     with jax.set_mesh(self.rollout_mesh):
       weights = templates.weights(self.graphdef, self.shapes, self.rollout_mesh)
-      *earlier, last = rings(self.run.completion_length)
+      *earlier, last = templates.rings(self.run.completion_length)
       phases = [self._reading(weights, min([*earlier, last]))]
       if earlier:
         phases.append(self._growing(weights, earlier[-1], last))
@@ -232,7 +212,7 @@ class Planner:
     return self._phase(
       GROWING,
       lambda: grow.lower(state),
-      _parts_of(state),
+      templates.parts_of(state),
       beside=self._beside(weights) + memory.of_tree(weights),
     )
 
@@ -248,7 +228,7 @@ class Planner:
     return self._phase(
       SAMPLING,
       lambda: advance.lower(weights, state, number, number),
-      {_WEIGHTS: memory.of_tree(weights)} | _parts_of(state),
+      {_WEIGHTS: memory.of_tree(weights)} | templates.parts_of(state),
       beside=self._beside(weights),
       open_trips=rollout.JOURNAL_STEPS,
       count=waves * run.completion_length / rollout.JOURNAL_STEPS,
@@ -334,34 +314,6 @@ class Planner:
         ]
       )
     return sum(self.parts.values()) - shared
-
-
-def num_params(shapes: qwen3.Params) -> int:
-  """Of a network."""
-  return sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
-
-
-def rings(length: int) -> list[int]:
-  """The lengths that rings have, one after the other, as `engine` makes them.
-
-  Args:
-    length: the longest completion.
-  """
-  found = [min(engine._FIRST_RING, length)]
-  while found[-1] < length:
-    found.append(min(2 * found[-1], length))
-  return found
-
-
-def _parts_of(state: rollout.State) -> dict[str, float]:
-  """Bytes of a rollout under way, on a chip."""
-  prompts = memory.of_tree(state.prompts.cache)
-  completions = memory.of_tree(state.rings.cache)
-  return {
-    "prompts' keys and values": prompts,
-    "completions' keys and values": completions,
-    "completions": memory.of_tree(state) - prompts - completions,
-  }
 
 
 def described(

@@ -32,7 +32,7 @@ def prompts():
 @pytest.fixture(autouse=True)
 def short_rings(monkeypatch):
   """So that rings of these short completions have to grow."""
-  monkeypatch.setattr(engine, "_FIRST_RING", 8)
+  monkeypatch.setattr(engine, "FIRST_RING", 8)
 
 
 def decode(ids):
@@ -283,7 +283,7 @@ def test_the_number_of_programs_is_logarithmic():
 @pytest.mark.parametrize("draw", ["exponential", "bimodal", "uniform"])
 def test_few_slots_are_busy(network, draw, monkeypatch):
   """Long tails: nine slot-steps of ten give a token that counts."""
-  monkeypatch.setattr(engine, "_FIRST_RING", LENGTH)
+  monkeypatch.setattr(engine, "FIRST_RING", LENGTH)
   rng = np.random.default_rng(1)
   count = 128
   lengths = {

@@ -8,7 +8,15 @@ import pytest
 
 from distil_jax import arrangements, config, main, plan
 from distil_jax.io.progress import Progress
-from distil_jax.planning import advice, chips, outcome, report, topologies
+from distil_jax.planning import (
+  advice,
+  chips,
+  machines,
+  outcome,
+  report,
+  templates,
+  topologies,
+)
 
 SETTINGS = {
   "name": "tiny",
@@ -39,7 +47,7 @@ SETTINGS = {
 
 def planner(hardware=None, **changes):
   settings = config.parse({**SETTINGS, **changes})
-  hardware = hardware or plan.hardware(None)
+  hardware = hardware or machines.hardware(None)
   network = plan.network(settings, None)
   return plan.Planner(settings, hardware, network, Progress(None))
 
@@ -122,9 +130,9 @@ def test_what_runs_on_several_devices_talks(planned):
 
 
 def test_rings_are_those_of_the_engine():
-  assert plan.rings(200) == [64, 128, 200]
-  assert plan.rings(64) == [64]
-  assert plan.rings(24) == [24]
+  assert templates.rings(200) == [64, 128, 200]
+  assert templates.rings(64) == [64]
+  assert templates.rings(24) == [24]
 
 
 def test_peaks_that_nobody_knows_leave_it_open(planned):
@@ -249,7 +257,7 @@ has_compiler = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def tpu():
   """Four chips of a TPU, by its own compiler, on any machine."""
-  return plan.hardware("v5e-4")
+  return machines.hardware("v5e-4")
 
 
 @has_compiler
@@ -303,4 +311,4 @@ def test_missing_compiler_is_named_with_the_cure(monkeypatch):
 
   monkeypatch.setattr(topologies.topologies, "get_topology_desc", missing)
   with pytest.raises(ValueError, match=r"pip install 'jax\[tpu\]'"):
-    plan.hardware("v5e-4")
+    machines.hardware("v5e-4")

@@ -1,9 +1,6 @@
 """What a chip can do at most, as its maker publishes it."""
 
 import dataclasses
-import difflib
-
-from distil_jax.planning.errors import PlanError
 
 _GB, _GIB = 1e9, 2.0**30
 
@@ -63,24 +60,6 @@ CHIPS = {
 }  # fmt: skip
 
 
-def by_name(name: str) -> Chip:
-  """The chip of a name.
-
-  Raises:
-    PlanError: there is none; names the nearest.
-  """
-  if name not in CHIPS:
-    near = difflib.get_close_matches(name, CHIPS, n=3, cutoff=0.3)
-    raise PlanError(
-      f"no chip {name!r} is known; {_nearest(near)}known: {', '.join(CHIPS)}"
-    )
-  return CHIPS[name]
-
-
 def by_device_kind(kind: str) -> Chip | None:
   """The chip that JAX calls so; None: its peaks are not known, as of a CPU."""
   return next((c for c in CHIPS.values() if c.device_kind == kind), None)
-
-
-def _nearest(names: list[str]) -> str:
-  return f"nearest: {', '.join(names)}; " if names else ""

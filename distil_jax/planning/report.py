@@ -97,8 +97,8 @@ def _head(plan: Plan) -> str:
   run = plan.run
   axes = " ".join(f"{k}={v}" for k, v in run.mesh.items())
   lines = [
-    f"{plan.hardware.name}: {len(plan.hardware.devices)} chips, mesh {axes}",
-    f"{plan.num_params / 1e9:.3g} billion parameters in {run.param_dtype}, "
+    f"{plan.hardware.name}, mesh {axes}",
+    f"{_count(plan.num_params)} parameters in {run.param_dtype}, "
     f"computing in {run.compute_dtype}, remat={run.remat}",
     f"a training step: {run.num_problems} problems x {run.group_size} samples, "
     f"prompts of {run.prompt_length}, completions of {run.completion_length}"
@@ -154,41 +154,19 @@ def _memory(plan: Plan) -> str:
 
 
 def _costs(plan: Plan) -> str:
+  head = ["a training step, on each chip", "FLOP", "bytes"]
+  if any(phase.times for phase in plan.phases):
+    head += ["compute", "memory", "network", "least time", "bound"]
   rows = []
   for phase in plan.phases:
     if phase.costs is None:
       continue
-    times = phase.times
-    seconds = ("", "", "", "", "")
-    if times is not None:
-      seconds = (
-        seconds_text(times.compute),
-        seconds_text(times.memory),
-        seconds_text(times.network),
-        seconds_text(times.least),
-        times.bound,
-      )
-    rows.append(
-      (
-        phase.name,
-        _si(phase.costs.flops),
-        _si(phase.costs.num_bytes),
-        *seconds,
-      )
-    )
-  return table(
-    (
-      "a training step, on each chip",
-      "FLOP",
-      "bytes",
-      "compute",
-      "memory",
-      "network",
-      "least time",
-      "bound",
-    ),
-    rows,
-  )
+    row = [phase.name, _si(phase.costs.flops), _si(phase.costs.num_bytes)]
+    if times := phase.times:
+      numbers = (times.compute, times.memory, times.network, times.least)
+      row += [*map(seconds_text, numbers), times.bound]
+    rows.append(row)
+  return table(head, rows)
 
 
 def _messages(plan: Plan) -> str:
@@ -316,6 +294,12 @@ def bytes_text(num_bytes: float | None) -> str:
     if num_bytes >= size:
       return f"{num_bytes / size:.2f} {unit}"
   return f"{num_bytes:.0f} B"
+
+
+def _count(number: int) -> str:
+  if number >= 1e9:
+    return f"{number / 1e9:.3g} billion"
+  return f"{number / 1e6:.3g} million"
 
 
 def _si(number: float) -> str:

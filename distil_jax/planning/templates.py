@@ -4,6 +4,7 @@ Devices of the mesh need not be here. What samples is called with the mesh in
 use (`jax.set_mesh`); what trains is not, for optax makes arrays on the way.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,9 +14,10 @@ import numpy as np
 import optax
 from flax import nnx
 
-from distil_jax import rollout, update
+from distil_jax import engine, rollout, update
 from distil_jax.models import decoding, qwen3, sharding
 from distil_jax.ops import sampling
+from distil_jax.planning import memory
 from distil_jax.records import Batch
 
 
@@ -131,6 +133,34 @@ def rollout_state(
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=found)
 
   return jax.tree.map(place, state)
+
+
+def num_params(shapes: qwen3.Params) -> int:
+  """Of a network."""
+  return sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
+
+
+def rings(length: int) -> list[int]:
+  """The lengths that rings have, one after the other, as `engine` makes them.
+
+  Args:
+    length: the longest completion.
+  """
+  found = [min(engine.FIRST_RING, length)]
+  while found[-1] < length:
+    found.append(min(2 * found[-1], length))
+  return found
+
+
+def parts_of(state: rollout.State) -> dict[str, float]:
+  """Bytes of a rollout under way, on a chip."""
+  prompts = memory.of_tree(state.prompts.cache)
+  completions = memory.of_tree(state.rings.cache)
+  return {
+    "prompts' keys and values": prompts,
+    "completions' keys and values": completions,
+    "completions": memory.of_tree(state) - prompts - completions,
+  }
 
 
 def _placed(shapes: Any, places: Any) -> Any:

@@ -128,7 +128,7 @@ def devices(of: Slice) -> Sequence[Any]:
       raise PlanError(_NO_LIBTPU) from error
     raise PlanError(
       f"libtpu cannot plan for {of.name}: {_first_line(error)}; "
-      + _known(of.chip)
+      + _known(of.chip, of.num_chips)
     ) from error
   return found.devices
 
