@@ -21,6 +21,12 @@ KINDS = (
   "collective-permute",
 )
 
+# How groups of partitions are written: see `group_of`.
+_RANGE = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
+_MESH = re.compile(
+  r"mesh\[([^\]]*)\](?:, device_ids=\(" + _RANGE + r"\))? ?\{([^}]*)\}"
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Route:
@@ -207,20 +213,50 @@ def _is_scattered(computation, instruction) -> bool:
 
 
 def group_of(instruction: hlo.Instruction) -> tuple[int, ...]:
-  """One group of partitions that exchange messages.
+  """One group of partitions that exchange messages; (): all of them.
 
   XLA writes all groups, `{{0,1},{2,3}}`, or how to make them from a range,
-  `[2,2]<=[2,2]T(1,0)`.
+  `[2,2]<=[2,2]T(1,0)`, or axes of a mesh, `mesh['a'=2,'b'=2] {'b'}`.
   """
   pairs = instruction.attribute("source_target_pairs")
   if pairs:
     return tuple(map(int, re.findall(r"\d+", pairs)[:2]))
-  value = instruction.attribute("replica_groups") or ""
-  iota = re.match(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", value)
-  if iota:
-    shape, sizes = (tuple(map(int, x.split(","))) for x in iota.groups()[:2])
-    order = [int(x) for x in iota[3].split(",")] if iota[3] else None
-    members = np.transpose(np.arange(math.prod(sizes)).reshape(sizes), order)
-    return tuple(map(int, members.reshape(shape)[0]))
-  first = re.search(r"\{([\d, ]+)\}", value)
+  value = instruction.text.partition("replica_groups=")[2]
+  if iota := re.match(r"\[([\d,]+)\]<=" + _RANGE, value):
+    shape = tuple(map(int, iota[1].split(",")))
+    return tuple(map(int, _range(iota[2], iota[3]).reshape(shape)[0]))
+  if axes := _MESH.match(value):
+    return _along(*axes.groups())
+  first = re.match(r"\{+([\d, ]+)\}", value)
   return tuple(map(int, first[1].split(","))) if first else ()
+
+
+def _range(sizes: str, order: str | None) -> np.ndarray:
+  """Numbers from 0, in an array whose axes are then put in another order."""
+  shape = tuple(map(int, sizes.split(",")))
+  axes = [int(axis) for axis in order.split(",")] if order else None
+  return np.transpose(np.arange(math.prod(shape)).reshape(shape), axes)
+
+
+def _along(
+  mesh: str, sizes: str | None, order: str | None, axes: str
+) -> tuple[int, ...]:
+  """Partitions along some axes of a mesh, or along parts of axes.
+
+  Args:
+    mesh: `'a'=2,'b'=4`.
+    sizes, order: of the range that the partitions are in; None: as they come.
+    axes: `'a','b':(2)2`, which is the second half of b.
+  """
+  shape = {name: int(n) for name, n in re.findall(r"'(\w+)'=(\d+)", mesh)}
+  chosen = {
+    name: (int(before or 1), int(size or shape[name]))
+    for name, before, size in re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", axes)
+  }
+  split, index = [], []
+  for name, whole in shape.items():
+    before, size = chosen.get(name, (whole, 1))
+    split += [before, size, whole // (before * size)]
+    index += [0, slice(None), 0]
+  flat = np.arange(math.prod(split)) if sizes is None else _range(sizes, order)
+  return tuple(map(int, flat.reshape(split)[tuple(index)].ravel()))

@@ -34,6 +34,32 @@ def test_messages_by_kind_each_once():
   }
 
 
+@pytest.mark.parametrize(
+  ("groups", "expected"),
+  [
+    ("{{0,1},{2,3}}", (0, 1)),
+    ("{}", ()),
+    ("[4,2]<=[8]", (0, 1)),
+    ("[2,4]<=[4,2]T(1,0)", (0, 2, 4, 6)),
+    ("mesh['a'=2,'b'=4] {'b'}", (0, 1, 2, 3)),
+    ("mesh['a'=2,'b'=4] {'a'}", (0, 4)),
+    ("mesh['a'=2,'b'=4] {'a','b'}", tuple(range(8))),
+    ("mesh['a'=2,'b'=4] {'b':(2)2}", (0, 1)),
+    ("mesh['a'=2,'b'=4] {'b':(1)2}", (0, 2)),
+    ("mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'b'}", (0, 4)),
+  ],
+)
+def test_groups_in_all_their_forms(groups, expected):
+  text = (
+    "ENTRY %m (x: f32[4]) -> f32[4] {\n"
+    "  %x = f32[4]{0} parameter(0)\n"
+    "  ROOT %r = f32[4]{0} all-reduce(%x), channel_id=1, "
+    f"replica_groups={groups}, use_global_device_ids=true, to_apply=%sum\n}}"
+  )
+  root = hlo.parse(text).computations["m"].root
+  assert costs.group_of(root) == expected
+
+
 def test_loop_that_data_end_runs_as_often_as_is_said():
   text = BY_HAND.replace(', backend_config={"known_trip_count":{"n":"3"}}', "")
   found = costs.of_text(text, open_trips=7)
