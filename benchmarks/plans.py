@@ -67,8 +67,8 @@ def _science(
   }
 
 
-# Parameters need no more than a cube of chips to be cut over.
-_COPIES = ("mesh.data=8", "mesh.fsdp=64")
+# Whole lanes of 128 for each chip, of a width of 4096 and more.
+_COPIES = ("mesh.data=16", "mesh.fsdp=32")
 _HEADS = "rollout.mesh={data: 1, fsdp: 1, tensor: 8}"
 CASES: dict[str, dict[str, Any]] = {
   "8b_v5p_16": _science("v5p-16"),
@@ -83,6 +83,9 @@ CASES: dict[str, dict[str, Any]] = {
   "weak_8b_4": _weak("8b", "v5p-8", 4),
   "weak_8b_16": _weak("8b", "v5p-32", 16),
   "weak_8b_64": _weak("8b", "v5p-128", 64),
+  "weak_8b_64_copies": _weak(
+    "8b", "v5p-128", 64, "mesh.data=2", "mesh.fsdp=32"
+  ),
   "weak_8b_512": _weak("8b", "v5p-1024", 512, *_COPIES),
   "weak_32b_16": _weak("32b", "v5p-32", 16),
   "weak_32b_64": _weak("32b", "v5p-128", 64),
@@ -271,6 +274,7 @@ def _weak_scaling(found: dict[str, Any]) -> str:
       (
         case["shape"].upper(),
         case["hardware"],
+        _axes(case["mesh"]),
         case["num_sequences"],
         _gib(phase["peak_bytes"]),
         "yes" if phase["peak_bytes"] <= case["memory_bytes"] else "**no**",
@@ -282,7 +286,7 @@ def _weak_scaling(found: dict[str, Any]) -> str:
     )
   return _table(
     (
-      "model", "slice", "sequences", "peak, GiB", "fits", "compute, s",
+      "model", "slice", "mesh", "sequences", "peak, GiB", "fits", "compute, s",
       "memory, s", "network, s", "bound", "least, s", "compiled in, s",
     ),
     rows,
