@@ -96,13 +96,6 @@ def rollout_mesh(
   except ValueError as error:
     raise ConfigError(f"rollout.mesh: {error}") from None
   _check_batches(sampled_sizes(config), made, "rollout.mesh")
-  count = jax.process_count()
-  if sharding.batch_size_multiple(made) % count:
-    raise ConfigError(
-      f"rollout.mesh: data={made.shape['data']} times fsdp="
-      f"{made.shape['fsdp']} is not a multiple of the {count} processes, each "
-      "of which samples its own problems; use less of tensor"
-    )
   return made
 
 
@@ -300,11 +293,17 @@ def _check_batches(
 ) -> None:
   multiple = math.prod(made.shape[axis] for axis in axes)
   named = ", ".join(f"{section}.{axis}={made.shape[axis]}" for axis in axes)
+  if multiple % jax.process_count():
+    raise ConfigError(
+      f"{named} cut a batch into {multiple} parts, not a multiple of the "
+      f"{jax.process_count()} processes, each of which has problems of its "
+      f"own; use less of {section}.tensor or {section}.context"
+    )
   for name, size in sizes.items():
     if size % multiple:
       raise ConfigError(
         f"{name}={size} is not a multiple of {multiple}, the devices along "
-        f"{named}"
+        f"{named}; choose one that is"
       )
 
 

@@ -1,18 +1,23 @@
 """What a run notes about itself, and checks before it goes on."""
 
 import collections
+import hashlib
 import math
 import pathlib
-from collections.abc import Mapping
+import platform
+import uuid
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jax
 import yaml
 
-from distil_jax import processes, teaching
+from distil_jax import processes, sources, teaching
 from distil_jax.actor import Experience
 from distil_jax.config import Config, ConfigError, Objective
 from distil_jax.guard import GuardState
 from distil_jax.io import reports
+from distil_jax.policy import resolve_directory
 from distil_jax.records import Status, StopReason
 
 # Settings that may differ when a run goes on from a checkpoint.
@@ -71,6 +76,100 @@ def check_same(saved: Mapping[str, Any], config: Config, step: int) -> None:
       "settings; restore them, or set another train.run_directory:\n"
       + "\n".join(differences)
     )
+
+
+def check_same_command(command: str, config: Config) -> None:
+  """Refuses processes that would not compute the same.
+
+  Args:
+    command: what was asked for, beside the settings.
+    config: of the run.
+
+  Raises:
+    ProcessError: lists every difference.
+  """
+  if not processes.is_joined():
+    return
+  processes.compare(
+    "command, settings or versions",
+    {"command": command, **_flat(config.model_dump(mode="json"))} | _versions(),
+    "start the same command, with the same files and packages, everywhere; "
+    "processes that have nothing to do with each other need --num-processes 1",
+  )
+
+
+def check_same_data(config: Config, problems: sources.Problems) -> None:
+  """Refuses processes that read other files or found other problems in them.
+
+  Raises:
+    ProcessError: lists every difference.
+  """
+  if not processes.is_joined():
+    return
+  found: dict[str, Any] = {
+    "devices of a process": jax.local_device_count(),
+    "kind of device": jax.local_devices()[0].device_kind,
+    "training problems": len(problems.train),
+    "held-out problems": len(problems.evaluation),
+    "malformed rows": problems.num_skipped,
+  }
+  for split in ("train", "evaluation"):
+    source = getattr(config.data, split)
+    if source != "generated":
+      found[f"content of data.{split}={source}"] = _digest([source])
+  directory = resolve_directory(config.model.directory)
+  found |= {
+    f"size of {path}": path.stat().st_size
+    for path in sorted(directory.glob("*"))
+    if path.is_file()
+  }
+  processes.compare(
+    "data, model or devices", found, "give all of them the same"
+  )
+
+
+def check_shared(config: Config) -> None:
+  """Refuses processes whose run folders are not one.
+
+  Raises:
+    ProcessError: with the cure.
+  """
+  if not processes.is_joined():
+    return
+  directory = config.run_directory
+  meeting = directory / ".meeting"
+  if jax.process_index() == 0:
+    directory.mkdir(parents=True, exist_ok=True)
+    meeting.write_text(uuid.uuid4().hex)
+  processes.wait_for_all("the run folder is there")
+  seen = meeting.read_text() if meeting.exists() else None
+  processes.compare(
+    "the content of their run folder",
+    {str(meeting): seen},
+    f"all of them write to train.run_directory={directory}, which must be one "
+    "folder, on a file system that all hosts share",
+  )
+  if jax.process_index() == 0:
+    meeting.unlink(missing_ok=True)
+
+
+def _versions() -> dict[str, Any]:
+  package = pathlib.Path(__file__).resolve().parent
+  return {
+    "Python": platform.python_version(),
+    **reports.package_versions(),
+    "source of distil_jax": _digest(sorted(package.rglob("*.py"))),
+  }
+
+
+def _digest(paths: Iterable[str | pathlib.Path]) -> str:
+  """Of the content of files, short enough for a message."""
+  digest = hashlib.blake2b(digest_size=8)
+  for path in paths:
+    with open(path, "rb") as file:
+      while part := file.read(2**20):
+        digest.update(part)
+  return digest.hexdigest()
 
 
 def warnings(config: Config) -> list[str]:

@@ -47,12 +47,12 @@ def evaluate(
   Args:
     actor: its group size is the number of samples of each problem.
     params: of the policy.
-    problems: held out; all processes evaluate their share of them.
+    problems: held out; all processes evaluate their part of each batch.
     key: the same key gives the same noise, so that two policies compare.
-    num_problems: of this process in one batch; the last is filled up.
+    num_problems: in one batch, of all processes; the last is filled up.
     pass_at: which k.
     success_threshold: a reward from here on is right.
-    report: told how many problems are done.
+    report: told how many problems are done, of all processes.
 
   Returns:
     `avg@G` (mean reward), `pass@k`, `completion_length` (tokens), `cut_off`
@@ -60,21 +60,22 @@ def evaluate(
   """
   group_size = actor.group_size
   totals: dict[str, float] = collections.defaultdict(float)
-  mine = processes.share(problems)
-  # Every process makes the same number of batches, an empty one if need be.
-  for start in range(0, processes.largest_share(len(problems)), num_problems):
-    batch = list(mine[start : start + num_problems])
-    num_real = len(batch)
-    filler = [problems[0]] * (num_problems - num_real)
+  mine = processes.block(num_problems)
+  for start in range(0, len(problems), num_problems):
+    batch = list(problems[start : start + num_problems])
+    end = start + len(batch)
+    batch += [problems[0]] * (num_problems - len(batch))
+    # Those of this process's part that do not fill up the last batch.
+    num_real = min(max(end - start - mine.start, 0), mine.stop - mine.start)
     done = functools.partial(
-      _report, report, start=start, end=start + num_real, rows=group_size
+      _report, report, start=start, end=end, rows=group_size
     )
-    experience = actor(params, batch + filler, key, report=done)
+    experience = actor(params, batch[mine], key, report=done)
     is_real = slice(0, num_real * group_size)
     is_right = experience.rewards[:num_real] >= success_threshold
+    # Whole numbers add up to the same in any order.
     for num_correct in is_right.sum(axis=1).tolist():
-      for k in pass_at:
-        totals[f"pass@{k}"] += pass_at_k(group_size, num_correct, k)
+      totals[f"correct/{num_correct}"] += 1
     totals["problems"] += num_real
     totals["rewards"] += float(experience.rewards[:num_real].sum())
     totals["tokens"] += int(experience.lengths[is_real].sum())
@@ -93,9 +94,9 @@ def _report(
   end: int,
   rows: int,
 ) -> None:
-  """In problems of this process; the engine counts rows of all of them."""
+  """In problems, where the engine counts rows."""
   del num_tokens
-  report(min(start + num_done // (rows * jax.process_count()), end))
+  report(min(start + num_done // rows, end))
 
 
 def _averages(
@@ -104,7 +105,13 @@ def _averages(
   num_problems = totals["problems"]
   num_samples = num_problems * group_size
   values = {f"avg@{group_size}": totals["rewards"] / num_samples}
-  values |= {f"pass@{k}": totals[f"pass@{k}"] / num_problems for k in pass_at}
+  for k in pass_at:
+    passed = sum(
+      totals.get(f"correct/{num_correct}", 0.0)
+      * pass_at_k(group_size, num_correct, k)
+      for num_correct in range(group_size + 1)
+    )
+    values[f"pass@{k}"] = passed / num_problems
   values["completion_length"] = totals["tokens"] / num_samples
   values["cut_off"] = totals["cut_off"] / num_samples
   values |= {

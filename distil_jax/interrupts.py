@@ -4,7 +4,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 EXIT_STATUS = 130  # what shells report for a command that Ctrl-C ended
@@ -66,6 +66,43 @@ def held_back() -> Iterator[None]:
       handler(arrived[0], None)
     else:
       signal.raise_signal(arrived[0])
+
+
+@contextlib.contextmanager
+def noted(note: Callable[[str], None]) -> Iterator[None]:
+  """Within the block a signal does nothing but call `note` with its name.
+
+  For what only several processes together can end. See `obeyed` for a second
+  signal.
+  """
+  if threading.current_thread() is not threading.main_thread():
+    yield
+    return
+
+  def handler(number, _):
+    note(signal.Signals(number).name)
+
+  earlier = {number: signal.signal(number, handler) for number in _SIGNALS}
+  try:
+    yield
+  finally:
+    for number, before in earlier.items():
+      signal.signal(number, before)
+
+
+@contextlib.contextmanager
+def kept() -> Iterator[None]:
+  """At the end of the block, takes back what a library in it took for itself.
+
+  To Python its handlers are still there, so they are set anew.
+  """
+  earlier = {number: signal.getsignal(number) for number in _SIGNALS}
+  try:
+    yield
+  finally:
+    if threading.current_thread() is threading.main_thread():
+      for number, handler in earlier.items():
+        signal.signal(number, handler)
 
 
 def _listen(reader: int) -> None:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import grain
 import jax
 import jax.numpy as jnp
 
@@ -47,6 +46,7 @@ class Learner:
     self.mesh = assembly.mesh(config)
     # Read before anything is written: what is missing or malformed ends here.
     problems = sources.problems(config, self.environment)
+    bookkeeping.check_same_data(config, problems)
     with jax.set_mesh(self.mesh):
       self.policy = assembly.policy(
         config, self.environment, problems, self.mesh
@@ -73,12 +73,17 @@ class Learner:
       ConfigError: the checkpoint there is was made with other settings, or
         the run folder cannot be made.
       TrainingError: loss or gradient are not finite.
+      ProcessError: the processes do not write to the same folder.
+      Stopped: one of several processes was asked to stop; what is finished is
+        saved. One that is alone raises KeyboardInterrupt.
     """
     config = self.config
     bookkeeping.check_place(
       "train.run_directory", config.run_directory, "checkpoints"
     )
-    batches = sources.batches(config, self.data)
+    # Too few problems end the run here, before anything is written.
+    sources.batches(config, self.data)
+    bookkeeping.check_shared(config)
     is_writer = jax.process_index() == 0
     folder = reports.RunFolder(
       config.run_directory,
@@ -89,8 +94,9 @@ class Learner:
     saved = checkpoints.Checkpoints(
       config.run_directory / "checkpoints", keep=config.checkpoint.keep
     )
-    with progress, saved, jax.set_mesh(self.mesh):
-      run = _Run(self, batches, folder, progress, saved)
+    together = processes.stopping_together()
+    with progress, saved, together, jax.set_mesh(self.mesh):
+      run = _Run(self, folder, progress, saved)
       try:
         return run.train()
       finally:
@@ -99,17 +105,16 @@ class Learner:
   def evaluate(self, params: qwen3.Params, progress: Progress, text: str):
     """Held-out accuracy; the same noise on every call."""
     config = self.config
-    total = len(processes.share(self.data.evaluation))
-    with progress.stage(text, total) as report:
+    with progress.stage(text, len(self.data.evaluation)) as report:
       return evaluate.evaluate(
         self.evaluation_actor,
         params,
         self.data.evaluation,
         jax.random.fold_in(self.key, _EVALUATION),
-        num_problems=config.evaluation.num_problems // jax.process_count(),
+        num_problems=config.evaluation.num_problems,
         pass_at=config.evaluation.pass_at,
         success_threshold=config.teacher.success_threshold,
-        report=report,
+        report=processes.checked(report),
       )
 
   def state_template(self) -> update.TrainState:
@@ -153,7 +158,6 @@ class _Run:
   def __init__(
     self,
     learner: Learner,
-    batches: grain.DatasetIterator,
     folder: reports.RunFolder,
     progress: Progress,
     saved: checkpoints.Checkpoints,
@@ -163,7 +167,6 @@ class _Run:
     self.folder = folder
     self.progress = progress
     self.saved = saved
-    self.batches = batches
     self.started = time.monotonic()
     limit = learner.config.logging.mismatch_limit
     self.mismatch = bookkeeping.MismatchWatch(limit)
@@ -203,13 +206,15 @@ class _Run:
           self.state.params,
           items,
           key,
-          report=self.progress.sampling(config.num_sequences),
+          report=processes.checked(
+            self.progress.sampling(config.num_sequences)
+          ),
         )
         clock.append(time.monotonic())
         lesson = self.teach(experience)
       guarded = self.look_at_teacher(step, experience, lesson)
       batch = sharding.put_batch(learner.mesh, lesson.batch)
-      # State, data position and report belong together.
+      # State and report belong together.
       with interrupts.held_back():
         before = self.state.guard
         if guarded is not None:
@@ -222,11 +227,11 @@ class _Run:
           self.state = dataclasses.replace(self.state, guard=before)
         self.check(step, metrics)
         self.report(step + 1, metrics, experience, lesson, clock)
-        self.position = self.batches.get_state()
       if self.evaluation_is_due(step + 1):
         self.evaluate(step + 1)
       if (step + 1) % config.checkpoint.every == 0:
         self.save()
+      processes.check()
 
   def teach(self, experience: Experience) -> teaching.Lesson:
     if self.teacher is None:
@@ -289,6 +294,7 @@ class _Run:
     else:
       base_values = self.lost_base_evaluation()
       self.resume(latest, template)
+    self.batches = sources.batches(config, learner.data, start=latest or 0)
     device = jax.devices()[0]
     self.folder.start(
       bookkeeping.dump(config),
@@ -315,7 +321,6 @@ class _Run:
       and not self.is_evaluated(latest)
     ):
       self.evaluate(latest)  # what interrupted the run came before it
-    self.position = self.batches.get_state()
 
   def lost_base_evaluation(self) -> dict[str, float] | None:
     """Of the base model, where the run folder has none: the summary needs it.
@@ -339,11 +344,11 @@ class _Run:
     bookkeeping.check_same(self.saved.notes(step)["config"], config, step)
 
   def resume(self, step: int, template: update.TrainState) -> None:
-    """Takes state and data position from a checkpoint."""
+    """Takes the state from a checkpoint; its step is the place in the data."""
     self.seconds_before = self.saved.notes(step)["seconds"]
     self.learner.release_params()
     with self.progress.stage("restoring"):
-      restored = self.saved.restore(step, _as_dict(template), self.batches)
+      restored = self.saved.restore(step, _as_dict(template))
     self.state = update.TrainState(**restored)
     num_steps = self.config.train.num_steps
     self.progress.message(
@@ -357,8 +362,8 @@ class _Run:
     loss, norm = metrics["loss"], metrics["gradient_norm"]
     if jnp.isfinite(loss) and jnp.isfinite(norm):
       return
-    self.batches.set_state(self.position)
     self.save()
+    self.saved.wait()
     raise TrainingError(
       f"step {step + 1}: loss {loss}, gradient norm {norm}; the state before "
       f"this step is saved in {self.config.run_directory}/checkpoints"
@@ -381,7 +386,10 @@ class _Run:
       metrics |= bookkeeping.guard_metrics(self.state.guard)
     else:
       masks = lesson.batch.completion_mask
-      metrics["completion_length"] = float(masks.sum() / masks.shape[0])
+      num_tokens = processes.global_sums({"tokens": float(masks.sum())})
+      metrics["completion_length"] = (
+        num_tokens["tokens"] / self.config.num_sequences
+      )
     tokens = metrics["completion_length"] * self.config.num_sequences
     metrics["time/step_seconds"] = clock[-1] - clock[0]
     if experience is not None:
@@ -428,21 +436,21 @@ class _Run:
       self.saved.save(
         int(self.state.step),
         _as_dict(self.state),
-        self.batches,
         notes,
       )
 
   def save_finished(self) -> None:
-    """Keeps the steps since the last checkpoint when a run is interrupted."""
+    """Keeps the steps since the last checkpoint when a run is interrupted.
+
+    Several processes stop at the same place: none is a step ahead.
+    """
     step = int(self.state.step)
     if step == 0:
       return
-    if jax.process_count() > 1:
-      # The others may be at another step, and saving needs all of them.
+    if jax.process_count() > 1 and not processes.is_joined():
+      # Nobody has agreed where to stop, and saving needs all of them.
       self.progress.message("interrupted: the last checkpoint stands")
       return
-    # The batch of the step that was begun comes again.
-    self.batches.set_state(self.position)
     self.save()
     self.progress.message(
       f"interrupted: step {step} is saved; the same command goes on from it"

@@ -3,13 +3,15 @@
 import argparse
 import difflib
 import logging
+import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from distil_jax import config as configs
-from distil_jax import interrupts
+from distil_jax import interrupts, launch
 
 _CONFIG_HELP = "a YAML file; see configs/"
 _OVERRIDES_HELP = "settings, for example optimizer.learning_rate=1e-4"
@@ -22,7 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int:
   logging.getLogger("absl").setLevel(logging.ERROR)
   try:
     with interrupts.obeyed():
-      return arguments.run(arguments)
+      place = _place(arguments)
+      if place is None:
+        return arguments.run(arguments)
+      return _run_together(arguments, place)
   except KeyboardInterrupt:
     print("distil-jax: interrupted", file=sys.stderr)
     return interrupts.EXIT_STATUS
@@ -31,6 +36,47 @@ def main(argv: Sequence[str] | None = None) -> int:
       raise
     print(f"distil-jax: {error}", file=sys.stderr)
     return 1
+
+
+def _place(arguments: argparse.Namespace) -> launch.Place | None:
+  """Of this process; None where it is alone."""
+  place = launch.find(
+    os.environ,
+    coordinator=getattr(arguments, "coordinator", None),
+    num_processes=getattr(arguments, "num_processes", None),
+    process_id=getattr(arguments, "process_id", None),
+  )
+  if place is not None and arguments.run in (_generate, _compare):
+    raise launch.LaunchError(
+      f"this is {place}, but this command runs in one: start it on a single "
+      "host, without the cluster's launcher; to ask what several hosts have "
+      "trained, export it and name the folder with model.directory and --base"
+    )
+  return place
+
+
+def _run_together(arguments: argparse.Namespace, place: launch.Place) -> int:
+  """The command as one of several processes; see `processes.joined`."""
+  from distil_jax import processes
+
+  status = 1
+  try:
+    with processes.joined(place, timeout=arguments.initialization_timeout):
+      return arguments.run(arguments)
+  except processes.Stopped as error:
+    print(f"distil-jax: {processes.label()}{error}", file=sys.stderr)
+    return interrupts.EXIT_STATUS
+  except KeyboardInterrupt:
+    print(f"distil-jax: {processes.label()}interrupted", file=sys.stderr)
+    status = interrupts.EXIT_STATUS
+  except (ValueError, RuntimeError, OSError) as error:
+    if arguments.debug:
+      traceback.print_exc()
+    print(f"distil-jax: {processes.label()}{error}", file=sys.stderr)
+  except BaseException:
+    traceback.print_exc()
+  processes.exit_if_failed(status)
+  return status
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -63,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("config", metavar="CONFIG", help=_CONFIG_HELP)
     if name == "export":
       command.add_argument("directory", metavar="DIRECTORY")
+    _add_launch(command)
     _add_common(command, run, _OVERRIDES_HELP)
   _add_generate(commands)
   _add_plan(commands)
@@ -89,6 +136,38 @@ def _add_common(
     "--debug", action="store_true", help="show the traceback of an error"
   )
   command.set_defaults(run=run)
+
+
+def _add_launch(command: argparse.ArgumentParser) -> None:
+  group = command.add_argument_group(
+    "several hosts",
+    "The same command on every host; see docs/hosts.md. On TPU pods and in "
+    "steps of Slurm nothing need be said.",
+  )
+  group.add_argument(
+    "--coordinator",
+    metavar="HOST:PORT",
+    help="of process 0, as the others reach it (JAX_COORDINATOR_ADDRESS)",
+  )
+  group.add_argument(
+    "--num-processes",
+    type=_positive,
+    metavar="N",
+    help="of all hosts; 1 runs on this one alone (JAX_NUM_PROCESSES)",
+  )
+  group.add_argument(
+    "--process-id",
+    type=_seed,
+    metavar="I",
+    help="which one this is, from 0 (JAX_PROCESS_ID)",
+  )
+  group.add_argument(
+    "--initialization-timeout",
+    type=_positive,
+    default=60,
+    metavar="SECONDS",
+    help="until all processes must have come (default: 60)",
+  )
 
 
 def _add_generate(commands) -> None:
@@ -244,9 +323,10 @@ def _add_compare(commands) -> None:
 def _train(arguments: argparse.Namespace) -> int:
   config = configs.load(arguments.config, arguments.overrides)
   # Heavy imports wait until the command line is known to be right.
-  from distil_jax import learner
+  from distil_jax import bookkeeping, learner
   from distil_jax.io import reports
 
+  bookkeeping.check_same_command("train", config)
   summary = learner.Learner(config).train()
   if summary:
     print(reports.comparison_table(summary["before"], summary["after"]))
@@ -258,18 +338,22 @@ def _evaluate(arguments: argparse.Namespace) -> int:
   config = configs.load(arguments.config, arguments.overrides)
   import jax
 
-  from distil_jax import learner
+  from distil_jax import bookkeeping, learner
   from distil_jax.io import reports
   from distil_jax.io.progress import Progress
 
+  bookkeeping.check_same_command("evaluate", config)
   judge = learner.Learner(config)
-  with jax.set_mesh(judge.mesh), Progress(None) as progress:
+  is_shown = jax.process_index() == 0
+  progress = Progress(None, is_shown=is_shown)
+  with jax.set_mesh(judge.mesh), progress:
     step, params = judge.trained_params()
     if step == 0:
       progress.message(f"no checkpoint in {config.run_directory}: base model")
     values = judge.evaluate(params, progress, f"evaluating step {step}")
-  print(f"{config.run_directory}, step {step}")
-  print(reports.evaluation_table(values))
+  if is_shown:
+    print(f"{config.run_directory}, step {step}")
+    print(reports.evaluation_table(values))
   return 0
 
 
@@ -321,17 +405,20 @@ def _export(arguments: argparse.Namespace) -> int:
 
   import jax
 
-  from distil_jax import learner
+  from distil_jax import bookkeeping, learner
 
   if "=" in arguments.directory:
     raise configs.ConfigError(
       f"DIRECTORY comes before the settings, got {arguments.directory!r}"
     )
+  command = f"export to {arguments.directory}"
+  bookkeeping.check_same_command(command, config)
   owner = learner.Learner(config)
   with jax.set_mesh(owner.mesh):
     step, params = owner.trained_params()
     dataclasses.replace(owner.policy, params=params).save(arguments.directory)
-  print(f"step {step} of {config.run_directory} -> {arguments.directory}")
+  if jax.process_index() == 0:
+    print(f"step {step} of {config.run_directory} -> {arguments.directory}")
   return 0
 
 

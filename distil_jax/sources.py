@@ -112,19 +112,27 @@ def data(
   )
 
 
-def batches(config: Config, data: Data) -> grain.DatasetIterator:
-  """This process's training batches."""
+def batches(
+  config: Config, data: Data, start: int = 0
+) -> grain.DatasetIterator:
+  """This process's training batches, from a step on.
+
+  Raises:
+    ConfigError: the processes cannot share a batch.
+    DataError: there is not one batch.
+  """
   count = jax.process_count()
   if config.rollout.num_problems % count:
     raise ConfigError(
       f"rollout.num_problems={config.rollout.num_problems} is not a multiple "
-      f"of the {count} processes"
+      f"of the {count} processes; choose one that is"
     )
   return datasets.batches(
     data.train,
     batch_size=config.rollout.num_problems // count,
     seed=config.data.seed,
     num_epochs=config.data.num_epochs,
+    start=start,
     process_index=jax.process_index(),
     process_count=count,
   )

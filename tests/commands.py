@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,13 +16,18 @@ def start(
   arguments: Sequence[str],
   compiled: pathlib.Path,
   program: Sequence[str] = ("-m", "distil_jax"),
+  *,
+  num_devices: int = 1,
+  directory: pathlib.Path = ROOT,
 ) -> subprocess.Popen[str]:
-  """Starts a command in the repository's root.
+  """Starts a command in the repository's root, or elsewhere.
 
   Args:
     arguments: of the program.
     compiled: cache of compiled programs, shared to save time.
     program: what Python is to run.
+    num_devices: that it sees.
+    directory: where it runs.
   """
   environment = os.environ | {
     "JAX_PLATFORMS": "cpu",
@@ -30,10 +36,12 @@ def start(
     "PYTHONPATH": str(ROOT),
   }
   # One device, as on a user's machine, and not the eight of the tests.
-  environment["XLA_FLAGS"] = compiling.QUICKLY
+  environment["XLA_FLAGS"] = (
+    f"{compiling.QUICKLY} --xla_force_host_platform_device_count={num_devices}"
+  )
   return subprocess.Popen(
     [sys.executable, *program, *map(str, arguments)],
-    cwd=ROOT,
+    cwd=directory,
     env=environment,
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
@@ -41,11 +49,17 @@ def start(
   )
 
 
+def free_port() -> int:
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    return free.getsockname()[1]
+
+
 def run(
-  arguments: Sequence[str], compiled: pathlib.Path
+  arguments: Sequence[str], compiled: pathlib.Path, *, num_devices: int = 1
 ) -> subprocess.CompletedProcess[str]:
   """Runs a command to its end."""
-  with start(arguments, compiled) as process:
+  with start(arguments, compiled, num_devices=num_devices) as process:
     try:
       out, err = process.communicate(timeout=240)
     except subprocess.TimeoutExpired:

@@ -1,11 +1,13 @@
-"""Checkpoints: state, data iterator and notes of a step, saved as one."""
+"""Checkpoints: state and notes of a step, saved as one.
+
+The position in the data is not in them: it is the step.
+"""
 
 import contextlib
 import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-import grain
 import jax
 import orbax.checkpoint as ocp
 
@@ -18,7 +20,8 @@ class Checkpoints:
   """The checkpoints of one run.
 
   A step is complete or absent: orbax writes under a temporary name. Saving
-  goes on in the background; `close` waits for it.
+  goes on in the background; `close` waits for it. Of several processes all make
+  the same calls, on the same folder.
   """
 
   def __init__(self, directory: str | pathlib.Path, *, keep: int | None = None):
@@ -39,7 +42,10 @@ class Checkpoints:
   def __enter__(self) -> "Checkpoints":
     return self
 
-  def __exit__(self, *_) -> None:
+  def __exit__(self, kind: type[BaseException] | None, *_) -> None:
+    is_failing = kind is not None and not issubclass(kind, KeyboardInterrupt)
+    if is_failing and jax.process_count() > 1:
+      return  # what is being written needs the others, who may never come
     self.close()
 
   @property
@@ -50,7 +56,6 @@ class Checkpoints:
     self,
     step: int,
     state: dict[str, Any],
-    data: grain.DatasetIterator,
     notes: dict[str, Any],
   ) -> None:
     """Saves a step once; a second call for the same step does nothing.
@@ -58,7 +63,6 @@ class Checkpoints:
     Args:
       step: training steps done.
       state: arrays, as a nested dictionary.
-      data: its position is saved.
       notes: anything JSON.
     """
     if self.latest_step == step:
@@ -67,34 +71,23 @@ class Checkpoints:
       step,
       args=ocp.args.Composite(
         state=ocp.args.StandardSave(state),
-        data=grain.checkpoint.CheckpointSave(data),
         notes=ocp.args.JsonSave(notes),
       ),
     )
 
-  def restore(
-    self,
-    step: int,
-    template: dict[str, Any],
-    data: grain.DatasetIterator,
-  ) -> dict[str, Any]:
-    """Reads a step's arrays, and winds the iterator to where it was.
+  def restore(self, step: int, template: dict[str, Any]) -> dict[str, Any]:
+    """Reads a step's arrays, on whatever mesh and however many processes.
 
     Args:
       step: one that was saved.
       template: `jax.ShapeDtypeStruct` with shardings, same tree as saved.
-      data: an iterator over the same data; it is changed in place.
 
     Raises:
       CheckpointError: it is damaged, or does not fit the template.
     """
     with self._reading(step):
       restored = self._manager.restore(
-        step,
-        args=ocp.args.Composite(
-          state=ocp.args.StandardRestore(template),
-          data=grain.checkpoint.CheckpointRestore(data),
-        ),
+        step, args=ocp.args.Composite(state=ocp.args.StandardRestore(template))
       )
     return restored["state"]
 
@@ -128,9 +121,13 @@ class Checkpoints:
       )
     return restored["notes"]
 
+  def wait(self) -> None:
+    """Returns when all that was saved is on disk."""
+    self._manager.wait_until_finished()
+
   def close(self) -> None:
     """Waits for what is being written."""
-    self._manager.wait_until_finished()
+    self.wait()
     self._manager.close()
 
   @contextlib.contextmanager

@@ -146,24 +146,27 @@ def batches(
   batch_size: int,
   seed: int,
   num_epochs: int | None,
+  start: int = 0,
   process_index: int = 0,
   process_count: int = 1,
 ) -> grain.DatasetIterator[list[T]]:
   """Shuffles the items anew in each epoch and deals them out in batches.
 
   The epochs follow each other in one long sequence, which is cut into global
-  batches of `batch_size * process_count` items. Process i takes every
-  `process_count`-th item from the i-th on. So:
+  batches of `batch_size * process_count` items. Process i takes the i-th part
+  of each, `batch_size` items in a row. So:
 
   * within an epoch every item comes once, at one process;
   * a batch may reach from one epoch into the next, and holds an item twice
     where it does or where there are fewer items than it takes;
-  * a global batch holds the same items however many processes share it;
+  * a global batch holds the same items, in the same order, however many
+    processes share it;
   * all processes have equally many batches. What is left of the last epoch and
     does not fill a global batch is left out.
 
-  The items are not copied. The position is one integer, so `get_state` and
-  `set_state` of the iterator continue exactly, given the same arguments.
+  The items are not copied. The position is one number, of global batches, the
+  same in every process: with `start` any number of processes goes on where any
+  other number of them stopped.
 
   Args:
     items: anything but None.
@@ -171,6 +174,7 @@ def batches(
     seed: of the order, 0 to 2^32 - 1. Epoch e of seed s is ordered like epoch 0
       of seed s + e.
     num_epochs: None goes on for ever.
+    start: global batches that have been seen.
     process_index: which process this is, from 0.
     process_count: how many processes share the items.
 
@@ -185,19 +189,21 @@ def batches(
       f"process_index={process_index} must be at least 0 and less than "
       f"process_count={process_count}"
     )
+  if start < 0:
+    raise ValueError(f"start={start} must not be negative")
   if len(items) == 0:
     raise DataError("there are no items to make batches of")
   sequence = grain.MapDataset.source(items).shuffle(seed).repeat(num_epochs)
   global_size = batch_size * process_count
-  num_used = len(sequence) // global_size * global_size
-  if not num_used:
+  whole = sequence.batch(global_size, drop_remainder=True, batch_fn=list)
+  if not len(whole):
     raise DataError(
       f"{len(items)} items in {num_epochs} epochs do not fill a batch of "
       f"{batch_size} at each of {process_count} processes; take a smaller "
       "batch, more items or more epochs"
     )
-  share = sequence[process_index:num_used:process_count]
-  share = share.batch(batch_size, drop_remainder=True, batch_fn=list)
+  mine = slice(process_index * batch_size, (process_index + 1) * batch_size)
+  share = whole[start:].map(lambda batch: batch[mine])
   # The items are in memory: reading ahead in threads would only cost.
   options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
   return iter(share.to_iter_dataset(options))

@@ -240,9 +240,14 @@ def environment(*, device_kind: str, num_devices: int) -> dict[str, Any]:
     "python": sys.version,
     "platform": platform.platform(),
     "devices": {"kind": device_kind, "count": num_devices},
-    "packages": {name: _version(name) for name in _PACKAGES},
+    "packages": package_versions(),
     "git": source_revision(pathlib.Path(__file__).resolve().parents[1]),
   }
+
+
+def package_versions() -> dict[str, str | None]:
+  """Of what can change the numbers; None where it is not installed."""
+  return {name: _version(name) for name in _PACKAGES}
 
 
 def source_revision(package: pathlib.Path) -> dict[str, Any] | None:

@@ -265,7 +265,7 @@ def test_processes_share_global_batches(process_count, num_epochs):
   dealt = [take(share, 8) for share in shares]
   for number, whole in enumerate(take(alone, 8)):
     parts = [item for share in dealt for item in share[number]]
-    assert sorted(parts) == sorted(whole)
+    assert parts == whole
 
 
 def test_processes_have_equally_many_batches_and_lose_only_the_rest():
@@ -317,23 +317,38 @@ def test_arguments_out_of_range_are_errors():
     {"process_index": 1},
     {"process_index": -1},
     {"seed": -1},
+    {"start": -1},
   ):
     kwargs = {"batch_size": 1, "seed": 0, "num_epochs": None, **wrong}
     with pytest.raises(ValueError, match=r"\d"):
       datasets.batches([1], **kwargs)
 
 
-def test_an_iterator_continues_from_its_state():
-  def fresh():
-    return datasets.batches(range(10), batch_size=4, seed=2, num_epochs=None)
+@pytest.mark.parametrize("num_epochs", [3, None])
+def test_any_number_of_processes_goes_on_where_another_stopped(num_epochs):
+  def dealt(count, start, process_count):
+    shares = [
+      take(
+        datasets.batches(
+          range(25),
+          batch_size=12 // process_count,
+          seed=2,
+          num_epochs=num_epochs,
+          start=start,
+          process_index=index,
+          process_count=process_count,
+        ),
+        count,
+      )
+      for index in range(process_count)
+    ]
+    whole = zip(*shares, strict=True)
+    return [list(itertools.chain(*parts)) for parts in whole]
 
-  iterator = fresh()
-  take(iterator, 4)
-  state = iterator.get_state()
-  expected = take(iterator, 6)
-  restored = fresh()
-  restored.set_state(json.loads(json.dumps(state)))
-  assert take(restored, 6) == expected
+  whole = dealt(6, 0, 1)
+  assert len(whole) == 6
+  assert dealt(2, 0, 2) + dealt(3, 2, 3) + dealt(1, 5, 1) == whole
+  assert dealt(2, 6, 2) == ([] if num_epochs else dealt(8, 0, 1)[6:])
 
 
 def test_items_are_passed_on_themselves():
