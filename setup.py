@@ -45,6 +45,7 @@ setuptools.setup(
     "test": [
       "pytest>=8",
       "pytest-xdist>=3.6",
+      "hypothesis>=6.100",
       "ruff>=0.14",
       "basedpyright>=1.29",
       "pyarrow>=17",

@@ -19,6 +19,9 @@ needs_data = pytest.mark.skipif(
 )
 
 
+TOOLS = ROOT.parent / "shared/data/tooluse/test.json"
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
   return tmp_path_factory.mktemp("smoke")
@@ -101,6 +104,31 @@ def test_train_leaves_a_complete_run_folder(trained, folder):
   assert "before" in trained.stdout
   assert "pass@2" in trained.stdout
   assert "long prompts dropped" in trained.stderr
+
+
+@pytest.mark.skipif(not TOOLS.is_file(), reason=f"no data at {TOOLS}")
+def test_calls_of_tools_go_through_all_stations(folder, tmp_path):
+  done = run(
+    [
+      "train",
+      "configs/tools/smoke.yaml",
+      "train.num_steps=1",
+      f"train.run_directory={tmp_path}/run",
+      f"model.directory={tmp_path}/model",
+      f"data.train={TOOLS}",
+      f"data.evaluation={TOOLS}",
+    ],
+    folder / "compiled",
+  )
+  assert done.returncode == 0, done.stderr
+  (metrics,) = read_lines(tmp_path / "run/metrics.jsonl")
+  statuses = {k: v for k, v in metrics.items() if k.startswith("verdict/")}
+  assert statuses.pop("verdict/unparsable") == 1.0
+  assert not any(statuses.values())
+  assert metrics["signal_fraction"] == 1.0
+  (page,) = (tmp_path / "run/rollouts").glob("*.md")
+  text = page.read_text(encoding="utf-8")
+  assert "Write each call as a line `Action:`" in text
 
 
 @needs_data

@@ -96,6 +96,14 @@ class MultipleChoice(Section):
   reveal_answer: bool = False
 
 
+class ToolCalls(Section):
+  """Calls of tools, `Action:` and `Action Input:`, against the row's."""
+
+  kind: Literal["tool_calls"] = "tool_calls"
+  feedback: bool = True
+  reveal_answer: bool = False
+
+
 class Calculator(Section):
   """Running arithmetic, step by step; feedback is an execution trace."""
 
@@ -115,7 +123,7 @@ class Calculator(Section):
 
 
 Environment = Annotated[
-  MultipleChoice | Calculator, pydantic.Field(discriminator="kind")
+  MultipleChoice | ToolCalls | Calculator, pydantic.Field(discriminator="kind")
 ]
 
 

@@ -7,9 +7,14 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from distil_jax.envs.calculator import Calculator
 from distil_jax.envs.multiple_choice import MultipleChoice
+from distil_jax.envs.tool_calls import ToolCalls
 from distil_jax.records import Demonstration, Message, Problem, Verdict
 
-ENVIRONMENTS = {"multiple_choice": MultipleChoice, "calculator": Calculator}
+ENVIRONMENTS = {
+  "multiple_choice": MultipleChoice,
+  "tool_calls": ToolCalls,
+  "calculator": Calculator,
+}
 
 
 class Environment(Protocol):

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from distil_jax.envs import rows
 from distil_jax.records import Problem, Status, Verdict
 
 _OPEN, _CLOSE = "<answer>", "</answer>"
@@ -38,18 +39,13 @@ class MultipleChoice:
       ValueError: prompt or answer is missing, a field is no string, or the
         answer is not one letter A to Z.
     """
-    prompt, answer = _text(row, "prompt"), _text(row, "answer")
-    system, solution = _text(row, "system"), _text(row, "solution")
-    if not prompt:
-      raise ValueError("the row has no prompt")
+    messages, answer = rows.messages(row), rows.text(row, "answer")
+    solution = rows.text(row, "solution")
     if answer is None or not re.fullmatch("[A-Z]", answer):
       raise ValueError(f"answer must be one letter A to Z, got {answer!r}")
-    messages = [{"role": "user", "content": prompt}]
-    if system:
-      messages.insert(0, {"role": "system", "content": system})
     return Problem(
       index=index,
-      messages=tuple(messages),
+      messages=messages,
       answer=answer,
       solution=solution or None,
     )
@@ -80,13 +76,6 @@ class MultipleChoice:
     if not self.feedback:
       feedback = ""
     return Verdict(0.0, feedback, status, {"parsed": parsed})
-
-
-def _text(row: Mapping[str, Any], name: str) -> str | None:
-  value = row.get(name)
-  if value is not None and not isinstance(value, str):
-    raise ValueError(f"{name} must be a string, got {type(value).__name__}")
-  return value
 
 
 def _last_answer(completion: str) -> str | None:

@@ -1,0 +1,33 @@
+"""Fields of data rows that environments have in common."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from distil_jax.records import Message
+
+
+def text(row: Mapping[str, Any], name: str) -> str | None:
+  """A field as it is; None where it is missing or null.
+
+  Raises:
+    ValueError: it is no string.
+  """
+  value = row.get(name)
+  if value is not None and not isinstance(value, str):
+    raise ValueError(f"{name} must be a string, got {type(value).__name__}")
+  return value
+
+
+def messages(row: Mapping[str, Any]) -> tuple[Message, ...]:
+  """`prompt` as a user's message, after `system` where there is one.
+
+  Raises:
+    ValueError: there is no prompt, or one of the two is no string.
+  """
+  prompt, system = text(row, "prompt"), text(row, "system")
+  if not prompt:
+    raise ValueError("the row has no prompt")
+  found = [{"role": "user", "content": prompt}]
+  if system:
+    found.insert(0, {"role": "system", "content": system})
+  return tuple(found)

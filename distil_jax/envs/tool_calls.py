@@ -1,0 +1,282 @@
+"""Tool calls: what is called with which input, as in ToolAlpaca."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from distil_jax.envs import rows
+from distil_jax.records import Problem, Status, Verdict
+
+Call = tuple[str, Any]  # the tool's name, and its input as JSON has it
+
+_ACTION, _INPUT = "Action:", "Action Input:"
+_MARKER = re.compile(r"^[ \t]*(Action|Action Input):[ \t]*", re.MULTILINE)
+# No string of JSON has a line feed after it.
+_THOUGHT_END = re.compile(r"</think>[ \t]*(?=\r?\n|\Z|Action)")
+_FORMAT = (
+  f"Write each call as a line `{_ACTION}` with the name of the tool, and below "
+  f"it `{_INPUT}` with its input, one JSON object."
+)
+# Of what the completion says, so much is quoted.
+_QUOTED_LENGTH = 40
+# Levels of a value that are compared and named; deeper is not the same.
+_MAX_DEPTH = 100
+
+
+class _UnreadableError(ValueError):
+  """A completion whose calls cannot be read; the message says which."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ToolCalls:
+  """Judges by the calls alone: their names, their inputs, their order.
+
+  Attributes:
+    feedback: whether a verdict says what was wrong.
+    reveal_answer: whether that feedback ends with the expected calls.
+  """
+
+  feedback: bool = True
+  reveal_answer: bool = False
+
+  def problem(self, row: Mapping[str, Any], index: int = 0) -> Problem:
+    """Reads a row of a data file.
+
+    Args:
+      row: `prompt`; `answer`, a list of one or more calls, each an object with
+        `Action` and `Action_Input`, both as JSON texts or as they are;
+        optionally `system`, and `solution` in place of the calls as they would
+        be written. Other fields are not read.
+      index: identity of the row within its data set.
+
+    Raises:
+      ValueError: a field is missing or malformed.
+    """
+    messages = rows.messages(row)
+    calls = _expected(row.get("answer"))
+    answer = _written(calls)
+    return Problem(
+      index=index,
+      messages=messages,
+      answer=answer,
+      solution=rows.text(row, "solution") or answer,
+      details={"calls": calls},
+    )
+
+  def judge(self, problem: Problem, completion: str) -> Verdict:
+    """Compares all calls, in their order.
+
+    Numbers are compared by their value, so that 2 is 2.0; they are no strings
+    and no truth values. The order of an object's fields does not count. What
+    stands before the last `</think>`, and whatever is no call, is not read.
+
+    Returns:
+      The reward is 1 or 0; `details` has how many calls were made, None where
+      they cannot be read, and how many of them are as expected.
+    """
+    expected = problem.details["calls"]
+    details: dict[str, Any] = {"calls": None, "right_calls": 0}
+    try:
+      calls = _calls(completion)
+    except _UnreadableError as error:
+      status, feedback = Status.UNPARSABLE, f"{error} {_FORMAT}"
+    else:
+      pairs = zip(calls, expected, strict=False)
+      right = sum(_difference(*pair) is None for pair in pairs)
+      details = {"calls": len(calls), "right_calls": right}
+      feedback = _mismatch(calls, expected)
+      if feedback is None:
+        return Verdict(1.0, "", Status.CORRECT, details)
+      status = Status.WRONG
+    if self.reveal_answer:
+      feedback += f"\nThe expected calls are:\n{problem.answer}"
+    return Verdict(0.0, feedback if self.feedback else "", status, details)
+
+
+def _expected(answer: Any) -> list[Call]:
+  """The calls of a data row."""
+  if isinstance(answer, str):
+    answer = _json_of_row("answer", answer)
+  if not isinstance(answer, Sequence) or isinstance(answer, str) or not answer:
+    raise ValueError(f"answer must be a list of calls, got {answer!r}")
+  calls = []
+  for number, call in enumerate(answer, 1):
+    where = f"call {number} of answer"
+    if not isinstance(call, Mapping):
+      raise ValueError(f"{where} must be an object, got {call!r}")
+    name, value = call.get("Action"), call.get("Action_Input")
+    if not isinstance(name, str) or not name.strip():
+      raise ValueError(f"{where} must have the name of a tool in Action")
+    if isinstance(value, str):
+      value = _json_of_row(f"Action_Input in {where}", value)
+    if not isinstance(value, Mapping):
+      raise ValueError(f"Action_Input in {where} must be an object")
+    calls.append((name.strip(), value))
+  return calls
+
+
+def _json_of_row(what: str, text: str) -> Any:
+  try:
+    return _DECODER.decode(text)
+  except (ValueError, RecursionError) as error:
+    raise ValueError(f"{what} is not valid JSON: {error}") from None
+
+
+def _written(calls: Sequence[Call]) -> str:
+  """Calls as a completion writes them."""
+  return "\n".join(
+    f"{_ACTION} {name}\n{_INPUT} {json.dumps(value, ensure_ascii=False)}"
+    for name, value in calls
+  )
+
+
+def _calls(completion: str) -> list[Call]:
+  """The calls of a completion, in time linear in its length.
+
+  Raises:
+    _UnreadableError: there is none, or one is not as it should be.
+  """
+  ends = [match.end() for match in _THOUGHT_END.finditer(completion)]
+  text = completion[ends[-1] if ends else 0 :]
+  calls: list[Call] = []
+  name: str | None = None
+  for marker, start in _markers(text):
+    number = len(calls) + 1
+    if marker == "Action":
+      if name is not None:
+        raise _UnreadableError(f"Call {number} has no `{_INPUT}`.")
+      name = text[start : _line_end(text, start)].strip()
+      if not name:
+        raise _UnreadableError(f"`{_ACTION}` of call {number} names no tool.")
+    elif name is None:
+      raise _UnreadableError(f"An `{_INPUT}` stands before its `{_ACTION}`.")
+    else:
+      calls.append((name, _input(text, start, number)))
+      name = None
+  if name is not None:
+    raise _UnreadableError(f"Call {len(calls) + 1} has no `{_INPUT}`.")
+  if not calls:
+    raise _UnreadableError("No call was found.")
+  return calls
+
+
+def _markers(text: str) -> Iterator[tuple[str, int]]:
+  """Each marker that begins a line, and where what it marks begins."""
+  for match in _MARKER.finditer(text):
+    yield match[1], match.end()
+
+
+def _line_end(text: str, start: int) -> int:
+  end = text.find("\n", start)
+  return len(text) if end < 0 else end
+
+
+def _input(text: str, start: int, number: int) -> Any:
+  """One JSON object; after it the line must be empty."""
+  while start < len(text) and text[start].isspace():
+    start += 1
+  try:
+    value, end = _DECODER.raw_decode(text, start)
+  except (ValueError, RecursionError) as error:
+    said = str(error).partition(":")[0] or "it is too deep"
+    raise _UnreadableError(
+      f"The input of call {number} is not valid JSON ({said})."
+    ) from None
+  if not isinstance(value, dict):
+    raise _UnreadableError(f"The input of call {number} is no JSON object.")
+  if text[end : _line_end(text, end)].strip():
+    raise _UnreadableError(f"Something follows the input of call {number}.")
+  return value
+
+
+def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  found = dict(pairs)
+  if len(found) < len(pairs):
+    raise ValueError("a field stands twice in an object")
+  return found
+
+
+def _no_number(name: str) -> Any:
+  raise ValueError(f"{name} is no number")
+
+
+_DECODER = json.JSONDecoder(
+  object_pairs_hook=_fields, parse_constant=_no_number
+)
+
+
+def _mismatch(calls: Sequence[Call], expected: Sequence[Call]) -> str | None:
+  """What is wrong first; None where all is right."""
+  pairs = zip(calls, expected, strict=False)
+  for number, pair in enumerate(pairs, 1):
+    difference = _difference(*pair)
+    if difference is not None:
+      return f"Call {number} ({_quoted(pair[0][0])}): {difference}."
+  if len(calls) < len(expected):
+    return f"After call {len(calls)} another call is missing."
+  if len(calls) > len(expected):
+    return f"Call {len(expected) + 1} is one too many."
+  return None
+
+
+def _difference(call: Call, expected: Call) -> str | None:
+  """In what a call is not the expected one, without saying what that is."""
+  if call[0] != expected[0]:
+    return "this is not the tool to call here"
+  return _value_difference(call[1], expected[1], "", 0)
+
+
+def _value_difference(value, expected, path: str, depth: int) -> str | None:
+  if depth > _MAX_DEPTH:
+    return f"the value of {_quoted(path)} is too deep"
+  if isinstance(value, dict) and isinstance(expected, Mapping):
+    return _object_difference(value, expected, path, depth)
+  if isinstance(value, list) and isinstance(expected, list):
+    if len(value) != len(expected):
+      return f"the list {_quoted(path)} has the wrong length, {len(value)}"
+    for i, pair in enumerate(zip(value, expected, strict=True)):
+      found = _value_difference(*pair, f"{path}[{i}]", depth + 1)
+      if found is not None:
+        return found
+    return None
+  if _kind(value) != _kind(expected):
+    return f"{_quoted(path)} has the wrong type, {_kind(value)}"
+  if value != expected:
+    return f"the value of {_quoted(path)} is not right"
+  return None
+
+
+def _object_difference(value, expected, path: str, depth: int) -> str | None:
+  def named(field):
+    return _quoted(f"{path}.{field}" if path else field)
+
+  for field in value:
+    if field not in expected:
+      return f"{named(field)} does not belong there"
+  for field in expected:
+    if field not in value:
+      return f"{named(field)} is missing"
+  for field, inner in value.items():
+    place = f"{path}.{field}" if path else field
+    found = _value_difference(inner, expected[field], place, depth + 1)
+    if found is not None:
+      return found
+  return None
+
+
+def _kind(value: Any) -> str:
+  """JSON's name for a type; Python's truth values are numbers too."""
+  if value is None or isinstance(value, bool):
+    return "null" if value is None else "boolean"
+  if isinstance(value, int | float):
+    return "number"
+  if isinstance(value, str):
+    return "string"
+  return "object" if isinstance(value, Mapping) else "array"
+
+
+def _quoted(name: str) -> str:
+  shown = name if len(name) <= _QUOTED_LENGTH else name[:_QUOTED_LENGTH] + "…"
+  return f"`{shown}`"

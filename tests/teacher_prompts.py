@@ -1,0 +1,67 @@
+"""What teachers read, one page for each environment, to be read in review.
+
+python tests/teacher_prompts.py     # from the root; writes the pages anew
+"""
+
+import pathlib
+
+from distil_jax import envs, prompts
+
+FOLDER = pathlib.Path(__file__).parent / "golden/teacher_prompts"
+# Of each environment a row, or the number of a problem that it makes; a
+# completion that fails; and one that does not.
+CASES = {
+  "calculator": (3, "3 + 8 = 12\n12 + 3 = 15\n<answer>15</answer>", None),
+  "multiple_choice": (
+    {
+      "prompt": "Which is a noble gas?\n\nA: argon\nB: oxygen",
+      "answer": "A",
+      "system": "Answer with a letter between <answer> and </answer>.",
+    },
+    "<answer>B</answer>",
+    "Its shell is full.\n<answer>A</answer>",
+  ),
+  "tool_calls": (
+    {
+      "prompt": "You have: search(query, page).\nFind the second page on cats.",
+      "answer": [
+        {"Action": "search", "Action_Input": {"query": "cats", "page": 2}}
+      ],
+    },
+    'Action: search\nAction Input: {"query": "cats", "page": "2"}',
+    'Action: search\nAction Input: {"query": "cats", "page": 2}',
+  ),
+}
+
+
+def pages() -> dict[str, str]:
+  """Text of each page: with a sibling's solution, and with feedback."""
+  found = {}
+  for kind, (row, failure, solution) in CASES.items():
+    environment = envs.make_environment(kind)
+    if isinstance(row, int):
+      assert isinstance(environment, envs.Generator)
+      problem = environment.generate(row, "train")
+    else:
+      problem = environment.problem(row)
+    verdict = environment.judge(problem, failure)
+    assert verdict.reward == 0.0
+    parts = [("a failed attempt", failure)]
+    if solution is not None:
+      assert environment.judge(problem, solution).reward == 1.0
+      told = prompts.teacher_prompt(problem, solution=solution)
+      parts.append(("with a solution", _text(told)))
+    told = prompts.teacher_prompt(problem, feedback=verdict.feedback)
+    parts.append(("with feedback", _text(told)))
+    found[kind] = "\n".join(f"==== {what}\n{text}\n" for what, text in parts)
+  return found
+
+
+def _text(messages) -> str:
+  return "\n".join(f"-- {m['role']}\n{m['content']}" for m in messages)
+
+
+if __name__ == "__main__":
+  FOLDER.mkdir(exist_ok=True)
+  for name, page in pages().items():
+    (FOLDER / f"{name}.txt").write_text(page, encoding="utf-8")
