@@ -34,7 +34,7 @@ _DOING = {
   outcome.SAMPLING: "tokens are chosen",
   outcome.TRAINING: "learning",
 }
-# Weak scaling: so many problems for each chip, one sequence at once.
+# Weak scaling: so many problems for each chip, one sequence at once on each.
 _PER_CHIP = 4
 
 
@@ -67,8 +67,12 @@ def _science(
   }
 
 
-# Whole lanes of 128 for each chip, of a width of 4096 and more.
-_COPIES = ("mesh.data=16", "mesh.fsdp=32")
+# Whole lanes of 128 for each chip, of widths of 4096 and 5120.
+_COPIES = ("mesh.data=64", "mesh.fsdp=8")
+_TENSOR = (
+  "mesh.data=8", "mesh.fsdp=8", "mesh.tensor=8",
+  "optimizer.micro_batch_size=256",
+)  # fmt: skip
 _HEADS = "rollout.mesh={data: 1, fsdp: 1, tensor: 8}"
 CASES: dict[str, dict[str, Any]] = {
   "8b_v5p_16": _science("v5p-16"),
@@ -84,12 +88,12 @@ CASES: dict[str, dict[str, Any]] = {
   "weak_8b_16": _weak("8b", "v5p-32", 16),
   "weak_8b_64": _weak("8b", "v5p-128", 64),
   "weak_8b_64_copies": _weak(
-    "8b", "v5p-128", 64, "mesh.data=2", "mesh.fsdp=32"
+    "8b", "v5p-128", 64, "mesh.data=4", "mesh.fsdp=16"
   ),
   "weak_8b_512": _weak("8b", "v5p-1024", 512, *_COPIES),
   "weak_32b_16": _weak("32b", "v5p-32", 16),
   "weak_32b_64": _weak("32b", "v5p-128", 64),
-  "weak_32b_512": _weak("32b", "v5p-1024", 512, *_COPIES),
+  "weak_32b_512": _weak("32b", "v5p-1024", 512, *_TENSOR),
 }
 
 

@@ -32,18 +32,22 @@ def search(
   ranked = _ranked(config, hardware, network)
   assert hardware.chip is not None
   room = hardware.chip.memory_bytes
-  chosen = [guess for guess in ranked if guess.num_bytes <= room][:tries]
+  chosen = [guess for guess in ranked if guess.num_bytes <= room]
   # Arithmetic may be wrong: where it finds no room, the compiler is asked.
-  chosen = chosen or sorted(ranked, key=lambda g: g.num_bytes)[:tries]
+  chosen = chosen or sorted(ranked, key=lambda g: g.num_bytes)
   trials = []
-  with progress.stage("trying", len(chosen)) as report:
+  with progress.stage("trying", tries) as report:
     for guess in chosen:
-      planner = plan.Planner(
-        arranged(config, guess), hardware, network, progress
-      )
-      phases = [planner.training()]
-      trials.append(Trial(guess, planner.outcome(phases)))
+      try:
+        planner = plan.Planner(
+          arranged(config, guess), hardware, network, progress
+        )
+      except ConfigError:
+        continue  # a mesh that the network of chips does not suit
+      trials.append(Trial(guess, planner.outcome([planner.training()])))
       report(len(trials))
+      if len(trials) == tries:
+        break
   return Search(hardware, len(ranked), trials)
 
 

@@ -31,8 +31,11 @@ _NUM_TOKENIZER_TEXTS = 20_000
 
 
 def environment(config: Config) -> Environment:
-  settings = config.environment.model_dump(exclude={"kind"})
-  return make_environment(config.environment.kind, **settings)
+  section = config.environment
+  if section.kind == "own":
+    return make_environment(section.function, **section.settings)
+  settings = section.model_dump(exclude={"kind"})
+  return make_environment(section.kind, **settings)
 
 
 def mesh(
@@ -51,6 +54,10 @@ def mesh(
     made = sharding.make_mesh(**config.mesh.model_dump(), devices=devices)
   except ValueError as error:
     raise ConfigError(str(error)) from None
+  except NotImplementedError as error:
+    raise ConfigError(
+      f"mesh does not suit how the chips are joined: {error}"
+    ) from None
   learned = {
     f"optimizer.{name}": size
     for name in ("mini_batch_size", "micro_batch_size")
@@ -93,7 +100,7 @@ def rollout_mesh(
   try:
     sizes = config.rollout.mesh.model_dump()
     made = sharding.make_mesh(**sizes, devices=devices)
-  except ValueError as error:
+  except (ValueError, NotImplementedError) as error:
     raise ConfigError(f"rollout.mesh: {error}") from None
   _check_batches(sampled_sizes(config), made, "rollout.mesh")
   return made

@@ -261,6 +261,15 @@ def tpu():
 
 
 @has_compiler
+def test_mesh_that_does_not_suit_the_chips_is_refused():
+  chips_of_a_cube = machines.hardware("v5p:4x4x4")
+  changes = {"mesh": {"data": 2, "fsdp": 32}, "optimizer": {}}
+  sizes = {**TPU["rollout"], "num_problems": 64}
+  with pytest.raises(config.ConfigError, match="how the chips are joined"):
+    planner(chips_of_a_cube, **{**TPU, **changes, "rollout": sizes})
+
+
+@has_compiler
 def test_training_step_for_a_tpu(tpu):
   found = planner(tpu, **TPU)
   step = found.training()

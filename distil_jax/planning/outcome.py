@@ -140,5 +140,5 @@ class Search:
   @property
   def best(self) -> Trial | None:
     """None: nothing fits."""
-    first = self.ranked[0]
-    return first if first.plan.fits else None
+    first = next(iter(self.ranked), None)
+    return first if first and first.plan.fits else None
