@@ -171,6 +171,7 @@ def _problems(
     fields=config.data.fields,
     malformed=config.data.malformed_rows,
     limit=limit,
+    required=getattr(environment, "required_fields", ()),
   )
 
 

@@ -46,6 +46,15 @@ class Config(Section):
       if isinstance(filled.get(name), dict):
         kind = cls.model_fields[name].default.kind
         filled[name] = {"kind": kind, **filled[name]}
+    section = filled.get("environment")
+    if isinstance(section, dict) and ":" in str(section["kind"]):
+      settings = dict(section)
+      function = settings.pop("kind")
+      filled["environment"] = {
+        "kind": "own",
+        "function": function,
+        "settings": settings,
+      }
     return filled
 
   @pydantic.model_validator(mode="after")
@@ -124,7 +133,8 @@ def _check_something_is_told(config: Config) -> None:
 
 
 def _check_sources(config: Config) -> None:
-  generates = config.environment.kind == "calculator"
+  # One of the user's own says so itself, once it is there.
+  generates = config.environment.kind in ("calculator", "own")
   for key in ("train", "evaluation"):
     if getattr(config.data, key) == "generated" and not generates:
       raise ValueError(

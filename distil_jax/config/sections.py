@@ -122,8 +122,25 @@ class Calculator(Section):
     return self
 
 
+class OwnEnvironment(Section):
+  """One that is not in this package.
+
+  Written as `{kind: my_package.my_module:make, …}`, with the settings of the
+  function beside it.
+  """
+
+  kind: Literal["own"] = "own"
+  function: Annotated[
+    str, pydantic.Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+  ]
+  """`module:function`; what it returns is the environment."""
+  settings: dict[str, Any] = pydantic.Field(default={})
+  """Its arguments."""
+
+
 Environment = Annotated[
-  MultipleChoice | ToolCalls | Calculator, pydantic.Field(discriminator="kind")
+  MultipleChoice | ToolCalls | Calculator | OwnEnvironment,
+  pydantic.Field(discriminator="kind"),
 ]
 
 

@@ -23,7 +23,7 @@ import random
 import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from distil_jax.records import (
   Demonstration,
@@ -76,6 +76,7 @@ class Calculator:
   num_steps: tuple[int, int] = (3, 4)
   seed: int = 0
   slip_rate: float = 0.25
+  required_fields: ClassVar = ("prompt", "answer")
 
   def __post_init__(self) -> None:
     low, high = self.num_steps

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from distil_jax.envs import rows
 from distil_jax.records import Problem, Status, Verdict
@@ -25,6 +25,7 @@ class MultipleChoice:
 
   feedback: bool = True
   reveal_answer: bool = False
+  required_fields: ClassVar = ("prompt", "answer")
 
   def problem(self, row: Mapping[str, Any], index: int = 0) -> Problem:
     """Reads a row of a data file.

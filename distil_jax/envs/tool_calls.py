@@ -4,7 +4,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from distil_jax.envs import rows
 from distil_jax.records import Problem, Status, Verdict
@@ -40,6 +40,7 @@ class ToolCalls:
 
   feedback: bool = True
   reveal_answer: bool = False
+  required_fields: ClassVar = ("prompt",)  # an answer may be text or a list
 
   def problem(self, row: Mapping[str, Any], index: int = 0) -> Problem:
     """Reads a row of a data file.

@@ -101,6 +101,7 @@ def load_problems(
   fields: Mapping[str, str],
   malformed: Malformed,
   limit: int | None = None,
+  required: Sequence[str] = ("prompt", "answer"),
 ) -> tuple[list[Problem], int]:
   """Reads a data file as problems.
 
@@ -114,6 +115,7 @@ def load_problems(
     fields: see `read_rows`.
     malformed: see `read_rows`.
     limit: at most so many problems, the first ones of the file.
+    required: see `read_rows`.
 
   Returns:
     The problems in the order of the file, and how many rows were skipped.
@@ -124,7 +126,7 @@ def load_problems(
   """
   if limit is not None and limit < 1:
     raise ValueError(f"limit={limit} must be positive, or None for all")
-  data = read_rows(path, fields=fields, malformed=malformed)
+  data = read_rows(path, fields=fields, malformed=malformed, required=required)
   problems, num_skipped = [], data.num_skipped
   for number, row in data.rows:
     try:

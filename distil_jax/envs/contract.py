@@ -1,0 +1,134 @@
+"""What every environment promises, to be checked of one's own in a test.
+
+contract.check(MyEnvironment(), rows)
+"""
+
+import copy
+import json
+import pickle
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from distil_jax.envs import Environment
+from distil_jax.records import Problem, Status, Verdict
+
+# What a model may write; none of it may stop a run.
+COMPLETIONS: Sequence[str] = (
+  "",
+  " \n\t",
+  "A",
+  "<answer></answer>",
+  "<answer>" * 2000,
+  "```python\n",
+  "\\boxed{" * 1000,
+  "{" * 5000,
+  '{"a": ' * 5000,
+  "9" * 100_000,
+  "\x00\x1b[2J\ud800",  # no text that could be encoded
+  "\u202e\u2066rtl\u2069",
+  "e\u0301" * 10_000,
+  "None",
+  "%s {0} {x} $(x) `x`",
+  "</think>",
+  "x" * 1_000_000,
+)
+# Longer feedback would push the problem itself out of a teacher's prompt.
+MAX_FEEDBACK_LENGTH = 10_000
+
+
+class ContractError(AssertionError):
+  """A promise that an environment does not keep."""
+
+
+def check(
+  environment: Environment,
+  rows: Iterable[Mapping[str, Any]],
+  completions: Sequence[str] = (),
+) -> None:
+  """Holds an environment to what the rest of the package relies on.
+
+  Args:
+    environment: any.
+    rows: good ones, at least one.
+    completions: to be judged besides `COMPLETIONS`, such as right ones.
+
+  Raises:
+    ContractError: names the promise, the row and the completion.
+  """
+  count = 0
+  for index, row in enumerate(rows):
+    count += 1
+    for problem in _problems(environment, row, index):
+      for completion in (*COMPLETIONS, *completions):
+        _check_verdict(environment, problem, completion)
+  if not count:
+    raise ContractError("there is no row to check with")
+
+
+def _problems(
+  environment: Environment, row: Mapping[str, Any], index: int
+) -> Iterator[Problem]:
+  before = copy.deepcopy(row)
+  problem = environment.problem(row, index)
+  where = f"problem({_shown(row)}, {index})"
+  _require(row == before, where, "changes the row")
+  _require(isinstance(problem, Problem), where, "returns no Problem")
+  _require(problem.index == index, where, f"has index {problem.index}")
+  _require(bool(problem.messages), where, "has no message")
+  for message in problem.messages:
+    is_text = set(message) == {"role", "content"} and all(
+      isinstance(text, str) for text in message.values()
+    )
+    _require(is_text, where, f"has a message {message!r}")
+  _require(
+    problem.messages[-1]["role"] == "user", where, "ends with no user's message"
+  )
+  again = environment.problem(row, index)
+  _require(again == problem, where, "is another problem the second time")
+  yield problem
+  # Judges may work in processes of their own.
+  yield pickle.loads(pickle.dumps(problem))
+
+
+def _check_verdict(
+  environment: Environment, problem: Problem, completion: str
+) -> None:
+  where = f"judge(problem {problem.index}, {_shown(completion)})"
+  before = copy.deepcopy(problem)
+  try:
+    verdict = environment.judge(problem, completion)
+  except Exception as error:
+    raise ContractError(f"{where} raises {error!r}; say so in a verdict") from (
+      error
+    )
+  _require(isinstance(verdict, Verdict), where, f"returns {verdict!r}")
+  _require(problem == before, where, "changes the problem")
+  _require(
+    0 <= verdict.reward <= 1,
+    where,
+    f"has a reward {verdict.reward}, not 0 to 1",
+  )
+  _require(
+    isinstance(verdict.status, Status), where, f"has status {verdict.status!r}"
+  )
+  _require(isinstance(verdict.feedback, str), where, "has no text as feedback")
+  length = len(verdict.feedback)
+  _require(
+    length <= MAX_FEEDBACK_LENGTH, where, f"has feedback of {length} characters"
+  )
+  try:
+    json.dumps(dict(verdict.details))
+  except (TypeError, ValueError) as error:
+    raise ContractError(f"{where}: details are no JSON: {error}") from error
+  again = environment.judge(problem, completion)
+  _require(again == verdict, where, "has another verdict the second time")
+
+
+def _require(is_kept: bool, where: str, fault: str) -> None:
+  if not is_kept:
+    raise ContractError(f"{where} {fault}")
+
+
+def _shown(value: Any) -> str:
+  text = ascii(value)
+  return text if len(text) <= 60 else f"{text[:60]}…"
