@@ -31,8 +31,11 @@ _NUM_TOKENIZER_TEXTS = 20_000
 
 
 def environment(config: Config) -> Environment:
-  settings = config.environment.model_dump(exclude={"kind"})
-  return make_environment(config.environment.kind, **settings)
+  section = config.environment
+  if section.kind == "own":
+    return make_environment(section.function, **section.settings)
+  settings = section.model_dump(exclude={"kind"})
+  return make_environment(section.kind, **settings)
 
 
 def mesh(
