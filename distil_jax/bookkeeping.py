@@ -143,14 +143,16 @@ def check_shared(config: Config) -> None:
     meeting.write_text(uuid.uuid4().hex)
   processes.wait_for_all("the run folder is there")
   seen = meeting.read_text() if meeting.exists() else None
-  processes.compare(
-    "the content of their run folder",
-    {str(meeting): seen},
-    f"all of them write to train.run_directory={directory}, which must be one "
-    "folder, on a file system that all hosts share",
-  )
-  if jax.process_index() == 0:
-    meeting.unlink(missing_ok=True)
+  try:
+    processes.compare(
+      "the content of their run folder",
+      {str(meeting): seen},
+      f"all of them write to train.run_directory={directory}, which must be "
+      "one folder, on a file system that all hosts share",
+    )
+  finally:
+    if jax.process_index() == 0:
+      meeting.unlink(missing_ok=True)
 
 
 def _versions() -> dict[str, Any]:

@@ -29,8 +29,9 @@ _POLL_SECONDS = 1.0
 # Polls without a sign of life after which a process counts as dead: a long hold
 # of Python's lock must not, unless a collective has already failed.
 _SILENT_POLLS, _SILENT_POLLS_AFTER_FAILURE = 40, 5
-# Of jax's own service, which also sees what happens where Python cannot.
-_HEARTBEAT_SECONDS = 50
+# Of jax's own service: it sees a death in half of this at the earliest, so that
+# the one that has words for it comes first.
+_HEARTBEAT_SECONDS = 100
 # How long the one that fails stays to be heard, and looks for an earlier cause.
 _LAST_WORDS_SECONDS = 10.0
 _DAY_SECONDS = 86_400
@@ -214,11 +215,12 @@ class _Group:
     self._request: str | None = None
     # Of the first process only: what each last said, and for how many polls.
     self._signs: dict[str, tuple[str, int]] = {}
+    self._num_polls = 0
     self._listener = threading.Thread(target=self._listen, daemon=True)
     self._listener.start()
     self._connections = connections
-    if index and connections:
-      threading.Thread(target=self._wait_for_the_end, daemon=True).start()
+    if index:
+      threading.Thread(target=self._watch_the_first, daemon=True).start()
 
   # Ending.
 
@@ -234,7 +236,7 @@ class _Group:
     with self._lock:
       self.has_failed = True  # from here on the listener ends nothing
     with contextlib.suppress(RuntimeError):
-      cause = self._earlier_failure(error)
+      cause = self._failure_behind(error) if _is_of_runtime(error) else None
       if cause is not None:
         self._set(f"{_LEFT}{self.index}", "")
         self._wait_for_others()
@@ -248,19 +250,16 @@ class _Group:
     self._end_without_service()
     raise AssertionError  # not reached
 
-  def _earlier_failure(self, error: BaseException) -> str | None:
+  def _failure_behind(self, error: BaseException) -> str | None:
     """A failure of the runtime may be the end of another process."""
-    deadline = 0.0
-    if _is_of_runtime(error):
-      self._set(f"{_BROKEN}{self.index}", "")
-      deadline = time.monotonic() + _LAST_WORDS_SECONDS
-    while True:
+    self._set(f"{_BROKEN}{self.index}", "")
+    deadline = time.monotonic() + _LAST_WORDS_SECONDS
+    while time.monotonic() < deadline:
       for key, text in self._get(_FAILED):
         if key != f"{_FAILED}{self.index}":
           return f"{_failure(key, text)} (here: {_first_line(error)})"
-      if time.monotonic() >= deadline:
-        return None
       time.sleep(_POLL_SECONDS / 4)
+    return None
 
   def _wait_for_others(self) -> None:
     """The service lives in the first process, which must go last."""
@@ -277,8 +276,8 @@ class _Group:
     """Ends the process before jax does, which would show a trace of its own."""
     with self._lock:
       print(
-        f"distil-jax: {label()}process 0 is gone: killed, or its host is down "
-        "or out of reach; see its own output; this process ends with it",
+        f"distil-jax: {label()}ends with process 0, which is gone: killed, or "
+        "its host is down or out of reach; see its own output",
         file=sys.stderr,
         flush=True,
       )
@@ -332,11 +331,11 @@ class _Group:
   # Listening.
 
   def _listen(self) -> None:
-    number = 0
     while not self._is_over.wait(_POLL_SECONDS):
-      number += 1
+      self._num_polls += 1
       try:
-        self._set(f"{_ALIVE}{self.index}", f"{number} {self._name}")
+        sign = f"{self._num_polls} {self._name}"
+        self._set(f"{_ALIVE}{self.index}", sign)
         if self._request is not None:
           self._set(f"{_STOP}{self.index}", self._request)
           self._request = None
@@ -353,14 +352,29 @@ class _Group:
         elif key.startswith(_STOP):
           self._note_request()
 
-  def _wait_for_the_end(self) -> None:
-    """Of process 0: jax leaves but a moment to say that it is gone."""
-    (connection,) = self._connections
-    connection.settimeout(None)
-    # A connection that breaks in any other way means nothing.
-    with contextlib.suppress(OSError):
-      if connection.recv(1) == b"" and not self._is_over.is_set():
-        self._end_without_service()
+  def _watch_the_first(self) -> None:
+    """Sees that process 0 is gone, or answers the listener no more.
+
+    Where its connection closes, jax leaves but a moment to say so.
+    """
+    connection = next(iter(self._connections), None)
+    if connection is not None:
+      connection.settimeout(_POLL_SECONDS)
+    seen = num_silent = 0
+    while not self._is_over.is_set() and num_silent < _SILENT_POLLS:
+      try:
+        if connection is None:
+          self._is_over.wait(_POLL_SECONDS)
+        elif not connection.recv(1):
+          break
+      except TimeoutError:
+        pass
+      except OSError:
+        connection = None  # broken in any other way it means nothing
+      num_silent = num_silent + 1 if self._num_polls == seen else 0
+      seen = self._num_polls
+    if not self._is_over.is_set():
+      self._end_without_service()
 
   def _note_request(self) -> None:
     with self._lock:
@@ -476,4 +490,4 @@ def _number(key: str) -> int:
 
 
 def _failure(key: str, text: str) -> str:
-  return f"process {_number(key)} {text}; this process ends with it"
+  return f"ends with process {_number(key)} {text}"

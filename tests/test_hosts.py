@@ -150,7 +150,7 @@ def killed(folder):
     first, second = ends(children, SECONDS)
   assert second.returncode == -signal.SIGKILL
   assert first.returncode == 1
-  assert "distil-jax: process 0: process 1 (" in first.stderr
+  assert "distil-jax: process 0: ends with process 1 (" in first.stderr
   assert "gave no sign of life" in first.stderr
   assert not (place / "summary.json").exists()
   shutil.copytree(place, folder / "elastic")
@@ -234,7 +234,7 @@ def test_failure_of_one_process_is_told_by_the_other(folder):
   with together(commands, compiled, program=program) as children:
     first, second = ends(children, 200)
   assert "distil-jax: process 1: No space left on device" in second.stderr
-  for text in ("process 0: process 1 (", "No space left on device"):
+  for text in ("process 0: ends with process 1 (", "No space left on device"):
     assert text in first.stderr
   assert first.returncode == second.returncode == 1
 
