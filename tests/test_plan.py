@@ -261,6 +261,22 @@ def tpu():
 
 
 @has_compiler
+@pytest.mark.parametrize(
+  "name", ["v4-8", "v5e:1x1", "v5e-8", "v5p-16", "v5p:8x8x8", "v6e-256"]
+)
+def test_devices_are_the_chips_of_a_slice(name):
+  found = machines.hardware(name)
+  assert found.slice_ is not None
+  assert len(found.devices) == found.slice_.num_chips
+  assert {d.device_kind for d in found.devices} == {found.chip.device_kind}
+  # Where they stand is as the name says: messages are timed by it.
+  corner = [
+    max(xs) + 1 for xs in zip(*(d.coords for d in found.devices), strict=True)
+  ]
+  assert tuple(corner[: len(found.slice_.shape)]) == found.slice_.shape
+
+
+@has_compiler
 def test_mesh_that_does_not_suit_the_chips_is_refused():
   chips_of_a_cube = machines.hardware("v5p:4x4x4")
   changes = {"mesh": {"data": 2, "fsdp": 32}, "optimizer": {}}

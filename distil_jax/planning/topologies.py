@@ -116,9 +116,12 @@ def devices(of: Slice) -> Sequence[Any]:
   os.environ.setdefault("TPU_ACCELERATOR_TYPE", of.cloud_name)
   # Nothing runs: others may plan at the same time.
   os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-  settings = {}
+  settings: dict[str, Any] = {}
+  if of.chip.cores > 1:
+    # As on a real slice: both cores of a chip are one device.
+    settings["chip_config_name"] = "megacore"
   if of.chip.num_axes == 2 and of.num_chips == 1:
-    settings = {"chips_per_host_bounds": (1, 1, 1)}
+    settings["chips_per_host_bounds"] = (1, 1, 1)
   try:
     found = topologies.get_topology_desc(
       topology_name=of.name, platform="tpu", **settings
