@@ -267,31 +267,33 @@ def _messages(found: dict[str, Any]) -> str:
 
 def _weak_scaling(found: dict[str, Any]) -> str:
   rows = []
-  for name, case in found.items():
-    if not name.startswith("weak"):
+  for case in sorted(
+    found.values(), key=lambda c: (len(c["shape"]), c["shape"], c["num_chips"])
+  ):
+    is_even = case["num_sequences"] == 8 * _PER_CHIP * case["num_chips"]
+    training = [p for p in case["phases"] if p["name"] == outcome.TRAINING]
+    if not is_even or not training or "v5p" not in case["hardware"]:
       continue
-    (phase,) = case["phases"]
+    (phase,) = training
     times = phase["seconds"] or dict.fromkeys(
       ("compute", "memory", "network"), float("nan")
     )
     rows.append(
       (
         case["shape"].upper(),
-        case["hardware"],
+        case["num_chips"],
         _axes(case["mesh"]),
         case["num_sequences"],
         _gib(phase["peak_bytes"]),
         "yes" if phase["peak_bytes"] <= case["memory_bytes"] else "**no**",
         *(f"{times[k]:.3g}" for k in ("compute", "memory", "network")),
         phase["bound"],
-        f"{max(times.values()):.3g}",
-        f"{case['seconds_to_compile']}",
       )
     )
   return _table(
     (
-      "model", "slice", "mesh", "sequences", "peak, GiB", "fits", "compute, s",
-      "memory, s", "network, s", "bound", "least, s", "compiled in, s",
+      "model", "v5p chips", "mesh", "sequences", "peak, GiB", "fits",
+      "compute, s", "memory, s", "network, s", "bound",
     ),
     rows,
   )  # fmt: skip
