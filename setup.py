@@ -42,6 +42,7 @@ setuptools.setup(
     "tpu": ["jax[tpu]>=0.10"],
     "plan": ["jax[tpu]>=0.10"],  # for the compiler alone: no TPU is needed
     "parquet": ["pyarrow>=17"],
+    "math": ["math-verify>=0.9"],
     "test": [
       "pytest>=8",
       "pytest-xdist>=3.6",
@@ -49,6 +50,7 @@ setuptools.setup(
       "ruff>=0.14",
       "basedpyright>=1.29",
       "pyarrow>=17",
+      "math-verify>=0.9",
       "jax[tpu]>=0.10; sys_platform=='linux' and platform_machine=='x86_64'",
     ],
     "notebooks": ["jupyterlab>=4", "ipywidgets>=8"],

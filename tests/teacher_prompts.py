@@ -12,6 +12,14 @@ FOLDER = pathlib.Path(__file__).parent / "golden/teacher_prompts"
 # completion that fails; and one that does not.
 CASES = {
   "calculator": (3, "3 + 8 = 12\n12 + 3 = 15\n<answer>15</answer>", None),
+  "math": (
+    {
+      "prompt": "Two hens lay 3 eggs a day each. How many in a week?",
+      "answer": "2 * 3 = <<2*3=6>>6 a day, 6 * 7 = <<6*7=42>>42.\n#### 42",
+    },
+    "2 + 3 = 5, and 5 * 7 = 35: \\boxed{35}",
+    "2 * 3 = 6, and 6 * 7 = 42: \\boxed{42}",
+  ),
   "multiple_choice": (
     {
       "prompt": "Which is a noble gas?\n\nA: argon\nB: oxygen",

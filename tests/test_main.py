@@ -19,9 +19,6 @@ needs_data = pytest.mark.skipif(
 )
 
 
-TOOLS = ROOT.parent / "shared/data/tooluse/test.json"
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
   return tmp_path_factory.mktemp("smoke")
@@ -106,17 +103,27 @@ def test_train_leaves_a_complete_run_folder(trained, folder):
   assert "long prompts dropped" in trained.stderr
 
 
-@pytest.mark.skipif(not TOOLS.is_file(), reason=f"no data at {TOOLS}")
-def test_calls_of_tools_go_through_all_stations(folder, tmp_path):
+@needs_data
+@pytest.mark.parametrize(
+  ("config", "data", "said"),
+  [
+    ("tools", "tooluse/test.json", "Write each call as a line `Action:`"),
+    ("math", "gsm8k/test.jsonl", "no answer was found in \\boxed{…}"),
+  ],
+)
+def test_other_environments_go_through_all_stations(
+  config, data, said, folder, tmp_path
+):
+  data = CHEMISTRY.parents[1] / data
   done = run(
     [
       "train",
-      "configs/tools/smoke.yaml",
+      f"configs/{config}/smoke.yaml",
       "train.num_steps=1",
       f"train.run_directory={tmp_path}/run",
       f"model.directory={tmp_path}/model",
-      f"data.train={TOOLS}",
-      f"data.evaluation={TOOLS}",
+      f"data.train={data}",
+      f"data.evaluation={data}",
     ],
     folder / "compiled",
   )
@@ -127,8 +134,7 @@ def test_calls_of_tools_go_through_all_stations(folder, tmp_path):
   assert not any(statuses.values())
   assert metrics["signal_fraction"] == 1.0
   (page,) = (tmp_path / "run/rollouts").glob("*.md")
-  text = page.read_text(encoding="utf-8")
-  assert "Write each call as a line `Action:`" in text
+  assert said in page.read_text(encoding="utf-8")
 
 
 @needs_data

@@ -96,6 +96,20 @@ class MultipleChoice(Section):
   reveal_answer: bool = False
 
 
+class Math(Section):
+  """The last `\\boxed{…}` against the row's answer."""
+
+  kind: Literal["math"] = "math"
+  feedback: bool = True
+  reveal_answer: bool = False
+  instruction: str = "Put the final answer in \\boxed{}."
+  """Stands after each question; empty adds nothing."""
+  symbolic: bool = True
+  """Compare by algebra where texts differ; needs the extra `math`."""
+  seconds: Above = 5.0
+  """For one comparison."""
+
+
 class ToolCalls(Section):
   """Calls of tools, `Action:` and `Action Input:`, against the row's."""
 
@@ -139,7 +153,7 @@ class OwnEnvironment(Section):
 
 
 Environment = Annotated[
-  MultipleChoice | ToolCalls | Calculator | OwnEnvironment,
+  MultipleChoice | Math | ToolCalls | Calculator | OwnEnvironment,
   pydantic.Field(discriminator="kind"),
 ]
 

@@ -9,12 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from distil_jax.envs.calculator import Calculator
+from distil_jax.envs.math import Math
 from distil_jax.envs.multiple_choice import MultipleChoice
 from distil_jax.envs.tool_calls import ToolCalls
 from distil_jax.records import Demonstration, Message, Problem, Verdict
 
 ENVIRONMENTS = {
   "multiple_choice": MultipleChoice,
+  "math": Math,
   "tool_calls": ToolCalls,
   "calculator": Calculator,
 }

@@ -14,6 +14,7 @@ from distil_jax.records import Problem, Status, Verdict
 GUIDE = pathlib.Path(__file__).parents[2] / "docs/environments.md"
 ROWS = {
   "multiple_choice": {"prompt": "p", "answer": "B"},
+  "math": {"prompt": "p", "answer": "x #### 3"},
   "tool_calls": {
     "prompt": "p",
     "answer": [{"Action": "a", "Action_Input": {"x": 1}}],
@@ -36,6 +37,8 @@ def test_every_environment_keeps_the_contract(kind):
     "<answer>B</answer>",
     'Action: a\nAction Input: {"x": 1}',
     "1 + 2 = 3\n<answer>3</answer>",
+    "\\boxed{3}",
+    "\\boxed{1 + 2}",
   ]
   contract.check(envs.make_environment(kind), [row_of(kind)], right)
 

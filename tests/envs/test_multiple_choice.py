@@ -170,7 +170,7 @@ def test_environments_are_made_by_name():
 def test_a_wrong_name_is_an_error_with_the_nearest_right_one():
   with pytest.raises(ValueError, match="did you mean 'multiple_choice'"):
     envs.make_environment("multiple_choise")
-  with pytest.raises(ValueError, match=r"known: \['multiple_choice', 'tool_c"):
+  with pytest.raises(ValueError, match=r"known: \['multiple_choice', 'math'"):
     envs.make_environment("zzz")
   with pytest.raises(ValueError, match="'feedbak'; did you mean 'feedback'"):
     envs.make_environment("multiple_choice", feedbak=True)

@@ -1,0 +1,203 @@
+"""Mathematics: the answer in the last box, up to how it is written."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Any, ClassVar
+
+from distil_jax.envs import equivalence, rows, workers
+from distil_jax.records import Problem, Status, Verdict
+
+_BOX = "\\boxed{"
+_NUMBER = re.compile(r"([-+]?)(\d{1,40}|\d{1,3}(?:,\d{3}){1,12})?(\.\d{1,40})?")
+# What surrounds a number without being part of it.
+_ORNAMENT = re.compile(r"\\[,!;: ]|\\?\$|\\(?:left|right)|\s")
+# GSM8K: what a calculator said, and where the answer begins.
+_CALCULATOR = re.compile(r"<<[^<>\n]*>>")
+_MARKER = "####"
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+_MAX_LENGTH = 1000
+_QUOTED_LENGTH = 40
+# Of a box after which nothing is looked for in what is left.
+_MAX_BRACES = 10_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Math:
+  """Judges by the last `\\boxed{…}`.
+
+  Attributes:
+    feedback: whether a verdict says what was wrong.
+    reveal_answer: whether that feedback names the expected answer.
+    instruction: stands after each question; empty adds nothing.
+    symbolic: compares by algebra where the texts differ, which needs the extra
+      `math`; without it only numbers and equal texts are the same.
+    seconds: for one comparison.
+  """
+
+  feedback: bool = True
+  reveal_answer: bool = False
+  instruction: str = "Put the final answer in \\boxed{}."
+  symbolic: bool = True
+  seconds: float = 5.0
+  required_fields: ClassVar = ("prompt", "answer")
+  _worker: workers.Worker = dataclasses.field(
+    default_factory=lambda: workers.Worker(equivalence.__name__),
+    init=False,
+    repr=False,
+    compare=False,
+  )
+
+  def __post_init__(self) -> None:
+    if self.symbolic and not equivalence.is_installed():
+      raise ValueError(
+        "environment math compares by algebra with math-verify, which is not "
+        f"installed: {equivalence.INSTALL}, or set symbolic=false"
+      )
+    if not self.seconds > 0:
+      raise ValueError(f"seconds={self.seconds} must be above 0")
+
+  def problem(self, row: Mapping[str, Any], index: int = 0) -> Problem:
+    """Reads a row of a data file.
+
+    Args:
+      row: `prompt`, and `answer`: the answer alone; or a worked solution with
+        the answer after `####`, as in GSM8K, or in a last `\\boxed{…}`.
+        Optionally `system`, and `solution` in place of the worked one.
+      index: identity of the row within its data set.
+
+    Raises:
+      ValueError: a field is missing or malformed, or there is no answer.
+    """
+    messages = list(rows.messages(row))
+    text, solution = rows.text(row, "answer"), rows.text(row, "solution")
+    answer, worked = _reference(text or "")
+    if self.instruction:
+      question = f"{messages[-1]['content']}\n\n{self.instruction}"
+      messages[-1] = {**messages[-1], "content": question}
+    return Problem(
+      index=index,
+      messages=tuple(messages),
+      answer=answer,
+      solution=solution or worked,
+    )
+
+  def judge(self, problem: Problem, completion: str) -> Verdict:
+    """Compares what is in the last box that is closed.
+
+    Numbers are equal by value, whatever stands around them and between their
+    thousands; anything else by algebra, in a process that is killed at the
+    deadline.
+
+    Returns:
+      The reward is 1 or 0; `details` has what was in the box, or None, as
+      `parsed`.
+    """
+    found = last_boxed(completion)
+    details = {"parsed": found and found[:_MAX_LENGTH]}
+    if found is None or not found.strip():
+      status, feedback = Status.UNPARSABLE, _format_feedback(completion, found)
+    elif len(found) > _MAX_LENGTH:
+      status = Status.UNPARSABLE
+      feedback = (
+        f"What is in {_BOX}…}} has {len(found)} characters; write the final "
+        "answer, and nothing else."
+      )
+    else:
+      status, feedback = self._compared(found.strip(), problem.answer)
+    if status is Status.CORRECT:
+      return Verdict(1.0, "", status, details)
+    if self.reveal_answer:
+      feedback += f" The correct answer is {problem.answer}."
+    return Verdict(0.0, feedback if self.feedback else "", status, details)
+
+  def _compared(self, found: str, expected: str) -> tuple[Status, str]:
+    shown = (
+      found if len(found) <= _QUOTED_LENGTH else (found[:_QUOTED_LENGTH] + "…")
+    )
+    wrong = Status.WRONG, f"{shown} is not the correct answer."
+    if found == expected:
+      return Status.CORRECT, ""
+    numbers = _number(found), _number(expected)
+    if None not in numbers:
+      return (Status.CORRECT, "") if numbers[0] == numbers[1] else wrong
+    if not self.symbolic:
+      return wrong
+    try:
+      said = self._worker.ask([expected, found], self.seconds)
+    except workers.WorkerTimeoutError:
+      return Status.TIMEOUT, (
+        f"{shown} could not be compared with the correct answer within "
+        f"{self.seconds:g} s; write it out, as simply as it can be."
+      )
+    except workers.WorkerCrashError:
+      said = {"error": "crash"}
+    if "error" in said:
+      return Status.ERROR, (
+        f"{shown} could not be compared with the correct answer; write it as "
+        "simply as it can be."
+      )
+    return (Status.CORRECT, "") if said["is_equal"] else wrong
+
+
+def last_boxed(text: str) -> str | None:
+  """What is in the last `\\boxed{…}` that is closed; None where there is none.
+
+  In time linear in the length of the text.
+  """
+  start = text.rfind(_BOX)
+  num_braces = 0
+  while start >= 0 and num_braces < _MAX_BRACES:
+    content = start + len(_BOX)
+    depth = 1
+    for match in _BRACE.finditer(text, content):
+      num_braces += 1
+      depth += {"{": 1, "}": -1}.get(match[0], 0)
+      if depth == 0:
+        return text[content : match.start()]
+      if num_braces >= _MAX_BRACES:
+        break
+    start = text.rfind(_BOX, 0, start)
+  return None
+
+
+def _reference(text: str) -> tuple[str, str | None]:
+  """The answer of a row, and a worked solution where there is one."""
+  if _MARKER in text:
+    worked, _, answer = text.rpartition(_MARKER)
+    worked = _CALCULATOR.sub("", worked).strip()
+  else:
+    answer, worked = last_boxed(text), text.strip()
+    if answer is None:
+      answer, worked = text, ""
+  answer = answer.strip()
+  if not answer:
+    raise ValueError("the row has no answer")
+  if len(answer) > _MAX_LENGTH:
+    raise ValueError(f"an answer of {len(answer)} characters is none")
+  if worked and last_boxed(worked) is None:
+    worked += f"\n{_BOX}{answer}}}"
+  return answer, worked or None
+
+
+def _number(text: str) -> Fraction | None:
+  """A plain number; None for anything else."""
+  plain = _ORNAMENT.sub("", text)
+  match = _NUMBER.fullmatch(plain)
+  if match is None or (match[2] is None and match[3] is None):
+    return None
+  return Fraction(plain.replace(",", ""))
+
+
+def _format_feedback(completion: str, found: str | None) -> str:
+  if found is not None:
+    fault = f"{_BOX}}} is empty"
+  elif _BOX in completion:
+    fault = f"{_BOX} is never closed"
+  else:
+    fault = f"no answer was found in {_BOX}…}}"
+  return (
+    f"The format is wrong: {fault}. Put the final answer, and nothing else, in "
+    f"{_BOX}…}}, before the text is cut off."
+  )

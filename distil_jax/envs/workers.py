@@ -1,0 +1,169 @@
+"""A process that answers questions, and can be killed when it takes too long.
+
+For what is trusted but may hang, such as symbolic algebra: a deadline that
+needs no signal, so it holds in any thread. It is no sandbox.
+"""
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
+
+# To import what the worker needs; not counted as time of the first question.
+_START_SECONDS = 120.0
+_CHUNK = 65536
+
+
+class WorkerTimeoutError(RuntimeError):
+  """No answer came in time; the process is gone, the next has another."""
+
+
+class WorkerCrashError(RuntimeError):
+  """The process ended before it answered; the next question has another."""
+
+
+class Worker:
+  """Asks a module that runs `serve`, one question after the other."""
+
+  def __init__(self, module: str):
+    """Nothing is started yet.
+
+    Args:
+      module: run as `python -m module`.
+    """
+    self._module = module
+    self._process: subprocess.Popen[bytes] | None = None
+    self._lock = threading.Lock()
+    self._read = b""
+
+  def __reduce__(self):
+    return Worker, (self._module,)  # elsewhere it starts a process of its own
+
+  def ask(self, question: Any, seconds: float) -> Any:
+    """Waits for the answer.
+
+    Args:
+      question: JSON.
+      seconds: until the process is killed.
+
+    Raises:
+      WorkerTimeoutError, WorkerCrashError: there is none.
+    """
+    with self._lock:
+      process = self._started()
+      deadline = time.monotonic() + seconds
+      line = json.dumps(question).encode() + b"\n"
+      try:
+        self._write(process, line, deadline)
+        return json.loads(self._line(process, deadline))
+      except (WorkerTimeoutError, WorkerCrashError):
+        self._kill()
+        raise
+
+  def close(self) -> None:
+    """Ends the process, if there is one."""
+    with self._lock:
+      self._kill()
+
+  def __del__(self):
+    self._kill()
+
+  def _started(self) -> subprocess.Popen[bytes]:
+    if self._process is not None and self._process.poll() is None:
+      return self._process
+    self._kill()
+    self._process = subprocess.Popen(
+      [sys.executable, "-m", self._module],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.DEVNULL,
+      start_new_session=True,  # an interrupt of the run is not for it
+    )
+    for pipe in (self._process.stdin, self._process.stdout):
+      assert pipe is not None
+      os.set_blocking(pipe.fileno(), False)
+    try:
+      self._line(self._process, time.monotonic() + _START_SECONDS)
+    except (WorkerTimeoutError, WorkerCrashError) as error:
+      self._kill()
+      raise WorkerCrashError(
+        f"{self._module} does not start: {error}"
+      ) from None
+    return self._process
+
+  def _write(self, process, data: bytes, deadline: float) -> None:
+    sent = 0
+    while sent < len(data):
+      _wait(process.stdin, selectors.EVENT_WRITE, deadline)
+      try:
+        sent += os.write(process.stdin.fileno(), data[sent : sent + _CHUNK])
+      except BlockingIOError:
+        continue
+      except BrokenPipeError:
+        raise WorkerCrashError("it has ended") from None
+
+  def _line(self, process, deadline: float) -> bytes:
+    while b"\n" not in self._read:
+      _wait(process.stdout, selectors.EVENT_READ, deadline)
+      piece = os.read(process.stdout.fileno(), _CHUNK)
+      if not piece:
+        raise WorkerCrashError("it has ended")
+      self._read += piece
+    line, _, self._read = self._read.partition(b"\n")
+    return line
+
+  def _kill(self) -> None:
+    process, self._process, self._read = self._process, None, b""
+    if process is None:
+      return
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+      os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+      if pipe is not None:
+        # What was not sent cannot be.
+        with contextlib.suppress(OSError):
+          pipe.close()
+
+
+def _wait(pipe, event: int, deadline: float) -> None:
+  with selectors.DefaultSelector() as selector:
+    selector.register(pipe, event)
+    if not selector.select(max(0.0, deadline - time.monotonic())):
+      raise WorkerTimeoutError("no answer came in time")
+
+
+def serve(answer, *, memory_bytes: int, seconds: int) -> None:
+  """Answers the questions of a `Worker`, until there are none.
+
+  Args:
+    answer: JSON to JSON.
+    memory_bytes: more is refused by the system.
+    seconds: of CPU for one question, after which the process ends by itself
+      should nobody be left to kill it.
+  """
+  questions = sys.stdin.buffer
+  # What anything prints must not be taken for an answer.
+  answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
+  os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+  _limit("RLIMIT_AS", memory_bytes)
+  answers.write(b"ready\n")
+  for line in questions:
+    _limit("RLIMIT_CPU", int(time.process_time()) + seconds)
+    answers.write(json.dumps(answer(json.loads(line))).encode() + b"\n")
+
+
+def _limit(name: str, value: int) -> None:
+  """Lowers a limit; a system that has none goes without."""
+  with contextlib.suppress(ImportError, AttributeError, ValueError, OSError):
+    import resource
+
+    kind = getattr(resource, name)
+    _, hard = resource.getrlimit(kind)
+    resource.setrlimit(kind, (value, hard))
