@@ -9,7 +9,7 @@ quickstart: $(VENV)/.base  ## Train on the embedded calculator; before and after
 	$(RUN)/distil-jax train configs/calculator/quickstart.yaml
 
 test: check  ## Everything that CI checks.
-	# A file in one process: what its tests share is compiled once.
+# A file in one process: what its tests share is compiled once.
 	$(RUN)/pytest --numprocesses auto --dist loadfile
 
 check: $(VENV)/.test
