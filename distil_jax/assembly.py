@@ -298,7 +298,7 @@ def _check_batches(
   section: str,
   axes: Sequence[str] = ("data", "fsdp"),
 ) -> None:
-  multiple = math.prod(made.shape[axis] for axis in axes)
+  multiple = sharding.batch_size_multiple(made, axes)
   named = ", ".join(f"{section}.{axis}={made.shape[axis]}" for axis in axes)
   if multiple % jax.process_count():
     raise ConfigError(

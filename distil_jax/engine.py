@@ -168,12 +168,7 @@ class Engine:
     mesh = self._mesh
     if mesh is None:
       return found
-    places = jax.tree.map(
-      lambda axes: sharding.sharding(mesh, *axes),
-      decoding.logical_axes(found),
-      is_leaf=lambda x: isinstance(x, tuple) and not isinstance(x[0], dict),
-    )
-    return jax.device_put(found, places)
+    return jax.device_put(found, decoding.shardings(mesh, found))
 
   def _context(self):
     if self._mesh is None:

@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 EXIT_STATUS = 130  # what shells report for a command that Ctrl-C ended
@@ -53,12 +54,8 @@ def held_back() -> Iterator[None]:
   def note(number, _):
     arrived.append(number)
 
-  earlier = {number: signal.signal(number, note) for number in _SIGNALS}
-  try:
+  with _handled(note) as earlier:
     yield
-  finally:
-    for number, handler in earlier.items():
-      signal.signal(number, handler)
   if arrived:
     handler = earlier[arrived[0]]
     if callable(handler):
@@ -82,12 +79,8 @@ def noted(note: Callable[[str], None]) -> Iterator[None]:
   def handler(number, _):
     note(signal.Signals(number).name)
 
-  earlier = {number: signal.signal(number, handler) for number in _SIGNALS}
-  try:
+  with _handled(handler):
     yield
-  finally:
-    for number, before in earlier.items():
-      signal.signal(number, before)
 
 
 @contextlib.contextmanager
@@ -103,6 +96,19 @@ def kept() -> Iterator[None]:
     if threading.current_thread() is threading.main_thread():
       for number, handler in earlier.items():
         signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _handled(
+  handler: Callable[..., None],
+) -> Iterator[dict[signal.Signals, Any]]:
+  """Gives signals another handler; in the block one sees the earlier ones."""
+  earlier = {number: signal.signal(number, handler) for number in _SIGNALS}
+  try:
+    yield earlier
+  finally:
+    for number, before in earlier.items():
+      signal.signal(number, before)
 
 
 def _listen(reader: int) -> None:

@@ -5,7 +5,6 @@ the sizes of its network alone: no weights, no tokenizer, no data.
 """
 
 import functools
-import json
 import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -66,7 +65,11 @@ def network(config: Config, sizes_from: str | None) -> architecture.Qwen3Config:
     else resolve_directory(model.directory) / weights_io.CONFIG
   )
   if path.is_file():
-    found = architecture.from_hugging_face(_sizes(path), **computing)
+    try:
+      sizes = weights_io.read_json(path)
+    except weights_io.WeightsError as error:
+      raise ConfigError(str(error)) from error
+    found = architecture.from_hugging_face(sizes, **computing)
   elif model.create is not None and not sizes_from:
     sizes = model.create.model_dump(exclude={"seed"})
     found = architecture.Qwen3Config(**sizes, **computing)
@@ -80,16 +83,6 @@ def network(config: Config, sizes_from: str | None) -> architecture.Qwen3Config:
   attention.check(
     found.attention, head_size=found.head_size, dtype=found.compute_dtype
   )
-  return found
-
-
-def _sizes(path: pathlib.Path) -> dict[str, Any]:
-  try:
-    found = json.loads(path.read_text(encoding="utf-8"))
-  except (json.JSONDecodeError, UnicodeDecodeError) as error:
-    raise ConfigError(f"{path} is not valid JSON: {error}") from error
-  if not isinstance(found, dict):
-    raise ConfigError(f"{path} must hold a JSON object")
   return found
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from distil_jax import config, recipe, update
 from distil_jax.models import qwen3, sharding
-from distil_jax.records import Batch
+from distil_jax.planning import templates
 
 # Parameters are most of what a step holds, as in large networks.
 SIZES = {
@@ -48,29 +48,15 @@ def compiled(length: int = 64, batch_size: int = 8, **axes: int):
   init = functools.partial(
     update.init_state, optimizer=optimizer, keeps_teacher=True, seed=0
   )
+  state = templates.train_state(init, template, mesh, optimizer)
+  places = jax.tree.map(lambda x: x.sharding, state)
   with jax.set_mesh(mesh):
-    shapes = jax.eval_shape(init, template)
-    places = update.state_shardings(shapes, mesh, optimizer)
-    rows = sharding.sharding(mesh, "batch")
-
-    def array(*shape, dtype=jnp.int32):
-      return jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=rows)
-
-    batch = Batch(
-      prompt_ids=array(64),
-      prompt_mask=array(64),
-      teacher_prompt_ids=array(64),
-      teacher_prompt_mask=array(64),
-      completion_ids=array(length),
-      completion_mask=array(length),
-      sample_mask=array(),
-      rewards=array(dtype=jnp.float32),
-      old_log_probs=array(length, dtype=jnp.float32),
-    )
-    state = jax.tree.map(
-      lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-      shapes,
-      places,
+    batch = templates.batch(
+      mesh,
+      num_sequences=batch_size,
+      prompt_length=64,
+      teacher_prompt_length=64,
+      completion_length=length,
     )
     step_fn = jax.jit(step, donate_argnums=0, out_shardings=(places, None))
     return step_fn.lower(state, batch).compile()

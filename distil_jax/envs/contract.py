@@ -9,7 +9,7 @@ import pickle
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from distil_jax.envs import Environment
+from distil_jax.envs import Environment, wording
 from distil_jax.records import Problem, Status, Verdict
 
 # What a model may write; none of it may stop a run.
@@ -130,5 +130,4 @@ def _require(is_kept: bool, where: str, fault: str) -> None:
 
 
 def _shown(value: Any) -> str:
-  text = ascii(value)
-  return text if len(text) <= 60 else f"{text[:60]}…"
+  return wording.shortened(ascii(value), 60)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any, ClassVar
 
-from distil_jax.envs import equivalence, rows, workers
+from distil_jax.envs import equivalence, rows, wording, workers
 from distil_jax.records import Problem, Status, Verdict
 
 _BOX = "\\boxed{"
@@ -18,7 +18,6 @@ _CALCULATOR = re.compile(r"<<[^<>\n]*>>")
 _MARKER = "####"
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _MAX_LENGTH = 1000
-_QUOTED_LENGTH = 40
 # Of a box after which nothing is looked for in what is left.
 _MAX_BRACES = 10_000
 
@@ -113,9 +112,7 @@ class Math:
     return Verdict(0.0, feedback if self.feedback else "", status, details)
 
   def _compared(self, found: str, expected: str) -> tuple[Status, str]:
-    shown = (
-      found if len(found) <= _QUOTED_LENGTH else (found[:_QUOTED_LENGTH] + "…")
-    )
+    shown = wording.shortened(found)
     wrong = Status.WRONG, f"{shown} is not the correct answer."
     if found == expected:
       return Status.CORRECT, ""

@@ -5,13 +5,11 @@ import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from distil_jax.envs import rows
+from distil_jax.envs import rows, wording
 from distil_jax.records import Problem, Status, Verdict
 
 _OPEN, _CLOSE = "<answer>", "</answer>"
 _LETTER = re.compile(r"(?:([A-Za-z])|\(([A-Za-z])\))\.?")
-# Of what stands in the tags where it is no letter, so much is quoted.
-_QUOTED_LENGTH = 40
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,9 +91,7 @@ def _format_feedback(content: str | None) -> str:
   if content is None:
     fault = f"no answer was found between {_OPEN} and {_CLOSE}"
   else:
-    quoted = content.strip()
-    if len(quoted) > _QUOTED_LENGTH:
-      quoted = quoted[:_QUOTED_LENGTH] + "…"
+    quoted = wording.shortened(content.strip())
     fault = f"{quoted!r} between {_OPEN} and {_CLOSE} is not a letter"
   return (
     f"The format is wrong: {fault}. Write the letter of one option, and "

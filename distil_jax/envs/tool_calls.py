@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
-from distil_jax.envs import rows
+from distil_jax.envs import rows, wording
 from distil_jax.records import Problem, Status, Verdict
 
 Call = tuple[str, Any]  # the tool's name, and its input as JSON has it
@@ -19,8 +19,6 @@ _FORMAT = (
   f"Write each call as a line `{_ACTION}` with the name of the tool, and below "
   f"it `{_INPUT}` with its input, one JSON object."
 )
-# Of what the completion says, so much is quoted.
-_QUOTED_LENGTH = 40
 # Levels of a value that are compared and named; deeper is not the same.
 _MAX_DEPTH = 100
 
@@ -279,5 +277,4 @@ def _kind(value: Any) -> str:
 
 
 def _quoted(name: str) -> str:
-  shown = name if len(name) <= _QUOTED_LENGTH else name[:_QUOTED_LENGTH] + "…"
-  return f"`{shown}`"
+  return f"`{wording.shortened(name)}`"

@@ -113,7 +113,7 @@ def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
     raise WeightsError(
       f"{directory} has no {CONFIG}: it is no Hugging Face model directory"
     )
-  return _read_json(directory / CONFIG)
+  return read_json(directory / CONFIG)
 
 
 def load(
@@ -207,7 +207,12 @@ def _existing(directory: str | os.PathLike[str]) -> pathlib.Path:
   return directory
 
 
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """A file that holds one object.
+
+  Raises:
+    WeightsError: it is no JSON, or something else.
+  """
   try:
     tree = json.loads(path.read_text(encoding="utf-8"))
   except ValueError as error:  # not JSON, or not UTF-8
@@ -243,7 +248,7 @@ def _shards(directory: pathlib.Path) -> list[pathlib.Path]:
       f"{directory} has neither {SINGLE} nor {INDEX}; other formats are not "
       "read, save the model again as safetensors"
     )
-  weight_map = _read_json(index).get("weight_map")
+  weight_map = read_json(index).get("weight_map")
   if not isinstance(weight_map, dict) or not all(
     isinstance(name, str) for name in weight_map.values()
   ):

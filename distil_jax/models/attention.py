@@ -257,7 +257,7 @@ def _kernels() -> Mapping[str, _Kernel]:
 
 def xla(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
   """On every platform; of long rows for some queries at a time."""
-  if _num_stretches(query) > 1:
+  if _num_parts(query) > 1:
     # Left to itself XLA would gather the logits.
     return _on_devices(_xla_from, query, key, value)
   if query.shape[1] > _LARGEST_WHOLE:
@@ -271,7 +271,7 @@ def cudnn(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
   """On CUDA GPUs, block by block; not where devices share a sequence."""
   if not has_cudnn():
     check_platform("cudnn", jax.default_backend())
-  if _num_stretches(query) > 1:
+  if _num_parts(query) > 1:
     # The kernel's queries begin where its keys do.
     return xla(query, key, value)
   return jax.nn.dot_product_attention(
@@ -293,7 +293,7 @@ def splash(
     interpret: runs the kernel step by step on any platform, slowly.
   """
   length, head_size = query.shape[1], query.shape[-1]
-  count = _num_stretches(query)
+  count = _num_parts(query)
   added = -length % (count * _LANES)
   if added:
     query, key, value = (
@@ -351,7 +351,7 @@ def _splash_kernel(length, num_heads: int, count: int, *, interpret: bool):
   )
 
 
-def _num_stretches(query: jax.Array) -> int:
+def _num_parts(query: jax.Array) -> int:
   """Into how many parts devices cut the queries; 1 where it is not even."""
   count = sharding.num_shards("sequence")
   return count if query.shape[1] % count == 0 else 1
@@ -360,7 +360,7 @@ def _num_stretches(query: jax.Array) -> int:
 def _places(query: jax.Array):
   """Of queries, and of keys and values, which are whole along time."""
   batch = None if len(query) % sharding.num_shards("batch") else "batch"
-  sequence = None if _num_stretches(query) == 1 else "sequence"
+  sequence = None if _num_parts(query) == 1 else "sequence"
   return (
     sharding.partition_spec((batch, sequence, "heads", "head_size")),
     sharding.partition_spec((batch, None, "kv_heads", "head_size")),

@@ -104,13 +104,16 @@ def by_layer(graphdef: nnx.GraphDef, params: qwen3.Params) -> Weights:
   return {**whole, "layers": tuple(map(layer, range(config.num_layers)))}
 
 
-def logical_axes(weights: Weights) -> Any:
-  """`LogicalAxes` of each array, same tree."""
-  axes = qwen3.AXES
+def shardings(mesh: jax.sharding.Mesh, weights: Weights) -> Any:
+  """`NamedSharding` of each array, same tree."""
+
+  def place(name: str) -> jax.sharding.NamedSharding:
+    return sharding.sharding(mesh, *qwen3.AXES[name])
+
   return {
-    name: tuple({k: axes[k] for k in layer} for layer in value)
+    name: tuple({k: place(k) for k in layer} for layer in value)
     if name == "layers"
-    else axes[name]
+    else place(name)
     for name, value in weights.items()
   }
 

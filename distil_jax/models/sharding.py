@@ -191,9 +191,16 @@ def top_k(
   )(x)
 
 
-def batch_size_multiple(mesh: Mesh) -> int:
-  """What the leading axis of a batch must be a multiple of."""
-  return math.prod(mesh.shape[axis] for axis in ("data", "fsdp"))
+def batch_size_multiple(
+  mesh: Mesh, axes: Sequence[str] = ("data", "fsdp")
+) -> int:
+  """What the leading axis of a batch must be a multiple of.
+
+  Args:
+    mesh: any.
+    axes: that cut the batch.
+  """
+  return math.prod(mesh.shape[axis] for axis in axes)
 
 
 def check_divisible(mesh: Mesh, shapes: Any, axes) -> None:

@@ -82,12 +82,7 @@ def weights(
 ) -> decoding.Weights:
   """The parameters as they are sampled from."""
   found = jax.eval_shape(lambda p: decoding.by_layer(graphdef, p), shapes)
-  places = jax.tree.map(
-    lambda axes: sharding.sharding(mesh, *axes),
-    decoding.logical_axes(found),
-    is_leaf=lambda x: isinstance(x, tuple) and not isinstance(x[0], dict),
-  )
-  return _placed(found, places)
+  return _placed(found, decoding.shardings(mesh, found))
 
 
 def prompts(
