@@ -1,0 +1,227 @@
+"""The walls around one program: what it may see, take and ask of the kernel.
+
+Three layers, each of which holds without the others:
+
+  namespaces  its own processes, mounts and shared memory; the network and the
+              file system have been taken away before
+  limits      memory, CPU, size of files, open files, threads
+  system calls that no program of the kind needs are refused
+"""
+
+import contextlib
+import ctypes
+import os
+import platform
+import resource
+import struct
+import sys
+
+_NEWNS, _NEWIPC, _NEWPID = 0x00020000, 0x08000000, 0x20000000
+_PRIVATE = 1 << 18 | 1 << 14  # MS_PRIVATE | MS_REC
+_NOSUID_NODEV = 2 | 4
+_CAPBSET_DROP, _NO_NEW_PRIVS, _SECCOMP = 24, 38, 22
+_NUM_CAPABILITIES = 64
+# Beyond the processes that are allowed; libraries start some.
+_NUM_THREADS = 32
+_NUM_FILES = 64
+_STACK_BYTES = 64 << 20
+_SHARED_BYTES = 16 << 20
+
+
+def _libc() -> ctypes.CDLL:
+  return ctypes.CDLL(None, use_errno=True)
+
+
+def _check(result: int, what: str) -> None:
+  if result != 0:
+    number = ctypes.get_errno()
+    raise OSError(number, f"{what}: {os.strerror(number)}")
+
+
+def enter_namespaces(file_bytes: int) -> None:
+  """For the children of this process: nothing of what others have.
+
+  Whatever the first child leaves (processes, files, shared memory) goes with
+  it: the kernel sees to that.
+
+  Args:
+    file_bytes: all its files together.
+
+  Raises:
+    OSError: this process may not.
+  """
+  libc = _libc()
+  _check(libc.unshare(_NEWNS | _NEWIPC | _NEWPID), "unshare")
+  _check(libc.mount(b"none", b"/", None, _PRIVATE, None), "mount /")
+  for place, size, mode in (
+    (b"/tmp", file_bytes, 0o1777),
+    (b"/dev/shm", _SHARED_BYTES, 0o1777),
+    (b"/proc", 4096, 0o555),  # the processes of others are covered up
+  ):
+    options = f"size={size},nr_inodes=4096,mode={mode:o}".encode()
+    _check(
+      libc.mount(b"tmpfs", place, b"tmpfs", _NOSUID_NODEV, options),
+      f"mount {place.decode()}",
+    )
+
+
+def limit(
+  *, seconds: float, memory_bytes: int, file_bytes: int, num_processes: int
+) -> None:
+  """Lowers what the kernel grants, for good."""
+  # The first process of a namespace ignores the signal of the softer limit.
+  _limit("RLIMIT_CPU", max(1, int(seconds + 0.999)))
+  _limit("RLIMIT_AS", memory_bytes)
+  _limit("RLIMIT_FSIZE", file_bytes)
+  _limit("RLIMIT_NOFILE", _NUM_FILES)
+  _limit("RLIMIT_CORE", 0)
+  _limit("RLIMIT_STACK", _STACK_BYTES)
+  _limit("RLIMIT_NPROC", num_processes + _NUM_THREADS)
+
+
+def _limit(name: str, value: int) -> None:
+  kind = getattr(resource, name, None)
+  if kind is None:
+    return  # a system without it
+  allowed = resource.getrlimit(kind)[1]
+  if allowed != resource.RLIM_INFINITY:
+    value = min(value, allowed)
+  # Some systems have a limit by name and do not keep it.
+  with contextlib.suppress(ValueError, OSError):
+    resource.setrlimit(kind, (value, value))
+
+
+def drop_privileges(user: int | None) -> None:
+  """No capability, none to be had, and another user where that can be.
+
+  Args:
+    user: whom to become; None: the one that this is.
+  """
+  if sys.platform == "linux":
+    libc = _libc()
+    for capability in range(_NUM_CAPABILITIES):
+      libc.prctl(_CAPBSET_DROP, capability, 0, 0, 0)
+  if user is not None:
+    os.setgroups([])
+    os.setresgid(user, user, user)
+    os.setresuid(user, user, user)
+  if sys.platform == "linux":
+    libc = _libc()
+    header = struct.pack("Ii", 0x20080522, 0)  # version 3, this process
+    nothing = struct.pack("IIIIII", 0, 0, 0, 0, 0, 0)
+    _check(libc.capset(header, nothing), "capset")
+    _check(libc.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
+
+
+# Numbers of the calls that are refused: x86_64, aarch64.
+_REFUSED = {
+  "unshare": (272, 97),
+  "setns": (308, 268),
+  "mount": (165, 40),
+  "umount2": (166, 39),
+  "pivot_root": (155, 41),
+  "chroot": (161, 51),
+  "fsopen": (430, 430),
+  "open_tree": (428, 428),
+  "move_mount": (429, 429),
+  "mount_setattr": (442, 442),
+  "ptrace": (101, 117),
+  "process_vm_readv": (310, 270),
+  "process_vm_writev": (311, 271),
+  "bpf": (321, 280),
+  "perf_event_open": (298, 241),
+  "userfaultfd": (323, 282),
+  "io_uring_setup": (425, 425),
+  "add_key": (248, 217),
+  "request_key": (249, 218),
+  "keyctl": (250, 219),
+  "open_by_handle_at": (304, 265),
+  "memfd_create": (319, 279),  # memory that no limit counts
+  "memfd_secret": (447, 447),
+  "shmget": (29, 194),
+}
+# Refused too where there is no namespace to keep these in.
+_REFUSED_OUTSIDE = {
+  "socket": (41, 198),
+  "kill": (62, 129),
+  "tkill": (200, 130),
+  "pidfd_send_signal": (424, 424),
+  "rt_sigqueueinfo": (129, 138),
+  "setpriority": (141, 140),
+}
+_CLONE, _CLONE3 = (56, 220), (435, 435)
+_FORK, _VFORK = 57, 58  # x86_64 alone has them
+_ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
+_X32 = 0x40000000
+_NEW_ANYTHING = 0x7E020000 | 0x80  # the CLONE_NEW* flags
+_THREAD = 0x00010000
+_ALLOW, _KILL = 0x7FFF0000, 0x80000000
+_EPERM, _ENOSYS = 0x00050001, 0x00050026
+_LOAD, _EQUAL, _AT_LEAST, _ANY_OF, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+
+
+def refuse_system_calls(*, has_namespaces: bool, num_processes: int) -> bool:
+  """A filter that this process and all that it starts cannot shed.
+
+  Args:
+    has_namespaces: without them sockets and signals are refused as well.
+    num_processes: with 1 no process can be started, only threads.
+
+  Returns:
+    whether this system has such filters, and this machine is known.
+  """
+  known = _ARCHITECTURES.get(platform.machine())
+  if sys.platform != "linux" or known is None:
+    return False
+  column, audit = known
+  calls = dict(_REFUSED)
+  if not has_namespaces:
+    calls |= _REFUSED_OUTSIDE
+  refused = sorted({numbers[column] for numbers in calls.values()})
+  if num_processes == 1 and column == 0:
+    refused += [_FORK, _VFORK]
+  code = _filter(
+    audit,
+    refused,
+    clone=_CLONE[column],
+    clone3=_CLONE3[column],
+    has_x32=column == 0,
+    only_threads=num_processes == 1,
+  )
+  program = b"".join(struct.pack("HBBI", *line) for line in code)
+  array = ctypes.create_string_buffer(program, len(program))
+  header = struct.pack("HxxxxxxP", len(code), ctypes.addressof(array))
+  return _libc().prctl(_SECCOMP, 2, header, 0, 0) == 0
+
+
+def _filter(
+  audit: int,
+  refused: list[int],
+  *,
+  clone: int,
+  clone3: int,
+  has_x32: bool,
+  only_threads: bool,
+) -> list[tuple[int, int, int, int]]:
+  """Berkeley packet filter: code, jumps where true and false, operand."""
+  code = [
+    (_LOAD, 0, 0, 4),  # the architecture
+    (_EQUAL, 1, 0, audit),
+    (_RETURN, 0, 0, _KILL),
+    (_LOAD, 0, 0, 0),  # the number of the call
+  ]
+  if has_x32:
+    code += [(_AT_LEAST, 0, 1, _X32), (_RETURN, 0, 0, _KILL)]
+  for number in refused:
+    code += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, _EPERM)]
+  # Its flags lie in memory, which cannot be looked at; libraries fall back.
+  code += [(_EQUAL, 0, 1, clone3), (_RETURN, 0, 0, _ENOSYS)]
+  flags = [
+    (_LOAD, 0, 0, 16),  # the low half of the first argument
+    (_ANY_OF, 0, 1, _NEW_ANYTHING),
+    (_RETURN, 0, 0, _EPERM),
+  ]
+  if only_threads:
+    flags += [(_ANY_OF, 1, 0, _THREAD), (_RETURN, 0, 0, _EPERM)]
+  code += [(_EQUAL, 0, len(flags), clone), *flags]
+  return [*code, (_RETURN, 0, 0, _ALLOW)]

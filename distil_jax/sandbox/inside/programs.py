@@ -1,0 +1,217 @@
+"""Runs a program in this process: whole, or a function of it.
+
+Nothing here is a secret, nor trusted by anybody: a program shares this process
+and may change all of it.
+"""
+
+import builtins
+import io
+import json
+import linecache
+import os
+import site
+import sys
+import threading
+import types
+from typing import Any
+
+from distil_jax.sandbox.inside import values
+
+FILE = "program.py"
+_MAX_FRAMES = 6
+_MAX_LINE = 200
+_MAX_MESSAGE = 1000
+
+Fault = dict[str, Any]
+
+
+def run(job: dict[str, Any], reports: int, channel: int | None) -> None:
+  """Does what a job says, and reports it; does not return.
+
+  Args:
+    job: `program`, and for a function's value `call`.
+    reports: descriptor for the report.
+    channel: descriptor where calls come from, see `serve`; None: there are
+      none.
+  """
+  _settle()
+  report: dict[str, Any] = {}
+  code = 0
+  try:
+    if channel is not None:
+      serve(job["program"], channel)
+    elif job.get("call"):
+      report = value_of(job["program"], job["call"])
+    else:
+      code, report = whole(job["program"])
+  finally:
+    _flush()
+    _write(reports, json.dumps(report).encode())
+    os._exit(code)
+
+
+def whole(program: str) -> tuple[int, dict[str, Any]]:
+  """Runs it as a script, to the end of its threads.
+
+  Returns:
+    its exit status and the report.
+  """
+  main = types.ModuleType("__main__")
+  sys.modules["__main__"] = main
+  try:
+    exec(_compiled(program), main.__dict__)
+    code: Any = 0
+  except SystemExit as error:
+    code = error.code
+  except BaseException as error:
+    _end_threads()
+    return 1, {"raised": fault(error)}
+  _end_threads()
+  if code is None or isinstance(code, int):
+    return (code or 0) & 0xFF, {}
+  print(code, file=sys.stderr)
+  return 1, {}
+
+
+def value_of(program: str, call: dict[str, Any]) -> dict[str, Any]:
+  """Calls a function of the program.
+
+  Args:
+    program: source.
+    call: `name`, where `A.f` is a method of a new `A()`, and `args`, encoded.
+  """
+  try:
+    function = _function(_loaded(program), call["name"])
+    args = [values.decode(x) for x in call["args"]]
+    return _encoded(function(*args))
+  except BaseException as error:
+    return {"raised": fault(error)}
+
+
+def serve(program: str, channel: int) -> None:
+  """Answers calls, a line each, until there are none."""
+  lines = os.fdopen(channel, "rb", closefd=False)
+  try:
+    namespace = _loaded(program)
+  except BaseException as error:
+    broken = {"raised": fault(error)}
+    for _ in lines:
+      _write(channel, json.dumps(broken).encode() + b"\n")
+    return
+  for line in lines:
+    asked = json.loads(line)
+    try:
+      function = _function(namespace, asked["name"])
+      args = [values.decode(x) for x in asked["args"]]
+      kwargs = {k: values.decode(v) for k, v in asked["kwargs"].items()}
+      answer = _encoded(function(*args, **kwargs))
+    except BaseException as error:
+      answer = {"raised": fault(error)}
+    _write(channel, json.dumps(answer).encode() + b"\n")
+
+
+def fault(error: BaseException) -> Fault:
+  """What went wrong, with the frames of the program alone."""
+  frames = []
+  trace = error.__traceback__
+  while trace is not None:
+    code = trace.tb_frame.f_code
+    if code.co_filename == FILE:
+      text = linecache.getline(FILE, trace.tb_lineno).strip()
+      frames.append([trace.tb_lineno, code.co_name, text[:_MAX_LINE]])
+    trace = trace.tb_next
+  skipped = 0
+  if len(frames) > _MAX_FRAMES:
+    skipped = len(frames) - _MAX_FRAMES
+    half = _MAX_FRAMES // 2
+    frames = frames[:half] + frames[-half:]
+  if isinstance(error, SyntaxError) and error.filename == FILE:
+    text = (error.text or "").strip()[:_MAX_LINE]
+    frames = [[error.lineno or 0, "", text]]
+  return {
+    "type": type(error).__name__[:100],
+    "message": _message(error),
+    "frames": frames,
+    "num_skipped": skipped,
+  }
+
+
+def _message(error: BaseException) -> str:
+  try:
+    text = error.msg if isinstance(error, SyntaxError) else str(error)
+    return str(text)[:_MAX_MESSAGE]
+  except BaseException:  # an exception of the program's own may fail to say
+    return ""
+
+
+def _compiled(program: str) -> types.CodeType:
+  lines = program.splitlines(keepends=True)
+  linecache.cache[FILE] = (len(program), None, lines, FILE)
+  return compile(program, FILE, "exec", dont_inherit=True)
+
+
+def _loaded(program: str) -> dict[str, Any]:
+  """What it defines, imported rather than run."""
+  module = types.ModuleType("program")
+  sys.modules["program"] = module
+  exec(_compiled(program), module.__dict__)
+  return module.__dict__
+
+
+def _function(namespace: dict[str, Any], name: str) -> Any:
+  first, _, method = name.partition(".")
+  if first not in namespace:
+    raise NameError(f"name {first!r} is not defined")
+  found = namespace[first]
+  return getattr(found(), method) if method else found
+
+
+def _encoded(value: Any) -> dict[str, Any]:
+  try:
+    return {"value": values.encode(value)}
+  except (values.PlainError, RecursionError) as error:
+    return {"not_plain": str(error)[:_MAX_LINE]}
+
+
+def _settle() -> None:
+  """Makes of this process one that has just started."""
+  sys.stdin = io.TextIOWrapper(
+    io.BufferedReader(io.FileIO(0, closefd=False)),
+    encoding="utf-8",
+    errors="surrogateescape",
+  )
+  for number, name in ((1, "stdout"), (2, "stderr")):
+    raw = io.FileIO(number, "w", closefd=False)
+    stream = io.TextIOWrapper(
+      io.BufferedWriter(raw), encoding="utf-8", errors="backslashreplace"
+    )
+    setattr(sys, name, stream)
+    setattr(sys, f"__{name}__", stream)
+  sys.__stdin__ = sys.stdin
+  sys.argv = [FILE]
+  site.setquit()
+  builtins.print = print
+
+
+def _end_threads() -> None:
+  """Waits as Python does: for all threads but daemons, then `atexit`."""
+  import atexit
+
+  main = threading.main_thread()
+  for thread in threading.enumerate():
+    if thread is not main and not thread.daemon:
+      thread.join()
+  atexit._run_exitfuncs()
+
+
+def _flush() -> None:
+  for stream in (sys.stdout, sys.stderr):
+    try:
+      stream.flush()
+    except BaseException:  # closed, or no stream any more
+      continue
+
+
+def _write(descriptor: int, data: bytes) -> None:
+  while data:
+    data = data[os.write(descriptor, data) :]

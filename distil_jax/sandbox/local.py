@@ -1,0 +1,257 @@
+"""A sandbox on this machine: warm processes, each with one job at a time."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import queue
+import selectors
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from typing import Any, Self
+
+from distil_jax.sandbox import isolation, reading
+from distil_jax.sandbox.inside import values
+from distil_jax.sandbox.jobs import Job, Outcome, SandboxError, crashed
+
+WEAK = (
+  "programs are NOT kept apart from your files: sandbox.kind=weak limits time, "
+  "memory and output and refuses network and new processes, but what a "
+  "program may read is all that you may"
+)
+# A job's deadline is kept inside; here somebody must notice when it is not.
+_SPARE_SECONDS = 10.0
+_START_SECONDS = 60.0
+_CHUNK = 1 << 16
+_MAX_ANSWER = 64 << 20
+
+
+class LocalSandbox:
+  """Runs jobs in processes that are started when they are first needed."""
+
+  def __init__(
+    self,
+    *,
+    is_isolated: bool = True,
+    num_processes: int | None = None,
+    python: str | None = None,
+  ):
+    """Tries out that this machine can.
+
+    Args:
+      is_isolated: in namespaces; else see `WEAK`, which is said once.
+      num_processes: jobs at once; None: as many as there are cores.
+      python: the interpreter that programs run in; None: this one's.
+
+    Raises:
+      SandboxError: says what is missing, and what to do.
+      ValueError: a number of processes below 1.
+    """
+    count = num_processes or len(_cores())
+    if count < 1:
+      raise ValueError(f"num_processes={num_processes} must be above 0")
+    if is_isolated:
+      self._isolation = isolation.bubblewrapped(python)
+    else:
+      self._isolation = isolation.weak(python)
+      _warn_once()
+    self._free: queue.SimpleQueue[_Warm] = queue.SimpleQueue()
+    for slot in range(count):
+      self._free.put(_Warm(self._isolation, slot))
+    self._count = count
+
+  def run(self, job: Job) -> Outcome:
+    """Waits for a process that is free, and for the outcome.
+
+    A process that fails costs this outcome, which is `CRASHED`; the next job
+    has another.
+    """
+    if job.limits.num_processes > 1 and not self._isolation.has_namespaces:
+      raise SandboxError(
+        f"num_processes={job.limits.num_processes} needs sandbox.kind="
+        "bubblewrap: elsewhere what a program starts could outlive it"
+      )
+    try:
+      messages = _messages(job)
+    except values.PlainError as error:
+      raise ValueError(f"the arguments of {job.call}: {error}") from None
+    with self._warm() as warm:
+      try:
+        results = warm.ask(messages, job.limits.deadline + _SPARE_SECONDS)
+        return reading.outcome(results)
+      except (_WarmError, ValueError, KeyError) as error:
+        warm.kill()
+        return crashed(f"{type(error).__name__}: {error}")
+      except BaseException:
+        warm.kill()  # an answer that nobody waits for would be the next one's
+        raise
+
+  def close(self) -> None:
+    """Ends the processes; waits for jobs that are under way."""
+    with contextlib.ExitStack() as stack:
+      for _ in range(self._count):
+        stack.enter_context(self._warm()).kill()
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self.close()
+
+  @contextlib.contextmanager
+  def _warm(self) -> Iterator["_Warm"]:
+    warm = self._free.get()
+    try:
+      yield warm
+    finally:
+      self._free.put(warm)
+
+
+class _WarmError(RuntimeError):
+  """A warm process does not do what it should."""
+
+
+class _Warm:
+  """A warm process, if there is one; see `inside.__main__`."""
+
+  def __init__(self, how: isolation.Isolation, slot: int):
+    self._how, self._slot = how, slot
+    self._process: subprocess.Popen[bytes] | None = None
+    self._folder: tempfile.TemporaryDirectory[str] | None = None
+    self._owner = os.getpid()
+    self._read = b""
+
+  def ask(self, messages: list[bytes], seconds: float) -> dict[str, Any]:
+    """What each process of the job reports, by its role."""
+    process = self._started()
+    deadline = time.monotonic() + seconds
+    head = b" ".join(b"%d" % len(x) for x in messages) + b"\n"
+    self._write(process, head + b"".join(messages), deadline)
+    return dict(self._answer(process, deadline) for _ in messages)
+
+  def kill(self) -> None:
+    """Ends it and all that it has started."""
+    process, self._process, self._read = self._process, None, b""
+    if process is not None and self._owner == os.getpid():
+      with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+      process.wait()
+      for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+          with contextlib.suppress(OSError):
+            pipe.close()
+    if self._folder is not None:
+      self._folder.cleanup()
+      self._folder = None
+
+  def __del__(self):
+    self.kill()
+
+  def _started(self) -> subprocess.Popen[bytes]:
+    if self._process is not None and self._process.poll() is None:
+      return self._process
+    self.kill()
+    self._folder = tempfile.TemporaryDirectory(
+      prefix="sandbox-", ignore_cleanup_errors=True
+    )
+    if not self._how.has_namespaces:
+      isolation.stage(self._folder.name)
+    self._process = process = subprocess.Popen(
+      self._how.command(self._slot, self._folder.name),
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.DEVNULL,
+      start_new_session=True,
+      env=isolation.environment(self._folder.name),
+      cwd="/",
+      bufsize=0,
+    )
+    for pipe in (process.stdin, process.stdout):
+      assert pipe is not None
+      os.set_blocking(pipe.fileno(), False)
+    self._header(process, time.monotonic() + _START_SECONDS)  # that it is ready
+    return process
+
+  def _write(self, process, data: bytes, deadline: float) -> None:
+    view = memoryview(data)
+    while view:
+      _wait(process.stdin, selectors.EVENT_WRITE, deadline)
+      try:
+        view = view[os.write(process.stdin.fileno(), view[:_CHUNK]) :]
+      except BlockingIOError:
+        continue
+      except BrokenPipeError:
+        raise _WarmError("the sandbox has ended") from None
+
+  def _answer(self, process, deadline: float) -> tuple[str, Any]:
+    role, length = self._header(process, deadline)
+    if length > _MAX_ANSWER:
+      raise _WarmError(f"an answer of {length} bytes")
+    while len(self._read) < length:
+      self._more(process, deadline)
+    payload, self._read = self._read[:length], self._read[length:]
+    return role, json.loads(payload)
+
+  def _header(self, process, deadline: float) -> tuple[str, int]:
+    while b"\n" not in self._read:
+      self._more(process, deadline)
+    line, _, self._read = self._read.partition(b"\n")
+    role, length = line.decode().split()
+    return role, int(length)
+
+  def _more(self, process, deadline: float) -> None:
+    _wait(process.stdout, selectors.EVENT_READ, deadline)
+    piece = os.read(process.stdout.fileno(), _CHUNK)
+    if not piece:
+      raise _WarmError("the sandbox has ended")
+    self._read += piece
+
+
+def _messages(job: Job) -> list[bytes]:
+  """A job as its processes read it: the program's, and the tests' apart."""
+  limits = dataclasses.asdict(job.limits) | {
+    "wall_seconds": job.limits.deadline
+  }
+  program = {"program": job.program, "stdin": job.stdin, "limits": limits}
+  if job.call is not None:
+    program["call"] = {
+      "name": job.call.name,
+      "args": [values.encode(x) for x in job.call.args],
+    }
+  messages = [program]
+  if job.tests is not None:
+    # They wait for the program, and need a moment to say what came of it.
+    more = {"wall_seconds": job.limits.deadline + 2, "num_processes": 1}
+    messages.append(
+      dataclasses.asdict(job.tests)
+      | {"tests": job.tests.source, "limits": limits | more}
+    )
+  return [json.dumps(message).encode() for message in messages]
+
+
+def _wait(pipe, event: int, deadline: float) -> None:
+  with selectors.DefaultSelector() as selector:
+    selector.register(pipe, event)
+    if not selector.select(max(0.0, deadline - time.monotonic())):
+      raise _WarmError("no answer came in time")
+
+
+def _cores() -> set[int]:
+  try:
+    return os.sched_getaffinity(0)
+  except AttributeError:  # a system that does not say
+    return set(range(os.cpu_count() or 1))
+
+
+_is_warned = threading.Event()
+
+
+def _warn_once() -> None:
+  if not _is_warned.is_set():
+    _is_warned.set()
+    warnings.warn(WEAK, stacklevel=3)

@@ -1,0 +1,109 @@
+"""A sandbox for other machines, over HTTP.
+
+Whoever reaches it may run programs on this machine, in its sandbox: let it
+listen where only those are who should. A job that is too much for it is refused
+before it is read.
+"""
+
+import http.server
+import json
+import threading
+from typing import Any
+
+from distil_jax.sandbox import wire
+from distil_jax.sandbox.jobs import Limits, Sandbox
+
+_MAX_JOB = 64 << 20
+# No job may take more, whatever it asks for.
+LARGEST = Limits(
+  seconds=300,
+  wall_seconds=600,
+  memory_bytes=8 << 30,
+  output_bytes=16 << 20,
+  file_bytes=1 << 30,
+  num_processes=64,
+)
+_SOCKET_SECONDS = 30
+
+
+class Server(http.server.ThreadingHTTPServer):
+  """Answers `GET /` and `POST /run`."""
+
+  daemon_threads = True
+
+  def __init__(self, address: tuple[str, int], box: Sandbox):
+    """Listens, and answers once `serve_forever` is called.
+
+    Args:
+      address: host and port; port 0: any that is free.
+      box: runs the jobs; is not closed.
+    """
+    super().__init__(address, _Handler)
+    self.box = box
+
+  @property
+  def url(self) -> str:
+    host, port = self.server_address[:2]
+    return f"http://{host}:{port}"
+
+  def start(self) -> threading.Thread:
+    """Answers in a thread of its own, until `shutdown`."""
+    thread = threading.Thread(target=self.serve_forever, daemon=True)
+    thread.start()
+    return thread
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+  server: Server
+  timeout = _SOCKET_SECONDS
+  protocol_version = "HTTP/1.1"
+
+  def do_GET(self) -> None:
+    self._answer(200, {"service": wire.SERVICE})
+
+  def do_POST(self) -> None:
+    length = self.headers.get("Content-Length", "")
+    if self.path != "/run" or not length.isdecimal():
+      self.close_connection = True
+      self._answer(404, {"error": "POST /run, with a length"})
+      return
+    if int(length) > _MAX_JOB:
+      self.close_connection = True
+      self._answer(413, {"error": f"more than {_MAX_JOB} bytes"})
+      return
+    try:
+      job = wire.job_from_json(json.loads(self.rfile.read(int(length))))
+      _check(job.limits)
+    except (ValueError, RecursionError) as error:
+      self._answer(400, {"error": str(error)})
+      return
+    try:
+      self._answer(200, wire.outcome_to_json(self.server.box.run(job)))
+    except (ValueError, RuntimeError) as error:
+      self._answer(400, {"error": str(error)})
+
+  def log_message(self, format: str, *args: Any) -> None:
+    """Says nothing: a run asks a hundred times a second."""
+
+  def _answer(self, code: int, content: dict[str, Any]) -> None:
+    data = json.dumps(content).encode()
+    self.send_response(code)
+    self.send_header("Content-Type", "application/json")
+    self.send_header("Content-Length", str(len(data)))
+    self.end_headers()
+    self.wfile.write(data)
+
+
+def _check(limits: Limits) -> None:
+  for name in ("seconds", "memory_bytes", "output_bytes", "file_bytes"):
+    _at_most(name, getattr(limits, name), getattr(LARGEST, name))
+  _at_most("num_processes", limits.num_processes, LARGEST.num_processes)
+  assert LARGEST.wall_seconds is not None
+  _at_most("wall_seconds", limits.deadline, LARGEST.deadline)
+
+
+def _at_most(name: str, value: Any, largest: float) -> None:
+  if isinstance(value, bool) or not isinstance(value, int | float):
+    raise ValueError(f"{name}={value!r} is no number")
+  if not value <= largest:
+    raise ValueError(f"{name}={value} is more than {largest}")
