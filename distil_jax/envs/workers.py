@@ -80,6 +80,8 @@ class Worker:
     self._kill()
     self._process = subprocess.Popen(
       [sys.executable, "-m", self._module],
+      # Sets of strings have one order, in every process and run.
+      env=os.environ | {"PYTHONHASHSEED": "0"},
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       stderr=subprocess.DEVNULL,
