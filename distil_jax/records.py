@@ -61,13 +61,18 @@ class Demonstration:
 
 
 class Status(enum.StrEnum):
-  """How a completion ended in the eyes of its environment."""
+  """How a completion ended in the eyes of its environment.
+
+  An error is the completion's own, such as of a program that raises. Where the
+  judge itself has crashed nothing is known of the completion.
+  """
 
   CORRECT = "correct"
   WRONG = "wrong"
   UNPARSABLE = "unparsable"
   TIMEOUT = "timeout"
   ERROR = "error"
+  CRASHED = "crashed"
 
 
 @dataclasses.dataclass(frozen=True)
