@@ -4,14 +4,15 @@ Shared by training and evaluation; this is where arrays meet strings.
 """
 
 import dataclasses
+import time
 from collections.abc import Sequence
+from concurrent.futures import Future
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distil_jax import engine, prefixes, prompts, rollout
-from distil_jax.envs import Environment
+from distil_jax import endings, engine, judging, prefixes, prompts, rollout
 from distil_jax.models import qwen3, sharding
 from distil_jax.policy import Policy
 from distil_jax.records import Problem, Rollout, StopReason, Verdict
@@ -28,6 +29,7 @@ class Experience:
     completions: as text. Length B.
     verdicts: length B.
     usage: what the rollout took, of all processes; None: not known.
+    judging_seconds: from the end of the rollout to the last verdict.
   """
 
   problems: Sequence[Problem]
@@ -36,6 +38,7 @@ class Experience:
   completions: list[str]
   verdicts: list[Verdict]
   usage: engine.Usage | None = None
+  judging_seconds: float = 0.0
 
   @property
   def rewards(self) -> np.ndarray:
@@ -55,12 +58,12 @@ class Experience:
 
 
 class Actor:
-  """Samples from a policy and has the environment judge."""
+  """Samples from a policy, and has what has ended judged meanwhile."""
 
   def __init__(
     self,
     policy: Policy,
-    environment: Environment,
+    judges: judging.Judges,
     mesh: jax.sharding.Mesh,
     *,
     group_size: int,
@@ -79,7 +82,7 @@ class Actor:
 
     Args:
       policy: network and tokenizer; its parameters are not kept.
-      environment: judges.
+      judges: of the environment.
       mesh: where batches come from.
       group_size: G.
       max_prompt_length: S.
@@ -90,8 +93,7 @@ class Actor:
     """
     self.group_size = group_size
     self._tokenizer = policy.tokenizer
-    self._texts = policy.texts
-    self._environment = environment
+    self._judges = judges
     self._mesh = rollout_mesh or mesh
     self._max_prompt_length = max_prompt_length
     self._choice = engine.choice(
@@ -118,6 +120,7 @@ class Actor:
     key: jax.Array,
     *,
     report: engine.Report = lambda num_tokens, num_done: None,
+    ended: endings.Ended | None = None,
   ) -> tuple[Rollout, engine.Usage]:
     """Samples G completions of each prompt.
 
@@ -129,6 +132,7 @@ class Actor:
       key: another one for every step.
       report: told how many tokens and how many completions are done, of all
         processes.
+      ended: see `engine.Engine`.
 
     Returns:
       this process's rows, NumPy, and what all of them took.
@@ -144,7 +148,7 @@ class Actor:
       key = jax.random.wrap_key_data(jnp.asarray(data), impl=impl)
       keys = _sample_keys(key, names, self.group_size)
     sampled, usage = self._engine(
-      params, ids, mask, keys, self._choice, report=report
+      params, ids, mask, keys, self._choice, report=report, ended=ended
     )
     rows = jax.tree.map(sharding.local_rows, sampled)
     return rows.replace(prompt_ids=prompt_ids, prompt_mask=prompt_mask), usage
@@ -171,12 +175,20 @@ class Actor:
       self._tokenizer.pad_id,
     )
     names = rollout.identities([p.index for p in problems])
-    sampled, usage = self.sample(params, ids, mask, names, key, report=report)
-    completions = self._texts(sampled.completion_ids, sampled.completion_mask)
-    verdicts = [
-      self._environment.judge(problems[i // self.group_size], completion)
-      for i, completion in enumerate(completions)
-    ]
+    completions = [""] * (len(problems) * self.group_size)
+    pending: dict[int, Future[Verdict]] = {}
+
+    def judge(row: int, ids: np.ndarray) -> None:
+      completions[row] = self._tokenizer.decode(ids.tolist())
+      problem = problems[row // self.group_size]
+      pending[row] = self._judges.submit(problem, completions[row])
+
+    with judging.cancelled_on_failure(pending):
+      sampled, usage = self.sample(
+        params, ids, mask, names, key, report=report, ended=judge
+      )
+      begun = time.monotonic()
+      verdicts = [pending[row].result() for row in range(len(completions))]
     return Experience(
       problems=problems,
       group_size=self.group_size,
@@ -184,6 +196,7 @@ class Actor:
       usage=usage,
       completions=completions,
       verdicts=verdicts,
+      judging_seconds=time.monotonic() - begun,
     )
 
 

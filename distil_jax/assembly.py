@@ -11,6 +11,7 @@ import optax
 
 from distil_jax import (
   inspection,
+  judging,
   processes,
   recipe,
   sources,
@@ -36,6 +37,10 @@ def environment(config: Config) -> Environment:
     return make_environment(section.function, **section.settings)
   settings = section.model_dump(exclude={"kind"})
   return make_environment(section.kind, **settings)
+
+
+def judges(config: Config, environment: Environment) -> judging.Judges:
+  return judging.Judges(environment, **config.judging.model_dump())
 
 
 def mesh(
@@ -144,7 +149,11 @@ def training_actor(
 ) -> Actor:
   settings = config.rollout.model_dump(exclude={"num_problems", "mesh"})
   return Actor(
-    policy, environment, mesh, rollout_mesh=rollout_mesh(config), **settings
+    policy,
+    judges(config, environment),
+    mesh,
+    rollout_mesh=rollout_mesh(config),
+    **settings,
   )
 
 
@@ -157,7 +166,7 @@ def evaluation_actor(
   e = config.evaluation
   return Actor(
     policy,
-    environment,
+    judges(config, environment),
     mesh,
     group_size=e.num_samples,
     max_prompt_length=config.rollout.max_prompt_length,
@@ -230,9 +239,10 @@ def inspector(
   settings = config.rollout.model_dump(
     exclude={"num_problems", "group_size", "max_prompt_length", "mesh"}
   )
+  judged = judges(config, environment)
   actor = Actor(
     policy,
-    environment,
+    judged,
     mesh,
     rollout_mesh=rollout_mesh(config),
     group_size=1,
@@ -242,7 +252,7 @@ def inspector(
   return inspection.Inspector(
     actor=actor,
     policy=policy,
-    environment=environment,
+    judges=judged,
     mesh=mesh,
     num_answers=config.teacher.guard.num_problems // jax.process_count(),
     success_threshold=config.teacher.success_threshold,

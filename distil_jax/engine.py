@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from distil_jax import rollout
+from distil_jax import endings, rollout
 from distil_jax.models import architecture, decoding, qwen3, sharding
 from distil_jax.ops import sampling
 from distil_jax.records import Rollout
@@ -134,6 +134,7 @@ class Engine:
     max_lengths: Any = None,
     *,
     report: Report = lambda num_tokens, num_done: None,
+    ended: endings.Ended | None = None,
   ) -> tuple[Rollout, Usage]:
     """Samples G completions of each prompt.
 
@@ -147,6 +148,8 @@ class Engine:
       max_lengths: of each completion, at most T; a scalar, or shape `[P, G]`.
         None: T.
       report: told how many tokens and how many completions are done.
+      ended: told of each row of this process, while others are still sampled:
+        its place among them, and its tokens. All are told by the end.
 
     Returns:
       the rollout, members of a group in a row, and what it took.
@@ -156,7 +159,7 @@ class Engine:
       state = self._start(
         weights, prompt_ids, prompt_mask, keys, choice, max_lengths
       )
-      state, usage = self._sample(weights, state, report)
+      state, usage = self._sample(weights, state, report, ended)
       sampled = _finish(state, prompt_ids, prompt_mask, pad_id=self._pad_id)
     return sampled, usage
 
@@ -199,9 +202,14 @@ class Engine:
     )
 
   def _sample(
-    self, weights: decoding.Weights, state: rollout.State, report: Report
+    self,
+    weights: decoding.Weights,
+    state: rollout.State,
+    report: Report,
+    ended: endings.Ended | None,
   ) -> tuple[rollout.State, Usage]:
     """Until all rows are done."""
+    ends = None if ended is None else endings.Endings(ended, state)
     searched = np.zeros(state.completions.lengths.shape, np.int32)
     num_parts, width = state.slots.rows.shape
     widths = ladder(width)
@@ -219,12 +227,17 @@ class Engine:
         graphdef=self._graphdef,
         eos_ids=self._eos_ids,
       )
+      if ends is not None:
+        ends.tell()  # while the device goes on
       if self._stop:
         state = self._end_at_stop_strings(state, searched)
-      look = {name: int(x) for name, x in _look(state).items()}
+      seen = {name: np.asarray(x) for name, x in _look(state).items()}
+      if ends is not None:
+        ends.pick(state, seen["num_ended"])
+      look = {name: int(x.sum()) for name, x in seen.items()}
       num_slot_steps += (look["num_steps"] - num_steps) * num_parts * width
       num_steps = look["num_steps"]
-      report(look["num_tokens"], look["num_done"])
+      report(look["num_tokens"], look["num_ended"])
       if not look["num_alive"] and not look["num_waiting"]:
         break
       fitting = [w for w in narrower if w >= look["num_alive"]]
@@ -238,6 +251,8 @@ class Engine:
         before = sum(x.nbytes for x in jax.tree.leaves(state.rings.cache))
         state = _resize(state, width=width, ring_length=ring)
         largest = max(largest, before + cache_bytes(state))
+    if ends is not None:
+      ends.tell()
     usage = Usage(
       num_tokens=look["num_tokens"],
       num_steps=num_steps,
@@ -353,27 +368,26 @@ def _changed(graphdef: nnx.GraphDef, params: qwen3.Params) -> dict[str, Any]:
 
 
 def _look_at(state: rollout.State) -> dict[str, jax.Array]:
-  """What the host decides by."""
-  lengths = state.completions.lengths
-  num_left = jnp.sum(state.num_waiting) + jnp.sum(state.num_alive)
+  """What the host decides by. Scalars, but for `num_ended` of each part."""
+  num_ended = state.num_rows - state.num_waiting - state.num_alive
   return {
     "num_alive": jnp.max(state.num_alive),
     "num_waiting": jnp.max(state.num_waiting),
     "longest": state.longest,
     "num_steps": state.num_steps,
-    "num_tokens": jnp.sum(lengths),
-    "num_done": lengths.size - num_left,
+    "num_tokens": jnp.sum(state.completions.lengths),
+    "num_ended": _everywhere(num_ended),
   }
 
 
 def _whole(state: rollout.State) -> tuple[jax.Array, jax.Array]:
   """Tokens and lengths of all rows, on every device."""
   found = state.completions
+  return _everywhere(found.ids), _everywhere(found.lengths)
 
-  def everywhere(x):
-    return sharding.constrain(x, *(None,) * x.ndim)
 
-  return everywhere(found.ids), everywhere(found.lengths)
+def _everywhere(x: jax.Array) -> jax.Array:
+  return sharding.constrain(x, *(None,) * x.ndim)
 
 
 # One set of programs for all engines: those of equal shapes share them.

@@ -7,9 +7,10 @@ import numpy as np
 
 from distil_jax import processes, rollout
 from distil_jax.actor import Actor, Experience
-from distil_jax.envs import Environment
+from distil_jax.judging import Judges
 from distil_jax.models import qwen3
 from distil_jax.policy import Policy
+from distil_jax.records import Status
 from distil_jax.teaching import Lesson
 
 
@@ -20,7 +21,7 @@ class Inspector:
   Attributes:
     actor: samples one completion for each teacher's prompt.
     policy: turns tokens to text.
-    environment: judges them.
+    judges: judge them.
     mesh: the mesh in use.
     num_answers: of this process in one inspection.
     success_threshold: a reward from here on is right.
@@ -28,7 +29,7 @@ class Inspector:
 
   actor: Actor
   policy: Policy
-  environment: Environment
+  judges: Judges
   mesh: jax.sharding.Mesh
   num_answers: int
   success_threshold: float
@@ -56,15 +57,11 @@ class Inspector:
     )
     sampled, _ = self.actor.sample(teacher_params, *arrays, key)
     texts = self.policy.texts(sampled.completion_ids, sampled.completion_mask)
-    rewards = [
-      self.environment.judge(problem, text).reward
-      for problem, text in zip(
-        problems[: len(rows)], texts[: len(rows)], strict=True
-      )
-    ]
+    verdicts = self.judges(problems[: len(rows)], texts[: len(rows)])
+    rewards = [v.reward for v in verdicts if v.status != Status.CRASHED]
     is_right = np.asarray(rewards) >= self.success_threshold
     sums = processes.global_sums(
-      {"correct": float(is_right.sum()), "answers": float(len(rows))}
+      {"correct": float(is_right.sum()), "answers": float(len(rewards))}
     )
     return sums["correct"], sums["answers"]
 

@@ -1,5 +1,6 @@
 """Rollouts with few slots: the same completions, from less work."""
 
+import contextlib
 import functools
 import itertools
 
@@ -9,7 +10,7 @@ import networks
 import numpy as np
 import pytest
 
-from distil_jax import engine, rollout
+from distil_jax import endings, engine, rollout
 from distil_jax.models import qwen3, sharding
 from distil_jax.records import StopReason
 
@@ -507,3 +508,59 @@ def test_progress_is_reported(network, prompts, monkeypatch):
   assert len(told) > 2
   assert told == sorted(told)
   assert told[-1] == (usage.num_tokens, 8)
+
+
+def told_of(network, prompts, monkeypatch, mesh=None, **settings):
+  """Each row's tokens as told, when, and the rollout itself."""
+  monkeypatch.setattr(engine, "_STEPS", 4)
+  monkeypatch.setattr(endings, "_AT_ONCE", 2)
+  told, tokens = [], []
+  sampler = make(network, **settings)
+
+  def ended(row, ids):
+    told.append((row, ids.tolist(), tokens[-1]))
+
+  params = network.params if mesh is None else on_mesh(network, mesh)
+  put = sharding.put_batch if mesh else lambda _, x: map(jnp.asarray, x)
+  with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
+    rolled, _ = sampler(
+      params,
+      *put(mesh, prompts),
+      keys_of(),
+      report=lambda num_tokens, _: tokens.append(num_tokens),
+      ended=ended,
+    )
+  return told, tokens, jax.tree.map(np.asarray, rolled)
+
+
+@pytest.mark.parametrize(
+  "settings",
+  [{}, {"num_slots": 3}, {"stop": ("ab", "q", "rs")}],
+  ids=["all at once", "few slots", "stop strings"],
+)
+@pytest.mark.parametrize("is_cut", [False, True], ids=["whole", "by device"])
+def test_each_row_is_told_of_once_as_it_ends(
+  network, prompts, monkeypatch, settings, is_cut
+):
+  mesh = None
+  if is_cut:
+    mesh = sharding.make_mesh(2, 1, 2, devices=jax.devices()[:4])
+  told, tokens, rolled = told_of(
+    network, prompts, monkeypatch, mesh, **settings
+  )
+  expected, _ = sample(network, prompts, **settings)
+  assert_same(rolled, expected)
+  assert sorted(row for row, *_ in told) == list(range(8))
+  for row, ids, _ in told:
+    length = rolled.completion_mask[row].sum()
+    assert ids == rolled.completion_ids[row, :length].tolist()
+  # The first are told of before the last token is sampled.
+  assert told[0][2] < tokens[-1]
+
+
+def test_telling_compiles_nothing_new(network, prompts, monkeypatch):
+  told_of(network, prompts, monkeypatch, num_slots=5)
+  programs = [endings._pick, endings._nobody, engine._look, engine._advance]
+  sizes = [program._cache_size() for program in programs]
+  told_of(network, prompts, monkeypatch, num_slots=5)
+  assert [program._cache_size() for program in programs] == sizes

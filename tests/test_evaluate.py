@@ -10,6 +10,7 @@ import pytest
 from distil_jax import evaluate
 from distil_jax.actor import Actor
 from distil_jax.io import tokenizer as tokenizers
+from distil_jax.judging import Judges
 from distil_jax.models import architecture, qwen3, sharding
 from distil_jax.policy import Policy
 from distil_jax.records import Problem, Status, Verdict
@@ -77,7 +78,7 @@ def policy(mesh):
 def actor(policy, judge, mesh):
   return Actor(
     policy,
-    judge,
+    Judges(judge, num_workers=1),  # in the order in which they end
     mesh,
     group_size=NUM_SAMPLES,
     max_prompt_length=40,

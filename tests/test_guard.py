@@ -23,6 +23,7 @@ from distil_jax import (
 )
 from distil_jax.actor import Actor, Experience
 from distil_jax.envs.calculator import Calculator
+from distil_jax.judging import Judges
 from distil_jax.models import sharding
 from distil_jax.policy import load_policy
 from distil_jax.records import Rollout, Status, StopReason, Verdict
@@ -177,9 +178,10 @@ def test_a_spoiled_teacher_is_caught_reading(mesh):
       max_prompt_length=120,
     ),
   )
+  judges = Judges(environment)
   actor = Actor(
     policy,
-    environment,
+    judges,
     mesh,
     group_size=1,
     max_prompt_length=120,
@@ -189,7 +191,7 @@ def test_a_spoiled_teacher_is_caught_reading(mesh):
     top_p=None,
   )
   inspect = inspection.Inspector(
-    actor, policy, environment, mesh, num_answers, success_threshold=1.0
+    actor, policy, judges, mesh, num_answers, success_threshold=1.0
   )
   with jax.set_mesh(mesh):
     good = inspect(policy.params, experience, lesson, jax.random.key(0))

@@ -89,6 +89,7 @@ def settings_of(run: FamilyRun, arm: Arm) -> dict[str, Any]:
     mode="json",
     exclude={
       "name": True,
+      "judging": True,
       "logging": True,
       "optimizer": {"learning_rate"},
       "train": {"seed", "run_directory"},

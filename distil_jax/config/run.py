@@ -17,6 +17,7 @@ class Config(Section):
   data: sections.Data = sections.Data()
   environment: sections.Environment = sections.Calculator()
   rollout: sections.Rollout = sections.Rollout()
+  judging: sections.Judging = sections.Judging()
   teacher: objectives.Teacher = objectives.Teacher()
   objective: objectives.Objective = objectives.Distil()
   optimizer: sections.Optimizer = sections.Optimizer()

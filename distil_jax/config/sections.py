@@ -158,6 +158,16 @@ Environment = Annotated[
 ]
 
 
+class Judging(Section):
+  """How verdicts are found, while others are still sampled."""
+
+  num_workers: Positive | None = None
+  """Threads that judge at once; null: one for each core."""
+  seconds: Above = 60.0
+  """For one verdict, after which it is `timeout`: above the deadlines that the
+  environment has itself, for a judge that hangs."""
+
+
 class Mesh(Section):
   """Devices along each axis; one axis may be -1, which takes the rest."""
 

@@ -1,0 +1,180 @@
+"""A judge that raises or hangs costs its verdict, and nothing else."""
+
+import _thread
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from distil_jax import judging
+from distil_jax.records import Problem, Status, Verdict
+
+PROBLEM = Problem(index=7, messages=(), answer="")
+
+
+class Judge:
+  """Does what the completion says."""
+
+  def __init__(self):
+    self.num_at_once = self.most_at_once = 0
+    self._lock = threading.Lock()
+
+  def problem(self, row, index=0):
+    raise NotImplementedError("these problems come from no file")
+
+  def judge(self, problem, completion):
+    with self._lock:
+      self.num_at_once += 1
+      self.most_at_once = max(self.most_at_once, self.num_at_once)
+    try:
+      return self._judge(completion)
+    finally:
+      with self._lock:
+        self.num_at_once -= 1
+
+  def _judge(self, completion):
+    word, _, number = completion.partition(" ")
+    match word:
+      case "sleep":
+        time.sleep(float(number))
+      case "raise":
+        raise ValueError(f"no verdict on {number}")
+      case "exit":
+        sys.exit(3)
+      case "nothing":
+        return None
+    return Verdict(1.0, completion, Status.CORRECT)
+
+
+@pytest.fixture
+def judge():
+  return Judge()
+
+
+def make(judge, **settings):
+  """Judges, and what they tell."""
+  told = []
+  return judging.Judges(judge, tell=told.append, **settings), told
+
+
+def test_verdicts_come_in_the_order_in_which_they_were_asked_for(judge):
+  judges, told = make(judge, num_workers=3)
+  said = [f"sleep {0.02 * (2 - i % 3)}" for i in range(9)]
+  said += [f"word {i}" for i in range(100)]
+  verdicts = judges([PROBLEM] * len(said), said)
+  assert [verdict.feedback for verdict in verdicts] == said
+  assert not told
+
+
+def test_as_many_at_once_as_there_are_workers(judge):
+  judges, _ = make(judge, num_workers=4)
+  begun = time.monotonic()
+  judges([PROBLEM] * 8, ["sleep 0.1"] * 8)
+  assert judge.most_at_once == 4
+  assert time.monotonic() - begun < 0.6  # one after the other: 0.8
+
+
+def test_threads_end_with_their_work(judge):
+  judges, _ = make(judge, num_workers=4)
+  before = threading.active_count()
+  judges([PROBLEM] * 8, ["sleep 0.01"] * 8)
+  deadline = time.monotonic() + 5
+  while threading.active_count() > before and time.monotonic() < deadline:
+    time.sleep(0.01)
+  assert threading.active_count() == before
+
+
+@pytest.mark.parametrize(
+  ("said", "error"),
+  [
+    ("raise it", "ValueError: no verdict on it"),
+    ("exit", "SystemExit: 3"),
+    ("nothing", "TypeError: judge returned NoneType, no Verdict"),
+  ],
+)
+def test_one_that_raises_costs_its_verdict_and_is_told_of_once(
+  judge, said, error
+):
+  judges, told = make(judge, num_workers=2)
+  first, *others, last = judges([PROBLEM] * 5, ["a", *[said] * 3, "b"])
+  assert first.status is last.status is Status.CORRECT
+  for verdict in others:
+    assert verdict == Verdict(0.0, "", Status.CRASHED, {"error": error})
+  (text,) = told
+  assert text.startswith("problem 7: the environment raised")
+  assert "Traceback" in text
+  assert error in text
+
+
+def test_one_that_hangs_costs_its_verdict_and_its_thread(judge):
+  judges, told = make(judge, num_workers=2, seconds=0.2)
+  said = ["sleep 30"] * 3 + ["a", "sleep 0.1", "b", "sleep 0.1"]
+  begun = time.monotonic()
+  verdicts = judges([PROBLEM] * 7, said)
+  assert time.monotonic() - begun < 5
+  late = Verdict(0.0, "", Status.TIMEOUT, {"seconds": 0.2})
+  assert verdicts[:3] == [late] * 3
+  assert [verdict.feedback for verdict in verdicts[3:]] == said[3:]
+  (text,) = told
+  assert "judging.seconds=0.2" in text
+
+
+def test_waiting_for_a_turn_is_no_part_of_the_deadline(judge):
+  judges, told = make(judge, num_workers=1, seconds=0.5)
+  verdicts = judges([PROBLEM] * 8, ["sleep 0.1"] * 8)
+  assert {verdict.status for verdict in verdicts} == {Status.CORRECT}
+  assert not told
+
+
+def test_a_verdict_after_the_deadline_is_none(judge):
+  judges, _ = make(judge, num_workers=1, seconds=0.1)
+  verdicts = judges([PROBLEM] * 2, ["sleep 0.3", "a"])
+  time.sleep(0.4)  # it comes, and nobody listens
+  assert [v.status for v in verdicts] == [Status.TIMEOUT, Status.CORRECT]
+  assert judges([PROBLEM], ["b"])[0].feedback == "b"
+
+
+def test_an_interrupt_while_waiting_takes_back_what_has_not_begun(judge):
+  judges, _ = make(judge, num_workers=1)
+  threading.Timer(0.2, _thread.interrupt_main).start()
+  begun = time.monotonic()
+  with pytest.raises(KeyboardInterrupt):
+    judges([PROBLEM] * 20, ["sleep 0.5"] * 20)
+  assert time.monotonic() - begun < 2
+  deadline = time.monotonic() + 5
+  while judge.num_at_once and time.monotonic() < deadline:
+    time.sleep(0.01)
+  time.sleep(0.05)
+  assert judge.num_at_once == 0
+
+
+_LEFT_BEHIND = """
+import time
+from distil_jax import judging
+class Judge:
+  def judge(self, problem, completion):
+    time.sleep(60)
+judges = judging.Judges(Judge(), num_workers=2)
+for _ in range(5):
+  judges.submit(None, "")
+"""
+
+
+def test_one_that_hangs_does_not_keep_the_process():
+  begun = time.monotonic()
+  subprocess.run([sys.executable, "-c", _LEFT_BEHIND], check=True, timeout=50)
+  assert time.monotonic() - begun < 50
+
+
+@pytest.mark.parametrize(
+  ("settings", "said"),
+  [
+    ({"num_workers": 0}, "num_workers=0 must be positive"),
+    ({"seconds": 0}, "seconds=0 must be above 0"),
+  ],
+)
+def test_unusable_settings(judge, settings, said):
+  with pytest.raises(ValueError, match=said):
+    judging.Judges(judge, **settings)
