@@ -17,12 +17,12 @@ from distil_jax.records import Batch
 
 
 def judged_tokens(batch: Batch) -> jax.Array:
-  """1 at the tokens that a teacher judges. Shape `[b, T]`.
+  """1 at the tokens that a teacher judges: the student's. Shape `[b, T]`.
 
   A sequence without teacher signal has none: its costs mean nothing, so they
   must not stand in the baseline of its group either.
   """
-  return masking.counted_tokens(batch.completion_mask, batch.sample_mask)
+  return masking.counted_tokens(batch.student_tokens, batch.sample_mask)
 
 
 def student_hidden_states(

@@ -97,7 +97,7 @@ def prepare(
   return Piece(
     batch=batch,
     weights=masking.aggregation_weights(
-      batch.completion_mask,
+      batch.student_tokens,
       None if everyone_counts else batch.sample_mask,
       aggregation=aggregation,
     ),
@@ -139,7 +139,7 @@ def feedback_loss(
   """
   batch = piece.batch
   told = experts.judged_tokens(batch)
-  learned = told if reward_weight == 0 else batch.completion_mask
+  learned = told if reward_weight == 0 else batch.student_tokens
 
   def token_losses(carry, statistics, rows):
     later, sequences = carry
@@ -188,7 +188,7 @@ def feedback_loss(
     token_losses,
     {
       "told": told,
-      "mask": batch.completion_mask,
+      "mask": batch.student_tokens,
       "weights": piece.weights,
       "credit": piece.credit,
       "old_log_probs": batch.old_log_probs,
@@ -271,7 +271,7 @@ def policy_gradient_loss(
   chunk_size: int | None = None,
 ) -> tuple[jax.Array, Report]:
   """Rewards alone; `teacher_params` are the reference of the divergence."""
-  batch, mask = piece.batch, piece.batch.completion_mask
+  batch, mask = piece.batch, piece.batch.student_tokens
   source = experts.own_source(params, batch, graphdef=graphdef)
   settings = {
     "chunk_size": chunk_size,
@@ -345,7 +345,7 @@ def sft_loss(
   source = experts.own_source(params, batch, graphdef=graphdef)
   value, reports = source.minimise(
     token_losses,
-    {"mask": batch.completion_mask, "weights": piece.weights},
+    {"mask": batch.student_tokens, "weights": piece.weights},
     chunk_size=chunk_size,
     layout=experts.layout(source.hidden, source.unembedding),
   )

@@ -11,6 +11,10 @@ Letters in shapes, everywhere in this package:
 A mask is 1 where the token counts and 0 at padding. Prompts are padded on the
 left, completions on the right, so that column S - 1 of a prompt is always its
 last token and column 0 of a completion always its first.
+
+A completion may be an episode: turns of the student, and what tools wrote
+between them. All of it is there for what follows to look back at, and so in
+`completion_mask`; only the student's own tokens are learned from.
 """
 
 import dataclasses
@@ -110,10 +114,13 @@ class Rollout:
     completion_ids: right-padded, the end token included. Shape `[B, T]`, int32.
     completion_mask: shape `[B, T]`, int32.
     log_probs: log π_θ(token) under the policy's own softmax, before
-      temperature and truncation, nats; 0 at padding. Shape `[B, T]`, float32.
+      temperature and truncation, nats; 0 at padding, and at what a tool wrote.
+      Shape `[B, T]`, float32.
     behavior_log_probs: the same under the distribution that was sampled from,
       after both. Shape `[B, T]`, float32.
-    stop_reasons: values of `StopReason`. Shape `[B]`, int32.
+    stop_reasons: values of `StopReason`, of the last turn. Shape `[B]`, int32.
+    student_mask: 1 at the tokens that the student chose; None: at all of the
+      completion's. Shape `[B, T]`, int32.
   """
 
   prompt_ids: Array
@@ -123,6 +130,12 @@ class Rollout:
   log_probs: Array
   behavior_log_probs: Array
   stop_reasons: Array
+  student_mask: Array = None
+
+  @property
+  def student_tokens(self) -> Array:
+    """1 at the student's own tokens. Shape `[B, T]`."""
+    return _or_all(self.student_mask, self.completion_mask)
 
 
 @struct.dataclass
@@ -149,6 +162,8 @@ class Batch:
     teacher_prefix_ids, teacher_prefix_mask: what stands before the teacher's
       prompts, left-padded, each before n sequences in a row; None: nothing.
       `[B / n, S0]`.
+    student_mask: 1 at the tokens that the student chose, which alone are
+      learned from; None: at all of the completion's. `[B, T]`.
   """
 
   prompt_ids: Array
@@ -164,3 +179,13 @@ class Batch:
   teacher_candidate_log_probs: Array = None
   teacher_prefix_ids: Array = None
   teacher_prefix_mask: Array = None
+  student_mask: Array = None
+
+  @property
+  def student_tokens(self) -> Array:
+    """1 at the student's own tokens. Shape `[B, T]`."""
+    return _or_all(self.student_mask, self.completion_mask)
+
+
+def _or_all(student_mask: Array, completion_mask: Array) -> Array:
+  return completion_mask if student_mask is None else student_mask

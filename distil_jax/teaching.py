@@ -176,6 +176,7 @@ def _batch(
     sample_mask=sample_mask,
     rewards=experience.rewards.reshape(-1).astype(np.float32),
     old_log_probs=np.asarray(rollout.log_probs, np.float32),
+    student_mask=rollout.student_mask,
   )
 
 

@@ -46,7 +46,8 @@ def clean_statistics(
     student_logits: shape `[B, T, V]`.
     teacher_logits: no gradient flows to them. Shape `[B, T, V]`.
     completion_ids: shape `[B, T]`.
-    completion_mask: 1 where the token counts. Shape `[B, T]`.
+    completion_mask: 1 where the token counts: at those of the student, and
+      not at what a tool wrote between them. Shape `[B, T]`.
     divergence: the local cost.
     sample_mask: 1 where there is a teacher signal; None: everywhere. `[B]`.
     learns_from_rewards: sequences without that signal have a gradient too, by

@@ -145,7 +145,7 @@ def score_weights_before(
   """The same for a stretch of time, see `credit.future_costs_before`.
 
   Args:
-    costs, mask: of the stretch; ones are contiguous. Shape `[B, t]` each.
+    costs, mask: of the stretch. Shape `[B, t]` each.
     later: from the stretch that follows, or `credit.nothing_later`.
     future_weight, normalize, discount, baseline, group_size,
       terminal_neutral: as for `score_weights`.
@@ -153,9 +153,10 @@ def score_weights_before(
   Returns:
     the weights and Rₜ, `[B, t]` each, and what the stretch before has ahead.
   """
-  credited = mask
+  followed = credit.is_followed(mask, later)
+  credited, alive = mask, jnp.maximum(mask, followed)
   if terminal_neutral:
-    credited = mask * (1 - credit.last_tokens(mask, later))
+    credited, alive = mask * followed, followed
   # The weight of a score function is a constant: its own gradient would be
   # that of another objective.
   future, later = credit.future_costs_before(
@@ -170,16 +171,16 @@ def score_weights_before(
     if group_size is None:
       raise ValueError("baseline='leave_one_out' needs group_size")
     weights = weights - credit.leave_one_out_baseline(
-      future, credited, group_size=group_size
+      future, alive, group_size=group_size
     )
   elif baseline == "batch_mean":
-    weights = weights - credit.batch_mean_baseline(future, credited)
+    weights = weights - credit.batch_mean_baseline(future, alive)
   elif baseline is not None:
     raise ValueError(
       f"baseline={baseline!r} is neither None, 'leave_one_out' nor 'batch_mean'"
     )
   weights = future_weight * masking.where_counts(weights, credited)
-  return weights, future, later
+  return weights, masking.where_counts(future, mask), later
 
 
 def feedback_losses(

@@ -51,7 +51,8 @@ def distil(
     teacher_logits: shape `[B, T, V]`; no gradient flows to them.
     completion_ids: the student's own tokens. One that counts and is not in
       the vocabulary makes the value NaN. Shape `[B, T]`.
-    completion_mask: 1 where the token counts. Shape `[B, T]`.
+    completion_mask: 1 where the token counts: at those of the student, and
+      not at what a tool wrote between them. Shape `[B, T]`.
     top_k, top_k_of, tail: the support of all costs, see
       `divergences.Divergence`; a top_k of V or more is the whole vocabulary.
     future_weight: 0 leaves the local loss alone.

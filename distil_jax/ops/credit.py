@@ -2,6 +2,10 @@
 
 See "Reinforcement Learning from Rich Feedback with Distributional DAgger"
 (arXiv:2606.05152). Costs are ≥ 0 and are to be minimised.
+
+A mask may have holes: what a tool wrote between two turns of the student. A
+hole has no cost and gets no credit, and time is counted in tokens that count,
+so that those before a hole and after it are neighbours.
 """
 
 from typing import NamedTuple
@@ -45,7 +49,8 @@ def future_costs(
                                      over 1 in place of Hᵢ
 
   The sum begins at t + 1: the cost at t does not depend on the token chosen
-  at t. Positions outside the mask contribute nothing, whatever stands there.
+  at t. Positions outside the mask contribute nothing, whatever stands there,
+  and take no time: i and t are the numbers of tokens that count.
 
   With an average cost ρ, Hᵢ − ρ stands in place of Hᵢ, as in average-cost
   control: a token of average cost is then free, so that nothing is gained by
@@ -53,13 +58,14 @@ def future_costs(
 
   Args:
     costs: cost of each token, nats. Shape `[B, T]`.
-    mask: 1 where the token counts; ones are contiguous. Shape `[B, T]`.
+    mask: 1 where the token counts. Shape `[B, T]`.
     discount: γ in (0, 1].
     normalize: take the (discounted) mean of the future costs, not their sum.
     average_cost: ρ, nats, scalar; None: 0.
 
   Returns:
-    nats. Shape `[B, T]`; 0 at and after the last token that counts.
+    nats, in holes too. Shape `[B, T]`; 0 at and after the last token that
+    counts.
 
   Raises:
     ValueError: a discount outside (0, 1].
@@ -107,11 +113,12 @@ def future_costs_before(
   chex.assert_rank([costs, mask], 2)
   chex.assert_equal_shape([costs, mask])
   costs = masking.where_counts(costs, mask)
-  totals, total = _after(costs, later.costs, discount)
-  weights, weight = _after(mask.astype(costs.dtype), later.counts, discount)
+  counts = mask.astype(costs.dtype)
+  totals, total = _after(costs, mask, later.costs, discount)
+  weights, weight = _after(counts, mask, later.counts, discount)
   if normalize:
     totals = jnp.where(weights > 0, totals / jnp.maximum(weights, 1e-30), 0.0)
-  return masking.where_counts(totals, mask), Later(total, weight)
+  return totals, Later(total, weight)
 
 
 def leave_one_out_baseline(
@@ -124,13 +131,17 @@ def leave_one_out_baseline(
   one that has ended before is not counted. Where no other member is alive the
   baseline is 0.
 
+  Positions are columns: what tools wrote shifts one member against another,
+  which takes nothing from the above. A member that reads a tool's output is
+  alive, with what is still to come as its R.
+
   Args:
     future_costs: nats. Shape `[B, T]`, the members of a group in a row.
-    mask: 1 where the token counts. Shape `[B, T]`.
+    mask: 1 where the sequence is alive. Shape `[B, T]`.
     group_size: G; must divide B.
 
   Returns:
-    nats. Shape `[B, T]`; 0 at padding.
+    nats. Shape `[B, T]`; 0 where it is not alive.
 
   Raises:
     ValueError: a group size that is not above 0, or does not divide the batch.
@@ -154,10 +165,11 @@ def batch_mean_baseline(future_costs: jax.Array, mask: jax.Array) -> jax.Array:
 
   Args:
     future_costs: nats. Shape `[B, T]`.
-    mask: 1 where the token counts. Shape `[B, T]`.
+    mask: 1 where the sequence is alive, as for `leave_one_out_baseline`.
+      Shape `[B, T]`.
 
   Returns:
-    nats. Shape `[B, T]`; 0 at padding.
+    nats. Shape `[B, T]`; 0 where it is not alive.
   """
   chex.assert_rank([future_costs, mask], 2)
   chex.assert_equal_shape([future_costs, mask])
@@ -167,30 +179,39 @@ def batch_mean_baseline(future_costs: jax.Array, mask: jax.Array) -> jax.Array:
   return jnp.sum(values, axis=0, keepdims=True) / num_alive * alive
 
 
-def last_tokens(mask: jax.Array, later: Later | None = None) -> jax.Array:
-  """1 at the last token that counts of each sequence.
+def is_followed(mask: jax.Array, later: Later | None = None) -> jax.Array:
+  """1 where a token that counts comes later, in holes too.
+
+  Times the mask it leaves out the very last token that counts of each
+  sequence, and no other: one before a hole is followed.
 
   Args:
-    mask: ones are contiguous. Shape `[B, T]`.
+    mask: 1 where the token counts. Shape `[B, T]`.
     later: what follows; None: nothing.
 
   Returns:
-    Shape `[B, T]`.
+    in the mask's dtype. Shape `[B, T]`.
   """
-  if later is None:
-    later = nothing_later(mask.shape[0])
-  is_followed = (later.counts > 0).astype(mask.dtype)
-  following = jnp.concatenate([mask[:, 1:], is_followed[:, None]], axis=1)
-  return mask * (1 - following)
+  chex.assert_rank(mask, 2)
+  counts = jnp.asarray(mask, jnp.int32)
+  num_after = jax.lax.cumsum(counts, axis=1, reverse=True) - counts
+  if later is not None:
+    num_after = num_after + (later.counts > 0)[:, None]
+  return (num_after > 0).astype(mask.dtype)
 
 
 def _after(
-  values: jax.Array, start: jax.Array, discount: float
+  values: jax.Array, mask: jax.Array, start: jax.Array, discount: float
 ) -> tuple[jax.Array, jax.Array]:
-  """Σ_{i>t} γ^{i−t−1} valuesᵢ as one reverse scan, and the sum over all."""
+  """Σ_{i>t} γ^{i−t−1} valuesᵢ as one reverse scan, and the sum over all.
 
-  def _body(accumulated, value):
-    return value + discount * accumulated, accumulated
+  Values are 0 where the mask is.
+  """
+  rates = jnp.where(mask.astype(bool), discount, 1.0).astype(values.dtype)
 
-  total, sums = jax.lax.scan(_body, start, values.T, reverse=True)
+  def _body(accumulated, column):
+    value, rate = column
+    return value + rate * accumulated, accumulated
+
+  total, sums = jax.lax.scan(_body, start, (values.T, rates.T), reverse=True)
   return sums.T, total

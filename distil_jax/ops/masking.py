@@ -1,4 +1,4 @@
-"""Averages over the tokens that count."""
+"""Averages over the tokens that count, wherever in a sequence they stand."""
 
 from typing import Literal
 

@@ -458,19 +458,24 @@ class TestStretches:
         powers = discount ** np.arange(LENGTH)
         np.testing.assert_allclose(later.counts, MASK @ powers, rtol=1e-13)
 
-  def test_last_tokens_of_stretches_are_those_of_the_whole(self):
-    whole = credit.last_tokens(jnp.asarray(MASK))
-    np.testing.assert_array_equal(np.sum(whole, 1), LENGTHS > 0)
-    for size in (1, 3, LENGTH):
-      later = credit.nothing_later(SIZE)
-      for start in reversed(range(0, LENGTH, size)):
-        mask = jnp.asarray(MASK[:, start : start + size])
-        np.testing.assert_array_equal(
-          credit.last_tokens(mask, later), whole[:, start : start + size]
-        )
-        _, later = credit.future_costs_before(
-          jnp.zeros(mask.shape), mask, later, discount=0.1
-        )
+  def test_what_is_followed_in_stretches_is_so_in_the_whole(self):
+    with_holes = MASK * (np.arange(LENGTH) % 3 != 1)
+    for counts in (MASK, with_holes):
+      whole = credit.is_followed(jnp.asarray(counts))
+      # All but the last token, and of holes those that lie before it.
+      np.testing.assert_array_equal(
+        np.sum(counts * (1 - whole), 1), counts.any(axis=1)
+      )
+      for size in (1, 3, LENGTH):
+        later = credit.nothing_later(SIZE)
+        for start in reversed(range(0, LENGTH, size)):
+          mask = jnp.asarray(counts[:, start : start + size])
+          np.testing.assert_array_equal(
+            credit.is_followed(mask, later), whole[:, start : start + size]
+          )
+          _, later = credit.future_costs_before(
+            jnp.zeros(mask.shape), mask, later, discount=0.1
+          )
 
 
 def masked_loss(carry, statistics, rows):

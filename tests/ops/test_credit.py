@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from distil_jax import objectives
 from distil_jax.ops import credit
 
 # One full sequence and one that ends after two tokens.
@@ -21,11 +22,13 @@ def brute_force(costs, mask, discount, normalize, average_cost=0.0):
       if not mask[b, t]:
         continue
       total = weight = 0.0
+      worth = 1.0  # falls with each token that counts
       for i in range(t + 1, length):
         if mask[b, i]:
           cost = float(costs[b, i]) - average_cost
-          total += discount ** (i - t - 1) * cost
-          weight += discount ** (i - t - 1)
+          total += worth * cost
+          weight += worth
+          worth *= discount
       if normalize:
         total = total / weight if weight else 0.0
       totals[b, t] = total
@@ -238,9 +241,136 @@ class TestBatchMeanBaseline:
     np.testing.assert_array_equal(np.where(mask, 0.0, baseline), 0.0)
 
 
-def test_last_tokens_by_hand():
-  mask = np.array([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]])
-  expected = [[0, 0, 0, 1], [0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
-  np.testing.assert_array_equal(
-    credit.last_tokens(jnp.asarray(mask, jnp.int32)), expected
+def test_what_is_followed_by_hand():
+  mask = np.array(
+    [[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0], [1, 0, 1, 0]]
   )
+  expected = [
+    [1, 1, 1, 0],
+    [1, 0, 0, 0],
+    [0, 0, 0, 0],
+    [0, 0, 0, 0],
+    [1, 1, 0, 0],  # in the hole too
+  ]
+  np.testing.assert_array_equal(credit.is_followed(jnp.asarray(mask)), expected)
+
+
+class TestHoles:
+  """What tools wrote between the student's tokens."""
+
+  COSTS = np.array([[1.0, 2.0, 64.0, 4.0, 8.0]], np.float32)
+  MASK = np.array([[1, 1, 0, 1, 1]], np.int32)
+
+  @pytest.mark.parametrize(
+    ("discount", "normalize", "expected"),
+    [
+      # 2+4+8, 4+8, 4+8 from within the hole, 8, nothing
+      (1.0, False, [14, 12, 12, 8, 0]),
+      # 14/3, 12/2, 12/2, 8/1
+      (1.0, True, [14 / 3, 6, 6, 8, 0]),
+      # 2 + 4/2 + 8/4: the hole takes no time; 4 + 8/2, twice; 8
+      (0.5, False, [6, 8, 8, 8, 0]),
+      # 6 / (1 + 1/2 + 1/4), 8 / (1 + 1/2), twice; 8 / 1
+      (0.5, True, [24 / 7, 16 / 3, 16 / 3, 8, 0]),
+    ],
+    ids=["plain", "normalized", "discounted", "discounted_normalized"],
+  )
+  def test_by_hand(self, discount, normalize, expected):
+    actual = credit.future_costs(
+      self.COSTS, self.MASK, discount=discount, normalize=normalize
+    )
+    np.testing.assert_allclose(actual, [expected], rtol=1e-6)
+
+  def test_terminal_neutral_credit_by_hand(self):
+    weights, later = objectives.score_weights(
+      self.COSTS, self.MASK, normalize=False, terminal_neutral=True
+    )
+    # The token before the hole is not the last one.
+    np.testing.assert_allclose(weights, [[14, 12, 0, 8, 0]], rtol=1e-6)
+    np.testing.assert_allclose(later, [[14, 12, 0, 8, 0]], rtol=1e-6)
+
+  def test_a_baseline_sees_across_the_hole_of_another(self):
+    costs = np.concatenate([self.COSTS, self.COSTS / 2])
+    mask = np.concatenate([self.MASK, np.array([[1, 1, 1, 1, 0]], np.int32)])
+    # R: 14, 12, (12), 8, 0 and 1+32+2, 32+2, 2, 0.
+    for neutral, expected in (
+      (False, [[14 - 35, 12 - 34, 0, 8, 0], [35 - 14, 34 - 12, 2 - 12, -8, 0]]),
+      # Neither the second's last token nor the first's stands in a baseline.
+      (True, [[14 - 35, 12 - 34, 0, 8, 0], [35 - 14, 34 - 12, 2 - 12, 0, 0]]),
+    ):
+      weights, _ = objectives.score_weights(
+        costs,
+        mask,
+        normalize=False,
+        baseline="leave_one_out",
+        group_size=2,
+        terminal_neutral=neutral,
+      )
+      np.testing.assert_allclose(weights, expected, rtol=1e-6)
+
+  @pytest.mark.parametrize("baseline", [None, "leave_one_out", "batch_mean"])
+  @pytest.mark.parametrize("terminal_neutral", [False, True])
+  @pytest.mark.parametrize("normalize", [False, True])
+  def test_a_hole_is_as_if_it_were_cut_out(
+    self, normalize, terminal_neutral, baseline
+  ):
+    """Holes at the same place in all: what is left has the same columns."""
+    costs, mask = ragged(seed=7)
+    settings = {
+      "normalize": normalize,
+      "terminal_neutral": terminal_neutral,
+      "baseline": baseline,
+      "group_size": 3,
+      "average_cost": 0.5,
+      "discount": 0.9,
+    }
+    kept = np.array([0, 1, 4, 5, 8])
+    with_holes = np.zeros_like(mask)
+    with_holes[:, kept] = mask[:, kept]
+    dirty = np.where(with_holes, costs, np.float32(np.nan))
+    found = objectives.score_weights(dirty, with_holes, **settings)
+    expected = objectives.score_weights(
+      costs[:, kept], mask[:, kept], **settings
+    )
+    for whole, short in zip(found, expected, strict=True):
+      np.testing.assert_allclose(whole[:, kept], short, rtol=1e-6)
+      np.testing.assert_array_equal(np.delete(whole, kept, axis=1), 0.0)
+
+  @pytest.mark.parametrize("discount", [1.0, 0.9])
+  @pytest.mark.parametrize("normalize", [False, True])
+  def test_ragged_holes_against_a_double_loop(self, normalize, discount):
+    costs, mask = ragged(seed=8)
+    mask = mask * np.random.default_rng(8).integers(0, 2, mask.shape, np.int32)
+    with jax.enable_x64(True):
+      actual = credit.future_costs(
+        costs.astype(np.float64), mask, discount=discount, normalize=normalize
+      )
+    expected = brute_force(costs, mask, discount, normalize)
+    np.testing.assert_allclose(
+      np.where(mask, actual, 0.0), expected, rtol=1e-12, atol=1e-13
+    )
+
+  @pytest.mark.parametrize("terminal_neutral", [False, True])
+  @pytest.mark.parametrize("baseline", [None, "leave_one_out", "batch_mean"])
+  def test_stretches_make_the_whole(self, baseline, terminal_neutral):
+    costs, mask = ragged(seed=9)
+    mask = mask * np.random.default_rng(9).integers(0, 2, mask.shape, np.int32)
+    settings = {
+      "discount": 0.9,
+      "baseline": baseline,
+      "group_size": 3,
+      "terminal_neutral": terminal_neutral,
+    }
+    whole = objectives.score_weights(costs, mask, **settings)
+    later = credit.nothing_later(len(mask))
+    parts = []
+    # Cuts within holes and beside them.
+    for start, end in ((6, 9), (5, 6), (1, 5), (0, 1)):
+      *part, later = objectives.score_weights_before(
+        jnp.asarray(costs[:, start:end]), mask[:, start:end], later, **settings
+      )
+      parts.insert(0, part)
+    for found, expected in zip(zip(*parts, strict=True), whole, strict=True):
+      np.testing.assert_allclose(
+        np.concatenate(found, axis=1), expected, rtol=1e-5, atol=1e-6
+      )
