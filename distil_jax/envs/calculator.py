@@ -25,6 +25,7 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
+from distil_jax.envs import tags
 from distil_jax.records import (
   Demonstration,
   Message,
@@ -169,7 +170,8 @@ class Calculator:
     written = list(itertools.islice(filter(None, lines), len(steps) + 1))
     num_right, fault = _first_fault(written, steps, problem.answer)
 
-    content = _last_answer(completion)
+    content = tags.last(completion, "answer")
+    content = content and content.strip()
     parsed = int(content) if content and _INTEGER.fullmatch(content) else None
     is_correct = parsed == int(problem.answer)
     if is_correct:
@@ -366,16 +368,6 @@ def _first_fault(
         f"{name} is wrong: you wrote {line}, it should be {step}.",
       )
   return len(steps), ""
-
-
-def _last_answer(completion: str) -> str | None:
-  """What the last closed answer tag holds."""
-  last_close = completion.rfind(_CLOSE)
-  last_open = completion.rfind(_OPEN, 0, max(last_close, 0))
-  if last_open < 0:
-    return None
-  begin = last_open + len(_OPEN)
-  return completion[begin : completion.find(_CLOSE, begin)].strip()
 
 
 def _answer_fault(content: str | None, parsed: int | None, answer: str) -> str:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from distil_jax.envs import rows, wording
+from distil_jax.envs import rows, tags, wording
 from distil_jax.records import Problem, Status, Verdict
 
 _OPEN, _CLOSE = "<answer>", "</answer>"
@@ -60,7 +60,7 @@ class MultipleChoice:
     Returns:
       The reward is 1 or 0; `details` has the letter, or None, as `parsed`.
     """
-    content = _last_answer(completion)
+    content = tags.last(completion, "answer")
     match = None if content is None else _LETTER.fullmatch(content.strip())
     parsed = (match[1] or match[2]).upper() if match else None
     if parsed == problem.answer:
@@ -75,16 +75,6 @@ class MultipleChoice:
     if not self.feedback:
       feedback = ""
     return Verdict(0.0, feedback, status, {"parsed": parsed})
-
-
-def _last_answer(completion: str) -> str | None:
-  """What stands in the last pair of tags; in time linear in the length."""
-  last_close = completion.rfind(_CLOSE)
-  start = completion.rfind(_OPEN, 0, max(last_close, 0))
-  if start < 0:
-    return None
-  start += len(_OPEN)
-  return completion[start : completion.find(_CLOSE, start)]
 
 
 def _format_feedback(content: str | None) -> str:

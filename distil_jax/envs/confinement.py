@@ -1,0 +1,102 @@
+"""Scorers that evaluate what a model wrote, made to evaluate no more than that.
+
+Some scorers of reasoning_gym pass an answer to `eval`, at once or by way of
+sympy, which would run it as a program. Here they read lists and numbers, and
+expressions of mathematics; and while an answer is scored nothing is written,
+started or connected to. It is no sandbox: it closes the ways that these scorers
+open.
+"""
+
+import ast
+import contextlib
+import importlib
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+# The modules that pass an answer to `eval`, which should be a list.
+_LISTS = (
+  "reasoning_gym.algorithmic.binary_matrix",
+  "reasoning_gym.algorithmic.spiral_matrix",
+  "reasoning_gym.algorithmic.string_insertion",
+  "reasoning_gym.games.n_queens",
+)
+_NODES = (
+  ast.Expression,
+  ast.BinOp,
+  ast.UnaryOp,
+  ast.operator,
+  ast.unaryop,
+  ast.Call,
+  ast.Name,
+  ast.Load,
+  ast.Constant,
+  ast.Tuple,
+)
+# Functions, where all else that is called must be a class of expressions.
+_FUNCTIONS = ("abs", "cbrt", "root", "sqrt")
+_HARMLESS = frozenset(
+  ("os.listdir", "os.scandir", "os.walk", "os.fwalk", "os.getxattr")
+)
+_REFUSED = ("os.", "subprocess.", "socket.", "shutil.", "ctypes.", "pty.")
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+# An audit hook cannot be taken away; this says whether it is at work.
+_depth = 0
+
+
+def install() -> None:
+  """Once in a process that scores."""
+  for name in _LISTS:
+    vars(importlib.import_module(name))["eval"] = ast.literal_eval
+  parser = importlib.import_module("sympy.parsing.sympy_parser")
+  vars(parser)["eval_expr"] = _evaluated
+  sys.dont_write_bytecode = True
+  sys.addaudithook(_audit)
+
+
+@contextlib.contextmanager
+def confined() -> Iterator[None]:
+  """While this lasts, nothing is written, started or connected to."""
+  global _depth
+  _depth += 1
+  try:
+    yield
+  finally:
+    _depth -= 1
+
+
+def _audit(event: str, args: tuple[Any, ...]) -> None:
+  if not _depth or event in _HARMLESS:
+    return
+  is_writing = event == "open" and bool(args[2] and args[2] & _WRITING)
+  if is_writing or event.startswith(_REFUSED):
+    raise PermissionError(f"{event} while an answer is scored")
+
+
+def _evaluated(
+  code: str, local_dict: dict[str, Any], global_dict: dict[str, Any]
+) -> Any:
+  """In place of sympy's `eval_expr`: mathematics, and nothing else."""
+  tree = ast.parse(code.strip(), mode="eval")
+  for node in ast.walk(tree):
+    if not isinstance(node, _NODES):
+      raise ValueError(f"{type(node).__name__} is no mathematics")
+    if isinstance(node, ast.Call) and not _is_mathematics(
+      node.func, {**global_dict, **local_dict}
+    ):
+      raise ValueError(f"{ast.unparse(node.func)} is no mathematics")
+  return eval(compile(tree, "<answer>", "eval"), global_dict, local_dict)
+
+
+def _is_mathematics(function: ast.expr, names: Mapping[str, Any]) -> bool:
+  from sympy import Basic, Function
+
+  if isinstance(function, ast.Call):  # Function('f')(x)
+    called = function.func
+    return isinstance(called, ast.Name) and names.get(called.id) is Function
+  if not isinstance(function, ast.Name):
+    return False
+  found = names.get(function.id)
+  is_class = isinstance(found, type) and issubclass(found, Basic)
+  return is_class or function.id in _FUNCTIONS
