@@ -43,6 +43,7 @@ setuptools.setup(
     "plan": ["jax[tpu]>=0.10"],  # for the compiler alone: no TPU is needed
     "parquet": ["pyarrow>=17"],
     "math": ["math-verify>=0.9"],
+    "reasoning_gym": ["reasoning-gym>=0.1.25"],
     "test": [
       "pytest>=8",
       "pytest-xdist>=3.6",
@@ -51,6 +52,7 @@ setuptools.setup(
       "basedpyright>=1.29",
       "pyarrow>=17",
       "math-verify>=0.9",
+      "reasoning-gym>=0.1.25",
       "jax[tpu]>=0.10; sys_platform=='linux' and platform_machine=='x86_64'",
     ],
     "notebooks": ["jupyterlab>=4", "ipywidgets>=8"],

@@ -29,6 +29,11 @@ CASES = {
     "<answer>B</answer>",
     "Its shell is full.\n<answer>A</answer>",
   ),
+  "reasoning_gym": (
+    3,
+    "8 + 2 = 10, and 10 - 8 = 3.\n<answer>3</answer>",
+    "8 + 2 = 10, 10 - 8 = 2, and 2 + 0 = 2.\n<answer>2</answer>",
+  ),
   "tool_calls": (
     {
       "prompt": "You have: search(query, page).\nFind the second page on cats.",
@@ -40,13 +45,14 @@ CASES = {
     'Action: search\nAction Input: {"query": "cats", "page": 2}',
   ),
 }
+SETTINGS = {"reasoning_gym": {"task": "chain_sum"}}
 
 
 def pages() -> dict[str, str]:
   """Text of each page: with a sibling's solution, and with feedback."""
   found = {}
   for kind, (row, failure, solution) in CASES.items():
-    environment = envs.make_environment(kind)
+    environment = envs.make_environment(kind, **SETTINGS.get(kind, {}))
     if isinstance(row, int):
       assert isinstance(environment, envs.Generator)
       problem = environment.generate(row, "train")

@@ -135,7 +135,11 @@ def _check_something_is_told(config: Config) -> None:
 
 def _check_sources(config: Config) -> None:
   # One of the user's own says so itself, once it is there.
-  generates = config.environment.kind in ("calculator", "own")
+  generates = config.environment.kind in (
+    "calculator",
+    "reasoning_gym",
+    "own",
+  )
   for key in ("train", "evaluation"):
     if getattr(config.data, key) == "generated" and not generates:
       raise ValueError(

@@ -118,6 +118,26 @@ class ToolCalls(Section):
   reveal_answer: bool = False
 
 
+class ReasoningGym(Section):
+  """A task of reasoning_gym, which makes problems and scores answers."""
+
+  kind: Literal["reasoning_gym"] = "reasoning_gym"
+  task: Annotated[str, pydantic.Field(min_length=1)]
+  """Its name there, such as `chain_sum`; `composite` mixes several."""
+  settings: dict[str, Any] = pydantic.Field(default={})
+  """Of the task, without its `seed` and `size`."""
+  seed: Seed = 0
+  """Of everything that is made."""
+  feedback: bool = True
+  reveal_answer: bool = False
+  instruction: str = (
+    "Put the final answer, and nothing else, between <answer> and </answer>."
+  )
+  """Stands after each question; empty adds nothing."""
+  seconds: Above = 5.0
+  """To score one answer."""
+
+
 class Calculator(Section):
   """Running arithmetic, step by step; feedback is an execution trace."""
 
@@ -153,7 +173,12 @@ class OwnEnvironment(Section):
 
 
 Environment = Annotated[
-  MultipleChoice | Math | ToolCalls | Calculator | OwnEnvironment,
+  MultipleChoice
+  | Math
+  | ToolCalls
+  | ReasoningGym
+  | Calculator
+  | OwnEnvironment,
   pydantic.Field(discriminator="kind"),
 ]
 

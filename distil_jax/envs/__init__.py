@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from distil_jax.envs.calculator import Calculator
 from distil_jax.envs.math import Math
 from distil_jax.envs.multiple_choice import MultipleChoice
+from distil_jax.envs.reasoning_gym import ReasoningGym
 from distil_jax.envs.tool_calls import ToolCalls
 from distil_jax.records import Demonstration, Message, Problem, Verdict
 
@@ -18,6 +19,7 @@ ENVIRONMENTS = {
   "multiple_choice": MultipleChoice,
   "math": Math,
   "tool_calls": ToolCalls,
+  "reasoning_gym": ReasoningGym,
   "calculator": Calculator,
 }
 

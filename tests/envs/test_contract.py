@@ -19,15 +19,18 @@ ROWS = {
     "prompt": "p",
     "answer": [{"Action": "a", "Action_Input": {"x": 1}}],
   },
+  "reasoning_gym": None,
   "calculator": None,
 }
+SETTINGS = {"reasoning_gym": {"task": "chain_sum"}}
 
 
 def row_of(kind):
   """A row, also of what makes its own problems."""
   if ROWS[kind] is not None:
     return ROWS[kind]
-  problem = envs.make_environment(kind).generate(0, "train")
+  made = envs.make_environment(kind, **SETTINGS.get(kind, {}))
+  problem = made.generate(0, "train")
   return {"prompt": problem.messages[0]["content"], "answer": problem.answer}
 
 
@@ -40,7 +43,8 @@ def test_every_environment_keeps_the_contract(kind):
     "\\boxed{3}",
     "\\boxed{1 + 2}",
   ]
-  contract.check(envs.make_environment(kind), [row_of(kind)], right)
+  made = envs.make_environment(kind, **SETTINGS.get(kind, {}))
+  contract.check(made, [row_of(kind)], right)
 
 
 class Good:
