@@ -15,7 +15,7 @@ import numpy as np
 from distil_jax import endings, engine, judging, prefixes, prompts, rollout
 from distil_jax.models import qwen3, sharding
 from distil_jax.policy import Policy
-from distil_jax.records import Problem, Rollout, StopReason, Verdict
+from distil_jax.records import Problem, Rollout, Status, StopReason, Verdict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +45,12 @@ class Experience:
     """Shape `[P, G]`."""
     rewards = [verdict.reward for verdict in self.verdicts]
     return np.asarray(rewards, np.float64).reshape(-1, self.group_size)
+
+  @property
+  def is_judged(self) -> np.ndarray:
+    """Whether there is a verdict on the completion. Shape `[B]`."""
+    statuses = [verdict.status for verdict in self.verdicts]
+    return np.asarray([status != Status.CRASHED for status in statuses], bool)
 
   @property
   def lengths(self) -> np.ndarray:

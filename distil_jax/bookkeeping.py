@@ -264,12 +264,23 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def experience_metrics(
   experience: Experience, lesson: teaching.Lesson
 ) -> dict[str, float]:
-  """Means over all completions of the step, of all processes."""
+  """Of all completions of the step, of all processes.
+
+  Means; under `status/` and `signal/` counts.
+  """
   statuses = collections.Counter(v.status for v in experience.verdicts)
+  num_signals = float(lesson.batch.sample_mask.sum())
   lesson_counts = {
-    "signal_fraction": float(lesson.batch.sample_mask.sum()),
+    "signal_fraction": num_signals,
     "teacher/truncated": lesson.num_truncated,
     "teacher/no_room": lesson.num_without_room,
+  }
+  counts = {
+    **{f"status/{status}": statuses[status] for status in Status},
+    "signal/feedback": lesson.num_feedback,
+    "signal/sibling": lesson.num_sibling,
+    "signal/reference": lesson.num_reference,
+    "signal/none": len(experience.verdicts) - num_signals,
   }
   sums = {
     "reward": float(experience.rewards.sum()),
@@ -279,14 +290,20 @@ def experience_metrics(
     **{f"verdict/{status}": statuses[status] for status in Status},
     "count": len(experience.verdicts),
   }
-  sums = processes.global_sums(sums)
+  sums = processes.global_sums(sums | counts)
   count = sums.pop("count")
-  means = {name: total / count for name, total in sums.items()}
+  values = {
+    name: float(total) if name in counts else total / count
+    for name, total in sums.items()
+  }
+  # All wait for the last.
+  waited = processes.global_max(round(1000 * experience.judging_seconds))
+  values["time/judging_seconds"] = waited / 1000
   usage = experience.usage
   if usage is None:
-    return means
+    return values
   # Of all processes already.
-  return means | {
+  return values | {
     "rollout/slot_efficiency": usage.slot_efficiency,
     "rollout/programs": float(usage.num_programs),
     "rollout/cache_megabytes": usage.cache_bytes / 1e6,

@@ -30,10 +30,13 @@ class TeacherPrompt:
   Attributes:
     ids: the prompt up to and with the marker of the assistant's turn.
     was_truncated: whether solution or feedback had to be cut.
+    has_solution, has_feedback: whether anything of it is left.
   """
 
   ids: list[int]
   was_truncated: bool
+  has_solution: bool
+  has_feedback: bool
 
 
 def teacher_prompt(
@@ -134,7 +137,8 @@ def fit_teacher_prompt(
   feedback = feedback or ""
   ids = encode(teacher_prompt(problem, solution=solution, feedback=feedback))
   if len(ids) <= limit:
-    return TeacherPrompt(ids=ids, was_truncated=False)
+    has = bool(solution.strip()), bool(feedback.strip())
+    return TeacherPrompt(ids, False, *has)
 
   def longest(
     text: str, build: Callable[[str], list[Message]]
@@ -154,6 +158,7 @@ def fit_teacher_prompt(
         best = ids if kept.strip() else None
     return best
 
+  has_feedback = False
   without_feedback = encode(teacher_prompt(problem, solution=solution))
   if len(without_feedback) > limit:
     best = longest(
@@ -164,9 +169,12 @@ def fit_teacher_prompt(
       feedback,
       lambda kept: teacher_prompt(problem, solution=solution, feedback=kept),
     )
+    has_feedback = best is not None
     if best is None and solution.strip():
       best = without_feedback
-  return None if best is None else TeacherPrompt(ids=best, was_truncated=True)
+  if best is None:
+    return None
+  return TeacherPrompt(best, True, bool(solution.strip()), has_feedback)
 
 
 def pad_left(

@@ -1,5 +1,6 @@
 """From experience or demonstrations to the batch that an update learns from."""
 
+import collections
 import dataclasses
 from collections.abc import Sequence
 from typing import Literal
@@ -42,6 +43,8 @@ class Lesson:
       for demonstrations.
     num_truncated: teacher prompts whose solution or feedback was cut.
     num_without_room: samples that lost their signal because nothing fitted.
+    num_feedback, num_sibling, num_reference: teacher prompts that hold the
+      feedback, another sample's solution, the problem's own.
     teacher_prompt_ids, teacher_prompt_mask: whole, where the batch may have
       them split; None: there is no teacher. Shape `[B, S']`.
   """
@@ -50,15 +53,19 @@ class Lesson:
   teacher_prompts: list[str | None]
   num_truncated: int = 0
   num_without_room: int = 0
+  num_feedback: int = 0
+  num_sibling: int = 0
+  num_reference: int = 0
   teacher_prompt_ids: Array = None
   teacher_prompt_mask: Array = None
 
 
 def from_rewards(experience: Experience) -> Lesson:
-  """What an objective without a teacher learns from: every sample."""
+  """What an objective without a teacher learns from: all that is judged."""
   count = len(experience.completions)
   nothing = np.zeros((count, 0), np.int32)
-  batch = _batch(experience, nothing, nothing, np.ones(count, np.int32))
+  is_judged = experience.is_judged.astype(np.int32)
+  batch = _batch(experience, nothing, nothing, is_judged)
   return Lesson(batch=batch, teacher_prompts=[None] * count)
 
 
@@ -68,15 +75,18 @@ def from_experience(
   """Builds each sample's teacher prompt from its group and its verdict.
 
   A sample without solution and feedback (a lone success, or a failure with
-  nothing to say about it) has no signal and is masked out.
+  nothing to say about it) has no signal and is masked out; and so is one whose
+  judge crashed, of which nothing is known.
   """
   group_size = experience.group_size
   rows, texts = [], []
   num_truncated = num_without_room = 0
+  held = collections.Counter()
   for i in range(len(experience.completions)):
-    solution = _solution(experience, i, settings)
+    solution, source = _solution(experience, i, settings)
     feedback = _feedback(experience, i, solution, settings)
-    if not solution and not feedback:
+    is_told = bool(solution or feedback)
+    if not is_told or not experience.is_judged[i]:
       rows.append(None)
       texts.append(None)
       continue
@@ -91,6 +101,8 @@ def from_experience(
     )
     num_without_room += fitted is None
     num_truncated += fitted is not None and fitted.was_truncated
+    held["feedback"] += fitted is not None and fitted.has_feedback
+    held[source] += fitted is not None and fitted.has_solution
     rows.append(fitted and fitted.ids)
     texts.append(fitted and tokenizer.decode(fitted.ids, skip_special=False))
   # A masked row still passes through the network: one token stands in.
@@ -106,6 +118,9 @@ def from_experience(
     teacher_prompts=texts,
     num_truncated=num_truncated,
     num_without_room=num_without_room,
+    num_feedback=held["feedback"],
+    num_sibling=held["sibling"],
+    num_reference=held["reference"],
     teacher_prompt_ids=teacher_ids,
     teacher_prompt_mask=teacher_mask,
   )
@@ -166,18 +181,37 @@ def _batch(
   sample_mask: np.ndarray,
 ) -> Batch:
   rollout, group_size = experience.rollout, experience.group_size
+  # What is not judged has no token to learn from, by whatever objective.
+  is_judged = experience.is_judged.astype(np.int32)[:, None]
+  own = rollout.student_mask
   return Batch(
     prompt_ids=np.repeat(rollout.prompt_ids, group_size, axis=0),
     prompt_mask=np.repeat(rollout.prompt_mask, group_size, axis=0),
     teacher_prompt_ids=teacher_ids,
     teacher_prompt_mask=teacher_mask,
     completion_ids=rollout.completion_ids,
-    completion_mask=rollout.completion_mask,
+    completion_mask=rollout.completion_mask * is_judged,
     sample_mask=sample_mask,
-    rewards=experience.rewards.reshape(-1).astype(np.float32),
+    rewards=_rewards(experience).astype(np.float32),
     old_log_probs=np.asarray(rollout.log_probs, np.float32),
-    student_mask=rollout.student_mask,
+    student_mask=own if own is None else own * is_judged,
   )
+
+
+def _rewards(experience: Experience) -> np.ndarray:
+  """Of each sample; one that is not judged has the mean of its group's others.
+
+  So it is no better and no worse, and the differences of the others stay: the
+  advantages are those of the others alone, but for a common factor where it is
+  not the mean of all members that they are counted from. Shape `[B]`.
+  """
+  rewards = experience.rewards
+  is_judged = experience.is_judged.reshape(rewards.shape)
+  if is_judged.all():
+    return rewards.reshape(-1)
+  sums = np.where(is_judged, rewards, 0).sum(axis=1, keepdims=True)
+  counts = is_judged.sum(axis=1, keepdims=True)
+  return np.where(is_judged, rewards, sums / np.maximum(counts, 1)).reshape(-1)
 
 
 def _with_shared_prefixes(
@@ -209,9 +243,9 @@ def _with_shared_prefixes(
 
 def _solution(
   experience: Experience, i: int, settings: TeacherSettings
-) -> str | None:
+) -> tuple[str | None, str]:
+  """A worked solution, and whether it is a sibling's or the reference."""
   problem, member = divmod(i, experience.group_size)
-  solution = None
   if settings.solution in ("sibling", "sibling_or_reference"):
     start = problem * experience.group_size
     solution = prompts.choose_solution(
@@ -220,9 +254,11 @@ def _solution(
       member,
       threshold=settings.success_threshold,
     )
-  if solution is None and "reference" in settings.solution:
-    solution = experience.problems[problem].solution
-  return solution
+    if solution is not None:
+      return solution, "sibling"
+  if "reference" in settings.solution:
+    return experience.problems[problem].solution, "reference"
+  return None, "none"
 
 
 def _feedback(

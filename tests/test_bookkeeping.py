@@ -1,8 +1,14 @@
-"""When a run speaks of its sampler."""
+"""What a run notes of its steps, and when it speaks of its sampler."""
 
+import dataclasses
+
+import networks
+import numpy as np
 import pytest
 
-from distil_jax import bookkeeping, config
+from distil_jax import bookkeeping, config, teaching
+from distil_jax.actor import Experience
+from distil_jax.records import Problem, Rollout, Status, StopReason, Verdict
 
 
 def spoken(limit, means):
@@ -57,3 +63,39 @@ def test_a_limit_is_above_nothing(limit):
   with pytest.raises(config.ConfigError, match="mismatch_limit"):
     config.parse({"logging": {"mismatch_limit": limit}})
   assert config.parse({}).logging.mismatch_limit == 0.05
+
+
+def test_verdicts_and_signals_are_counted():
+  """Six samples, one of each status."""
+  experience = Experience(
+    problems=[Problem(index=i, messages=(), answer="") for i in range(2)],
+    group_size=3,
+    rollout=Rollout(
+      **dict.fromkeys(
+        (field.name for field in dataclasses.fields(Rollout)), None
+      )
+    ).replace(
+      completion_mask=np.ones((6, 4), int),
+      stop_reasons=np.full(6, StopReason.EOS),
+    ),
+    completions=[""] * 6,
+    verdicts=[Verdict(s == Status.CORRECT, "", s) for s in Status],
+    judging_seconds=1.25,
+  )
+  batch = networks.random_batch().replace(sample_mask=np.arange(6) < 4)
+  lesson = teaching.Lesson(
+    batch, [None] * 6, num_feedback=3, num_sibling=1, num_reference=2
+  )
+  found = bookkeeping.experience_metrics(experience, lesson)
+  assert {
+    k: v for k, v in found.items() if "/" in k and "teacher" not in k
+  } == {
+    **{f"status/{status}": 1.0 for status in Status},
+    **{f"verdict/{status}": 1 / 6 for status in Status},
+    "signal/feedback": 3.0,
+    "signal/sibling": 1.0,
+    "signal/reference": 2.0,
+    "signal/none": 2.0,
+    "time/judging_seconds": 1.25,
+  }
+  assert found["signal_fraction"] == 4 / 6

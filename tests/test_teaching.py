@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -11,6 +12,7 @@ from distil_jax.actor import Experience
 from distil_jax.envs.calculator import Calculator
 from distil_jax.io import tokenizer as tokenizers
 from distil_jax.models import sharding
+from distil_jax.ops import advantages
 from distil_jax.records import (
   Demonstration,
   Problem,
@@ -173,6 +175,70 @@ def test_success_starts_at_the_threshold(tokenizer):
   assert said(strict)[1] == (None, "it is not bad")
   mild = teach(tokenizer, experience, success_threshold=0.5)
   assert said(mild)[1] == ("half", None)
+
+
+def crashed(tokenizer, *rows):
+  """The experience when judges of some samples have failed."""
+  experience = make_experience(tokenizer)
+  verdicts = list(experience.verdicts)
+  for row in rows:
+    verdicts[row] = Verdict(0.0, "", Status.CRASHED, {"error": "it"})
+  return dataclasses.replace(experience, verdicts=verdicts)
+
+
+def test_nothing_is_learned_from_what_is_not_judged(tokenizer):
+  experience = crashed(tokenizer, 2, 3)
+  whole = teach(tokenizer)
+  for lesson in (
+    teach(tokenizer, experience, solution="none", feedback="always"),
+    teach(tokenizer, experience, solution="reference"),
+    teaching.from_rewards(experience),
+  ):
+    batch = lesson.batch
+    assert lesson.teacher_prompts[2:4] == [None, None]
+    np.testing.assert_array_equal(batch.sample_mask[2:4], 0)
+    np.testing.assert_array_equal(batch.completion_mask[2:4], 0)
+    others = [0, 1, 4, 5]
+    np.testing.assert_array_equal(
+      batch.completion_mask[others], whole.batch.completion_mask[others]
+    )
+  assert teaching.from_rewards(experience).batch.sample_mask.sum() == 4
+
+
+@pytest.mark.parametrize("leave_one_out", [False, True])
+def test_what_is_not_judged_is_nobody_s_baseline(tokenizer, leave_one_out):
+  batch = teaching.from_rewards(crashed(tokenizer, 1, 5)).batch
+  found = advantages.group_advantages(
+    jnp.asarray(batch.rewards),
+    group_size=GROUP_SIZE,
+    leave_one_out=leave_one_out,
+  )
+  # Of 1 and 1, and of 0 and 0: none is better than the other.
+  np.testing.assert_allclose(found, 0, atol=1e-7)
+  batch = teaching.from_rewards(crashed(tokenizer, 2)).batch
+  found = advantages.group_advantages(
+    jnp.asarray(batch.rewards), group_size=GROUP_SIZE
+  )
+  np.testing.assert_allclose(found[:3], [0.5, -0.5, 0])
+  batch = teaching.from_rewards(crashed(tokenizer, 0, 1, 2)).batch
+  np.testing.assert_array_equal(batch.rewards[:3], 0)
+
+
+def test_what_the_teacher_prompts_hold_is_counted(tokenizer):
+  def counted(**settings):
+    lesson = teach(tokenizer, **settings)
+    return lesson.num_feedback, lesson.num_sibling, lesson.num_reference
+
+  # Two successes of a group know each other; only "bad", "worse" are told.
+  assert counted() == (2, 3, 0)
+  assert counted(feedback="always") == (3, 3, 0)
+  assert counted(solution="none") == (3, 0, 0)
+  experience = make_experience(tokenizer, solutions=(None, "thus"))
+  assert counted(experience=experience, solution="sibling_or_reference") == (
+    0,
+    3,
+    3,
+  )
 
 
 def test_batch_holds_the_student_s_own_ids(tokenizer):
