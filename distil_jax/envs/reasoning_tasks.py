@@ -3,6 +3,7 @@
 python -m distil_jax.envs.reasoning_tasks
 """
 
+import contextlib
 import copy
 import dataclasses
 import difflib
@@ -62,8 +63,7 @@ def answer(question: dict[str, Any]) -> dict[str, Any]:
       return _made(task, settings, *(question[name] for name in names))
     if question["do"] == "score":
       return _scored(task, settings, question["entry"], question["answer"])
-    _data_set(task, json.dumps(settings), 0)
-    return {}
+    return _checked(task, settings)
   except (Exception, RecursionError, MemoryError) as error:
     return {"error": f"{type(error).__name__}: {error}"}
 
@@ -136,6 +136,15 @@ def _data_set(task: str, settings: str, seed: int) -> Any:
 def _entry(task: str, settings: str, seed: int, place: int) -> dict[str, Any]:
   random.seed(seed + place)  # for a task that draws from the global one
   return _data_set(task, settings, seed)[place]
+
+
+def _checked(task: str, settings: dict[str, Any]) -> dict[str, Any]:
+  """Refuses a scorer to which every answer is right: there is one."""
+  scorer = _data_set(task, json.dumps(settings), 0)
+  with contextlib.suppress(Exception), confinement.confined():
+    if all(scorer.score_answer("#", scorer[i]) == 1 for i in range(2)):
+      return {"error": "its scorer calls every answer right"}
+  return {}
 
 
 def _made(

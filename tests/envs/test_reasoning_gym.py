@@ -215,6 +215,8 @@ def test_what_a_task_cannot_be_is_refused(task, task_settings, message):
 def test_an_environment_that_cannot_be_is_refused(monkeypatch):
   with pytest.raises(ValueError, match="did you mean 'chain_sum'"):
     reasoning_gym.ReasoningGym("chain_smu")
+  with pytest.raises(ValueError, match="scorer calls every answer right"):
+    changed(task="game_of_life_halting", settings={}).__post_init__()
   with pytest.raises(ValueError, match="seconds=0 must be above 0"):
     reasoning_gym.ReasoningGym("gcd", seconds=0)
   with pytest.raises(ValueError, match="are no JSON"):
