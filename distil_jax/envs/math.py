@@ -41,8 +41,8 @@ class Math:
   symbolic: bool = True
   seconds: float = 5.0
   required_fields: ClassVar = ("prompt", "answer")
-  _worker: workers.Worker = dataclasses.field(
-    default_factory=lambda: workers.Worker(equivalence.__name__),
+  _workers: workers.Pool = dataclasses.field(
+    default_factory=lambda: workers.Pool(equivalence.__name__),
     init=False,
     repr=False,
     compare=False,
@@ -122,7 +122,7 @@ class Math:
     if not self.symbolic:
       return wrong
     try:
-      said = self._worker.ask([expected, found], self.seconds)
+      said = self._workers.ask([expected, found], self.seconds)
     except workers.WorkerTimeoutError:
       return Status.TIMEOUT, (
         f"{shown} could not be compared with the correct answer within "

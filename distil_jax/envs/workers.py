@@ -1,4 +1,4 @@
-"""A process that answers questions, and can be killed when it takes too long.
+"""Processes that answer questions, and can be killed if they take too long.
 
 For what is trusted but may hang, such as symbolic algebra: a deadline that
 needs no signal, so it holds in any thread. It is no sandbox.
@@ -13,11 +13,13 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from typing import Any
 
 # To import what the worker needs; not counted as time of the first question.
 _START_SECONDS = 120.0
 _CHUNK = 65536
+_MOST = 16
 
 
 class WorkerTimeoutError(RuntimeError):
@@ -70,6 +72,12 @@ class Worker:
     """Ends the process, if there is one."""
     with self._lock:
       self._kill()
+
+  def kill(self) -> None:
+    """Ends the process, also under who waits for its answer."""
+    process = self._process
+    if process is not None and process.poll() is None:
+      _kill_group(process)
 
   def __del__(self):
     self._kill()
@@ -124,14 +132,68 @@ class Worker:
     process, self._process, self._read = self._process, None, b""
     if process is None:
       return
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-      os.killpg(process.pid, signal.SIGKILL)
+    _kill_group(process)
     process.wait()
     for pipe in (process.stdin, process.stdout):
       if pipe is not None:
         # What was not sent cannot be.
         with contextlib.suppress(OSError):
           pipe.close()
+
+
+class Pool:
+  """As many workers as threads that ask at once, each started when needed."""
+
+  def __init__(self, module: str, size: int | None = None):
+    """Nothing is started yet.
+
+    Args:
+      module: run as `python -m module`.
+      size: workers at the most; None: one for each core, up to 16, as each
+        has all that it imports in memory.
+    """
+    self._module = module
+    self._size = size or min(os.cpu_count() or 1, _MOST)
+    self._turns = threading.BoundedSemaphore(self._size)
+    # Who was asked last comes first: what it has in memory is warm.
+    self._free: list[Worker] = []
+    self._workers: list[Worker] = []
+    # At the end of the program at the latest.
+    self.close = weakref.finalize(self, _kill_all, self._workers)
+
+  def __reduce__(self):
+    return Pool, (self._module, self._size)  # with processes of its own
+
+  def ask(self, question: Any, seconds: float) -> Any:
+    """Waits for a worker, and for its answer; see `Worker.ask`."""
+    with self._turns:
+      if not self.close.alive:
+        raise WorkerCrashError("the pool is closed")
+      worker = self._taken()
+      try:
+        return worker.ask(question, seconds)
+      finally:
+        self._free.append(worker)
+
+  def _taken(self) -> Worker:
+    """A worker that nobody asks."""
+    # Several threads may be here: each operation is done whole.
+    try:
+      return self._free.pop()
+    except IndexError:
+      worker = Worker(self._module)
+      self._workers.append(worker)
+      return worker
+
+
+def _kill_all(workers: list[Worker]) -> None:
+  for worker in workers:
+    worker.kill()
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+  with contextlib.suppress(ProcessLookupError, PermissionError):
+    os.killpg(process.pid, signal.SIGKILL)
 
 
 def _wait(pipe, event: int, deadline: float) -> None:

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import pathlib
@@ -234,6 +235,8 @@ def answers(question):
   """What a worker of these tests does."""
   if question == "hang":
     time.sleep(3600)
+  if question == "wait":
+    time.sleep(0.3)
   if question == "die":
     os._exit(3)
   if question == "print":
@@ -300,6 +303,61 @@ def test_threads_share_a_worker(worker):
   assert found == {i: i for i in range(8)}
 
 
+@pytest.fixture
+def pool():
+  made = workers.Pool("envs.test_math", 2)
+  yield made
+  made.close()
+
+
+def asked_at_once(pool, questions, seconds=60):
+  """What each is answered; None where there is no answer."""
+  found = [None] * len(questions)
+
+  def ask(i):
+    with contextlib.suppress(
+      workers.WorkerTimeoutError, workers.WorkerCrashError
+    ):
+      found[i] = pool.ask(questions[i], seconds)
+
+  threads = [
+    threading.Thread(target=ask, args=(i,)) for i in range(len(questions))
+  ]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  return found
+
+
+def test_a_pool_has_as_many_processes_as_are_asked_at_once(pool):
+  alone = {pool.ask(i, 60)[1] for i in range(3)}
+  assert len(alone) == 1
+  answers = asked_at_once(pool, ["wait"] * 5)
+  assert [said for said, _ in answers] == ["wait"] * 5
+  both = {pid for _, pid in answers}
+  assert len(both) == 2
+  assert alone < both
+
+
+def test_one_of_a_pool_that_hangs_is_killed_alone(pool):
+  (_, first), (_, second) = asked_at_once(pool, ["wait"] * 2)
+  (nothing, (said, other)) = asked_at_once(pool, ["hang", "wait"], 1.0)
+  assert nothing is None
+  assert said == "wait"
+  assert other in (first, second)
+  assert not is_running(first + second - other)
+
+
+def test_a_closed_pool_has_no_process_and_starts_none(pool):
+  _, pid = pool.ask("a", 60)
+  threading.Timer(0.3, pool.close).start()
+  assert asked_at_once(pool, ["hang"]) == [None]
+  assert not is_running(pid)
+  with pytest.raises(workers.WorkerCrashError, match="is closed"):
+    pool.ask("a", 60)
+
+
 def test_a_worker_that_does_not_start_says_so():
   with pytest.raises(workers.WorkerCrashError, match="no_such_module does not"):
     workers.Worker("no_such_module").ask("a", 60)
@@ -309,7 +367,7 @@ def test_an_environment_travels_and_is_equal_by_its_settings():
   copy = pickle.loads(pickle.dumps(ENVIRONMENT))
   assert copy == ENVIRONMENT
   assert judge(boxed("9 + 9"), environment=copy).reward == 1.0
-  copy._worker.close()
+  copy._workers.close()
 
 
 def test_algebra_that_is_not_installed_is_refused(monkeypatch):
