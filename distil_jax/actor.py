@@ -12,7 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distil_jax import endings, engine, judging, prefixes, prompts, rollout
+from distil_jax import (
+  endings,
+  engine,
+  judging,
+  prefixes,
+  prompts,
+  rollout,
+  threads,
+)
 from distil_jax.models import qwen3, sharding
 from distil_jax.policy import Policy
 from distil_jax.records import Problem, Rollout, Status, StopReason, Verdict
@@ -189,7 +197,7 @@ class Actor:
       problem = problems[row // self.group_size]
       pending[row] = self._judges.submit(problem, completions[row])
 
-    with judging.cancelled_on_failure(pending):
+    with threads.cancelled_on_failure(pending):
       sampled, usage = self.sample(
         params, ids, mask, names, key, report=report, ended=judge
       )
