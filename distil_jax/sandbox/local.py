@@ -6,13 +6,15 @@ import json
 import os
 import queue
 import selectors
+import shutil
 import signal
 import subprocess
 import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 from distil_jax.sandbox import isolation, reading
@@ -122,8 +124,7 @@ class _Warm:
   def __init__(self, how: isolation.Isolation, slot: int):
     self._how, self._slot = how, slot
     self._process: subprocess.Popen[bytes] | None = None
-    self._folder: tempfile.TemporaryDirectory[str] | None = None
-    self._owner = os.getpid()
+    self._end: Callable[[], object] = lambda: None
     self._read = b""
 
   def ask(self, messages: list[bytes], seconds: float) -> dict[str, Any]:
@@ -136,41 +137,29 @@ class _Warm:
 
   def kill(self) -> None:
     """Ends it and all that it has started."""
-    process, self._process, self._read = self._process, None, b""
-    if process is not None and self._owner == os.getpid():
-      with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-      process.wait()
-      for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-          with contextlib.suppress(OSError):
-            pipe.close()
-    if self._folder is not None:
-      self._folder.cleanup()
-      self._folder = None
-
-  def __del__(self):
-    self.kill()
+    self._process, self._read = None, b""
+    self._end()
 
   def _started(self) -> subprocess.Popen[bytes]:
     if self._process is not None and self._process.poll() is None:
       return self._process
     self.kill()
-    self._folder = tempfile.TemporaryDirectory(
-      prefix="sandbox-", ignore_cleanup_errors=True
-    )
+    folder = tempfile.mkdtemp(prefix="sandbox-")
     if not self._how.has_namespaces:
-      isolation.stage(self._folder.name)
-    self._process = process = subprocess.Popen(
-      self._how.command(self._slot, self._folder.name),
+      isolation.stage(folder)
+    process = subprocess.Popen(
+      self._how.command(self._slot, folder),
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       stderr=subprocess.DEVNULL,
       start_new_session=True,
-      env=isolation.environment(self._folder.name),
+      env=isolation.environment(folder),
       cwd="/",
       bufsize=0,
     )
+    self._process = process
+    # Also where nobody closes the sandbox: at the latest when Python ends.
+    self._end = weakref.finalize(self, _end, process, folder, os.getpid())
     for pipe in (process.stdin, process.stdout):
       assert pipe is not None
       os.set_blocking(pipe.fileno(), False)
@@ -210,6 +199,20 @@ class _Warm:
     if not piece:
       raise _WarmError("the sandbox has ended")
     self._read += piece
+
+
+def _end(process: subprocess.Popen[bytes], folder: str, owner: int) -> None:
+  """Ends a warm process, unless this is a copy of the one that has it."""
+  if os.getpid() != owner:
+    return
+  with contextlib.suppress(ProcessLookupError, PermissionError):
+    os.killpg(process.pid, signal.SIGKILL)
+  process.wait()
+  for pipe in (process.stdin, process.stdout):
+    if pipe is not None:
+      with contextlib.suppress(OSError):
+        pipe.close()
+  shutil.rmtree(folder, ignore_errors=True)
 
 
 def _messages(job: Job) -> list[bytes]:

@@ -11,6 +11,7 @@ is a line `role length` and so many bytes, one for each.
 # What programs import: each is there at once.
 import abc  # noqa: F401
 import array  # noqa: F401
+import atexit  # noqa: F401
 import bisect  # noqa: F401
 import collections  # noqa: F401
 import copy  # noqa: F401
@@ -25,6 +26,7 @@ import hashlib  # noqa: F401
 import heapq  # noqa: F401
 import itertools  # noqa: F401
 import json
+import linecache  # noqa: F401
 import math  # noqa: F401
 import operator  # noqa: F401
 import os
@@ -35,11 +37,12 @@ import socket
 import statistics  # noqa: F401
 import string  # noqa: F401
 import sys
+import tempfile  # noqa: F401
 import threading  # noqa: F401
 import time  # noqa: F401
 import typing  # noqa: F401
 
-from distil_jax.sandbox.inside import examine, programs, supervise
+from distil_jax.sandbox.inside import confine, examine, programs, supervise
 
 _HIDDEN = ("distil_jax", "distil_jax.sandbox")
 
@@ -51,6 +54,7 @@ def main() -> None:
   # Between processes that share its open file a lock does not count.
   lock = os.open(settings["lock"], os.O_RDWR | os.O_CREAT, 0o600)
   sys.path[:] = [x for x in sys.path if x != settings["path"]]
+  confine.warm_up(has_namespaces=settings["has_namespaces"])
   gc.collect()
   gc.freeze()  # children do not touch, and so copy, what they never change
   os.write(1, b"ready 0\n")

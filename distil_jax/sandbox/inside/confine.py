@@ -10,6 +10,7 @@ Three layers, each of which holds without the others:
 
 import contextlib
 import ctypes
+import functools
 import os
 import platform
 import resource
@@ -20,7 +21,6 @@ _NEWNS, _NEWIPC, _NEWPID = 0x00020000, 0x08000000, 0x20000000
 _PRIVATE = 1 << 18 | 1 << 14  # MS_PRIVATE | MS_REC
 _NOSUID_NODEV = 2 | 4
 _CAPBSET_DROP, _NO_NEW_PRIVS, _SECCOMP = 24, 38, 22
-_NUM_CAPABILITIES = 64
 # Beyond the processes that are allowed; libraries start some.
 _NUM_THREADS = 32
 _NUM_FILES = 64
@@ -28,6 +28,7 @@ _STACK_BYTES = 64 << 20
 _SHARED_BYTES = 16 << 20
 
 
+@functools.cache
 def _libc() -> ctypes.CDLL:
   return ctypes.CDLL(None, use_errno=True)
 
@@ -98,9 +99,9 @@ def drop_privileges(user: int | None) -> None:
     user: whom to become; None: the one that this is.
   """
   if sys.platform == "linux":
-    libc = _libc()
-    for capability in range(_NUM_CAPABILITIES):
-      libc.prctl(_CAPBSET_DROP, capability, 0, 0, 0)
+    libc, capability = _libc(), 0
+    while libc.prctl(_CAPBSET_DROP, capability, 0, 0, 0) == 0:
+      capability += 1
   if user is not None:
     os.setgroups([])
     os.setresgid(user, user, user)
@@ -170,9 +171,18 @@ def refuse_system_calls(*, has_namespaces: bool, num_processes: int) -> bool:
   Returns:
     whether this system has such filters, and this machine is known.
   """
+  found = _program(has_namespaces, num_processes)
+  return found is not None and _libc().prctl(_SECCOMP, 2, found[0], 0, 0) == 0
+
+
+@functools.cache
+def _program(
+  has_namespaces: bool, num_processes: int
+) -> tuple[bytes, ctypes.Array[ctypes.c_char]] | None:
+  """The filter as the kernel takes it, and what must stay in memory for it."""
   known = _ARCHITECTURES.get(platform.machine())
   if sys.platform != "linux" or known is None:
-    return False
+    return None
   column, audit = known
   calls = dict(_REFUSED)
   if not has_namespaces:
@@ -188,10 +198,16 @@ def refuse_system_calls(*, has_namespaces: bool, num_processes: int) -> bool:
     has_x32=column == 0,
     only_threads=num_processes == 1,
   )
-  program = b"".join(struct.pack("HBBI", *line) for line in code)
-  array = ctypes.create_string_buffer(program, len(program))
-  header = struct.pack("HxxxxxxP", len(code), ctypes.addressof(array))
-  return _libc().prctl(_SECCOMP, 2, header, 0, 0) == 0
+  lines = b"".join(struct.pack("HBBI", *line) for line in code)
+  array = ctypes.create_string_buffer(lines, len(lines))
+  return struct.pack("HxxxxxxP", len(code), ctypes.addressof(array)), array
+
+
+def warm_up(*, has_namespaces: bool) -> None:
+  """Does once what else each process would do for itself."""
+  if sys.platform == "linux":
+    _libc()
+  _program(has_namespaces, 1)
 
 
 def _filter(

@@ -4,6 +4,7 @@ Nothing here is a secret, nor trusted by anybody: a program shares this process
 and may change all of it.
 """
 
+import atexit
 import builtins
 import io
 import json
@@ -195,8 +196,6 @@ def _settle() -> None:
 
 def _end_threads() -> None:
   """Waits as Python does: for all threads but daemons, then `atexit`."""
-  import atexit
-
   main = threading.main_thread()
   for thread in threading.enumerate():
     if thread is not main and not thread.daemon:

@@ -77,6 +77,8 @@ def _folder(has_namespaces: bool) -> Iterator[str]:
 
 def _file_of(content: bytes) -> int:
   """A descriptor that reads this; a pipe would need somebody to fill it."""
+  if not content:
+    return os.open("/dev/null", os.O_RDONLY)
   with tempfile.TemporaryFile() as file:
     file.write(content)
     file.seek(0)

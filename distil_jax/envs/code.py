@@ -1,0 +1,292 @@
+"""Programs: the last fenced block, run against tests in a sandbox."""
+
+import dataclasses
+import decimal
+import json
+import re
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from distil_jax import sandbox
+from distil_jax.envs import code_feedback, code_tests, rows
+from distil_jax.envs.code_feedback import Trial
+from distil_jax.envs.code_tests import Asserts, Case
+from distil_jax.records import Problem, Status, Verdict
+from distil_jax.sandbox.inside import values
+
+_FENCE = re.compile(r"^[ \t]*```[ \t]*(\w*)[^\n`]*$", re.MULTILINE)
+_LANGUAGES = ("", "py", "python", "python3")
+_MAX_PROGRAM = 200_000
+_MAX_NUMBER = 100
+_FUNCTION = (
+  "Complete this function. Answer with the whole program, imports and helping "
+  "functions included, in a ```python block."
+)
+_SCRIPT = (
+  "Answer with a Python program in a ```python block. It reads standard input "
+  "and writes the answer to standard output."
+)
+_STARTER = "Answer with a Python program in a ```python block. Begin with:"
+
+
+@dataclasses.dataclass(frozen=True)
+class Code:
+  """Judges by what a program does.
+
+  Attributes:
+    feedback: whether a verdict says what was wrong.
+    reveal_hidden_tests: whether that may tell what is in hidden tests.
+    instruction: stands before or after each question; None: one that suits the
+      row; empty adds nothing.
+    seconds: of CPU, for one test.
+    total_seconds: of the clock, after which no further test is begun.
+    memory_bytes: of a program.
+    box: where programs run; None: made when it is first needed.
+  """
+
+  feedback: bool = True
+  reveal_hidden_tests: bool = False
+  instruction: str | None = None
+  seconds: float = 6.0
+  total_seconds: float = 40.0
+  memory_bytes: int = 1 << 30
+  box: sandbox.Sandbox | None = dataclasses.field(
+    default=None, repr=False, compare=False
+  )
+  required_fields: ClassVar = ("prompt",)
+
+  def __post_init__(self) -> None:
+    if not self.total_seconds > 0:
+      raise ValueError(f"total_seconds={self.total_seconds} must be above 0")
+    self._limits()  # refuses the others
+    if self.box is None:
+      object.__setattr__(self, "box", sandbox.make())
+
+  def problem(self, row: Mapping[str, Any], index: int = 0) -> Problem:
+    """Reads a row of a data file.
+
+    Args:
+      row: `prompt`, and tests, see `code_tests`. Optionally `system`,
+        `starter_code`, and `solution`, or `canonical_solution`: what completes
+        the prompt.
+      index: identity of the row within its data set.
+
+    Raises:
+      ValueError: a field is missing or malformed, or there is no test.
+    """
+    messages = list(rows.messages(row))
+    tests = code_tests.read(row)
+    messages[-1] = {**messages[-1], "content": self._question(row)}
+    return Problem(
+      index=index,
+      messages=tuple(messages),
+      answer="",
+      solution=_solution(row),
+      details={"tests": code_tests.as_data(tests)},
+    )
+
+  def judge(self, problem: Problem, completion: str) -> Verdict:
+    """Runs the program of the last closed ``` block against all tests.
+
+    Each test has a process of its own. After one that takes too long no other
+    is begun.
+
+    Returns:
+      The reward is 1 if all tests pass, else 0; `details` has
+      `num_passed`, `num_tests` (assertions, where tests have any) and
+      `pass_rate`.
+    """
+    program, fault = last_program(completion)
+    if program is None:
+      feedback = f"The format is wrong: {fault}"
+      return self._verdict(0.0, feedback, Status.UNPARSABLE, [])
+    tests = code_tests.from_data(problem.details["tests"])
+    trials = self._trials(program, tests)
+    if len(trials) == len(tests) and all(x.is_passed for x in trials):
+      return self._verdict(1.0, "", Status.CORRECT, trials, tests)
+    feedback = code_feedback.trace(
+      trials, tells_hidden=self.reveal_hidden_tests
+    )
+    status = code_feedback.status(trials)
+    return self._verdict(0.0, feedback, status, trials, tests)
+
+  def _verdict(
+    self,
+    reward: float,
+    feedback: str,
+    status: Status,
+    trials: Sequence[Trial],
+    tests: Sequence[Case | Asserts] = (),
+  ) -> Verdict:
+    passed = [_counts(trial) for trial in trials]
+    not_run = len(tests) - len(trials)
+    details = {
+      "num_passed": sum(count for count, _ in passed),
+      "num_tests": sum(count for _, count in passed) + not_run,
+    }
+    rate = details["num_passed"] / max(1, details["num_tests"])
+    return Verdict(
+      reward,
+      feedback if self.feedback else "",
+      status,
+      {**details, "pass_rate": rate},
+    )
+
+  def _trials(
+    self, program: str, tests: Sequence[Case | Asserts]
+  ) -> list[Trial]:
+    trials: list[Trial] = []
+    deadline = time.monotonic() + self.total_seconds
+    for test in tests:
+      trials.append(self._trial(program, test))
+      is_late = trials[-1].outcome.end is sandbox.End.TIMEOUT
+      if is_late or time.monotonic() > deadline:
+        break
+    if trials and len(trials) < len(tests) and trials[-1].is_passed:
+      # Each was fast enough, and all together were not.
+      late = sandbox.Outcome(sandbox.End.TIMEOUT)
+      trials.append(Trial(tests[len(trials)], late, is_passed=False))
+    return trials
+
+  def _trial(self, program: str, test: Case | Asserts) -> Trial:
+    assert self.box is not None
+    outcome = self.box.run(self._job(program, test))
+    is_over = outcome.end is sandbox.End.EXITED and not outcome.exit_code
+    if isinstance(test, Asserts):
+      checks = outcome.checks
+      is_passed = (
+        is_over
+        and checks is not None
+        and not checks.num_failed
+        and not checks.stopped_at
+        and not checks.broken
+      )
+      return Trial(test, outcome, is_passed)
+    if test.function is None:
+      is_passed = is_over and is_same_output(outcome.stdout, test.output)
+      return Trial(test, outcome, is_passed)
+    value, returned = _returned(outcome)
+    is_passed = is_over and returned == "" and value == json.loads(test.output)
+    shown = returned or json.dumps(value)
+    return Trial(test, outcome, is_passed, returned=shown)
+
+  def _job(self, program: str, test: Case | Asserts) -> sandbox.Job:
+    if isinstance(test, Asserts):
+      asked = sandbox.Tests(test.source, test.prelude, test.names)
+      return sandbox.Job(program, tests=asked, limits=self._limits())
+    if test.function is None:
+      return sandbox.Job(program, stdin=test.input, limits=self._limits())
+    name = test.function
+    if re.search(r"^class Solution\b", program, re.MULTILINE) and (
+      "." not in name
+    ):
+      name = f"Solution.{name}"
+    call = sandbox.Call(name, test.arguments)
+    return sandbox.Job(program, call=call, limits=self._limits())
+
+  def _limits(self) -> sandbox.Limits:
+    return sandbox.Limits(
+      seconds=self.seconds,
+      wall_seconds=2 * self.seconds + 2,
+      memory_bytes=self.memory_bytes,
+    )
+
+  def _question(self, row: Mapping[str, Any]) -> str:
+    prompt = rows.text(row, "prompt") or ""
+    starter = rows.text(row, "starter_code")
+    if self.instruction is not None:
+      return f"{prompt}\n\n{self.instruction}" if self.instruction else prompt
+    if starter and starter.strip():
+      return f"{prompt}\n\n{_STARTER}\n\n{fenced(starter)}"
+    if rows.text(row, "entry_point"):
+      return f"{_FUNCTION}\n\n{fenced(prompt)}"
+    if row.get("test_list"):
+      return f"{prompt}\n\n{_STARTER.partition('. ')[0]}."
+    return f"{prompt}\n\n{_SCRIPT}"
+
+
+def last_program(text: str) -> tuple[str | None, str]:
+  """The last closed block of Python, or what is wrong.
+
+  A block without a language counts as Python.
+  """
+  blocks, start = [], None
+  for match in _FENCE.finditer(text):
+    if start is None:
+      start = match
+    elif not match[1]:
+      blocks.append((start[1].lower(), text[start.end() + 1 : match.start()]))
+      start = None
+    # A block within a block does not end it.
+  found = [code for language, code in blocks if language in _LANGUAGES]
+  if not found:
+    is_open = start is not None and start[1].lower() in _LANGUAGES
+    fault = "the code block is never closed" if is_open else "no code block"
+    return None, (
+      f"{fault} was found. Write the whole program in one ```python block."
+      if not is_open
+      else f"{fault}. Write the whole program, and end its block with ```."
+    )
+  if len(found[-1]) > _MAX_PROGRAM:
+    return None, f"the program has {len(found[-1])} characters."
+  return found[-1], ""
+
+
+def fenced(code: str) -> str:
+  """Code as a block of Markdown."""
+  return f"```python\n{code.strip(chr(10))}\n```"
+
+
+def is_same_output(written: str, expected: str) -> bool:
+  """Whether two outputs are the same, up to space and how numbers look.
+
+  Line by line, without the space around each and blank lines at the end;
+  in a line that differs, word by word, and numbers by value.
+  """
+  lines, wanted = (
+    [line.split() for line in text.rstrip().splitlines()]
+    for text in (written, expected)
+  )
+  return len(lines) == len(wanted) and all(
+    len(a) == len(b) and all(map(_is_same_word, a, b))
+    for a, b in zip(lines, wanted, strict=True)
+  )
+
+
+def _is_same_word(a: str, b: str) -> bool:
+  if a == b:
+    return True
+  if max(len(a), len(b)) > _MAX_NUMBER:
+    return False
+  try:
+    return decimal.Decimal(a) == decimal.Decimal(b)
+  except decimal.InvalidOperation:
+    return False
+
+
+def _returned(outcome: sandbox.Outcome) -> tuple[Any, str]:
+  """The value of a call; or what is wrong with it."""
+  if outcome.not_plain:
+    return None, outcome.not_plain
+  try:
+    return values.as_json(outcome.value), ""
+  except values.PlainError as error:
+    return None, str(error)
+
+
+def _solution(row: Mapping[str, Any]) -> str | None:
+  solution = rows.text(row, "solution")
+  if solution:
+    return solution
+  rest = rows.text(row, "canonical_solution")
+  return fenced((rows.text(row, "prompt") or "") + rest) if rest else None
+
+
+def _counts(trial: Trial) -> tuple[int, int]:
+  """Tests that passed, and tests."""
+  checks = trial.outcome.checks
+  if isinstance(trial.test, Asserts) and checks is not None:
+    total = checks.num_passed + checks.num_failed
+    return checks.num_passed, max(1, total + (not total))
+  return int(trial.is_passed), 1

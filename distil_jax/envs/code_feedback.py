@@ -1,0 +1,191 @@
+"""What came of running a program, in words: an execution trace.
+
+In the manner of LeetCode: the first runtime error, else the first time-out,
+else up to two wrong answers, the shortest first.
+"""
+
+import dataclasses
+import signal
+
+from distil_jax.envs.code_tests import Asserts, Case
+from distil_jax.records import Status
+from distil_jax.sandbox import Check, End, Fault, Outcome
+
+MAX_LENGTH = 2000
+_MAX_PART = 400
+_MAX_WRONG = 2
+_LIMITS = {
+  End.MEMORY: "Memory Limit Exceeded",
+  End.OUTPUT: "Output Limit Exceeded",
+  End.PROCESSES: "Runtime Error\nThe program started too many processes.",
+}
+_HIDDEN = "A hidden test"
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+  """One test of a program.
+
+  Attributes:
+    test: what was asked.
+    outcome: what came of it.
+    is_passed: whether it was right.
+    returned: what a call returned, as text; empty: nothing.
+  """
+
+  test: Case | Asserts
+  outcome: Outcome
+  is_passed: bool
+  returned: str = ""
+
+
+def status(trials: list[Trial]) -> Status:
+  """Of a program, by its trials; at least one of them has not passed."""
+  failed = [trial for trial in trials if not trial.is_passed]
+  ends = [_kind(trial.outcome) for trial in failed]
+  for kind in (Status.CRASHED, Status.ERROR, Status.TIMEOUT):
+    if kind in ends:
+      return kind
+  return Status.WRONG
+
+
+def trace(trials: list[Trial], *, tells_hidden: bool) -> str:
+  """Of the failed trials, within `MAX_LENGTH` characters.
+
+  Args:
+    trials: of one program.
+    tells_hidden: say what is in hidden tests.
+  """
+  failed = [trial for trial in trials if not trial.is_passed]
+  worst = status(trials)
+  if worst is Status.CRASHED:
+    return ""  # the sandbox, not the program, is at fault
+  if worst is Status.WRONG:
+    shortest = sorted(failed, key=lambda x: (x.test.is_hidden, _size(x.test)))
+    text = "\n\n".join(_wrong(x, tells_hidden) for x in shortest[:_MAX_WRONG])
+  else:
+    first = next(x for x in failed if _kind(x.outcome) is worst)
+    broken = _error if worst is Status.ERROR else _late
+    text = broken(first, tells_hidden)
+  return shortened(text, MAX_LENGTH)
+
+
+def shortened(text: str, length: int) -> str:
+  """At most so many characters, with a sign in the middle where some lack."""
+  if len(text) <= length:
+    return text
+  half = (length - 3) // 2
+  return f"{text[:half]} … {text[-half:]}"
+
+
+def _kind(outcome: Outcome) -> Status:
+  if outcome.end is End.CRASHED or (outcome.checks and outcome.checks.broken):
+    return Status.CRASHED
+  if outcome.end is End.TIMEOUT:
+    return Status.TIMEOUT
+  if outcome.end is End.EXITED and not outcome.exit_code:
+    return Status.WRONG
+  return Status.ERROR
+
+
+def _size(test: Case | Asserts) -> int:
+  return len(test.source if isinstance(test, Asserts) else test.input)
+
+
+def _error(trial: Trial, tells_hidden: bool) -> str:
+  outcome, is_told = trial.outcome, tells_hidden or not trial.test.is_hidden
+  lines = []
+  if outcome.end in _LIMITS:
+    lines.append(_LIMITS[outcome.end])
+  elif outcome.fault is not None:
+    lines += ["Runtime Error", *_fault(outcome.fault, is_told)]
+  else:
+    lines += ["Runtime Error", _death(outcome)]
+  return "\n".join([*lines, *_where(trial, is_told, "Last input")])
+
+
+def _late(trial: Trial, tells_hidden: bool) -> str:
+  is_told = tells_hidden or not trial.test.is_hidden
+  return "\n".join(
+    ["Time Limit Exceeded", *_where(trial, is_told, "Last input")]
+  )
+
+
+def _where(trial: Trial, is_told: bool, label: str) -> list[str]:
+  """At which test."""
+  if not is_told:
+    return [f"{_HIDDEN} ends so."]
+  if isinstance(trial.test, Asserts):
+    checks = trial.outcome.checks
+    at = checks.stopped_at if checks else ""
+    return [f"At: {shortened(at, _MAX_PART)}"] if at else []
+  if not trial.test.input.strip():
+    return []
+  return [f"{label}: {shortened(trial.test.input.strip(), _MAX_PART)}"]
+
+
+def _fault(fault: Fault, is_told: bool) -> list[str]:
+  """An exception, with the program's frames.
+
+  What it says may quote a test's input.
+  """
+  message = shortened(fault.message, _MAX_PART) if is_told else ""
+  lines = [f"{fault.type}: {message}" if message else fault.type]
+  half = len(fault.frames) // 2
+  for i, (number, function, text) in enumerate(fault.frames):
+    if fault.num_skipped and i == half:
+      lines.append(f"  … {fault.num_skipped} more")
+    place = f", in {function}" if function not in ("", "<module>") else ""
+    lines.append(f"  line {number}{place}: {shortened(text, _MAX_PART)}")
+  return lines
+
+
+def _death(outcome: Outcome) -> str:
+  if outcome.signal is None:
+    said = outcome.stderr.strip().splitlines()[-1:] or [""]
+    told = f": {shortened(said[0], _MAX_PART)}" if said[0] else ""
+    return f"The program ended with exit status {outcome.exit_code}{told}"
+  try:
+    name = signal.Signals(outcome.signal).name
+  except ValueError:
+    name = f"signal {outcome.signal}"
+  deep = " (a recursion too deep?)" if name == "SIGSEGV" else ""
+  return f"The program was killed by {name}{deep}"
+
+
+def _wrong(trial: Trial, tells_hidden: bool) -> str:
+  if trial.test.is_hidden and not tells_hidden:
+    return f"Wrong Answer\n{_HIDDEN} fails."
+  if isinstance(trial.test, Asserts):
+    return _failed_checks(trial.outcome)
+  test, prints = trial.test, trial.outcome.stdout.strip()
+  parts = [("Input", test.input.strip())]
+  if test.function is None:
+    parts += [("Output", prints), ("Expected", test.output.strip())]
+  else:
+    parts += [("Output", trial.returned), ("Expected", test.output)]
+    if prints:
+      parts.append(("Printed", prints))
+  told = [f"{name}: {shortened(text, _MAX_PART)}" for name, text in parts]
+  return "\n".join(["Wrong Answer", *told])
+
+
+def _failed_checks(outcome: Outcome) -> str:
+  checks = outcome.checks
+  if checks is None or not checks.failures:
+    return "Wrong Answer\nThe tests came to no end."
+  texts = [_failed_check(x) for x in checks.failures[:_MAX_WRONG]]
+  prints = outcome.stdout.strip()
+  if prints:
+    texts.append(f"Printed: {shortened(prints, _MAX_PART)}")
+  return "\n\n".join(texts)
+
+
+def _failed_check(check: Check) -> str:
+  lines = ["Wrong Answer", f"Failed: {shortened(check.statement, _MAX_PART)}"]
+  if check.call:
+    returned = shortened(check.returned, _MAX_PART)
+    lines.append(f"{shortened(check.call, _MAX_PART)} returned {returned}")
+  if check.error:
+    lines.append(check.error)
+  return "\n".join(lines)
