@@ -6,11 +6,11 @@ the failed attempt itself is not in its prompt but follows it.
 """
 
 import dataclasses
-import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from distil_jax.envs import wording
 from distil_jax.records import Message, Problem
 
 _SOLUTION = "\n\nCorrect solution:\n\n{}"
@@ -18,9 +18,6 @@ _FEEDBACK = (
   "\n\nThe following is feedback from your unsuccessful earlier attempt:\n\n{}"
 )
 _INSTRUCTION = "\n\nCorrectly solve the original question."
-
-_THOUGHT = re.compile(r"<think>.*?(?:</think>\n*|\Z)", re.DOTALL)
-_ENDED_THOUGHT = re.compile(r"\A.*</think>\n*", re.DOTALL)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +55,7 @@ def teacher_prompt(
   Raises:
     ValueError: a block is given, but the problem has no user message.
   """
-  solution = _without_thought(solution or "")
+  solution = wording.without_thought(solution or "")
   messages = list(problem.messages)
   blocks = ""
   if solution.strip():
@@ -99,7 +96,7 @@ def choose_solution(
     raise ValueError(f"index={index} in a group of {len(rewards)} samples")
   for other, completion in enumerate(completions):
     is_success = other != index and rewards[other] >= threshold
-    if is_success and _without_thought(completion).strip():
+    if is_success and wording.without_thought(completion).strip():
       return completion
   return None
 
@@ -133,7 +130,7 @@ def fit_teacher_prompt(
     None where the problem does not fit, or nothing of what the teacher was to
     know fits beside it: a teacher that knows no more teaches nothing.
   """
-  solution = _without_thought(solution or "")
+  solution = wording.without_thought(solution or "")
   feedback = feedback or ""
   ids = encode(teacher_prompt(problem, solution=solution, feedback=feedback))
   if len(ids) <= limit:
@@ -243,12 +240,3 @@ def _last_user(messages: Sequence[Message], index: int) -> int:
   raise ValueError(
     f"problem {index} has no user message to put solution or feedback into"
   )
-
-
-def _without_thought(text: str) -> str:
-  """What a completion says after and between its thoughts.
-
-  A thought that is never closed reaches to the end. Where the chat template
-  opens the thought the completion only closes it: all before counts as thought.
-  """
-  return _ENDED_THOUGHT.sub("", _THOUGHT.sub("", text))

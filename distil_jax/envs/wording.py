@@ -1,6 +1,20 @@
 """How feedback quotes what a completion says."""
 
+import re
+
+_THOUGHT = re.compile(r"<think>.*?(?:</think>\n*|\Z)", re.DOTALL)
+_ENDED_THOUGHT = re.compile(r"\A.*</think>\n*", re.DOTALL)
+
 
 def shortened(text: str, length: int = 40) -> str:
   """At most so many characters, and a sign where some are left out."""
   return text if len(text) <= length else f"{text[:length]}…"
+
+
+def without_thought(text: str) -> str:
+  """What a completion says after and between its thoughts.
+
+  A thought that is never closed reaches to the end. Where the chat template
+  opens the thought the completion only closes it: all before counts as thought.
+  """
+  return _ENDED_THOUGHT.sub("", _THOUGHT.sub("", text))
