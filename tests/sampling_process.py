@@ -8,7 +8,7 @@ import jax
 import networks
 import numpy as np
 
-from distil_jax import actor, policy, rollout
+from distil_jax import actor, engine, policy, rollout
 from distil_jax.io import tokenizer as tokenizers
 from distil_jax.models import qwen3, sharding
 from distil_jax.policy import resolve_directory
@@ -62,9 +62,19 @@ def sample(mesh: jax.sharding.Mesh, rows: slice) -> dict[str, Any]:
     )
     names = rollout.identities(NAMES)[rows]
     with jax.set_mesh(mesh):
+      told = {}
       rolled, _ = sampler.sample(
-        params, ids[rows], mask[rows], names, jax.random.key(0)
+        params,
+        ids[rows],
+        mask[rows],
+        names,
+        jax.random.key(0),
+        ended=lambda row, ids, told=told: told.update({row: ids.tolist()}),
       )
+    for row, counts in enumerate(rolled.completion_mask):
+      length = counts.sum()
+      assert told.pop(row) == rolled.completion_ids[row, :length].tolist()
+    assert not told
     found[name] = np.where(rolled.completion_mask, rolled.completion_ids, -1)
   return found
 
@@ -72,6 +82,7 @@ def sample(mesh: jax.sharding.Mesh, rows: slice) -> dict[str, Any]:
 def main() -> None:
   address, index, out = sys.argv[1], int(sys.argv[2]), sys.argv[3]
   jax.distributed.initialize(address, num_processes=2, process_id=index)
+  engine._STEPS = 4  # several looks
   rows = slice(4 * index, 4 * index + 4)
   found: dict[str, Any] = sample(sharding.make_mesh(2, 1, 2), rows)
   np.savez(out, **found)

@@ -1,0 +1,162 @@
+"""From problems to verdicts, found while others are still sampled."""
+
+import threading
+import time
+import zlib
+
+import jax
+import numpy as np
+import pytest
+
+from distil_jax import engine
+from distil_jax.actor import Actor
+from distil_jax.io import tokenizer as tokenizers
+from distil_jax.judging import Judges
+from distil_jax.models import architecture, qwen3, sharding
+from distil_jax.policy import Policy
+from distil_jax.records import Problem, Status, Verdict
+
+GROUP_SIZE, LENGTH = 2, 5
+PROBLEMS = [
+  Problem(
+    index=i, messages=({"role": "user", "content": f"What is {i}?"},), answer=""
+  )
+  for i in range(4)
+]
+
+
+class CheckSum:
+  """Right and wrong by a check sum; some problems it cannot judge."""
+
+  def __init__(self, crashes_at=None, hangs_at=None):
+    self.crashes_at, self.hangs_at = crashes_at, hangs_at
+    self.is_asked = threading.Event()
+    self.num_judged = 0
+
+  def problem(self, row, index=0):
+    raise NotImplementedError("these problems come from no file")
+
+  def judge(self, problem, completion):
+    self.is_asked.set()
+    self.num_judged += 1
+    if problem.index == self.crashes_at:
+      raise ZeroDivisionError(completion)
+    if problem.index == self.hangs_at:
+      time.sleep(30)
+    is_right = zlib.crc32(completion.encode()) % 2
+    status = Status.CORRECT if is_right else Status.WRONG
+    return Verdict(float(is_right), completion, status)
+
+
+@pytest.fixture(scope="module")
+def mesh():
+  return sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def policy():
+  tokenizer = tokenizers.train(["What is it?"], vocab_size=300)
+  config = architecture.Qwen3Config(
+    vocab_size=tokenizer.vocab_size,
+    width=16,
+    num_layers=1,
+    num_heads=2,
+    num_kv_heads=1,
+    head_size=8,
+    mlp_size=16,
+    rope_theta=1e4,
+    tie_embeddings=True,
+    max_positions=64,
+  )
+  graphdef, _ = qwen3.make(config)
+  params = qwen3.init(config, jax.random.key(0))
+  return Policy(config, graphdef, params, tokenizer)
+
+
+@pytest.fixture
+def act(policy, mesh, monkeypatch):
+  # In two waves: only four rows are sampled at once.
+  monkeypatch.setattr(engine, "_STEPS", 1)
+
+  def act(judges, **settings):
+    actor = Actor(
+      policy,
+      judges,
+      mesh,
+      group_size=GROUP_SIZE,
+      max_prompt_length=40,
+      max_completion_length=LENGTH,
+      temperature=1.0,
+      top_k=None,
+      top_p=None,
+      num_slots=4,
+    )
+    with jax.set_mesh(mesh):
+      return actor(policy.params, PROBLEMS, jax.random.key(0), **settings)
+
+  return act
+
+
+def test_the_first_verdict_comes_before_the_last_token(act, policy):
+  environment = CheckSum()
+  tokens, asked = [0], []
+
+  def report(num_tokens, num_done):
+    del num_done
+    if tokens[-1] > 4 * LENGTH:
+      # A wave has ended, and the device has gone on since.
+      assert environment.is_asked.wait(30)
+      asked.append(num_tokens)
+    tokens.append(num_tokens)
+
+  experience = act(Judges(environment), report=report)
+  rollout = experience.rollout
+  assert asked[0] < tokens[-1] == experience.lengths.sum()
+  texts = policy.texts(rollout.completion_ids, rollout.completion_mask)
+  assert experience.completions == texts
+  assert len(set(texts)) > 4
+  in_turn = [
+    environment.judge(PROBLEMS[row // GROUP_SIZE], text)
+    for row, text in enumerate(texts)
+  ]
+  assert experience.verdicts == in_turn
+  assert {verdict.status for verdict in in_turn} == {
+    Status.CORRECT,
+    Status.WRONG,
+  }
+  assert experience.judging_seconds >= 0
+  assert experience.is_judged.all()
+
+
+def test_a_judge_that_fails_costs_its_verdicts_alone(act):
+  expected = act(Judges(CheckSum()))
+  told = []
+  judges = Judges(
+    CheckSum(crashes_at=1, hangs_at=2),
+    num_workers=4,
+    seconds=0.3,
+    tell=told.append,
+  )
+  experience = act(judges)
+  crashed, late = slice(2, 4), slice(4, 6)
+  assert [v.status for v in experience.verdicts[crashed]] == ["crashed"] * 2
+  assert [v.status for v in experience.verdicts[late]] == ["timeout"] * 2
+  for rows in (slice(0, 2), slice(6, 8)):
+    assert experience.verdicts[rows] == expected.verdicts[rows]
+  np.testing.assert_array_equal(experience.rewards[1:3], 0)
+  np.testing.assert_array_equal(experience.is_judged, [1, 1, 0, 0, 1, 1, 1, 1])
+  assert experience.judging_seconds > 0.1
+  assert len(told) == 2
+
+
+def test_a_rollout_that_fails_judges_no_more(act):
+  environment = CheckSum(hangs_at=0)
+
+  def report(num_tokens, num_done):
+    del num_tokens
+    if num_done > 4:
+      raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    act(Judges(environment, num_workers=1), report=report)
+  assert environment.num_judged == 1
