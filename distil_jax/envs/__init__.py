@@ -1,13 +1,9 @@
 """Environments: a completion -> a verdict, on the host."""
 
-import difflib
-import importlib
-import inspect
-import pathlib
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from distil_jax.envs import making
 from distil_jax.envs.calculator import Calculator
 from distil_jax.envs.math import Math
 from distil_jax.envs.multiple_choice import MultipleChoice
@@ -70,29 +66,7 @@ def make_environment(kind: str, **settings: Any) -> Environment:
       has a value that it cannot have, or what the function returns is no
       environment.
   """
-  if ":" in kind:
-    make = _imported(kind)
-  elif kind in ENVIRONMENTS:
-    make = ENVIRONMENTS[kind]
-  else:
-    raise ValueError(
-      f"unknown environment {kind!r}{_nearest(kind, ENVIRONMENTS)}"
-    )
-  known = inspect.signature(make).parameters
-  takes_all = any(p.kind is p.VAR_KEYWORD for p in known.values())
-  for name in settings:
-    if name not in known and not takes_all:
-      raise ValueError(
-        f"environment {kind} has no setting {name!r}{_nearest(name, known)}"
-      )
-  for name, parameter in known.items():
-    is_needed = parameter.default is parameter.empty and parameter.kind in (
-      parameter.POSITIONAL_OR_KEYWORD,
-      parameter.KEYWORD_ONLY,
-    )
-    if is_needed and name not in settings:
-      raise ValueError(f"environment {kind} needs a setting {name!r}")
-  made = make(**settings)
+  made = making.make("environment", kind, ENVIRONMENTS, settings)
   for method in ("problem", "judge"):
     if not callable(getattr(made, method, None)):
       raise ValueError(
@@ -100,36 +74,3 @@ def make_environment(kind: str, **settings: Any) -> Environment:
         f"{method!r}"
       )
   return made
-
-
-def _imported(kind: str) -> Callable[..., Any]:
-  """`module:function`; raises ValueError where there is none."""
-  name, _, attribute = kind.partition(":")
-  here = str(pathlib.Path.cwd())
-  # An installed command does not look where it is called.
-  added = [] if here in sys.path or "" in sys.path else [here]
-  sys.path[:0] = added
-  try:
-    module = importlib.import_module(name)
-  except ModuleNotFoundError as error:
-    # What the module itself lacks is another matter.
-    if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-      raise
-    raise ValueError(
-      f"environment {kind}: there is no module {error.name!r} here or among "
-      "what is installed"
-    ) from None
-  finally:
-    del sys.path[: len(added)]
-  known = {n: v for n, v in vars(module).items() if callable(v)}
-  if attribute not in known:
-    raise ValueError(
-      f"environment {kind}: module {name} has no function {attribute!r}"
-      f"{_nearest(attribute, known)}"
-    )
-  return known[attribute]
-
-
-def _nearest(name: str, known: Mapping[str, Any]) -> str:
-  near = difflib.get_close_matches(name, known, n=1)
-  return f"; did you mean {near[0]!r}?" if near else f"; known: {list(known)}"
