@@ -139,6 +139,7 @@ def _isolation(found: str, python: str, *, as_root: bool) -> Isolation:
   flags += ["--unshare-uts", "--unshare-cgroup-try", "--clearenv"]
   if not as_root:
     flags += ["--unshare-user", "--disable-userns"]
+    flags += ["--uid", "1000", "--gid", "1000"]
   for name, value in environment("/tmp").items():
     flags += ["--setenv", name, value]
   # Only what makes namespaces and gives up privileges, and inside at that.
@@ -153,7 +154,7 @@ def _isolation(found: str, python: str, *, as_root: bool) -> Isolation:
   for link, target in _links():
     flags += ["--symlink", target, link]
   flags += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]
-  flags += ["--remount-ro", "/", "--chdir", "/tmp"]
+  flags += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/tmp"]
   return Isolation(
     prefix=tuple(flags),
     has_namespaces=True,

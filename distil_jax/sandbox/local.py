@@ -42,6 +42,7 @@ class LocalSandbox:
     is_isolated: bool = True,
     num_processes: int | None = None,
     python: str | None = None,
+    how: isolation.Isolation | None = None,
   ):
     """Tries out that this machine can.
 
@@ -49,6 +50,7 @@ class LocalSandbox:
       is_isolated: in namespaces; else see `WEAK`, which is said once.
       num_processes: jobs at once; None: as many as there are cores.
       python: the interpreter that programs run in; None: this one's.
+      how: processes are kept apart; None: as well as this machine can.
 
     Raises:
       SandboxError: says what is missing, and what to do.
@@ -57,15 +59,17 @@ class LocalSandbox:
     count = num_processes or len(_cores())
     if count < 1:
       raise ValueError(f"num_processes={num_processes} must be above 0")
-    if is_isolated:
+    if how is not None:
+      self._isolation = how
+    elif is_isolated:
       self._isolation = isolation.bubblewrapped(python)
     else:
       self._isolation = isolation.weak(python)
       _warn_once()
     self._free: queue.SimpleQueue[_Warm] = queue.SimpleQueue()
-    for slot in range(count):
-      self._free.put(_Warm(self._isolation, slot))
-    self._count = count
+    self._all = [_Warm(self._isolation, slot) for slot in range(count)]
+    for warm in self._all:
+      self._free.put(warm)
 
   def run(self, job: Job) -> Outcome:
     """Waits for a process that is free, and for the outcome.
@@ -96,7 +100,7 @@ class LocalSandbox:
   def close(self) -> None:
     """Ends the processes; waits for jobs that are under way."""
     with contextlib.ExitStack() as stack:
-      for _ in range(self._count):
+      for _ in self._all:
         stack.enter_context(self._warm()).kill()
 
   def __enter__(self) -> Self:
