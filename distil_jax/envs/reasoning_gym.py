@@ -44,8 +44,8 @@ class ReasoningGym:
   )
   seconds: float = 5.0
   required_fields: ClassVar = ("prompt", "answer")
-  _worker: workers.Worker = dataclasses.field(
-    default_factory=lambda: workers.Worker(reasoning_tasks.__name__),
+  _workers: workers.Pool = dataclasses.field(
+    default_factory=lambda: workers.Pool(reasoning_tasks.__name__),
     init=False,
     repr=False,
     compare=False,
@@ -139,8 +139,10 @@ class ReasoningGym:
     at the deadline, and may give part of the reward.
 
     Returns:
-      A verdict that is CORRECT with a score of 1 alone; `details` has the
-      answer, or None, as `parsed`.
+      A verdict that is CORRECT with a score of 1 alone, ERROR where the scorer
+      raises, and CRASHED where it gives no score or the task has made another
+      problem than the one that was asked; `details` has the answer, or None,
+      as `parsed`.
     """
     found = tags.last(completion, "answer")
     text = (found or "").strip()
@@ -152,7 +154,7 @@ class ReasoningGym:
       reward, status, feedback = self._scored(problem, text)
     if status is Status.CORRECT:
       return Verdict(1.0, "", status, details)
-    if self.reveal_answer and problem.answer:
+    if self.reveal_answer and problem.answer and feedback:
       feedback += f" The correct answer is {problem.answer}."
     return Verdict(reward, feedback if self.feedback else "", status, details)
 
@@ -161,7 +163,7 @@ class ReasoningGym:
     question = {"do": "score", "entry": problem.details, "answer": text}
     said: dict[str, Any]
     try:
-      said = self._worker.ask(self._about(question), self.seconds)
+      said = self._workers.ask(self._about(question), self.seconds)
     except workers.WorkerTimeoutError:
       return (
         0.0,
@@ -171,6 +173,8 @@ class ReasoningGym:
       )
     except workers.WorkerCrashError:
       said = {"error": "crash"}
+    if said.get("is_broken"):
+      return 0.0, Status.CRASHED, ""
     if "error" in said:
       return (
         0.0,
@@ -195,7 +199,7 @@ class ReasoningGym:
   def _told(self, seconds: float, **question: Any) -> dict[str, Any]:
     """What the task says; raises ValueError where it says nothing."""
     try:
-      said = self._worker.ask(self._about(question), seconds)
+      said = self._workers.ask(self._about(question), seconds)
     except workers.WorkerTimeoutError:
       said = {"error": f"nothing came of it within {seconds:g} s"}
     except workers.WorkerCrashError as error:

@@ -49,8 +49,8 @@ def answer(question: dict[str, Any]) -> dict[str, Any]:
 
   Returns:
     with `make` `question`, `answer` (None: there is no single one), `number`
-    and `digest`; with `score` `score`. Or `error`, and `refused` where it is
-    the settings that are wrong.
+    and `digest`; with `score` `score`. Or `error`, with `refused` where it is
+    the settings that are wrong, with `is_broken` where it is the scorer.
   """
   task, settings = question["task"], question["settings"]
   try:
@@ -182,17 +182,21 @@ def _scored(
     digest = entry["digest"]
     entry = _entry(task, as_text, seed, place)
     if _digest(entry["question"]) != digest:
-      return {"error": "the task made another problem the second time"}
+      return _broken("the task made another problem the second time")
   else:
     seed = 0
   scorer, own = _data_set(task, as_text, seed), copy.deepcopy(entry)
   with confinement.confined():
     score = scorer.score_answer(text, own)
   if not isinstance(score, int | float) or math.isnan(score):
-    return {"error": f"a score of {score!r}"}
+    return _broken(f"a score of {score!r}")
   if not 0 <= score <= 1:
-    return {"error": f"a score of {score:g}, which is not in [0, 1]"}
+    return _broken(f"a score of {score:g}, which is not in [0, 1]")
   return {"score": float(score)}
+
+
+def _broken(text: str) -> dict[str, Any]:
+  return {"error": text, "is_broken": True}
 
 
 def _digest(text: str) -> str:

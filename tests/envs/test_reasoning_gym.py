@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import json
 import pickle
 import time
@@ -23,7 +24,7 @@ ENVIRONMENT = reasoning_gym.ReasoningGym(
   "chain_sum", {"max_terms": 3, "max_digits": 2}, seconds=60.0
 )
 # The process knows all tasks, whichever environment asks it.
-WORKER = ENVIRONMENT._worker
+WORKER = ENVIRONMENT._workers
 PROBLEM = ENVIRONMENT.generate(0, "train")
 
 
@@ -312,7 +313,17 @@ def test_a_score_outside_of_0_to_1_is_an_error(monkeypatch):
     monkeypatch.setattr(Scorer, "scores", value)
     said = reasoning_tasks._scored("gcd", {}, entry, "a")
     assert known in said["error"]
+    assert said["is_broken"]
   assert entry["answer"] == "a"  # a scorer has a copy
+
+
+def test_another_problem_than_was_asked_is_not_judged():
+  details = {**PROBLEM.details, "digest": "0" * 16}
+  verdict = judge(
+    PROBLEM.solution, dataclasses.replace(PROBLEM, details=details)
+  )
+  assert (verdict.reward, verdict.status) == (0.0, Status.CRASHED)
+  assert verdict.feedback == ""
 
 
 def test_a_demonstration_is_the_answer_in_tags():
