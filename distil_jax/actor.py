@@ -5,7 +5,7 @@ Shared by training and evaluation; this is where arrays meet strings.
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 
 import jax
@@ -38,6 +38,8 @@ class Experience:
     verdicts: length B.
     usage: what the rollout took, of all processes; None: not known.
     judging_seconds: from the end of the rollout to the last verdict.
+    critiques: how many of what kind, see `critiques.COUNTS`; None: none could
+      be asked for.
   """
 
   problems: Sequence[Problem]
@@ -47,6 +49,7 @@ class Experience:
   verdicts: list[Verdict]
   usage: engine.Usage | None = None
   judging_seconds: float = 0.0
+  critiques: Mapping[str, int] | None = None
 
   @property
   def rewards(self) -> np.ndarray:
@@ -135,6 +138,7 @@ class Actor:
     *,
     report: engine.Report = lambda num_tokens, num_done: None,
     ended: endings.Ended | None = None,
+    max_lengths: np.ndarray | None = None,
   ) -> tuple[Rollout, engine.Usage]:
     """Samples G completions of each prompt.
 
@@ -147,6 +151,8 @@ class Actor:
       report: told how many tokens and how many completions are done, of all
         processes.
       ended: see `engine.Engine`.
+      max_lengths: of the completions of each prompt, at most T; None: T. Shape
+        `[P]`.
 
     Returns:
       this process's rows, NumPy, and what all of them took.
@@ -161,8 +167,19 @@ class Actor:
       impl = jax.random.key_impl(key)
       key = jax.random.wrap_key_data(jnp.asarray(data), impl=impl)
       keys = _sample_keys(key, names, self.group_size)
+    limits = None
+    if max_lengths is not None:
+      of_members = np.repeat(max_lengths[:, None], self.group_size, axis=1)
+      limits = sharding.put_batch(self._mesh, of_members.astype(np.int32))
     sampled, usage = self._engine(
-      params, ids, mask, keys, self._choice, report=report, ended=ended
+      params,
+      ids,
+      mask,
+      keys,
+      self._choice,
+      limits,
+      report=report,
+      ended=ended,
     )
     rows = jax.tree.map(sharding.local_rows, sampled)
     return rows.replace(prompt_ids=prompt_ids, prompt_mask=prompt_mask), usage
