@@ -40,6 +40,7 @@ def environment(config: Config) -> Environment:
 
 
 def judges(config: Config, environment: Environment) -> judging.Judges:
+  """For all that is judged in a run, so that what fails is told once."""
   return judging.Judges(environment, **config.judging.model_dump())
 
 
@@ -144,13 +145,13 @@ def policy(
 def training_actor(
   config: Config,
   policy: Policy,
-  environment: Environment,
+  judges: judging.Judges,
   mesh: jax.sharding.Mesh,
 ) -> Actor:
   settings = config.rollout.model_dump(exclude={"num_problems", "mesh"})
   return Actor(
     policy,
-    judges(config, environment),
+    judges,
     mesh,
     rollout_mesh=rollout_mesh(config),
     **settings,
@@ -160,13 +161,13 @@ def training_actor(
 def evaluation_actor(
   config: Config,
   policy: Policy,
-  environment: Environment,
+  judges: judging.Judges,
   mesh: jax.sharding.Mesh,
 ) -> Actor:
   e = config.evaluation
   return Actor(
     policy,
-    judges(config, environment),
+    judges,
     mesh,
     group_size=e.num_samples,
     max_prompt_length=config.rollout.max_prompt_length,
@@ -230,7 +231,7 @@ def optimizer(
 def inspector(
   config: Config,
   policy: Policy,
-  environment: Environment,
+  judges: judging.Judges,
   mesh: jax.sharding.Mesh,
 ) -> inspection.Inspector | None:
   """Looks at a guarded teacher; None without a guard."""
@@ -239,10 +240,9 @@ def inspector(
   settings = config.rollout.model_dump(
     exclude={"num_problems", "group_size", "max_prompt_length", "mesh"}
   )
-  judged = judges(config, environment)
   actor = Actor(
     policy,
-    judged,
+    judges,
     mesh,
     rollout_mesh=rollout_mesh(config),
     group_size=1,
@@ -252,7 +252,7 @@ def inspector(
   return inspection.Inspector(
     actor=actor,
     policy=policy,
-    judges=judged,
+    judges=judges,
     mesh=mesh,
     num_answers=config.teacher.guard.num_problems // jax.process_count(),
     success_threshold=config.teacher.success_threshold,

@@ -56,7 +56,8 @@ class Learner:
     )
     # Without parameters, which would outlive `release_params` in the actors.
     bare = dataclasses.replace(self.policy, params={})
-    parts = (config, bare, self.environment, self.mesh)
+    judges = assembly.judges(config, self.environment)
+    parts = (config, bare, judges, self.mesh)
     self.actor = assembly.training_actor(*parts)
     self.evaluation_actor = assembly.evaluation_actor(*parts)
     self.inspector = assembly.inspector(*parts)
