@@ -150,6 +150,9 @@ def _isolation(found: str, python: str, *, as_root: bool) -> Isolation:
   for name in names:
     flags += ["--cap-add", f"CAP_{name}"]
   for source, target in _shown(python):
+    for parent in reversed(pathlib.Path(target).parents[:-1]):
+      # As bubblewrap makes it, only who is root could go through it.
+      flags += ["--perms", "0755", "--dir", str(parent)]
     flags += ["--ro-bind", source, target]
   for link, target in _links():
     flags += ["--symlink", target, link]
