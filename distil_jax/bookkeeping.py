@@ -32,7 +32,14 @@ _FREE = (
   "rollout.cache_dtype",
   "rollout.mesh",
 )
-_FREE_SECTIONS = ("judging", "evaluation", "checkpoint", "logging", "mesh")
+_FREE_SECTIONS = (
+  "judging",
+  "sandbox",
+  "evaluation",
+  "checkpoint",
+  "logging",
+  "mesh",
+)
 
 
 def dump(config: Config) -> str:

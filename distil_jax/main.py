@@ -40,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _place(arguments: argparse.Namespace) -> launch.Place | None:
   """Of this process; None where it is alone."""
+  if arguments.run is _sandbox:
+    return None
   place = launch.find(
     os.environ,
     coordinator=getattr(arguments, "coordinator", None),
@@ -114,6 +116,7 @@ def _parser() -> argparse.ArgumentParser:
   _add_generate(commands)
   _add_plan(commands)
   _add_compare(commands)
+  _add_sandbox(commands)
   return parser
 
 
@@ -286,6 +289,41 @@ def _add_plan(commands) -> None:
   _add_common(command, _plan, _OVERRIDES_HELP)
 
 
+def _add_sandbox(commands) -> None:
+  text = "run the programs of other machines, see sandbox.kind=remote"
+  command = _command(commands, "sandbox", text)
+  command.add_argument(
+    "--host",
+    default="127.0.0.1",
+    metavar="ADDRESS",
+    help="where to listen; whoever can reach it can run programs here "
+    "(default: this machine alone)",
+  )
+  command.add_argument(
+    "--port", type=int, default=8765, metavar="N", help="(default: 8765)"
+  )
+  command.add_argument(
+    "--workers",
+    type=_positive,
+    metavar="N",
+    help="programs at once (default: as many as there are cores)",
+  )
+  command.add_argument(
+    "--python",
+    metavar="PATH",
+    help="the interpreter they run in (default: this one, without its packages)",
+  )
+  command.add_argument(
+    "--weak",
+    action="store_true",
+    help="do not keep them apart from this machine: they can read what you can",
+  )
+  command.add_argument(
+    "--debug", action="store_true", help="show the traceback of an error"
+  )
+  command.set_defaults(run=_sandbox, overrides=[])
+
+
 def _add_compare(commands) -> None:
   text = "objectives against each other on small families of problems"
   command = _command(commands, "compare", text)
@@ -354,6 +392,25 @@ def _evaluate(arguments: argparse.Namespace) -> int:
   if is_shown:
     print(f"{config.run_directory}, step {step}")
     print(reports.evaluation_table(values))
+  return 0
+
+
+def _sandbox(arguments: argparse.Namespace) -> int:
+  from distil_jax import sandbox
+  from distil_jax.sandbox import serving
+
+  if arguments.overrides:
+    raise configs.ConfigError(f"{arguments.overrides[0]} is no option here")
+  with (
+    sandbox.make(
+      "weak" if arguments.weak else "bubblewrap",
+      num_processes=arguments.workers,
+      python=arguments.python,
+    ) as box,
+    serving.Server((arguments.host, arguments.port), box) as server,
+  ):
+    print(f"a sandbox listens at {server.url}; Ctrl-C ends it", flush=True)
+    server.serve_forever()
   return 0
 
 

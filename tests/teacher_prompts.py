@@ -12,6 +12,16 @@ FOLDER = pathlib.Path(__file__).parent / "golden/teacher_prompts"
 # completion that fails; and one that does not.
 CASES = {
   "calculator": (3, "3 + 8 = 12\n12 + 3 = 15\n<answer>15</answer>", None),
+  "code": (
+    {
+      "prompt": 'def double(x):\n  """Twice x."""\n',
+      "entry_point": "double",
+      "canonical_solution": "  return 2 * x\n",
+      "test": "def check(f):\n  assert f(0) == 0\n  assert f(3) == 6\n",
+    },
+    "```python\ndef double(x):\n  print(x)\n  return x + x * 0\n```",
+    "```python\ndef double(x):\n  return x + x\n```",
+  ),
   "math": (
     {
       "prompt": "Two hens lay 3 eggs a day each. How many in a week?",
@@ -34,6 +44,14 @@ CASES = {
     "8 + 2 = 10, and 10 - 8 = 3.\n<answer>3</answer>",
     "8 + 2 = 10, 10 - 8 = 2, and 2 + 0 = 2.\n<answer>2</answer>",
   ),
+  "self_evaluation": (
+    {
+      "prompt": "Two hens lay 3 eggs a day each. How many in a week?",
+      "answer": "2 * 3 = <<2*3=6>>6 a day, 6 * 7 = <<6*7=42>>42.\n#### 42",
+    },
+    "2 + 3 = 5, and 5 * 7 = 35: \\boxed{35}",
+    "2 * 3 = 6, and 6 * 7 = 42: \\boxed{42}",
+  ),
   "tool_calls": (
     {
       "prompt": "You have: search(query, page).\nFind the second page on cats.",
@@ -45,7 +63,14 @@ CASES = {
     'Action: search\nAction Input: {"query": "cats", "page": 2}',
   ),
 }
-SETTINGS = {"reasoning_gym": {"task": "chain_sum"}}
+SETTINGS = {
+  "reasoning_gym": {"task": "chain_sum"},
+  "self_evaluation": {"of": {"kind": "math"}, "keep_feedback": True},
+}
+CRITIQUES = {
+  "self_evaluation": "<think>7 days, 6 eggs a day.</think>\nThe first step adds "
+  "2 and 3, but each of the hens lays 3 eggs: multiply them."
+}
 
 
 def pages() -> dict[str, str]:
@@ -65,6 +90,11 @@ def pages() -> dict[str, str]:
       assert environment.judge(problem, solution).reward == 1.0
       told = prompts.teacher_prompt(problem, solution=solution)
       parts.append(("with a solution", _text(told)))
+    if isinstance(environment, envs.SelfJudged):
+      asked = environment.critique_prompt(problem, failure, verdict)
+      parts.append(("what the critic is asked", _text(asked)))
+      parts.append(("a critique", CRITIQUES[kind]))
+      verdict = environment.with_critique(verdict, CRITIQUES[kind])
     told = prompts.teacher_prompt(problem, feedback=verdict.feedback)
     parts.append(("with feedback", _text(told)))
     found[kind] = "\n".join(f"==== {what}\n{text}\n" for what, text in parts)

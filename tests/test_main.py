@@ -109,6 +109,7 @@ def test_train_leaves_a_complete_run_folder(trained, folder):
   [
     ("tools", "tooluse/test.json", "Write each call as a line `Action:`"),
     ("math", "gsm8k/test.jsonl", "no answer was found in \\boxed{…}"),
+    ("code", "humaneval/humaneval.jsonl", "no code block was found"),
   ],
 )
 def test_other_environments_go_through_all_stations(

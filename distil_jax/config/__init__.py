@@ -36,6 +36,7 @@ from distil_jax.config.sections import (
   Optimizer,
   Rollout,
   Sampling,
+  Sandbox,
   Train,
 )
 
@@ -64,6 +65,7 @@ __all__ = [
   "Optimizer",
   "Rollout",
   "Sampling",
+  "Sandbox",
   "Section",
   "Teacher",
   "Train",

@@ -18,6 +18,7 @@ class Config(Section):
   environment: sections.Environment = sections.Calculator()
   rollout: sections.Rollout = sections.Rollout()
   judging: sections.Judging = sections.Judging()
+  sandbox: sections.Sandbox = sections.Sandbox()
   teacher: objectives.Teacher = objectives.Teacher()
   objective: objectives.Objective = objectives.Distil()
   optimizer: sections.Optimizer = sections.Optimizer()

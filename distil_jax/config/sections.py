@@ -110,6 +110,24 @@ class Math(Section):
   """For one comparison."""
 
 
+class Code(Section):
+  """The program in the last ``` block against the row's tests."""
+
+  kind: Literal["code"] = "code"
+  feedback: bool = True
+  reveal_hidden_tests: bool = False
+  """Whether feedback may tell what is in tests that the row calls hidden."""
+  instruction: str | None = None
+  """Stands after each question; null: one that suits the row; empty adds
+  nothing."""
+  seconds: Above = 6.0
+  """Of CPU, for one test."""
+  total_seconds: Above = 40.0
+  """Of the clock, for all of them; then no further one is begun."""
+  memory_gib: Above = 1.0
+  """Of a program."""
+
+
 class ToolCalls(Section):
   """Calls of tools, `Action:` and `Action Input:`, against the row's."""
 
@@ -175,6 +193,7 @@ class OwnEnvironment(Section):
 Environment = Annotated[
   MultipleChoice
   | Math
+  | Code
   | ToolCalls
   | ReasoningGym
   | Calculator
@@ -191,6 +210,30 @@ class Judging(Section):
   seconds: Above = 60.0
   """For one verdict, after which it is `timeout`: above the deadlines that the
   environment has itself, for a judge that hangs."""
+
+
+class Sandbox(Section):
+  """Where programs run that a model has written."""
+
+  kind: Literal["bubblewrap", "weak", "remote"] = "bubblewrap"
+  """`bubblewrap` keeps them apart from this machine; `remote` sends them to
+  another, where `distil-jax sandbox` runs. `weak` only limits what they take:
+  they can read what you can."""
+  num_processes: Positive | None = None
+  """Programs at once; null: as many as there are cores."""
+  python: str | None = None
+  """The interpreter they run in; null: this one, without its packages."""
+  url: str | None = None
+  """Of a remote one, such as http://host:8765."""
+
+  @pydantic.model_validator(mode="after")
+  def _url(self):
+    if (self.kind == "remote") != (self.url is not None):
+      raise ValueError(
+        f"kind={self.kind} with url={self.url}: a remote sandbox has a url, "
+        "and no other has"
+      )
+    return self
 
 
 class Mesh(Section):

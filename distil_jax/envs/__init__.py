@@ -5,17 +5,21 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from distil_jax.envs import making
 from distil_jax.envs.calculator import Calculator
+from distil_jax.envs.code import Code
 from distil_jax.envs.math import Math
 from distil_jax.envs.multiple_choice import MultipleChoice
 from distil_jax.envs.reasoning_gym import ReasoningGym
+from distil_jax.envs.self_evaluation import SelfEvaluation
 from distil_jax.envs.tool_calls import ToolCalls
 from distil_jax.records import Demonstration, Message, Problem, Verdict
 
 ENVIRONMENTS = {
   "multiple_choice": MultipleChoice,
   "math": Math,
+  "code": Code,
   "tool_calls": ToolCalls,
   "reasoning_gym": ReasoningGym,
+  "self_evaluation": SelfEvaluation,
   "calculator": Calculator,
 }
 
@@ -53,19 +57,46 @@ class Generator(Environment, Protocol):
     ...
 
 
+@runtime_checkable
+class SelfJudged(Environment, Protocol):
+  """An environment whose verdicts the policy completes, by critiques."""
+
+  @property
+  def is_rewarded_by_critique(self) -> bool:
+    """Whether there is no reward before there is a critique."""
+    ...
+
+  def critique_prompt(
+    self, problem: Problem, completion: str, verdict: Verdict
+  ) -> Sequence[Message] | None:
+    """What the policy is asked about a completion; None: nothing."""
+    ...
+
+  def with_critique(self, verdict: Verdict, critique: str) -> Verdict:
+    """What becomes of a verdict; whatever the critique says, there is one.
+
+    In `details`, `has_critique` may say whether it could be read.
+    """
+    ...
+
+
 def make_environment(kind: str, **settings: Any) -> Environment:
   """Makes an environment by its name.
 
   Args:
     kind: a key of `ENVIRONMENTS`, or `module:function` for one of your own; the
       module may lie in the current directory.
-    **settings: of that environment.
+    **settings: of that environment; another environment as a mapping of its
+      kind and settings.
 
   Raises:
     ValueError: there is no such environment, it has no such setting, a setting
       has a value that it cannot have, or what the function returns is no
       environment.
   """
+  inner = settings.get("of")
+  if kind in ENVIRONMENTS and isinstance(inner, Mapping):
+    settings["of"] = make_environment(**inner)
   made = making.make("environment", kind, ENVIRONMENTS, settings)
   for method in ("problem", "judge"):
     if not callable(getattr(made, method, None)):

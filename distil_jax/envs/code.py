@@ -41,7 +41,7 @@ class Code:
       row; empty adds nothing.
     seconds: of CPU, for one test.
     total_seconds: of the clock, after which no further test is begun.
-    memory_bytes: of a program.
+    memory_gib: of a program, GiB.
     box: where programs run; None: made when it is first needed.
   """
 
@@ -50,7 +50,7 @@ class Code:
   instruction: str | None = None
   seconds: float = 6.0
   total_seconds: float = 40.0
-  memory_bytes: int = 1 << 30
+  memory_gib: float = 1.0
   box: sandbox.Sandbox | None = dataclasses.field(
     default=None, repr=False, compare=False
   )
@@ -189,7 +189,7 @@ class Code:
     return sandbox.Limits(
       seconds=self.seconds,
       wall_seconds=2 * self.seconds + 2,
-      memory_bytes=self.memory_bytes,
+      memory_bytes=int(self.memory_gib * (1 << 30)),
     )
 
   def _question(self, row: Mapping[str, Any]) -> str:

@@ -192,8 +192,8 @@ import os
 print(dict(os.environ))
 for path in ("/etc/passwd", "/etc/shadow", "/root/.bashrc", "{home}/secret",
              "{__file__}", "/proc/1/environ", "/proc/self/environ",
-             "/proc/self/maps", "/sys/kernel/notes", "/var/log", "/run", "/home",
-             "/sandbox/distil_jax/__init__.py"):
+             "/proc/self/maps", "/sys/kernel/notes", "/var/log", "/run",
+             "/home", "/sandbox/distil_jax/__init__.py"):
   try:
     with open(path) as file: print(path, "READ", file.read())
   except OSError as error: print(path, type(error).__name__)
@@ -219,7 +219,7 @@ def test_there_is_no_network(box):
     port = server.getsockname()[1]
     program = f"""
 import socket
-for address in (("127.0.0.1", {port}), ("192.0.2.1", 80), ("localhost", {port})):
+for address in (("127.0.0.1", {port}), ("192.0.2.1", 80)):
   try: socket.create_connection(address, timeout=0.3); print("CONNECTED")
   except OSError as error: print(error)
 """
@@ -232,9 +232,10 @@ for address in (("127.0.0.1", {port}), ("192.0.2.1", 80), ("localhost", {port}))
 def test_nothing_is_written_but_where_it_is_lost(box):
   program = """
 import os
-for path in ("/x", "/usr/x", "/usr/lib/x", "/sandbox/x", "/sandbox/distil_jax/x",
-             "/sandbox/distil_jax/sandbox/inside/programs.py", "/proc/x",
-             "/dev/x", os.path.dirname(os.__file__) + "/x.py", "/etc/x"):
+for path in ("/x", "/usr/x", "/usr/lib/x", "/sandbox/x", "/etc/x",
+             "/sandbox/distil_jax/x", "/proc/x",
+             "/sandbox/distil_jax/sandbox/inside/programs.py",
+             "/dev/x", os.path.dirname(os.__file__) + "/x.py"):
   try: open(path, "w").close(); print("WRITTEN", path)
   except OSError: pass
 for path in ("/tmp/left", "/dev/shm/left"):
@@ -399,7 +400,8 @@ class TestAsked:
     program = """
 import gc, sys
 def strings(x, depth=0):
-  if isinstance(x, (str, bytes, bytearray)): yield bytes(str(x), "utf8", "replace")
+  if isinstance(x, (str, bytes, bytearray)):
+    yield bytes(str(x), "utf8", "replace")
   if depth < 4 and isinstance(x, (dict, list, tuple, set)):
     try:
       for y in (list(x.items()) if isinstance(x, dict) else list(x)):
@@ -408,7 +410,9 @@ def strings(x, depth=0):
 def look():
   frame, found = sys._getframe(), []
   objects = gc.get_objects()
-  while frame: objects += [frame.f_locals, frame.f_globals]; frame = frame.f_back
+  while frame:
+    objects += [frame.f_locals, frame.f_globals]
+    frame = frame.f_back
   needle = b"owt-fo-ruof"
   return sum(needle in s[::-1] for o in objects for s in strings(o, 2))
 def f(x): return look()
