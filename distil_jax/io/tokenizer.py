@@ -160,6 +160,43 @@ class Tokenizer:
     """
     return cast(list[int], self._render(messages, **template_kwargs))
 
+  def around_tools(self) -> tuple[list[int], list[int]]:
+    """What stands before and after a tool's output, between two turns.
+
+    As the chat template has it: from the token that ends the assistant's turn
+    to the marker of the next one. The output comes from `tool`, or from `user`
+    where the template refuses or leaves out what a tool says.
+
+    Raises:
+      TokenizerError: the template has nowhere to put it.
+    """
+    for role in ("tool", "user"):
+      try:
+        return self._around(role)
+      except TokenizerError as error:
+        refusal = error
+    raise TokenizerError(
+      "the chat template cannot put a tool's output after the assistant's turn "
+      f"({refusal}); correct chat_template.jinja, or use no tools"
+    )
+
+  def _around(self, role: str) -> tuple[list[int], list[int]]:
+    answer, output = "content-of-assistant-", f"content-of-{role}-"
+    messages = [
+      {"role": "user", "content": "content-of-problem-"},
+      {"role": "assistant", "content": answer},
+      {"role": role, "content": output},
+    ]
+    text = cast(str, self._render(messages, tokenize=False))
+    _, *rest = text.split(answer)
+    parts = rest[0].split(output) if len(rest) == 1 else []
+    if len(parts) != 2:
+      raise TokenizerError(f"it does not show once what {role} says")
+    before, after = (
+      self.backend.encode(part, add_special_tokens=False) for part in parts
+    )
+    return before, after
+
   def _render(self, messages: Sequence[Message], **settings: Any) -> Any:
     try:
       return self.backend.apply_chat_template(

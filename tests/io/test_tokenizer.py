@@ -243,3 +243,53 @@ def test_a_template_that_drops_a_message_is_refused(directory):
 def test_template_settings_cannot_take_the_rendering(directory, name):
   with pytest.raises(TokenizerError, match=f"chat_template_kwargs sets {name}"):
     Tokenizer.load(directory, template_kwargs={name: False})
+
+
+# As Qwen3's: tools speak in a user's turn, and the assistant's next turn begins
+# with a thought that is empty.
+_WITH_TOOLS = """\
+{%- for message in messages -%}
+{%- if message['role'] == 'tool' -%}
+{{- '<|im_start|>user\\n<tool_response>\\n' + message['content'] -}}
+{{- '\\n</tool_response><|im_end|>\\n' -}}
+{%- else -%}
+{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] -}}
+{{- '<|im_end|>\\n' -}}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{- '<|im_start|>assistant\\n<think>\\n\\n</think>\\n\\n' -}}
+{%- endif -%}
+"""
+
+
+@pytest.mark.parametrize(
+  ("template", "before", "after"),
+  [
+    (
+      tokenizer_lib.CHAT_TEMPLATE,  # knows no tools
+      "<|im_end|>\n<|im_start|>user\n",
+      "<|im_end|>\n<|im_start|>assistant\n",
+    ),
+    (
+      _WITH_TOOLS,
+      "<|im_end|>\n<|im_start|>user\n<tool_response>\n",
+      "\n</tool_response><|im_end|>\n<|im_start|>assistant\n<think>\n\n"
+      "</think>\n\n",
+    ),
+  ],
+  ids=["user", "tool"],
+)
+def test_what_stands_around_a_tools_output(template, before, after):
+  made = tokenizer_lib.train(TEXTS, vocab_size=320, chat_template=template)
+  found = made.around_tools()
+  texts = tuple(made.decode(ids, skip_special=False) for ids in found)
+  assert texts == (before, after)
+  assert found[0][0] == made.eos_ids[0]  # one token, not its letters
+
+
+def test_a_template_without_a_place_for_tools_is_refused():
+  only_first = "{{ messages[0]['content'] }}"
+  made = tokenizer_lib.train(TEXTS, vocab_size=320, chat_template=only_first)
+  with pytest.raises(TokenizerError, match="cannot put a tool's output"):
+    made.around_tools()

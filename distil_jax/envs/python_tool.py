@@ -1,0 +1,140 @@
+"""Python between a student's turns: the last block of the turn is run.
+
+Nothing is kept between two calls: the blocks of the turns before run again,
+first, without their output, and so their variables are there.
+"""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+
+from distil_jax import sandbox
+from distil_jax.envs import wording
+from distil_jax.records import Problem
+
+_BLOCK = re.compile(
+  r"^[ \t]*```[ \t]*(?:python3?|py)[ \t]*\n(.*?)^[ \t]*```[ \t]*$",
+  re.DOTALL | re.MULTILINE | re.IGNORECASE,
+)
+# Lines of an error that are shown: the last of them say what it is.
+_NUM_ERROR_LINES = 8
+_SILENT = "(nothing was printed)"
+# Blocks are data here, so that none can end another by a quote or an error.
+_PROGRAM = """\
+import contextlib, io, linecache, sys, traceback
+
+class Nowhere(io.TextIOBase):
+  def write(self, text):
+    return len(text)
+
+def run(source, scope):
+  name = "<block>"
+  lines = source.splitlines(keepends=True)
+  linecache.cache[name] = (len(source), None, lines, name)
+  exec(compile(source, name, "exec"), scope)
+
+def main(*earlier, newest):
+  scope = {{"__name__": "__main__"}}
+  for source in earlier:
+    quiet = contextlib.redirect_stdout(Nowhere())
+    with quiet, contextlib.redirect_stderr(Nowhere()):
+      try:
+        run(source, scope)
+      except BaseException:
+        pass  # as it did then
+  try:
+    run(newest, scope)
+  except SystemExit:
+    raise
+  except BaseException as error:
+    # From the block itself on.
+    error.__traceback__ = error.__traceback__.tb_next.tb_next
+    traceback.print_exception(error)
+    sys.exit(1)
+
+main(*{earlier!r}, newest={newest!r})
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class PythonTool:
+  """Runs the last fenced block of Python of a turn, if there is one.
+
+  Attributes:
+    seconds: of CPU, for the block and those before it.
+    memory_bytes: of the program.
+    max_characters: that are shown; what is left out leaves a sign.
+    box: where programs run; None: the safest that this machine has.
+  """
+
+  seconds: float = 5.0
+  memory_bytes: int = 1 << 30
+  max_characters: int = 2000
+  box: sandbox.Sandbox | None = dataclasses.field(
+    default=None, repr=False, compare=False
+  )
+
+  def __post_init__(self) -> None:
+    if self.max_characters < 100:
+      raise ValueError(
+        f"max_characters={self.max_characters} must be at least 100"
+      )
+    self._limits()  # refuses the others
+    if self.box is None:
+      object.__setattr__(self, "box", sandbox.make())
+
+  def __call__(
+    self, problem: Problem, turns: Sequence[str], outputs: Sequence[str]
+  ) -> str | None:
+    """What the block prints, and the last lines of its error.
+
+    Raises:
+      RuntimeError: the sandbox has failed.
+    """
+    del problem, outputs
+    newest = last_block(turns[-1])
+    if newest is None:
+      return None
+    blocks = (last_block(turn) for turn in turns[:-1])
+    earlier = tuple(block for block in blocks if block is not None)
+    program = _PROGRAM.format(earlier=earlier, newest=newest)
+    assert self.box is not None
+    outcome = self.box.run(sandbox.Job(program, limits=self._limits()))
+    if outcome.end is sandbox.End.CRASHED:
+      raise RuntimeError(f"the sandbox has failed: {outcome.stderr}")
+    shown = "\n".join(
+      part.rstrip("\n")
+      for part in (outcome.stdout, self._error(outcome))
+      if part.strip()
+    )
+    return wording.shortened_inside(shown or _SILENT, self.max_characters)
+
+  def _limits(self) -> sandbox.Limits:
+    return sandbox.Limits(
+      seconds=self.seconds,
+      wall_seconds=2 * self.seconds + 2,
+      memory_bytes=self.memory_bytes,
+    )
+
+  def _error(self, outcome: sandbox.Outcome) -> str:
+    """In words; empty where there is none."""
+    match outcome.end:
+      case sandbox.End.TIMEOUT:
+        return f"(stopped after {self.seconds:g} s)"
+      case sandbox.End.MEMORY:
+        return f"(stopped: more than {self.memory_bytes} bytes of memory)"
+      case sandbox.End.OUTPUT:
+        return "(stopped: too much was printed)"
+      case sandbox.End.PROCESSES:
+        return "(stopped: too many processes were started)"
+      case sandbox.End.KILLED:
+        return f"(killed by signal {outcome.signal})"
+      case _:
+        lines = outcome.stderr.rstrip("\n").split("\n")
+        return "\n".join(lines[-_NUM_ERROR_LINES:])
+
+
+def last_block(text: str) -> str | None:
+  """The source in the last closed block of Python; None: there is none."""
+  found = _BLOCK.findall(text)
+  return found[-1] if found else None
