@@ -57,6 +57,7 @@ class _Program:
       line = b""
     if not line.endswith(b"\n"):
       raise GoneError
+    raised = None
     try:
       answer = json.loads(line)
       if "value" in answer:
@@ -65,11 +66,12 @@ class _Program:
         return value
       if "raised" in answer:
         self.last["raised"] = answer["raised"]
-        raise _exception(answer["raised"])
-      self.last["returned"] = str(answer["not_plain"])[:_MAX_SHOWN]
+        raised = _exception(answer["raised"])
+      else:
+        self.last["returned"] = str(answer["not_plain"])[:_MAX_SHOWN]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-      self.last.setdefault("returned", "something that cannot be read")
-    raise _NotPlainError
+      self.last["returned"] = "something that cannot be read"
+    raise raised or _NotPlainError
 
 
 class _NotPlainError(AssertionError):

@@ -1,0 +1,488 @@
+"""Programs judged: real ones, broken ones, and every layout of tests."""
+
+import base64
+import concurrent.futures
+import json
+import pathlib
+import pickle
+import zlib
+from typing import ClassVar
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distil_jax import sandbox
+from distil_jax.envs import code_feedback, code_tests, contract
+from distil_jax.envs.code import Code, fenced, is_same_output, last_program
+from distil_jax.records import Status
+
+ROWS = pathlib.Path(__file__).parents[3] / "shared/data/humaneval"
+needs_data = pytest.mark.skipif(
+  not ROWS.is_dir(), reason="HumanEval is not beside the checkout"
+)
+
+STDIN = {
+  "prompt": "Write the sum of the numbers of each line.",
+  "tests": [
+    {"input": "1 2\n3\n", "output": "3\n3\n"},
+    {"input": "10 20 30\n", "output": "60\n"},
+  ],
+}
+SUMS = """
+import sys
+for line in sys.stdin:
+  print(sum(map(int, line.split())))
+"""
+
+
+@pytest.fixture(scope="module")
+def box():
+  with sandbox.make() as made:
+    yield made
+
+
+@pytest.fixture(scope="module")
+def code(box):
+  return Code(box=box, seconds=2.0)
+
+
+def judge(environment, row, program):
+  problem = environment.problem(row)
+  return environment.judge(problem, f"So:\n\n{fenced(program)}\n")
+
+
+def humaneval():
+  text = (ROWS / "humaneval.jsonl").read_text(encoding="utf-8")
+  return [json.loads(line) for line in text.splitlines()]
+
+
+def broken(row):
+  """The right program, whose every answer is then changed a little."""
+  return f"""{row["prompt"]}{row["canonical_solution"]}
+
+def _other(value):
+  if isinstance(value, bool): return not value
+  if isinstance(value, (int, float)): return value + 1
+  if isinstance(value, str): return value + "x"
+  if isinstance(value, list): return [*value, None]
+  if isinstance(value, tuple): return (*value, None)
+  if isinstance(value, dict): return {{**value, "x": 1}}
+  return 0
+
+_right = {row["entry_point"]}
+
+def {row["entry_point"]}(*args):
+  return _other(_right(*args))
+"""
+
+
+@needs_data
+def test_humaneval(code):
+  """Right programs are right, and broken ones wrong, by name of the test."""
+  rows = humaneval()
+  problems = [code.problem(row, i) for i, row in enumerate(rows)]
+  assert len(problems) == 164
+  with concurrent.futures.ThreadPoolExecutor(4) as pool:
+    right = pool.map(lambda p: code.judge(p, p.solution), problems)
+    for problem, verdict in zip(problems, right, strict=True):
+      assert verdict.status is Status.CORRECT, (problem.index, verdict)
+      assert verdict.details["pass_rate"] == 1.0
+    wrong = pool.map(
+      lambda p: code.judge(p, fenced(broken(rows[p.index]))), problems
+    )
+    for row, verdict in zip(rows, wrong, strict=True):
+      assert verdict.status is Status.WRONG, (row["task_id"], verdict)
+      assert "Failed: assert" in verdict.feedback
+      assert f"{row['entry_point']}(" in verdict.feedback
+      assert len(verdict.feedback) <= code_feedback.MAX_LENGTH
+
+
+@needs_data
+def test_humaneval_that_breaks(code):
+  row = humaneval()[0]
+  prompt, name = row["prompt"], row["entry_point"]
+  verdict = judge(code, row, prompt + "    return numbers[100] > 1")
+  assert verdict.status is Status.ERROR
+  assert verdict.feedback.splitlines()[:2] == [
+    "Runtime Error",
+    "IndexError: list index out of range",
+  ]
+  assert f", in {name}: return numbers[100] > 1" in verdict.feedback
+  assert "At: assert candidate([1.0, 2.0," in verdict.feedback
+  verdict = judge(code, row, prompt + "    while True: pass")
+  assert verdict.status is Status.TIMEOUT
+  assert verdict.feedback.startswith(f"Time Limit Exceeded\nAt: {name}([1.0,")
+  verdict = judge(code, row, "def f(: pass")
+  assert verdict.status is Status.ERROR
+  assert "SyntaxError" in verdict.feedback
+  assert "line 1: def f(: pass" in verdict.feedback
+  verdict = judge(code, row, "def f(): pass")
+  assert f"NameError: name '{name}' is not defined" in verdict.feedback
+
+
+class TestScripts:
+  def test_right(self, code):
+    verdict = judge(code, STDIN, SUMS)
+    assert verdict.status is Status.CORRECT
+    assert verdict.details == {
+      "num_passed": 2,
+      "num_tests": 2,
+      "pass_rate": 1.0,
+    }
+
+  def test_wrong_answers_the_shortest_first(self, code):
+    verdict = judge(code, STDIN, "print(60)")
+    assert verdict.status is Status.WRONG
+    assert verdict.details["pass_rate"] == 0.5
+    assert verdict.feedback == (
+      "Wrong Answer\nInput: 1 2\n3\nOutput: 60\nExpected: 3\n3"
+    )
+    verdict = judge(code, STDIN, "print(0)")
+    first, second = verdict.feedback.split("\n\n")
+    assert "Input: 1 2\n3" in first
+    assert "Input: 10 20 30" in second
+
+  def test_an_error_comes_before_a_wrong_answer(self, code):
+    program = "x = input()\nif x[:2] == '10': 1 / 0\nprint(x)"
+    verdict = judge(code, STDIN, program)
+    assert verdict.status is Status.ERROR
+    assert verdict.feedback == (
+      "Runtime Error\nZeroDivisionError: division by zero\n"
+      "  line 2: if x[:2] == '10': 1 / 0\nLast input: 10 20 30"
+    )
+
+  def test_a_time_out_comes_before_a_wrong_answer(self, code):
+    program = "x = input()\nwhile x[:2] == '10': pass\nprint(x)"
+    verdict = judge(code, STDIN, program)
+    assert verdict.status is Status.TIMEOUT
+    assert verdict.feedback == "Time Limit Exceeded\nLast input: 10 20 30"
+
+  def test_after_a_time_out_no_more_is_run(self, code):
+    row = STDIN | {"tests": STDIN["tests"] * 20}
+    verdict = judge(code, row, "while True: pass")
+    assert verdict.status is Status.TIMEOUT
+    assert verdict.details == {
+      "num_passed": 0,
+      "num_tests": 40,
+      "pass_rate": 0.0,
+    }
+
+  def test_all_together_have_a_time(self, box):
+    slow = Code(box=box, total_seconds=0.3)
+    row = STDIN | {"tests": [{"input": "", "output": "1"}] * 10}
+    verdict = judge(slow, row, "import time\ntime.sleep(0.2)\nprint(1)")
+    assert verdict.status is Status.TIMEOUT
+    assert verdict.details["num_passed"] == 2
+    assert verdict.details["num_tests"] == 10
+
+  def test_other_ends(self, box):
+    small = Code(box=box, memory_gib=0.25)
+    for program, said in (
+      ("import os\nos._exit(3)", "The program ended with exit status 3"),
+      ("import sys\nsys.exit('no')", "exit status 1: no"),
+      ("import os\nos.abort()", "The program was killed by SIG"),
+      ("x = [0] * 10**9", "MemoryError"),
+      ("while 1: print('x' * 10**6)", "Output Limit Exceeded"),
+    ):
+      verdict = judge(small, STDIN, program)
+      assert verdict.status is Status.ERROR
+      assert said in verdict.feedback, verdict
+
+  def test_deep_recursion_is_told_shortly(self, code):
+    verdict = judge(code, STDIN, "def f(x):\n  return f(x)\nf(1)")
+    assert "RecursionError" in verdict.feedback
+    assert "more\n" in verdict.feedback
+    assert len(verdict.feedback) < 600
+
+  def test_feedback_stays_short(self, code):
+    row = {
+      "prompt": "x",
+      "tests": [{"input": "y" * 50_000, "output": "z" * 50_000}] * 2,
+    }
+    verdict = judge(code, row, "print('w' * 10**5)")
+    assert len(verdict.feedback) <= code_feedback.MAX_LENGTH
+    assert " … " in verdict.feedback
+
+
+class TestCalls:
+  ROW: ClassVar = {
+    "prompt": "Merge two lists.",
+    "starter_code": "class Solution:\n  def merge(self, a, b):\n    ",
+    "fn_name": "merge",
+    "tests": {"inputs": [[[1], [2]], [[], []]], "outputs": [[1, 2], []]},
+  }
+
+  def test_a_method_and_a_function(self, code):
+    method = "class Solution:\n  def merge(self, a, b): return a + b"
+    function = "def merge(a, b): return (*a, *b)"
+    for program in (method, function):
+      assert judge(code, self.ROW, program).reward == 1.0
+
+  def test_wrong(self, code):
+    program = "def merge(a, b):\n  print('hi')\n  return a"
+    verdict = judge(code, self.ROW, program)
+    assert verdict.feedback == (
+      "Wrong Answer\nInput: [1]\n[2]\nOutput: [1]\nExpected: [1, 2]\n"
+      "Printed: hi"
+    )
+
+  def test_what_is_no_value(self, code):
+    for value, said in (
+      ("merge", "a function, which is no plain value"),
+      ("{1, 2}", "a set, which JSON does not know"),
+      ("float('nan')", "NaN"),
+    ):
+      verdict = judge(code, self.ROW, f"def merge(a, b): return {value}")
+      assert verdict.status is Status.WRONG
+      assert said in verdict.feedback
+
+  def test_the_question_shows_what_to_begin_with(self, code):
+    asked = code.problem(self.ROW).messages[-1]["content"]
+    assert asked.startswith("Merge two lists.\n\nAnswer with")
+    assert asked.endswith(fenced(self.ROW["starter_code"]))
+
+
+class TestLiveCodeBench:
+  """As its rows are: tests are JSON text, the hidden ones packed."""
+
+  @staticmethod
+  def row(kind="stdin", metadata="{}"):
+    tests = [
+      [{"input": "1", "output": "2", "testtype": kind}],
+      [{"input": "secret 7", "output": "secret 8", "testtype": kind}],
+    ]
+    if kind == "functional":
+      tests[1] = [{"input": "70707", "output": "70708", "testtype": kind}]
+    packed = zlib.compress(pickle.dumps(json.dumps(tests[1])))
+    return {
+      "prompt": "Add one.",
+      "public_test_cases": json.dumps(tests[0]),
+      "private_test_cases": base64.b64encode(packed).decode(),
+      "metadata": metadata,
+      "starter_code": "",
+    }
+
+  @pytest.mark.parametrize(
+    "program",
+    [
+      "x = input()\nprint(2 if x == '1' else 'no')",
+      "x = input()\nassert x == '1', x\nprint(2)",
+      "x = input()\nprint(2)\nif x != '1': print(x); raise ValueError(x)",
+      "x = input()\nprint(2)\nwhile x != '1': pass",
+    ],
+  )
+  def test_hidden_tests_stay_hidden(self, box, program):
+    careful, open_hearted = (
+      Code(box=box, seconds=1.0, reveal_hidden_tests=reveal)
+      for reveal in (False, True)
+    )
+    verdict = judge(careful, self.row(), program)
+    assert verdict.reward == 0.0
+    assert "A hidden test" in verdict.feedback
+    assert "secret" not in verdict.feedback
+    verdict = judge(open_hearted, self.row(), program)
+    assert "secret 7" in verdict.feedback
+
+  def test_public_failures_are_told_first(self, code):
+    verdict = judge(code, self.row(), "print('neither')")
+    first, second = verdict.feedback.split("\n\n")
+    assert "Input: 1\nOutput: neither\nExpected: 2" in first
+    assert second == "Wrong Answer\nA hidden test fails."
+
+  def test_calls(self, code):
+    row = self.row("functional", '{"func_name": "add"}')
+    good = "class Solution:\n  def add(self, x: int) -> int: return x + 1"
+    assert judge(code, row, good).reward == 1.0
+    verdict = judge(code, row, "def add(x): return 2")
+    assert verdict.feedback == "Wrong Answer\nA hidden test fails."
+
+  def test_what_is_packed_is_text_and_no_program(self, code):
+    evil = zlib.compress(b"cos\nsystem\n(S'touch /tmp/pwned'\ntR.")
+    packed = base64.b64encode(evil).decode()
+    with pytest.raises(ValueError, match="private_test_cases is no JSON"):
+      code.problem(self.row() | {"private_test_cases": packed})
+    assert not pathlib.Path("/tmp/pwned").exists()
+
+
+class TestMBPP:
+  ROW: ClassVar = {
+    "prompt": "Write a function to double a list.",
+    "test_list": [
+      "assert double([1]) == [2]",
+      "assert set(double((1, 2))) == {2, 4}",
+      "assert math.isclose(double([0.1])[0], 0.2)",
+    ],
+    "test_imports": ["import math"],
+    "test_setup_code": "",
+  }
+
+  def test_each_assertion_counts(self, code):
+    good = "def double(x): return [2 * y for y in x]"
+    verdict = judge(code, self.ROW, good)
+    assert verdict.reward == 1.0
+    assert verdict.details["num_tests"] == 3
+    verdict = judge(code, self.ROW, "def double(x): return [2]")
+    assert verdict.details["num_passed"] == 1
+    assert "Failed: assert set(double((1, 2))) == {2, 4}" in verdict.feedback
+    assert "double((1, 2)) returned [2]" in verdict.feedback
+
+  def test_tests_that_expect_an_error(self, code):
+    row = {
+      "prompt": "x",
+      "test_list": [
+        "try:\n  f(-1)\n  assert False\nexcept ValueError as error:\n"
+        "  assert 'minus' in str(error)"
+      ],
+    }
+    good = "def f(x):\n  if x < 0: raise ValueError('minus')\n  return x"
+    assert judge(code, row, good).reward == 1.0
+    assert judge(code, row, "def f(x): return x").status is Status.WRONG
+    verdict = judge(code, row, "def f(x): raise KeyError(x)")
+    assert verdict.status is Status.ERROR
+    assert "KeyError" in verdict.feedback
+
+  def test_tests_that_are_broken_blame_nobody(self, code):
+    row = {"prompt": "x", "test": "import nothing_like_this"}
+    verdict = judge(code, row, "x = 1")
+    assert verdict.status is Status.CRASHED
+    assert verdict.feedback == ""
+
+
+class TestBlocks:
+  def test_the_last_closed_block_of_python_counts(self):
+    for text, program in (
+      ("```python\nx\n```", "x\n"),
+      ("```\nx\n```", "x\n"),
+      ("```py\nx\n```\n```Python3\ny\n```", "y\n"),
+      ("```python\nx\n```\n```text\noutput\n```", "x\n"),
+      ("```python\nx\n```\nand\n```python\ny", "x\n"),
+      ("```python\n'''\n```python\n'''\n```", "'''\n```python\n'''\n"),
+      ("  ```python\n  x\n  ```", "  x\n"),
+      ("```python title='a'\nx\n```", "x\n"),
+    ):
+      assert last_program(text)[0] == program, text
+
+  @pytest.mark.parametrize(
+    ("text", "said"),
+    [
+      ("", "no code block was found"),
+      ("def f(): pass", "no code block was found"),
+      ("```json\n{}\n```", "no code block was found"),
+      ("``` python x", "the code block is never closed"),
+      ("```python\ndef f(", "the code block is never closed"),
+    ],
+  )
+  def test_others_are_told_what_is_missing(self, code, text, said):
+    verdict = code.judge(code.problem(STDIN), text)
+    assert verdict.status is Status.UNPARSABLE
+    assert said in verdict.feedback
+
+
+class TestOutputs:
+  def test_same(self):
+    for a, b in (
+      ("1\n2\n", "1\n2"),
+      ("1 2  ", "1 2\n\n"),
+      ("1.0", "1"),
+      ("1e3 x", "1000 x"),
+      ("", "\n"),
+      ("0.10", "0.1"),
+    ):
+      assert is_same_output(a, b)
+      assert is_same_output(b, a)
+
+  def test_different(self):
+    for a, b in (
+      ("1\n2", "1 2"),
+      ("1", "2"),
+      ("", "1"),
+      ("yes", "Yes"),
+      ("nan", "NaN"),
+      ("1\n\n2", "1\n2"),
+      ("9" * 200, "9" * 199 + "8"),
+    ):
+      assert not is_same_output(a, b)
+
+  @given(st.text(), st.text())
+  def test_any(self, a, b):
+    assert is_same_output(a, a)
+    assert is_same_output(a, b) == is_same_output(b, a)
+
+
+class TestRows:
+  @pytest.mark.parametrize(
+    ("row", "said"),
+    [
+      ({}, "the row has no prompt"),
+      ({"prompt": "x"}, "the row has no test"),
+      ({"prompt": "x", "tests": "{"}, "tests is no JSON"),
+      ({"prompt": "x", "tests": 3}, "tests must be a list"),
+      ({"prompt": "x", "tests": []}, "the row has no test"),
+      ({"prompt": "x", "tests": [{"input": "x"}]}, "input and output"),
+      ({"prompt": "x", "tests": {"inputs": [1]}}, "two lists"),
+      (
+        {"prompt": "x", "tests": {"inputs": ["1"], "outputs": []}},
+        "1 inputs and 0 outputs",
+      ),
+      (
+        {
+          "prompt": "x",
+          "tests": [{"input": "1", "output": "1", "testtype": "functional"}],
+        },
+        "no func_name",
+      ),
+      ({"prompt": "x", "fn_name": "f()", "tests": []}, "no name"),
+      (
+        {
+          "prompt": "x",
+          "fn_name": "f",
+          "tests": [{"input": "{", "output": "1"}],
+        },
+        "no JSON",
+      ),
+      ({"prompt": "x", "test_list": "assert 1"}, "a list of texts"),
+      ({"prompt": "x", "test": "", "entry_point": "f"}, "no test"),
+      (
+        {"prompt": "x", "test": "assert 1", "entry_point": "f g"},
+        "is no name",
+      ),
+    ],
+  )
+  def test_bad_ones_are_refused(self, code, row, said):
+    with pytest.raises(ValueError, match=said):
+      code.problem(row)
+
+  def test_tests_survive_as_data(self):
+    for row in (STDIN, TestCalls.ROW, TestMBPP.ROW, TestLiveCodeBench.row()):
+      tests = code_tests.read(row)
+      data = json.loads(json.dumps(code_tests.as_data(tests)))
+      assert code_tests.from_data(data) == tests
+
+  def test_a_field_that_holds_hidden_tests(self, code):
+    row = {"prompt": "x", "hidden_test": "assert f(77) == 1"}
+    verdict = judge(code, row, "def f(x): return x")
+    assert verdict.feedback == "Wrong Answer\nA hidden test fails."
+
+
+def test_the_contract(box):
+  quick = Code(box=box, seconds=1.0)
+  rows = [STDIN, TestCalls.ROW, TestMBPP.ROW]
+  completions = [fenced(SUMS), fenced("1 / 0"), fenced("x = \0\ud800")]
+  contract.check(quick, rows, completions)
+
+
+@given(st.text())
+def test_any_text_has_a_verdict(text):
+  """Of the text alone: what runs is attacked in tests/sandbox."""
+  program, fault = last_program(text)
+  assert (program is None) == bool(fault)
+
+
+@pytest.mark.parametrize(
+  "settings",
+  [{"seconds": 0}, {"total_seconds": 0}, {"memory_gib": -1}],
+)
+def test_bad_settings_are_refused(box, settings):
+  with pytest.raises(ValueError, match="must be above 0"):
+    Code(box=box, **settings)
