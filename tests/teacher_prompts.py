@@ -3,6 +3,7 @@
 python tests/teacher_prompts.py     # from the root; writes the pages anew
 """
 
+import functools
 import pathlib
 
 from distil_jax import envs, prompts
@@ -73,6 +74,7 @@ CRITIQUES = {
 }
 
 
+@functools.cache
 def pages() -> dict[str, str]:
   """Text of each page: with a sibling's solution, and with feedback."""
   found = {}

@@ -9,7 +9,7 @@ import pickle
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from distil_jax.envs import Environment, wording
+from distil_jax.envs import Environment, SelfJudged, wording
 from distil_jax.records import Problem, Status, Verdict
 
 # What a model may write; none of it may stop a run.
@@ -74,20 +74,22 @@ def _problems(
   _require(row == before, where, "changes the row")
   _require(isinstance(problem, Problem), where, "returns no Problem")
   _require(problem.index == index, where, f"has index {problem.index}")
-  _require(bool(problem.messages), where, "has no message")
-  for message in problem.messages:
-    is_text = set(message) == {"role", "content"} and all(
-      isinstance(text, str) for text in message.values()
-    )
-    _require(is_text, where, f"has a message {message!r}")
-  _require(
-    problem.messages[-1]["role"] == "user", where, "ends with no user's message"
-  )
+  _check_messages(problem.messages, where)
   again = environment.problem(row, index)
   _require(again == problem, where, "is another problem the second time")
   yield problem
   # Judges may work in processes of their own.
   yield pickle.loads(pickle.dumps(problem))
+
+
+def _check_messages(messages: Sequence[Mapping[str, str]], where: str) -> None:
+  _require(bool(messages), where, "has no message")
+  for message in messages:
+    is_text = set(message) == {"role", "content"} and all(
+      isinstance(text, str) for text in message.values()
+    )
+    _require(is_text, where, f"has a message {message!r}")
+  _require(messages[-1]["role"] == "user", where, "ends with no user's message")
 
 
 def _check_verdict(
@@ -101,8 +103,21 @@ def _check_verdict(
     raise ContractError(f"{where} raises {error!r}; say so in a verdict") from (
       error
     )
-  _require(isinstance(verdict, Verdict), where, f"returns {verdict!r}")
+  _check_is_good(verdict, where)
   _require(problem == before, where, "changes the problem")
+  again = environment.judge(problem, completion)
+  _require(again == verdict, where, "has another verdict the second time")
+  if isinstance(environment, SelfJudged):
+    asked = environment.critique_prompt(problem, completion, verdict)
+    if asked is not None:
+      _check_messages(asked, where.replace("judge", "critique_prompt", 1))
+    # The policy may answer with anything, too.
+    found = environment.with_critique(verdict, completion)
+    _check_is_good(found, where.replace("judge", "with_critique", 1))
+
+
+def _check_is_good(verdict: Verdict, where: str) -> None:
+  _require(isinstance(verdict, Verdict), where, f"returns {verdict!r}")
   _require(
     0 <= verdict.reward <= 1,
     where,
@@ -120,8 +135,6 @@ def _check_verdict(
     json.dumps(dict(verdict.details))
   except (TypeError, ValueError) as error:
     raise ContractError(f"{where}: details are no JSON: {error}") from error
-  again = environment.judge(problem, completion)
-  _require(again == verdict, where, "has another verdict the second time")
 
 
 def _require(is_kept: bool, where: str, fault: str) -> None:

@@ -58,6 +58,14 @@ RUBRIC_WITH_VERDICT = (
   "exact. End with <verdict>correct</verdict> if the answer is right, and with "
   "<verdict>wrong</verdict> if it is not."
 )
+_SAID = {
+  Status.CORRECT: "was judged to be right",
+  Status.WRONG: "was judged to be wrong",
+  Status.UNPARSABLE: "has no answer that could be read",
+  Status.TIMEOUT: "took too long to judge",
+  Status.ERROR: "failed",
+  Status.CRASHED: "has not been judged yet",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +162,7 @@ class SelfEvaluation:
       or (verdict.status is Status.CORRECT and self.only_failures)
     ):
       return None
-    known = f"The attempt was judged to be {verdict.status}. {verdict.feedback}"
+    known = f"The attempt {_SAID[verdict.status]}. {verdict.feedback}"
     texts = {
       "problem": _shown(problem.messages),
       "completion": completion,

@@ -20,9 +20,13 @@ ROWS = {
     "answer": [{"Action": "a", "Action_Input": {"x": 1}}],
   },
   "reasoning_gym": None,
+  "self_evaluation": {"prompt": "p", "answer": "x #### 3"},
   "calculator": None,
 }
-SETTINGS = {"reasoning_gym": {"task": "chain_sum"}}
+SETTINGS = {
+  "reasoning_gym": {"task": "chain_sum"},
+  "self_evaluation": {"of": {"kind": "math", "symbolic": False}},
+}
 
 
 def row_of(kind):
