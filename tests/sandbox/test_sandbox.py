@@ -294,6 +294,17 @@ def _which_but_bubblewrap():
   return lambda name: None if name == "bwrap" else found(name)
 
 
+@pytest.fixture(scope="module")
+def server():
+  with (
+    local.LocalSandbox(num_processes=1) as inner,
+    serving.Server(("127.0.0.1", 0), inner) as made,
+  ):
+    made.start()
+    yield made
+    made.shutdown()
+
+
 class TestRemote:
   def test_nobody_there(self):
     with pytest.raises(SandboxError, match="no sandbox answers"):
@@ -343,16 +354,6 @@ class TestRemote:
   def test_what_asks_for_too_much_is_refused(self, server, limits):
     job = wire.job_to_json(Job("")) | {"limits": limits}
     assert self.post(server, json.dumps(job).encode()) == 400
-
-  @pytest.fixture(scope="class")
-  def server(self):
-    with (
-      local.LocalSandbox(num_processes=1) as inner,
-      serving.Server(("127.0.0.1", 0), inner) as made,
-    ):
-      made.start()
-      yield made
-      made.shutdown()
 
   @staticmethod
   def post(server, content):
