@@ -25,10 +25,13 @@ from distil_jax.config import (
   Config,
   ConfigError,
   CreateModel,
+  Critique,
+  Sampling,
   Sandbox,
   needs_teacher,
 )
-from distil_jax.envs import Environment, make_environment
+from distil_jax.critiques import SelfCritic
+from distil_jax.envs import Environment, SelfJudged, make_environment
 from distil_jax.io import tokenizer as tokenizers
 from distil_jax.io import weights
 from distil_jax.models import architecture, attention, qwen3, sharding
@@ -40,12 +43,18 @@ _NUM_TOKENIZER_TEXTS = 20_000
 
 
 def environment(config: Config) -> Environment:
-  section = config.environment
+  return _environment(config, config.environment)
+
+
+def _environment(config: Config, section: Any) -> Environment:
+  """Of a section, which may be inside another one."""
   if section.kind == "own":
     return make_environment(section.function, **section.settings)
-  settings = section.model_dump(exclude={"kind"})
+  settings = section.model_dump(exclude={"kind", "critique"})
   if section.kind == "code":
     settings["box"] = box(config)
+  if settings.get("of"):
+    settings["of"] = _environment(config, section.of)
   return make_environment(section.kind, **settings)
 
 
@@ -208,6 +217,45 @@ def evaluation_actor(
     num_slots=config.rollout.num_slots,
     cache_dtype=config.rollout.cache_dtype,
     rollout_mesh=rollout_mesh(config),
+  )
+
+
+def with_critic(
+  config: Config,
+  policy: Policy,
+  judges: judging.Judges,
+  mesh: jax.sharding.Mesh,
+  *,
+  actor: Actor,
+  environment: Environment,
+) -> Actor | SelfCritic:
+  """The actor, and what has the policy criticise what it samples.
+
+  The actor alone where the environment asks for no critiques.
+  """
+  if not isinstance(environment, SelfJudged):
+    return actor
+  lengths = getattr(config.environment, "critique", Critique())
+  settings = config.rollout.model_dump(
+    include={*Sampling.model_fields, "num_slots", "cache_dtype"}
+  )
+  critic = Actor(
+    policy,
+    judges,
+    mesh,
+    rollout_mesh=rollout_mesh(config),
+    group_size=1,
+    max_prompt_length=lengths.max_prompt_length,
+    max_completion_length=lengths.max_length,
+    **settings,
+  )
+  return SelfCritic(
+    actor,
+    critic,
+    environment,
+    policy.tokenizer,
+    max_prompt_length=lengths.max_prompt_length,
+    max_length=lengths.max_length,
   )
 
 
@@ -387,6 +435,17 @@ def check_network(config: Config, network: architecture.Qwen3Config) -> None:
     config.rollout.max_completion_length,
     config.evaluation.max_completion_length or 0,
   )
+  critique = getattr(config.environment, "critique", None)
+  if critique and (
+    critique.max_prompt_length + critique.max_length > network.max_positions
+  ):
+    raise ConfigError(
+      f"critiques of {critique.max_length} tokens after prompts of "
+      f"{critique.max_prompt_length} are longer than the "
+      f"{network.max_positions} positions of the model in "
+      f"{config.model.directory} (max_position_embeddings); lower "
+      "environment.critique.max_prompt_length or max_length"
+    )
   if prompt + completion > network.max_positions:
     raise ConfigError(
       f"prompts of {prompt} and completions of {completion} tokens are longer "

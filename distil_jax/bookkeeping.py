@@ -32,6 +32,8 @@ _FREE = (
   "rollout.cache_dtype",
   "rollout.mesh",
 )
+# Of what is counted about critiques, shares of all completions.
+_OF_ALL = ("asked", "no_room")
 _FREE_SECTIONS = (
   "judging",
   "sandbox",
@@ -315,6 +317,26 @@ def experience_metrics(
     "rollout/programs": float(usage.num_programs),
     "rollout/cache_megabytes": usage.cache_bytes / 1e6,
   }
+
+
+def critique_metrics(experience: Experience) -> dict[str, float]:
+  """Of the critiques of the step, of all processes; nothing without a critic.
+
+  Of all completions, the shares that were criticised and that could not be for
+  lack of room. Of the critiques, the shares that were shown part of a
+  completion, that could not be read and that hit their limit, and the tokens.
+  """
+  if experience.critiques is None:
+    return {}
+  counts = {**experience.critiques, "count": len(experience.verdicts)}
+  sums = processes.global_sums(counts)
+  num_asked = max(sums["asked"], 1.0)
+  values = {
+    name: sums[name] / (sums["count"] if name in _OF_ALL else num_asked)
+    for name in experience.critiques
+  }
+  values["length"] = values.pop("tokens")
+  return {f"critique/{name}": value for name, value in values.items()}
 
 
 def samples(

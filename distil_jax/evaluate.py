@@ -9,6 +9,7 @@ import jax
 
 from distil_jax import processes
 from distil_jax.actor import Actor
+from distil_jax.critiques import SelfCritic
 from distil_jax.models import qwen3
 from distil_jax.records import Problem
 
@@ -32,7 +33,7 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
 
 
 def evaluate(
-  actor: Actor,
+  actor: Actor | SelfCritic,
   params: qwen3.Params,
   problems: Sequence[Problem],
   key: jax.Array,

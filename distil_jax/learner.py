@@ -58,8 +58,16 @@ class Learner:
     bare = dataclasses.replace(self.policy, params={})
     judges = assembly.judges(config, self.environment)
     parts = (config, bare, judges, self.mesh)
-    self.actor = assembly.training_actor(*parts)
+    self.actor = assembly.with_critic(
+      *parts,
+      actor=assembly.training_actor(*parts),
+      environment=self.environment,
+    )
     self.evaluation_actor = assembly.evaluation_actor(*parts)
+    if getattr(self.environment, "is_rewarded_by_critique", False):
+      self.evaluation_actor = assembly.with_critic(
+        *parts, actor=self.evaluation_actor, environment=self.environment
+      )
     self.inspector = assembly.inspector(*parts)
     self.optimizer, self.schedule = assembly.optimizer(config)
     self.key = jax.random.key(config.train.seed)
@@ -384,6 +392,7 @@ class _Run:
     )
     if experience is not None:
       metrics |= bookkeeping.experience_metrics(experience, lesson)
+      metrics |= bookkeeping.critique_metrics(experience)
       metrics |= bookkeeping.guard_metrics(self.state.guard)
     else:
       masks = lesson.batch.completion_mask

@@ -69,8 +69,10 @@ SETTINGS = {
   "self_evaluation": {"of": {"kind": "math"}, "keep_feedback": True},
 }
 CRITIQUES = {
-  "self_evaluation": "<think>7 days, 6 eggs a day.</think>\nThe first step adds "
-  "2 and 3, but each of the hens lays 3 eggs: multiply them."
+  "self_evaluation": (
+    "<think>7 days, 6 eggs a day.</think>\nThe first step adds 2 and 3, but "
+    "each of the hens lays 3 eggs: multiply them."
+  )
 }
 
 

@@ -48,15 +48,8 @@ class Config(Section):
       if isinstance(filled.get(name), dict):
         kind = cls.model_fields[name].default.kind
         filled[name] = {"kind": kind, **filled[name]}
-    section = filled.get("environment")
-    if isinstance(section, dict) and ":" in str(section["kind"]):
-      settings = dict(section)
-      function = settings.pop("kind")
-      filled["environment"] = {
-        "kind": "own",
-        "function": function,
-        "settings": settings,
-      }
+    if isinstance(section := filled.get("environment"), dict):
+      filled["environment"] = _own(section)
     return filled
 
   @pydantic.model_validator(mode="after")
@@ -66,7 +59,19 @@ class Config(Section):
     objectives.check_teacher(self.objective, self.teacher)
     _check_something_is_told(self)
     _check_sources(self)
+    _check_critiques(self)
     return self
+
+
+def _own(environment: dict[str, Any]) -> dict[str, Any]:
+  """One's own environment as the schema has it, also inside another one."""
+  settings = dict(environment)
+  if ":" in str(settings.get("kind")):
+    function = settings.pop("kind")
+    return {"kind": "own", "function": function, "settings": settings}
+  if isinstance(inner := settings.get("of"), dict):
+    settings["of"] = _own(inner)
+  return settings
 
 
 def _check_sizes(config: Config) -> None:
@@ -136,14 +141,31 @@ def _check_something_is_told(config: Config) -> None:
 
 def _check_sources(config: Config) -> None:
   # One of the user's own says so itself, once it is there.
-  generates = config.environment.kind in (
-    "calculator",
-    "reasoning_gym",
-    "own",
-  )
+  judge = getattr(config.environment, "of", None) or config.environment
+  generates = judge.kind in ("calculator", "reasoning_gym", "own")
   for key in ("train", "evaluation"):
     if getattr(config.data, key) == "generated" and not generates:
       raise ValueError(
         f"data.{key}=generated, but environment.kind="
         f"{config.environment.kind} makes no problems; give a file"
       )
+
+
+def _check_critiques(config: Config) -> None:
+  section, teacher = config.environment, config.teacher
+  if section.kind != "self_evaluation":
+    return
+  is_told = (
+    objectives.needs_teacher(config.objective) and teacher.feedback != "never"
+  )
+  if section.of is not None and not is_told:
+    raise ValueError(
+      "environment.kind=self_evaluation asks for critiques that no teacher is "
+      f"told with objective.kind={config.objective.kind} and teacher.feedback="
+      f"{teacher.feedback}; give environment what environment.of has"
+    )
+  if section.of is None and teacher.guard:
+    raise ValueError(
+      "teacher.guard judges by rewards, but without environment.of there are "
+      "none before a critique; set environment.of, or teacher.guard=null"
+    )

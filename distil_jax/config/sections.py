@@ -190,15 +190,51 @@ class OwnEnvironment(Section):
   """Its arguments."""
 
 
-Environment = Annotated[
+_Judge = (
   MultipleChoice
   | Math
   | Code
   | ToolCalls
   | ReasoningGym
   | Calculator
-  | OwnEnvironment,
-  pydantic.Field(discriminator="kind"),
+  | OwnEnvironment
+)
+
+
+class Critique(Section):
+  """How long what the policy is asked, and what it says, may be."""
+
+  max_prompt_length: Positive = 1024
+  """Where it is longer the middle of the completion is left out; all else
+  stays."""
+  max_length: Positive = 256
+
+
+class SelfEvaluation(Section):
+  """The policy criticises its own completions: that becomes the feedback.
+
+  It is sampled from once more for each completion, as `rollout` says.
+  """
+
+  kind: Literal["self_evaluation"] = "self_evaluation"
+  of: _Judge | None = pydantic.Field(default=None, discriminator="kind")
+  """The environment that gives reward and status; null: the critique does,
+  which a policy may learn to exploit."""
+  rubric: str | None = None
+  """What is asked, with places for `{problem}` and `{completion}`; what the
+  environment says, `{feedback}`, and the reference `{answer}` are shown where
+  they have a place. null: a general one."""
+  only_failures: bool = True
+  """Ask nothing about what is correct."""
+  keep_feedback: bool = False
+  """Leave what the environment says in front of the critique."""
+  max_feedback_length: Positive = 4000
+  """Characters of a critique that are kept."""
+  critique: Critique = Critique()
+
+
+Environment = Annotated[
+  _Judge | SelfEvaluation, pydantic.Field(discriminator="kind")
 ]
 
 
