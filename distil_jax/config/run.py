@@ -141,13 +141,16 @@ def _check_something_is_told(config: Config) -> None:
 
 def _check_sources(config: Config) -> None:
   # One of the user's own says so itself, once it is there.
-  judge = getattr(config.environment, "of", None) or config.environment
+  inner = getattr(config.environment, "of", None)
+  judge, name = config.environment, "environment"
+  if inner is not None:
+    judge, name = inner, "environment.of"
   generates = judge.kind in ("calculator", "reasoning_gym", "own")
   for key in ("train", "evaluation"):
     if getattr(config.data, key) == "generated" and not generates:
       raise ValueError(
-        f"data.{key}=generated, but environment.kind="
-        f"{config.environment.kind} makes no problems; give a file"
+        f"data.{key}=generated, but {name}.kind={judge.kind} makes no "
+        "problems; give a file"
       )
 
 
