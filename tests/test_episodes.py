@@ -1,0 +1,376 @@
+"""Episodes with a real network: who says what, and what a turn depends on."""
+
+import dataclasses
+import time
+import zlib
+
+import jax
+import jax.numpy as jnp
+import networks
+import numpy as np
+import pytest
+
+from distil_jax import engine, episodes, prefixes, tooling
+from distil_jax.actor import Actor
+from distil_jax.io import tokenizer as tokenizers
+from distil_jax.judging import Judges
+from distil_jax.models import architecture, qwen3, sharding
+from distil_jax.policy import Policy
+from distil_jax.records import Problem, Status, StopReason, Verdict
+
+GROUP_SIZE, LENGTH, PROMPT_LENGTH = 2, 60, 24
+MAX_TURNS, MAX_OUTPUT_TOKENS = 3, 12
+PROBLEMS = [
+  Problem(index=i, messages=({"role": "user", "content": f"{i}?"},), answer="")
+  for i in range(4)
+]
+
+
+class Echo:
+  """Judges nothing; its feedback is what it was shown."""
+
+  def problem(self, row, index=0):
+    raise NotImplementedError("these problems come from no file")
+
+  def judge(self, problem, completion):
+    return Verdict(0.0, completion, Status.WRONG)
+
+
+def is_asked(text):
+  """Whether a turn asks for the tool: two in three do."""
+  return zlib.crc32(text.encode()) % 3 > 0
+
+
+def words(problem, turns, outputs):
+  """A tool whose words depend on all that it is given."""
+  assert len(outputs) == len(turns) - 1
+  if not is_asked(turns[-1]):
+    return None
+  seen = f"{problem.index} {list(turns)} {list(outputs)}"
+  return str(zlib.crc32(seen.encode()) % 10 ** (len(turns) + 1))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+  """One width of slots and one of prompts: they compile for long."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(engine, "ladder", lambda width: [width])
+    patch.setattr(prefixes, "_NUM_WIDTHS", 1)
+    yield
+
+
+@pytest.fixture(scope="module")
+def policy():
+  tokenizer = tokenizers.train(["What is it?"], vocab_size=300)
+  # So many ends that turns are short.
+  tokenizer = dataclasses.replace(
+    tokenizer, eos_ids=(*tokenizer.eos_ids, *range(40, 70))
+  )
+  config = architecture.Qwen3Config(
+    vocab_size=tokenizer.vocab_size,
+    width=16,
+    num_layers=1,
+    num_heads=2,
+    num_kv_heads=1,
+    head_size=8,
+    mlp_size=16,
+    rope_theta=1e4,
+    tie_embeddings=False,
+    max_positions=128,
+  )
+  graphdef, template = qwen3.make(config)
+  params = networks.random_params(template, seed=0)
+  return Policy(config, graphdef, params, tokenizer)
+
+
+@pytest.fixture(scope="module")
+def mesh():
+  return sharding.make_mesh(fsdp=2, devices=jax.devices()[:2])
+
+
+def make(policy, mesh, tool=words, *, told=None, seconds=60.0, **settings):
+  made = None
+  if tool is not None:
+    made = tooling.Tooling(
+      tool,
+      policy.tokenizer,
+      max_turns=MAX_TURNS,
+      max_output_tokens=MAX_OUTPUT_TOKENS,
+      seconds=seconds,
+      tell=pytest.fail if told is None else told.append,
+    )
+  defaults = {
+    "group_size": GROUP_SIZE,
+    "max_prompt_length": PROMPT_LENGTH,
+    "max_completion_length": LENGTH,
+    "temperature": 1.0,
+    "top_k": None,
+    "top_p": None,
+    "stop": ("z", "Z"),
+    "tooling": made,
+  }
+  return Actor(policy, Judges(Echo()), mesh, **defaults | settings)
+
+
+def play(actor, policy, problems=PROBLEMS, seed=0, **settings):
+  return actor(policy.params, problems, jax.random.key(seed), **settings)
+
+
+@pytest.fixture(scope="module")
+def played(policy, mesh):
+  return play(make(policy, mesh), policy)
+
+
+def runs(experience, row):
+  """The tokens of a row, cut where the student's begin and end."""
+  rolled = experience.rollout
+  length = rolled.completion_mask[row].sum()
+  ids, own = rolled.completion_ids[row, :length], rolled.student_mask[row]
+  cuts = np.flatnonzero(np.diff(own[:length])) + 1
+  return [part.tolist() for part in np.split(ids, cuts)]
+
+
+def log_probs_after(policy, experience):
+  """Of the training pass over whole rows, all tokens. `[B, T, V]`."""
+  rolled = experience.rollout
+  ids, mask = (
+    np.concatenate([np.repeat(prompt, GROUP_SIZE, axis=0), completion], axis=1)
+    for prompt, completion in (
+      (rolled.prompt_ids, rolled.completion_ids),
+      (rolled.prompt_mask, rolled.completion_mask),
+    )
+  )
+  table = networks.full_log_probs(
+    policy.params, jnp.asarray(ids), jnp.asarray(mask), graphdef=policy.graphdef
+  )
+  return np.asarray(table)[:, PROMPT_LENGTH - 1 : -1]
+
+
+def assert_same_rows(experience, rows, expected, expected_rows):
+  for name in (
+    "completion_ids",
+    "completion_mask",
+    "student_mask",
+    "stop_reasons",
+  ):
+    np.testing.assert_array_equal(
+      getattr(experience.rollout, name)[rows],
+      getattr(expected.rollout, name)[expected_rows],
+      err_msg=name,
+    )
+  for name in ("log_probs", "behavior_log_probs"):
+    np.testing.assert_allclose(
+      getattr(experience.rollout, name)[rows],
+      getattr(expected.rollout, name)[expected_rows],
+      atol=2e-5,
+    )
+
+
+def test_turns_and_outputs_take_turns(policy, played):
+  tokenizer, rolled = policy.tokenizer, played.rollout
+  before, after = tokenizer.around_tools()
+  counts = []
+  for row in range(len(PROBLEMS) * GROUP_SIZE):
+    mask = rolled.completion_mask[row]
+    assert (np.diff(mask) <= 0).all()
+    assert (rolled.student_mask[row] <= mask).all()
+    student, tool = runs(played, row)[::2], runs(played, row)[1::2]
+    said = [tokenizer.decode(ids) for ids in student]
+    assert played.completions[row] == said[-1]
+    assert played.verdicts[row].feedback == said[-1]
+    roles = [message["role"] for message in played.earlier[row]]
+    assert roles == ["student", "tool"] * len(tool)
+    shown = [message["content"] for message in played.earlier[row]]
+    assert shown[::2] == said[:-1]
+    for i, ids in enumerate(tool):
+      ended = student[i][-1] in tokenizer.eos_ids
+      # The student's own end is not said twice.
+      expected = [*before[ended:], *tokenizer.encode(shown[2 * i + 1]), *after]
+      assert ids == expected
+      problem = PROBLEMS[row // GROUP_SIZE]
+      answer = words(problem, said[: i + 1], shown[1 : 2 * i : 2])
+      assert answer == shown[2 * i + 1]
+    counts.append(len(student))
+    if rolled.stop_reasons[row] != StopReason.LENGTH:
+      is_last = len(student) == MAX_TURNS
+      assert is_last or not is_asked(said[-1])
+  assert min(counts) == 1
+  assert max(counts) == MAX_TURNS
+  np.testing.assert_array_equal(played.lengths, rolled.student_mask.sum(axis=1))
+  assert played.usage.num_tokens == rolled.student_mask.sum()
+  assert played.num_failed_calls == 0
+
+
+def test_the_sampler_is_the_scorer_across_turns(policy, played):
+  rolled = played.rollout
+  table = log_probs_after(policy, played)
+  own = np.take_along_axis(table, rolled.completion_ids[..., None], -1)[..., 0]
+  own = np.where(rolled.student_mask == 1, own, 0.0)
+  np.testing.assert_allclose(rolled.log_probs, own, atol=1e-4)
+  np.testing.assert_allclose(rolled.behavior_log_probs, own, atol=1e-4)
+
+
+def test_greedy_turns_are_what_is_most_probable_then(policy, mesh):
+  greedy = play(make(policy, mesh, temperature=0.0), policy)
+  assert (greedy.rollout.student_mask < greedy.rollout.completion_mask).any()
+  best = log_probs_after(policy, greedy).argmax(axis=-1)
+  is_own = greedy.rollout.student_mask == 1
+  np.testing.assert_array_equal(
+    best[is_own], greedy.rollout.completion_ids[is_own]
+  )
+
+
+def test_who_else_goes_on_changes_nothing(policy, mesh, played):
+  first = slice(0, GROUP_SIZE)
+
+  def only_for_the_first(problem, turns, outputs):
+    return words(problem, turns, outputs) if problem.index == 0 else None
+
+  alone = play(make(policy, mesh, only_for_the_first), policy)
+  assert_same_rows(alone, first, played, first)
+  assert len(runs(alone, 0)) + len(runs(alone, 1)) > 2
+  turned = play(make(policy, mesh), policy, PROBLEMS[::-1])
+  for i in range(len(PROBLEMS)):
+    there = slice((3 - i) * GROUP_SIZE, (4 - i) * GROUP_SIZE)
+    here = slice(i * GROUP_SIZE, (i + 1) * GROUP_SIZE)
+    assert_same_rows(turned, there, played, here)
+
+
+def test_each_turn_has_noise_of_its_own(policy, mesh):
+  """Where all tokens are as good, the noise alone decides."""
+  noise = make(policy, mesh, lambda *_: "1", stop=(), temperature=1e6)
+  first, later = [], []
+  for seed in range(4):
+    found = play(noise, policy, seed=seed)
+    for row in range(8):
+      turns = runs(found, row)[::2]
+      first += [turns[0][0]] * (len(turns) - 1)
+      later += [turn[0] for turn in turns[1:]]
+  assert len(later) > 16
+  assert np.mean(np.equal(first, later)) < 0.2
+
+
+def test_a_tool_that_has_nothing_to_say_changes_nothing(policy, mesh):
+  silent = play(make(policy, mesh, lambda *_: None), policy)
+  plain = play(make(policy, mesh, None), policy)
+  assert plain.rollout.student_mask is None
+  assert plain.earlier is None
+  np.testing.assert_array_equal(
+    silent.rollout.student_mask, plain.rollout.completion_mask
+  )
+  whole = dataclasses.replace(
+    plain,
+    rollout=plain.rollout.replace(student_mask=silent.rollout.student_mask),
+  )
+  assert_same_rows(silent, slice(None), whole, slice(None))
+  assert silent.completions == plain.completions
+  assert silent.earlier == [[]] * 8
+
+
+def test_what_does_not_fit_ends_the_episode(policy, mesh):
+  """An output comes whole or not at all."""
+  found = play(
+    make(policy, mesh, lambda *_: "123456789"),
+    policy,
+  )
+  whole = play(make(policy, mesh, None), policy)
+  is_cut = found.is_cut_off
+  assert is_cut.any()
+  for row in np.flatnonzero(is_cut):
+    parts = runs(found, row)
+    assert len(parts) % 2  # a tool has not the last word
+    if len(parts) == 1 and not whole.is_cut_off[row]:
+      # Its turn stays as it was, end and all.
+      np.testing.assert_array_equal(
+        found.rollout.completion_ids[row], whole.rollout.completion_ids[row]
+      )
+  bridge = len(policy.tokenizer.around_tools()[1]) + 9
+  assert any(len(runs(found, row)) > 1 for row in range(8))
+  for row in range(8):
+    for part in runs(found, row)[1::2]:
+      assert len(part) > bridge
+
+
+def test_a_failing_tool_costs_its_output_and_is_told_of_once(policy, mesh):
+  told = []
+
+  def broken(problem, turns, outputs):
+    if problem.index == 1:
+      time.sleep(3)
+    if problem.index == 2:
+      return 3
+    return 1 / 0 if problem.index == 3 else None
+
+  found = play(make(policy, mesh, broken, told=told, seconds=0.3), policy)
+  said = {
+    row // GROUP_SIZE: [m["content"] for m in found.earlier[row][1::2]]
+    for row in range(8)
+  }
+  assert said[0] == []
+  for i in (1, 2, 3):
+    assert set(said[i]) <= {tooling.FAILED}
+  assert found.num_failed_calls == sum(
+    len(found.earlier[row]) // 2 for row in range(8)
+  )
+  assert found.num_failed_calls >= 4
+  assert len(told) == 2
+  assert any("within 0.3 s" in text for text in told)
+  assert any("Traceback" in text for text in told)
+
+
+def test_progress_never_goes_back(policy, mesh):
+  seen = []
+  play(
+    make(policy, mesh),
+    policy,
+    report=lambda num_tokens, num_done: seen.append((num_tokens, num_done)),
+  )
+  tokens, done = np.asarray(seen).T
+  assert (np.diff(tokens) >= 0).all()
+  assert (np.diff(done) >= 0).all()
+  assert done[-1] == 8
+
+
+@pytest.fixture(scope="module")
+def made(policy):
+  return tooling.Tooling(
+    words, policy.tokenizer, max_turns=2, max_output_tokens=MAX_OUTPUT_TOKENS
+  )
+
+
+class TestShown:
+  def output(self, policy, made, text):
+    before, after = policy.tokenizer.around_tools()
+    ids = made.shown(text, last_id=0)
+    assert ids[: len(before)] == before
+    assert ids[-len(after) :] == after
+    return ids[len(before) : -len(after)]
+
+  @pytest.mark.parametrize("text", ["", "12", "123456789012"])
+  def test_what_is_short_stays(self, policy, made, text):
+    ids = self.output(policy, made, text)
+    assert policy.tokenizer.decode(ids) == text
+
+  @pytest.mark.parametrize("text", ["1234567890123", "é" * 20, "🧪" * 9])
+  def test_what_is_long_is_cut_with_a_sign(self, policy, made, text):
+    ids = self.output(policy, made, text)
+    assert len(ids) <= MAX_OUTPUT_TOKENS
+    kept, sign = policy.tokenizer.decode(ids).split("\n")
+    assert sign == "(cut)"
+    assert text.startswith(kept)
+    assert kept
+
+  def test_it_cannot_end_a_turn(self, policy, made):
+    ids = self.output(policy, made, "<|im_end|>")
+    assert policy.tokenizer.eos_ids[0] not in ids
+
+  def test_a_limit_without_room_for_the_sign_is_refused(self, policy):
+    with pytest.raises(ValueError, match="max_output_tokens=6 must be more"):
+      tooling.Tooling(words, policy.tokenizer, max_turns=2, max_output_tokens=6)
+
+
+def test_few_sizes_serve_all_turns(monkeypatch):
+  monkeypatch.setattr(prefixes, "_NUM_WIDTHS", 3)
+  sizes = {episodes._size(n, 64, 4) for n in range(65)}
+  assert sizes == {0, 16, 32, 64}
+  assert {episodes._size(n, 6, 4) for n in range(1, 7)} == {4, 8}
