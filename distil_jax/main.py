@@ -311,7 +311,7 @@ def _add_sandbox(commands) -> None:
   command.add_argument(
     "--python",
     metavar="PATH",
-    help="the interpreter they run in (default: this one, without its packages)",
+    help="the interpreter they run in (default: this one without its packages)",
   )
   command.add_argument(
     "--weak",

@@ -1,12 +1,15 @@
 """Processes that answer questions, and can be killed if they take too long.
 
 For what is trusted but may hang, such as symbolic algebra: a deadline that
-needs no signal, so it holds in any thread. It is no sandbox.
+needs no signal, so it holds in any thread. As libraries may be talked into more
+than they are meant for, they work behind the sandbox's outer walls where this
+system has them: without network, and without a view of the user's files.
 """
 
 import contextlib
 import json
 import os
+import pathlib
 import selectors
 import signal
 import subprocess
@@ -15,6 +18,8 @@ import threading
 import time
 import weakref
 from typing import Any
+
+from distil_jax.sandbox import isolation
 
 # To import what the worker needs; not counted as time of the first question.
 _START_SECONDS = 120.0
@@ -87,7 +92,7 @@ class Worker:
       return self._process
     self._kill()
     self._process = subprocess.Popen(
-      [sys.executable, "-m", self._module],
+      [*_walls(), sys.executable, "-m", self._module],
       # Sets of strings have one order, in every process and run.
       env=os.environ | {"PYTHONHASHSEED": "0"},
       stdin=subprocess.PIPE,
@@ -184,6 +189,16 @@ class Pool:
       worker = Worker(self._module)
       self._workers.append(worker)
       return worker
+
+
+def _walls() -> tuple[str, ...]:
+  """They show Python, what is installed and imported from, and this package."""
+  package = pathlib.Path(__file__).parents[1]
+  import_path = os.environ.get("PYTHONPATH", "")
+  found = [sys.base_prefix, sys.prefix, str(package)]
+  found += [x for x in import_path.split(os.pathsep) if os.path.isdir(x)]
+  shown = dict.fromkeys(os.path.abspath(x) for x in found)
+  return isolation.walls(tuple(shown), import_path)
 
 
 def _kill_all(workers: list[Worker]) -> None:

@@ -5,7 +5,9 @@ the file system but for Python's own, the network, the environment. What every
 program gets anew is made inside, see `inside.confine`.
 """
 
+import contextlib
 import dataclasses
+import functools
 import importlib.util
 import json
 import os
@@ -30,7 +32,8 @@ _START = (
 )
 _LIBRARIES = ("/lib", "/lib32", "/lib64", "/usr/lib", "/usr/lib32")
 _LIBRARIES += ("/usr/lib64", "/nix/store")
-# Programs of different machines' users must not share a number, see RLIMIT.
+_LOADER_CACHE = "/etc/ld.so.cache"
+# The processes of a user are counted together, so each slot has its own.
 _FIRST_USER, _NUM_SLOTS = 1 << 28, 64
 _PROBE_SECONDS = 20
 
@@ -134,7 +137,53 @@ def stage(folder: str) -> None:
   place.symlink_to(_INSIDE)
 
 
+@functools.cache
+def walls(shown: tuple[str, ...], import_path: str = "") -> tuple[str, ...]:
+  """What stands before a command that reads what nobody trusts.
+
+  It sees the folders that are named, and no other file, network or process.
+
+  Args:
+    shown: folders, read-only.
+    import_path: PYTHONPATH.
+
+  Returns:
+    nothing where this system cannot do it.
+  """
+  if sys.platform != "linux":
+    return ()
+  places = [*_libraries(), *shown]
+  for as_root in (False, True) if os.geteuid() == 0 else (False,):
+    with contextlib.suppress(SandboxError, subprocess.SubprocessError, OSError):
+      found = (
+        *_flags(_bubblewrap(), as_root),
+        *("--setenv", "PYTHONPATH", import_path),
+        *_filesystem(_same(places)),
+      )
+      test = (*found, sys.executable, "-c", "")
+      if _run(test, b"", "/tmp").returncode == 0:
+        return found
+  return ()
+
+
 def _isolation(found: str, python: str, *, as_root: bool) -> Isolation:
+  # Only what makes namespaces and gives up privileges, and inside at that.
+  names = ["SYS_ADMIN", "SETPCAP"]
+  if as_root:
+    names += ["SETUID", "SETGID", "KILL"]  # of the users that programs run as
+  flags = _flags(found, as_root)
+  for name in names:
+    flags += ["--cap-add", f"CAP_{name}"]
+  return Isolation(
+    prefix=(*flags, *_filesystem(_shown(python))),
+    has_namespaces=True,
+    changes_user=as_root,
+    python=python,
+  )
+
+
+def _flags(found: str, as_root: bool) -> list[str]:
+  """Namespaces, an environment and no capability."""
   flags = [found, "--unshare-ipc", "--unshare-pid", "--unshare-net"]
   flags += ["--unshare-uts", "--unshare-cgroup-try", "--clearenv"]
   if not as_root:
@@ -142,44 +191,44 @@ def _isolation(found: str, python: str, *, as_root: bool) -> Isolation:
     flags += ["--uid", "1000", "--gid", "1000"]
   for name, value in environment("/tmp").items():
     flags += ["--setenv", name, value]
-  # Only what makes namespaces and gives up privileges, and inside at that.
-  flags += ["--cap-drop", "ALL"]
-  names = ["SYS_ADMIN", "SETPCAP"]
-  if as_root:
-    names += ["SETUID", "SETGID", "KILL"]  # of the users that programs run as
-  for name in names:
-    flags += ["--cap-add", f"CAP_{name}"]
-  for source, target in _shown(python):
+  return [*flags, "--cap-drop", "ALL"]
+
+
+def _filesystem(shown: Sequence[tuple[str, str]]) -> list[str]:
+  """What is named, from where and to where, and nothing else."""
+  flags: list[str] = []
+  for source, target in shown:
     for parent in reversed(pathlib.Path(target).parents[:-1]):
       # As bubblewrap makes it, only who is root could go through it.
       flags += ["--perms", "0755", "--dir", str(parent)]
     flags += ["--ro-bind", source, target]
-  for link, target in _links():
-    flags += ["--symlink", target, link]
+  for link in filter(os.path.islink, _LIBRARIES):
+    flags += ["--symlink", os.readlink(link), link]
   flags += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]
-  flags += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/tmp"]
-  return Isolation(
-    prefix=tuple(flags),
-    has_namespaces=True,
-    changes_user=as_root,
-    python=python,
-  )
+  return [
+    *flags,
+    *("--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/tmp"),
+  ]
 
 
 def _shown(python: str) -> list[tuple[str, str]]:
-  """What of this file system is there, read-only, and where."""
-  places = [x for x in _LIBRARIES if os.path.isdir(x) and not os.path.islink(x)]
+  """What of this file system a program sees, and where."""
+  places = _libraries()
   prefix = str(pathlib.Path(python).parent.parent)
-  if not any(prefix == "/usr" or prefix.startswith(f"{x}/") for x in places):
-    places.append(prefix)
-  elif prefix == "/usr":
+  if prefix == "/usr":
     places.append(python)
-  places += [x for x in ("/etc/ld.so.cache",) if os.path.exists(x)]
-  return [(x, x) for x in places] + [(str(_INSIDE), f"{_ROOT}/{_PACKAGE}")]
+  elif not any(prefix.startswith(f"{x}/") for x in places):
+    places.append(prefix)
+  return [*_same(places), (str(_INSIDE), f"{_ROOT}/{_PACKAGE}")]
 
 
-def _links() -> list[tuple[str, str]]:
-  return [(x, os.readlink(x)) for x in _LIBRARIES if os.path.islink(x)]
+def _libraries() -> list[str]:
+  found = [x for x in _LIBRARIES if os.path.isdir(x) and not os.path.islink(x)]
+  return found + [x for x in (_LOADER_CACHE,) if os.path.exists(x)]
+
+
+def _same(places: Sequence[str]) -> list[tuple[str, str]]:
+  return [(place, place) for place in places]
 
 
 def _interpreter(python: str | None) -> str:

@@ -1,9 +1,11 @@
 import contextlib
+import errno
 import json
 import os
 import pathlib
 import pickle
 import re
+import socket
 import threading
 import time
 
@@ -241,6 +243,12 @@ def answers(question):
     os._exit(3)
   if question == "print":
     print("not an answer", flush=True)
+  if question == "look":
+    home = str(pathlib.Path.home())
+    return [os.environ.get("SECRET"), os.path.exists(__file__), home]
+  if question == "reach":
+    with socket.socket() as made:
+      return made.connect_ex(("192.0.2.1", 80))
   return [question, os.getpid()]
 
 
@@ -249,7 +257,13 @@ if __name__ == "__main__":
 
 
 @pytest.fixture
-def worker():
+def numbered(monkeypatch):
+  """Without walls, behind which processes have other numbers than here."""
+  monkeypatch.setattr(workers, "_walls", lambda: ())
+
+
+@pytest.fixture
+def worker(numbered):
   made = workers.Worker("envs.test_math")
   yield made
   made.close()
@@ -303,8 +317,16 @@ def test_threads_share_a_worker(worker):
   assert found == {i: i for i in range(8)}
 
 
+def test_a_worker_sees_no_secret_and_no_network(monkeypatch):
+  monkeypatch.setenv("SECRET", "x")
+  made = workers.Worker("envs.test_math")
+  assert made.ask("look", 60) == [None, True, "/tmp"]
+  assert made.ask("reach", 60) == errno.ENETUNREACH
+  made.close()
+
+
 @pytest.fixture
-def pool():
+def pool(numbered):
   made = workers.Pool("envs.test_math", 2)
   yield made
   made.close()
