@@ -314,6 +314,11 @@ def _add_sandbox(commands) -> None:
     help="the interpreter they run in (default: this one without its packages)",
   )
   command.add_argument(
+    "--packages",
+    metavar="FOLDER",
+    help="packages that they may import, made by `pip install --target`",
+  )
+  command.add_argument(
     "--weak",
     action="store_true",
     help="do not keep them apart from this machine: they can read what you can",
@@ -406,6 +411,7 @@ def _sandbox(arguments: argparse.Namespace) -> int:
       "weak" if arguments.weak else "bubblewrap",
       num_processes=arguments.workers,
       python=arguments.python,
+      packages=arguments.packages,
     ) as box,
     serving.Server((arguments.host, arguments.port), box) as server,
   ):

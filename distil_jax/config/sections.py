@@ -259,6 +259,9 @@ class Sandbox(Section):
   """Programs at once; null: as many as there are cores."""
   python: str | None = None
   """The interpreter they run in; null: this one, without its packages."""
+  packages: str | None = None
+  """A folder of packages that they may import, made by `pip install
+  --target`."""
   url: str | None = None
   """Of a remote one, such as http://host:8765."""
 

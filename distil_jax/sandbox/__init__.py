@@ -47,6 +47,7 @@ def make(
   *,
   num_processes: int | None = None,
   python: str | None = None,
+  packages: str | None = None,
   url: str | None = None,
 ) -> Sandbox:
   """A sandbox by its kind.
@@ -58,6 +59,8 @@ def make(
     num_processes: jobs at once; None: as many as there are cores.
     python: the interpreter that programs run in; None: this one's, without
       what is installed beside Python's own library.
+    packages: a folder of packages that they may import, as made by
+      `pip install --target`; None: none.
     url: of a remote one.
 
   Raises:
@@ -71,5 +74,8 @@ def make(
       raise ValueError("sandbox kind remote needs a url")
     return remote.RemoteSandbox(url)
   return local.LocalSandbox(
-    is_isolated=kind == "bubblewrap", num_processes=num_processes, python=python
+    is_isolated=kind == "bubblewrap",
+    num_processes=num_processes,
+    python=python,
+    packages=packages,
   )

@@ -26,6 +26,7 @@ _INSIDE = pathlib.Path(__file__).with_name("inside")
 # Where these files stand in the sandbox, as a package without the rest.
 _ROOT = "/sandbox"
 _PACKAGE = "distil_jax/sandbox/inside"
+_PACKAGES = "/packages"
 _START = (
   "import runpy, sys; sys.path.insert(0, {path!r}); "
   "runpy.run_module('distil_jax.sandbox.inside', run_name='__main__')"
@@ -47,12 +48,14 @@ class Isolation:
     has_namespaces: each program gets its own.
     changes_user: each program runs as a user of its own.
     python: the interpreter.
+    packages: a folder of packages that programs may import; None: none.
   """
 
   prefix: tuple[str, ...]
   has_namespaces: bool
   changes_user: bool
   python: str
+  packages: str | None = None
 
   def command(self, slot: int, folder: str) -> list[str]:
     """Of the process in a slot.
@@ -67,6 +70,8 @@ class Isolation:
       "has_namespaces": self.has_namespaces,
       "user": user if self.changes_user else None,
       "path": path,
+      "packages": self.packages
+      and (_PACKAGES if self.has_namespaces else self.packages),
       "lock": ("/tmp" if self.has_namespaces else folder) + "/lock",
     }
     start = (self.python, "-s", "-S", "-B", "-P", "-X", "utf8", "-c")
@@ -86,21 +91,33 @@ def environment(folder: str) -> dict[str, str]:
     "HOME": "/tmp",
     "TMPDIR": folder,
     "PYTHONHASHSEED": "0",  # the same program, the same verdict
+    "OPENBLAS_NUM_THREADS": "1",  # each thread would take memory
+    "OMP_NUM_THREADS": "1",
   }
 
 
-def weak(python: str | None = None) -> Isolation:
-  """Without namespaces: limits, and system calls refused."""
+def weak(python: str | None = None, packages: str | None = None) -> Isolation:
+  """Without namespaces: limits, and system calls refused.
+
+  Args, Raises: as for `bubblewrapped`.
+  """
   return Isolation(
     prefix=(),
     has_namespaces=False,
     changes_user=False,
     python=_interpreter(python),
+    packages=_folder(packages),
   )
 
 
-def bubblewrapped(python: str | None = None) -> Isolation:
+def bubblewrapped(
+  python: str | None = None, packages: str | None = None
+) -> Isolation:
   """In namespaces, as root or as whoever this is.
+
+  Args:
+    python: the interpreter; None: this one.
+    packages: a folder of packages that programs may import.
 
   Raises:
     SandboxError: bubblewrap is not installed, or the system does not let it.
@@ -113,10 +130,10 @@ def bubblewrapped(python: str | None = None) -> Isolation:
       "can read what you can"
     )
   found = _bubblewrap()
-  interpreter = _interpreter(python)
+  interpreter, folder = _interpreter(python), _folder(packages)
   faults = []
   for as_root in (True, False) if os.geteuid() == 0 else (False,):
-    made = _isolation(found, interpreter, as_root=as_root)
+    made = _isolation(found, interpreter, folder, as_root=as_root)
     fault = _probe(made)
     if fault is None:
       return made
@@ -166,7 +183,9 @@ def walls(shown: tuple[str, ...], import_path: str = "") -> tuple[str, ...]:
   return ()
 
 
-def _isolation(found: str, python: str, *, as_root: bool) -> Isolation:
+def _isolation(
+  found: str, python: str, packages: str | None = None, *, as_root: bool
+) -> Isolation:
   # Only what makes namespaces and gives up privileges, and inside at that.
   names = ["SYS_ADMIN", "SETPCAP"]
   if as_root:
@@ -175,10 +194,11 @@ def _isolation(found: str, python: str, *, as_root: bool) -> Isolation:
   for name in names:
     flags += ["--cap-add", f"CAP_{name}"]
   return Isolation(
-    prefix=(*flags, *_filesystem(_shown(python))),
+    prefix=(*flags, *_filesystem(_shown(python, packages))),
     has_namespaces=True,
     changes_user=as_root,
     python=python,
+    packages=packages,
   )
 
 
@@ -211,7 +231,7 @@ def _filesystem(shown: Sequence[tuple[str, str]]) -> list[str]:
   ]
 
 
-def _shown(python: str) -> list[tuple[str, str]]:
+def _shown(python: str, packages: str | None) -> list[tuple[str, str]]:
   """What of this file system a program sees, and where."""
   places = _libraries()
   prefix = str(pathlib.Path(python).parent.parent)
@@ -219,7 +239,8 @@ def _shown(python: str) -> list[tuple[str, str]]:
     places.append(python)
   elif not any(prefix.startswith(f"{x}/") for x in places):
     places.append(prefix)
-  return [*_same(places), (str(_INSIDE), f"{_ROOT}/{_PACKAGE}")]
+  found = [*_same(places), (str(_INSIDE), f"{_ROOT}/{_PACKAGE}")]
+  return found + ([] if packages is None else [(packages, _PACKAGES)])
 
 
 def _libraries() -> list[str]:
@@ -242,6 +263,23 @@ def _interpreter(python: str | None) -> str:
   if found is None:
     raise SandboxError(f"there is no interpreter {python or base}")
   return os.path.realpath(found)
+
+
+def _folder(packages: str | None) -> str | None:
+  """The folder; raises SandboxError where there is none."""
+  if packages is None:
+    return None
+  if not os.path.isdir(packages):
+    raise SandboxError(
+      f"there is no folder {packages} of packages; make it with `pip install "
+      "--target FOLDER PACKAGE ...`"
+    )
+  if os.geteuid() == 0 and os.stat(packages).st_mode & 0o005 != 0o005:
+    raise SandboxError(
+      f"{packages} can be read by its owner alone, and programs run as somebody "
+      f"else: chmod -R a+rX {packages}"
+    )
+  return os.path.realpath(packages)
 
 
 def _bubblewrap() -> str:

@@ -42,6 +42,7 @@ class LocalSandbox:
     is_isolated: bool = True,
     num_processes: int | None = None,
     python: str | None = None,
+    packages: str | None = None,
     how: isolation.Isolation | None = None,
   ):
     """Tries out that this machine can.
@@ -50,6 +51,7 @@ class LocalSandbox:
       is_isolated: in namespaces; else see `WEAK`, which is said once.
       num_processes: jobs at once; None: as many as there are cores.
       python: the interpreter that programs run in; None: this one's.
+      packages: a folder of packages that they may import; None: none.
       how: processes are kept apart; None: as well as this machine can.
 
     Raises:
@@ -62,9 +64,9 @@ class LocalSandbox:
     if how is not None:
       self._isolation = how
     elif is_isolated:
-      self._isolation = isolation.bubblewrapped(python)
+      self._isolation = isolation.bubblewrapped(python, packages)
     else:
-      self._isolation = isolation.weak(python)
+      self._isolation = isolation.weak(python, packages)
       _warn_once()
     self._free: queue.SimpleQueue[_Warm] = queue.SimpleQueue()
     self._all = [_Warm(self._isolation, slot) for slot in range(count)]

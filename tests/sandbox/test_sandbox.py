@@ -4,6 +4,7 @@ import concurrent.futures
 import dataclasses
 import json
 import math
+import os
 import threading
 import urllib.error
 import urllib.request
@@ -287,6 +288,24 @@ class TestChoice:
   def test_an_interpreter_that_is_not_there(self):
     with pytest.raises(SandboxError, match="no interpreter /no/python"):
       sandbox.make(python="/no/python")
+
+
+@pytest.mark.parametrize("kind", ["bubblewrap", "weak"])
+def test_packages_of_ones_own(kind, tmp_path):
+  (tmp_path / "shouting.py").write_text("def shout(x): return x.upper()")
+  (tmp_path / "json.py").write_text("1 / 0")  # Python's own come first
+  if os.geteuid() == 0:
+    with pytest.raises(SandboxError, match="chmod"):
+      sandbox.make(kind, packages=str(tmp_path))
+  tmp_path.chmod(0o755)
+  program = "import json, shouting\nprint(shouting.shout('hi'))"
+  with (
+    warnings.catch_warnings(action="ignore"),
+    sandbox.make(kind, num_processes=1, packages=str(tmp_path)) as made,
+  ):
+    assert made.run(Job(program)).stdout == "HI\n"
+  with pytest.raises(SandboxError, match="pip install --target"):
+    sandbox.make(kind, packages=str(tmp_path / "none"))
 
 
 def _which_but_bubblewrap():

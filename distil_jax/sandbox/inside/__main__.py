@@ -54,6 +54,8 @@ def main() -> None:
   # Between processes that share its open file a lock does not count.
   lock = os.open(settings["lock"], os.O_RDWR | os.O_CREAT, 0o600)
   sys.path[:] = [x for x in sys.path if x != settings["path"]]
+  if settings["packages"]:
+    sys.path.append(settings["packages"])
   confine.warm_up(has_namespaces=settings["has_namespaces"])
   gc.collect()
   gc.freeze()  # children do not touch, and so copy, what they never change
