@@ -216,7 +216,8 @@ def _flags(found: str, as_root: bool) -> list[str]:
 
 def _filesystem(shown: Sequence[tuple[str, str]]) -> list[str]:
   """What is named, from where and to where, and nothing else."""
-  flags: list[str] = []
+  # First, lest it cover what is shown of a folder in it.
+  flags = ["--tmpfs", "/tmp"]
   for source, target in shown:
     for parent in reversed(pathlib.Path(target).parents[:-1]):
       # As bubblewrap makes it, only who is root could go through it.
@@ -224,7 +225,7 @@ def _filesystem(shown: Sequence[tuple[str, str]]) -> list[str]:
     flags += ["--ro-bind", source, target]
   for link in filter(os.path.islink, _LIBRARIES):
     flags += ["--symlink", os.readlink(link), link]
-  flags += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]
+  flags += ["--proc", "/proc", "--dev", "/dev"]
   return [
     *flags,
     *("--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/tmp"),
