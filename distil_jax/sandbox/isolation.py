@@ -277,8 +277,8 @@ def _folder(packages: str | None) -> str | None:
     )
   if os.geteuid() == 0 and os.stat(packages).st_mode & 0o005 != 0o005:
     raise SandboxError(
-      f"{packages} can be read by its owner alone, and programs run as somebody "
-      f"else: chmod -R a+rX {packages}"
+      f"{packages} can be read by its owner alone, and programs run as "
+      f"somebody else: chmod -R a+rX {packages}"
     )
   return os.path.realpath(packages)
 

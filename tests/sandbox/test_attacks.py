@@ -195,7 +195,7 @@ for path in ("/etc/passwd", "/etc/shadow", "/root/.bashrc", "{home}/secret",
              "/proc/self/maps", "/sys/kernel/notes", "/var/log", "/run",
              "/home", "/sandbox/distil_jax/__init__.py"):
   try:
-    with open(path) as file: print(path, "READ", file.read())
+    with open(path) as file: print(path, "OPENED", file.read())
   except OSError as error: print(path, type(error).__name__)
   try: print(path, "LISTED", os.listdir(path))
   except OSError as error: pass
@@ -207,7 +207,7 @@ print("SEEN", [x for x in os.listdir("/proc")])
     (home / "secret").unlink()
     home.rmdir()
   assert found.end is End.EXITED
-  assert "READ" not in found.stdout
+  assert "OPENED" not in found.stdout
   assert "LISTED" not in found.stdout
   assert "SEEN []" in found.stdout
   assert SECRET not in found.stdout + found.stderr
