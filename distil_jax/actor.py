@@ -4,14 +4,11 @@ Shared by training and evaluation; this is where arrays meet strings.
 """
 
 import dataclasses
-import functools
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from distil_jax import (
@@ -19,6 +16,7 @@ from distil_jax import (
   engine,
   episodes,
   judging,
+  keys,
   prefixes,
   prompts,
   rollout,
@@ -34,11 +32,7 @@ from distil_jax.records import (
   StopReason,
   Verdict,
 )
-from distil_jax.tooling import Tooling
-
-# Folded into a sample's key with the number of a turn that is not the first:
-# above all numbers of tokens, which are folded into the same key.
-_TURN = 2**31
+from distil_jax.tooling import FAILED, Tooling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +51,6 @@ class Experience:
       be asked for.
     earlier: of each episode what was said before the last turn, by `student`
       and `tool`; None: there is no tool. Length B.
-    num_failed_calls: outputs that the tool could not give.
   """
 
   problems: Sequence[Problem]
@@ -69,7 +62,6 @@ class Experience:
   judging_seconds: float = 0.0
   critiques: Mapping[str, int] | None = None
   earlier: Sequence[Sequence[Message]] | None = None
-  num_failed_calls: int = 0
 
   @property
   def rewards(self) -> np.ndarray:
@@ -92,6 +84,25 @@ class Experience:
   def is_cut_off(self) -> np.ndarray:
     """Whether the limit ended the completion. Shape `[B]`."""
     return np.asarray(self.rollout.stop_reasons) == StopReason.LENGTH
+
+  @property
+  def tool_counts(self) -> dict[str, np.ndarray]:
+    """Of each episode, for the log; nothing without a tool. Shape `[B]` each.
+
+    The student's turns; the tool's outputs between them, those of them that it
+    could not give, and their tokens, with what the chat template puts around
+    them.
+    """
+    if self.earlier is None:
+      return {}
+    said = [[m["content"] for m in earlier[1::2]] for earlier in self.earlier]
+    counts = {
+      "turns": [1 + len(outputs) for outputs in said],
+      "calls": [len(outputs) for outputs in said],
+      "failed": [outputs.count(FAILED) for outputs in said],
+      "tokens": self.rollout.completion_mask.sum(axis=1) - self.lengths,
+    }
+    return {f"tools/{name}": np.asarray(x) for name, x in counts.items()}
 
 
 class Actor:
@@ -137,6 +148,7 @@ class Actor:
     self._mesh = rollout_mesh or mesh
     self._max_prompt_length = max_prompt_length
     self._max_completion_length = max_completion_length
+    self._num_slots = num_slots
     self._tooling = tooling
     self._choice = engine.choice(
       temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p
@@ -182,7 +194,7 @@ class Actor:
     Returns:
       this process's rows, NumPy, and what all of them took.
     """
-    keys = self._keys(key, identities)
+    sample_keys = keys.of_samples(self._mesh, key, identities, self.group_size)
     limits = None
     if max_lengths is not None:
       limits = np.repeat(max_lengths[:, None], self.group_size, axis=1)
@@ -190,7 +202,7 @@ class Actor:
       params,
       prompt_ids,
       prompt_mask,
-      keys,
+      sample_keys,
       limits,
       report=report,
       ended=ended,
@@ -254,7 +266,6 @@ class Actor:
       verdicts=verdicts,
       judging_seconds=time.monotonic() - begun,
       earlier=played and played.earlier_turns(),
-      num_failed_calls=played.num_failed_calls if played else 0,
     )
 
   def _episodes(
@@ -287,54 +298,42 @@ class Actor:
     report: engine.Report,
   ) -> engine.Usage:
     """Samples all turns; those after the first by keys of their own."""
-    keys = self._keys(key, identities)
-    with jax.set_mesh(self._mesh):
-      data = sharding.local_rows(_key_data(keys))
-    impl = jax.random.key_impl(keys)
+    first_keys = keys.of_samples(self._mesh, key, identities, self.group_size)
+    turn_keys = keys.TurnKeys(self._mesh, first_keys)
 
     def first(**told):
       prompts = (played.prompt_ids, played.prompt_mask)
-      return self._sample(params, *prompts, keys, None, **told)
+      return self._sample(params, *prompts, first_keys, None, **told)
 
-    def later(turn: episodes.Turn, **told):
-      size = len(turn.max_lengths)
-      of_rows = np.zeros((size, 1, data.shape[-1]), data.dtype)
-      of_rows[: len(turn.rows), 0] = data.reshape(-1, data.shape[-1])[
-        list(turn.rows)
-      ]
-      placed = sharding.put_batch(self._mesh, of_rows)
-      with jax.set_mesh(self._mesh):
-        keys = _turn_keys(placed, np.uint32(_TURN + turn.number), impl=impl)
-      prompts = (turn.prompt_ids, turn.prompt_mask)
-      limits = turn.max_lengths[:, None]
-      return self._sample(params, *prompts, keys, limits, **told)
+    def later(turns: episodes.Turns, **told):
+      limits = turns.max_lengths[:, None]
+      own_keys = turn_keys(turns.rows, turns.numbers, len(limits))
+      prompts = (turns.prompt_ids, turns.prompt_mask)
+      return self._sample(params, *prompts, own_keys, limits, **told)
 
+    num_processes = jax.process_count()
     multiple = sharding.batch_size_multiple(self._mesh, ("data", "fsdp"))
+    multiple = max(multiple // num_processes, 1)
+    at_once = played.num_rows
+    if self._num_slots is not None:
+      num_slots = self._num_slots // num_processes // multiple * multiple
+      at_once = min(at_once, max(num_slots, multiple))
     with threads.cancelled_on_failure(played.calls):
       return episodes.play(
         played,
         first,
         later,
-        multiple=max(multiple // jax.process_count(), 1),
+        multiple=multiple,
+        at_once=at_once,
         report=report,
       )
-
-  def _keys(self, key: jax.Array, identities: np.ndarray) -> jax.Array:
-    """Of each sample. Shape `[P, G]`."""
-    names = sharding.put_batch(self._mesh, identities)
-    # Anew: its type names the mesh under which it was made.
-    data = np.asarray(jax.random.key_data(key))
-    with jax.set_mesh(self._mesh):
-      impl = jax.random.key_impl(key)
-      key = jax.random.wrap_key_data(jnp.asarray(data), impl=impl)
-      return _sample_keys(key, names, self.group_size)
 
   def _sample(
     self,
     params: qwen3.Params,
     prompt_ids: np.ndarray,
     prompt_mask: np.ndarray,
-    keys: jax.Array,
+    sample_keys: jax.Array,
     limits: np.ndarray | None,
     *,
     report: engine.Report,
@@ -351,7 +350,7 @@ class Actor:
       params,
       ids,
       mask,
-      keys,
+      sample_keys,
       self._choice,
       limits,
       report=report,
@@ -359,20 +358,3 @@ class Actor:
     )
     rows = jax.tree.map(sharding.local_rows, sampled)
     return rows.replace(prompt_ids=prompt_ids, prompt_mask=prompt_mask), usage
-
-
-@jax.jit
-def _key_data(keys: jax.Array) -> jax.Array:
-  """Where the rows are. Shape `[P, G, n]`."""
-  data = jax.random.key_data(keys)
-  return sharding.constrain(data, "batch", None, None)
-
-
-@functools.partial(jax.jit, static_argnames="impl")
-def _turn_keys(data: jax.Array, number: Any, *, impl: Any) -> jax.Array:
-  """Of rows, whose keys' data is given, in a turn that is not the first."""
-  keys = jax.random.wrap_key_data(data, impl=impl)
-  return jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, number)))(keys)
-
-
-_sample_keys = jax.jit(rollout.sample_keys, static_argnums=2)

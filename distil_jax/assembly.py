@@ -28,15 +28,18 @@ from distil_jax.config import (
   Critique,
   Sampling,
   Sandbox,
+  Tools,
   needs_teacher,
 )
 from distil_jax.critiques import SelfCritic
 from distil_jax.envs import Environment, SelfJudged, make_environment
+from distil_jax.envs.tools import Tool, make_tool
 from distil_jax.io import tokenizer as tokenizers
 from distil_jax.io import weights
 from distil_jax.models import architecture, attention, qwen3, sharding
 from distil_jax.policy import Policy, load_policy, resolve_directory
 from distil_jax.records import Problem
+from distil_jax.tooling import Tooling
 
 # Texts that a new tokenizer is trained on, at the most.
 _NUM_TOKENIZER_TEXTS = 20_000
@@ -73,6 +76,35 @@ def _box(section: Sandbox) -> sandbox.Sandbox:
     return sandbox.make(**section.model_dump())
   except sandbox.SandboxError as error:
     raise ConfigError(str(error)) from None
+
+
+def tooling(config: Config, policy: Policy) -> Tooling | None:
+  """What the student may use between its turns; None: nothing.
+
+  For all that is sampled in a run, so that what fails is told once.
+
+  Raises:
+    ConfigError: there is no such tool, or the model's chat template has no
+      place for what it says.
+  """
+  section = config.tools
+  if section is None:
+    return None
+  common = section.model_dump(include=set(Tools.model_fields))
+  seconds = common.pop("call_seconds")
+  try:
+    return Tooling(
+      _tool(config, section), policy.tokenizer, seconds=seconds, **common
+    )
+  except ValueError as error:
+    raise ConfigError(f"tools: {error}") from None
+
+
+def _tool(config: Config, section: Any) -> Tool:
+  if section.kind == "own":
+    return make_tool(section.function, **section.settings)
+  settings = section.model_dump(exclude={"kind", *Tools.model_fields})
+  return make_tool(section.kind, box=box(config), **settings)
 
 
 def judges(config: Config, environment: Environment) -> judging.Judges:
@@ -183,6 +215,7 @@ def training_actor(
   policy: Policy,
   judges: judging.Judges,
   mesh: jax.sharding.Mesh,
+  tooling: Tooling | None = None,
 ) -> Actor:
   settings = config.rollout.model_dump(exclude={"num_problems", "mesh"})
   return Actor(
@@ -190,6 +223,7 @@ def training_actor(
     judges,
     mesh,
     rollout_mesh=rollout_mesh(config),
+    tooling=tooling,
     **settings,
   )
 
@@ -199,6 +233,7 @@ def evaluation_actor(
   policy: Policy,
   judges: judging.Judges,
   mesh: jax.sharding.Mesh,
+  tooling: Tooling | None = None,
 ) -> Actor:
   e = config.evaluation
   return Actor(
@@ -217,6 +252,7 @@ def evaluation_actor(
     num_slots=config.rollout.num_slots,
     cache_dtype=config.rollout.cache_dtype,
     rollout_mesh=rollout_mesh(config),
+    tooling=tooling,
   )
 
 

@@ -31,6 +31,8 @@ _FREE = (
   "rollout.num_slots",
   "rollout.cache_dtype",
   "rollout.mesh",
+  "tools.num_workers",
+  "tools.call_seconds",
 )
 # Of what is counted about critiques, shares of all completions.
 _OF_ALL = ("asked", "no_room")
@@ -297,6 +299,7 @@ def experience_metrics(
     "cut_off": float(experience.is_cut_off.sum()),
     **lesson_counts,
     **{f"verdict/{status}": statuses[status] for status in Status},
+    **{k: float(x.sum()) for k, x in experience.tool_counts.items()},
     "count": len(experience.verdicts),
   }
   sums = processes.global_sums(sums | counts)
@@ -351,6 +354,7 @@ def samples(
       stop_reason=StopReason(int(experience.rollout.stop_reasons[i])),
       verdict=experience.verdicts[i],
       teacher_prompt=lesson.teacher_prompts[i],
+      earlier=experience.earlier[i] if experience.earlier else (),
     )
     for i in range(min(count, len(experience.completions)))
   ]

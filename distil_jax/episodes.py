@@ -3,7 +3,8 @@
 All rows sample their first turn together, as they would without a tool. Those
 that the tool has answered then sample their next one, each from its own prompt
 and all that was said since, and so on until nobody is left. What a turn is
-sampled from is read anew: reading is cheap beside sampling.
+sampled from is read anew: reading is cheap beside sampling. But its keys and
+values take memory for each row, where they were shared in the first turn.
 
 A row's tokens depend on its key, its prompt and the tool's words alone, not on
 who else goes on.
@@ -20,25 +21,26 @@ import numpy as np
 from distil_jax import endings, engine, prefixes, processes, prompts
 from distil_jax.io.tokenizer import Tokenizer
 from distil_jax.records import Message, Problem, Rollout, StopReason
-from distil_jax.tooling import FAILED, Tooling
+from distil_jax.tooling import Tooling
 
 # A row whose episode is over, and the text of its last turn.
 Over = Callable[[int, str], None]
 
 
 @dataclasses.dataclass(frozen=True)
-class Turn:
+class Turns:
   """What is sampled next: one completion for each of n prompts.
 
   Attributes:
-    number: of the turn, 0 for the first.
-    rows: whose turn it is; fewer than n where the last ones are stand-ins.
+    rows: whose turn it is; where they are fewer than n the last ones are
+      stand-ins.
+    numbers: of each row's turn, 0 for the first.
     prompt_ids, prompt_mask: left-padded. Shape `[n, S + T]`.
     max_lengths: tokens that each may have. Shape `[n]`.
   """
 
-  number: int
   rows: Sequence[int]
+  numbers: Sequence[int]
   prompt_ids: np.ndarray
   prompt_mask: np.ndarray
   max_lengths: np.ndarray
@@ -131,19 +133,22 @@ class Episodes:
     self.calls.clear()
     return going_on
 
-  def turn(self, number: int, rows: Sequence[int], size: int) -> Turn:
-    """The next turn of some rows, with stand-ins up to a size.
+  def turns(self, rows: Sequence[int], size: int) -> Turns:
+    """The next turns of some rows, with stand-ins up to a size.
 
     Stand-ins have one token to read and one to say.
     """
-    heads = [self._said_to(row) for row in rows]
     width = self.prompt_ids.shape[1] + self._ids.shape[1]
     pad_id = self._tokenizer.pad_id
+    heads = [self._said_to(row) for row in rows]
     heads += [[pad_id]] * (size - len(rows))
     max_lengths = np.ones(size, np.int32)
     max_lengths[: len(rows)] = self._ids.shape[1] - self._lengths[list(rows)]
-    return Turn(
-      number, rows, *prompts.pad_left(heads, width, pad_id), max_lengths
+    return Turns(
+      rows,
+      [len(self._turns[row]) for row in rows],
+      *prompts.pad_left(heads, width, pad_id),
+      max_lengths,
     )
 
   def rollout(self) -> Rollout:
@@ -170,11 +175,6 @@ class Episodes:
       ]
       for turns, outputs in zip(self._turns, self._outputs, strict=True)
     ]
-
-  @property
-  def num_failed_calls(self) -> int:
-    """Outputs that the tool could not give."""
-    return sum(outputs.count(FAILED) for outputs in self._outputs)
 
   def _end_turn(self, row: int, ids: np.ndarray) -> None:
     turns = self._turns[row]
@@ -224,6 +224,7 @@ def play(
   later: LaterFn,
   *,
   multiple: int,
+  at_once: int,
   report: engine.Report,
 ) -> engine.Usage:
   """Samples turn after turn until all episodes are over.
@@ -232,10 +233,12 @@ def play(
     episodes: as they begin.
     first: samples the first turn of all rows; called with the keywords
       `report` and `ended`, see `engine.Engine`.
-    later: the same for a `Turn`, which it is given.
+    later: the same for `Turns`, which it is given.
     multiple: of this process's rows that can be sampled at once.
+    at_once: of this process's rows that read all that was said to them; the
+      others wait. A multiple of the former.
     report: told how many tokens are sampled, and how many episodes were over
-      when the turn began; of all processes.
+      when the latest turns began; of all processes.
 
   Returns:
     what all turns took together.
@@ -248,26 +251,26 @@ def play(
     ended=episodes.listener(rows),
   )
   episodes.take(rows, sampled)
-  number = 0
-  while size := _size(
-    len(rows := episodes.answered()), episodes.num_rows, multiple
-  ):
-    number += 1
-    num_left = round(processes.global_sums({"rows": float(len(rows))})["rows"])
-    num_stand_ins = num_processes * size - num_left
+  waiting = episodes.answered()
+  while size := _size(len(waiting), at_once, multiple):
+    rows, left = waiting[:size], waiting[size:]
+    sums = {"rows": float(len(rows)), "left": float(len(left))}
+    sums = {k: round(x) for k, x in processes.global_sums(sums).items()}
+    num_stand_ins = num_processes * size - sums["rows"]
     sampled, more = later(
-      episodes.turn(number, rows, size),
+      episodes.turns(rows, size),
       report=functools.partial(
         _report,
         report,
         usage.num_tokens,
-        num_rows - num_left,
+        num_rows - sum(sums.values()),
         num_stand_ins=num_stand_ins,
       ),
       ended=episodes.listener(rows),
     )
     episodes.take(rows, sampled)
     usage = _together(usage, more, num_stand_ins)
+    waiting = left + episodes.answered()
   report(usage.num_tokens, num_rows)
   return usage
 
@@ -289,13 +292,13 @@ def _report(
 def _size(num_rows: int, most: int, multiple: int) -> int:
   """How many are sampled in place of so many: few sizes, so few programs.
 
-  The same for all processes; 0 where none of them has a row.
+  The same for all processes, at most `most`; 0 where none of them has a row.
   """
   longest = processes.global_max(num_rows)
   if not longest:
     return 0
-  fitting = min(x for x in prefixes.widths(most) if x >= longest)
-  return -(-fitting // multiple) * multiple
+  fitting = [x for x in prefixes.widths(most) if x >= longest]
+  return -(-min(fitting, default=most) // multiple) * multiple
 
 
 def _together(

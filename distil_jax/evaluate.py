@@ -57,7 +57,8 @@ def evaluate(
 
   Returns:
     `avg@G` (mean reward), `pass@k`, `completion_length` (tokens), `cut_off`
-    (share that hit the limit) and `verdict/…` (share of each status).
+    (share that hit the limit), `verdict/…` (share of each status) and, with a
+    tool, `tools/…` (of an episode, see `Experience.tool_counts`).
   """
   group_size = actor.group_size
   totals: dict[str, float] = collections.defaultdict(float)
@@ -81,6 +82,8 @@ def evaluate(
     totals["rewards"] += float(experience.rewards[:num_real].sum())
     totals["tokens"] += int(experience.lengths[is_real].sum())
     totals["cut_off"] += int(experience.is_cut_off[is_real].sum())
+    for name, counts in experience.tool_counts.items():
+      totals[name] += int(counts[is_real].sum())
     for verdict in experience.verdicts[is_real]:
       totals[f"verdict/{verdict.status}"] += 1
   return _averages(processes.global_sums(totals), group_size, pass_at)
@@ -118,6 +121,6 @@ def _averages(
   values |= {
     name: total / num_samples
     for name, total in sorted(totals.items())
-    if name.startswith("verdict/")
+    if name.startswith(("tools/", "verdict/"))
   }
   return values

@@ -58,12 +58,13 @@ class Learner:
     bare = dataclasses.replace(self.policy, params={})
     judges = assembly.judges(config, self.environment)
     parts = (config, bare, judges, self.mesh)
+    tooling = assembly.tooling(config, bare)
     self.actor = assembly.with_critic(
       *parts,
-      actor=assembly.training_actor(*parts),
+      actor=assembly.training_actor(*parts, tooling),
       environment=self.environment,
     )
-    self.evaluation_actor = assembly.evaluation_actor(*parts)
+    self.evaluation_actor = assembly.evaluation_actor(*parts, tooling)
     if getattr(self.environment, "is_rewarded_by_critique", False):
       self.evaluation_actor = assembly.with_critic(
         *parts, actor=self.evaluation_actor, environment=self.environment

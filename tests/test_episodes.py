@@ -107,6 +107,8 @@ def make(policy, mesh, tool=words, *, told=None, seconds=60.0, **settings):
     "top_k": None,
     "top_p": None,
     "stop": ("z", "Z"),
+    # Half of the rows: others wait, and turns of several numbers meet.
+    "num_slots": 4,
     "tooling": made,
   }
   return Actor(policy, Judges(Echo()), mesh, **defaults | settings)
@@ -198,7 +200,12 @@ def test_turns_and_outputs_take_turns(policy, played):
   assert max(counts) == MAX_TURNS
   np.testing.assert_array_equal(played.lengths, rolled.student_mask.sum(axis=1))
   assert played.usage.num_tokens == rolled.student_mask.sum()
-  assert played.num_failed_calls == 0
+  by_turn = played.tool_counts
+  np.testing.assert_array_equal(by_turn["tools/turns"], counts)
+  np.testing.assert_array_equal(by_turn["tools/calls"], np.subtract(counts, 1))
+  is_tool = rolled.completion_mask - rolled.student_mask
+  np.testing.assert_array_equal(by_turn["tools/tokens"], is_tool.sum(axis=1))
+  assert not by_turn["tools/failed"].any()
 
 
 def test_the_sampler_is_the_scorer_across_turns(policy, played):
@@ -255,6 +262,7 @@ def test_a_tool_that_has_nothing_to_say_changes_nothing(policy, mesh):
   plain = play(make(policy, mesh, None), policy)
   assert plain.rollout.student_mask is None
   assert plain.earlier is None
+  assert plain.tool_counts == {}
   np.testing.assert_array_equal(
     silent.rollout.student_mask, plain.rollout.completion_mask
   )
@@ -309,10 +317,9 @@ def test_a_failing_tool_costs_its_output_and_is_told_of_once(policy, mesh):
   assert said[0] == []
   for i in (1, 2, 3):
     assert set(said[i]) <= {tooling.FAILED}
-  assert found.num_failed_calls == sum(
-    len(found.earlier[row]) // 2 for row in range(8)
-  )
-  assert found.num_failed_calls >= 4
+  failed = found.tool_counts["tools/failed"]
+  np.testing.assert_array_equal(failed, found.tool_counts["tools/calls"])
+  assert failed.sum() >= 4
   assert len(told) == 2
   assert any("within 0.3 s" in text for text in told)
   assert any("Traceback" in text for text in told)
@@ -374,3 +381,4 @@ def test_few_sizes_serve_all_turns(monkeypatch):
   sizes = {episodes._size(n, 64, 4) for n in range(65)}
   assert sizes == {0, 16, 32, 64}
   assert {episodes._size(n, 6, 4) for n in range(1, 7)} == {4, 8}
+  assert episodes._size(100, 64, 4) == 64  # the others wait

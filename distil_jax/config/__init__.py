@@ -40,6 +40,7 @@ from distil_jax.config.sections import (
   Sandbox,
   Train,
 )
+from distil_jax.config.tools import OwnTool, PythonTool, Tools
 
 __all__ = [
   "GRPO",
@@ -65,11 +66,14 @@ __all__ = [
   "MultipleChoice",
   "Objective",
   "Optimizer",
+  "OwnTool",
+  "PythonTool",
   "Rollout",
   "Sampling",
   "Sandbox",
   "Section",
   "Teacher",
+  "Tools",
   "Train",
   "check_teacher",
   "load",

@@ -6,6 +6,7 @@ from typing import Any
 import pydantic
 
 from distil_jax.config import objectives, sections
+from distil_jax.config import tools as tool_sections
 from distil_jax.config.base import Section
 
 
@@ -19,6 +20,7 @@ class Config(Section):
   rollout: sections.Rollout = sections.Rollout()
   judging: sections.Judging = sections.Judging()
   sandbox: sections.Sandbox = sections.Sandbox()
+  tools: tool_sections.Tool | None = None
   teacher: objectives.Teacher = objectives.Teacher()
   objective: objectives.Objective = objectives.Distil()
   optimizer: sections.Optimizer = sections.Optimizer()
@@ -50,6 +52,8 @@ class Config(Section):
         filled[name] = {"kind": kind, **filled[name]}
     if isinstance(section := filled.get("environment"), dict):
       filled["environment"] = _own(section)
+    if isinstance(section := filled.get("tools"), dict):
+      filled["tools"] = tool_sections.with_kind(section)
     return filled
 
   @pydantic.model_validator(mode="after")
@@ -60,6 +64,7 @@ class Config(Section):
     _check_something_is_told(self)
     _check_sources(self)
     _check_critiques(self)
+    _check_tools(self)
     return self
 
 
@@ -171,4 +176,27 @@ def _check_critiques(config: Config) -> None:
     raise ValueError(
       "teacher.guard judges by rewards, but without environment.of there are "
       "none before a critique; set environment.of, or teacher.guard=null"
+    )
+
+
+def _check_tools(config: Config) -> None:
+  """What a tool says has room, and nothing is asked that it has no part in."""
+  if config.tools is None:
+    return
+  longest = config.tools.max_output_tokens
+  for name, limit in (
+    ("rollout", config.rollout.max_completion_length),
+    ("evaluation", config.evaluation.max_completion_length),
+  ):
+    if limit is not None and longest >= limit:
+      raise ValueError(
+        f"tools.max_output_tokens={longest} leaves no room in {name}."
+        f"max_completion_length={limit}, which holds all turns and outputs of "
+        "an episode; lower the one, or raise the other"
+      )
+  if config.teacher.guard is not None:
+    raise ValueError(
+      "teacher.guard has the teacher answer in one turn, without tools="
+      f"{config.tools.kind}, and would measure something else than what is "
+      "taught; set teacher.guard=null, or tools=null"
     )

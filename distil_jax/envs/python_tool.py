@@ -62,13 +62,13 @@ class PythonTool:
 
   Attributes:
     seconds: of CPU, for the block and those before it.
-    memory_bytes: of the program.
+    memory_gib: of the program, GiB.
     max_characters: that are shown; what is left out leaves a sign.
     box: where programs run; None: the safest that this machine has.
   """
 
   seconds: float = 5.0
-  memory_bytes: int = 1 << 30
+  memory_gib: float = 1.0
   max_characters: int = 2000
   box: sandbox.Sandbox | None = dataclasses.field(
     default=None, repr=False, compare=False
@@ -113,7 +113,7 @@ class PythonTool:
     return sandbox.Limits(
       seconds=self.seconds,
       wall_seconds=2 * self.seconds + 2,
-      memory_bytes=self.memory_bytes,
+      memory_bytes=round(self.memory_gib * 2**30),
     )
 
   def _error(self, outcome: sandbox.Outcome) -> str:
@@ -122,7 +122,7 @@ class PythonTool:
       case sandbox.End.TIMEOUT:
         return f"(stopped after {self.seconds:g} s)"
       case sandbox.End.MEMORY:
-        return f"(stopped: more than {self.memory_bytes} bytes of memory)"
+        return f"(stopped: more than {self.memory_gib:g} GiB of memory)"
       case sandbox.End.OUTPUT:
         return "(stopped: too much was printed)"
       case sandbox.End.PROCESSES:

@@ -56,12 +56,13 @@ class Sample:
 
   Attributes:
     problem: what was asked.
-    completion: the student's text.
+    completion: the student's text; of an episode the last turn.
     num_tokens: length of the completion, tokens.
     stop_reason: why the completion ended.
     verdict: what the environment said about it.
     teacher_prompt: the teacher's prompt as it was built, after truncation;
       None where the sample has no teacher signal.
+    earlier: of an episode, what was said before the last turn, and by whom.
   """
 
   problem: records.Problem
@@ -70,6 +71,7 @@ class Sample:
   stop_reason: records.StopReason
   verdict: records.Verdict
   teacher_prompt: str | None = None
+  earlier: Sequence[records.Message] = ()
 
 
 class RunFolder:
@@ -460,6 +462,9 @@ def _page(step: int, samples: Sequence[Sample]) -> str:
     )
     for message in sample.problem.messages:
       parts.append(f"### Prompt: {message['role']}\n")
+      parts.append(_fenced(message["content"]))
+    for number, message in enumerate(sample.earlier):
+      parts.append(f"### Turn {number // 2 + 1}: {message['role']}\n")
       parts.append(_fenced(message["content"]))
     parts += ["### Completion\n", _fenced(sample.completion)]
     parts += ["### Feedback\n", _fenced(verdict.feedback)]
