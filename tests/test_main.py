@@ -107,19 +107,30 @@ def test_train_leaves_a_complete_run_folder(trained, folder):
 @pytest.mark.parametrize(
   ("config", "data", "said"),
   [
-    ("tools", "tooluse/test.json", "Write each call as a line `Action:`"),
-    ("math", "gsm8k/test.jsonl", "no answer was found in \\boxed{…}"),
-    ("code", "humaneval/humaneval.jsonl", "no code block was found"),
+    ("tools/smoke", "tooluse/test.json", "Write each call as a line `Action:`"),
+    ("math/smoke", "gsm8k/test.jsonl", "no answer was found in \\boxed{…}"),
+    ("code/smoke", "humaneval/humaneval.jsonl", "no code block was found"),
+    (
+      "science/material",
+      "sciknoweval/material/test.json",
+      "no answer was found",
+    ),
+    (
+      "self_evaluation/smoke",
+      "gsm8k/test.jsonl",
+      "no answer was found in \\box",
+    ),
+    ("reasoning_gym/smoke", None, "no answer was found between <answer>"),
   ],
 )
 def test_other_environments_go_through_all_stations(
   config, data, said, folder, tmp_path
 ):
-  data = CHEMISTRY.parents[1] / data
+  data = CHEMISTRY.parents[1] / data if data else "generated"
   done = run(
     [
       "train",
-      f"configs/{config}/smoke.yaml",
+      f"configs/{config}.yaml",
       "train.num_steps=1",
       f"train.run_directory={tmp_path}/run",
       f"model.directory={tmp_path}/model",
@@ -134,6 +145,8 @@ def test_other_environments_go_through_all_stations(
   assert statuses.pop("verdict/unparsable") == 1.0
   assert not any(statuses.values())
   assert metrics["signal_fraction"] == 1.0
+  # Of every failure, where the policy criticises itself.
+  assert metrics.get("critique/asked", 1.0) == 1.0
   (page,) = (tmp_path / "run/rollouts").glob("*.md")
   assert said in page.read_text(encoding="utf-8")
 
