@@ -322,3 +322,20 @@ def test_anchors_and_merges_are_yaml_too(tmp_path):
   config = load(tmp_path, text)
   assert (config.train.seed, config.data.seed) == (3, 3)
   assert config.data.num_train == 8
+
+
+def test_a_judge_has_time_for_all_tests_of_a_program(tmp_path):
+  text = (
+    "environment: {kind: code}\ndata: {train: a.json, evaluation: b.json}\n"
+  )
+  assert load(tmp_path, text).environment.total_seconds == 40
+  said = refusal(tmp_path, text, "environment.total_seconds=50")
+  assert "judging.seconds=60 is less than the 64 s" in said
+  load(tmp_path, text, "environment.total_seconds=50", "judging.seconds=70")
+
+
+def test_a_remote_sandbox_has_a_url(tmp_path):
+  assert "a remote sandbox has a url" in refusal(
+    tmp_path, "", "sandbox.kind=remote"
+  )
+  assert "and no other has" in refusal(tmp_path, "", "sandbox.url=http://a:1")

@@ -65,6 +65,7 @@ class Config(Section):
     _check_sources(self)
     _check_critiques(self)
     _check_tools(self)
+    _check_deadlines(self)
     return self
 
 
@@ -95,6 +96,23 @@ def _check_sizes(config: Config) -> None:
   if micro and (mini or config.num_sequences) % micro:
     whole = f"optimizer.mini_batch_size={mini}" if mini else f"the {sequences}"
     raise ValueError(f"optimizer.micro_batch_size={micro} must divide {whole}")
+
+
+def _check_deadlines(config: Config) -> None:
+  """An environment's own deadline must come before that of its judge."""
+  section: Any = config.environment
+  section = getattr(section, "of", None) or section
+  if not isinstance(section, sections.Code):
+    return
+  # The last test may begin just before the time is up.
+  longest = section.total_seconds + 2 * section.seconds + 2
+  if longest > config.judging.seconds:
+    raise ValueError(
+      f"judging.seconds={config.judging.seconds:g} is less than the "
+      f"{longest:g} s that judging a program may take (environment."
+      f"total_seconds={section.total_seconds:g}, and twice environment.seconds="
+      f"{section.seconds:g} and 2 for the last test); raise it, or lower these"
+    )
 
 
 def _check_groups(config: Config) -> None:

@@ -9,7 +9,7 @@ import zlib
 from typing import ClassVar
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from distil_jax import sandbox
@@ -479,10 +479,22 @@ def test_any_text_has_a_verdict(text):
   assert (program is None) == bool(fault)
 
 
+@settings(
+  max_examples=25,
+  suppress_health_check=[HealthCheck.function_scoped_fixture],
+  deadline=None,
+)
+@given(program=st.text() | st.from_regex(r"(print|x = |[a-z(]+)\(.*\)\n"))
+def test_any_program_has_a_verdict(code, program):
+  verdict = code.judge(code.problem(STDIN), f"```\n{program}\n```")
+  assert verdict.status is not Status.CRASHED
+  assert verdict.reward in (0.0, 1.0)
+
+
 @pytest.mark.parametrize(
-  "settings",
+  "setting",
   [{"seconds": 0}, {"total_seconds": 0}, {"memory_gib": -1}],
 )
-def test_bad_settings_are_refused(box, settings):
+def test_bad_settings_are_refused(box, setting):
   with pytest.raises(ValueError, match="must be above 0"):
-    Code(box=box, **settings)
+    Code(box=box, **setting)
