@@ -229,6 +229,17 @@ for address in (("127.0.0.1", {port}), ("192.0.2.1", 80)):
   assert "CONNECTED" not in found.stdout
 
 
+def test_there_are_no_sockets_that_know_no_namespaces(box):
+  """Such as those from a virtual machine to what runs it."""
+  program = """
+import ctypes
+libc = ctypes.CDLL(None)
+print([family for family in range(64) for kind in (1, 2, 3, 5)
+       if libc.socket(family, kind, 0) >= 0])
+"""
+  assert run(box, program).stdout == "[]\n"
+
+
 def test_nothing_is_written_but_where_it_is_lost(box):
   program = """
 import os
@@ -265,6 +276,9 @@ ask("umount2", b"/proc", 2)
 ask("ptrace", 16, 1, 0, 0)
 ask("memfd_create", b"x", 0)
 ask("shmget", 0, 1 << 20, 0o1600)
+ask("semget", 0, 32000, 0o1600)
+ask("msgget", 0, 0o1600)
+ask("klogctl", 3, ctypes.create_string_buffer(100), 100)
 ask("setuid", 0)
 ask("chroot", b"/tmp")
 ask("personality", 0x0400000)

@@ -90,6 +90,8 @@ def test_usual_libraries_are_there(box):
   program += "import email.message, unittest, zoneinfo, multiprocessing\n"
   program += "print(math.comb(5, 2))"
   assert box.run(Job(program)).stdout == "10\n"
+  program = "import asyncio\nasync def f(): print('ran')\nasyncio.run(f())"
+  assert box.run(Job(program)).stdout == "ran\n"
 
 
 def test_files_of_its_own(box):

@@ -140,10 +140,15 @@ _REFUSED = {
   "memfd_create": (319, 279),  # memory that no limit counts
   "memfd_secret": (447, 447),
   "shmget": (29, 194),
+  "semget": (64, 190),
+  "msgget": (68, 186),
+  # Some families, such as that of virtual machines, know no namespaces; the
+  # pairs that asyncio makes are another call's.
+  "socket": (41, 198),
+  "syslog": (103, 116),
 }
 # Refused too where there is no namespace to keep these in.
 _REFUSED_OUTSIDE = {
-  "socket": (41, 198),
   "kill": (62, 129),
   "tkill": (200, 130),
   "pidfd_send_signal": (424, 424),
@@ -165,7 +170,7 @@ def refuse_system_calls(*, has_namespaces: bool, num_processes: int) -> bool:
   """A filter that this process and all that it starts cannot shed.
 
   Args:
-    has_namespaces: without them sockets and signals are refused as well.
+    has_namespaces: without them signals are refused as well.
     num_processes: with 1 no process can be started, only threads.
 
   Returns:
