@@ -131,7 +131,7 @@ class _Warm:
     self._how, self._slot = how, slot
     self._process: subprocess.Popen[bytes] | None = None
     self._end: Callable[[], object] = lambda: None
-    self._read = b""
+    self._read = bytearray()
 
   def ask(self, messages: list[bytes], seconds: float) -> dict[str, Any]:
     """What each process of the job reports, by its role."""
@@ -143,7 +143,7 @@ class _Warm:
 
   def kill(self) -> None:
     """Ends it and all that it has started."""
-    self._process, self._read = None, b""
+    self._process, self._read = None, bytearray()
     self._end()
 
   def _started(self) -> subprocess.Popen[bytes]:
@@ -189,15 +189,20 @@ class _Warm:
       raise _WarmError(f"an answer of {length} bytes")
     while len(self._read) < length:
       self._more(process, deadline)
-    payload, self._read = self._read[:length], self._read[length:]
-    return role, json.loads(payload)
+    return role, json.loads(self._taken(length))
 
   def _header(self, process, deadline: float) -> tuple[str, int]:
     while b"\n" not in self._read:
       self._more(process, deadline)
-    line, _, self._read = self._read.partition(b"\n")
+    line = self._taken(self._read.index(b"\n") + 1)
     role, length = line.decode().split()
     return role, int(length)
+
+  def _taken(self, length: int) -> bytes:
+    """The first bytes of what has been read."""
+    found = bytes(self._read[:length])
+    del self._read[:length]
+    return found
 
   def _more(self, process, deadline: float) -> None:
     _wait(process.stdout, selectors.EVENT_READ, deadline)

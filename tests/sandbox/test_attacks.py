@@ -127,6 +127,18 @@ def test_output_has_a_limit(box, write):
   assert len(found.stdout) <= LIMITS.output_bytes
 
 
+def test_much_is_soon_read(box):
+  program = """
+import os
+for descriptor, count in ((3, 127), (1, 15), (2, 15)):
+  for _ in range(count): os.write(descriptor, b"\\xff" * (1 << 16))
+os._exit(0)
+"""
+  start = time.monotonic()
+  assert run(box, program, limits=Limits()).end is End.EXITED
+  assert time.monotonic() - start < 10
+
+
 def test_files_have_a_limit(box):
   program = """
 import os
