@@ -15,7 +15,8 @@ from distil_jax.envs.code_tests import Asserts, Case
 from distil_jax.records import Problem, Status, Verdict
 from distil_jax.sandbox.inside import values
 
-_FENCE = re.compile(r"^[ \t]*```[ \t]*(\w*)[^\n`]*$", re.MULTILINE)
+# Nothing is tried twice: a line of a million letters is soon read.
+_FENCE = re.compile(r"^[ \t]*+```[ \t]*+(\w*+)[^\n`]*+$", re.MULTILINE)
 _LANGUAGES = ("", "py", "python", "python3")
 _MAX_PROGRAM = 200_000
 _MAX_NUMBER = 100
@@ -168,8 +169,7 @@ class Code:
       return Trial(test, outcome, is_passed)
     value, returned = _returned(outcome)
     is_passed = is_over and returned == "" and value == json.loads(test.output)
-    shown = returned or json.dumps(value)
-    return Trial(test, outcome, is_passed, returned=shown)
+    return Trial(test, outcome, is_passed, returned=returned or _shown(value))
 
   def _job(self, program: str, test: Case | Asserts) -> sandbox.Job:
     if isinstance(test, Asserts):
@@ -273,6 +273,13 @@ def _returned(outcome: sandbox.Outcome) -> tuple[Any, str]:
     return values.as_json(outcome.value), ""
   except values.PlainError as error:
     return None, str(error)
+
+
+def _shown(value: Any) -> str:
+  try:
+    return json.dumps(value)
+  except ValueError:  # Python does not write numbers of so many digits
+    return "a value with too large a number to show"
 
 
 def _solution(row: Mapping[str, Any]) -> str | None:

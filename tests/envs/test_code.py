@@ -5,6 +5,7 @@ import concurrent.futures
 import json
 import pathlib
 import pickle
+import time
 import zlib
 from typing import ClassVar
 
@@ -237,6 +238,36 @@ class TestCalls:
       assert verdict.status is Status.WRONG
       assert said in verdict.feedback
 
+  def test_a_number_that_python_does_not_write(self, code):
+    verdict = judge(code, self.ROW, "def merge(a, b): return 10 ** 5000")
+    assert verdict.status is Status.WRONG
+    assert "too large a number to show" in verdict.feedback
+
+  @pytest.mark.parametrize(
+    "report",
+    [
+      '{"value": ["float", "0x1p5000"]}',
+      '{"value": ' + "[" * 900 + "]" * 900 + "}",
+      '{"value": ["list", {"none": 1}]}',
+      '{"value": ["dict", [[["list", []], ["none"]]]]}',
+      '{"value": ["int", ' + "9" * 5000 + "]}",
+      '{"value": ["none", 1], "not_plain": [], "raised": []}',
+      '{"raised": {"frames": [[1e400, 1, 2], [true, "", ""]]}}',
+      '{"raised": {"type": {}, "message": [], "num_skipped": "x"}}',
+      "NaN",
+      "\\ud800",
+    ],
+  )
+  def test_a_forged_report_is_no_answer(self, code, report):
+    program = f"""
+import os
+def merge(a, b):
+  os.write(3, {report!r}.encode())
+  os._exit(0)
+"""
+    verdict = judge(code, self.ROW, program)
+    assert verdict.status in (Status.WRONG, Status.ERROR)
+
   def test_the_question_shows_what_to_begin_with(self, code):
     asked = code.problem(self.ROW).messages[-1]["content"]
     assert asked.startswith("Merge two lists.\n\nAnswer with")
@@ -362,6 +393,12 @@ class TestBlocks:
       ("```python title='a'\nx\n```", "x\n"),
     ):
       assert last_program(text)[0] == program, text
+
+  def test_long_lines_are_soon_read(self):
+    start = time.monotonic()
+    for line in ("a", " ", " a", "\t"):
+      last_program("```" + line * 300_000 + "`")
+    assert time.monotonic() - start < 5
 
   @pytest.mark.parametrize(
     ("text", "said"),

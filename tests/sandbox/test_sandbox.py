@@ -420,6 +420,15 @@ class TestValues:
       with pytest.raises(values.PlainError):
         read(junk)
 
+  def test_what_is_no_number_is_refused(self):
+    deep = []
+    for _ in range(10_000):
+      deep = [deep]
+    for junk in (["float", "0x1p5000"], ["int", 1], ["list", 1], deep):
+      for read in (values.decode, values.as_json):
+        with pytest.raises(values.PlainError):
+          read(junk)
+
   def test_not_plain(self):
     nested = []
     for _ in range(200):

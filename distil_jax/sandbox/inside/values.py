@@ -10,6 +10,8 @@ import math
 from typing import Any
 
 MAX_DEPTH = 100
+_NO_ENCODING = (TypeError, ValueError, LookupError)
+_NO_ENCODING += (OverflowError, RecursionError)
 
 
 class PlainError(ValueError):
@@ -63,7 +65,7 @@ def decode(encoded: Any) -> Any:
     if kind == "dict":
       return {decode(key): decode(value) for key, value in parts[0]}
     return _ATOMS[kind](*parts)
-  except (TypeError, ValueError, KeyError, IndexError, RecursionError):
+  except _NO_ENCODING:
     raise PlainError("no encoding of a value") from None
 
 
@@ -86,9 +88,13 @@ def as_json(encoded: Any, depth: int = 0) -> Any:
       return {_key(k): as_json(v, depth + 1) for k, v in parts[0]}
     if kind in ("none", "bool", "int", "float", "str"):
       return _ATOMS[kind](*parts)
-  except (TypeError, ValueError, KeyError, IndexError):
-    raise PlainError("no encoding of a value") from None
-  raise PlainError(f"a {kind}, which JSON does not know")
+    if kind in _COLLECTIONS or kind in _ATOMS:
+      raise PlainError(f"a {kind}, which JSON does not know")
+  except PlainError:
+    raise
+  except _NO_ENCODING:
+    pass
+  raise PlainError("no encoding of a value")
 
 
 def _key(encoded: Any) -> str:
