@@ -101,4 +101,7 @@ def _fault(told: Any) -> Fault | None:
 
 
 def _text(value: Any) -> str:
-  return value[:_MAX_TEXT] if isinstance(value, str) else ""
+  if not isinstance(value, str):
+    return ""
+  # JSON can spell half a surrogate pair, which no tokenizer takes.
+  return value[:_MAX_TEXT].encode("utf-8", "replace").decode()

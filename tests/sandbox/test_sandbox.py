@@ -156,6 +156,11 @@ def test_types_are_kept(box):
   assert values.as_json(found.value) == [7]
 
 
+def test_what_is_said_of_an_error_is_text_that_can_be_encoded(box):
+  fault = box.run(Job("raise ValueError('\\ud800 x')")).fault
+  assert fault.message == "? x"
+
+
 def test_a_call_that_gives_nothing_plain(box):
   found = box.run(Job("def f(): return print", call=Call("f")))
   assert found.value is None

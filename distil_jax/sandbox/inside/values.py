@@ -100,7 +100,7 @@ def as_json(encoded: Any, depth: int = 0) -> Any:
 def _key(encoded: Any) -> str:
   kind, text = encoded
   if kind != "str" or not isinstance(text, str):
-    raise PlainError(f"a key that is a {kind}")
+    raise PlainError("a key that is no text")
   return text
 
 
