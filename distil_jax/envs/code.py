@@ -163,13 +163,14 @@ class Code:
         and not checks.stopped_at
         and not checks.broken
       )
-      return Trial(test, outcome, is_passed)
+      return Trial(test, outcome, is_passed, program=program)
     if test.function is None:
       is_passed = is_over and is_same_output(outcome.stdout, test.output)
-      return Trial(test, outcome, is_passed)
+      return Trial(test, outcome, is_passed, program=program)
     value, returned = _returned(outcome)
     is_passed = is_over and returned == "" and value == json.loads(test.output)
-    return Trial(test, outcome, is_passed, returned=returned or _shown(value))
+    shown = returned or _shown(value)
+    return Trial(test, outcome, is_passed, returned=shown, program=program)
 
   def _job(self, program: str, test: Case | Asserts) -> sandbox.Job:
     if isinstance(test, Asserts):

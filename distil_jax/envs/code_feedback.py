@@ -4,6 +4,7 @@ In the manner of LeetCode: the first runtime error, else the first time-out,
 else up to two wrong answers, the shortest first.
 """
 
+import builtins
 import dataclasses
 import signal
 
@@ -31,12 +32,14 @@ class Trial:
     outcome: what came of it.
     is_passed: whether it was right.
     returned: what a call returned, as text; empty: nothing.
+    program: source.
   """
 
   test: Case | Asserts
   outcome: Outcome
   is_passed: bool
   returned: str = ""
+  program: str = ""
 
 
 def status(trials: list[Trial]) -> Status:
@@ -98,9 +101,10 @@ def _error(trial: Trial, tells_hidden: bool) -> str:
   if outcome.end in _LIMITS:
     lines.append(_LIMITS[outcome.end])
   elif outcome.fault is not None:
-    lines += ["Runtime Error", *_fault(outcome.fault, is_told)]
+    fault = outcome.fault if is_told else _bare(outcome.fault, trial.program)
+    lines += ["Runtime Error", *_fault(fault)]
   else:
-    lines += ["Runtime Error", _death(outcome)]
+    lines += ["Runtime Error", _death(outcome, is_told)]
   return "\n".join([*lines, *_where(trial, is_told, "Last input")])
 
 
@@ -124,12 +128,25 @@ def _where(trial: Trial, is_told: bool, label: str) -> list[str]:
   return [f"{label}: {shortened(trial.test.input.strip(), _MAX_PART)}"]
 
 
-def _fault(fault: Fault, is_told: bool) -> list[str]:
-  """An exception, with the program's frames.
+def _bare(fault: Fault, program: str) -> Fault:
+  """Of an exception what no test's input can have been put into.
 
-  What it says may quote a test's input.
+  A program names its exceptions, and can make up where they come from.
   """
-  message = shortened(fault.message, _MAX_PART) if is_told else ""
+  kind = getattr(builtins, fault.type, None)
+  is_known = isinstance(kind, type) and issubclass(kind, BaseException)
+  source = program.splitlines()
+  frames = tuple(
+    (number, "", source[number - 1].strip())
+    for number, _, _ in fault.frames
+    if 0 < number <= len(source)
+  )
+  return Fault(fault.type if is_known else "Exception", "", frames)
+
+
+def _fault(fault: Fault) -> list[str]:
+  """An exception, with the program's frames."""
+  message = shortened(fault.message, _MAX_PART)
   lines = [f"{fault.type}: {message}" if message else fault.type]
   half = len(fault.frames) // 2
   for i, (number, function, text) in enumerate(fault.frames):
@@ -140,7 +157,9 @@ def _fault(fault: Fault, is_told: bool) -> list[str]:
   return lines
 
 
-def _death(outcome: Outcome) -> str:
+def _death(outcome: Outcome, is_told: bool) -> str:
+  if outcome.signal is None and not is_told:
+    return "The program ended with an exit status other than 0"
   if outcome.signal is None:
     said = outcome.stderr.strip().splitlines()[-1:] or [""]
     told = f": {shortened(said[0], _MAX_PART)}" if said[0] else ""

@@ -301,6 +301,12 @@ class TestLiveCodeBench:
       "x = input()\nassert x == '1', x\nprint(2)",
       "x = input()\nprint(2)\nif x != '1': print(x); raise ValueError(x)",
       "x = input()\nprint(2)\nwhile x != '1': pass",
+      "import sys\nx = input()\nprint(2)\nsys.exit(x if x != '1' else 0)",
+      "x = input()\nprint(2)\nif x != '1': raise type(x, (Exception,), {})",
+      "import json, os\nx = input()\nprint(2, flush=True)\nif x != '1':\n"
+      "  frames = [[1, x, x], [2, x, x]]\n"
+      "  said = {'raised': {'type': x, 'frames': frames}}\n"
+      "  os.write(3, json.dumps(said).encode()); os._exit(0)",
     ],
   )
   def test_hidden_tests_stay_hidden(self, box, program):
@@ -314,6 +320,13 @@ class TestLiveCodeBench:
     assert "secret" not in verdict.feedback
     verdict = judge(open_hearted, self.row(), program)
     assert "secret 7" in verdict.feedback
+
+  def test_an_error_at_a_hidden_test_shows_where(self, code):
+    program = "x = input()\nprint(2)\nif x != '1': print(int(x))"
+    assert judge(code, self.row(), program).feedback == (
+      "Runtime Error\nValueError\n  line 3: if x != '1': print(int(x))\n"
+      "A hidden test ends so."
+    )
 
   def test_public_failures_are_told_first(self, code):
     verdict = judge(code, self.row(), "print('neither')")
