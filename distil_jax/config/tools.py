@@ -52,7 +52,7 @@ class OwnTool(Tools):
   """Its arguments."""
 
 
-Tool = Annotated[PythonTool | OwnTool, pydantic.Field(discriminator="kind")]
+Tool = PythonTool | OwnTool
 
 
 def with_kind(section: dict[str, Any]) -> dict[str, Any]:
