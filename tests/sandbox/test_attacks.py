@@ -221,7 +221,7 @@ print("SEEN", [x for x in os.listdir("/proc")])
   assert found.end is End.EXITED
   assert "OPENED" not in found.stdout
   assert "LISTED" not in found.stdout
-  assert "SEEN []" in found.stdout
+  assert "SEEN ['self']" in found.stdout  # with what it reads, and no more
   assert SECRET not in found.stdout + found.stderr
 
 

@@ -72,6 +72,35 @@ if __name__ == "__main__":
   assert found.stdout == "main __main__\nthread\nlast\n"
 
 
+@pytest.mark.parametrize(
+  "program",
+  [
+    "from concurrent.futures import ThreadPoolExecutor\n"
+    "pool = ThreadPoolExecutor(2)\nprint(pool.submit(input).result())",
+    "out = open(1, 'w')\nout.write(input() + '\\n')",
+    "import io, sys\nprint(input())\nsys.stdout = io.StringIO()\nprint('no')",
+    "with open('/dev/stdin') as file: print(file.readline(), end='')",
+    "with open(0) as file: print(next(file), end='')",
+    "import os\nprint(os.read(0, 100).decode(), end='')",
+    "import fileinput\nfor line in fileinput.input(): print(line, end='')",
+    "import os, sys\n"
+    "os.execv(sys.executable, [sys.executable, '-c', 'print(input())'])",
+    "\ufeffprint(input())",
+    "# -*- coding: latin-1 -*-\nprint(input(), __file__[99:])",
+    "import resource, sys, threading\n"
+    "resource.setrlimit(resource.RLIMIT_STACK, (1 << 28, -1))\n"
+    "threading.stack_size(1 << 27)\nsys.setrecursionlimit(10**6)\n"
+    "def f(n): return n and f(n - 1)\n"
+    "def main(): print(input() * (1 - f(9999)))\n"
+    "thread = threading.Thread(target=main)\nthread.start()",
+    "import sys\nprint(sys.stdin.buffer.readline().decode(), end='')\nexit()",
+  ],
+)
+def test_ways_to_read_and_write(box, program):
+  found = box.run(Job(program, stdin="x\n", limits=QUICK))
+  assert (found.end, found.stdout.strip()) == (End.EXITED, "x"), found
+
+
 @pytest.mark.parametrize("length", [0, 10, 1 << 16, 3 << 20])
 def test_all_of_the_input_arrives(box, length):
   program = "import sys\nprint(len(sys.stdin.read()))"

@@ -26,6 +26,7 @@ _NUM_THREADS = 32
 _NUM_FILES = 64
 _STACK_BYTES = 64 << 20
 _SHARED_BYTES = 16 << 20
+_SPARE_BYTES = 16 << 10
 
 
 @functools.cache
@@ -39,7 +40,7 @@ def _check(result: int, what: str) -> None:
     raise OSError(number, f"{what}: {os.strerror(number)}")
 
 
-def enter_namespaces(file_bytes: int) -> None:
+def enter_namespaces(file_bytes: int, input_bytes: int) -> None:
   """For the children of this process: nothing of what others have.
 
   Whatever the first child leaves (processes, files, shared memory) goes with
@@ -47,6 +48,7 @@ def enter_namespaces(file_bytes: int) -> None:
 
   Args:
     file_bytes: all its files together.
+    input_bytes: what it reads lies under /proc.
 
   Raises:
     OSError: this process may not.
@@ -57,7 +59,8 @@ def enter_namespaces(file_bytes: int) -> None:
   for place, size, mode in (
     (b"/tmp", file_bytes, 0o1777),
     (b"/dev/shm", _SHARED_BYTES, 0o1777),
-    (b"/proc", 4096, 0o555),  # the processes of others are covered up
+    # The processes of others are covered up.
+    (b"/proc", input_bytes + _SPARE_BYTES, 0o755),
   ):
     options = f"size={size},nr_inodes=4096,mode={mode:o}".encode()
     _check(
@@ -76,11 +79,12 @@ def limit(
   _limit("RLIMIT_FSIZE", file_bytes)
   _limit("RLIMIT_NOFILE", _NUM_FILES)
   _limit("RLIMIT_CORE", 0)
-  _limit("RLIMIT_STACK", _STACK_BYTES)
+  # Programs raise it for their recursion; their memory has a limit anyway.
+  _limit("RLIMIT_STACK", _STACK_BYTES, may_rise=True)
   _limit("RLIMIT_NPROC", num_processes + _NUM_THREADS)
 
 
-def _limit(name: str, value: int) -> None:
+def _limit(name: str, value: int, *, may_rise: bool = False) -> None:
   kind = getattr(resource, name, None)
   if kind is None:
     return  # a system without it
@@ -89,7 +93,7 @@ def _limit(name: str, value: int) -> None:
     value = min(value, allowed)
   # Some systems have a limit by name and do not keep it.
   with contextlib.suppress(ValueError, OSError):
-    resource.setrlimit(kind, (value, value))
+    resource.setrlimit(kind, (value, allowed if may_rise else value))
 
 
 def drop_privileges(user: int | None) -> None:

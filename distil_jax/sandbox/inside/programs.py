@@ -5,7 +5,6 @@ and may change all of it.
 """
 
 import atexit
-import builtins
 import io
 import json
 import linecache
@@ -58,6 +57,7 @@ def whole(program: str) -> tuple[int, dict[str, Any]]:
     its exit status and the report.
   """
   main = types.ModuleType("__main__")
+  main.__file__ = FILE
   sys.modules["__main__"] = main
   try:
     exec(_compiled(program), main.__dict__)
@@ -146,6 +146,7 @@ def _message(error: BaseException) -> str:
 
 
 def _compiled(program: str) -> types.CodeType:
+  program = program.removeprefix("\ufeff")  # as Python does with a file's
   lines = program.splitlines(keepends=True)
   linecache.cache[FILE] = (len(program), None, lines, FILE)
   return compile(program, FILE, "exec", dont_inherit=True)
@@ -191,20 +192,25 @@ def _settle() -> None:
   sys.__stdin__ = sys.stdin
   sys.argv = [FILE]
   site.setquit()
-  builtins.print = print
 
 
 def _end_threads() -> None:
   """Waits as Python does: for all threads but daemons, then `atexit`."""
-  main = threading.main_thread()
-  for thread in threading.enumerate():
-    if thread is not main and not thread.daemon:
-      thread.join()
+  # Unlike joining each, it tells pools to end theirs.
+  threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]
   atexit._run_exitfuncs()
 
 
 def _flush() -> None:
-  for stream in (sys.stdout, sys.stderr):
+  """Writes what Python would write when it ends, also to files left open."""
+  main = sys.modules.get("__main__")
+  left_open = [
+    x
+    for x in getattr(main, "__dict__", {}).values()
+    if issubclass(type(x), io.IOBase)
+  ]
+  standard = [sys.__stdout__, sys.__stderr__, sys.stdout, sys.stderr]
+  for stream in (*standard, *left_open):
     try:
       stream.flush()
     except BaseException:  # closed, or no stream any more

@@ -47,10 +47,10 @@ def supervise(
   """
   processes = os.open("/proc", os.O_RDONLY) if os.path.isdir("/proc") else None
   if has_namespaces:
-    confine.enter_namespaces(limits["file_bytes"])
+    confine.enter_namespaces(limits["file_bytes"], len(stdin))
   with _folder(has_namespaces) as folder:
     readers, writers = zip(*(os.pipe() for _ in range(3)), strict=True)
-    given = (_file_of(stdin), *writers)
+    given = (_file_of(stdin, has_namespaces), *writers)
     given += () if channel is None else (channel,)
     child = os.fork()
     if not child:
@@ -75,14 +75,20 @@ def _folder(has_namespaces: bool) -> Iterator[str]:
     yield folder
 
 
-def _file_of(content: bytes) -> int:
+def _file_of(content: bytes, has_namespaces: bool) -> int:
   """A descriptor that reads this; a pipe would need somebody to fill it."""
-  if not content:
-    return os.open("/dev/null", os.O_RDONLY)
-  with tempfile.TemporaryFile() as file:
+  if not has_namespaces:
+    with tempfile.TemporaryFile() as file:
+      file.write(content)
+      file.seek(0)
+      return os.dup(file.fileno())
+  # Where /dev/stdin leads; the real /proc is covered up.
+  place = "/proc/self/fd"
+  os.makedirs(place, mode=0o755)
+  with open(f"{place}/0", "wb") as file:
     file.write(content)
-    file.seek(0)
-    return os.dup(file.fileno())
+  os.chmod("/proc", 0o555)
+  return os.open(f"{place}/0", os.O_RDONLY)
 
 
 def _become(act, descriptors, limits, has_namespaces, user, folder) -> None:
@@ -93,7 +99,7 @@ def _become(act, descriptors, limits, has_namespaces, user, folder) -> None:
     # Above all that is wanted, so that none is overwritten before it is moved.
     moved = [fcntl.fcntl(x, fcntl.F_DUPFD, 64) for x in descriptors]
     for number, descriptor in enumerate(moved):
-      os.dup2(descriptor, number, inheritable=False)
+      os.dup2(descriptor, number, inheritable=number < 3)
     os.closerange(len(moved), 4096)
     os.chdir(folder)
     os.environ.update(HOME=folder, TMPDIR=folder)
