@@ -193,6 +193,12 @@ def warnings(config: Config) -> list[str]:
       "model.param_dtype=bfloat16 rounds away an update below 1/256 of its "
       "weight; float32 with model.compute_dtype=bfloat16 keeps it"
     )
+  environment = config.environment
+  if environment.kind == "self_evaluation" and environment.of is None:
+    found.append(
+      "environment.of=null: the policy gives itself the reward, and may learn "
+      "to persuade itself; evaluate with another environment now and then"
+    )
   r = config.rollout
   truncation = (r.top_k, r.top_p, r.min_p)
   is_changed = r.temperature != 1 or any(x is not None for x in truncation)

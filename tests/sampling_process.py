@@ -8,10 +8,12 @@ import jax
 import networks
 import numpy as np
 
-from distil_jax import actor, engine, policy, rollout
+from distil_jax import actor, critiques, engine, policy, rollout
+from distil_jax.envs import self_evaluation
 from distil_jax.io import tokenizer as tokenizers
 from distil_jax.models import qwen3, sharding
 from distil_jax.policy import resolve_directory
+from distil_jax.records import Problem, Status, Verdict
 
 CASES = {
   "plain": {},
@@ -76,7 +78,69 @@ def sample(mesh: jax.sharding.Mesh, rows: slice) -> dict[str, Any]:
       assert told.pop(row) == rolled.completion_ids[row, :length].tolist()
     assert not told
     found[name] = np.where(rolled.completion_mask, rolled.completion_ids, -1)
-  return found
+  return found | criticise(whole, params, mesh, rows)
+
+
+class Attempts:
+  """Two attempts at each problem, which fail in the first process alone."""
+
+  group_size = 2
+
+  def judge(self, problem, completion):
+    if problem.index in NAMES[:4]:
+      return Verdict(0.0, "no", Status.WRONG)
+    return Verdict(1.0, "", Status.CORRECT)
+
+  def __call__(self, params, problems, key, *, report):
+    del params, key, report
+    completions = [f"{p.index} {i}" for p in problems for i in range(2)]
+    verdicts = [
+      self.judge(problems[row // 2], completion)
+      for row, completion in enumerate(completions)
+    ]
+    rolled: Any = None
+    return actor.Experience(problems, 2, rolled, completions, verdicts)
+
+
+def criticise(
+  whole: policy.Policy,
+  params: qwen3.Params,
+  mesh: jax.sharding.Mesh,
+  rows: slice,
+) -> dict[str, Any]:
+  """What the policy says of failures; the second process has none."""
+  student: Any = Attempts()
+  environment = self_evaluation.SelfEvaluation(
+    of=student, rubric="{problem} {completion}"
+  )
+  critic = critiques.SelfCritic(
+    student,
+    actor.Actor(
+      whole,
+      None,  # pyright: ignore[reportArgumentType]
+      mesh,
+      group_size=1,
+      max_prompt_length=24,
+      max_completion_length=12,
+      temperature=1.0,
+      top_k=None,
+      top_p=None,
+    ),
+    environment,
+    whole.tokenizer,
+    max_prompt_length=24,
+    max_length=12,
+  )
+  problems = [
+    Problem(i, ({"role": "user", "content": f"Compute {i}."},), "")
+    for i in NAMES[rows]
+  ]
+  with jax.set_mesh(mesh):
+    found = critic(params, problems, jax.random.key(0))
+  assert found.critiques is not None
+  num_asked = sum(v.status is Status.WRONG for v in found.verdicts)
+  assert found.critiques["asked"] == num_asked
+  return {"critiques": np.asarray([v.feedback for v in found.verdicts], "U99")}
 
 
 def main() -> None:

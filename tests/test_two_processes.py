@@ -41,6 +41,9 @@ def test_two_processes_sample_what_one_samples(tmp_path):
   for name, expected in one.items():
     both = np.concatenate([part[name] for part in parts])
     np.testing.assert_array_equal(both, expected, err_msg=name)
+  # Of failures alone, all of which one of the processes has.
+  assert len(set(one["critiques"][:8])) > 4
+  assert set(one["critiques"][8:]) == {""}
   assert (one["few slots"] == one["plain"]).all()
   assert (one["another mesh"] == one["plain"]).all()
   assert (one["stop strings"] != one["plain"]).any()
