@@ -4,6 +4,7 @@ Sampling and the training step are compiled ahead of time, from a config and
 the sizes of its network alone: no weights, no tokenizer, no data.
 """
 
+import dataclasses
 import functools
 import math
 import pathlib
@@ -17,7 +18,13 @@ from distil_jax import assembly, rollout
 from distil_jax.config import Config, ConfigError, needs_teacher
 from distil_jax.io import weights as weights_io
 from distil_jax.io.progress import Progress
-from distil_jax.models import architecture, attention, decoding, qwen3
+from distil_jax.models import (
+  architecture,
+  attention,
+  decoding,
+  qwen3,
+  sharding,
+)
 from distil_jax.planning import (
   costs,
   memory,
@@ -166,6 +173,7 @@ class Planner:
         prompt_length=self.run.prompt_length,
         teacher_prompt_length=self.run.teacher_prompt_length,
         completion_length=self.run.completion_length,
+        has_tools=self.config.tools is not None,
       )
       return self._phase(
         TRAINING,
@@ -228,8 +236,20 @@ class Planner:
     )
 
   def _start(self, ring_length: int) -> tuple[Callable[..., Any], Any]:
-    """The function that begins a rollout, and what it takes after weights."""
+    """The function that begins a rollout, and what it takes after weights.
+
+    With a tool that of a later turn, which takes most: each row reads all that
+    was said to it, which may be a whole completion.
+    """
     run = self.run
+    if self.config.tools is not None:
+      run = dataclasses.replace(
+        run,
+        num_problems=self._num_at_once,
+        group_size=1,
+        prompt_length=run.prompt_length + run.completion_length,
+        num_slots=min(run.num_slots, self._num_at_once),
+      )
     start = functools.partial(
       rollout.start,
       graphdef=self.graphdef,
@@ -244,6 +264,12 @@ class Planner:
       group_size=run.group_size,
       prompt_length=run.prompt_length,
     )
+
+  @property
+  def _num_at_once(self) -> int:
+    """Rows that read what was said to them, see `episodes.play`."""
+    multiple = sharding.batch_size_multiple(self.rollout_mesh)
+    return max(self.run.num_slots // multiple, 1) * multiple
 
   def _under_way(
     self, weights: decoding.Weights, ring_length: int

@@ -74,6 +74,23 @@ def test_arguments_by_hand_are_those_of_the_compiler(planned):
     assert by_hand == pytest.approx(found.memory.arguments, rel=0.1), found.name
 
 
+def test_with_a_tool_each_row_has_a_prompt_of_its_own(planned):
+  """As long as what may be said to it: 16 rows of 160 tokens for 8 of 32."""
+  create = {**SETTINGS["model"]["create"], "num_layers": 1}
+  made = planner(
+    model={**SETTINGS["model"], "create": create},
+    tools={"max_output_tokens": 32},
+  )
+  name = "prompts' keys and values"
+  alone, shared = (
+    phase(found, outcome.SAMPLING).memory.by_hand[name]
+    for found in (made.outcome(made.sampling()), planned)
+  )
+  # All but the last token of each, of one layer in place of three.
+  assert alone * 3 / shared == pytest.approx(16 * 159 / (8 * 31))
+  assert made.run.prompt_length == 32
+
+
 def test_state_by_hand_is_a_part_of_the_parameters(planned):
   # Norms are on every device; all else is cut over all 8.
   norms = 3 * (64 + 64 + 16 + 16) + 64

@@ -48,6 +48,7 @@ def batch(
   prompt_length: int,
   teacher_prompt_length: int,
   completion_length: int,
+  has_tools: bool = False,
 ) -> Batch:
   """What a training step learns from; whole teacher's prompts.
 
@@ -57,6 +58,7 @@ def batch(
     prompt_length: S.
     teacher_prompt_length: S'; 0: there is no teacher.
     completion_length: T.
+    has_tools: not all of a completion's tokens are the student's.
   """
   place = sharding.sharding(mesh, "batch")
 
@@ -74,6 +76,7 @@ def batch(
     sample_mask=rows(),
     rewards=rows(dtype=jnp.float32),
     old_log_probs=rows(completion_length, dtype=jnp.float32),
+    student_mask=rows(completion_length) if has_tools else None,
   )
 
 
