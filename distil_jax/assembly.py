@@ -25,7 +25,6 @@ from distil_jax.config import (
   Config,
   ConfigError,
   CreateModel,
-  Critique,
   Sampling,
   Sandbox,
   Tools,
@@ -269,9 +268,10 @@ def with_critic(
 
   The actor alone where the environment asks for no critiques.
   """
-  if not isinstance(environment, SelfJudged):
+  if config.environment.kind != "self_evaluation":
     return actor
-  lengths = getattr(config.environment, "critique", Critique())
+  assert isinstance(environment, SelfJudged)
+  lengths = config.environment.critique
   settings = config.rollout.model_dump(
     include={*Sampling.model_fields, "num_slots", "cache_dtype"}
   )
