@@ -249,6 +249,56 @@ def test_wrong_setting_is_named(tmp_path, text, expected):
   assert "pydantic" not in message
 
 
+SELF = "environment: {kind: self_evaluation, "
+
+
+@pytest.mark.parametrize(
+  ("text", "expected"),
+  [
+    (
+      SELF + "of: {kind: math, symbolc: false}}",
+      ["environment.of.symbolc: unknown key; did you mean symbolic?"],
+    ),
+    (
+      SELF + "of: {kind: math, num_steps: [1, 2]}}",
+      ["environment.of.num_steps: a setting of kind=calculator"],
+    ),
+    (SELF + "of: {kind: self_evaluation}}", ["environment.of", "'math'"]),
+    (SELF + "critic: {}}", ["environment.critic: unknown key", "critique?"]),
+    (
+      SELF + "of: {kind: math}}",
+      ["data.train=generated, but environment.of.kind=math makes no problems"],
+    ),
+    (
+      SELF + "of: {kind: calculator}}\nobjective: {kind: grpo}",
+      ["critiques that no teacher is told with objective.kind=grpo"],
+    ),
+    (
+      SELF + "of: {kind: calculator}}\nteacher: {feedback: never}",
+      ["teacher.feedback=never; give environment what environment.of has"],
+    ),
+    (
+      SELF
+      + "of: null}\ndata: {train: a.jsonl, evaluation: b.jsonl}\n"
+      + "teacher: {parameters: ema, guard: {action: freeze}}",
+      ["teacher.guard judges by rewards", "set environment.of"],
+    ),
+    ("environment: {kind: reasoning_gym}", ["environment.task"]),
+  ],
+)
+def test_environments_that_do_not_suit_are_named(tmp_path, text, expected):
+  message = refusal(tmp_path, text)
+  for piece in expected:
+    assert piece in message
+
+
+def test_an_environment_inside_another_may_be_ones_own(tmp_path):
+  text = SELF + "of: {kind: 'my.module:make', slack: 1}}"
+  environment = load(tmp_path, text).environment
+  assert environment.of.function == "my.module:make"
+  assert environment.of.settings == {"slack": 1}
+
+
 @pytest.mark.parametrize(
   ("override", "expected"),
   [
