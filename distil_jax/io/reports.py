@@ -42,6 +42,8 @@ _PACKAGES = (
   "chex",
   "transformers",
   "numpy",
+  "math-verify",
+  "reasoning-gym",
 )
 _GIT_SECONDS = 10  # a repository on a slow disk must not hold up a run
 
