@@ -159,6 +159,7 @@ class Code:
       is_passed = (
         is_over
         and checks is not None
+        and checks.num_passed > 0  # a loop over nothing asserts nothing
         and not checks.num_failed
         and not checks.stopped_at
         and not checks.broken

@@ -192,7 +192,7 @@ def _wrong(trial: Trial, tells_hidden: bool) -> str:
 def _failed_checks(outcome: Outcome) -> str:
   checks = outcome.checks
   if checks is None or not checks.failures:
-    return "Wrong Answer\nThe tests came to no end."
+    return "Wrong Answer\nThe tests came to no end, or to no assertion."
   texts = [_failed_check(x) for x in checks.failures[:_MAX_WRONG]]
   prints = outcome.stdout.strip()
   if prints:

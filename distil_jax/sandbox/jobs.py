@@ -56,7 +56,10 @@ class Call:
 class Tests:
   """Assertions about what a program's functions return.
 
-  They are evaluated in a process that the program cannot reach.
+  They are evaluated in a process that the program cannot reach. Only plain
+  values go there and back, and copies: in-place changes are seen after a call
+  whose value the test does not use, as in `sort(x)`, and after no other, so
+  that a program cannot change what its answer is compared with.
 
   Attributes:
     source: Python; what it uses and nobody defines is taken from the program.

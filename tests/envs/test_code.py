@@ -386,8 +386,15 @@ class TestMBPP:
     assert verdict.status is Status.ERROR
     assert "KeyError" in verdict.feedback
 
+  def test_who_reaches_no_assertion_has_passed_none(self, code):
+    row = {"prompt": "x", "test": "for x in f(): assert x == 1"}
+    assert judge(code, row, "def f(): return [1]").reward == 1.0
+    verdict = judge(code, row, "def f(): return []")
+    assert verdict.status is Status.WRONG
+    assert "no assertion" in verdict.feedback
+
   def test_tests_that_are_broken_blame_nobody(self, code):
-    row = {"prompt": "x", "test": "import nothing_like_this"}
+    row = {"prompt": "x", "test": "import nothing_like_this\nassert f(1)"}
     verdict = judge(code, row, "x = 1")
     assert verdict.status is Status.CRASHED
     assert verdict.feedback == ""
@@ -492,6 +499,7 @@ class TestRows:
         "no JSON",
       ),
       ({"prompt": "x", "test_list": "assert 1"}, "a list of texts"),
+      ({"prompt": "x", "test": "f(1)"}, "no assert statement"),
       ({"prompt": "x", "test": "", "entry_point": "f"}, "no test"),
       (
         {"prompt": "x", "test": "assert 1", "entry_point": "f g"},

@@ -421,6 +421,13 @@ class TestAsked:
     assert not is_right, found
     assert found.end is not End.CRASHED, found
 
+  def test_an_error_does_not_end_a_loop_of_the_tests(self, box):
+    tests = sandbox.Tests("assert all(map(f, [1, 2]))")
+    for kind in ("StopIteration", "StopAsyncIteration"):
+      found = run(box, f"def f(x): raise {kind}", tests=tests)
+      assert found.checks.num_passed == 0
+      assert found.fault.type == kind
+
   def test_what_is_expected_is_not_to_be_found(self, box):
     """Neither by looking through memory, nor later in the same process."""
     program = """

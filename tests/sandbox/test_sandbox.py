@@ -216,6 +216,80 @@ def test_tests(box):
   assert found.stdout == "1\n2\n3\n4\n"
 
 
+class TestTests:
+  """What tests can see of a program."""
+
+  @pytest.mark.parametrize(
+    ("program", "tests"),
+    [
+      ("def f(x): yield from range(x)", "assert list(f(3)) == [0, 1, 2]"),
+      ("def f():\n  while True: yield 1", "it = f()\nassert next(it) == 1"),
+      ("def f(x): return map(int, x)", "assert sum(f('12')) == 3"),
+      ("def f(x): return range(x)", "assert f(3) == range(3)"),
+      (
+        "from collections import *\ndef f(x): return deque(x), Counter(x)",
+        "import collections\nassert list(f('aa')[0]) == ['a', 'a']\n"
+        "assert f('aa')[1] == collections.Counter('aa')",
+      ),
+      (
+        "from decimal import *\nfrom fractions import *\n"
+        "def f(): return Decimal('0.1'), Fraction(1, 3)",
+        "from fractions import Fraction\nassert f()[1] == Fraction(1, 3)\n"
+        "from decimal import Decimal\nassert f()[0] == Decimal('0.10')",
+      ),
+      ("def f(x): x.sort()", "x = [2, 1]\nf(x)\nassert x == [1, 2]"),
+      (
+        "def f(x, y): x.update(y); del y[:]",
+        "x, y = {1}, [2]\nf(x, y=y)\nassert (x, y) == ({1, 2}, [])",
+      ),
+    ],
+  )
+  def test_right(self, box, program, tests):
+    found = box.run(Job(program, tests=sandbox.Tests(tests)))
+    assert found.checks.num_passed > 0
+    assert found.checks == sandbox.Checks(found.checks.num_passed, 0)
+
+  @pytest.mark.parametrize(
+    ("program", "tests", "said"),
+    [
+      ("def f(): return 5", "for x in f(): assert x", "not iterable"),
+      ("def f(): return 1, 2", "a, = f()\nassert a", "too many values"),
+      ("def f(): return 5", "if f() != 4: raise AssertionError", ""),
+      (
+        "def f():\n  while True: yield 1",
+        "assert len(list(f())) == 5",
+        "read past 1000 items",
+      ),
+    ],
+  )
+  def test_what_fails_by_an_answer_is_the_answers_fault(
+    self, box, program, tests, said
+  ):
+    checks = box.run(Job(program, tests=sandbox.Tests(tests))).checks
+    assert (checks.num_failed, checks.broken) == (1, "")
+    assert said in checks.failures[0].error
+    assert checks.failures[0].statement.startswith(tests[:5])
+
+  @pytest.mark.parametrize(
+    "tests",
+    [
+      "assert f(lambda: 1) == 2",
+      "assert f(1) == 1\nimport nothing_like_this",
+      "1 / 0\nassert f(1) == 1",
+    ],
+  )
+  def test_what_fails_by_itself_is_broken(self, box, tests):
+    program = "def f(x): return x"
+    checks = box.run(Job(program, tests=sandbox.Tests(tests))).checks
+    assert checks.broken
+    assert checks.num_failed == 0
+
+  def test_a_program_cannot_change_what_it_is_compared_with(self, box):
+    program = "def f(x):\n  x.clear()\n  return x"
+    tests = sandbox.Tests("x = [2, 1]\nassert f(x) == sorted(x)")
+    assert box.run(Job(program, tests=tests)).checks.num_failed == 1
+
+
 def test_time(box):
   found = box.run(Job("while True: pass", limits=QUICK))
   assert found.end is End.TIMEOUT
@@ -428,7 +502,9 @@ PLAIN = st.recursive(
   | st.floats(allow_nan=False)
   | st.text()
   | st.binary()
-  | st.complex_numbers(allow_nan=False),
+  | st.complex_numbers(allow_nan=False)
+  | st.decimals(allow_nan=False)
+  | st.fractions(),
   lambda inner: (
     st.lists(inner)
     | st.lists(inner).map(tuple)
@@ -467,7 +543,7 @@ class TestValues:
     nested = []
     for _ in range(200):
       nested = [nested]
-    for value in (object(), print, iter([]), nested, [object()], {1: print}):
+    for value in (object(), print, nested, [object()], {1: print}):
       with pytest.raises(values.PlainError):
         values.encode(value)
 

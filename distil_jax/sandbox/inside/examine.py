@@ -10,6 +10,8 @@ import json
 import os
 import random
 import sys
+import traceback
+from collections.abc import Iterator
 from typing import Any
 
 from distil_jax.sandbox.inside import programs, values
@@ -28,6 +30,10 @@ class StoppedError(BaseException):
   """The program raised where no test expects it to."""
 
 
+class UnaskableError(BaseException):
+  """A test gives the program what cannot be sent there."""
+
+
 class _Program:
   """The program, as functions that are called elsewhere."""
 
@@ -35,21 +41,31 @@ class _Program:
     self._channel = channel
     self._answers = os.fdopen(channel, "rb", closefd=False)
     self.last: dict[str, Any] | None = None
+    self.num_calls = 0
 
   def function(self, name: str):
     def call(*args: Any, **kwargs: Any) -> Any:
       return self._ask(name, args, kwargs)
 
+    def changing(*args: Any, **kwargs: Any) -> Any:
+      return self._ask(name, args, kwargs, is_for_effect=True)
+
     call.__name__ = name
+    call.changing = changing
     return call
 
-  def _ask(self, name, args, kwargs) -> Any:
+  def _ask(self, name, args, kwargs, is_for_effect: bool = False) -> Any:
     self.last = {"call": _call_text(name, args, kwargs)}
-    question = {
-      "name": name,
-      "args": [values.encode(x) for x in args],
-      "kwargs": {k: values.encode(v) for k, v in kwargs.items()},
-    }
+    self.num_calls += 1
+    try:
+      question = {
+        "name": name,
+        "args": [values.encode(x) for x in args],
+        "kwargs": {k: values.encode(v) for k, v in kwargs.items()},
+        "is_for_effect": is_for_effect,
+      }
+    except values.PlainError as error:
+      raise UnaskableError(f"{self.last['call']}: {error}") from None
     try:
       programs._write(self._channel, json.dumps(question).encode() + b"\n")
       line = self._answers.readline(_MAX_ANSWER)
@@ -63,6 +79,8 @@ class _Program:
       if "value" in answer:
         value = values.decode(answer["value"])
         self.last["returned"] = _shown(value)
+        if is_for_effect:
+          _change((*args, *kwargs.values()), answer["changed"])
         return value
       if "raised" in answer:
         self.last["raised"] = answer["raised"]
@@ -124,11 +142,21 @@ class _Log:
       pass
     except GoneError:
       self.stopped = {**(self.program.last or {}), "is_gone": True}
+    except ImportError:
+      raise
     except Exception as error:
       last = self.program.last or {}
-      if "raised" not in last and not isinstance(error, _NotPlainError):
+      if "raised" in last or isinstance(error, _NotPlainError):
+        self.stopped = last
+      elif self.program.num_calls:
+        # A test that has worked so far fails by what it was given.
+        self.failed(_line_of(error, job["tests"]), error)
+      else:
         raise
-      self.stopped = last
+
+  def for_effect(self, function: Any) -> Any:
+    """The function that is called, and whose value nobody uses."""
+    return getattr(function, "changing", function)
 
   def passed(self) -> None:
     self.num_passed += 1
@@ -176,6 +204,19 @@ class _Watched(ast.NodeTransformer):
     watched.body = [node]
     return ast.copy_location(watched, node)
 
+  def visit_Expr(self, node: ast.Expr) -> ast.AST:
+    """A call for its effect alone, such as that to sort a list.
+
+    Elsewhere the program gets copies, so that it cannot change what its answer
+    is compared with.
+    """
+    called = node.value
+    if isinstance(called, ast.Call) and isinstance(called.func, ast.Name):
+      log = ast.Name("_log", ast.Load())
+      asked = ast.Attribute(log, "for_effect", ast.Load())
+      called.func = ast.Call(asked, [called.func], [])
+    return node
+
 
 def _asked(tree: ast.AST, namespace: dict[str, Any]) -> set[str]:
   """Names that the tests use and nobody defines."""
@@ -205,11 +246,33 @@ def _exception(raised: dict[str, Any]) -> BaseException:
   if (
     not isinstance(kind, type)
     or not issubclass(kind, Exception)
-    # One needs more than a text, the other would look like the test's own.
+    # Some need more than a text, the others would look like the test's own.
     or issubclass(kind, UnicodeError | AssertionError)
+    # Would end a test's loop, as if all had been well.
+    or issubclass(kind, StopIteration | StopAsyncIteration)
   ):
     return RuntimeError(f"{raised['type']}: {text}")
   return kind(text)
+
+
+def _change(given: tuple[Any, ...], changed: list[Any]) -> None:
+  """Lists and the like as the program has left them."""
+  for old, new in zip(given, map(values.decode, changed), strict=True):
+    if isinstance(old, list | bytearray):
+      old[:] = new
+    elif isinstance(old, dict | set):
+      old.clear()
+      old.update(new)
+
+
+def _line_of(error: BaseException, source: str) -> str:
+  """Where in the tests it was raised."""
+  lines = [
+    number
+    for frame, number in traceback.walk_tb(error.__traceback__)
+    if frame.f_code.co_filename == _FILE
+  ]
+  return source.splitlines()[lines[-1] - 1].strip()[:_MAX_SHOWN]
 
 
 def _call_text(name: str, args, kwargs) -> str:
@@ -219,6 +282,8 @@ def _call_text(name: str, args, kwargs) -> str:
 
 
 def _shown(value: Any) -> str:
+  if isinstance(value, Iterator):
+    return "an iterator"
   try:
     text = repr(value)
   except ValueError:  # an integer of too many digits

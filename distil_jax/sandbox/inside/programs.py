@@ -106,6 +106,9 @@ def serve(program: str, channel: int) -> None:
       args = [values.decode(x) for x in asked["args"]]
       kwargs = {k: values.decode(v) for k, v in asked["kwargs"].items()}
       answer = _encoded(function(*args, **kwargs))
+      if asked["is_for_effect"]:
+        given = (*args, *kwargs.values())
+        answer["changed"] = [values.encode(x) for x in given]
     except BaseException as error:
       answer = {"raised": fault(error)}
     _write(channel, json.dumps(answer).encode() + b"\n")

@@ -6,12 +6,19 @@ So only Python's own plain types pass, by what they hold.
 """
 
 import base64
+import collections
+import decimal
+import fractions
+import itertools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 MAX_DEPTH = 100
+# Of what an iterator gives, which may have no end.
+_MAX_ITEMS = 1000
 _NO_ENCODING = (TypeError, ValueError, LookupError)
-_NO_ENCODING += (OverflowError, RecursionError)
+_NO_ENCODING += (ArithmeticError, RecursionError)
 
 
 class PlainError(ValueError):
@@ -41,6 +48,13 @@ def encode(value: Any, depth: int = 0) -> list[Any]:
   if isinstance(value, bytes | bytearray):
     kind = "bytes" if isinstance(value, bytes) else "bytearray"
     return [kind, base64.b64encode(bytes(value)).decode()]
+  if isinstance(value, decimal.Decimal | fractions.Fraction):
+    return [type(value).__name__.lower(), str(value)]
+  if isinstance(value, range):
+    return ["range", [hex(x) for x in (value.start, value.stop, value.step)]]
+  if isinstance(value, Iterator):
+    items = list(itertools.islice(value, _MAX_ITEMS + 1))
+    return ["iterator", [encode(x, depth + 1) for x in items]]
   for kind, collection in _COLLECTIONS.items():
     if isinstance(value, collection):
       return [kind, [encode(x, depth + 1) for x in value]]
@@ -64,6 +78,8 @@ def decode(encoded: Any) -> Any:
       return _COLLECTIONS[kind](decode(x) for x in parts[0])
     if kind == "dict":
       return {decode(key): decode(value) for key, value in parts[0]}
+    if kind == "iterator":
+      return _items([decode(x) for x in parts[0]])
     return _ATOMS[kind](*parts)
   except _NO_ENCODING:
     raise PlainError("no encoding of a value") from None
@@ -97,6 +113,12 @@ def as_json(encoded: Any, depth: int = 0) -> Any:
   raise PlainError("no encoding of a value")
 
 
+def _items(items: list[Any]) -> Iterator[Any]:
+  yield from items[:_MAX_ITEMS]
+  if len(items) > _MAX_ITEMS:
+    raise PlainError(f"an iterator, read past {_MAX_ITEMS} items")
+
+
 def _key(encoded: Any) -> str:
   kind, text = encoded
   if kind != "str" or not isinstance(text, str):
@@ -126,6 +148,7 @@ _COLLECTIONS = {
   "tuple": tuple,
   "set": set,
   "frozenset": frozenset,
+  "deque": collections.deque,
 }
 _ATOMS = {
   "none": lambda: None,
@@ -136,4 +159,7 @@ _ATOMS = {
   "str": _str,
   "bytes": base64.b64decode,
   "bytearray": lambda text: bytearray(base64.b64decode(text)),
+  "decimal": decimal.Decimal,
+  "fraction": fractions.Fraction,
+  "range": lambda numbers: range(*(int(x, 16) for x in numbers)),
 }
