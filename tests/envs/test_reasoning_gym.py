@@ -227,6 +227,17 @@ def test_an_environment_that_cannot_be_is_refused(monkeypatch):
     reasoning_gym.ReasoningGym("gcd")
 
 
+@pytest.fixture(scope="module")
+def in_the_open():
+  """A process that nothing keeps from the files but itself."""
+  worker = workers.Worker(reasoning_tasks.__name__)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(workers, "_walls", lambda: ())
+    worker.ask({"do": "check", "task": "gcd", "settings": {}}, 60.0)
+  yield worker
+  worker.close()
+
+
 @pytest.mark.parametrize(
   ("task", "text"),
   [
@@ -243,13 +254,16 @@ def test_an_environment_that_cannot_be_is_refused(monkeypatch):
     ("polynomial_multiplication", "Symbol.__init__.__globals__['sys'] + {}"),
   ],
 )
-def test_an_answer_is_not_run(task, text, tmp_path):
+def test_an_answer_is_not_run(task, text, tmp_path, in_the_open):
   path = tmp_path / "written"
   made = make(task)
-  assert score(task, made, text.format(path)) != {"score": 1.0}
+  about = {"do": "score", "task": task, "settings": {}}
+  about["entry"] = {key: made[key] for key in ("number", "digest")}
+  for answer, is_right in ((text.format(path), False), (made["answer"], True)):
+    # The process is none the worse for it.
+    said = in_the_open.ask({**about, "answer": answer}, 60.0)
+    assert (said == {"score": 1.0}) == is_right
   assert not path.exists()
-  # The process is none the worse for it.
-  assert score(task, made, made["answer"]) == {"score": 1.0}
 
 
 def test_while_an_answer_is_scored_nothing_is_written_or_started(tmp_path):
