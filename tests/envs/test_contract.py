@@ -15,6 +15,12 @@ GUIDE = pathlib.Path(__file__).parents[2] / "docs/environments.md"
 ROWS = {
   "multiple_choice": {"prompt": "p", "answer": "B"},
   "math": {"prompt": "p", "answer": "x #### 3"},
+  "code": {
+    "prompt": "def double(x):\n",
+    "entry_point": "double",
+    "canonical_solution": "  return 2 * x\n",
+    "test": "def check(f):\n  assert f(3) == 6\n",
+  },
   "tool_calls": {
     "prompt": "p",
     "answer": [{"Action": "a", "Action_Input": {"x": 1}}],
