@@ -309,7 +309,8 @@ def _probe(isolation: Isolation) -> str | None:
       done = _run(command, b"%d\n" % len(job) + job, folder)
     except subprocess.TimeoutExpired:
       return f"no answer within {_PROBE_SECONDS} s"
-  if b'"end": "exited"' in done.stdout:
+  # With another code the walls inside have failed, and no program is run.
+  if b'"end": "exited", "exit_code": 0,' in done.stdout:
     return None
   said = (done.stdout + done.stderr).decode(errors="replace").strip()
   return said.splitlines()[-1][:300] if said else f"exit {done.returncode}"

@@ -30,6 +30,8 @@ class Limits:
     for name, value in dataclasses.asdict(self).items():
       if value is not None and not value > 0:
         raise ValueError(f"{name}={value} must be above 0")
+      if not name.endswith("seconds") and not isinstance(value, int):
+        raise ValueError(f"{name}={value} must be a whole number")
 
   @property
   def deadline(self) -> float:

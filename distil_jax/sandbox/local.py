@@ -68,6 +68,7 @@ class LocalSandbox:
     else:
       self._isolation = isolation.weak(python, packages)
       _warn_once()
+    self._closing = threading.Lock()
     self._free: queue.SimpleQueue[_Warm] = queue.SimpleQueue()
     self._all = [_Warm(self._isolation, slot) for slot in range(count)]
     for warm in self._all:
@@ -92,7 +93,7 @@ class LocalSandbox:
       try:
         results = warm.ask(messages, job.limits.deadline + _SPARE_SECONDS)
         return reading.outcome(results)
-      except (_WarmError, ValueError, KeyError) as error:
+      except (_WarmError, OSError, ValueError, KeyError) as error:
         warm.kill()
         return crashed(f"{type(error).__name__}: {error}")
       except BaseException:
@@ -101,7 +102,8 @@ class LocalSandbox:
 
   def close(self) -> None:
     """Ends the processes; waits for jobs that are under way."""
-    with contextlib.ExitStack() as stack:
+    # Two that close at once, each with half of them, would wait for ever.
+    with self._closing, contextlib.ExitStack() as stack:
       for _ in self._all:
         stack.enter_context(self._warm()).kill()
 
@@ -153,7 +155,22 @@ class _Warm:
     folder = tempfile.mkdtemp(prefix="sandbox-")
     if not self._how.has_namespaces:
       isolation.stage(folder)
-    process = subprocess.Popen(
+    try:
+      process = self._start(folder)
+    except OSError:
+      shutil.rmtree(folder, ignore_errors=True)
+      raise
+    self._process = process
+    # Also where nobody closes the sandbox: at the latest when Python ends.
+    self._end = weakref.finalize(self, _end, process, folder, os.getpid())
+    for pipe in (process.stdin, process.stdout):
+      assert pipe is not None
+      os.set_blocking(pipe.fileno(), False)
+    self._header(process, time.monotonic() + _START_SECONDS)  # that it is ready
+    return process
+
+  def _start(self, folder: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
       self._how.command(self._slot, folder),
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
@@ -163,14 +180,6 @@ class _Warm:
       cwd="/",
       bufsize=0,
     )
-    self._process = process
-    # Also where nobody closes the sandbox: at the latest when Python ends.
-    self._end = weakref.finalize(self, _end, process, folder, os.getpid())
-    for pipe in (process.stdin, process.stdout):
-      assert pipe is not None
-      os.set_blocking(pipe.fileno(), False)
-    self._header(process, time.monotonic() + _START_SECONDS)  # that it is ready
-    return process
 
   def _write(self, process, data: bytes, deadline: float) -> None:
     view = memoryview(data)

@@ -5,6 +5,7 @@ listen where only those are who should. A job that is too much for it is refused
 before it is read.
 """
 
+import contextlib
 import http.server
 import json
 import threading
@@ -14,6 +15,7 @@ from distil_jax.sandbox import wire
 from distil_jax.sandbox.jobs import Limits, Sandbox
 
 _MAX_JOB = 64 << 20
+_MAX_DIGITS = 12  # of its length
 # No job may take more, whatever it asks for.
 LARGEST = Limits(
   seconds=300,
@@ -30,6 +32,7 @@ class Server(http.server.ThreadingHTTPServer):
   """Answers `GET /` and `POST /run`."""
 
   daemon_threads = True
+  request_queue_size = 1024  # a run's threads all ask at once
 
   def __init__(self, address: tuple[str, int], box: Sandbox):
     """Listens, and answers once `serve_forever` is called.
@@ -63,7 +66,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
   def do_POST(self) -> None:
     length = self.headers.get("Content-Length", "")
-    if self.path != "/run" or not length.isdecimal():
+    is_length = length.isdecimal() and len(length) <= _MAX_DIGITS
+    if self.path != "/run" or not is_length:
       self.close_connection = True
       self._answer(404, {"error": "POST /run, with a length"})
       return
@@ -90,8 +94,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     self.send_response(code)
     self.send_header("Content-Type", "application/json")
     self.send_header("Content-Length", str(len(data)))
-    self.end_headers()
-    self.wfile.write(data)
+    with contextlib.suppress(ConnectionError):  # whoever asked has gone
+      self.end_headers()
+      self.wfile.write(data)
 
 
 def _check(limits: Limits) -> None:

@@ -64,7 +64,9 @@ def job_from_json(said: Mapping[str, Any]) -> Job:
 
 def outcome_to_json(outcome: Outcome) -> dict[str, Any]:
   """All of an outcome."""
-  return dataclasses.asdict(outcome)
+  # A value may be nested so deep that it could not be copied.
+  found = dataclasses.asdict(dataclasses.replace(outcome, value=None))
+  return found | {"value": outcome.value}
 
 
 def outcome_from_json(said: Mapping[str, Any]) -> Outcome:

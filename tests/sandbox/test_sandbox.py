@@ -5,7 +5,10 @@ import dataclasses
 import json
 import math
 import os
+import resource
+import socket
 import threading
+import time
 import urllib.error
 import urllib.request
 import warnings
@@ -335,6 +338,59 @@ def test_many_threads_may_ask_at_once(box):
   assert [x.stdout for x in outcomes] == [f"{i**2}\n" for i in range(24)]
 
 
+def test_many_may_ask_at_the_same_moment(box):
+  start = threading.Barrier(60)
+
+  def ask(i):
+    start.wait()
+    return box.run(Job(f"print({i})")).stdout
+
+  with concurrent.futures.ThreadPoolExecutor(60) as pool:
+    assert list(pool.map(ask, range(60))) == [f"{i}\n" for i in range(60)]
+
+
+def test_a_report_nested_deep_says_nothing_of_the_sandbox(box):
+  program = """
+import os
+def f():
+  os.write(3, b'{"value":' + b"[" * 800 + b"]" * 800 + b"}")
+  os._exit(0)
+"""
+  assert box.run(Job(program, call=Call("f"))).end is End.EXITED
+
+
+def test_two_may_close_it_at_once():
+  with local.LocalSandbox(num_processes=2) as made:
+    jobs = [Job(f"import time\ntime.sleep({t})") for t in (0.3, 0.5)]
+    running = [threading.Thread(target=made.run, args=(x,)) for x in jobs]
+    closing = [
+      threading.Thread(target=made.close, daemon=True) for _ in range(2)
+    ]
+    for thread in running:
+      thread.start()
+    while made._free.qsize():
+      time.sleep(0.01)
+    for thread in closing:
+      thread.start()
+    for thread in closing:
+      thread.join(10)
+      assert not thread.is_alive()
+
+
+def test_where_no_process_can_be_started_the_outcome_says_so():
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  with local.LocalSandbox(num_processes=1) as made:
+    with open(os.devnull) as file:
+      resource.setrlimit(resource.RLIMIT_NOFILE, (file.fileno(), hard))
+    try:
+      found = made.run(Job("print(1)"))
+    finally:
+      resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert found.end is End.CRASHED
+    assert "Too many open files" in found.stderr
+    assert made.run(Job("print(1)")).stdout == "1\n"
+
+
 def test_the_same_program_the_same_outcome(box):
   program = "print(hash('x'), {'a', 'b', 'c'}, id)"
   first, *others = (box.run(Job(program)).stdout for _ in range(4))
@@ -349,6 +405,8 @@ def test_what_cannot_be_asked(box):
 def test_jobs_and_limits_are_checked():
   with pytest.raises(ValueError, match="seconds=0 must be above 0"):
     Limits(seconds=0)
+  with pytest.raises(ValueError, match="must be a whole number"):
+    Limits(memory_bytes=0.5)  # pyright: ignore[reportArgumentType]
   with pytest.raises(ValueError, match="not both"):
     Job("", call=Call("f"), tests=sandbox.Tests(""))
   with pytest.raises(ValueError, match="unknown sandbox 'docker'"):
@@ -478,11 +536,21 @@ class TestRemote:
       {"seconds": math.nan},
       {"wall_seconds": math.inf},
       {"nonsense": 1},
+      {"file_bytes": 0.5},
     ],
   )
   def test_what_asks_for_too_much_is_refused(self, server, limits):
     job = wire.job_to_json(Job("")) | {"limits": limits}
     assert self.post(server, json.dumps(job).encode()) == 400
+
+  def test_a_length_that_is_none_is_refused(self, server, capfd):
+    for length in ("9" * 5000, "-1", "x"):
+      with socket.create_connection(server.server_address) as asking:
+        asking.sendall(
+          f"POST /run HTTP/1.1\r\nContent-Length: {length}\r\n\r\n".encode()
+        )
+        assert asking.recv(100).startswith(b"HTTP/1.1 404")
+    assert not capfd.readouterr().err
 
   @staticmethod
   def post(server, content):
