@@ -209,20 +209,20 @@ def test_another_number_goes_on_and_all_stop_at_one_step(folder, alone, killed):
         assert ours[key] == pytest.approx(value, rel=1e-5, abs=1e-6), key
 
 
-# Its environment fails in the second process, at the second batch.
+# The second process fails once it has judged its second batch.
 _FAILING = """
 import itertools, sys
-from distil_jax import main
-from distil_jax.envs import calculator
+from distil_jax import actor, main
 
-judge, count = calculator.Calculator.judge, itertools.count()
+call, count = actor.Actor.__call__, itertools.count()
 
-def failing(self, problem, completion):
-  if "--process-id=1" in sys.argv and next(count) == 2:
+def failing(self, *arguments, **settings):
+  experience = call(self, *arguments, **settings)
+  if "--process-id=1" in sys.argv and next(count) == 1:
     raise OSError("No space left on device")
-  return judge(self, problem, completion)
+  return experience
 
-calculator.Calculator.judge = failing
+actor.Actor.__call__ = failing
 sys.exit(main.main())
 """
 
