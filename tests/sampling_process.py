@@ -7,8 +7,18 @@ import conftest  # noqa: F401  (strict settings, before jax is imported)
 import jax
 import networks
 import numpy as np
+import pytest
 
-from distil_jax import actor, critiques, engine, policy, rollout
+from distil_jax import (
+  actor,
+  critiques,
+  engine,
+  judging,
+  policy,
+  prefixes,
+  rollout,
+  tooling,
+)
 from distil_jax.envs import self_evaluation
 from distil_jax.io import tokenizer as tokenizers
 from distil_jax.models import qwen3, sharding
@@ -78,7 +88,8 @@ def sample(mesh: jax.sharding.Mesh, rows: slice) -> dict[str, Any]:
       assert told.pop(row) == rolled.completion_ids[row, :length].tolist()
     assert not told
     found[name] = np.where(rolled.completion_mask, rolled.completion_ids, -1)
-  return found | criticise(whole, params, mesh, rows)
+  found |= criticise(whole, params, mesh, rows)
+  return found | converse(whole, params, mesh, rows)
 
 
 class Attempts:
@@ -141,6 +152,57 @@ def criticise(
   num_asked = sum(v.status is Status.WRONG for v in found.verdicts)
   assert found.critiques["asked"] == num_asked
   return {"critiques": np.asarray([v.feedback for v in found.verdicts], "U99")}
+
+
+def converse(
+  whole: policy.Policy,
+  params: qwen3.Params,
+  mesh: jax.sharding.Mesh,
+  rows: slice,
+) -> dict[str, Any]:
+  """Episodes in which the tool speaks to the first process alone."""
+
+  def tool(problem, turns, outputs):
+    return str(len(turns)) if problem.index in NAMES[:4] else None
+
+  student: Any = Attempts()
+  player = actor.Actor(
+    whole,
+    judging.Judges(student),
+    mesh,
+    group_size=2,
+    max_prompt_length=12,
+    max_completion_length=60,
+    temperature=1.0,
+    top_k=None,
+    top_p=None,
+    stop=tuple("0123456789"),  # turns are short
+    tooling=tooling.Tooling(
+      tool, whole.tokenizer, max_turns=3, max_output_tokens=16
+    ),
+  )
+  problems = [
+    Problem(i, ({"role": "user", "content": f"{i}"},), "") for i in NAMES[rows]
+  ]
+  seen = []
+  with pytest.MonkeyPatch.context() as patch, jax.set_mesh(mesh):
+    # One width of slots and one of prompts: they compile for long.
+    patch.setattr(engine, "ladder", lambda width: [width])
+    patch.setattr(prefixes, "_NUM_WIDTHS", 1)
+    found = player(
+      params,
+      problems,
+      jax.random.key(0),
+      report=lambda num_tokens, num_done: seen.append(num_done),
+    )
+  assert found.usage is not None
+  assert seen[-1] == 2 * len(NAMES)  # of all processes
+  own = found.rollout.student_mask
+  return {
+    "episodes": np.where(own, found.rollout.completion_ids, -1),
+    "turns": found.tool_counts["tools/turns"],
+    "tokens": np.full(len(problems), found.usage.num_tokens),
+  }
 
 
 def main() -> None:

@@ -44,6 +44,10 @@ def test_two_processes_sample_what_one_samples(tmp_path):
   # Of failures alone, all of which one of the processes has.
   assert len(set(one["critiques"][:8])) > 4
   assert set(one["critiques"][8:]) == {""}
+  # The tool has spoken to one of the processes alone.
+  assert one["turns"][:8].max() > 1
+  assert one["turns"][8:].max() == 1
+  assert one["tokens"][0] == (one["episodes"] >= 0).sum()
   assert (one["few slots"] == one["plain"]).all()
   assert (one["another mesh"] == one["plain"]).all()
   assert (one["stop strings"] != one["plain"]).any()
