@@ -54,7 +54,8 @@ def make(
 
   Args:
     kind: `bubblewrap`: namespaces of this machine's kernel. `weak`: limits, and
-      system calls refused, but programs see what files this user sees.
+      system calls refused, but programs see and may change what files this
+      user may.
       `remote`: another machine's, see `serving`.
     num_processes: jobs at once; None: as many as there are cores.
     python: the interpreter that programs run in; None: this one's, without

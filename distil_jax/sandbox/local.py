@@ -23,8 +23,9 @@ from distil_jax.sandbox.jobs import Job, Outcome, SandboxError, crashed
 
 WEAK = (
   "programs are NOT kept apart from your files: sandbox.kind=weak limits time, "
-  "memory and output and refuses network and new processes, but what a "
-  "program may read is all that you may"
+  "memory and output and refuses network and new processes, but a program may "
+  "read, change and delete all that you may, also what its own verdict "
+  "depends on"
 )
 # A job's deadline is kept inside; here somebody must notice when it is not.
 _SPARE_SECONDS = 10.0

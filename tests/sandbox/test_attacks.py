@@ -7,6 +7,8 @@ processes and a few GB, and fails.
 import os
 import pathlib
 import socket
+import subprocess
+import sys
 import tempfile
 import time
 
@@ -474,6 +476,28 @@ def f(x):
     program = "def g(x): return 3\ndef f(x): return 1"
     found = run(box, program, tests=tests)
     assert (found.checks.num_passed, found.checks.num_failed) == (2, 0)
+
+
+@pytest.mark.filterwarnings("ignore:programs are NOT kept apart")
+def test_the_weak_one_refuses_signals_too():
+  victim = subprocess.Popen([sys.executable, "-c", "input()"], stdin=-1)
+  program = f"""
+import ctypes, os, platform, signal
+libc = ctypes.CDLL(None)
+numbers = dict(x86_64=(62, 200, 234), aarch64=(129, 130, 131))
+kill, tkill, tgkill = numbers[platform.machine()]
+libc.syscall(kill, {victim.pid}, 15)
+libc.syscall(tkill, {victim.pid}, 15)
+libc.syscall(tgkill, {victim.pid}, {victim.pid}, 15)
+"""
+  try:
+    with sandbox.make("weak", num_processes=1) as made:
+      assert made.run(Job(program)).end is End.EXITED
+    assert victim.poll() is None
+    victim.communicate(b"\n", timeout=20)
+    assert victim.returncode == 0
+  finally:
+    victim.kill()
 
 
 def test_nothing_is_left_once_it_is_closed():

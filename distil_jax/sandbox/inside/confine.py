@@ -155,6 +155,8 @@ _REFUSED = {
 _REFUSED_OUTSIDE = {
   "kill": (62, 129),
   "tkill": (200, 130),
+  "tgkill": (234, 131),
+  "rt_tgsigqueueinfo": (297, 240),
   "pidfd_send_signal": (424, 424),
   "rt_sigqueueinfo": (129, 138),
   "setpriority": (141, 140),
