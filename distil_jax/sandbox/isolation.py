@@ -239,7 +239,9 @@ def _shown(python: str, packages: str | None) -> list[tuple[str, str]]:
   if prefix == "/usr":
     places.append(python)
   elif not any(prefix.startswith(f"{x}/") for x in places):
-    places.append(prefix)
+    # No more of it: the prefix of some interpreters is somebody's home.
+    folders = (f"{prefix}/{name}" for name in ("lib", "lib64"))
+    places += [python, *filter(os.path.isdir, folders)]
   found = [*_same(places), (str(_INSIDE), f"{_ROOT}/{_PACKAGE}")]
   return found + ([] if packages is None else [(packages, _PACKAGES)])
 

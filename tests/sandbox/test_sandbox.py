@@ -453,6 +453,14 @@ class TestChoice:
         with pytest.raises(SandboxError, match=r"needs sandbox\.kind="):
           made.run(many)
 
+  def test_no_more_of_an_interpreter_is_shown_than_it_needs(self, tmp_path):
+    for name in ("bin/python3", "lib/python3.11/os.py", "diary"):
+      (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+      (tmp_path / name).write_text("")
+    shown = isolation._shown(str(tmp_path / "bin/python3"), None)
+    own = {x for x, _ in shown if x.startswith(str(tmp_path))}
+    assert own == {str(tmp_path / "bin/python3"), str(tmp_path / "lib")}
+
   def test_an_interpreter_that_is_not_there(self):
     with pytest.raises(SandboxError, match="no interpreter /no/python"):
       sandbox.make(python="/no/python")
