@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 import warnings
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -622,6 +623,17 @@ class TestValues:
     for value in (object(), print, nested, [object()], {1: print}):
       with pytest.raises(values.PlainError):
         values.encode(value)
+
+  def test_numbers_and_arrays_of_numpy_are_plain(self):
+    for value, plain in (
+      (np.int64(3), 3),
+      (np.bool_(True), True),
+      (np.float32(0.5), 0.5),
+      ([np.arange(3), np.eye(1)], [[0, 1, 2], [[1.0]]]),
+    ):
+      assert values.encode(value) == values.encode(plain)
+    with pytest.raises(values.PlainError):
+      values.encode(np.longdouble(1))
 
   def test_behaviour_does_not_pass(self):
     class Sly(str):

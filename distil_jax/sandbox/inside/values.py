@@ -61,6 +61,8 @@ def encode(value: Any, depth: int = 0) -> list[Any]:
   if isinstance(value, dict):
     items = [[encode(x, depth + 1) for x in pair] for pair in value.items()]
     return ["dict", items]
+  if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
+    return encode(value.tolist(), depth + 1)
   raise PlainError(f"a {type(value).__name__}, which is no plain value")
 
 
