@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,7 +27,6 @@ from distil_jax.config import (
   ConfigError,
   CreateModel,
   Sampling,
-  Sandbox,
   Tools,
   needs_teacher,
 )
@@ -66,13 +66,14 @@ def box(config: Config) -> sandbox.Sandbox:
   Raises:
     ConfigError: this machine cannot keep them apart.
   """
-  return _box(config.sandbox)
+  return _box(config.sandbox.model_dump_json())
 
 
 @functools.cache
-def _box(section: Sandbox) -> sandbox.Sandbox:
+def _box(settings: str) -> sandbox.Sandbox:
+  """From the section as text, by which it is known again."""
   try:
-    return sandbox.make(**section.model_dump())
+    return sandbox.make(**json.loads(settings))
   except sandbox.SandboxError as error:
     raise ConfigError(str(error)) from None
 

@@ -20,7 +20,9 @@ class Config(Section):
   rollout: sections.Rollout = sections.Rollout()
   judging: sections.Judging = sections.Judging()
   sandbox: sections.Sandbox = sections.Sandbox()
-  tools: tool_sections.Tool | None = pydantic.Field(None, discriminator="kind")
+  tools: tool_sections.Tool | None = pydantic.Field(
+    default=None, discriminator="kind"
+  )
   teacher: objectives.Teacher = objectives.Teacher()
   objective: objectives.Objective = objectives.Distil()
   optimizer: sections.Optimizer = sections.Optimizer()
