@@ -292,6 +292,9 @@ ask("memfd_create", b"x", 0)
 ask("shmget", 0, 1 << 20, 0o1600)
 ask("semget", 0, 32000, 0o1600)
 ask("msgget", 0, 0o1600)
+ask("inotify_init")
+ask("inotify_init1", 0)
+ask("fanotify_init", 0x200, 0)
 ask("klogctl", 3, ctypes.create_string_buffer(100), 100)
 ask("setuid", 0)
 ask("chroot", b"/tmp")
@@ -319,7 +322,9 @@ import os
 try: os.setresuid(0, 0, 0); print(os.getuid() == 0 and os.open("/x", 64))
 except OSError as error: print("refused")
 """
+  program += "import resource\nprint(resource.getrlimit(resource.RLIMIT_CORE))"
   found = run(box, program)
+  assert found.stdout.splitlines()[-1] == "(1, 1)"  # no dump, no dumper
   assert found.stdout.splitlines()[0] in ("1 [] 2", "1 [] 2 ")
   assert "refused" in found.stdout or found.fault is not None
 

@@ -78,7 +78,8 @@ def limit(
   _limit("RLIMIT_AS", memory_bytes)
   _limit("RLIMIT_FSIZE", file_bytes)
   _limit("RLIMIT_NOFILE", _NUM_FILES)
-  _limit("RLIMIT_CORE", 0)
+  # With 0 a system that pipes dumps to a program would still start that.
+  _limit("RLIMIT_CORE", 1)
   # Programs raise it for their recursion; their memory has a limit anyway.
   _limit("RLIMIT_STACK", _STACK_BYTES, may_rise=True)
   _limit("RLIMIT_NPROC", num_processes + _NUM_THREADS)
@@ -146,6 +147,10 @@ _REFUSED = {
   "shmget": (29, 194),
   "semget": (64, 190),
   "msgget": (68, 186),
+  # Queues of events, a few MB each.
+  "inotify_init": (253, 26),
+  "inotify_init1": (294, 26),
+  "fanotify_init": (300, 262),
   # Some families, such as that of virtual machines, know no namespaces; the
   # pairs that asyncio makes are another call's.
   "socket": (41, 198),
