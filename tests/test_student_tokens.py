@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import networks
 import numpy as np
+import optax
 import pytest
 from networks import assert_close, distance
 
-from distil_jax import config, objectives, recipe
+from distil_jax import config, objectives, recipe, update
 from distil_jax.models import qwen3, sharding
 
 GROUP_SIZE = 4
@@ -262,6 +263,31 @@ def test_what_stands_beside_a_tools_token_changes_nothing(
     found, *_ = gradients_of(network, objective, teacher, moved)
     gap = distance(found, expected[0])
     assert gap > 1e-4 if is_read else gap == 0.0
+
+
+def test_off_policy_ratios_are_of_the_students_tokens(network, teacher, batch):
+  """A second update on the same batch reads old_log_probs."""
+  optimizer = optax.sgd(0.3)
+  step = jax.jit(
+    recipe.train_step(
+      everything(chunk_size=2),
+      FROZEN,
+      graphdef=network.graphdef,
+      optimizer=optimizer,
+      group_size=GROUP_SIZE,
+      num_sequences=8,
+      mini_batch_size=4,
+    )
+  )
+  state = update.init_state(
+    network.params, optimizer=optimizer, keeps_teacher=False, seed=0
+  ).replace(teacher_params=teacher)
+  expected = step(state, batch)
+  old = jnp.where(batch.student_mask == 0, jnp.nan, batch.old_log_probs)
+  found = step(state, batch.replace(old_log_probs=old))
+  jax.tree.map(np.testing.assert_array_equal, found, expected)
+  assert np.isfinite(expected[1]["importance"])
+  assert distance(expected[0].params, network.params) > 1e-3
 
 
 def test_without_tools_the_mask_is_that_of_the_completion(
