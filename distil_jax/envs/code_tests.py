@@ -3,7 +3,7 @@
 Four layouts are read:
 
   asserts     `test` with `entry_point` (HumanEval), or `test_list` with
-              `test_setup_code` or `test_imports` (MBPP)
+              `test_setup_code` or `test_imports`, and `code` (MBPP)
   cases       `tests`: a list of `{input, output, testtype}`, or
               `{inputs, outputs, fn_name}`, as an object or as JSON text
   LiveCodeBench  `public_test_cases` and `private_test_cases`: such lists, the
@@ -14,6 +14,7 @@ Four layouts are read:
 import ast
 import base64
 import binascii
+import builtins
 import dataclasses
 import io
 import json
@@ -164,7 +165,25 @@ def _listed(row) -> list[Asserts]:
   prelude = "\n".join([*imports, rows.text(row, "test_setup_code") or ""])
   if not asserts:
     return []
-  return [Asserts("\n".join(asserts), prelude=prelude.strip())]
+  names = _named_as_builtins(row)
+  return [Asserts("\n".join(asserts), prelude=prelude.strip(), names=names)]
+
+
+def _named_as_builtins(row) -> tuple[str, ...]:
+  """Functions of the reference solution that Python has by the same name.
+
+  Tests that call `sum` mean Python's, unless there is one to be written.
+  """
+  solution = rows.text(row, "code") or rows.text(row, "solution") or ""
+  try:
+    tree = ast.parse(solution)
+  except (SyntaxError, ValueError):
+    return ()
+  return tuple(
+    node.name
+    for node in tree.body
+    if isinstance(node, ast.FunctionDef) and hasattr(builtins, node.name)
+  )
 
 
 def _function_name(row) -> str | None:

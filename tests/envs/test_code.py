@@ -371,6 +371,16 @@ class TestMBPP:
     assert "Failed: assert set(double((1, 2))) == {2, 4}" in verdict.feedback
     assert "double((1, 2)) returned [2]" in verdict.feedback
 
+  def test_a_function_may_be_named_as_one_of_pythons(self, code):
+    row = {
+      "prompt": "The sum of the common divisors.",
+      "test_list": ["assert sum(10, 15) == 6", "assert max([1]) == 1"],
+      "code": "def sum(a, b): return 6",
+    }
+    right = "def sum(a, b): return 6\ndef max(x): return 2"
+    assert judge(code, row, right).reward == 1.0
+    assert judge(code, row, "def sum(a, b): return 7").reward == 0.0
+
   def test_tests_that_expect_an_error(self, code):
     row = {
       "prompt": "x",
