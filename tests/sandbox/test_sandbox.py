@@ -241,6 +241,7 @@ class TestTests:
         "from fractions import Fraction\nassert f()[1] == Fraction(1, 3)\n"
         "from decimal import Decimal\nassert f()[0] == Decimal('0.10')",
       ),
+      ("def f(x): return [x]", "assert f(10**5000) == [10**5000]"),
       ("def f(x): x.sort()", "x = [2, 1]\nf(x)\nassert x == [1, 2]"),
       (
         "def f(x, y): x.update(y); del y[:]",

@@ -286,6 +286,6 @@ def _shown(value: Any) -> str:
     return "an iterator"
   try:
     text = repr(value)
-  except ValueError:  # an integer of too many digits
-    text = f"a number of {value.bit_length()} bits"
+  except ValueError:  # an integer of too many digits, perhaps inside
+    return f"a value of type {type(value).__name__}, too large to show"
   return text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "…"
