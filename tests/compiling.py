@@ -1,5 +1,10 @@
 """How the tests compile: they compile much and compute little."""
 
+import atexit
+import os
+import shutil
+import tempfile
+
 QUICKLY = " ".join(
   (
     "--xla_backend_optimization_level=0",
@@ -10,3 +15,21 @@ QUICKLY = " ".join(
     "--xla_cpu_parallel_codegen_split_count=1",
   )
 )
+
+
+def once() -> dict[str, str]:
+  """What lets all processes of this session read what one has compiled.
+
+  Workers, and commands that they start, inherit these variables. The folder
+  goes with the process that made it; one that `JAX_COMPILATION_CACHE_DIR` names
+  already stays, so that a later session compiles only what is new.
+
+  Returns:
+    variables of the environment.
+  """
+  variable = "JAX_COMPILATION_CACHE_DIR"
+  folder = os.environ.get(variable)
+  if folder is None:
+    folder = tempfile.mkdtemp(prefix="distil_jax_compiled_")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+  return {variable: folder, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}

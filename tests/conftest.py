@@ -13,6 +13,7 @@ os.environ["XLA_FLAGS"] = (
   + f" {compiling.QUICKLY} --xla_force_host_platform_device_count="
   + os.environ.get("DISTIL_JAX_TEST_DEVICES", "8")
 )
+os.environ.update(compiling.once())
 
 import jax
 import pytest
