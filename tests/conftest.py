@@ -21,6 +21,20 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+# These take longest; where they begin first, no worker waits for another.
+_FIRST = (
+  "test_hosts",
+  "test_main",
+  "test_engine",
+  "test_resume",
+  "test_two_processes",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+  items.sort(key=lambda item: item.path.stem not in _FIRST)
+
+
 # Seconds; to count the maps after each short test would cost more than these.
 _SHORT = 0.3
 
