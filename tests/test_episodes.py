@@ -1,6 +1,7 @@
 """Episodes with a real network: who says what, and what a turn depends on."""
 
 import dataclasses
+import itertools
 import time
 import zlib
 
@@ -16,7 +17,13 @@ from distil_jax.io import tokenizer as tokenizers
 from distil_jax.judging import Judges
 from distil_jax.models import architecture, qwen3, sharding
 from distil_jax.policy import Policy
-from distil_jax.records import Problem, Status, StopReason, Verdict
+from distil_jax.records import (
+  Problem,
+  Rollout,
+  Status,
+  StopReason,
+  Verdict,
+)
 
 GROUP_SIZE, LENGTH, PROMPT_LENGTH = 2, 60, 24
 MAX_TURNS, MAX_OUTPUT_TOKENS = 3, 12
@@ -251,9 +258,10 @@ def test_each_turn_has_noise_of_its_own(policy, mesh):
     found = play(noise, policy, seed=seed)
     for row in range(8):
       turns = runs(found, row)[::2]
-      first += [turns[0][0]] * (len(turns) - 1)
-      later += [turn[0] for turn in turns[1:]]
-  assert len(later) > 16
+      for before, after in itertools.combinations(turns, 2):
+        first.append(before[0])
+        later.append(after[0])
+  assert len(later) > 40
   assert np.mean(np.equal(first, later)) < 0.2
 
 
@@ -297,6 +305,68 @@ def test_what_does_not_fit_ends_the_episode(policy, mesh):
   for row in range(8):
     for part in runs(found, row)[1::2]:
       assert len(part) > bridge
+
+
+@pytest.mark.parametrize("num_spare", [0, 1])
+def test_an_output_needs_a_token_after_it(policy, num_spare):
+  """By hand: a turn of three tokens, an output, and what is left."""
+  tokenizer, end = policy.tokenizer, policy.tokenizer.eos_ids[0]
+  speaking = tooling.Tooling(
+    lambda *_: "1", tokenizer, max_turns=2, max_output_tokens=MAX_OUTPUT_TOKENS
+  )
+  shown = speaking.shown("1", last_id=end)
+  length = 3 + len(shown) + num_spare
+  over = []
+  played = episodes.Episodes(
+    speaking,
+    tokenizer,
+    PROBLEMS[:1],
+    np.array([[0, 7, 8]], np.int32),
+    np.array([[0, 1, 1]], np.int32),
+    group_size=1,
+    max_completion_length=length,
+    over=lambda row, text: over.append((row, text)),
+  )
+  said = np.array([80, 81, end], np.int32)
+  ids = np.pad(said, (0, length - 3))[None]
+  log_probs = np.where(ids > 0, -2.0, 0.0).astype(np.float32)
+  played.listener([0])(0, said)
+  turn = rollout_of(ids, log_probs, StopReason.EOS)
+  played.take([0], turn)
+  going_on = played.answered()
+  rolled = played.rollout()
+  np.testing.assert_array_equal(
+    rolled.student_mask[0], [1] * 3 + [0] * (length - 3)
+  )
+  np.testing.assert_array_equal(rolled.log_probs[0, :3], -2.0)
+  if not num_spare:
+    assert going_on == []
+    assert over == [(0, tokenizer.decode(said))]
+    assert rolled.stop_reasons[0] == StopReason.LENGTH
+    assert rolled.completion_mask.sum() == 3
+    return
+  assert going_on == [0]
+  assert over == []
+  turns = played.turns([0], 2)
+  np.testing.assert_array_equal(turns.max_lengths, [1, 1])  # and a stand-in
+  expected = [7, 8, *said, *shown]
+  assert turns.prompt_ids[0][turns.prompt_mask[0] == 1].tolist() == expected
+  assert turns.numbers == [1]
+
+
+def rollout_of(ids, log_probs, stop_reason):
+  """A turn as the engine gives it, of one row."""
+  mask = (log_probs < 0).astype(np.int32)
+  nothing = np.zeros((1, 0), np.int32)
+  return Rollout(
+    prompt_ids=nothing,
+    prompt_mask=nothing,
+    completion_ids=ids,
+    completion_mask=mask,
+    log_probs=log_probs,
+    behavior_log_probs=log_probs,
+    stop_reasons=np.array([stop_reason], np.int32),
+  )
 
 
 def test_a_failing_tool_costs_its_output_and_is_told_of_once(policy, mesh):
