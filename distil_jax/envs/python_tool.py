@@ -12,9 +12,9 @@ from distil_jax import sandbox
 from distil_jax.envs import wording
 from distil_jax.records import Problem
 
-_BLOCK = re.compile(
-  r"^[ \t]*```[ \t]*(?:python3?|py)[ \t]*\n(.*?)^[ \t]*```[ \t]*$",
-  re.DOTALL | re.MULTILINE | re.IGNORECASE,
+# Nothing is tried twice: a block that is never closed is soon read.
+_FENCE = re.compile(
+  r"^[ \t]*+```[ \t]*+(python3?|py)?[ \t]*+$", re.MULTILINE | re.IGNORECASE
 )
 # Lines of an error that are shown: the last of them say what it is.
 _NUM_ERROR_LINES = 8
@@ -136,5 +136,10 @@ class PythonTool:
 
 def last_block(text: str) -> str | None:
   """The source in the last closed block of Python; None: there is none."""
-  found = _BLOCK.findall(text)
-  return found[-1] if found else None
+  found = start = None
+  for fence in _FENCE.finditer(text):
+    if start is None:
+      start = fence if fence[1] else None
+    elif not fence[1]:
+      found, start = text[start.end() + 1 : fence.start()], None
+  return found

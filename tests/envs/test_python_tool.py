@@ -1,5 +1,7 @@
 """The Python tool in a real sandbox."""
 
+import time
+
 import pytest
 
 from distil_jax import sandbox
@@ -44,6 +46,12 @@ def ask(tool, *sources):
 )
 def test_the_last_closed_block_of_python(text, expected):
   assert last_block(text) == expected
+
+
+def test_blocks_that_are_never_closed_are_soon_read():
+  start = time.monotonic()
+  assert last_block("```py\n" * 50_000) is None
+  assert time.monotonic() - start < 2
 
 
 def test_a_turn_without_a_block_is_not_answered(tool):
