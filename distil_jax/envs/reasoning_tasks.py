@@ -20,7 +20,7 @@ from typing import Any
 
 from distil_jax.envs import confinement, workers
 
-INSTALL = "pip install 'distil_jax[reasoning_gym]'"
+INSTALL = "pip install 'distil_jax[reasoning-gym]'"
 # Problems of one of its data sets, as many as it makes by itself; more come
 # from data sets of other seeds.
 _SIZE = 500
