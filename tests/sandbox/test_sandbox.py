@@ -503,6 +503,11 @@ def server():
 
 
 class TestRemote:
+  def test_no_proxy_stands_in_between(self, server, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    with sandbox.make("remote", url=server.url) as made:
+      assert made.run(Job("print(1)")).stdout == "1\n"
+
   def test_nobody_there(self):
     with pytest.raises(SandboxError, match="no sandbox answers"):
       sandbox.make("remote", url="http://127.0.0.1:9")
