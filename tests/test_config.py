@@ -284,6 +284,15 @@ SELF = "environment: {kind: self_evaluation, "
       ["teacher.guard judges by rewards", "set environment.of"],
     ),
     ("environment: {kind: reasoning_gym}", ["environment.task"]),
+    (
+      "environment: {kind: maths}",
+      [
+        "environment.kind: no kind 'maths'; did you mean math?",
+        "your own is module:function",
+      ],
+    ),
+    ("tools: {kind: pyton}", ["tools.kind: no kind 'pyton'", "mean python?"]),
+    ("objective: {kind: reward}", ["objective.kind: no kind", "'distil', "]),
   ],
 )
 def test_environments_that_do_not_suit_are_named(tmp_path, text, expected):

@@ -124,6 +124,8 @@ def _explain(schema: type[Section], detail) -> str:
     near = difflib.get_close_matches(path[-1], known, n=1)
     hint = f"; did you mean {near[0]}?" if near else f"; known: {known}"
     return f"  {_dotted(schema, path)}: unknown key{hint}"
+  if detail["type"] == "union_tag_invalid":
+    return _explain_kind(schema, path, detail["ctx"]["tag"])
   message = detail["msg"].removeprefix("Value error, ")
   given = detail["input"]
   # A whole section would only bury the message.
@@ -131,6 +133,16 @@ def _explain(schema: type[Section], detail) -> str:
   value = "" if is_section else f", got {given!r}"
   where = f"{_dotted(schema, path)}: " if path else ""
   return f"  {where}{message}{value}"
+
+
+def _explain_kind(schema: type[Section], path: list[str], kind: str) -> str:
+  members = _members(functools.reduce(_inside, path, schema))
+  known = [name for name in members if name != "own"]
+  near = difflib.get_close_matches(kind, known, n=1)
+  hint = f"did you mean {near[0]}?" if near else f"known: {known}"
+  if "own" in members:
+    hint += " One of your own is module:function"
+  return f"  {_dotted(schema, path)}.kind: no kind {kind!r}; {hint}"
 
 
 def _dotted(schema: type[Section], path: list[str]) -> str:
