@@ -33,9 +33,11 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.base: setup.py | $(VENV)/bin/python
+	@echo "Installing into $(VENV), 1.1 GB: half a minute or more."
 	$(RUN)/python -m pip install --quiet --editable .
 	touch $@
 
 $(VENV)/.test: setup.py | $(VENV)/bin/python
+	@echo "Installing into $(VENV), with the test tools: a minute or more."
 	$(RUN)/python -m pip install --quiet --editable '.[test]'
 	touch $@ $(VENV)/.base
