@@ -312,13 +312,13 @@ class _Run:
       device_kind=device.device_kind,
       num_devices=jax.device_count(),
     )
-    dropped = {
-      "malformed rows skipped": learner.data.num_skipped,
-      "long prompts dropped": learner.data.num_dropped,
-    }
-    for what, count in dropped.items():
+    for count, what, done in (
+      (learner.data.num_skipped, "malformed row", "skipped"),
+      (learner.data.num_dropped, "long prompt", "dropped"),
+    ):
       if count:
-        self.progress.message(f"{count} {what}")
+        ending = "" if count == 1 else "s"
+        self.progress.message(f"{count} {what}{ending} {done}")
     for warning in bookkeeping.warnings(config):
       self.progress.message(warning)
     if latest is None:
