@@ -85,7 +85,7 @@ class Judges:
         "judging; nothing is learned from that completion, nor from others to "
         f"which this happens, which are counted as {Status.CRASHED}:\n{text}",
       )
-      said = f"{type(error).__name__}: {error}"
+      said = "".join(traceback.format_exception_only(error)).strip()
       return Verdict(0.0, "", Status.CRASHED, {"error": said})
     return verdict
 

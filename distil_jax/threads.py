@@ -54,8 +54,9 @@ class Threads(Generic[T]):
     """Has it done; `result` of what is returned waits for it.
 
     Args:
-      do: must not raise. What is cancelled before its turn is not done.
-      give_up: the result where `do` is not back by its deadline.
+      do: what it raises is raised to who waits. What is cancelled before its
+        turn is not done.
+      give_up: the same, in place of `do` where it is not back by its deadline.
     """
     task = _Task(do, give_up)
     with self._changed:
@@ -71,13 +72,14 @@ class Threads(Generic[T]):
   def _work(self) -> None:
     """Does what waits, until nothing does."""
     while (task := self._next()) is not None:
-      result = task.do()
+      done: Future[T] = Future()
+      _settle(done, task.do)
       with self._changed:
         if self._running.pop(task, None) is None:
           return  # given up, and another thread has its place
         if not self._running:
           self._changed.notify()
-      task.future.set_result(result)
+      _settle(task.future, done.result)
 
   def _next(self) -> _Task[T] | None:
     with self._changed:
@@ -96,7 +98,7 @@ class Threads(Generic[T]):
   def _watch(self) -> None:
     """Gives up what is not done by its deadline, while anything is."""
     while (task := self._overdue()) is not None:
-      task.future.set_result(task.give_up())
+      _settle(task.future, task.give_up)
 
   def _overdue(self) -> _Task[T] | None:
     """Waits for a task to come to its deadline; None where none runs."""
@@ -115,6 +117,16 @@ class Threads(Generic[T]):
         return task
       self._is_watched = False
       return None
+
+
+def _settle(future: Future[T], do: Callable[[], T]) -> None:
+  """Does it; who waits hears of it, however it ends."""
+  try:
+    result = do()
+  except BaseException as error:
+    future.set_exception(error)
+  else:
+    future.set_result(result)
 
 
 @contextlib.contextmanager

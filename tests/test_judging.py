@@ -14,6 +14,11 @@ from distil_jax.records import Problem, Status, Verdict
 PROBLEM = Problem(index=7, messages=(), answer="")
 
 
+class UnsaidError(Exception):
+  def __str__(self):
+    raise ValueError("it cannot be said")
+
+
 class Judge:
   """Does what the completion says."""
 
@@ -43,6 +48,8 @@ class Judge:
         raise ValueError(f"no verdict on {number}")
       case "exit":
         sys.exit(3)
+      case "raise_unsaid":
+        raise UnsaidError
       case "nothing":
         return None
     return Verdict(1.0, completion, Status.CORRECT)
@@ -91,6 +98,7 @@ def test_threads_end_with_their_work(judge):
   [
     ("raise it", "ValueError: no verdict on it"),
     ("exit", "SystemExit: 3"),
+    ("raise_unsaid", "test_judging.UnsaidError: <exception str() failed>"),
     ("nothing", "TypeError: judge returned NoneType, no Verdict"),
   ],
 )
@@ -119,6 +127,17 @@ def test_one_that_hangs_costs_its_verdict_and_its_thread(judge):
   assert [verdict.feedback for verdict in verdicts[3:]] == said[3:]
   (text,) = told
   assert "judging.seconds=0.2" in text
+
+
+@pytest.mark.parametrize("said", ["raise it", "sleep 30"])
+def test_who_waits_hears_that_nobody_could_be_told(judge, said):
+  def tell(text):
+    raise BrokenPipeError("the terminal is gone")
+
+  judges = judging.Judges(judge, num_workers=1, seconds=0.3, tell=tell)
+  with pytest.raises(BrokenPipeError):
+    judges.submit(PROBLEM, said).result(timeout=5)
+  assert judges([PROBLEM], ["a"])[0].feedback == "a"
 
 
 def test_waiting_for_a_turn_is_no_part_of_the_deadline(judge):
