@@ -1,5 +1,6 @@
 """Verdicts from several threads at once, each by its deadline."""
 
+import dataclasses
 import sys
 import threading
 import traceback
@@ -74,9 +75,7 @@ class Judges:
 
   def _judged(self, problem: Problem, completion: str) -> Verdict:
     try:
-      verdict = self._environment.judge(problem, completion)
-      if not isinstance(verdict, Verdict):
-        raise TypeError(f"judge returned {type(verdict).__name__}, no Verdict")
+      verdict = _checked(self._environment.judge(problem, completion))
     except BaseException as error:  # sys.exit too: here it would end in silence
       text = "".join(traceback.format_exception(error))
       self._say(
@@ -107,3 +106,26 @@ class Judges:
         return
       self._told.add(status)
     self._tell(text)
+
+
+def _checked(verdict: Verdict) -> Verdict:
+  """The verdict, in the types that a step counts and reads.
+
+  Half a character in its feedback, which no tokenizer takes, is replaced.
+
+  Raises:
+    TypeError, ValueError: it is none, or one that nothing can be done with.
+  """
+  if not isinstance(verdict, Verdict):
+    raise TypeError(f"judge returned {type(verdict).__name__}, no Verdict")
+  reward, feedback, status = verdict.reward, verdict.feedback, verdict.status
+  if not 0 <= reward <= 1:
+    raise ValueError(f"judge gave the reward {reward!r}, not one from 0 to 1")
+  if not isinstance(feedback, str):
+    raise TypeError(f"judge gave the feedback {feedback!r}, no text")
+  return dataclasses.replace(
+    verdict,
+    reward=float(reward),
+    feedback=feedback.encode("utf-8", "replace").decode("utf-8"),
+    status=Status(status),
+  )

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from typing import Any, cast
 
 import pytest
 
@@ -52,6 +53,14 @@ class Judge:
         raise UnsaidError
       case "nothing":
         return None
+      case "reward":
+        return Verdict(float(number), "", Status.CORRECT)
+      case "feedback":
+        return Verdict(0.0, cast(Any, 3), Status.WRONG)
+      case "status":
+        return Verdict(0.0, "", cast(Any, "good"))
+      case "half":
+        return Verdict(0.0, "\ud800 is half", Status.WRONG)
     return Verdict(1.0, completion, Status.CORRECT)
 
 
@@ -100,6 +109,13 @@ def test_threads_end_with_their_work(judge):
     ("exit", "SystemExit: 3"),
     ("raise_unsaid", "test_judging.UnsaidError: <exception str() failed>"),
     ("nothing", "TypeError: judge returned NoneType, no Verdict"),
+    (
+      "reward nan",
+      "ValueError: judge gave the reward nan, not one from 0 to 1",
+    ),
+    ("reward 2", "ValueError: judge gave the reward 2.0, not one from 0 to 1"),
+    ("feedback", "TypeError: judge gave the feedback 3, no text"),
+    ("status", "ValueError: 'good' is not a valid Status"),
   ],
 )
 def test_one_that_raises_costs_its_verdict_and_is_told_of_once(
@@ -127,6 +143,13 @@ def test_one_that_hangs_costs_its_verdict_and_its_thread(judge):
   assert [verdict.feedback for verdict in verdicts[3:]] == said[3:]
   (text,) = told
   assert "judging.seconds=0.2" in text
+
+
+def test_feedback_can_be_encoded(judge):
+  judges, told = make(judge)
+  (verdict,) = judges([PROBLEM], ["half"])
+  assert verdict == Verdict(0.0, "? is half", Status.WRONG)
+  assert not told
 
 
 @pytest.mark.parametrize("said", ["raise it", "sleep 30"])
