@@ -73,6 +73,10 @@ def test_ones_own_has_its_settings_beside_those_of_every_tool(tmp_path):
       "{tools: {max_output_tokens: 64}, teacher: {parameters: ema, guard: {}}}",
       ["teacher.guard", "without tools=python", "tools=null"],
     ),
+    (
+      "tools: {max_output_tokens: 64, seconds: 30}",
+      ["tools.call_seconds=60", "62 s", "tools.seconds=30"],
+    ),
   ],
 )
 def test_what_cannot_work_is_refused(tmp_path, text, said):

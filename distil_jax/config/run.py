@@ -220,3 +220,13 @@ def _check_tools(config: Config) -> None:
       f"{config.tools.kind}, and would measure something else than what is "
       "taught; set teacher.guard=null, or tools=null"
     )
+  if not isinstance(config.tools, tool_sections.PythonTool):
+    return
+  seconds, most = config.tools.seconds, config.tools.call_seconds
+  # As the sandbox ends what waits and takes no CPU.
+  if 2 * seconds + 2 > most:
+    raise ValueError(
+      f"tools.call_seconds={most:g} is less than the {2 * seconds + 2:g} s "
+      f"that a block may take (twice tools.seconds={seconds:g}, and 2); raise "
+      "the one, or lower the other"
+    )
