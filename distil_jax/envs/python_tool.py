@@ -21,11 +21,7 @@ _NUM_ERROR_LINES = 8
 _SILENT = "(nothing was printed)"
 # Blocks are data here, so that none can end another by a quote or an error.
 _PROGRAM = """\
-import contextlib, io, linecache, sys, traceback
-
-class Nowhere(io.TextIOBase):
-  def write(self, text):
-    return len(text)
+import contextlib, linecache, os, sys, traceback
 
 def run(source, scope):
   name = "<block>"
@@ -33,11 +29,26 @@ def run(source, scope):
   linecache.cache[name] = (len(source), None, lines, name)
   exec(compile(source, name, "exec"), scope)
 
+@contextlib.contextmanager
+def silence():
+  # Below `sys.stdout`, which is for the blocks what it was to them.
+  streams = sys.stdout, sys.stderr
+  places = os.dup(1), os.dup(2)
+  nowhere = os.open(os.devnull, os.O_WRONLY)
+  os.dup2(nowhere, 1)
+  os.dup2(nowhere, 2)
+  yield
+  sys.stdout, sys.stderr = streams
+  for number, (stream, place) in enumerate(zip(streams, places), 1):
+    with contextlib.suppress(ValueError):  # it is closed
+      stream.flush()
+    os.dup2(place, number)
+    os.close(place)
+
 def main(*earlier, newest):
   scope = {{"__name__": "__main__"}}
-  for source in earlier:
-    quiet = contextlib.redirect_stdout(Nowhere())
-    with quiet, contextlib.redirect_stderr(Nowhere()):
+  with silence():
+    for source in earlier:
       try:
         run(source, scope)
       except BaseException:

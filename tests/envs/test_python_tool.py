@@ -67,6 +67,21 @@ def test_variables_stay_and_earlier_output_does_not(tool):
   assert ask(tool, "x = 2\nprint('old')", "x *= 3", "print(x)") == "6"
 
 
+@pytest.mark.parametrize(
+  "source",
+  [
+    "sys.stdout.buffer.write(b'old')",
+    "os.write(sys.stdout.fileno(), b'old')",
+    "sys.stderr.reconfigure(line_buffering=True)",
+    "print('old', file=sys.__stdout__)",
+    "sys.stdout = open(os.devnull)",
+  ],
+)
+def test_earlier_blocks_find_the_streams_that_they_had(tool, source):
+  earlier = f"import os, sys\n{source}\nx = 3"
+  assert ask(tool, earlier, "print(x)") == "3"
+
+
 def test_an_earlier_error_happens_again_in_silence(tool):
   sources = ("x = 1\nraise ValueError('old')", "import sys\nsys.exit(3)")
   assert ask(tool, *sources, "print(x)") == "1"
