@@ -1,6 +1,7 @@
 """What a trial learns from, and how its steps go on."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -204,12 +205,12 @@ def test_a_learning_rate_that_decays_ends_at_zero(base, mini_batch_size):
   setting = tiny.setting(decay_steps=12, mini_batch_size=mini_batch_size)
   state = trials.init_state(setting, base, 0)
   params = [base]
-  for num_steps in (11, 1, 1):
-    state, _ = trials.train(state, RATE, setting=setting, num_steps=num_steps)
+  for _ in range(13):
+    state, _ = trials.train(state, RATE, setting=setting, num_steps=1)
     params.append(jax.tree.map(np.asarray, state.params))
   # Steps are counted from 0: the twelfth is still above it, the next is not.
-  assert differ(params[1], params[2])
-  jax.tree.map(np.testing.assert_array_equal, params[2], params[3])
+  assert all(differ(*pair) for pair in itertools.pairwise(params[:13]))
+  jax.tree.map(np.testing.assert_array_equal, params[12], params[13])
 
 
 def test_a_spoiled_teacher_is_held(moved, base):
