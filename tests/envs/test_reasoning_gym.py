@@ -223,7 +223,7 @@ def test_an_environment_that_cannot_be_is_refused(monkeypatch):
   with pytest.raises(ValueError, match="are no JSON"):
     reasoning_gym.ReasoningGym("gcd", {"max_numbers": object()})
   monkeypatch.setattr(reasoning_tasks, "is_installed", lambda: False)
-  with pytest.raises(ValueError, match=r"distil_jax\[reasoning_gym\]"):
+  with pytest.raises(ValueError, match=r"distil_jax\[reasoning-gym\]"):
     reasoning_gym.ReasoningGym("gcd")
 
 
