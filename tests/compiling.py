@@ -20,9 +20,10 @@ QUICKLY = " ".join(
 def once() -> dict[str, str]:
   """What lets all processes of this session read what one has compiled.
 
-  Workers, and commands that they start, inherit these variables. The folder
-  goes with the process that made it; one that `JAX_COMPILATION_CACHE_DIR` names
-  already stays, so that a later session compiles only what is new.
+  Workers inherit these variables. The folder goes with the process that made
+  it; one that `JAX_COMPILATION_CACHE_DIR` names already stays, so that a later
+  session reads what this one compiles. Commands that may be killed while they
+  write have folders of their own: what is half written stays for good.
 
   Returns:
     variables of the environment.
