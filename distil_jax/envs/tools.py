@@ -19,9 +19,9 @@ class Tool(Protocol):
     """What the student is shown next; called by several threads at once.
 
     Args:
-      problem: what was asked.
+      problem: what was asked; others read it too, so it stays as it is.
       turns: the student's texts so far, the newest last; at least one.
-      outputs: what was shown between them: one less.
+      outputs: what the tool has said between them, before it was cut: one less.
 
     Returns:
       None where the last turn asks nothing of the tool: the episode is over.
