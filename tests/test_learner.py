@@ -11,7 +11,7 @@ from distil_jax import bookkeeping, config, learner
 TINY = {
   "vocab_size": 300,
   "width": 16,
-  "num_layers": 2,
+  "num_layers": 1,  # compiles sooner
   "num_heads": 2,
   "num_kv_heads": 2,
   "head_size": 8,
@@ -51,7 +51,6 @@ def test_where_and_how_it_is_sampled_changes_nothing(tmp_path):
     trial = settings(tmp_path, 2).model_dump()
     trial["rollout"] |= changed
     trial["mesh"] |= mesh or {}
-    trial["model"]["create"]["num_layers"] = 1
     trial["evaluation"] |= {"num_samples": 1, "pass_at": [1]}
     directory = tmp_path / f"run_{len(changed)}_{len(mesh or {})}"
     trial["train"]["run_directory"] = str(directory)
@@ -119,7 +118,6 @@ def test_rewards_alone_teach_without_a_teacher(tmp_path, capsys):
   # Too short for any teacher's prompt: none is made.
   trial["teacher"] |= {"parameters": "frozen", "max_prompt_length": 1}
   trial["optimizer"]["mini_batch_size"] = 4
-  trial["model"]["create"]["num_layers"] = 1
   trial["evaluation"] |= {"num_samples": 1, "pass_at": [1]}
   trial["logging"]["mismatch_limit"] = 1e-12
   summary = learner.Learner(config.parse(trial)).train()
