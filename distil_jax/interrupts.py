@@ -1,14 +1,29 @@
 """Ctrl-C and SIGTERM: the first ends a command in order, the second at once."""
 
+import atexit
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 EXIT_STATUS = 130  # what shells report for a command that Ctrl-C ended
+
+
+def end() -> NoReturn:
+  """Ends an interrupted process, with all that is registered for its end.
+
+  Its devices may still be at work, on something that nobody holds to wait for.
+  While Python was taken apart below it many a command has crashed, with
+  another status.
+  """
+  atexit._run_exitfuncs()
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(EXIT_STATUS)
 
 
 @contextlib.contextmanager

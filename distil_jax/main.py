@@ -18,7 +18,18 @@ _OVERRIDES_HELP = "settings, for example optimizer.learning_rate=1e-4"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs a command; returns the exit status."""
+  """Runs a command; returns the exit status.
+
+  Args:
+    argv: its words; None: those of this process, which an interruption ends.
+  """
+  status = _status(argv)
+  if argv is None and status == interrupts.EXIT_STATUS:
+    interrupts.end()
+  return status
+
+
+def _status(argv: Sequence[str] | None) -> int:
   arguments = _arguments(argv)
   # What orbax has to say below an error is not for the user of a command.
   logging.getLogger("absl").setLevel(logging.ERROR)

@@ -205,3 +205,25 @@ def test_second_interruption_ends_the_process_at_once():
       assert process.wait(timeout=10) == 130
     finally:
       process.kill()
+
+
+# What is printed is still in Python's buffer when the process ends.
+_ENDED = """
+import atexit
+from distil_jax import interrupts
+atexit.register(print, "registered")
+print("printed")
+interrupts.end()
+"""
+
+
+def test_interrupted_process_ends_in_order():
+  done = subprocess.run(
+    [sys.executable, "-c", _ENDED],
+    env=os.environ | {"PYTHONPATH": str(ROOT)},
+    capture_output=True,
+    text=True,
+    timeout=60,
+  )
+  assert done.returncode == 130
+  assert done.stdout == "printed\nregistered\n"
