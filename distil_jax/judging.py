@@ -1,7 +1,6 @@
 """Verdicts from several threads at once, each by its deadline."""
 
 import dataclasses
-import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable
@@ -9,13 +8,14 @@ from concurrent.futures import Future
 
 from distil_jax import processes, threads
 from distil_jax.envs import Environment
+from distil_jax.io import progress
 from distil_jax.records import Problem, Status, Verdict
 
 Tell = Callable[[str], None]
 
 
 def _print(text: str) -> None:
-  print(f"distil-jax: {processes.label()}{text}", file=sys.stderr, flush=True)
+  progress.tell(f"distil-jax: {processes.label()}{text}")
 
 
 class Judges:

@@ -4,7 +4,6 @@ The student's tokens are never tokenised again; what the tool says is, and what
 the chat template puts around it.
 """
 
-import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ from concurrent.futures import Future
 
 from distil_jax import processes, threads
 from distil_jax.envs.tools import Tool
+from distil_jax.io import progress
 from distil_jax.io.tokenizer import Tokenizer
 from distil_jax.records import Problem
 
@@ -23,7 +23,7 @@ _CUT = "\n(cut)"
 
 
 def _print(text: str) -> None:
-  print(f"distil-jax: {processes.label()}{text}", file=sys.stderr, flush=True)
+  progress.tell(f"distil-jax: {processes.label()}{text}")
 
 
 class Tooling:

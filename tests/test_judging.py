@@ -99,7 +99,7 @@ def test_threads_end_with_their_work(judge):
   deadline = time.monotonic() + 5
   while threading.active_count() > before and time.monotonic() < deadline:
     time.sleep(0.01)
-  assert threading.active_count() == before
+  assert threading.active_count() <= before
 
 
 @pytest.mark.parametrize(

@@ -180,6 +180,12 @@ class Progress:
     print(line, file=self._stream, flush=True)
 
 
+def tell(text: str) -> None:
+  """Prints on stderr what stays, above a live line; from any thread."""
+  tqdm.tqdm.write(text, file=sys.stderr)
+  sys.stderr.flush()
+
+
 def _size(terminal: TextIO) -> dict[str, Any]:
   """Follows the window; one that says 0 x 0 (containers, CI) counts as 80."""
   if all(os.get_terminal_size(terminal.fileno())):

@@ -7,7 +7,9 @@ import pty
 import re
 import select
 import struct
+import sys
 import termios
+import threading
 import time
 import types
 
@@ -77,6 +79,16 @@ def test_terminal_shows_stages_and_messages(terminal):
   assert "3 rows skipped" in text
   last = [part for part in text.split("\r") if part.strip()][-1]
   assert "evaluating" not in last
+
+
+def test_what_a_thread_tells_has_lines_of_its_own(terminal, monkeypatch):
+  stream, read = terminal
+  monkeypatch.setattr(sys, "stderr", stream)
+  with progress.Progress(10) as line, line.stage("evaluating", total=64):
+    thread = threading.Thread(target=progress.tell, args=["failed\ntrace"])
+    thread.start()
+    thread.join()
+  assert re.search(r"\r *\rfailed\r\ntrace\r\n", read())
 
 
 def test_terminal_without_steps_shows_stages_only(terminal):
