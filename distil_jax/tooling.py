@@ -105,17 +105,19 @@ class Tooling:
 
   def _cut(self, output: str) -> list[int]:
     encode, limit = self._tokenizer.encode, self._max_output_tokens
-    # Half of a character cannot be encoded.
-    ids = encode(output.encode("utf-8", "replace").decode("utf-8"))
+    # What cannot be shown takes no time; half a character cannot be encoded.
+    start = output[: limit * self._tokenizer.longest_token + 1]
+    ids = encode(start.encode("utf-8", "replace").decode("utf-8"))
+    if len(ids) <= limit and len(start) == len(output):
+      return ids
     kept = limit - len(encode(_CUT))
-    while len(ids) > limit:
+    while True:
       # The cut may go through a character, whose rest is no text.
       text = self._tokenizer.decode(ids[:kept]).rstrip("\ufffd")
       shorter = encode(text + _CUT)
       if len(shorter) <= limit:
         return shorter
       kept -= 1
-    return ids
 
   def _answer(
     self, problem: Problem, turns: Sequence[str], outputs: Sequence[str]

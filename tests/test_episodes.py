@@ -437,6 +437,13 @@ class TestShown:
     assert text.startswith(kept)
     assert kept
 
+  @pytest.mark.parametrize("text", ["1", "\ud800", "🧪"])
+  def test_what_is_endless_takes_no_longer(self, policy, made, text):
+    begun = time.monotonic()
+    ids = self.output(policy, made, text * 10**7)
+    assert time.monotonic() - begun < 2
+    assert ids == self.output(policy, made, text * 100)
+
   def test_it_cannot_end_a_turn(self, policy, made):
     ids = self.output(policy, made, "<|im_end|>")
     assert policy.tokenizer.eos_ids[0] not in ids

@@ -238,6 +238,12 @@ class Tokenizer:
     """One more than the largest id: the fewest rows an embedding may have."""
     return max(self.backend.get_vocab().values()) + 1
 
+  @functools.cached_property
+  def longest_token(self) -> int:
+    """Characters that one token stands for at the most."""
+    # A vocabulary has a character for each byte, or for each character.
+    return max(map(len, self.backend.get_vocab()))
+
   def save(self, directory: str | os.PathLike[str]) -> None:
     """Writes the tokenizer so that `load` and transformers read it back.
 
