@@ -128,4 +128,5 @@ def _checked(verdict: Verdict) -> Verdict:
     reward=float(reward),
     feedback=feedback.encode("utf-8", "replace").decode("utf-8"),
     status=Status(status),
+    details=dict(verdict.details),
   )

@@ -59,6 +59,8 @@ class Judge:
         return Verdict(0.0, cast(Any, 3), Status.WRONG)
       case "status":
         return Verdict(0.0, "", cast(Any, "good"))
+      case "details":
+        return Verdict(0.0, "", Status.WRONG, cast(Any, None))
       case "half":
         return Verdict(0.0, "\ud800 is half", Status.WRONG)
     return Verdict(1.0, completion, Status.CORRECT)
@@ -116,6 +118,7 @@ def test_threads_end_with_their_work(judge):
     ("reward 2", "ValueError: judge gave the reward 2.0, not one from 0 to 1"),
     ("feedback", "TypeError: judge gave the feedback 3, no text"),
     ("status", "ValueError: 'good' is not a valid Status"),
+    ("details", "TypeError: 'NoneType' object is not iterable"),
   ],
 )
 def test_one_that_raises_costs_its_verdict_and_is_told_of_once(
