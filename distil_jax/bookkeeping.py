@@ -351,7 +351,9 @@ def critique_metrics(experience: Experience) -> dict[str, float]:
 def samples(
   experience: Experience, lesson: teaching.Lesson, count: int
 ) -> list[reports.Sample]:
-  """The first few completions of a step, to be read."""
+  """A few completions of a step, to be read: of as many problems as can be."""
+  num_rows = len(experience.completions)
+  count = min(count, num_rows)
   return [
     reports.Sample(
       problem=experience.problems[i // experience.group_size],
@@ -362,5 +364,6 @@ def samples(
       teacher_prompt=lesson.teacher_prompts[i],
       earlier=experience.earlier[i] if experience.earlier else (),
     )
-    for i in range(min(count, len(experience.completions)))
+    # From all over the batch, whose groups stand in a row.
+    for i in (place * num_rows // count for place in range(count))
   ]

@@ -7,12 +7,14 @@ import os
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from distil_jax import config as configs
 from distil_jax import interrupts, launch
 
+_as_python_does = warnings.showwarning
 _CONFIG_HELP = "a YAML file; see configs/"
 _OVERRIDES_HELP = "settings, for example optimizer.learning_rate=1e-4"
 
@@ -33,6 +35,7 @@ def _status(argv: Sequence[str] | None) -> int:
   arguments = _arguments(argv)
   # What orbax has to say below an error is not for the user of a command.
   logging.getLogger("absl").setLevel(logging.ERROR)
+  warnings.showwarning = _show_warning
   try:
     with interrupts.obeyed():
       place = _place(arguments)
@@ -47,6 +50,14 @@ def _status(argv: Sequence[str] | None) -> int:
       raise
     print(f"distil-jax: {error}", file=sys.stderr)
     return 1
+
+
+def _show_warning(message, category, *place, **more) -> None:
+  """In the words of a warning alone, if they are meant for users."""
+  if issubclass(category, UserWarning):
+    print(f"distil-jax: {message}", file=sys.stderr, flush=True)
+  else:
+    _as_python_does(message, category, *place, **more)
 
 
 def _place(arguments: argparse.Namespace) -> launch.Place | None:

@@ -165,14 +165,17 @@ def _problems(
   if source == "generated":
     make = functools.partial(_generator(environment).generate, split=split)
     return Generated(make, limit or NUM_GENERATED[split]), 0
-  return datasets.load_problems(
-    source,
-    environment.problem,
-    fields=config.data.fields,
-    malformed=config.data.malformed_rows,
-    limit=limit,
-    required=getattr(environment, "required_fields", ()),
-  )
+  try:
+    return datasets.load_problems(
+      source,
+      environment.problem,
+      fields=config.data.fields,
+      malformed=config.data.malformed_rows,
+      limit=limit,
+      required=getattr(environment, "required_fields", ()),
+    )
+  except datasets.DataError as error:
+    raise datasets.DataError(f"data.{split}: {error}") from error
 
 
 def _demonstrations(

@@ -99,3 +99,6 @@ def test_verdicts_and_signals_are_counted():
     "time/judging_seconds": 1.25,
   }
   assert found["signal_fraction"] == 4 / 6
+  shown = bookkeeping.samples(experience, lesson, 2)
+  assert [sample.problem.index for sample in shown] == [0, 1]
+  assert len(bookkeeping.samples(experience, lesson, 99)) == 6

@@ -77,9 +77,28 @@ def _problems(
   _check_messages(problem.messages, where)
   again = environment.problem(row, index)
   _require(again == problem, where, "is another problem the second time")
+  for name in row:
+    rest = {key: value for key, value in row.items() if key != name}
+    for broken in (rest, {**rest, name: None}, {**rest, name: object()}):
+      _check_refusal(environment, broken, index)
   yield problem
   # Judges may work in processes of their own.
   yield pickle.loads(pickle.dumps(problem))
+
+
+def _check_refusal(
+  environment: Environment, row: Mapping[str, Any], index: int
+) -> None:
+  """Of a row that may lack something."""
+  where = f"problem({_shown(row)}, {index})"
+  try:
+    environment.problem(row, index)
+  except ValueError:
+    return
+  except Exception as error:
+    raise ContractError(
+      f"{where} raises {error!r}; what it cannot read is a ValueError"
+    ) from error
 
 
 def _check_messages(messages: Sequence[Mapping[str, str]], where: str) -> None:

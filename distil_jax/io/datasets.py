@@ -121,7 +121,7 @@ def load_problems(
     The problems in the order of the file, and how many rows were skipped.
 
   Raises:
-    DataError: see `read_rows`.
+    DataError: see `read_rows`; or `to_problem` raised anything else.
     ValueError: the limit is not positive.
   """
   if limit is not None and limit < 1:
@@ -135,6 +135,12 @@ def load_problems(
       if malformed == "error":
         raise DataError(f"{path}, {data.unit} {number}: {error}") from error
       num_skipped += 1
+    except Exception as error:
+      raise DataError(
+        f"{path}, {data.unit} {number}: the environment raised "
+        f"{type(error).__name__}: {error}; of a row that it cannot read it "
+        "should say so by a ValueError"
+      ) from error
   if not problems:
     raise DataError(
       f"{path} holds no usable rows; {num_skipped} malformed rows were skipped"

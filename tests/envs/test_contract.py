@@ -59,6 +59,8 @@ def test_every_environment_keeps_the_contract(kind):
 
 class Good:
   def problem(self, row, index=0):
+    if not isinstance(row.get("q"), str):
+      raise ValueError("no q")
     message = {"role": "user", "content": row["q"]}
     return Problem(index=index, messages=(message,), answer="a")
 
@@ -89,6 +91,14 @@ def raise_it(self, problem, completion):
 numbers = itertools.count()
 BROKEN = {
   "changes the row": {"problem": change_row},
+  "raises KeyError('q'); what it cannot read is a ValueError": {
+    "problem": lambda s, row, index=0: Good().problem({"q": row["q"]}, index)
+  },
+  "raises AttributeError": {
+    "problem": lambda s, row, index=0: Good().problem(
+      {"q": (row.get("q") or "").upper()}, index
+    )
+  },
   "has index 0": {"problem": lambda s, row, index=0: Good().problem(row, 0)},
   "returns no Problem": {"problem": lambda s, row, index=0: row},
   "has no message": {

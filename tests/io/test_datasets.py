@@ -202,6 +202,19 @@ def test_a_row_that_makes_no_problem_is_malformed(tmp_path):
     datasets.load_problems(path, to_problem, fields={}, malformed="skip")
 
 
+def test_an_environment_that_fails_names_the_row(tmp_path):
+  path = write_lines(tmp_path / "data.jsonl", GOOD, {**GOOD, "prompt": "y"})
+
+  def fails(row, index):
+    return to_problem({"x": to_problem(row, index)}[row["prompt"]], index)
+
+  for malformed in ("error", "skip"):
+    with pytest.raises(
+      datasets.DataError, match=r"line \d: the environment raised KeyError: "
+    ):
+      datasets.load_problems(path, fails, fields={}, malformed=malformed)
+
+
 @pytest.mark.skipif(not SCIENCE.is_dir(), reason="needs ../shared/data")
 @pytest.mark.parametrize(
   ("name", "count"),
