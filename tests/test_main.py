@@ -259,7 +259,11 @@ def test_wrong_settings_are_refused_before_anything_is_written(
     ("rollout.num_problems=6", "rollout.num_problems=6", "multiple of 8"),
     ("evaluation.pass_at=[1,8]", "k=8", "num_samples=2"),
     ("optimizer.micro_batch_size=5", "micro_batch_size=5", "16 sequences"),
-    ("environment.kind=calculater", "environment", "'calculator'"),
+    (
+      "environment.kind=calculater",
+      "environment.kind",
+      "did you mean calculator?",
+    ),
   ):
     err = refusal(capsys, "train", tiny, untouched, override)
     for text in expected:
