@@ -47,7 +47,7 @@ setuptools.setup(
     "reasoning-gym": ["reasoning-gym>=0.1.25"],
     "test": [
       "pytest>=8",
-      "pytest-xdist>=3.6",
+      "pytest-xdist>=3.7",
       "hypothesis>=6.100",
       "ruff>=0.14",
       "basedpyright>=1.29",
