@@ -394,7 +394,7 @@ def test_where_no_process_can_be_started_the_outcome_says_so():
 
 
 def test_the_same_program_the_same_outcome(box):
-  program = "print(hash('x'), {'a', 'b', 'c'}, id)"
+  program = "import random\nprint(hash('x'), {'a', 'b', 'c'}, random.random())"
   first, *others = (box.run(Job(program)).stdout for _ in range(4))
   assert others == [first] * 3
 

@@ -34,6 +34,29 @@ def _libc() -> ctypes.CDLL:
   return ctypes.CDLL(None, use_errno=True)
 
 
+@functools.cache
+def _python_libc() -> ctypes.PyDLL:
+  """Called as Python's own functions are: by one thread, which goes on."""
+  return ctypes.PyDLL(None, use_errno=True)
+
+
+def fork() -> int:
+  """As `os.fork`, for a process of one thread.
+
+  Python's own also makes ready for threads that are gone, and draws a new seed
+  for `random`: a third of all that starting a program takes. Here the same
+  program is to have the same chance each time.
+
+  Raises:
+    OSError: there can be no more processes.
+  """
+  found = _python_libc().fork()
+  if found < 0:
+    number = ctypes.get_errno()
+    raise OSError(number, f"fork: {os.strerror(number)}")
+  return found
+
+
 def _check(result: int, what: str) -> None:
   if result != 0:
     number = ctypes.get_errno()
@@ -223,6 +246,7 @@ def warm_up(*, has_namespaces: bool) -> None:
   """Does once what else each process would do for itself."""
   if sys.platform == "linux":
     _libc()
+  _ = _python_libc().fork  # is looked up
   _program(has_namespaces, 1)
 
 

@@ -52,7 +52,7 @@ def supervise(
     readers, writers = zip(*(os.pipe() for _ in range(3)), strict=True)
     given = (_file_of(stdin, has_namespaces), *writers)
     given += () if channel is None else (channel,)
-    child = os.fork()
+    child = confine.fork()
     if not child:
       _become(act, given, limits, has_namespaces, user, folder)
     for descriptor in given:
