@@ -2,8 +2,8 @@
 
   python -m benchmarks.verdicts
 
-Every row judges trivial programs in as many threads as `--workers` says; rows take
-turns. `ours` is the whole way of a verdict: reading the completion, a
+Every row judges trivial programs in as many threads as `--workers` says; rows
+take turns. `ours` is the whole way of a verdict: reading the completion, a
 process of its own behind all walls, comparing, feedback. The others only start
 a process and read its output, which is the least that anybody who does so pays:
 
