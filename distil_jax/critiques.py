@@ -131,13 +131,15 @@ class SelfCritic:
     self, problem: Problem, completion: str, verdict: Verdict
   ) -> CritiquePrompt | None:
     """None: there is nothing to ask."""
+    disarmed = self._tokenizer.disarmed
+    verdict = dataclasses.replace(verdict, feedback=disarmed(verdict.feedback))
 
     def build(text: str) -> Sequence[Message] | None:
       return self._environment.critique_prompt(problem, text, verdict)
 
     return fit_critique_prompt(
       build,
-      completion,
+      disarmed(completion),
       encode=self._tokenizer.encode_messages,
       encode_text=self._tokenizer.encode,
       decode=self._tokenizer.decode,

@@ -92,8 +92,9 @@ def from_experience(
       continue
     fitted = prompts.fit_teacher_prompt(
       experience.problems[i // group_size],
-      solution=solution,
-      feedback=feedback,
+      # Both may quote what the student wrote.
+      solution=solution and tokenizer.disarmed(solution),
+      feedback=feedback and tokenizer.disarmed(feedback),
       encode=tokenizer.encode_messages,
       encode_text=tokenizer.encode,
       decode=tokenizer.decode,

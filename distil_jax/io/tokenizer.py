@@ -8,6 +8,7 @@ import functools
 import json
 import os
 import pathlib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -152,7 +153,7 @@ class Tokenizer:
 
     Args:
       messages: the conversation; the text of special tokens in it counts as
-        these tokens.
+        these tokens, see `disarmed`.
       **template_kwargs: settings of the chat template, over the stored ones.
 
     Raises:
@@ -217,6 +218,26 @@ class Tokenizer:
     """
     return self.backend.encode(
       text, add_special_tokens=False, split_special_tokens=True
+    )
+
+  def disarmed(self, text: str) -> str:
+    """The text, with a space of no width in what would be a special token.
+
+    For what a model wrote and stands in a message: there it could end its turn
+    and speak for somebody else.
+    """
+    if self._special is None:
+      return text
+    return self._special.sub(lambda m: f"{m[0][0]}\u200b{m[0][1:]}", text)
+
+  @functools.cached_property
+  def _special(self) -> re.Pattern[str] | None:
+    """Any special token's text; None where there is none."""
+    added = self.backend.added_tokens_decoder.values()
+    texts = {x.content for x in added if x.special and len(x.content) > 1}
+    longest_first = sorted(texts, key=len, reverse=True)
+    return (
+      re.compile("|".join(map(re.escape, longest_first))) if texts else None
     )
 
   def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
