@@ -4,6 +4,7 @@ import argparse
 import difflib
 import logging
 import os
+import pathlib
 import re
 import sys
 import traceback
@@ -52,12 +53,13 @@ def _status(argv: Sequence[str] | None) -> int:
     return 1
 
 
-def _show_warning(message, category, *place, **more) -> None:
-  """In the words of a warning alone, if they are meant for users."""
-  if issubclass(category, UserWarning):
+def _show_warning(message, category, filename, *place, **more) -> None:
+  """Of our own the words alone, and not where in the code they are said."""
+  is_ours = pathlib.Path(filename).is_relative_to(pathlib.Path(__file__).parent)
+  if is_ours and issubclass(category, UserWarning):
     print(f"distil-jax: {message}", file=sys.stderr, flush=True)
   else:
-    _as_python_does(message, category, *place, **more)
+    _as_python_does(message, category, filename, *place, **more)
 
 
 def _place(arguments: argparse.Namespace) -> launch.Place | None:
