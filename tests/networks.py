@@ -9,7 +9,9 @@ import numpy as np
 from flax import nnx
 
 from distil_jax import prompts
+from distil_jax.io import tokenizer as tokenizers
 from distil_jax.models import architecture, qwen3
+from distil_jax.policy import Policy
 from distil_jax.records import Batch
 
 VOCAB_SIZE = 24
@@ -54,6 +56,32 @@ def network(seed: int = 0, **changed) -> Network:
   config = config_of(**changed)
   graphdef, template = qwen3.make(config)
   return Network(config, graphdef, random_params(template, seed))
+
+
+def policy(mesh: jax.sharding.Mesh | None = None) -> Policy:
+  """A random policy of one layer, with a tokenizer that knows a few words.
+
+  Args:
+    mesh: where its parameters lie; None: wherever they come to lie.
+  """
+  tokenizer = tokenizers.train(["What is it?"], vocab_size=300)
+  config = architecture.Qwen3Config(
+    vocab_size=tokenizer.vocab_size,
+    width=16,
+    num_layers=1,
+    num_heads=2,
+    num_kv_heads=1,
+    head_size=8,
+    mlp_size=16,
+    rope_theta=1e4,
+    tie_embeddings=True,
+    max_positions=64,
+  )
+  graphdef, _ = qwen3.make(config)
+  params = qwen3.init(config, jax.random.key(0))
+  if mesh is not None:
+    params = jax.device_put(params, qwen3.shardings(mesh, params))
+  return Policy(config, graphdef, params, tokenizer)
 
 
 def with_own_keys(grouped: Network) -> Network:

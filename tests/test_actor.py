@@ -5,15 +5,14 @@ import time
 import zlib
 
 import jax
+import networks
 import numpy as np
 import pytest
 
 from distil_jax import engine
 from distil_jax.actor import Actor
-from distil_jax.io import tokenizer as tokenizers
 from distil_jax.judging import Judges
-from distil_jax.models import architecture, qwen3, sharding
-from distil_jax.policy import Policy
+from distil_jax.models import sharding
 from distil_jax.records import Problem, Status, Verdict
 
 GROUP_SIZE, LENGTH = 2, 5
@@ -55,22 +54,7 @@ def mesh():
 
 @pytest.fixture(scope="module")
 def policy():
-  tokenizer = tokenizers.train(["What is it?"], vocab_size=300)
-  config = architecture.Qwen3Config(
-    vocab_size=tokenizer.vocab_size,
-    width=16,
-    num_layers=1,
-    num_heads=2,
-    num_kv_heads=1,
-    head_size=8,
-    mlp_size=16,
-    rope_theta=1e4,
-    tie_embeddings=True,
-    max_positions=64,
-  )
-  graphdef, _ = qwen3.make(config)
-  params = qwen3.init(config, jax.random.key(0))
-  return Policy(config, graphdef, params, tokenizer)
+  return networks.policy()
 
 
 @pytest.fixture

@@ -1,11 +1,11 @@
 """The section `tools`, and what it becomes."""
 
+import networks
 import pytest
 
 from distil_jax import assembly
 from distil_jax import config as configs
 from distil_jax.io import tokenizer as tokenizers
-from distil_jax.models import architecture, qwen3
 from distil_jax.policy import Policy
 
 OWN = """
@@ -88,21 +88,7 @@ def test_what_cannot_work_is_refused(tmp_path, text, said):
 
 @pytest.fixture(scope="module")
 def policy():
-  tokenizer = tokenizers.train(["What is it?"], vocab_size=300)
-  network = architecture.Qwen3Config(
-    vocab_size=tokenizer.vocab_size,
-    width=8,
-    num_layers=1,
-    num_heads=1,
-    num_kv_heads=1,
-    head_size=8,
-    mlp_size=8,
-    rope_theta=1e4,
-    tie_embeddings=True,
-    max_positions=64,
-  )
-  graphdef, _ = qwen3.make(network)
-  return Policy(network, graphdef, {}, tokenizer)
+  return networks.policy()
 
 
 class TestAssembly:

@@ -5,6 +5,7 @@ import json
 import zlib
 
 import jax
+import networks
 import numpy as np
 import pytest
 import yaml
@@ -15,10 +16,8 @@ from distil_jax import bookkeeping, config, critiques, engine, learner, teaching
 from distil_jax import policy as policies
 from distil_jax.actor import Actor
 from distil_jax.envs.self_evaluation import SelfEvaluation
-from distil_jax.io import tokenizer as tokenizers
 from distil_jax.judging import Judges
-from distil_jax.models import architecture, qwen3, sharding
-from distil_jax.policy import Policy
+from distil_jax.models import sharding
 from distil_jax.records import Problem, Status, Verdict
 
 GROUP_SIZE, LENGTH, PROMPT_LENGTH = 2, 6, 48
@@ -60,23 +59,7 @@ def mesh():
 
 @pytest.fixture(scope="module")
 def policy(mesh):
-  tokenizer = tokenizers.train(["What is it?"], vocab_size=300)
-  network = architecture.Qwen3Config(
-    vocab_size=tokenizer.vocab_size,
-    width=16,
-    num_layers=1,
-    num_heads=2,
-    num_kv_heads=1,
-    head_size=8,
-    mlp_size=16,
-    rope_theta=1e4,
-    tie_embeddings=True,
-    max_positions=64,
-  )
-  graphdef, _ = qwen3.make(network)
-  params = qwen3.init(network, jax.random.key(0))
-  places = qwen3.shardings(mesh, params)
-  return Policy(network, graphdef, jax.device_put(params, places), tokenizer)
+  return networks.policy(mesh)
 
 
 @pytest.fixture(scope="module")
