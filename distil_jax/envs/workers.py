@@ -10,20 +10,16 @@ import contextlib
 import json
 import os
 import pathlib
-import selectors
-import signal
-import subprocess
 import sys
 import threading
 import time
 import weakref
 from typing import Any
 
-from distil_jax.sandbox import isolation
+from distil_jax.sandbox import isolation, pipes
 
 # To import what the worker needs; not counted as time of the first question.
 _START_SECONDS = 120.0
-_CHUNK = 65536
 _MOST = 16
 
 
@@ -45,9 +41,8 @@ class Worker:
       module: run as `python -m module`.
     """
     self._module = module
-    self._process: subprocess.Popen[bytes] | None = None
+    self._process: pipes.Child | None = None
     self._lock = threading.Lock()
-    self._read = b""
 
   def __reduce__(self):
     return Worker, (self._module,)  # elsewhere it starts a process of its own
@@ -65,85 +60,49 @@ class Worker:
     with self._lock:
       process = self._started()
       deadline = time.monotonic() + seconds
-      line = json.dumps(question).encode() + b"\n"
       try:
-        self._write(process, line, deadline)
-        return json.loads(self._line(process, deadline))
-      except (WorkerTimeoutError, WorkerCrashError):
-        self._kill()
-        raise
+        process.write(json.dumps(question).encode() + b"\n", deadline)
+        return json.loads(process.line(deadline))
+      except pipes.LateError as error:
+        self._end()
+        raise WorkerTimeoutError(str(error)) from None
+      except pipes.GoneError as error:
+        self._end()
+        raise WorkerCrashError(str(error)) from None
 
   def close(self) -> None:
     """Ends the process, if there is one."""
     with self._lock:
-      self._kill()
+      self._end()
 
   def kill(self) -> None:
     """Ends the process, also under who waits for its answer."""
     process = self._process
-    if process is not None and process.poll() is None:
-      _kill_group(process)
+    if process is not None:
+      process.kill()
 
-  def __del__(self):
-    self._kill()
-
-  def _started(self) -> subprocess.Popen[bytes]:
-    if self._process is not None and self._process.poll() is None:
+  def _started(self) -> pipes.Child:
+    if self._process is not None and self._process.is_running:
       return self._process
-    self._kill()
-    self._process = subprocess.Popen(
+    self._end()
+    self._process = pipes.Child(
       [*_walls(), sys.executable, "-m", self._module],
       # Sets of strings have one order, in every process and run.
-      env=os.environ | {"PYTHONHASHSEED": "0"},
-      stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.DEVNULL,
-      start_new_session=True,  # an interrupt of the run is not for it
+      environment=os.environ | {"PYTHONHASHSEED": "0"},
     )
-    for pipe in (self._process.stdin, self._process.stdout):
-      assert pipe is not None
-      os.set_blocking(pipe.fileno(), False)
     try:
-      self._line(self._process, time.monotonic() + _START_SECONDS)
-    except (WorkerTimeoutError, WorkerCrashError) as error:
-      self._kill()
+      self._process.line(time.monotonic() + _START_SECONDS)
+    except (pipes.LateError, pipes.GoneError) as error:
+      self._end()
       raise WorkerCrashError(
         f"{self._module} does not start: {error}"
       ) from None
     return self._process
 
-  def _write(self, process, data: bytes, deadline: float) -> None:
-    sent = 0
-    while sent < len(data):
-      _wait(process.stdin, selectors.EVENT_WRITE, deadline)
-      try:
-        sent += os.write(process.stdin.fileno(), data[sent : sent + _CHUNK])
-      except BlockingIOError:
-        continue
-      except BrokenPipeError:
-        raise WorkerCrashError("it has ended") from None
-
-  def _line(self, process, deadline: float) -> bytes:
-    while b"\n" not in self._read:
-      _wait(process.stdout, selectors.EVENT_READ, deadline)
-      piece = os.read(process.stdout.fileno(), _CHUNK)
-      if not piece:
-        raise WorkerCrashError("it has ended")
-      self._read += piece
-    line, _, self._read = self._read.partition(b"\n")
-    return line
-
-  def _kill(self) -> None:
-    process, self._process, self._read = self._process, None, b""
-    if process is None:
-      return
-    _kill_group(process)
-    process.wait()
-    for pipe in (process.stdin, process.stdout):
-      if pipe is not None:
-        # What was not sent cannot be.
-        with contextlib.suppress(OSError):
-          pipe.close()
+  def _end(self) -> None:
+    process, self._process = self._process, None
+    if process is not None:
+      process.end()
 
 
 class Pool:
@@ -204,18 +163,6 @@ def _walls() -> tuple[str, ...]:
 def _kill_all(workers: list[Worker]) -> None:
   for worker in workers:
     worker.kill()
-
-
-def _kill_group(process: subprocess.Popen[bytes]) -> None:
-  with contextlib.suppress(ProcessLookupError, PermissionError):
-    os.killpg(process.pid, signal.SIGKILL)
-
-
-def _wait(pipe, event: int, deadline: float) -> None:
-  with selectors.DefaultSelector() as selector:
-    selector.register(pipe, event)
-    if not selector.select(max(0.0, deadline - time.monotonic())):
-      raise WorkerTimeoutError("no answer came in time")
 
 
 def serve(answer, *, memory_bytes: int, seconds: int) -> None:

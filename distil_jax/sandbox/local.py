@@ -2,22 +2,19 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import queue
-import selectors
 import shutil
-import signal
-import subprocess
 import tempfile
 import threading
 import time
 import warnings
-import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Self
 
-from distil_jax.sandbox import isolation, reading
+from distil_jax.sandbox import isolation, pipes, reading
 from distil_jax.sandbox.inside import values
 from distil_jax.sandbox.jobs import Job, Outcome, SandboxError, crashed
 
@@ -30,7 +27,6 @@ WEAK = (
 # A job's deadline is kept inside; here somebody must notice when it is not.
 _SPARE_SECONDS = 10.0
 _START_SECONDS = 60.0
-_CHUNK = 1 << 16
 _MAX_ANSWER = 64 << 20
 
 
@@ -94,7 +90,13 @@ class LocalSandbox:
       try:
         results = warm.ask(messages, job.limits.deadline + _SPARE_SECONDS)
         return reading.outcome(results)
-      except (_WarmError, OSError, ValueError, KeyError) as error:
+      except (
+        pipes.LateError,
+        pipes.GoneError,
+        OSError,
+        ValueError,
+        KeyError,
+      ) as error:
         warm.kill()
         return crashed(f"{type(error).__name__}: {error}")
       except BaseException:
@@ -123,117 +125,54 @@ class LocalSandbox:
       self._free.put(warm)
 
 
-class _WarmError(RuntimeError):
-  """A warm process does not do what it should."""
-
-
 class _Warm:
   """A warm process, if there is one; see `inside.__main__`."""
 
   def __init__(self, how: isolation.Isolation, slot: int):
     self._how, self._slot = how, slot
-    self._process: subprocess.Popen[bytes] | None = None
-    self._end: Callable[[], object] = lambda: None
-    self._read = bytearray()
+    self._process: pipes.Child | None = None
 
   def ask(self, messages: list[bytes], seconds: float) -> dict[str, Any]:
     """What each process of the job reports, by its role."""
     process = self._started()
     deadline = time.monotonic() + seconds
     head = b" ".join(b"%d" % len(x) for x in messages) + b"\n"
-    self._write(process, head + b"".join(messages), deadline)
-    return dict(self._answer(process, deadline) for _ in messages)
+    process.write(head + b"".join(messages), deadline)
+    return dict(_answer(process, deadline) for _ in messages)
 
   def kill(self) -> None:
     """Ends it and all that it has started."""
-    self._process, self._read = None, bytearray()
-    self._end()
+    process, self._process = self._process, None
+    if process is not None:
+      process.end()
 
-  def _started(self) -> subprocess.Popen[bytes]:
-    if self._process is not None and self._process.poll() is None:
+  def _started(self) -> pipes.Child:
+    if self._process is not None and self._process.is_running:
       return self._process
     self.kill()
     folder = tempfile.mkdtemp(prefix="sandbox-")
-    if not self._how.has_namespaces:
-      isolation.stage(folder)
+    clean = functools.partial(shutil.rmtree, folder, ignore_errors=True)
     try:
-      process = self._start(folder)
+      if not self._how.has_namespaces:
+        isolation.stage(folder)
+      self._process = pipes.Child(
+        self._how.command(self._slot, folder),
+        environment=isolation.environment(folder),
+        directory="/",
+        clean=clean,
+      )
     except OSError:
-      shutil.rmtree(folder, ignore_errors=True)
+      clean()
       raise
-    self._process = process
-    # Also where nobody closes the sandbox: at the latest when Python ends.
-    self._end = weakref.finalize(self, _end, process, folder, os.getpid())
-    for pipe in (process.stdin, process.stdout):
-      assert pipe is not None
-      os.set_blocking(pipe.fileno(), False)
-    self._header(process, time.monotonic() + _START_SECONDS)  # that it is ready
-    return process
-
-  def _start(self, folder: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-      self._how.command(self._slot, folder),
-      stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.DEVNULL,
-      start_new_session=True,
-      env=isolation.environment(folder),
-      cwd="/",
-      bufsize=0,
-    )
-
-  def _write(self, process, data: bytes, deadline: float) -> None:
-    view = memoryview(data)
-    while view:
-      _wait(process.stdin, selectors.EVENT_WRITE, deadline)
-      try:
-        view = view[os.write(process.stdin.fileno(), view[:_CHUNK]) :]
-      except BlockingIOError:
-        continue
-      except BrokenPipeError:
-        raise _WarmError("the sandbox has ended") from None
-
-  def _answer(self, process, deadline: float) -> tuple[str, Any]:
-    role, length = self._header(process, deadline)
-    if length > _MAX_ANSWER:
-      raise _WarmError(f"an answer of {length} bytes")
-    while len(self._read) < length:
-      self._more(process, deadline)
-    return role, json.loads(self._taken(length))
-
-  def _header(self, process, deadline: float) -> tuple[str, int]:
-    while b"\n" not in self._read:
-      self._more(process, deadline)
-    line = self._taken(self._read.index(b"\n") + 1)
-    role, length = line.decode().split()
-    return role, int(length)
-
-  def _taken(self, length: int) -> bytes:
-    """The first bytes of what has been read."""
-    found = bytes(self._read[:length])
-    del self._read[:length]
-    return found
-
-  def _more(self, process, deadline: float) -> None:
-    _wait(process.stdout, selectors.EVENT_READ, deadline)
-    piece = os.read(process.stdout.fileno(), _CHUNK)
-    if not piece:
-      raise _WarmError("the sandbox has ended")
-    self._read += piece
+    self._process.line(time.monotonic() + _START_SECONDS)  # that it is ready
+    return self._process
 
 
-def _end(process: subprocess.Popen[bytes], folder: str, owner: int) -> None:
-  """Ends a warm process, unless this is a copy of the one that has it."""
-  if os.getpid() != owner:
-    return
-  with contextlib.suppress(ProcessLookupError, PermissionError):
-    os.killpg(process.pid, signal.SIGKILL)
-  process.wait()
-  for pipe in (process.stdin, process.stdout):
-    if pipe is not None:
-      with contextlib.suppress(OSError):
-        pipe.close()
-  shutil.rmtree(folder, ignore_errors=True)
+def _answer(process: pipes.Child, deadline: float) -> tuple[str, Any]:
+  role, length = process.line(deadline).decode().split()
+  if int(length) > _MAX_ANSWER:
+    raise ValueError(f"an answer of {length} bytes")
+  return role, json.loads(process.take(int(length), deadline))
 
 
 def _messages(job: Job) -> list[bytes]:
@@ -256,13 +195,6 @@ def _messages(job: Job) -> list[bytes]:
       | {"tests": job.tests.source, "limits": limits | more}
     )
   return [json.dumps(message).encode() for message in messages]
-
-
-def _wait(pipe, event: int, deadline: float) -> None:
-  with selectors.DefaultSelector() as selector:
-    selector.register(pipe, event)
-    if not selector.select(max(0.0, deadline - time.monotonic())):
-      raise _WarmError("no answer came in time")
 
 
 def _cores() -> set[int]:
