@@ -1,21 +1,13 @@
 """Verdicts from several threads at once, each by its deadline."""
 
 import dataclasses
-import threading
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import Future
 
-from distil_jax import processes, threads
+from distil_jax import complaints, threads
 from distil_jax.envs import Environment
-from distil_jax.io import progress
 from distil_jax.records import Problem, Status, Verdict
-
-Tell = Callable[[str], None]
-
-
-def _print(text: str) -> None:
-  progress.tell(f"distil-jax: {processes.label()}{text}")
 
 
 class Judges:
@@ -32,7 +24,7 @@ class Judges:
     *,
     num_workers: int | None = None,
     seconds: float = 60.0,
-    tell: Tell = _print,
+    tell: complaints.Tell = complaints.on_screen,
   ):
     """No thread is started yet.
 
@@ -47,9 +39,7 @@ class Judges:
     )
     self._environment = environment
     self._seconds = seconds
-    self._tell = tell
-    self._told: set[Status] = set()
-    self._telling = threading.Lock()
+    self._complain = complaints.Complaints(tell)
 
   def submit(self, problem: Problem, completion: str) -> Future[Verdict]:
     """Has it judged; `result` of what is returned waits for the verdict.
@@ -78,7 +68,7 @@ class Judges:
       verdict = _checked(self._environment.judge(problem, completion))
     except BaseException as error:  # sys.exit too: here it would end in silence
       text = "".join(traceback.format_exception(error))
-      self._say(
+      self._complain(
         Status.CRASHED,
         f"problem {problem.index}: the environment raised instead of "
         "judging; nothing is learned from that completion, nor from others to "
@@ -89,7 +79,7 @@ class Judges:
     return verdict
 
   def _given_up(self, problem: Problem) -> Verdict:
-    self._say(
+    self._complain(
       Status.TIMEOUT,
       f"problem {problem.index}: the environment has not judged within "
       f"judging.seconds={self._seconds:g}; the thread in which it hangs "
@@ -98,14 +88,6 @@ class Judges:
       "own",
     )
     return Verdict(0.0, "", Status.TIMEOUT, {"seconds": self._seconds})
-
-  def _say(self, status: Status, text: str) -> None:
-    """Once for each kind of failure."""
-    with self._telling:
-      if status in self._told:
-        return
-      self._told.add(status)
-    self._tell(text)
 
 
 def _checked(verdict: Verdict) -> Verdict:

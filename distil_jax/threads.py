@@ -8,12 +8,13 @@ end with the process.
 import collections
 import contextlib
 import dataclasses
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from typing import Any, Generic, TypeVar
+
+from distil_jax.sandbox import pipes
 
 T = TypeVar("T")
 
@@ -41,7 +42,7 @@ class Threads(Generic[T]):
       raise ValueError(f"num_workers={num_workers} must be positive")
     if not seconds > 0:
       raise ValueError(f"seconds={seconds} must be above 0")
-    self._num_workers = num_workers or num_cores()
+    self._num_workers = num_workers or pipes.num_cores()
     self._seconds = seconds
     self._waiting: collections.deque[_Task[T]] = collections.deque()
     # With their deadlines, the next one first: all have the same time.
@@ -138,10 +139,3 @@ def cancelled_on_failure(pending: Mapping[int, Future[Any]]) -> Iterator[None]:
     for future in pending.values():
       future.cancel()
     raise
-
-
-def num_cores() -> int:
-  """Cores that this process may use."""
-  if hasattr(os, "sched_getaffinity"):
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count() or 1

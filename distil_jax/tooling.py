@@ -4,26 +4,18 @@ The student's tokens are never tokenised again; what the tool says is, and what
 the chat template puts around it.
 """
 
-import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 
-from distil_jax import processes, threads
+from distil_jax import complaints, threads
 from distil_jax.envs.tools import Tool
-from distil_jax.io import progress
 from distil_jax.io.tokenizer import Tokenizer
 from distil_jax.records import Problem
-
-Tell = Callable[[str], None]
 
 # Shown in place of what a tool could not say.
 FAILED = "(the tool has failed)"
 _CUT = "\n(cut)"
-
-
-def _print(text: str) -> None:
-  progress.tell(f"distil-jax: {processes.label()}{text}")
 
 
 class Tooling:
@@ -41,7 +33,7 @@ class Tooling:
     max_output_tokens: int,
     num_workers: int | None = None,
     seconds: float = 60.0,
-    tell: Tell = _print,
+    tell: complaints.Tell = complaints.on_screen,
   ):
     """No thread is started yet.
 
@@ -73,9 +65,7 @@ class Tooling:
       num_workers=num_workers, seconds=seconds
     )
     self._seconds = seconds
-    self._tell = tell
-    self._told: set[str] = set()
-    self._telling = threading.Lock()
+    self._complain = complaints.Complaints(tell)
 
   def ask(
     self, problem: Problem, turns: Sequence[str], outputs: Sequence[str]
@@ -128,7 +118,7 @@ class Tooling:
         raise TypeError(f"the tool returned {type(output).__name__}, no text")
     except BaseException as error:  # sys.exit too: here it would end in silence
       text = "".join(traceback.format_exception(error))
-      self._say(
+      self._complain(
         "raised",
         f"problem {problem.index}: the tool raised instead of answering; the "
         f"student is shown {FAILED!r}, then and whenever this happens:\n{text}",
@@ -137,7 +127,7 @@ class Tooling:
     return output
 
   def _given_up(self, problem: Problem) -> str:
-    self._say(
+    self._complain(
       "hangs",
       f"problem {problem.index}: the tool has not answered within "
       f"{self._seconds:g} s; the thread in which it hangs stays until the end, "
@@ -145,11 +135,3 @@ class Tooling:
       "The tool needs a deadline of its own",
     )
     return FAILED
-
-  def _say(self, kind: str, text: str) -> None:
-    """Once for each kind of failure."""
-    with self._telling:
-      if kind in self._told:
-        return
-      self._told.add(kind)
-    self._tell(text)

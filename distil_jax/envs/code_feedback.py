@@ -8,6 +8,7 @@ import builtins
 import dataclasses
 import signal
 
+from distil_jax.envs import wording
 from distil_jax.envs.code_tests import Asserts, Case
 from distil_jax.records import Status
 from distil_jax.sandbox import Check, End, Fault, Outcome
@@ -70,15 +71,11 @@ def trace(trials: list[Trial], *, tells_hidden: bool) -> str:
     first = next(x for x in failed if _kind(x.outcome) is worst)
     broken = _error if worst is Status.ERROR else _late
     text = broken(first, tells_hidden)
-  return shortened(text, MAX_LENGTH)
+  return _shortened(text, MAX_LENGTH)
 
 
-def shortened(text: str, length: int) -> str:
-  """At most so many characters, with a sign in the middle where some lack."""
-  if len(text) <= length:
-    return text
-  half = (length - 3) // 2
-  return f"{text[:half]} … {text[-half:]}"
+def _shortened(text: str, length: int) -> str:
+  return wording.shortened_inside(text, length, sign=" … ")
 
 
 def _kind(outcome: Outcome) -> Status:
@@ -122,10 +119,10 @@ def _where(trial: Trial, is_told: bool, label: str) -> list[str]:
   if isinstance(trial.test, Asserts):
     checks = trial.outcome.checks
     at = checks.stopped_at if checks else ""
-    return [f"At: {shortened(at, _MAX_PART)}"] if at else []
+    return [f"At: {_shortened(at, _MAX_PART)}"] if at else []
   if not trial.test.input.strip():
     return []
-  return [f"{label}: {shortened(trial.test.input.strip(), _MAX_PART)}"]
+  return [f"{label}: {_shortened(trial.test.input.strip(), _MAX_PART)}"]
 
 
 def _bare(fault: Fault, program: str) -> Fault:
@@ -146,14 +143,14 @@ def _bare(fault: Fault, program: str) -> Fault:
 
 def _fault(fault: Fault) -> list[str]:
   """An exception, with the program's frames."""
-  message = shortened(fault.message, _MAX_PART)
+  message = _shortened(fault.message, _MAX_PART)
   lines = [f"{fault.type}: {message}" if message else fault.type]
   half = len(fault.frames) // 2
   for i, (number, function, text) in enumerate(fault.frames):
     if fault.num_skipped and i == half:
       lines.append(f"  … {fault.num_skipped} more")
     place = f", in {function}" if function not in ("", "<module>") else ""
-    lines.append(f"  line {number}{place}: {shortened(text, _MAX_PART)}")
+    lines.append(f"  line {number}{place}: {_shortened(text, _MAX_PART)}")
   return lines
 
 
@@ -162,7 +159,7 @@ def _death(outcome: Outcome, is_told: bool) -> str:
     return "The program ended with an exit status other than 0"
   if outcome.signal is None:
     said = outcome.stderr.strip().splitlines()[-1:] or [""]
-    told = f": {shortened(said[0], _MAX_PART)}" if said[0] else ""
+    told = f": {_shortened(said[0], _MAX_PART)}" if said[0] else ""
     return f"The program ended with exit status {outcome.exit_code}{told}"
   try:
     name = signal.Signals(outcome.signal).name
@@ -185,7 +182,7 @@ def _wrong(trial: Trial, tells_hidden: bool) -> str:
     parts += [("Output", trial.returned), ("Expected", test.output)]
     if prints:
       parts.append(("Printed", prints))
-  told = [f"{name}: {shortened(text, _MAX_PART)}" for name, text in parts]
+  told = [f"{name}: {_shortened(text, _MAX_PART)}" for name, text in parts]
   return "\n".join(["Wrong Answer", *told])
 
 
@@ -196,15 +193,15 @@ def _failed_checks(outcome: Outcome) -> str:
   texts = [_failed_check(x) for x in checks.failures[:_MAX_WRONG]]
   prints = outcome.stdout.strip()
   if prints:
-    texts.append(f"Printed: {shortened(prints, _MAX_PART)}")
+    texts.append(f"Printed: {_shortened(prints, _MAX_PART)}")
   return "\n\n".join(texts)
 
 
 def _failed_check(check: Check) -> str:
-  lines = ["Wrong Answer", f"Failed: {shortened(check.statement, _MAX_PART)}"]
+  lines = ["Wrong Answer", f"Failed: {_shortened(check.statement, _MAX_PART)}"]
   if check.call:
-    returned = shortened(check.returned, _MAX_PART)
-    lines.append(f"{shortened(check.call, _MAX_PART)} returned {returned}")
+    returned = _shortened(check.returned, _MAX_PART)
+    lines.append(f"{_shortened(check.call, _MAX_PART)} returned {returned}")
   if check.error:
     lines.append(check.error)
   return "\n".join(lines)

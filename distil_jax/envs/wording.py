@@ -20,10 +20,9 @@ def without_thought(text: str) -> str:
   return _ENDED_THOUGHT.sub("", _THOUGHT.sub("", text))
 
 
-def shortened_inside(text: str, length: int) -> str:
+def shortened_inside(text: str, length: int, sign: str = "\n[…]\n") -> str:
   """At most so many characters: the beginning and the end, a sign between."""
   if len(text) <= length:
     return text
-  sign = "\n[…]\n"
   half, rest = divmod(length - len(sign), 2)
   return text[: half + rest] + sign + text[len(text) - half :]

@@ -117,7 +117,7 @@ class Pool:
         has all that it imports in memory.
     """
     self._module = module
-    self._size = size or min(os.cpu_count() or 1, _MOST)
+    self._size = size or min(pipes.num_cores(), _MOST)
     self._turns = threading.BoundedSemaphore(self._size)
     # Who was asked last comes first: what it has in memory is warm.
     self._free: list[Worker] = []

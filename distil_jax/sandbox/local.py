@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import os
 import queue
 import shutil
 import tempfile
@@ -55,7 +54,7 @@ class LocalSandbox:
       SandboxError: says what is missing, and what to do.
       ValueError: a number of processes below 1.
     """
-    count = num_processes or len(_cores())
+    count = num_processes or pipes.num_cores()
     if count < 1:
       raise ValueError(f"num_processes={num_processes} must be above 0")
     if how is not None:
@@ -195,13 +194,6 @@ def _messages(job: Job) -> list[bytes]:
       | {"tests": job.tests.source, "limits": limits | more}
     )
   return [json.dumps(message).encode() for message in messages]
-
-
-def _cores() -> set[int]:
-  try:
-    return os.sched_getaffinity(0)
-  except AttributeError:  # a system that does not say
-    return set(range(os.cpu_count() or 1))
 
 
 _is_warned = threading.Event()

@@ -123,6 +123,13 @@ class Child:
     self._read += piece
 
 
+def num_cores() -> int:
+  """Cores that this process may use, each of which a child can keep busy."""
+  if hasattr(os, "sched_getaffinity"):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
+
+
 def _end(
   process: subprocess.Popen[bytes], owner: int, clean: Callable[[], None]
 ) -> None:
