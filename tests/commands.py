@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-import compiling
+from tests import compiling
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 

@@ -5,7 +5,7 @@ import os
 import pathlib
 import time
 
-import compiling
+from tests import compiling
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (

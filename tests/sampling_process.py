@@ -1,11 +1,12 @@
 """One of several processes that sample together; see test_two_processes."""
 
+import tests.conftest  # noqa: F401  (strict settings, before jax is imported)
+
+# isort: split
 import sys
 from typing import Any
 
-import conftest  # noqa: F401  (strict settings, before jax is imported)
 import jax
-import networks
 import numpy as np
 import pytest
 
@@ -24,6 +25,7 @@ from distil_jax.io import tokenizer as tokenizers
 from distil_jax.models import qwen3, sharding
 from distil_jax.policy import resolve_directory
 from distil_jax.records import Problem, Status, Verdict
+from tests import networks
 
 CASES = {
   "plain": {},

@@ -5,7 +5,6 @@ import time
 import zlib
 
 import jax
-import networks
 import numpy as np
 import pytest
 
@@ -14,6 +13,7 @@ from distil_jax.actor import Actor
 from distil_jax.judging import Judges
 from distil_jax.models import sharding
 from distil_jax.records import Problem, Status, Verdict
+from tests import networks
 
 GROUP_SIZE, LENGTH = 2, 5
 PROBLEMS = [

@@ -2,13 +2,13 @@
 
 import dataclasses
 
-import networks
 import numpy as np
 import pytest
 
 from distil_jax import bookkeeping, config, teaching
 from distil_jax.actor import Experience
 from distil_jax.records import Problem, Rollout, Status, StopReason, Verdict
+from tests import networks
 
 
 def spoken(limit, means):

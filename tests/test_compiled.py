@@ -6,13 +6,13 @@ import re
 
 import jax
 import jax.numpy as jnp
-import networks
 import optax
 import pytest
 
 from distil_jax import config, objectives, recipe, rollout, scoring, update
 from distil_jax.models import qwen3
 from distil_jax.records import Batch
+from tests import networks
 
 B, S, T, V = 8, 16, 256, 50_000
 LOGITS = B * T * V

@@ -1,12 +1,12 @@
 """The section `tools`, and what it becomes."""
 
-import networks
 import pytest
 
 from distil_jax import assembly
 from distil_jax import config as configs
 from distil_jax.io import tokenizer as tokenizers
 from distil_jax.policy import Policy
+from tests import networks
 
 OWN = """
 def make(word="yes"):

@@ -5,7 +5,6 @@ import json
 import zlib
 
 import jax
-import networks
 import numpy as np
 import pytest
 import yaml
@@ -19,6 +18,7 @@ from distil_jax.envs.self_evaluation import SelfEvaluation
 from distil_jax.judging import Judges
 from distil_jax.models import sharding
 from distil_jax.records import Problem, Status, Verdict
+from tests import networks
 
 GROUP_SIZE, LENGTH, PROMPT_LENGTH = 2, 6, 48
 RUBRIC = "Q: {problem}\nA: {completion}\nBad?"

@@ -9,12 +9,12 @@ import re
 
 import jax
 import jax.numpy as jnp
-import networks
 import pytest
 
 from distil_jax import config, recipe, update
 from distil_jax.models import qwen3, sharding
 from distil_jax.planning import templates
+from tests import networks
 
 # Parameters are most of what a step holds, as in large networks.
 SIZES = {

@@ -6,13 +6,13 @@ import itertools
 
 import jax
 import jax.numpy as jnp
-import networks
 import numpy as np
 import pytest
 
 from distil_jax import endings, engine, rollout
 from distil_jax.models import qwen3, sharding
 from distil_jax.records import StopReason
+from tests import networks
 
 PAD, EOS = networks.PAD, (3, 11)
 GROUP_SIZE, LENGTH = 2, 16

@@ -7,7 +7,6 @@ import zlib
 
 import jax
 import jax.numpy as jnp
-import networks
 import numpy as np
 import pytest
 
@@ -24,6 +23,7 @@ from distil_jax.records import (
   StopReason,
   Verdict,
 )
+from tests import networks
 
 GROUP_SIZE, LENGTH, PROMPT_LENGTH = 2, 60, 24
 MAX_TURNS, MAX_OUTPUT_TOKENS = 3, 12

@@ -5,7 +5,6 @@ import itertools
 import zlib
 
 import jax
-import networks
 import pytest
 
 from distil_jax import evaluate
@@ -13,6 +12,7 @@ from distil_jax.actor import Actor
 from distil_jax.judging import Judges
 from distil_jax.models import sharding
 from distil_jax.records import Problem, Status, Verdict
+from tests import networks
 
 NUM_SAMPLES = 4
 NUM_PROBLEMS = 11  # the batches below have 8 and 16

@@ -4,10 +4,8 @@ import dataclasses
 import json
 import shutil
 
-import commands
 import jax
 import jax.numpy as jnp
-import networks
 import numpy as np
 import optax
 import pytest
@@ -27,6 +25,7 @@ from distil_jax.judging import Judges
 from distil_jax.models import sharding
 from distil_jax.policy import load_policy
 from distil_jax.records import Rollout, Status, StopReason, Verdict
+from tests import commands, networks
 
 
 def watch(accuracies, margin=0.1, num_answers=20):

@@ -11,10 +11,10 @@ import time
 import jax
 import numpy as np
 import pytest
-from commands import free_port, run, start
 
 import distil_jax as dj
 from distil_jax.io import checkpoints
+from tests.commands import free_port, run, start
 
 CONFIG = """
 data: {train: generated, evaluation: generated, num_train: 64,

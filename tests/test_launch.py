@@ -5,9 +5,9 @@ import socket
 import time
 
 import pytest
-from commands import free_port
 
 from distil_jax import launch, rollcall
+from tests.commands import free_port
 
 SLURM = {
   "SLURM_JOB_ID": "7",

@@ -7,10 +7,10 @@ import jax
 import numpy as np
 import pytest
 import yaml
-from commands import ROOT, run
 
 import distil_jax as dj
 from distil_jax import main
+from tests.commands import ROOT, run
 
 SMOKE = "configs/science/smoke.yaml"
 CHEMISTRY = ROOT.parent / "shared/data/sciknoweval/chemistry"

@@ -2,13 +2,13 @@
 
 import jax
 import jax.numpy as jnp
-import networks
 import numpy as np
 import optax
 import pytest
 
 from distil_jax import config, recipe, rollout, update
 from distil_jax.models import sharding
+from tests import networks
 
 GROUP_SIZE = 4
 SGD = optax.sgd(0.3)

@@ -7,7 +7,6 @@ teacher are tables: two logits for each of the 7 prefixes shorter than T.
 import functools
 import itertools
 
-import formulas
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +15,7 @@ import pytest
 from distil_jax import objectives
 from distil_jax.ops import advantages, credit, unembedding
 from distil_jax.ops.divergences import Divergence
+from tests import formulas
 
 LENGTH = 3
 EOS = 1

@@ -1,12 +1,12 @@
 """GRPO: by hand, against loops, by finite differences, and at padding."""
 
-import formulas
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from distil_jax import objectives
+from tests import formulas
 
 # A group of two: A = ½ and −½. Ratios 1, 2, ½ in each.
 MASK = np.array([[1, 1, 1, 0], [1, 1, 1, 1]], np.int32)

@@ -1,12 +1,12 @@
 """Every objective against loops over `formulas`, and by finite differences."""
 
-import formulas
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from distil_jax import objectives
+from tests import formulas
 
 LENGTHS = (5, 3, 1, 0, 4, 5)
 SIZE, LENGTH, VOCAB_SIZE = len(LENGTHS), max(LENGTHS), 5

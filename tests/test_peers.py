@@ -2,8 +2,9 @@
 
 import sys
 
-import commands
 import pytest
+
+from tests import commands
 
 # Benchmarks are not installed with the package.
 sys.path.append(str(commands.ROOT))

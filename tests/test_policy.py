@@ -2,13 +2,13 @@
 
 import jax
 import jax.numpy as jnp
-import networks
 import numpy as np
 import pytest
 
 import distil_jax as dj
 from distil_jax.io import tokenizer as tokenizers
 from distil_jax.models import qwen3
+from tests import networks
 
 TEXTS = ["Compute 47 + 8 - 3.", "The answer is 52.", "What is 6 - 2?"]
 SETTINGS = {"group_size": 2, "max_completion_length": 4}

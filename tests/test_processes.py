@@ -7,10 +7,10 @@ import threading
 import time
 
 import pytest
-from commands import free_port
 from jax._src.lib import _jax
 
 from distil_jax import processes
+from tests.commands import free_port
 
 COUNT = 4
 

@@ -6,15 +6,15 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import networks
 import numpy as np
 import optax
 import pytest
-from networks import assert_close, distance
 
 from distil_jax import config, experts, objectives, recipe, update
 from distil_jax.models import qwen3, sharding
 from distil_jax.ops.divergences import Divergence
+from tests import networks
+from tests.networks import assert_close, distance
 
 GROUP_SIZE, NUM_SEQUENCES = 4, 8
 RATE = 0.3

@@ -8,7 +8,8 @@ import sys
 import time
 
 import pytest
-from commands import ROOT, run, start
+
+from tests.commands import ROOT, run, start
 
 CONFIG = """
 model:

@@ -4,7 +4,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import networks
 import numpy as np
 import pytest
 
@@ -12,6 +11,7 @@ from distil_jax import engine, rollout, scoring
 from distil_jax.models import qwen3
 from distil_jax.ops import unembedding
 from distil_jax.records import StopReason
+from tests import networks
 
 PAD, EOS = networks.PAD, (3, 11)
 LENGTH = 6

@@ -4,12 +4,12 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import networks
 import numpy as np
 import pytest
 
 from distil_jax import scoring
 from distil_jax.models import qwen3
+from tests import networks
 
 
 @functools.partial(jax.jit, static_argnames="graphdef")

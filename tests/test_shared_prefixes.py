@@ -4,14 +4,14 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import networks
 import numpy as np
 import optax
 import pytest
-from networks import assert_close, distance
 
 from distil_jax import config, experts, prompts, recipe, scoring, update
 from distil_jax.models import sharding
+from tests import networks
+from tests.networks import assert_close, distance
 
 SGD = optax.sgd(0.3)
 FROZEN = config.Teacher(parameters="frozen")

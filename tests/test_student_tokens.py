@@ -5,14 +5,14 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import networks
 import numpy as np
 import optax
 import pytest
-from networks import assert_close, distance
 
 from distil_jax import config, objectives, recipe, update
 from distil_jax.models import qwen3, sharding
+from tests import networks
+from tests.networks import assert_close, distance
 
 GROUP_SIZE = 4
 FROZEN = config.Teacher(parameters="frozen")

@@ -3,8 +3,9 @@
 import json
 import pathlib
 
-import commands
 import pytest
+
+from tests import commands
 
 CONFIG = commands.ROOT / "configs/calculator/quickstart.yaml"
 # The model writes no Python; so what it writes is taken for some.

@@ -1,16 +1,15 @@
 """Two processes sample what one samples, each its own problems."""
 
 import os
-import pathlib
 import socket
 import subprocess
 import sys
 
 import jax
 import numpy as np
-import sampling_process
 
 from distil_jax.models import sharding
+from tests import commands, sampling_process
 
 
 def test_two_processes_sample_what_one_samples(tmp_path):
@@ -23,11 +22,12 @@ def test_two_processes_sample_what_one_samples(tmp_path):
     "XLA_FLAGS": "",
     "DISTIL_JAX_TEST_DEVICES": "2",
   }
-  script = pathlib.Path(sampling_process.__file__)
+  program = ("-m", sampling_process.__name__)
   children = [
     subprocess.Popen(
-      [sys.executable, script, address, str(i), tmp_path / f"{i}.npz"],
+      [sys.executable, *program, address, str(i), tmp_path / f"{i}.npz"],
       env=environment,
+      cwd=commands.ROOT,
       stderr=subprocess.PIPE,
     )
     for i in range(2)

@@ -4,15 +4,15 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import networks
 import numpy as np
 import optax
 import pytest
-from networks import assert_close, distance
 
 import distil_jax as dj
 from distil_jax import assembly, config, recipe, update
 from distil_jax.models import qwen3
+from tests import networks
+from tests.networks import assert_close, distance
 
 RATE = 0.3
 SGD = optax.sgd(RATE)

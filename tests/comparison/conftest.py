@@ -2,9 +2,9 @@
 
 import jax
 import pytest
-import tiny
 
 from distil_jax.comparison import bases
+from tests.comparison import tiny
 
 
 @pytest.fixture(scope="session")

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 
 from distil_jax.comparison import bases, families, trials
+from tests.comparison import tiny
 
 
 def test_it_comes_near_its_targets(trained_base):

@@ -1,10 +1,10 @@
 """When a run has collapsed, and what was seen before."""
 
 import pytest
-from made_up import comparison, rows, trials
 
 from distil_jax.comparison import collapses, report, results
 from distil_jax.comparison.collapses import SIGNS, Sign
+from tests.comparison.made_up import comparison, rows, trials
 
 TEACHER, ENTROPY, LENGTH, P_EOS = SIGNS
 

@@ -3,10 +3,10 @@
 import jax
 import numpy as np
 import pytest
-import tiny
 
 from distil_jax import config as configs
 from distil_jax.comparison import gradients
+from tests.comparison import tiny
 
 KEY = jax.random.key(2)
 LOCAL = tiny.PUBLISHED.model_copy(update={"future_weight": 0.0})

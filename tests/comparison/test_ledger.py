@@ -4,11 +4,11 @@ import json
 import pathlib
 
 import pytest
-from made_up import GRID
-from made_up import tuned_comparison as comparison
 
 from distil_jax.comparison import ledger
 from distil_jax.comparison.ledger import Trial
+from tests.comparison.made_up import GRID
+from tests.comparison.made_up import tuned_comparison as comparison
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 

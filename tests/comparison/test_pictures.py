@@ -1,10 +1,10 @@
 """Which pictures are drawn, and of what."""
 
 import pytest
-from made_up import comparison, trials
 
 from distil_jax import config as configs
 from distil_jax.comparison import pictures
+from tests.comparison.made_up import comparison, trials
 
 FIGURE = {
   "families": ["early", "sparse"],

@@ -2,9 +2,8 @@
 
 import pathlib
 
-from made_up import comparison, rows, trials
-
 from distil_jax.comparison import circumstances, report, results
+from tests.comparison.made_up import comparison, rows, trials
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 

@@ -2,11 +2,11 @@
 
 import math
 
-import made_up
 import pytest
 
 from distil_jax.comparison import results
 from distil_jax.comparison.results import Cell
+from tests.comparison import made_up
 
 
 def test_mean_and_standard_error():

@@ -1,10 +1,10 @@
 """Where arms run, on what they are set, and what becomes of bases."""
 
 import pytest
-from made_up import tuned_comparison as comparison
 
 from distil_jax.comparison import ledger, study
 from distil_jax.comparison.ledger import Trial
+from tests.comparison.made_up import tuned_comparison as comparison
 
 
 def test_where_an_arm_runs():

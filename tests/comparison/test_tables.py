@@ -1,9 +1,8 @@
 """What stands in the tables, cell by cell."""
 
-import made_up
-from made_up import rows, trials
-
 from distil_jax.comparison import results, tables
+from tests.comparison import made_up
+from tests.comparison.made_up import rows, trials
 
 
 def made_of(table, done, *arguments, **changed):

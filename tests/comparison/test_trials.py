@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import tiny
 
 from distil_jax import config as configs
 from distil_jax import scoring
 from distil_jax.comparison import families, trials
 from distil_jax.models import qwen3
 from distil_jax.ops import unembedding
+from tests.comparison import tiny
 
 KEY = jax.random.key(3)
 G = 4

@@ -1,11 +1,11 @@
 """A family of three tokens and a network that learns it in seconds."""
 
 import jax
-import networks
 
 from distil_jax import config as configs
 from distil_jax.comparison import bases, trials
 from distil_jax.comparison.families import Family, Route
+from tests import networks
 
 # The base writes the code of one digit, right with .6, or guesses.
 FAMILY = Family(

@@ -1,7 +1,7 @@
 import pytest
-import teacher_prompts
 
 from distil_jax import envs
+from tests import teacher_prompts
 
 
 def test_every_environment_has_a_page():

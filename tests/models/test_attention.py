@@ -6,11 +6,11 @@ import re
 
 import jax
 import jax.numpy as jnp
-import networks
 import numpy as np
 import pytest
 
 from distil_jax.models import attention, decoding, qwen3, sharding
+from tests import networks
 
 LANES = 128
 SHAPE = re.compile(r"f32\[([0-9,]+)\]")

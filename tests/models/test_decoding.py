@@ -4,11 +4,11 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import networks
 import numpy as np
 import pytest
 
 from distil_jax.models import decoding, qwen3
+from tests import networks
 
 GROUP_SIZE, NUM_STEPS, LENGTHS = 3, 4, [1, 3, 5]
 # Of the first prompt nothing is left to be read beforehand.

@@ -4,11 +4,11 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import networks
 import numpy as np
 import pytest
 
 from distil_jax.models import qwen3, sharding
+from tests import networks
 
 
 @pytest.fixture(scope="module")

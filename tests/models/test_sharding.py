@@ -4,13 +4,13 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import networks
 import numpy as np
 import optax
 import pytest
 
 from distil_jax import config, engine, recipe, rollout, update
 from distil_jax.models import qwen3, sharding
+from tests import networks
 
 GROUP_SIZE, LENGTH = 2, 6
 NUM_PROBLEMS, MICRO_BATCH_SIZE = 8, 8

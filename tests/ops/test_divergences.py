@@ -2,7 +2,6 @@
 
 import functools
 
-import formulas
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +9,7 @@ import pytest
 
 from distil_jax.ops import divergences
 from distil_jax.ops.divergences import Divergence
+from tests import formulas
 
 INF = np.inf
 KINDS = [

@@ -2,7 +2,6 @@
 
 import itertools
 
-import formulas
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -11,6 +10,7 @@ import pytest
 
 from distil_jax.ops import tiles, unembedding
 from distil_jax.ops.divergences import Divergence
+from tests import formulas
 
 FIELDS = (
   "costs",

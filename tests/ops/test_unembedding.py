@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import types
 
-import formulas
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 
 from distil_jax.ops import chunks, unembedding
 from distil_jax.ops.divergences import Divergence
+from tests import formulas
 
 FIELDS = tuple(
   field.name for field in dataclasses.fields(unembedding.TokenStatistics)

@@ -2,10 +2,9 @@
 
 import dataclasses
 
-from test_guesses import RUN
-
 from distil_jax.planning import advice, chips, memory, outcome, times
 from distil_jax.planning.outcome import SAMPLING, TRAINING
+from tests.planning.test_guesses import RUN
 
 GIB = 2.0**30
 MESH = {"data": 1, "fsdp": 8, "context": 1, "tensor": 1}
