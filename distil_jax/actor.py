@@ -24,7 +24,8 @@ from distil_jax import (
 )
 from distil_jax.models import qwen3, sharding
 from distil_jax.policy import Policy
-from distil_jax.records import (
+from distil_jax.tooling import FAILED, Tooling
+from distil_jax.types import (
   Message,
   Problem,
   Rollout,
@@ -32,7 +33,6 @@ from distil_jax.records import (
   StopReason,
   Verdict,
 )
-from distil_jax.tooling import FAILED, Tooling
 
 
 @dataclasses.dataclass(frozen=True)

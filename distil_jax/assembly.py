@@ -37,8 +37,8 @@ from distil_jax.io import tokenizer as tokenizers
 from distil_jax.io import weights
 from distil_jax.models import architecture, attention, qwen3, sharding
 from distil_jax.policy import Policy, load_policy, resolve_directory
-from distil_jax.records import Problem
 from distil_jax.tooling import Tooling
+from distil_jax.types import Problem
 
 # Texts that a new tokenizer is trained on, at the most.
 _NUM_TOKENIZER_TEXTS = 20_000

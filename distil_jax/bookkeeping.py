@@ -18,7 +18,7 @@ from distil_jax.config import Config, ConfigError, Objective
 from distil_jax.guard import GuardState
 from distil_jax.io import reports
 from distil_jax.policy import resolve_directory
-from distil_jax.records import Status, StopReason
+from distil_jax.types import Status, StopReason
 
 # Settings that may differ when a run goes on from a checkpoint.
 # (None of them changes what is computed, but for rounding.)

@@ -12,7 +12,7 @@ from distil_jax.actor import Actor, Experience
 from distil_jax.envs import SelfJudged
 from distil_jax.io.tokenizer import Tokenizer
 from distil_jax.models import qwen3
-from distil_jax.records import Message, Problem, Rollout, StopReason, Verdict
+from distil_jax.types import Message, Problem, Rollout, StopReason, Verdict
 
 # Folded into a step's key, to keep the noise of critiques apart from that of
 # completions.

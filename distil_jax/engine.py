@@ -23,7 +23,7 @@ from flax import nnx
 from distil_jax import endings, rollout
 from distil_jax.models import architecture, decoding, qwen3, sharding
 from distil_jax.ops import sampling
-from distil_jax.records import Rollout
+from distil_jax.types import Rollout
 
 Report = Callable[[int, int], None]
 OneOrMore = float | None | Sequence[float | None]

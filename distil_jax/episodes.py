@@ -20,8 +20,8 @@ import numpy as np
 
 from distil_jax import endings, engine, prefixes, processes, prompts
 from distil_jax.io.tokenizer import Tokenizer
-from distil_jax.records import Message, Problem, Rollout, StopReason
 from distil_jax.tooling import Tooling
+from distil_jax.types import Message, Problem, Rollout, StopReason
 
 # A row whose episode is over, and the text of its last turn.
 Over = Callable[[int, str], None]

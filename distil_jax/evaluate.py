@@ -11,7 +11,7 @@ from distil_jax import processes
 from distil_jax.actor import Actor
 from distil_jax.critiques import SelfCritic
 from distil_jax.models import qwen3
-from distil_jax.records import Problem
+from distil_jax.types import Problem
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:

@@ -13,7 +13,7 @@ from distil_jax import scoring
 from distil_jax.models import qwen3, sharding
 from distil_jax.ops import candidates, chunks, masking, unembedding
 from distil_jax.ops.divergences import Divergence
-from distil_jax.records import Batch
+from distil_jax.types import Batch
 
 
 def judged_tokens(batch: Batch) -> jax.Array:

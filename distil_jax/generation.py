@@ -12,7 +12,7 @@ import numpy as np
 
 from distil_jax import policy as policies
 from distil_jax.io import datasets
-from distil_jax.records import Message, StopReason
+from distil_jax.types import Message, StopReason
 
 Conversation = tuple[Message, ...]
 

@@ -10,8 +10,8 @@ from distil_jax.actor import Actor, Experience
 from distil_jax.judging import Judges
 from distil_jax.models import qwen3
 from distil_jax.policy import Policy
-from distil_jax.records import Status
 from distil_jax.teaching import Lesson
+from distil_jax.types import Status
 
 
 @dataclasses.dataclass(frozen=True)

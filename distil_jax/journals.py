@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from distil_jax.models import sharding
-from distil_jax.records import StopReason
+from distil_jax.types import StopReason
 
 
 @struct.dataclass

@@ -7,7 +7,7 @@ from concurrent.futures import Future
 
 from distil_jax import complaints, threads
 from distil_jax.envs import Environment
-from distil_jax.records import Problem, Status, Verdict
+from distil_jax.types import Problem, Status, Verdict
 
 
 class Judges:

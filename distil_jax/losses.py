@@ -19,7 +19,7 @@ from distil_jax.models import qwen3
 from distil_jax.ops import advantages, masking, unembedding
 from distil_jax.ops import credit as credit_lib
 from distil_jax.ops import mismatch as mismatch_lib
-from distil_jax.records import Batch
+from distil_jax.types import Batch
 
 # Sum and number of what a metric averages. Shape `[2]` each.
 Sums = dict[str, jax.Array]

@@ -18,19 +18,8 @@ from distil_jax import assembly, rollout
 from distil_jax.config import Config, ConfigError, needs_teacher
 from distil_jax.io import weights as weights_io
 from distil_jax.io.progress import Progress
-from distil_jax.models import (
-  architecture,
-  attention,
-  decoding,
-  qwen3,
-  sharding,
-)
-from distil_jax.planning import (
-  costs,
-  memory,
-  templates,
-  times,
-)
+from distil_jax.models import architecture, attention, decoding, qwen3, sharding
+from distil_jax.planning import costs, memory, templates, times
 from distil_jax.planning.outcome import (
   GROWING,
   READING,

@@ -23,7 +23,7 @@ from distil_jax.io import weights
 from distil_jax.models import architecture, qwen3
 from distil_jax.models import attention as attentions
 from distil_jax.ops import chunks
-from distil_jax.records import Message, Rollout
+from distil_jax.types import Message, Rollout
 
 _EMBEDDED = "embedded:"
 

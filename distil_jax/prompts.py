@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from distil_jax.envs import wording
-from distil_jax.records import Message, Problem
+from distil_jax.types import Message, Problem
 
 _SOLUTION = "\n\nCorrect solution:\n\n{}"
 _FEEDBACK = (

@@ -10,7 +10,7 @@ from flax import nnx
 from distil_jax import config, experts, losses, objectives, update
 from distil_jax.ops import advantages
 from distil_jax.ops.divergences import Divergence
-from distil_jax.records import Batch
+from distil_jax.types import Batch
 from distil_jax.update import Metrics, TrainState
 
 StepFn = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]

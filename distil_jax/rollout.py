@@ -24,7 +24,7 @@ from jax.experimental import layout
 from distil_jax import journals
 from distil_jax.models import decoding, qwen3, sharding
 from distil_jax.ops import chunks, sampling
-from distil_jax.records import Array, Rollout, StopReason
+from distil_jax.types import Array, Rollout, StopReason
 
 # Tokens that slots choose before what they chose is sorted in.
 JOURNAL_STEPS = 128

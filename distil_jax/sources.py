@@ -13,7 +13,7 @@ from distil_jax.config import Config, ConfigError
 from distil_jax.envs import Environment, Generator
 from distil_jax.io import datasets
 from distil_jax.io import tokenizer as tokenizers
-from distil_jax.records import Demonstration, Problem
+from distil_jax.types import Demonstration, Problem
 
 T = TypeVar("T")
 

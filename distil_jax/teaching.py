@@ -10,7 +10,7 @@ import numpy as np
 from distil_jax import prefixes, prompts
 from distil_jax.actor import Experience
 from distil_jax.io.tokenizer import Tokenizer
-from distil_jax.records import Array, Batch, Demonstration, Status
+from distil_jax.types import Array, Batch, Demonstration, Status
 
 SolutionSource = Literal["sibling", "reference", "sibling_or_reference", "none"]
 FeedbackUse = Literal["when_no_solution", "always", "never"]

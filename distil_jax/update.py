@@ -11,7 +11,7 @@ from flax import struct
 
 from distil_jax import guard, losses
 from distil_jax.models import qwen3, sharding
-from distil_jax.records import Batch
+from distil_jax.types import Batch
 
 Metrics = dict[str, jax.Array]
 

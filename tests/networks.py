@@ -12,7 +12,7 @@ from distil_jax import prompts
 from distil_jax.io import tokenizer as tokenizers
 from distil_jax.models import architecture, qwen3
 from distil_jax.policy import Policy
-from distil_jax.records import Batch
+from distil_jax.types import Batch
 
 VOCAB_SIZE = 24
 PAD = 0

@@ -24,7 +24,7 @@ from distil_jax.envs import self_evaluation
 from distil_jax.io import tokenizer as tokenizers
 from distil_jax.models import qwen3, sharding
 from distil_jax.policy import resolve_directory
-from distil_jax.records import Problem, Status, Verdict
+from distil_jax.types import Problem, Status, Verdict
 from tests import networks
 
 CASES = {

@@ -12,7 +12,7 @@ from distil_jax import engine
 from distil_jax.actor import Actor
 from distil_jax.judging import Judges
 from distil_jax.models import sharding
-from distil_jax.records import Problem, Status, Verdict
+from distil_jax.types import Problem, Status, Verdict
 from tests import networks
 
 GROUP_SIZE, LENGTH = 2, 5

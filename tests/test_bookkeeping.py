@@ -7,7 +7,7 @@ import pytest
 
 from distil_jax import bookkeeping, config, teaching
 from distil_jax.actor import Experience
-from distil_jax.records import Problem, Rollout, Status, StopReason, Verdict
+from distil_jax.types import Problem, Rollout, Status, StopReason, Verdict
 from tests import networks
 
 

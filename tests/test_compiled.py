@@ -11,7 +11,7 @@ import pytest
 
 from distil_jax import config, objectives, recipe, rollout, scoring, update
 from distil_jax.models import qwen3
-from distil_jax.records import Batch
+from distil_jax.types import Batch
 from tests import networks
 
 B, S, T, V = 8, 16, 256, 50_000

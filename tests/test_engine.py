@@ -11,7 +11,7 @@ import pytest
 
 from distil_jax import endings, engine, rollout
 from distil_jax.models import qwen3, sharding
-from distil_jax.records import StopReason
+from distil_jax.types import StopReason
 from tests import networks
 
 PAD, EOS = networks.PAD, (3, 11)

@@ -16,13 +16,7 @@ from distil_jax.io import tokenizer as tokenizers
 from distil_jax.judging import Judges
 from distil_jax.models import architecture, qwen3, sharding
 from distil_jax.policy import Policy
-from distil_jax.records import (
-  Problem,
-  Rollout,
-  Status,
-  StopReason,
-  Verdict,
-)
+from distil_jax.types import Problem, Rollout, Status, StopReason, Verdict
 from tests import networks
 
 GROUP_SIZE, LENGTH, PROMPT_LENGTH = 2, 60, 24

@@ -24,7 +24,7 @@ from distil_jax.envs.calculator import Calculator
 from distil_jax.judging import Judges
 from distil_jax.models import sharding
 from distil_jax.policy import load_policy
-from distil_jax.records import Rollout, Status, StopReason, Verdict
+from distil_jax.types import Rollout, Status, StopReason, Verdict
 from tests import commands, networks
 
 

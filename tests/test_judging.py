@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from distil_jax import judging
-from distil_jax.records import Problem, Status, Verdict
+from distil_jax.types import Problem, Status, Verdict
 
 PROBLEM = Problem(index=7, messages=(), answer="")
 

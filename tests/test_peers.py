@@ -4,12 +4,12 @@ import sys
 
 import pytest
 
+from benchmarks import peers
 from tests import commands
 
 # Benchmarks are not installed with the package.
 sys.path.append(str(commands.ROOT))
 
-from benchmarks import peers
 
 SIZES = dict.fromkeys(peers.SIZES, 8)
 PROMPTS = [[1, 2, 3], [4, 5, 6]]

@@ -5,7 +5,7 @@ import pytest
 
 from distil_jax import prompts
 from distil_jax.io import tokenizer as tokenizer_lib
-from distil_jax.records import Problem
+from distil_jax.types import Problem
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 PROBLEM = Problem(

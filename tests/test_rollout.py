@@ -10,7 +10,7 @@ import pytest
 from distil_jax import engine, rollout, scoring
 from distil_jax.models import qwen3
 from distil_jax.ops import unembedding
-from distil_jax.records import StopReason
+from distil_jax.types import StopReason
 from tests import networks
 
 PAD, EOS = networks.PAD, (3, 11)

@@ -13,7 +13,7 @@ from distil_jax.envs.calculator import Calculator
 from distil_jax.io import tokenizer as tokenizers
 from distil_jax.models import sharding
 from distil_jax.ops import advantages
-from distil_jax.records import (
+from distil_jax.types import (
   Demonstration,
   Problem,
   Rollout,

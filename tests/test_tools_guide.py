@@ -8,7 +8,7 @@ import yaml
 
 from distil_jax import config as configs
 from distil_jax.envs import tools
-from distil_jax.records import Problem
+from distil_jax.types import Problem
 
 GUIDE = pathlib.Path(__file__).parents[1] / "docs/tools.md"
 PROBLEM = Problem(index=0, messages=(), answer="")

@@ -12,7 +12,7 @@ from distil_jax import guard, recipe, rollout, scoring, update
 from distil_jax.comparison import families
 from distil_jax.models import architecture, qwen3
 from distil_jax.ops import masking, unembedding
-from distil_jax.records import Batch, Rollout
+from distil_jax.types import Batch, Rollout
 
 # Folded into a trial's key: training, and held-out problems, share no noise.
 _PROBLEMS, _SAMPLES, _FEEDBACK = 0, 1, 2

@@ -11,7 +11,7 @@ from distil_jax.envs.multiple_choice import MultipleChoice
 from distil_jax.envs.reasoning_gym import ReasoningGym
 from distil_jax.envs.self_evaluation import SelfEvaluation
 from distil_jax.envs.tool_calls import ToolCalls
-from distil_jax.records import Demonstration, Message, Problem, Verdict
+from distil_jax.types import Demonstration, Message, Problem, Verdict
 
 ENVIRONMENTS = {
   "multiple_choice": MultipleChoice,

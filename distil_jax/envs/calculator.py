@@ -26,13 +26,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from distil_jax.envs import tags
-from distil_jax.records import (
-  Demonstration,
-  Message,
-  Problem,
-  Status,
-  Verdict,
-)
+from distil_jax.types import Demonstration, Message, Problem, Status, Verdict
 
 MAX_TOTAL = 99
 MAX_OPERAND = 9

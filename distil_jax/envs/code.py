@@ -12,8 +12,8 @@ from distil_jax import sandbox
 from distil_jax.envs import code_feedback, code_tests, rows
 from distil_jax.envs.code_feedback import Trial
 from distil_jax.envs.code_tests import Asserts, Case
-from distil_jax.records import Problem, Status, Verdict
 from distil_jax.sandbox.inside import values
+from distil_jax.types import Problem, Status, Verdict
 
 # Nothing is tried twice: a line of a million letters is soon read.
 _FENCE = re.compile(r"^[ \t]*+```[ \t]*+(\w*+)[^\n`]*+$", re.MULTILINE)

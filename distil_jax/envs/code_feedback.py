@@ -10,8 +10,8 @@ import signal
 
 from distil_jax.envs import wording
 from distil_jax.envs.code_tests import Asserts, Case
-from distil_jax.records import Status
 from distil_jax.sandbox import Check, End, Fault, Outcome
+from distil_jax.types import Status
 
 MAX_LENGTH = 2000
 _MAX_PART = 400

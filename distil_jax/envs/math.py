@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import Any, ClassVar
 
 from distil_jax.envs import equivalence, rows, wording, workers
-from distil_jax.records import Problem, Status, Verdict
+from distil_jax.types import Problem, Status, Verdict
 
 _BOX = "\\boxed{"
 _NUMBER = re.compile(r"([-+]?)(\d{1,40}|\d{1,3}(?:,\d{3}){1,12})?(\.\d{1,40})?")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from distil_jax.envs import rows, tags, wording
-from distil_jax.records import Problem, Status, Verdict
+from distil_jax.types import Problem, Status, Verdict
 
 _OPEN, _CLOSE = "<answer>", "</answer>"
 _LETTER = re.compile(r"(?:([A-Za-z])|\(([A-Za-z])\))\.?")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from distil_jax import sandbox
 from distil_jax.envs import wording
-from distil_jax.records import Problem
+from distil_jax.types import Problem
 
 # Nothing is tried twice: a block that is never closed is soon read.
 _FENCE = re.compile(

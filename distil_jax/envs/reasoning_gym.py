@@ -6,13 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from distil_jax.envs import reasoning_tasks, rows, tags, wording, workers
-from distil_jax.records import (
-  Demonstration,
-  Message,
-  Problem,
-  Status,
-  Verdict,
-)
+from distil_jax.types import Demonstration, Message, Problem, Status, Verdict
 
 _OPEN, _CLOSE = "<answer>", "</answer>"
 _MAX_LENGTH = 10_000

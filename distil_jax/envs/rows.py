@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from distil_jax.records import Message
+from distil_jax.types import Message
 
 
 def text(row: Mapping[str, Any], name: str) -> str | None:

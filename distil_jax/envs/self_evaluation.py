@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distil_jax.envs import rows, tags, wording
-from distil_jax.records import Message, Problem, Status, Verdict
+from distil_jax.types import Message, Problem, Status, Verdict
 
 # The places that a rubric may have.
 _PLACES = ("problem", "completion", "feedback", "answer")

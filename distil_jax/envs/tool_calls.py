@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from distil_jax.envs import rows, wording
-from distil_jax.records import Problem, Status, Verdict
+from distil_jax.types import Problem, Status, Verdict
 
 Call = tuple[str, Any]  # the tool's name, and its input as JSON has it
 

@@ -5,7 +5,7 @@ from typing import Any, Protocol, cast
 
 from distil_jax.envs import making
 from distil_jax.envs.python_tool import PythonTool
-from distil_jax.records import Problem
+from distil_jax.types import Problem
 
 TOOLS = {"python": PythonTool}
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 
 import grain
 
-from distil_jax.records import Problem
+from distil_jax.types import Problem
 
 T = TypeVar("T")
 Malformed = Literal["error", "skip"]

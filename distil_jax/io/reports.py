@@ -25,7 +25,7 @@ from typing import Any
 
 import tensorboardX
 
-from distil_jax import records
+from distil_jax import types
 
 METRICS = "metrics.jsonl"
 EVALUATIONS = "evaluations.jsonl"
@@ -67,13 +67,13 @@ class Sample:
     earlier: of an episode, what was said before the last turn, and by whom.
   """
 
-  problem: records.Problem
+  problem: types.Problem
   completion: str
   num_tokens: int
-  stop_reason: records.StopReason
-  verdict: records.Verdict
+  stop_reason: types.StopReason
+  verdict: types.Verdict
   teacher_prompt: str | None = None
-  earlier: Sequence[records.Message] = ()
+  earlier: Sequence[types.Message] = ()
 
 
 class RunFolder:
@@ -453,7 +453,7 @@ def _page(step: int, samples: Sequence[Sample]) -> str:
   parts = [f"# Rollouts of step {step}\n"]
   for number, sample in enumerate(samples, start=1):
     verdict = sample.verdict
-    stop_reason = records.StopReason(int(sample.stop_reason))
+    stop_reason = types.StopReason(int(sample.stop_reason))
     parts.append(
       f"## Sample {number} of {len(samples)}\n\n"
       f"- problem: {sample.problem.index}\n"

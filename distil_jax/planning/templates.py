@@ -18,7 +18,7 @@ from distil_jax import engine, rollout, update
 from distil_jax.models import decoding, qwen3, sharding
 from distil_jax.ops import sampling
 from distil_jax.planning import memory
-from distil_jax.records import Batch
+from distil_jax.types import Batch
 
 
 def params(shapes: qwen3.Params, mesh: jax.sharding.Mesh) -> qwen3.Params:

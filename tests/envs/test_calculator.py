@@ -13,7 +13,7 @@ import pytest
 
 from distil_jax.envs import calculator
 from distil_jax.envs.calculator import Calculator
-from distil_jax.records import Status
+from distil_jax.types import Status
 
 ROW = {"prompt": "Compute 47 + 8 - 3 + 6.", "answer": "58"}
 SOLUTION = "47 + 8 = 55\n55 - 3 = 52\n52 + 6 = 58\n<answer>58</answer>"

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from distil_jax import sandbox
 from distil_jax.envs import code_feedback, code_tests, contract
 from distil_jax.envs.code import Code, fenced, is_same_output, last_program
-from distil_jax.records import Status
+from distil_jax.types import Status
 
 ROWS = pathlib.Path(__file__).parents[3] / "shared/data/humaneval"
 needs_data = pytest.mark.skipif(

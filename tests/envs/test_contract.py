@@ -9,7 +9,7 @@ import yaml
 
 from distil_jax import config, envs, learner
 from distil_jax.envs import contract
-from distil_jax.records import Problem, Status, Verdict
+from distil_jax.types import Problem, Status, Verdict
 
 GUIDE = pathlib.Path(__file__).parents[2] / "docs/environments.md"
 ROWS = {

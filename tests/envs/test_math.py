@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from distil_jax.envs import equivalence, workers
 from distil_jax.envs import math as maths
-from distil_jax.records import Status
+from distil_jax.types import Status
 
 GSM8K = pathlib.Path(__file__).parents[3] / "shared/data/gsm8k/test.jsonl"
 ENVIRONMENT = maths.Math(seconds=60.0)  # of a loaded machine

@@ -8,7 +8,7 @@ import pytest
 from distil_jax import envs
 from distil_jax.envs.calculator import Calculator
 from distil_jax.envs.multiple_choice import MultipleChoice
-from distil_jax.records import Status
+from distil_jax.types import Status
 
 SCIENCE = pathlib.Path(__file__).parents[3] / "shared/data/sciknoweval"
 ROW = {

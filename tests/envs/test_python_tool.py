@@ -7,7 +7,7 @@ import pytest
 from distil_jax import sandbox
 from distil_jax.envs import tools, wording
 from distil_jax.envs.python_tool import PythonTool, last_block
-from distil_jax.records import Problem
+from distil_jax.types import Problem
 
 PROBLEM = Problem(index=0, messages=(), answer="")
 

@@ -17,7 +17,7 @@ from distil_jax.envs import (
   tags,
   workers,
 )
-from distil_jax.records import Status
+from distil_jax.types import Status
 
 # Seconds of a loaded machine, where nothing is to be late.
 ENVIRONMENT = reasoning_gym.ReasoningGym(

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from distil_jax import envs
 from distil_jax.envs import calculator, contract, self_evaluation
 from distil_jax.envs import math as maths
-from distil_jax.records import Status, Verdict
+from distil_jax.types import Status, Verdict
 
 MATH = maths.Math(symbolic=False)
 OF_MATH = self_evaluation.SelfEvaluation(of=MATH)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distil_jax.envs.tool_calls import ToolCalls
-from distil_jax.records import Status
+from distil_jax.types import Status
 
 DATA = pathlib.Path(__file__).parents[3] / "shared/data/tooluse/test.json"
 CALLS = [

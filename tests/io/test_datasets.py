@@ -8,7 +8,7 @@ import pytest
 
 from distil_jax.envs.multiple_choice import MultipleChoice
 from distil_jax.io import datasets
-from distil_jax.records import Problem
+from distil_jax.types import Problem
 
 SCIENCE = pathlib.Path(__file__).parents[3] / "shared/data/sciknoweval"
 GOOD = {"prompt": "2 + 2?", "answer": "4"}

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
-from distil_jax import records
+from distil_jax import types
 from distil_jax.io import reports
 
 
@@ -203,7 +203,7 @@ def test_tensorboard_has_the_same_numbers_and_purges_on_resume(tmp_path):
 
 
 SAMPLE = reports.Sample(
-  problem=records.Problem(
+  problem=types.Problem(
     index=17,
     messages=(
       {"role": "system", "content": "Be brief."},
@@ -214,7 +214,7 @@ SAMPLE = reports.Sample(
   completion="```text\n1 + 1 = 3\n```\n````\n## Not a heading",
   num_tokens=23,
   stop_reason=np.int32(1),
-  verdict=records.Verdict(0.0, "It is 2.", records.Status.WRONG),
+  verdict=types.Verdict(0.0, "It is 2.", types.Status.WRONG),
   teacher_prompt="Compute 1 + 1.\n\nIt is 2.",
 )
 
@@ -262,8 +262,8 @@ def test_a_page_survives_what_models_and_sandboxes_emit(tmp_path):
     problem=SAMPLE.problem,
     completion="",
     num_tokens=0,
-    stop_reason=records.StopReason.LENGTH,
-    verdict=records.Verdict(1.0, "bytes \udcff", records.Status.CORRECT),
+    stop_reason=types.StopReason.LENGTH,
+    verdict=types.Verdict(1.0, "bytes \udcff", types.Status.CORRECT),
   )
   start(tmp_path).rollouts(1, [sample])
   page = (tmp_path / "rollouts" / "step_000001.md").read_text(encoding="utf-8")
