@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import distil_jax
-from distil_jax.comparison import bench
+from distil_jax.analysis.comparison import run_trial
 from distil_jax.io import reports
 
 
@@ -22,7 +22,7 @@ def description() -> str:
     commit = revision["commit"] + (" (changed)" if revision["dirty"] else "")
   return "\n".join(
     [
-      f"device: {bench.device()}",
+      f"device: {run_trial.device()}",
       f"jax {jax.__version__}, numpy {np.__version__}",
       f"commit: {commit}",
     ]

@@ -395,6 +395,8 @@ def _train(arguments: argparse.Namespace) -> int:
 
   pass
 
+  pass
+
   bookkeeping.check_same_command("train", config)
   summary = learner.Learner(config).train()
   if summary:
@@ -410,6 +412,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
   from distil_jax import bookkeeping, learner
   from distil_jax.io import reports
   from distil_jax.io.progress import Progress
+
+  pass
+  pass
 
   pass
   pass
@@ -435,6 +440,8 @@ def _sandbox(arguments: argparse.Namespace) -> int:
 
   pass
 
+  pass
+
   if arguments.overrides:
     raise configs.ConfigError(f"{arguments.overrides[0]} is no option here")
   with (
@@ -452,8 +459,10 @@ def _sandbox(arguments: argparse.Namespace) -> int:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-  from distil_jax.comparison import command
-  from distil_jax.comparison.settings import Comparison
+  from distil_jax.analysis.comparison import command
+  from distil_jax.analysis.comparison.settings import Comparison
+
+  pass
 
   pass
 
@@ -535,6 +544,10 @@ def _generate(arguments: argparse.Namespace) -> int:
   pass
   pass
 
+  pass
+  pass
+  pass
+
   asked = generation.conversations(
     [word for word in words if word not in settings], arguments.file
   )
@@ -581,6 +594,9 @@ def _plan(arguments: argparse.Namespace) -> int:
   from distil_jax import arrangements, plan
   from distil_jax.io.progress import Progress
   from distil_jax.planning import machines, report
+
+  pass
+  pass
 
   pass
   pass
@@ -632,6 +648,9 @@ def _existing_policy(
   from distil_jax import assembly, sources
   from distil_jax.io import weights
   from distil_jax.policy import resolve_directory
+
+  pass
+  pass
 
   pass
   pass

@@ -1,0 +1,118 @@
+"""Whether a run collapses, and which measure shows it first."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from distil_jax import config as configs
+from distil_jax.analysis.comparison import tables
+from distil_jax.analysis.comparison.results import Found
+from distil_jax.analysis.comparison.settings import Comparison
+
+Curve = Sequence[Mapping[str, Any]]
+
+# Accuracy that a run must have lost for good.
+_LOST = 0.1
+_NOTE = (
+  "Seed by seed. accuracy fell: the first step from which it stays more than "
+  "ten points below its best. The others: the first step at which a measure is "
+  "that far from the best that it has been (teacher and length their highest, "
+  "entropy and p_eos their lowest), lasting or not; where accuracy did not "
+  "fall it is a false alarm or one that was averted. Left out: arms that show "
+  "none of it."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sign:
+  """A measure that leaves the best that it has been.
+
+  Attributes:
+    measure: of the learning curves.
+    limit: how far from its highest, or its lowest where it `rises`, it must be.
+    rises: whether it is a rise that is bad.
+    is_share: whether the limit is a share of the highest, not a difference.
+  """
+
+  measure: str
+  limit: float
+  rises: bool = False
+  is_share: bool = False
+
+  @property
+  def label(self) -> str:
+    amount = f"{self.limit:.0%}" if self.is_share else f"{self.limit:g}"
+    return f"{self.measure} {'+' if self.rises else '−'}{amount}"
+
+
+SIGNS = (
+  Sign("teacher", 0.1),
+  Sign("entropy", 0.1, rises=True),
+  Sign("length", 0.1, is_share=True),
+  Sign("p_eos", 0.05, rises=True),
+)
+
+
+def fell_at(curve: Curve) -> int | None:
+  """The first step from which accuracy stays well below its best.
+
+  Args:
+    curve: points with `step` and `avg`, in order.
+
+  Returns:
+    the step; None where the end is within a tenth of the best.
+  """
+  best = max(point["avg"] for point in curve)
+  step = None
+  for point in reversed(curve):
+    if point["avg"] > best - _LOST:
+      return step
+    step = point["step"]
+  return step
+
+
+def shown_at(curve: Curve, sign: Sign) -> int | None:
+  """The first step at which a measure is past its limit; None if it never is.
+
+  Points that do not have the measure are passed over.
+  """
+  best = None
+  for point in curve:
+    value = point.get(sign.measure)
+    if value is None:
+      continue
+    if best is None:
+      best = value
+    best = min(best, value) if sign.rises else max(best, value)
+    if abs(value - best) > sign.limit * (best if sign.is_share else 1.0):
+      return point["step"]
+  return None
+
+
+def table(comparison: Comparison, found: Found) -> str | None:
+  """Arms whose accuracy fell or that showed a sign; None if there is none."""
+  heads = [sign.label for sign in SIGNS]
+  rows = [["family", "arm", "best, %", "end, %", "accuracy fell", *heads]]
+  for family, arm, records in tables.rows_of(found, list(comparison.arms)):
+    curves = [r["curve"] for r in sorted(records, key=lambda r: r["seed"])]
+    steps = [[fell_at(curve) for curve in curves]]
+    for sign in SIGNS:
+      # Without a teacher it would be the student with feedback.
+      counts = sign.measure != "teacher" or configs.needs_teacher(
+        comparison.arms[arm].objective
+      )
+      steps.append([shown_at(c, sign) if counts else None for c in curves])
+    if all(step is None for of_seeds in steps for step in of_seeds):
+      continue
+    best = [max(point["avg"] for point in curve) for curve in curves]
+    ends = [curve[-1]["avg"] for curve in curves]
+    accuracies = [
+      _listed([f"{100 * value:.0f}" for value in values])
+      for values in (best, ends)
+    ]
+    rows.append([family, arm, *accuracies, *map(_listed, steps)])
+  return f"{tables.markdown(rows)}\n\n{_NOTE}" if len(rows) > 1 else None
+
+
+def _listed(values: Sequence[object]) -> str:
+  return ", ".join(tables.NONE if v is None else str(v) for v in values)

@@ -1,0 +1,427 @@
+"""One trial: an objective on a family, many steps in one compiled program."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from distil_jax import config as configs
+from distil_jax import guard, recipe, rollout, scoring, update
+from distil_jax.analysis.comparison import tasks
+from distil_jax.models import architecture, qwen3
+from distil_jax.ops import masking, unembedding
+from distil_jax.types import Batch, Rollout
+
+# Folded into a trial's key: training, and held-out problems, share no noise.
+_PROBLEMS, _SAMPLES, _FEEDBACK = 0, 1, 2
+_WARMUP_STEPS = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+  """What a compiled trial is made for; static under jit.
+
+  Attributes:
+    family: whose problems.
+    network: of student and teacher.
+    objective, teacher: sections of a training config.
+    num_problems, group_size: rollouts of one step.
+    mini_batch_size: sequences per optimiser update; None: one update a step.
+    decay_steps: training steps in which a cosine brings the learning rate to
+      0; None: it stays.
+  """
+
+  family: tasks.Family
+  network: architecture.Qwen3Config
+  objective: Any
+  teacher: configs.Teacher
+  num_problems: int = 16
+  group_size: int = 8
+  mini_batch_size: int | None = None
+  decay_steps: int | None = None
+
+  @property
+  def num_sequences(self) -> int:
+    return self.num_problems * self.group_size
+
+  @property
+  def graphdef(self):
+    return qwen3.make(self.network)[0]
+
+  @property
+  def guard(self) -> configs.Guard | None:
+    """Of a teacher that there is."""
+    is_used = configs.needs_teacher(self.objective)
+    return self.teacher.guard if is_used else None
+
+
+def init_state(
+  setting: Setting, params: qwen3.Params, seed: int
+) -> update.TrainState:
+  """State before the first step."""
+  return update.init_state(
+    jax.tree.map(jnp.copy, params),
+    optimizer=_optimizer(setting, 1.0),
+    keeps_teacher=recipe.keeps_teacher(setting.objective, setting.teacher),
+    seed=seed,
+    guard_action=setting.guard.action if setting.guard else None,
+  )
+
+
+@functools.partial(
+  jax.jit, static_argnames=("setting", "num_steps"), donate_argnames="state"
+)
+def train(
+  state: update.TrainState,
+  learning_rate: jax.Array,
+  *,
+  setting: Setting,
+  num_steps: int,
+) -> tuple[update.TrainState, update.Metrics]:
+  """Some steps: problems, rollouts, verdicts, teacher prompts, updates.
+
+  Args:
+    state: where to begin; its key and step decide all noise.
+    learning_rate: an array, so that a grid of rates compiles once.
+    setting: what is trained.
+    num_steps: how many steps.
+
+  Returns:
+    the next state, and the mean of each metric over the steps.
+  """
+  step_fn = recipe.train_step(
+    setting.objective,
+    setting.teacher,
+    graphdef=setting.graphdef,
+    optimizer=_optimizer(setting, learning_rate),
+    group_size=setting.group_size,
+    num_sequences=setting.num_sequences,
+    mini_batch_size=setting.mini_batch_size,
+  )
+
+  def step(state, _):
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+    batch, rewards, _ = experience(state.params, key, setting=setting)
+    state, metrics = step_fn(state, batch)
+    metrics["reward"] = jnp.mean(rewards)
+    metrics["completion_length"] = (
+      jnp.sum(batch.completion_mask) / batch.completion_mask.shape[0]
+    )
+    if setting.guard:
+      state = _guarded(state, key, setting)
+      metrics["guard"] = state.guard.is_holding.astype(jnp.float32)
+    return state, metrics
+
+  state, metrics = jax.lax.scan(step, state, length=num_steps)
+  return state, jax.tree.map(jnp.mean, metrics)
+
+
+def experience(
+  params: qwen3.Params, key: jax.Array, *, setting: Setting
+) -> tuple[Batch, jax.Array, tasks.Problems]:
+  """A batch to learn from: of rollouts or, for `sft`, of demonstrations.
+
+  Returns:
+    the batch, rewards `[P, G]`, and the problems `[P]`.
+  """
+  family = setting.family
+  fold = jax.random.fold_in
+  problems = tasks.make_problems(
+    family, fold(key, _PROBLEMS), setting.num_problems
+  )
+  sampled = sample(
+    params,
+    problems,
+    tasks.prompts(problems),
+    fold(key, _SAMPLES),
+    setting=setting,
+    group_size=setting.group_size,
+  )
+  shape = (setting.num_problems, setting.group_size, -1)
+  ids = sampled.completion_ids.reshape(shape)
+  mask = sampled.completion_mask.reshape(shape)
+  rewards = tasks.judge(family, problems, ids, mask)
+  repeated = _repeat(problems, setting.group_size)
+  sibling, has_sibling = _siblings(ids, rewards)
+  told = _wrong_for_some(
+    family, repeated, fold(key, _FEEDBACK), setting.group_size
+  )
+  hint_ids, hint_mask = tasks.hints(family, told, sibling)
+  teacher_ids, teacher_mask = tasks.teacher_prompts(
+    repeated, hint_ids, hint_mask
+  )
+  prompt_ids = tasks.prompts(repeated)
+  has_signal = jnp.ones(setting.num_sequences, jnp.int32)
+  if family.feedback == "sibling":
+    has_signal = has_sibling
+  batch = Batch(
+    prompt_ids=prompt_ids,
+    prompt_mask=jnp.ones_like(prompt_ids),
+    teacher_prompt_ids=teacher_ids,
+    teacher_prompt_mask=teacher_mask,
+    completion_ids=sampled.completion_ids,
+    completion_mask=sampled.completion_mask,
+    sample_mask=has_signal,
+    rewards=rewards.reshape(-1),
+    old_log_probs=sampled.log_probs,
+  )
+  if getattr(setting.objective, "kind", None) == "sft":
+    batch = _demonstrated(family, batch, told, sibling, key)
+  return batch, rewards, problems
+
+
+def sample(
+  params: qwen3.Params,
+  problems: tasks.Problems,
+  prompt_ids: jax.Array,
+  key: jax.Array,
+  *,
+  setting: Setting,
+  group_size: int,
+  prompt_mask: jax.Array | None = None,
+) -> Rollout:
+  """Completions of some prompts, at temperature 1."""
+  if prompt_mask is None:
+    prompt_mask = jnp.ones_like(prompt_ids)
+  # Problems are drawn: their number in the batch tells them apart.
+  count = jnp.arange(prompt_ids.shape[0], dtype=jnp.uint32)
+  names = jnp.stack([problems.index, count], axis=1)
+  return rollout.generate(
+    params,
+    prompt_ids,
+    prompt_mask,
+    rollout.sample_keys(key, names, group_size),
+    graphdef=setting.graphdef,
+    max_completion_length=setting.family.completion_length,
+    eos_ids=(tasks.EOS,),
+    pad_id=tasks.PAD,
+  )
+
+
+@functools.partial(
+  jax.jit, static_argnames=("setting", "num_problems", "num_samples")
+)
+def held_out_rewards(
+  params: qwen3.Params,
+  key: jax.Array,
+  *,
+  setting: Setting,
+  num_problems: int,
+  num_samples: int,
+) -> jax.Array:
+  """Rewards of held-out problems, shape `[num_problems, num_samples]`."""
+  problems, sampled = _held_out(params, key, setting, num_problems, num_samples)
+  shape = (num_problems, num_samples, -1)
+  return tasks.judge(
+    setting.family,
+    problems,
+    sampled.completion_ids.reshape(shape),
+    sampled.completion_mask.reshape(shape),
+  )
+
+
+@functools.partial(
+  jax.jit, static_argnames=("setting", "num_problems", "num_samples")
+)
+def evaluate(
+  params: qwen3.Params,
+  teacher_params: qwen3.Params,
+  key: jax.Array,
+  *,
+  setting: Setting,
+  num_problems: int,
+  num_samples: int,
+) -> dict[str, jax.Array]:
+  """How the student does on held-out problems, and how its teacher does.
+
+  Returns:
+    scalars: `avg` (mean reward), `length` (tokens), `entropy` (nats per
+    token), `p_eos` (mean probability of the end before the last token),
+    `good_route` (share of the first route), `teacher` (accuracy of the
+    teacher's own samples, feedback in its prompt).
+  """
+  family = setting.family
+  problems, sampled = _held_out(params, key, setting, num_problems, num_samples)
+  shape = (num_problems, num_samples, -1)
+  ids, mask = sampled.completion_ids, sampled.completion_mask
+  rewards = tasks.judge(
+    family, problems, ids.reshape(shape), mask.reshape(shape)
+  )
+  prompt_ids = tasks.prompts(_repeat(problems, num_samples))
+  hidden = scoring.completion_hidden_states(
+    params,
+    prompt_ids,
+    jnp.ones_like(prompt_ids),
+    ids,
+    mask,
+    graphdef=setting.graphdef,
+  )
+  ends, entropies = unembedding.token_log_probs(
+    hidden, qwen3.unembedding(params), jnp.full_like(ids, tasks.EOS)
+  )
+  is_last = jnp.pad(mask[:, 1:], ((0, 0), (0, 1))) == 0
+  before = mask * (1 - is_last)
+  return {
+    "avg": jnp.mean(rewards),
+    "length": jnp.mean(jnp.sum(mask, axis=1)),
+    "entropy": _mean(entropies, mask),
+    "p_eos": _mean(jnp.exp(ends), before),
+    "good_route": jnp.mean(ids[:, 0] == tasks.ROUTES[0]),
+    "teacher": teacher_accuracy(
+      teacher_params, key, setting=setting, num_problems=num_problems
+    ),
+  }
+
+
+def teacher_accuracy(
+  teacher_params: qwen3.Params,
+  key: jax.Array,
+  *,
+  setting: Setting,
+  num_problems: int,
+) -> jax.Array:
+  """Mean reward of the teacher's own completions, feedback in its prompt."""
+  family = setting.family
+  key = jax.random.fold_in(key, _FEEDBACK)
+  keys = jax.random.split(key, 4)
+  problems = tasks.make_problems(family, keys[0], num_problems)
+  route = jax.random.randint(keys[1], (num_problems,), 0, len(family.routes))
+  sibling, _ = tasks.reference_completion(family, problems, route, keys[2])
+  prompt_ids, prompt_mask = tasks.teacher_prompts(
+    problems, *tasks.hints(family, problems, sibling)
+  )
+  sampled = sample(
+    teacher_params,
+    problems,
+    prompt_ids,
+    keys[3],
+    setting=setting,
+    group_size=1,
+    prompt_mask=prompt_mask,
+  )
+  rewards = tasks.judge(
+    family,
+    problems,
+    sampled.completion_ids[:, None],
+    sampled.completion_mask[:, None],
+  )
+  return jnp.mean(rewards)
+
+
+def _held_out(params, key, setting, num_problems, num_samples):
+  problems_key, samples_key = jax.random.split(key)
+  problems = tasks.make_problems(setting.family, problems_key, num_problems)
+  sampled = sample(
+    params,
+    problems,
+    tasks.prompts(problems),
+    samples_key,
+    setting=setting,
+    group_size=num_samples,
+  )
+  return problems, sampled
+
+
+def _guarded(
+  state: update.TrainState, key: jax.Array, setting: Setting
+) -> update.TrainState:
+  """The state after a look at its teacher, where one is due."""
+  settings = setting.guard
+  assert settings is not None
+
+  def look():
+    accuracy = teacher_accuracy(
+      state.teacher_params,
+      key,
+      setting=setting,
+      num_problems=settings.num_problems,
+    )
+    return guard.look(
+      state.guard,
+      accuracy * settings.num_problems,
+      jnp.int32(settings.num_problems),
+      margin=settings.margin,
+    )
+
+  is_due = state.step % settings.every == 0
+  return dataclasses.replace(
+    state, guard=jax.lax.cond(is_due, look, lambda: state.guard)
+  )
+
+
+def _optimizer(setting, learning_rate):
+  # Warmed up: large rates live or die by their first steps otherwise, and a
+  # grid would choose by luck.
+  mini_batch_size = setting.mini_batch_size or setting.num_sequences
+  return update.make_optimizer(
+    learning_rate=learning_rate,
+    warmup_steps=_WARMUP_STEPS,
+    schedule="constant" if setting.decay_steps is None else "cosine",
+    num_steps=setting.decay_steps,
+    weight_decay=0.0,
+    updates_per_step=setting.num_sequences // mini_batch_size,
+  )[0]
+
+
+def _repeat(problems: tasks.Problems, group_size: int) -> tasks.Problems:
+  return jax.tree.map(lambda x: jnp.repeat(x, group_size, axis=0), problems)
+
+
+def _siblings(ids, rewards):
+  """The first other success of the group `[B, T]`, and whether there is one."""
+  group_size = rewards.shape[1]
+  others = rewards[:, None, :] * (1 - jnp.eye(group_size))[None]
+  first = jnp.argmax(others > 0, axis=-1)
+  chosen = jnp.take_along_axis(ids, first[..., None], axis=1)
+  has_one = jnp.any(others > 0, axis=-1).astype(jnp.int32)
+  return chosen.reshape(-1, ids.shape[-1]), has_one.reshape(-1)
+
+
+def _wrong_for_some(family, problems, key, group_size):
+  """Problems whose feedback is told: here and there another's."""
+  if not family.wrong_feedback:
+    return problems
+  num_problems = problems.index.shape[0] // group_size
+  is_wrong = jax.random.bernoulli(key, family.wrong_feedback, (num_problems,))
+  is_wrong = jnp.repeat(is_wrong, group_size)[:, None]
+  return tasks.Problems(
+    digits=jnp.where(
+      is_wrong, jnp.roll(problems.digits, group_size, axis=0), problems.digits
+    ),
+    fresh=jnp.where(
+      is_wrong, jnp.roll(problems.fresh, group_size, axis=0), problems.fresh
+    ),
+    index=problems.index,
+  )
+
+
+def _demonstrated(family, batch, problems, sibling, key):
+  """The batch with an expert's completions in place of the student's.
+
+  The expert has the teacher's habits: it takes each route as often as the base
+  model does. Where siblings are the only feedback they are the experts.
+  """
+  if family.feedback == "sibling":
+    ids = sibling
+  else:
+    route_key, filler_key = jax.random.split(
+      jax.random.fold_in(key, _FEEDBACK + 1)
+    )
+    preferences = jnp.asarray([route.preference for route in family.routes])
+    route = jax.random.categorical(
+      route_key, jnp.log(preferences), shape=(batch.rewards.shape[0],)
+    )
+    ids, _ = tasks.reference_completion(family, problems, route, filler_key)
+  return batch.replace(
+    completion_ids=ids,
+    completion_mask=(ids != tasks.PAD).astype(jnp.int32),
+    teacher_prompt_ids=batch.teacher_prompt_ids[:, :0],
+    teacher_prompt_mask=batch.teacher_prompt_mask[:, :0],
+  )
+
+
+def _mean(values, mask):
+  total = jnp.sum(masking.where_counts(values, mask))
+  return total / jnp.maximum(jnp.sum(mask), 1)

@@ -1,0 +1,162 @@
+"""How good an estimate of the gradient a batch gives."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from distil_jax import config as configs
+from distil_jax import recipe
+from distil_jax.analysis.comparison import compiled_trial
+from distil_jax.models import qwen3
+
+# The loss whose gradient is the measure: the summed cross-entropy to the
+# teacher, credit included, without anything that trades exactness for less
+# variance.
+EXACT = configs.Distil(
+  local_cost=None,
+  cost="cross_entropy",
+  normalize=False,
+  future_weight=1.0,
+  baseline=None,
+  terminal_neutral=False,
+  reward_weight=0.0,
+  failure_weighted=False,
+)
+# Parts of a gradient that are a score function's.
+_SCORE_WEIGHTS = ("future_weight", "reward_weight")
+
+
+@dataclasses.dataclass(frozen=True)
+class Quality:
+  """An estimator against the exact gradient.
+
+  Attributes:
+    noise: standard deviation of one batch over the norm of the mean.
+    cosine_of_mean: of the mean over all batches to the exact gradient.
+    cosine_of_batch: mean over batches.
+    variance: trace of the covariance of one batch.
+  """
+
+  noise: float
+  cosine_of_mean: float
+  cosine_of_batch: float
+  variance: float
+
+
+def qualities(
+  settings: dict[str, compiled_trial.Setting],
+  params: qwen3.Params,
+  *,
+  num_batches: int,
+  num_reference: int,
+  seed: int = 0,
+) -> dict[str, Quality]:
+  """Compares estimators at the same parameters, on the same batches.
+
+  Args:
+    settings: an estimator each; they differ in their objectives alone.
+    params: of student and teacher.
+    num_batches: on which each is measured.
+    num_reference: other batches, whose mean is taken for the exact gradient.
+    seed: of the batches.
+  """
+  key = jax.random.key(seed)
+  some = next(iter(settings.values()))
+  exact = dataclasses.replace(some, objective=EXACT)
+  reference, _, _ = _moments(
+    params, jax.random.fold_in(key, 0), setting=exact, num_batches=num_reference
+  )
+  found = {}
+  for name, setting in settings.items():
+    mean, square, cosine = _moments(
+      params,
+      jax.random.fold_in(key, 1),
+      reference,
+      setting=setting,
+      num_batches=num_batches,
+    )
+    norm = optax.tree.norm(mean)
+    variance = (square - norm**2) * num_batches / (num_batches - 1)
+    found[name] = Quality(
+      noise=float(jnp.sqrt(variance) / norm),
+      cosine_of_mean=float(_cosine(mean, reference)),
+      cosine_of_batch=float(cosine),
+      variance=float(variance),
+    )
+  return found
+
+
+@functools.partial(jax.jit, static_argnames=("setting", "num_batches"))
+def _moments(
+  params: qwen3.Params,
+  key: jax.Array,
+  reference: Any = None,
+  *,
+  setting: compiled_trial.Setting,
+  num_batches: int,
+) -> tuple[Any, jax.Array, jax.Array]:
+  """Mean gradient, mean squared norm, mean cosine to the reference."""
+  gradient_fn = _gradient_fn(setting)
+
+  def one(totals, key):
+    gradient = gradient_fn(params, params, key)
+    cosine = jnp.float32(0)
+    if reference is not None:
+      cosine = _cosine(gradient, reference)
+    new = (gradient, optax.tree.norm(gradient, squared=True), cosine)
+    return jax.tree.map(jnp.add, totals, new), None
+
+  zeros = jax.tree.map(jnp.zeros_like, params)
+  start = (zeros, jnp.float32(0), jnp.float32(0))
+  totals, _ = jax.lax.scan(one, start, jax.random.split(key, num_batches))
+  return jax.tree.map(lambda x: x / num_batches, totals)
+
+
+@functools.partial(jax.jit, static_argnames="setting")
+def score_share(
+  params: qwen3.Params,
+  teacher_params: qwen3.Params,
+  key: jax.Array,
+  *,
+  setting: compiled_trial.Setting,
+) -> jax.Array:
+  """‖score part‖ / (‖local part‖ + ‖score part‖) of one batch's gradient."""
+  weights = {
+    name: 0.0 for name in _SCORE_WEIGHTS if hasattr(setting.objective, name)
+  }
+  if setting.objective.kind == "grpo":
+    return jnp.float32(1)
+  if not weights:
+    return jnp.float32(0)
+  local = dataclasses.replace(
+    setting, objective=setting.objective.model_copy(update=weights)
+  )
+  whole = _gradient_fn(setting)(params, teacher_params, key)
+  part = _gradient_fn(local)(params, teacher_params, key)
+  score = optax.tree.norm(optax.tree.sub(whole, part))
+  return score / jnp.maximum(score + optax.tree.norm(part), 1e-30)
+
+
+def _gradient_fn(setting: compiled_trial.Setting):
+  gradients = recipe.gradients(
+    setting.objective,
+    setting.teacher,
+    graphdef=setting.graphdef,
+    group_size=setting.group_size,
+    num_sequences=setting.num_sequences,
+  )
+
+  def gradient(params, teacher_params, key):
+    batch, _, _ = compiled_trial.experience(params, key, setting=setting)
+    return gradients(params, teacher_params, batch, key)[0]
+
+  return gradient
+
+
+def _cosine(a, b) -> jax.Array:
+  dot = jnp.asarray(optax.tree.vdot(a, b))
+  return dot / optax.tree.norm(a) / optax.tree.norm(b)
