@@ -18,9 +18,10 @@ from typing import Any
 
 from benchmarks import machine
 from distil_jax import config as configs
-from distil_jax import plan
 from distil_jax.io.progress import Progress
-from distil_jax.planning import machines, outcome, report
+from distil_jax.planning import hardware as planning_hardware
+from distil_jax.planning import planner as planning_planner
+from distil_jax.planning import report, results
 
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results/plans.json"
@@ -29,10 +30,10 @@ SCIENCE = ROOT / "configs/science/qwen3_8b.yaml"
 GIB = 2.0**30
 
 _DOING = {
-  outcome.READING: "prompts are read",
-  outcome.GROWING: "rings are made longer",
-  outcome.SAMPLING: "tokens are chosen",
-  outcome.TRAINING: "learning",
+  results.READING: "prompts are read",
+  results.GROWING: "rings are made longer",
+  results.SAMPLING: "tokens are chosen",
+  results.TRAINING: "learning",
 }
 # Weak scaling: so many problems for each chip, one sequence at once on each.
 _PER_CHIP = 4
@@ -115,11 +116,11 @@ def _run(case: dict[str, Any]) -> dict[str, Any]:
   """One case, compiled."""
   began = time.monotonic()
   config = configs.load(SCIENCE, case["overrides"])
-  hardware = machines.hardware(case["topology"])
+  hardware = planning_hardware.hardware(case["topology"])
   shape = ROOT / f"configs/shapes/qwen3_{case['shape']}.json"
   with Progress(None) as progress:
-    planner = plan.Planner(
-      config, hardware, plan.network(config, str(shape)), progress
+    planner = planning_planner.Planner(
+      config, hardware, planning_planner.network(config, str(shape)), progress
     )
     phases = []
     if case["programs"] != "training":
@@ -271,7 +272,7 @@ def _weak_scaling(found: dict[str, Any]) -> str:
     found.values(), key=lambda c: (len(c["shape"]), c["shape"], c["num_chips"])
   ):
     is_even = case["num_sequences"] == 8 * _PER_CHIP * case["num_chips"]
-    training = [p for p in case["phases"] if p["name"] == outcome.TRAINING]
+    training = [p for p in case["phases"] if p["name"] == results.TRAINING]
     if not is_even or not training or "v5p" not in case["hardware"]:
       continue
     (phase,) = training

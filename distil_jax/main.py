@@ -397,6 +397,8 @@ def _train(arguments: argparse.Namespace) -> int:
 
   pass
 
+  pass
+
   bookkeeping.check_same_command("train", config)
   summary = learner.Learner(config).train()
   if summary:
@@ -412,6 +414,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
   from distil_jax import bookkeeping, learner
   from distil_jax.io import reports
   from distil_jax.io.progress import Progress
+
+  pass
+  pass
 
   pass
   pass
@@ -442,6 +447,8 @@ def _sandbox(arguments: argparse.Namespace) -> int:
 
   pass
 
+  pass
+
   if arguments.overrides:
     raise configs.ConfigError(f"{arguments.overrides[0]} is no option here")
   with (
@@ -461,6 +468,8 @@ def _sandbox(arguments: argparse.Namespace) -> int:
 def _compare(arguments: argparse.Namespace) -> int:
   from distil_jax.analysis.comparison import command
   from distil_jax.analysis.comparison.settings import Comparison
+
+  pass
 
   pass
 
@@ -548,6 +557,10 @@ def _generate(arguments: argparse.Namespace) -> int:
   pass
   pass
 
+  pass
+  pass
+  pass
+
   asked = generation.conversations(
     [word for word in words if word not in settings], arguments.file
   )
@@ -591,9 +604,9 @@ def _generate(arguments: argparse.Namespace) -> int:
 
 def _plan(arguments: argparse.Namespace) -> int:
   config = configs.load(arguments.config, arguments.overrides)
-  from distil_jax import arrangements, plan
   from distil_jax.io.progress import Progress
-  from distil_jax.planning import machines, report
+  from distil_jax.planning import hardware as planning_hardware
+  from distil_jax.planning import mesh_search, planner, report
 
   pass
   pass
@@ -601,17 +614,20 @@ def _plan(arguments: argparse.Namespace) -> int:
   pass
   pass
 
-  hardware = machines.hardware(arguments.topology)
-  network = plan.network(config, arguments.num_params_from)
+  pass
+  pass
+
+  hardware = planning_hardware.hardware(arguments.topology)
+  network = planner.network(config, arguments.num_params_from)
   with Progress(None) as progress:
     if arguments.search:
-      found = arrangements.search(
+      found = mesh_search.search(
         config, hardware, network, progress, tries=arguments.tries
       )
       write = report.trials_to_json if arguments.json else report.trials_to_text
       print(write(found))
     else:
-      planned = plan.Planner(config, hardware, network, progress).plan()
+      planned = planner.Planner(config, hardware, network, progress).plan()
       print((report.to_json if arguments.json else report.to_text)(planned))
   return 0
 
@@ -648,6 +664,9 @@ def _existing_policy(
   from distil_jax import assembly, sources
   from distil_jax.io import weights
   from distil_jax.policy import resolve_directory
+
+  pass
+  pass
 
   pass
   pass

@@ -13,7 +13,7 @@ import pytest
 
 from distil_jax import config, recipe, update
 from distil_jax.models import qwen3, sharding
-from distil_jax.planning import templates
+from distil_jax.planning import abstract_inputs
 from tests import networks
 
 # Parameters are most of what a step holds, as in large networks.
@@ -48,10 +48,10 @@ def compiled(length: int = 64, batch_size: int = 8, **axes: int):
   init = functools.partial(
     update.init_state, optimizer=optimizer, keeps_teacher=True, seed=0
   )
-  state = templates.train_state(init, template, mesh, optimizer)
+  state = abstract_inputs.train_state(init, template, mesh, optimizer)
   places = jax.tree.map(lambda x: x.sharding, state)
   with jax.set_mesh(mesh):
-    batch = templates.batch(
+    batch = abstract_inputs.batch(
       mesh,
       num_sequences=batch_size,
       prompt_length=64,

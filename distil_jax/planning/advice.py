@@ -2,7 +2,7 @@
 
 import math
 
-from distil_jax.planning.outcome import (
+from distil_jax.planning.results import (
   GROWING,
   READING,
   SAMPLING,

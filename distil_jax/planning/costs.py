@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from distil_jax.planning import hlo, loops, products, traffic
+from distil_jax.planning import hlo, hlo_collectives, hlo_flops, hlo_loops
 
 KINDS = (
   "all-gather",
@@ -155,7 +155,7 @@ class _Counter:
     return own + _computing(computation, instruction)
 
   def _loop(self, computation, instruction, called, is_in_open_loop) -> Costs:
-    trips = loops.trip_count(self._module, computation, instruction)
+    trips = hlo_loops.trip_count(self._module, computation, instruction)
     is_open = trips is None
     if is_open:
       trips = 1 if is_in_open_loop else self._open_trips
@@ -174,7 +174,7 @@ class _Counter:
       ),
       None,
     )
-    return traffic.num_bytes(computation, instruction, fused)
+    return hlo_collectives.num_bytes(computation, instruction, fused)
 
 
 def _computing(computation, instruction) -> Costs:
@@ -183,7 +183,7 @@ def _computing(computation, instruction) -> Costs:
   kind = opcode.removesuffix("-start")
   if kind in KINDS:
     return _messages(kind, computation, instruction)
-  found = products.flops(computation, instruction)
+  found = hlo_flops.flops(computation, instruction)
   if found is None:
     return Costs(unknown_kernels=frozenset([instruction.name]))
   return Costs(flops=found)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from distil_jax.planning import advice
-from distil_jax.planning.outcome import TRAINING, Phase, Plan, Search
+from distil_jax.planning.results import TRAINING, Phase, Plan, Search
 
 _UNITS = (
   ("TiB", 2.0**40),

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from distil_jax.planning import chips
+from distil_jax.planning import chip_specs
 from distil_jax.planning.errors import PlanError
 
 # The usual shapes: https://docs.cloud.google.com/tpu/docs/v5p (and v4, v6e).
@@ -41,7 +41,7 @@ class Slice:
     shape: chips along each axis of the network.
   """
 
-  chip: chips.Chip
+  chip: chip_specs.Chip
   shape: tuple[int, ...]
 
   @property
@@ -149,7 +149,7 @@ _NO_LIBTPU = (
 
 
 def _checked(
-  name: str, chip: chips.Chip, shape: tuple[int, ...]
+  name: str, chip: chip_specs.Chip, shape: tuple[int, ...]
 ) -> tuple[int, ...]:
   if len(shape) != chip.num_axes or 0 in shape:
     raise PlanError(
@@ -159,7 +159,7 @@ def _checked(
   return shape
 
 
-def _known(chip: chips.Chip, num_chips: int | None = None) -> str:
+def _known(chip: chip_specs.Chip, num_chips: int | None = None) -> str:
   """The usual shapes, the nearest first."""
   shapes = list(_SHAPES[chip.num_axes])
   if num_chips:
@@ -170,17 +170,17 @@ def _known(chip: chips.Chip, num_chips: int | None = None) -> str:
 
 
 def _tpus() -> list[str]:
-  return [c.name for c in chips.CHIPS.values() if c.num_axes]
+  return [c.name for c in chip_specs.CHIPS.values() if c.num_axes]
 
 
-def _tpu(kind: str) -> chips.Chip:
+def _tpu(kind: str) -> chip_specs.Chip:
   if kind not in _tpus():
     near = difflib.get_close_matches(kind, _tpus(), n=2, cutoff=0.3)
     hint = f"nearest: {', '.join(near)}; " if near else ""
     raise PlanError(
       f"no TPU {kind!r} is known; {hint}known: {', '.join(_tpus())}"
     )
-  return chips.CHIPS[kind]
+  return chip_specs.CHIPS[kind]
 
 
 def _first_line(error: Exception) -> str:

@@ -2,9 +2,9 @@
 
 import dataclasses
 
-from distil_jax.planning import advice, chips, memory, outcome, times
-from distil_jax.planning.outcome import SAMPLING, TRAINING
-from tests.planning.test_guesses import RUN
+from distil_jax.planning import advice, chip_specs, memory, results, roofline
+from distil_jax.planning.results import SAMPLING, TRAINING
+from tests.planning.test_estimates import RUN
 
 GIB = 2.0**30
 MESH = {"data": 1, "fsdp": 8, "context": 1, "tensor": 1}
@@ -18,15 +18,15 @@ def planned(name, by_hand, temporaries, bound="memory", **changes):
     for part in ("parameters", "teacher", "initial parameters", "optimizer")
   }
   seconds = {"compute": 1.0, "memory": 1.0, "network": 1.0, bound: 2.0}
-  phase = outcome.Phase(
+  phase = results.Phase(
     name,
     memory.Memory(by_hand, sum(by_hand.values()), temporaries * GIB),
     None,
-    times.Times(**seconds),
+    roofline.Times(**seconds),
   )
   run = dataclasses.replace(RUN, mesh=MESH, rollout_mesh=MESH, **changes)
-  hardware = outcome.Hardware("v5p-16", [None] * 8, chips.CHIPS["v5p"])
-  return outcome.Plan(hardware, run, 8_000_000_000, state, [phase])
+  hardware = results.Hardware("v5p-16", [None] * 8, chip_specs.CHIPS["v5p"])
+  return results.Plan(hardware, run, 8_000_000_000, state, [phase])
 
 
 STATE = {"parameters": 4, "teacher": 4, "optimizer": 8}

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from distil_jax.planning import costs, hlo, products
+from distil_jax.planning import costs, hlo, hlo_flops
 
 BY_HAND = pathlib.Path(__file__).with_name("by_hand.hlo").read_text()
 
@@ -87,7 +87,7 @@ def test_bytes_of_types(dtype, num_bytes):
 def convolution(text):
   program = f"ENTRY %m (x: f32[1]) -> f32[1] {{\n{text}\n}}"
   computation = hlo.parse(program).computations["m"]
-  return products.flops(computation, computation.root)
+  return hlo_flops.flops(computation, computation.root)
 
 
 def test_product_as_convolution():

@@ -19,8 +19,8 @@ from distil_jax.config import Config, ConfigError, needs_teacher
 from distil_jax.io import weights as weights_io
 from distil_jax.io.progress import Progress
 from distil_jax.models import architecture, attention, decoding, qwen3, sharding
-from distil_jax.planning import costs, memory, templates, times
-from distil_jax.planning.outcome import (
+from distil_jax.planning import abstract_inputs, costs, memory, roofline
+from distil_jax.planning.results import (
   GROWING,
   READING,
   SAMPLING,
@@ -118,7 +118,7 @@ class Planner:
     )
     self.optimizer, _ = assembly.optimizer(config)
     try:
-      self.state = templates.train_state(
+      self.state = abstract_inputs.train_state(
         lambda params: assembly.init_state(config, params, self.optimizer),
         self.shapes,
         self.mesh,
@@ -144,7 +144,7 @@ class Planner:
     return Plan(
       hardware=self.hardware,
       run=self.run,
-      num_params=templates.num_params(self.shapes),
+      num_params=abstract_inputs.num_params(self.shapes),
       parts=self.parts,
       phases=phases,
     )
@@ -156,7 +156,7 @@ class Planner:
     places = jax.tree.map(lambda x: x.sharding, self.state)
     step = jax.jit(step, donate_argnums=0, out_shardings=(places, None))
     with jax.set_mesh(self.mesh):
-      batch = templates.batch(
+      batch = abstract_inputs.batch(
         self.mesh,
         num_sequences=self.run.num_sequences,
         prompt_length=self.run.prompt_length,
@@ -176,8 +176,10 @@ class Planner:
     With all slots at work, and rings as long as a completion may be.
     """
     with jax.set_mesh(self.rollout_mesh):
-      weights = templates.weights(self.graphdef, self.shapes, self.rollout_mesh)
-      *earlier, last = templates.rings(self.run.completion_length)
+      weights = abstract_inputs.weights(
+        self.graphdef, self.shapes, self.rollout_mesh
+      )
+      *earlier, last = abstract_inputs.rings(self.run.completion_length)
       phases = [self._reading(weights, min([*earlier, last]))]
       if earlier:
         phases.append(self._growing(weights, earlier[-1], last))
@@ -202,7 +204,7 @@ class Planner:
     return self._phase(
       GROWING,
       lambda: grow.lower(state),
-      templates.parts_of(state),
+      abstract_inputs.parts_of(state),
       beside=self._beside(weights) + memory.of_tree(weights),
     )
 
@@ -218,7 +220,7 @@ class Planner:
     return self._phase(
       SAMPLING,
       lambda: advance.lower(weights, state, number, number),
-      {_WEIGHTS: memory.of_tree(weights)} | templates.parts_of(state),
+      {_WEIGHTS: memory.of_tree(weights)} | abstract_inputs.parts_of(state),
       beside=self._beside(weights),
       open_trips=rollout.JOURNAL_STEPS,
       count=waves * run.completion_length / rollout.JOURNAL_STEPS,
@@ -247,7 +249,7 @@ class Planner:
       max_completion_length=run.completion_length,
       cache_dtype=run.cache_dtype,
     )
-    return start, templates.prompts(
+    return start, abstract_inputs.prompts(
       self.rollout_mesh,
       num_problems=run.num_problems,
       group_size=run.group_size,
@@ -264,7 +266,9 @@ class Planner:
     self, weights: decoding.Weights, ring_length: int
   ) -> rollout.State:
     start, prompts = self._start(ring_length)
-    return templates.rollout_state(self.rollout_mesh, start, weights, *prompts)
+    return abstract_inputs.rollout_state(
+      self.rollout_mesh, start, weights, *prompts
+    )
 
   def _phase(
     self,
@@ -304,11 +308,11 @@ class Planner:
       machine and machine.times(found),
     )
 
-  def _machine(self) -> times.Machine | None:
+  def _machine(self) -> roofline.Machine | None:
     if self.hardware.chip is None:
       return None
     devices = list(self.mesh.devices.flat)
-    return times.Machine(self.hardware.chip, devices, self.hardware.slice_)
+    return roofline.Machine(self.hardware.chip, devices, self.hardware.slice_)
 
   def _beside(self, weights: decoding.Weights) -> float:
     """What stays while sampling: the state, but for what is sampled from."""

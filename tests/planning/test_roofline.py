@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
-from distil_jax.planning import chips, costs, times, topologies
+from distil_jax.planning import chip_specs, costs, roofline, topologies
 
-V5P = chips.CHIPS["v5p"]
+V5P = chip_specs.CHIPS["v5p"]
 LINK = V5P.link_bandwidth
 
 
@@ -19,7 +19,7 @@ def machine(name="v5p:2x2x2"):
   found = topologies.parse(name)
   x, y, z = found.shape
   places = [(i, j, k) for k in range(z) for j in range(y) for i in range(x)]
-  return times.Machine(found.chip, [Device(p) for p in places], found)
+  return roofline.Machine(found.chip, [Device(p) for p in places], found)
 
 
 def seconds(kind, group, num_bytes, name="v5p:2x2x2"):
@@ -53,5 +53,8 @@ def test_rings_have_both_directions():
 
 
 def test_kinds_of_devices_have_peaks():
-  assert chips.by_device_kind("NVIDIA H100 80GB HBM3") is chips.CHIPS["H100"]
-  assert chips.by_device_kind("cpu") is None
+  assert (
+    chip_specs.by_device_kind("NVIDIA H100 80GB HBM3")
+    is chip_specs.CHIPS["H100"]
+  )
+  assert chip_specs.by_device_kind("cpu") is None

@@ -2,7 +2,7 @@
 
 import pytest
 
-from distil_jax.planning import costs, hlo, loops
+from distil_jax.planning import costs, hlo, hlo_loops
 
 # As the compiler for TPUs prints it.
 LOOP = """\
@@ -54,7 +54,7 @@ def text(first=0, last=32, step=1, bound="%last", carried="%many"):
 def trips(program):
   module = hlo.parse(program)
   main = module.computations["main"]
-  return loops.trip_count(module, main, main.instructions["loop"])
+  return hlo_loops.trip_count(module, main, main.instructions["loop"])
 
 
 @pytest.mark.parametrize(

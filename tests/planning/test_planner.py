@@ -6,17 +6,19 @@ import sys
 
 import pytest
 
-from distil_jax import arrangements, config, main, plan
+from distil_jax import config, main
 from distil_jax.io.progress import Progress
 from distil_jax.planning import (
+  abstract_inputs,
   advice,
-  chips,
-  machines,
-  outcome,
+  chip_specs,
+  mesh_search,
   report,
-  templates,
+  results,
   topologies,
 )
+from distil_jax.planning import hardware as planning_hardware
+from distil_jax.planning import planner as planning_planner
 
 SETTINGS = {
   "name": "tiny",
@@ -47,9 +49,9 @@ SETTINGS = {
 
 def planner(hardware=None, **changes):
   settings = config.parse({**SETTINGS, **changes})
-  hardware = hardware or machines.hardware(None)
-  network = plan.network(settings, None)
-  return plan.Planner(settings, hardware, network, Progress(None))
+  hardware = hardware or planning_hardware.hardware(None)
+  network = planning_planner.network(settings, None)
+  return planning_planner.Planner(settings, hardware, network, Progress(None))
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +66,10 @@ def phase(planned, name):
 def test_arguments_by_hand_are_those_of_the_compiler(planned):
   names = [found.name for found in planned.phases]
   assert names == [
-    outcome.READING,
-    outcome.GROWING,
-    outcome.SAMPLING,
-    outcome.TRAINING,
+    results.READING,
+    results.GROWING,
+    results.SAMPLING,
+    results.TRAINING,
   ]
   for found in planned.phases:
     by_hand = found.memory.arguments_by_hand
@@ -83,7 +85,7 @@ def test_with_a_tool_each_row_has_a_prompt_of_its_own(planned):
   )
   name = "prompts' keys and values"
   alone, shared = (
-    phase(found, outcome.SAMPLING).memory.by_hand[name]
+    phase(found, results.SAMPLING).memory.by_hand[name]
     for found in (made.outcome(made.sampling()), planned)
   )
   # All but the last token of each, of one layer in place of three.
@@ -105,7 +107,7 @@ def test_state_by_hand_is_a_part_of_the_parameters(planned):
 
 
 def test_keys_and_values_by_hand(planned):
-  by_hand = phase(planned, outcome.SAMPLING).memory.by_hand
+  by_hand = phase(planned, results.SAMPLING).memory.by_hand
   a_token = 3 * 2 * 2 * 16 * 4  # layers, keys and values, heads, size, bytes
   # Four parts of the batch, two of the heads.
   assert by_hand["completions' keys and values"] == 16 * 128 * a_token / 8
@@ -127,13 +129,13 @@ def test_operations_of_a_training_step_by_hand(planned):
     + 4 * learned * vocabulary
     + 3 * (4 * attention(student) + attention(teacher))
   )
-  found = phase(planned, outcome.TRAINING).costs
+  found = phase(planned, results.TRAINING).costs
   assert found.flops * 8 == pytest.approx(32 * expected, rel=0.1)
   assert not found.open_loops
 
 
 def test_sampling_counts_all_its_steps(planned):
-  found = phase(planned, outcome.SAMPLING).costs
+  found = phase(planned, results.SAMPLING).costs
   layer = 64 * (4 + 2 + 2 + 4) * 16 + 3 * 64 * 128
   weights = 2 * (3 * layer + 64 * 512)
   # 32 rows in 16 slots: two waves of 128 steps.
@@ -142,14 +144,14 @@ def test_sampling_counts_all_its_steps(planned):
 
 
 def test_what_runs_on_several_devices_talks(planned):
-  kinds = phase(planned, outcome.TRAINING).costs.by_kind()
+  kinds = phase(planned, results.TRAINING).costs.by_kind()
   assert {"all-gather", "all-reduce"} <= set(kinds)
 
 
 def test_rings_are_those_of_the_engine():
-  assert templates.rings(200) == [64, 128, 200]
-  assert templates.rings(64) == [64]
-  assert templates.rings(24) == [24]
+  assert abstract_inputs.rings(200) == [64, 128, 200]
+  assert abstract_inputs.rings(64) == [64]
+  assert abstract_inputs.rings(24) == [24]
 
 
 def test_peaks_that_nobody_knows_leave_it_open(planned):
@@ -164,9 +166,11 @@ def test_peaks_that_nobody_knows_leave_it_open(planned):
 
 # What would be needed, and what is said of it.
 def with_room(planned, gibibytes):
-  chip = chips.Chip("small", 1e12, gibibytes * 2**30, 1e11, 1e10, 0, "small")
-  hardware = outcome.Hardware("small", planned.hardware.devices, chip)
-  return outcome.Plan(
+  chip = chip_specs.Chip(
+    "small", 1e12, gibibytes * 2**30, 1e11, 1e10, 0, "small"
+  )
+  hardware = results.Hardware("small", planned.hardware.devices, chip)
+  return results.Plan(
     hardware, planned.run, planned.num_params, planned.parts, planned.phases
   )
 
@@ -174,8 +178,8 @@ def with_room(planned, gibibytes):
 def test_advice_follows_what_is_too_large(planned):
   assert with_room(planned, 1).fits
   assert advice.advice(with_room(planned, 1)) == []
-  training = phase(planned, outcome.TRAINING).memory
-  sampling = phase(planned, outcome.SAMPLING).memory
+  training = phase(planned, results.TRAINING).memory
+  sampling = phase(planned, results.SAMPLING).memory
   state = sum(planned.parts.values())
   assert training.peak > sampling.peak
   # Room for state and sampling, not for activations.
@@ -192,7 +196,7 @@ def test_no_sizes_are_refused_with_the_cure(tmp_path):
     {**SETTINGS, "model": {"directory": str(tmp_path / "nowhere")}}
   )
   with pytest.raises(config.ConfigError, match="--num-params-from"):
-    plan.network(settings, None)
+    planning_planner.network(settings, None)
 
 
 def test_sizes_that_are_none_are_refused(tmp_path):
@@ -200,7 +204,7 @@ def test_sizes_that_are_none_are_refused(tmp_path):
   for text, words in (("{", "not valid JSON"), ("[]", "a JSON object")):
     path.write_text(text)
     with pytest.raises(config.ConfigError, match=words):
-      plan.network(config.parse(SETTINGS), str(path))
+      planning_planner.network(config.parse(SETTINGS), str(path))
 
 
 def test_attention_that_does_not_run_there_is_refused():
@@ -225,10 +229,10 @@ def test_sizes_of_a_config_alone(tmp_path):
   path.write_text(json.dumps(sizes))
   model = {"directory": str(tmp_path)}
   settings = config.parse({**SETTINGS, "model": model})
-  assert plan.network(settings, None).width == 8
+  assert planning_planner.network(settings, None).width == 8
   model = {"directory": str(tmp_path / "nowhere")}
   settings = config.parse({**SETTINGS, "model": model})
-  assert plan.network(settings, str(path)).width == 8
+  assert planning_planner.network(settings, str(path)).width == 8
 
 
 def test_batches_that_cannot_be_cut_are_refused():
@@ -274,7 +278,7 @@ has_compiler = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def tpu():
   """Four chips of a TPU, by its own compiler, on any machine."""
-  return machines.hardware("v5e-4")
+  return planning_hardware.hardware("v5e-4")
 
 
 @has_compiler
@@ -282,7 +286,7 @@ def tpu():
   "name", ["v4-8", "v5e:1x1", "v5e-8", "v5p-16", "v5p:8x8x8", "v6e-256"]
 )
 def test_devices_are_the_chips_of_a_slice(name):
-  found = machines.hardware(name)
+  found = planning_hardware.hardware(name)
   assert found.slice_ is not None
   assert len(found.devices) == found.slice_.num_chips
   assert {d.device_kind for d in found.devices} == {found.chip.device_kind}
@@ -295,7 +299,7 @@ def test_devices_are_the_chips_of_a_slice(name):
 
 @has_compiler
 def test_mesh_that_does_not_suit_the_chips_is_refused():
-  chips_of_a_cube = machines.hardware("v5p:4x4x4")
+  chips_of_a_cube = planning_hardware.hardware("v5p:4x4x4")
   changes = {"mesh": {"data": 2, "fsdp": 32}, "optimizer": {}}
   sizes = {**TPU["rollout"], "num_problems": 64}
   with pytest.raises(config.ConfigError, match="how the chips are joined"):
@@ -326,8 +330,8 @@ def test_training_step_for_a_tpu(tpu):
 @has_compiler
 def test_search_for_a_tpu_ranks_what_fits(tpu):
   settings = config.parse({**SETTINGS, **TPU})
-  network = plan.network(settings, None)
-  found = arrangements.search(settings, tpu, network, Progress(None), tries=1)
+  network = planning_planner.network(settings, None)
+  found = mesh_search.search(settings, tpu, network, Progress(None), tries=1)
   assert found.num_guesses > 1
   assert found.best is not None
   chosen = found.best.overrides
@@ -353,4 +357,4 @@ def test_missing_compiler_is_named_with_the_cure(monkeypatch):
 
   monkeypatch.setattr(topologies.topologies, "get_topology_desc", missing)
   with pytest.raises(ValueError, match=r"pip install 'jax\[tpu\]'"):
-    machines.hardware("v5e-4")
+    planning_hardware.hardware("v5e-4")

@@ -4,13 +4,13 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from distil_jax.planning.chips import Chip
+from distil_jax.planning.chip_specs import Chip
 from distil_jax.planning.costs import Costs
-from distil_jax.planning.guesses import Guess
+from distil_jax.planning.estimates import Guess
 from distil_jax.planning.memory import Memory
-from distil_jax.planning.runs import Run
-from distil_jax.planning.times import Times
+from distil_jax.planning.roofline import Times
 from distil_jax.planning.topologies import Slice
+from distil_jax.planning.workload import Run
 
 READING = "reading prompts"
 GROWING = "lengthening rings"

@@ -2,8 +2,8 @@
 
 import jax
 
-from distil_jax.planning import chips, topologies
-from distil_jax.planning.outcome import Hardware
+from distil_jax.planning import chip_specs, topologies
+from distil_jax.planning.results import Hardware
 
 
 def hardware(topology: str | None) -> Hardware:
@@ -16,7 +16,7 @@ def hardware(topology: str | None) -> Hardware:
     devices = jax.devices()
     kind = devices[0].device_kind
     return Hardware(
-      f"{len(devices)} x {kind}", devices, chips.by_device_kind(kind)
+      f"{len(devices)} x {kind}", devices, chip_specs.by_device_kind(kind)
     )
   topologies.only_host()
   found = topologies.parse(topology)

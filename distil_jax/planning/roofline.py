@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from distil_jax.planning import costs, topologies
-from distil_jax.planning.chips import Chip
+from distil_jax.planning.chip_specs import Chip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,8 +9,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from distil_jax.models.architecture import Qwen3Config
-from distil_jax.planning.chips import Chip
-from distil_jax.planning.runs import Run
+from distil_jax.planning.chip_specs import Chip
+from distil_jax.planning.workload import Run
 
 _BYTES = {"float32": 4, "bfloat16": 2}
 

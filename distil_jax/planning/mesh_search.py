@@ -1,11 +1,12 @@
 """Meshes and micro-batches for a training step, tried and ranked."""
 
-from distil_jax import assembly, plan, recipe
+from distil_jax import assembly, recipe
 from distil_jax.config import Config, ConfigError, Mesh
 from distil_jax.io.progress import Progress
 from distil_jax.models import architecture, qwen3, sharding
-from distil_jax.planning import guesses, templates
-from distil_jax.planning.outcome import Hardware, Search, Trial
+from distil_jax.planning import abstract_inputs, estimates
+from distil_jax.planning import planner as planning_planner
+from distil_jax.planning.results import Hardware, Search, Trial
 
 
 def search(
@@ -39,7 +40,7 @@ def search(
   with progress.stage("trying", tries) as report:
     for guess in chosen:
       try:
-        planner = plan.Planner(
+        planner = planning_planner.Planner(
           arranged(config, guess), hardware, network, progress
         )
       except ConfigError:
@@ -51,7 +52,7 @@ def search(
   return Search(hardware, len(ranked), trials)
 
 
-def arranged(config: Config, guess: guesses.Guess) -> Config:
+def arranged(config: Config, guess: estimates.Guess) -> Config:
   """The config with another mesh and micro-batch."""
   sizes = {"micro_batch_size": guess.micro_batch_size}
   return config.model_copy(
@@ -64,20 +65,20 @@ def arranged(config: Config, guess: guesses.Guess) -> Config:
 
 def _ranked(
   config: Config, hardware: Hardware, network: architecture.Qwen3Config
-) -> list[guesses.Guess]:
+) -> list[estimates.Guess]:
   if hardware.chip is None:
     raise ConfigError(
       f"--search ranks by published peaks, and those of {hardware.name} are "
       "not known; give --topology"
     )
   guard = config.teacher.guard
-  found = guesses.guesses(
+  found = estimates.guesses(
     sharding.AXES,
     len(hardware.devices),
     hardware.chip,
     network,
-    plan.described(config, hardware, network),
-    num_params=templates.num_params(qwen3.make(network)[1]),
+    planning_planner.described(config, hardware, network),
+    num_params=abstract_inputs.num_params(qwen3.make(network)[1]),
     num_copies=recipe.keeps_teacher(config.objective, config.teacher)
     + (guard is not None and guard.action == "roll_back"),
     batch_sizes=list(assembly.sampled_sizes(config).values()),

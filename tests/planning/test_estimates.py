@@ -6,8 +6,8 @@ import math
 import pytest
 
 from distil_jax.models.architecture import Qwen3Config
-from distil_jax.planning import chips, guesses
-from distil_jax.planning.runs import Run
+from distil_jax.planning import chip_specs, estimates
+from distil_jax.planning.workload import Run
 
 NETWORK = Qwen3Config(
   vocab_size=151936,
@@ -42,10 +42,10 @@ NUM_PARAMS = 8_190_000_000
 
 
 def found(num_chips=8, run=RUN, batch_sizes=(32, 64)):
-  return guesses.guesses(
+  return estimates.guesses(
     AXES,
     num_chips,
-    chips.CHIPS["v5p"],
+    chip_specs.CHIPS["v5p"],
     NETWORK,
     run,
     num_params=NUM_PARAMS,
