@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from distil_jax.theory import plateaus, stopping
+from distil_jax.analysis.theory import plateaus, stopping
 
 NUM_INSTANCES = 1000
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from distil_jax import objectives
-from distil_jax.theory import trees
+from distil_jax.analysis.theory import trees
 
 NUM_INSTANCES = 1000
 WORDS, LENGTH = 2, 3

@@ -11,7 +11,7 @@ import itertools
 
 import numpy as np
 
-from distil_jax.theory import Array
+from distil_jax.analysis.theory import Array
 
 
 def completions(num_words: int, length: int) -> tuple[np.ndarray, np.ndarray]:

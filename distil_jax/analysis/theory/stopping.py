@@ -11,7 +11,7 @@ with C the future cost of going on, nats. That is the plateau of
 
 import numpy as np
 
-from distil_jax.theory import Array, plateaus
+from distil_jax.analysis.theory import Array, plateaus
 
 
 def stop_probability(

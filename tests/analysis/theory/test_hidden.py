@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from distil_jax.theory import hidden
+from distil_jax.analysis.theory import hidden
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
+from distil_jax.analysis.theory import plateaus
 from distil_jax.ops import advantages
-from distil_jax.theory import plateaus
 
 NUM_INSTANCES = 2000
 # Six digits that cannot be learnt against six that can; a teacher that takes

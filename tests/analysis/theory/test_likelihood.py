@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from distil_jax.theory import likelihood, mdps, trees
+from distil_jax.analysis.theory import likelihood, mdps, trees
 
 NUM_INSTANCES = 2000
 

@@ -5,7 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from distil_jax.theory import bandits, mdps
+from distil_jax.analysis.theory import bandits, mdps
 
 NUM_INSTANCES = 2000
 REWARDS = np.array([1.0, 0.5, 0.0])

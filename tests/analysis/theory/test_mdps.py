@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from distil_jax.theory import bandits, mdps
+from distil_jax.analysis.theory import bandits, mdps
 
 NUM_INSTANCES = 3000
 SHAPE = (NUM_INSTANCES, 3, 3, 3)

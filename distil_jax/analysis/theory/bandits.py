@@ -11,7 +11,7 @@ Constants in g drop out. Leading dimensions are instances; A is the last axis.
 
 import numpy as np
 
-from distil_jax.theory import Array
+from distil_jax.analysis.theory import Array
 
 
 def expected_reward(policy: Array, rewards: Array) -> Array:

@@ -8,7 +8,7 @@ import dataclasses
 
 import numpy as np
 
-from distil_jax.theory import Array, bandits
+from distil_jax.analysis.theory import Array, bandits
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from distil_jax.theory import Array
+from distil_jax.analysis.theory import Array
 
 Drift = Callable[[Array], Array]
 

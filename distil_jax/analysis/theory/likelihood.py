@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from distil_jax.theory import Array, bandits
+from distil_jax.analysis.theory import Array, bandits
 
 
 def success_probability(completions: Array, is_success: Array) -> Array:

@@ -8,7 +8,7 @@ least ln num_hidden, and it earns 1/num_hidden. The teacher goes L with q.
 
 import numpy as np
 
-from distil_jax.theory import Array, plateaus
+from distil_jax.analysis.theory import Array, plateaus
 
 
 def naming_cost(guess: Array) -> Array:
