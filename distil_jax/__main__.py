@@ -1,4 +1,4 @@
-from distil_jax.main import main
+from distil_jax.cli.main import main
 
 if __name__ == "__main__":
   raise SystemExit(main())

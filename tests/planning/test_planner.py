@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from distil_jax import config, main
+from distil_jax import config
+from distil_jax.cli import main
 from distil_jax.io.progress import Progress
 from distil_jax.planning import (
   abstract_inputs,

@@ -11,9 +11,9 @@ import jax
 import pytest
 
 from distil_jax import config as configs
-from distil_jax import main
 from distil_jax.analysis.comparison import command, trial_store
 from distil_jax.analysis.comparison.settings import Comparison
+from distil_jax.cli import main
 
 SMOKE = str(
   pathlib.Path(__file__).resolve().parents[2] / "configs/comparison/smoke.yaml"

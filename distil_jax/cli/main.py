@@ -401,6 +401,8 @@ def _train(arguments: argparse.Namespace) -> int:
 
   pass
 
+  pass
+
   bookkeeping.check_same_command("train", config)
   summary = learner.Learner(config).train()
   if summary:
@@ -416,6 +418,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
   from distil_jax import bookkeeping, learner
   from distil_jax.io import reports
   from distil_jax.io.progress import Progress
+
+  pass
+  pass
 
   pass
   pass
@@ -456,6 +461,8 @@ def _sandbox(arguments: argparse.Namespace) -> int:
 
   pass
 
+  pass
+
   if arguments.overrides:
     raise configs.ConfigError(f"{arguments.overrides[0]} is no option here")
   with (
@@ -475,6 +482,8 @@ def _sandbox(arguments: argparse.Namespace) -> int:
 def _compare(arguments: argparse.Namespace) -> int:
   from distil_jax.analysis.comparison import command
   from distil_jax.analysis.comparison.settings import Comparison
+
+  pass
 
   pass
 
@@ -553,7 +562,8 @@ def _generate(arguments: argparse.Namespace) -> int:
 
   import jax
 
-  from distil_jax import assembly, generation
+  from distil_jax import assembly
+  from distil_jax.cli import prompt_files
   from distil_jax.io import checkpoints
   from distil_jax.io.progress import Progress
   from distil_jax.types import StopReason
@@ -574,14 +584,18 @@ def _generate(arguments: argparse.Namespace) -> int:
   pass
   pass
 
-  asked = generation.conversations(
+  pass
+  pass
+  pass
+
+  asked = prompt_files.conversations(
     [word for word in words if word not in settings], arguments.file
   )
   sampling = _sampling(arguments, config)
   mesh = assembly.mesh(config)
   with jax.set_mesh(mesh), Progress(None) as progress:
     policy = _existing_policy(arguments, config, mesh)
-    generation.check_prompts(policy, asked, sampling["max_completion_length"])
+    prompt_files.check_prompts(policy, asked, sampling["max_completion_length"])
     who = f"base model {config.model.directory}"
     if not arguments.base:
       step, params = checkpoints.last_params(
@@ -597,7 +611,7 @@ def _generate(arguments: argparse.Namespace) -> int:
     progress.message(who)
     report = progress.sampling(len(asked) * arguments.num_samples)
     with progress.stage("answering"):
-      found = generation.answers(
+      found = prompt_files.answers(
         policy,
         asked,
         jax.random.key(arguments.seed),
@@ -610,7 +624,7 @@ def _generate(arguments: argparse.Namespace) -> int:
         f"{num_cut_off} of {len(found)} cut off after "
         f"{sampling['max_completion_length']} tokens; see --max-tokens"
       )
-  write = generation.to_json if arguments.json else generation.to_text
+  write = prompt_files.to_json if arguments.json else prompt_files.to_text
   print(write(found))
   return 0
 
@@ -620,6 +634,9 @@ def _plan(arguments: argparse.Namespace) -> int:
   from distil_jax.io.progress import Progress
   from distil_jax.planning import hardware as planning_hardware
   from distil_jax.planning import mesh_search, planner, report
+
+  pass
+  pass
 
   pass
   pass
@@ -680,6 +697,9 @@ def _existing_policy(
   from distil_jax import assembly, sources
   from distil_jax.io import weights
   from distil_jax.policy import resolve_directory
+
+  pass
+  pass
 
   pass
   pass

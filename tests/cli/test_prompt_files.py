@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 import distil_jax as dj
-from distil_jax import main
+from distil_jax.cli import main
 
 PROMPT = "Compute 47 + 8 - 3."
 SLIPS = """\
