@@ -20,8 +20,9 @@ from distil_jax.config.objectives import (
   check_teacher,
   needs_teacher,
 )
-from distil_jax.config.run import Config
-from distil_jax.config.sections import (
+from distil_jax.config.schema import Config
+from distil_jax.config.tools import OwnTool, PythonTool, Tools
+from distil_jax.config.training import (
   Calculator,
   Checkpoint,
   CreateModel,
@@ -39,7 +40,6 @@ from distil_jax.config.sections import (
   Sandbox,
   Train,
 )
-from distil_jax.config.tools import OwnTool, PythonTool, Tools
 
 __all__ = [
   "GRPO",

@@ -12,7 +12,7 @@ import pydantic
 import yaml
 
 from distil_jax.config.base import ConfigError, Section
-from distil_jax.config.run import Config
+from distil_jax.config.schema import Config
 
 S = typing.TypeVar("S", bound=Section)
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pydantic
 
-from distil_jax.config import objectives, sections
+from distil_jax.config import objectives, training
 from distil_jax.config import tools as tool_sections
 from distil_jax.config.base import Section
 
@@ -14,23 +14,23 @@ class Config(Section):
   """Everything that decides what a run does."""
 
   name: str = "run"
-  model: sections.Model = sections.Model()
-  data: sections.Data = sections.Data()
-  environment: sections.Environment = sections.Calculator()
-  rollout: sections.Rollout = sections.Rollout()
-  judging: sections.Judging = sections.Judging()
-  sandbox: sections.Sandbox = sections.Sandbox()
+  model: training.Model = training.Model()
+  data: training.Data = training.Data()
+  environment: training.Environment = training.Calculator()
+  rollout: training.Rollout = training.Rollout()
+  judging: training.Judging = training.Judging()
+  sandbox: training.Sandbox = training.Sandbox()
   tools: tool_sections.Tool | None = pydantic.Field(
     default=None, discriminator="kind"
   )
   teacher: objectives.Teacher = objectives.Teacher()
   objective: objectives.Objective = objectives.Distil()
-  optimizer: sections.Optimizer = sections.Optimizer()
-  mesh: sections.Mesh = sections.Mesh()
-  train: sections.Train = sections.Train()
-  evaluation: sections.Evaluation = sections.Evaluation()
-  checkpoint: sections.Checkpoint = sections.Checkpoint()
-  logging: sections.Logging = sections.Logging()
+  optimizer: training.Optimizer = training.Optimizer()
+  mesh: training.Mesh = training.Mesh()
+  train: training.Train = training.Train()
+  evaluation: training.Evaluation = training.Evaluation()
+  checkpoint: training.Checkpoint = training.Checkpoint()
+  logging: training.Logging = training.Logging()
 
   @property
   def run_directory(self) -> pathlib.Path:
@@ -104,7 +104,7 @@ def _check_deadlines(config: Config) -> None:
   """An environment's own deadline must come before that of its judge."""
   section: Any = config.environment
   section = getattr(section, "of", None) or section
-  if not isinstance(section, sections.Code):
+  if not isinstance(section, training.Code):
     return
   # The last test may begin just before the time is up.
   longest = section.total_seconds + 2 * section.seconds + 2
