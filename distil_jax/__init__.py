@@ -15,9 +15,9 @@ import os
 # Only tokenizers are used of transformers; that torch is absent is no news.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
+from distil_jax.data.teacher_prompts import teacher_prompt
 from distil_jax.envs import make_environment
 from distil_jax.policy import Policy, generate, load_policy, logits
-from distil_jax.prompts import teacher_prompt
 
 __version__ = "0.1.0"
 

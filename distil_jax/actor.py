@@ -17,11 +17,10 @@ from distil_jax import (
   episodes,
   judging,
   keys,
-  prefixes,
-  prompts,
   rollout,
   threads,
 )
+from distil_jax.data import shared_prefixes, teacher_prompts
 from distil_jax.models import qwen3, sharding
 from distil_jax.policy import Policy
 from distil_jax.tooling import FAILED, Tooling
@@ -224,7 +223,7 @@ class Actor:
       key: another one for every step.
       report: as for `sample`.
     """
-    ids, mask = prompts.pad_left(
+    ids, mask = teacher_prompts.pad_left(
       [self._tokenizer.encode_messages(p.messages) for p in problems],
       self._max_prompt_length,
       self._tokenizer.pad_id,
@@ -341,7 +340,7 @@ class Actor:
   ) -> tuple[Rollout, engine.Usage]:
     """As many completions of each prompt as it has keys."""
     longest = int(prompt_mask.sum(axis=1).max())
-    width = prefixes.narrowest(longest, prompt_mask.shape[1])
+    width = shared_prefixes.narrowest(longest, prompt_mask.shape[1])
     arrays = (prompt_ids[:, -width:], prompt_mask[:, -width:])
     ids, mask = sharding.put_batch(self._mesh, arrays)
     if limits is not None:

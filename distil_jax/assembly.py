@@ -17,7 +17,6 @@ from distil_jax import (
   processes,
   recipe,
   sandbox,
-  sources,
   teaching,
   update,
 )
@@ -31,9 +30,10 @@ from distil_jax.config import (
   needs_teacher,
 )
 from distil_jax.critiques import SelfCritic
+from distil_jax.data import problems as data_problems
+from distil_jax.data import tokenizer as tokenizers
 from distil_jax.envs import Environment, SelfJudged, make_environment
 from distil_jax.envs.tools import Tool, make_tool
-from distil_jax.io import tokenizer as tokenizers
 from distil_jax.io import weights
 from distil_jax.models import architecture, attention, qwen3, sharding
 from distil_jax.policy import Policy, load_policy, resolve_directory
@@ -183,7 +183,7 @@ def rollout_mesh(
 def policy(
   config: Config,
   environment: Environment,
-  problems: sources.Problems,
+  problems: data_problems.Problems,
   mesh: jax.sharding.Mesh,
 ) -> Policy:
   """Loads the policy; makes it first where the config says so.
@@ -516,7 +516,7 @@ def _create(
   """Makes a random model and trains its tokenizer on the training data."""
   if jax.process_index() == 0:
     sizes = create.model_dump(exclude={"seed", "vocab_size"})
-    texts = sources.texts(config, environment, problems)
+    texts = data_problems.texts(config, environment, problems)
     tokenizer = tokenizers.train(
       itertools.islice(texts, _NUM_TOKENIZER_TEXTS),
       vocab_size=create.vocab_size,

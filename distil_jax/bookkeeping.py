@@ -12,9 +12,10 @@ from typing import Any
 import jax
 import yaml
 
-from distil_jax import processes, sources, teaching
+from distil_jax import processes, teaching
 from distil_jax.actor import Experience
 from distil_jax.config import Config, ConfigError, Objective
+from distil_jax.data import problems as data_problems
 from distil_jax.guard import GuardState
 from distil_jax.io import reports
 from distil_jax.policy import resolve_directory
@@ -109,7 +110,7 @@ def check_same_command(command: str, config: Config) -> None:
   )
 
 
-def check_same_data(config: Config, problems: sources.Problems) -> None:
+def check_same_data(config: Config, problems: data_problems.Problems) -> None:
   """Refuses processes that read other files or found other problems in them.
 
   Raises:

@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import numpy as np
 
-from distil_jax import engine, processes, prompts, rollout
+from distil_jax import engine, processes, rollout
 from distil_jax.actor import Actor, Experience
+from distil_jax.data import teacher_prompts
+from distil_jax.data.tokenizer import Tokenizer
 from distil_jax.envs import SelfJudged
-from distil_jax.io.tokenizer import Tokenizer
 from distil_jax.models import qwen3
 from distil_jax.types import Message, Problem, Rollout, StopReason, Verdict
 
@@ -155,7 +156,7 @@ class SelfCritic:
   ) -> Rollout:
     """A critique for each row; of a row that asks nothing it means nothing."""
     pad_id, num_rows = self._tokenizer.pad_id, len(experience.completions)
-    ids, mask = prompts.pad_left(
+    ids, mask = teacher_prompts.pad_left(
       [asked.get(row, [pad_id]) for row in range(num_rows)],
       self._max_prompt_length,
       pad_id,

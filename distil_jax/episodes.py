@@ -18,8 +18,9 @@ from concurrent.futures import Future
 import jax
 import numpy as np
 
-from distil_jax import endings, engine, prefixes, processes, prompts
-from distil_jax.io.tokenizer import Tokenizer
+from distil_jax import endings, engine, processes
+from distil_jax.data import shared_prefixes, teacher_prompts
+from distil_jax.data.tokenizer import Tokenizer
 from distil_jax.tooling import Tooling
 from distil_jax.types import Message, Problem, Rollout, StopReason
 
@@ -147,7 +148,7 @@ class Episodes:
     return Turns(
       rows,
       [len(self._turns[row]) for row in rows],
-      *prompts.pad_left(heads, width, pad_id),
+      *teacher_prompts.pad_left(heads, width, pad_id),
       max_lengths,
     )
 
@@ -297,7 +298,7 @@ def _size(num_rows: int, most: int, multiple: int) -> int:
   longest = processes.global_max(num_rows)
   if not longest:
     return 0
-  fitting = [x for x in prefixes.widths(most) if x >= longest]
+  fitting = [x for x in shared_prefixes.widths(most) if x >= longest]
   return -(-min(fitting, default=most) // multiple) * multiple
 
 

@@ -16,12 +16,12 @@ from distil_jax import (
   guard,
   interrupts,
   processes,
-  sources,
   teaching,
   update,
 )
 from distil_jax.actor import Experience
 from distil_jax.config import Config, ConfigError
+from distil_jax.data import problems as data_problems
 from distil_jax.io import checkpoints, plots, reports
 from distil_jax.io.progress import Progress
 from distil_jax.models import qwen3, sharding
@@ -45,13 +45,13 @@ class Learner:
     self.environment = assembly.environment(config)
     self.mesh = assembly.mesh(config)
     # Read before anything is written: what is missing or malformed ends here.
-    problems = sources.problems(config, self.environment)
+    problems = data_problems.problems(config, self.environment)
     bookkeeping.check_same_data(config, problems)
     with jax.set_mesh(self.mesh):
       self.policy = assembly.policy(
         config, self.environment, problems, self.mesh
       )
-    self.data = sources.data(
+    self.data = data_problems.data(
       config, self.environment, problems, self.policy.tokenizer
     )
     # Without parameters, which would outlive `release_params` in the actors.
@@ -92,7 +92,7 @@ class Learner:
       "train.run_directory", config.run_directory, "checkpoints"
     )
     # Too few problems end the run here, before anything is written.
-    sources.batches(config, self.data)
+    data_problems.batches(config, self.data)
     bookkeeping.check_shared(config)
     is_writer = jax.process_index() == 0
     folder = reports.RunFolder(
@@ -304,7 +304,9 @@ class _Run:
     else:
       base_values = self.lost_base_evaluation()
       self.resume(latest, template)
-    self.batches = sources.batches(config, learner.data, start=latest or 0)
+    self.batches = data_problems.batches(
+      config, learner.data, start=latest or 0
+    )
     device = jax.devices()[0]
     self.folder.start(
       bookkeeping.dump(config),

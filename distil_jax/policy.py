@@ -17,8 +17,9 @@ import numpy as np
 from flax import nnx
 from jax.core import Tracer
 
-from distil_jax import engine, prompts, rollout
-from distil_jax.io import tokenizer as tokenizers
+from distil_jax import engine, rollout
+from distil_jax.data import teacher_prompts
+from distil_jax.data import tokenizer as tokenizers
 from distil_jax.io import weights
 from distil_jax.models import architecture, qwen3
 from distil_jax.models import attention as attentions
@@ -287,7 +288,7 @@ def _prompt_arrays(policy: Policy, given) -> tuple[np.ndarray, np.ndarray]:
       )
       for p in given
     ]
-    ids, mask = prompts.pad_left(
+    ids, mask = teacher_prompts.pad_left(
       rows, max(map(len, rows)), policy.tokenizer.pad_id
     )
   if not len(ids):

@@ -7,9 +7,10 @@ from typing import Literal
 
 import numpy as np
 
-from distil_jax import prefixes, prompts
 from distil_jax.actor import Experience
-from distil_jax.io.tokenizer import Tokenizer
+from distil_jax.data import shared_prefixes
+from distil_jax.data import teacher_prompts as data_teacher_prompts
+from distil_jax.data.tokenizer import Tokenizer
 from distil_jax.types import Array, Batch, Demonstration, Status
 
 SolutionSource = Literal["sibling", "reference", "sibling_or_reference", "none"]
@@ -90,7 +91,7 @@ def from_experience(
       rows.append(None)
       texts.append(None)
       continue
-    fitted = prompts.fit_teacher_prompt(
+    fitted = data_teacher_prompts.fit_teacher_prompt(
       experience.problems[i // group_size],
       # Both may quote what the student wrote.
       solution=solution and tokenizer.disarmed(solution),
@@ -107,7 +108,7 @@ def from_experience(
     rows.append(fitted and fitted.ids)
     texts.append(fitted and tokenizer.decode(fitted.ids, skip_special=False))
   # A masked row still passes through the network: one token stands in.
-  teacher_ids, teacher_mask = prompts.pad_left(
+  teacher_ids, teacher_mask = data_teacher_prompts.pad_left(
     [row or [tokenizer.pad_id] for row in rows],
     settings.max_prompt_length,
     tokenizer.pad_id,
@@ -158,8 +159,12 @@ def from_demonstrations(
           f"tokens; raise rollout.max_{what}_length={limit}"
         )
   pad_id = tokenizer.pad_id
-  prompt_ids, prompt_mask = prompts.pad_left(heads, max_prompt_length, pad_id)
-  ids, mask = prompts.pad_right(tails, max_completion_length, pad_id)
+  prompt_ids, prompt_mask = data_teacher_prompts.pad_left(
+    heads, max_prompt_length, pad_id
+  )
+  ids, mask = data_teacher_prompts.pad_right(
+    tails, max_completion_length, pad_id
+  )
   nothing = np.zeros((len(heads), 0), np.int32)
   batch = Batch(
     prompt_ids=prompt_ids,
@@ -224,7 +229,7 @@ def _with_shared_prefixes(
   """The batch, its teacher's prompts split where that saves tokens."""
   if settings.num_sharing == 1:
     return batch
-  split = prefixes.split(
+  split = shared_prefixes.split(
     rows,
     num_sharing=settings.num_sharing,
     max_prefix_length=settings.max_prefix_length,
@@ -249,7 +254,7 @@ def _solution(
   problem, member = divmod(i, experience.group_size)
   if settings.solution in ("sibling", "sibling_or_reference"):
     start = problem * experience.group_size
-    solution = prompts.choose_solution(
+    solution = data_teacher_prompts.choose_solution(
       experience.rewards[problem].tolist(),
       experience.completions[start : start + experience.group_size],
       member,

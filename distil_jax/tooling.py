@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 
 from distil_jax import complaints, threads
+from distil_jax.data.tokenizer import Tokenizer
 from distil_jax.envs.tools import Tool
-from distil_jax.io.tokenizer import Tokenizer
 from distil_jax.types import Problem
 
 # Shown in place of what a tool could not say.

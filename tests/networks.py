@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from distil_jax import prompts
-from distil_jax.io import tokenizer as tokenizers
+from distil_jax.data import teacher_prompts
+from distil_jax.data import tokenizer as tokenizers
 from distil_jax.models import architecture, qwen3
 from distil_jax.policy import Policy
 from distil_jax.types import Batch
@@ -122,7 +122,7 @@ def full_log_probs(params, ids, mask, *, graphdef):
 def random_prompts(rng, lengths, length, vocab_size=VOCAB_SIZE):
   """Left-padded prompts of the given lengths. Ids and mask, `[P, S]`."""
   rows = [rng.integers(1, vocab_size, size).tolist() for size in lengths]
-  return prompts.pad_left(rows, length, PAD)
+  return teacher_prompts.pad_left(rows, length, PAD)
 
 
 def random_batch(seed: int = 0, vocab_size: int = VOCAB_SIZE) -> Batch:
@@ -136,7 +136,9 @@ def random_batch(seed: int = 0, vocab_size: int = VOCAB_SIZE) -> Batch:
   )
   lengths = [5, 1, 3, 2, 4, 5, 2, 3]
   completions = [rng.integers(1, vocab_size, n).tolist() for n in lengths]
-  completion_ids, completion_mask = prompts.pad_right(completions, 5, PAD)
+  completion_ids, completion_mask = teacher_prompts.pad_right(
+    completions, 5, PAD
+  )
   rewards = np.asarray([1, 0, 0, 1, 0, 0, 0.5, 0], np.float32)
   old_log_probs = -rng.uniform(0.5, 6.0, completion_mask.shape)
   return jax.tree.map(

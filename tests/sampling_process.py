@@ -16,12 +16,12 @@ from distil_jax import (
   engine,
   judging,
   policy,
-  prefixes,
   rollout,
   tooling,
 )
+from distil_jax.data import shared_prefixes
+from distil_jax.data import tokenizer as tokenizers
 from distil_jax.envs import self_evaluation
-from distil_jax.io import tokenizer as tokenizers
 from distil_jax.models import qwen3, sharding
 from distil_jax.policy import resolve_directory
 from distil_jax.types import Problem, Status, Verdict
@@ -190,7 +190,7 @@ def converse(
   with pytest.MonkeyPatch.context() as patch, jax.set_mesh(mesh):
     # One width of slots and one of prompts: they compile for long.
     patch.setattr(engine, "ladder", lambda width: [width])
-    patch.setattr(prefixes, "_NUM_WIDTHS", 1)
+    patch.setattr(shared_prefixes, "_NUM_WIDTHS", 1)
     found = player(
       params,
       problems,

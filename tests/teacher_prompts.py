@@ -6,7 +6,8 @@ python tests/teacher_prompts.py     # from the root; writes the pages anew
 import functools
 import pathlib
 
-from distil_jax import envs, prompts
+from distil_jax import envs
+from distil_jax.data import teacher_prompts
 
 FOLDER = pathlib.Path(__file__).parent / "golden/teacher_prompts"
 # Of each environment a row, or the number of a problem that it makes; a
@@ -92,14 +93,14 @@ def pages() -> dict[str, str]:
     parts = [("a failed attempt", failure)]
     if solution is not None:
       assert environment.judge(problem, solution).reward == 1.0
-      told = prompts.teacher_prompt(problem, solution=solution)
+      told = teacher_prompts.teacher_prompt(problem, solution=solution)
       parts.append(("with a solution", _text(told)))
     if isinstance(environment, envs.SelfJudged):
       asked = environment.critique_prompt(problem, failure, verdict)
       parts.append(("what the critic is asked", _text(asked)))
       parts.append(("a critique", CRITIQUES[kind]))
       verdict = environment.with_critique(verdict, CRITIQUES[kind])
-    told = prompts.teacher_prompt(problem, feedback=verdict.feedback)
+    told = teacher_prompts.teacher_prompt(problem, feedback=verdict.feedback)
     parts.append(("with feedback", _text(told)))
     found[kind] = "\n".join(f"==== {what}\n{text}\n" for what, text in parts)
   return found

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distil_jax import engine, episodes, prefixes, tooling
+from distil_jax import engine, episodes, tooling
 from distil_jax.actor import Actor
-from distil_jax.io import tokenizer as tokenizers
+from distil_jax.data import shared_prefixes
+from distil_jax.data import tokenizer as tokenizers
 from distil_jax.judging import Judges
 from distil_jax.models import architecture, qwen3, sharding
 from distil_jax.policy import Policy
@@ -56,7 +57,7 @@ def few_programs():
   """One width of slots and one of prompts: they compile for long."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(engine, "ladder", lambda width: [width])
-    patch.setattr(prefixes, "_NUM_WIDTHS", 1)
+    patch.setattr(shared_prefixes, "_NUM_WIDTHS", 1)
     yield
 
 
@@ -448,7 +449,7 @@ class TestShown:
 
 
 def test_few_sizes_serve_all_turns(monkeypatch):
-  monkeypatch.setattr(prefixes, "_NUM_WIDTHS", 3)
+  monkeypatch.setattr(shared_prefixes, "_NUM_WIDTHS", 3)
   sizes = {episodes._size(n, 64, 4) for n in range(65)}
   assert sizes == {0, 16, 32, 64}
   assert {episodes._size(n, 6, 4) for n in range(1, 7)} == {4, 8}

@@ -10,16 +10,9 @@ import numpy as np
 import optax
 import pytest
 
-from distil_jax import (
-  config,
-  guard,
-  inspection,
-  prompts,
-  recipe,
-  teaching,
-  update,
-)
+from distil_jax import config, guard, inspection, recipe, teaching, update
 from distil_jax.actor import Actor, Experience
+from distil_jax.data import teacher_prompts
 from distil_jax.envs.calculator import Calculator
 from distil_jax.judging import Judges
 from distil_jax.models import sharding
@@ -146,8 +139,8 @@ def test_a_spoiled_teacher_is_caught_reading(mesh):
       texts.append(text)
       verdicts.append(environment.judge(problem, text))
   rows = [policy.tokenizer.encode(text) for text in texts]
-  ids, mask = prompts.pad_right(rows, 16, policy.tokenizer.pad_id)
-  prompt_ids, prompt_mask = prompts.pad_left(
+  ids, mask = teacher_prompts.pad_right(rows, 16, policy.tokenizer.pad_id)
+  prompt_ids, prompt_mask = teacher_prompts.pad_left(
     [policy.tokenizer.encode_messages(p.messages) for p in problems],
     24,
     policy.tokenizer.pad_id,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import distil_jax as dj
-from distil_jax.io import tokenizer as tokenizers
+from distil_jax.data import tokenizer as tokenizers
 from distil_jax.models import qwen3
 from tests import networks
 

@@ -8,7 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from distil_jax import config, experts, prompts, recipe, scoring, update
+from distil_jax import config, experts, recipe, scoring, update
+from distil_jax.data import teacher_prompts
 from distil_jax.models import sharding
 from tests import networks
 from tests.networks import assert_close, distance
@@ -39,7 +40,10 @@ def batches(seed=3):
   )
   whole = [begins[i // 2] + rest for i, rest in enumerate(rests)]
   arrays = [
-    [jnp.asarray(x) for x in prompts.pad_left(rows, length, networks.PAD)]
+    [
+      jnp.asarray(x)
+      for x in teacher_prompts.pad_left(rows, length, networks.PAD)
+    ]
     for rows, length in ((whole, 9), (begins, 5), (rests, 4))
   ]
   batch = networks.random_batch(seed=seed)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from distil_jax import policy as policies
-from distil_jax.io import datasets
+from distil_jax.data import datasets
 from distil_jax.types import Message, StopReason
 
 Conversation = tuple[Message, ...]

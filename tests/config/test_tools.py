@@ -4,7 +4,7 @@ import pytest
 
 from distil_jax import assembly
 from distil_jax import config as configs
-from distil_jax.io import tokenizer as tokenizers
+from distil_jax.data import tokenizer as tokenizers
 from distil_jax.policy import Policy
 from tests import networks
 

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distil_jax import envs, prompts
+from distil_jax import envs
+from distil_jax.data import teacher_prompts
 from distil_jax.envs import (
   confinement,
   contract,
@@ -341,13 +342,13 @@ def test_another_problem_than_was_asked_is_not_judged():
 
 
 def test_a_demonstration_is_the_answer_in_tags():
-  made = ENVIRONMENT.demonstration(0, prompts.teacher_prompt)
+  made = ENVIRONMENT.demonstration(0, teacher_prompts.teacher_prompt)
   assert made.messages == PROBLEM.messages
   assert judge(made.solution).reward == 1.0
   many = changed(task="graph_color", settings={})
   assert many.generate(0, "train").solution is None
   with pytest.raises(ValueError, match="without an answer to show"):
-    many.demonstration(0, prompts.teacher_prompt)
+    many.demonstration(0, teacher_prompts.teacher_prompt)
 
 
 def test_it_keeps_the_contract_and_goes_to_other_processes():

@@ -6,8 +6,8 @@ import pathlib
 import numpy as np
 import pytest
 
+from distil_jax.data import datasets
 from distil_jax.envs.multiple_choice import MultipleChoice
-from distil_jax.io import datasets
 from distil_jax.types import Problem
 
 SCIENCE = pathlib.Path(__file__).parents[3] / "shared/data/sciknoweval"

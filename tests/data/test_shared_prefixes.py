@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from distil_jax import prefixes
+from distil_jax.data import shared_prefixes
 
 PAD = 0
 
 
 def split(rows, *, num_sharing=2, max_prefix_length=4, max_prompt_length=8):
-  return prefixes.split(
+  return shared_prefixes.split(
     rows,
     num_sharing=num_sharing,
     max_prefix_length=max_prefix_length,
@@ -37,7 +37,7 @@ def tokens(ids, mask):
   ],
 )
 def test_the_common_prefix(rows, expected):
-  assert prefixes.common_prefix(rows) == expected
+  assert shared_prefixes.common_prefix(rows) == expected
 
 
 def test_prompts_are_split_group_by_group():
@@ -77,8 +77,8 @@ def test_rests_have_one_of_three_widths(rest, width):
     assert found is None
   else:
     assert found.ids.shape == (4, width)
-  assert prefixes.widths(8) == [8, 4, 2]
-  assert prefixes.widths(9) == [9, 5, 3]
+  assert shared_prefixes.widths(8) == [8, 4, 2]
+  assert shared_prefixes.widths(9) == [9, 5, 3]
 
 
 def test_nothing_is_split_where_that_saves_nothing():

@@ -8,11 +8,10 @@ from typing import Generic, Literal, TypeVar
 import grain
 import jax
 
-from distil_jax import prompts
 from distil_jax.config import Config, ConfigError
+from distil_jax.data import datasets, teacher_prompts
+from distil_jax.data import tokenizer as tokenizers
 from distil_jax.envs import Environment, Generator
-from distil_jax.io import datasets
-from distil_jax.io import tokenizer as tokenizers
 from distil_jax.types import Demonstration, Problem
 
 T = TypeVar("T")
@@ -148,7 +147,7 @@ def texts(
       yield d.prefix + d.solution
     return
   for problem in problems:
-    blocks = prompts.teacher_prompt(problem, solution=problem.answer)
+    blocks = teacher_prompts.teacher_prompt(problem, solution=problem.answer)
     yield from (message["content"] for message in blocks)
     if problem.solution:
       yield problem.solution
@@ -184,7 +183,7 @@ def _demonstrations(
   if config.data.train == "generated":
     make = functools.partial(
       _generator(environment).demonstration,
-      teacher_prompt=prompts.teacher_prompt,
+      teacher_prompt=teacher_prompts.teacher_prompt,
     )
     return Generated(make, len(problems))
   made = []

@@ -3,8 +3,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from distil_jax import prompts
-from distil_jax.io import tokenizer as tokenizer_lib
+from distil_jax.data import teacher_prompts
+from distil_jax.data import tokenizer as tokenizer_lib
 from distil_jax.types import Problem
 
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -19,7 +19,7 @@ TAIL = INSTRUCTION + "<|im_end|>\n<|im_start|>assistant\n"
 
 
 def content(**blocks):
-  messages = prompts.teacher_prompt(PROBLEM, **blocks)
+  messages = teacher_prompts.teacher_prompt(PROBLEM, **blocks)
   assert messages[0] == SYSTEM
   assert [message["role"] for message in messages] == ["system", "user"]
   return messages[1]["content"]
@@ -50,14 +50,16 @@ def test_one_block():
 
 @pytest.mark.parametrize("nothing", [None, "", " \n"])
 def test_nothing_to_say_leaves_the_students_messages(nothing):
-  messages = prompts.teacher_prompt(PROBLEM, solution=nothing, feedback=nothing)
+  messages = teacher_prompts.teacher_prompt(
+    PROBLEM, solution=nothing, feedback=nothing
+  )
   assert messages == list(PROBLEM.messages)
   assert content(solution="4", feedback=nothing) == content(solution="4")
 
 
 def test_the_problem_itself_is_not_changed():
   before = [dict(message) for message in PROBLEM.messages]
-  prompts.teacher_prompt(PROBLEM, solution="4")
+  teacher_prompts.teacher_prompt(PROBLEM, solution="4")
   assert list(PROBLEM.messages) == before
 
 
@@ -69,7 +71,7 @@ def test_the_last_user_message_is_the_question():
     {"role": "assistant", "content": "begin"},
   )
   problem = dataclasses.replace(PROBLEM, messages=messages)
-  built = prompts.teacher_prompt(problem, feedback="No.")
+  built = teacher_prompts.teacher_prompt(problem, feedback="No.")
   changed = [a != b for a, b in zip(built, messages, strict=True)]
   assert changed == [False, False, True, False]
   assert built[2]["content"].startswith("second\n\n")
@@ -78,7 +80,7 @@ def test_the_last_user_message_is_the_question():
 def test_a_problem_without_a_question_is_an_error():
   problem = dataclasses.replace(PROBLEM, messages=(SYSTEM,))
   with pytest.raises(ValueError, match="problem 3 has no user message"):
-    prompts.teacher_prompt(problem, feedback="No.")
+    teacher_prompts.teacher_prompt(problem, feedback="No.")
 
 
 def test_braces_in_a_block_are_text():
@@ -117,7 +119,7 @@ def test_the_first_other_success_is_chosen():
   rewards = [0.0, 1.0, 0.5, 1.0]
 
   def choose(index, threshold=1.0):
-    return prompts.choose_solution(
+    return teacher_prompts.choose_solution(
       rewards, completions, index, threshold=threshold
     )
 
@@ -128,14 +130,15 @@ def test_the_first_other_success_is_chosen():
 
 def test_a_lone_success_has_no_solution():
   assert (
-    prompts.choose_solution([0.0, 1.0], ["a", "b"], 1, threshold=1.0) is None
+    teacher_prompts.choose_solution([0.0, 1.0], ["a", "b"], 1, threshold=1.0)
+    is None
   )
-  assert prompts.choose_solution([1.0], ["a"], 0, threshold=1.0) is None
+  assert teacher_prompts.choose_solution([1.0], ["a"], 0, threshold=1.0) is None
 
 
 def test_a_success_of_thought_alone_is_passed_over():
   completions = ["wrong", "<think>right", "right"]
-  chosen = prompts.choose_solution(
+  chosen = teacher_prompts.choose_solution(
     [0.0, 1.0, 1.0], completions, 0, threshold=1.0
   )
   assert chosen == "right"
@@ -143,9 +146,9 @@ def test_a_success_of_thought_alone_is_passed_over():
 
 def test_a_group_that_does_not_fit_together_is_an_error():
   with pytest.raises(ValueError, match="2 rewards, 1 completions"):
-    prompts.choose_solution([0.0, 1.0], ["a"], 0, threshold=1.0)
+    teacher_prompts.choose_solution([0.0, 1.0], ["a"], 0, threshold=1.0)
   with pytest.raises(ValueError, match="index=2 in a group of 2"):
-    prompts.choose_solution([0.0, 1.0], ["a", "b"], 2, threshold=1.0)
+    teacher_prompts.choose_solution([0.0, 1.0], ["a", "b"], 2, threshold=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +157,7 @@ def tokenizer():
 
 
 def fit(tokenizer, limit, solution=None, feedback=None):
-  return prompts.fit_teacher_prompt(
+  return teacher_prompts.fit_teacher_prompt(
     PROBLEM,
     solution=solution,
     feedback=feedback,
@@ -167,7 +170,7 @@ def fit(tokenizer, limit, solution=None, feedback=None):
 
 def length(tokenizer, **blocks):
   return len(
-    tokenizer.encode_messages(prompts.teacher_prompt(PROBLEM, **blocks))
+    tokenizer.encode_messages(teacher_prompts.teacher_prompt(PROBLEM, **blocks))
   )
 
 
@@ -218,7 +221,9 @@ def test_every_limit(tokenizer):
 
 def test_a_prompt_that_fits_is_the_teachers_prompt(tokenizer):
   fitted = fit(tokenizer, 10_000, "<think>x</think>4", "No.")
-  messages = prompts.teacher_prompt(PROBLEM, solution="4", feedback="No.")
+  messages = teacher_prompts.teacher_prompt(
+    PROBLEM, solution="4", feedback="No."
+  )
   assert fitted.ids == tokenizer.encode_messages(messages)
   assert not fitted.was_truncated
 
@@ -253,7 +258,7 @@ def test_a_huge_block_takes_few_encodings(tokenizer):
     calls.append(sum(len(message["content"]) for message in messages))
     return tokenizer.encode_messages(messages)
 
-  fitted = prompts.fit_teacher_prompt(
+  fitted = teacher_prompts.fit_teacher_prompt(
     PROBLEM,
     solution="4",
     feedback="wrong " * 20_000,
@@ -268,16 +273,18 @@ def test_a_huge_block_takes_few_encodings(tokenizer):
 
 
 def test_padding():
-  ids, mask = prompts.pad_left([[1, 2], [], [3, 4, 5]], 3, 9)
+  ids, mask = teacher_prompts.pad_left([[1, 2], [], [3, 4, 5]], 3, 9)
   assert ids.tolist() == [[9, 1, 2], [9, 9, 9], [3, 4, 5]]
   assert mask.tolist() == [[0, 1, 1], [0, 0, 0], [1, 1, 1]]
-  ids, mask = prompts.pad_right([[1, 2], [], [3, 4, 5]], 3, 9)
+  ids, mask = teacher_prompts.pad_right([[1, 2], [], [3, 4, 5]], 3, 9)
   assert ids.tolist() == [[1, 2, 9], [9, 9, 9], [3, 4, 5]]
   assert mask.tolist() == [[1, 1, 0], [0, 0, 0], [1, 1, 1]]
   assert ids.dtype == mask.dtype == np.int32
 
 
-@pytest.mark.parametrize("pad", [prompts.pad_left, prompts.pad_right])
+@pytest.mark.parametrize(
+  "pad", [teacher_prompts.pad_left, teacher_prompts.pad_right]
+)
 def test_padding_at_the_edges(pad):
   ids, mask = pad([], 4, 0)
   assert ids.shape == mask.shape == (0, 4)

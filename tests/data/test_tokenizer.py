@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from distil_jax.io import tokenizer as tokenizer_lib
-from distil_jax.io.tokenizer import Tokenizer, TokenizerError
+from distil_jax.data import tokenizer as tokenizer_lib
+from distil_jax.data.tokenizer import Tokenizer, TokenizerError
 
 SCIENCE = pathlib.Path(__file__).parents[3] / "shared/data/sciknoweval"
 TEXTS = [

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from distil_jax import processes, prompts
+from distil_jax import processes
+from distil_jax.data import teacher_prompts
 
 # Prompts of a batch have one width, out of so many: each compiles programs.
 _NUM_WIDTHS = 3
@@ -62,8 +63,8 @@ def split(
   if num_tokens >= len(rows) * max_prompt_length:
     return None
   return SplitPrompts(
-    *prompts.pad_left(prefixes, max_prefix_length, pad_id),
-    *prompts.pad_left(rests, width, pad_id),
+    *teacher_prompts.pad_left(prefixes, max_prefix_length, pad_id),
+    *teacher_prompts.pad_left(rests, width, pad_id),
   )
 
 
