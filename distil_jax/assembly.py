@@ -11,15 +11,7 @@ from typing import Any
 import jax
 import optax
 
-from distil_jax import (
-  inspection,
-  judging,
-  processes,
-  recipe,
-  sandbox,
-  teaching,
-  update,
-)
+from distil_jax import inspection, judging, recipe, sandbox, teaching, update
 from distil_jax.actor import Actor
 from distil_jax.config import (
   Config,
@@ -32,6 +24,7 @@ from distil_jax.config import (
 from distil_jax.critiques import SelfCritic
 from distil_jax.data import problems as data_problems
 from distil_jax.data import tokenizer as tokenizers
+from distil_jax.distributed import process_group
 from distil_jax.envs import Environment, SelfJudged, make_environment
 from distil_jax.envs.tools import Tool, make_tool
 from distil_jax.io import weights
@@ -530,4 +523,4 @@ def _create(
     params = qwen3.init(network, jax.random.key(create.seed))
     made = Policy(network, graphdef, params, tokenizer)
     made.save(config.model.directory)
-  processes.wait_for_all("the model is created")
+  process_group.wait_for_all("the model is created")

@@ -12,10 +12,11 @@ from typing import Any
 import jax
 import yaml
 
-from distil_jax import processes, teaching
+from distil_jax import teaching
 from distil_jax.actor import Experience
 from distil_jax.config import Config, ConfigError, Objective
 from distil_jax.data import problems as data_problems
+from distil_jax.distributed import process_group
 from distil_jax.guard import GuardState
 from distil_jax.io import reports
 from distil_jax.policy import resolve_directory
@@ -100,9 +101,9 @@ def check_same_command(command: str, config: Config) -> None:
   Raises:
     ProcessError: lists every difference.
   """
-  if not processes.is_joined():
+  if not process_group.is_joined():
     return
-  processes.compare(
+  process_group.compare(
     "command, settings or versions",
     {"command": command, **_flat(config.model_dump(mode="json"))} | _versions(),
     "start the same command, with the same files and packages, everywhere; "
@@ -116,7 +117,7 @@ def check_same_data(config: Config, problems: data_problems.Problems) -> None:
   Raises:
     ProcessError: lists every difference.
   """
-  if not processes.is_joined():
+  if not process_group.is_joined():
     return
   found: dict[str, Any] = {
     "devices of a process": jax.local_device_count(),
@@ -135,7 +136,7 @@ def check_same_data(config: Config, problems: data_problems.Problems) -> None:
     for path in sorted(directory.glob("*"))
     if path.is_file()
   }
-  processes.compare(
+  process_group.compare(
     "data, model or devices", found, "give all of them the same"
   )
 
@@ -146,17 +147,17 @@ def check_shared(config: Config) -> None:
   Raises:
     ProcessError: with the cure.
   """
-  if not processes.is_joined():
+  if not process_group.is_joined():
     return
   directory = config.run_directory
   meeting = directory / ".meeting"
   if jax.process_index() == 0:
     directory.mkdir(parents=True, exist_ok=True)
     meeting.write_text(uuid.uuid4().hex)
-  processes.wait_for_all("the run folder is there")
+  process_group.wait_for_all("the run folder is there")
   seen = meeting.read_text() if meeting.exists() else None
   try:
-    processes.compare(
+    process_group.compare(
       "the content of their run folder",
       {str(meeting): seen},
       f"all of them write to train.run_directory={directory}, which must be "
@@ -309,14 +310,14 @@ def experience_metrics(
     **{k: float(x.sum()) for k, x in experience.tool_counts.items()},
     "count": len(experience.verdicts),
   }
-  sums = processes.global_sums(sums | counts)
+  sums = process_group.global_sums(sums | counts)
   count = sums.pop("count")
   values = {
     name: float(total) if name in counts else total / count
     for name, total in sums.items()
   }
   # All wait for the last.
-  waited = processes.global_max(round(1000 * experience.judging_seconds))
+  waited = process_group.global_max(round(1000 * experience.judging_seconds))
   values["time/judging_seconds"] = waited / 1000
   usage = experience.usage
   if usage is None:
@@ -339,7 +340,7 @@ def critique_metrics(experience: Experience) -> dict[str, float]:
   if experience.critiques is None:
     return {}
   counts = {**experience.critiques, "count": len(experience.verdicts)}
-  sums = processes.global_sums(counts)
+  sums = process_group.global_sums(counts)
   num_asked = max(sums["asked"], 1.0)
   values = {
     name: sums[name] / (sums["count"] if name in _OF_ALL else num_asked)

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable
 
-from distil_jax import processes
+from distil_jax.distributed import process_group
 from distil_jax.io import progress
 
 Tell = Callable[[str], None]
@@ -11,7 +11,7 @@ Tell = Callable[[str], None]
 
 def on_screen(text: str) -> None:
   """Above the live line, with the name of this process if it is not alone."""
-  progress.tell(f"distil-jax: {processes.label()}{text}")
+  progress.tell(f"distil-jax: {process_group.label()}{text}")
 
 
 class Complaints:

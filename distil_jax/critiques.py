@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import numpy as np
 
-from distil_jax import engine, processes, rollout
+from distil_jax import engine, rollout
 from distil_jax.actor import Actor, Experience
 from distil_jax.data import teacher_prompts
 from distil_jax.data.tokenizer import Tokenizer
+from distil_jax.distributed import process_group
 from distil_jax.envs import SelfJudged
 from distil_jax.models import qwen3
 from distil_jax.types import Message, Problem, Rollout, StopReason, Verdict
@@ -93,7 +94,7 @@ class SelfCritic:
     experience = self._student(params, problems, key, report=report)
     asked, counts = self._asked(experience)
     verdicts = list(experience.verdicts)
-    if processes.global_max(len(asked)):
+    if process_group.global_max(len(asked)):
       sampled = self._sampled(params, experience, asked, key)
       for row in asked:
         ids = sampled.completion_ids[row][sampled.completion_mask[row] == 1]

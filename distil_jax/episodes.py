@@ -18,9 +18,10 @@ from concurrent.futures import Future
 import jax
 import numpy as np
 
-from distil_jax import endings, engine, processes
+from distil_jax import endings, engine
 from distil_jax.data import shared_prefixes, teacher_prompts
 from distil_jax.data.tokenizer import Tokenizer
+from distil_jax.distributed import process_group
 from distil_jax.tooling import Tooling
 from distil_jax.types import Message, Problem, Rollout, StopReason
 
@@ -256,7 +257,7 @@ def play(
   while size := _size(len(waiting), at_once, multiple):
     rows, left = waiting[:size], waiting[size:]
     sums = {"rows": float(len(rows)), "left": float(len(left))}
-    sums = {k: round(x) for k, x in processes.global_sums(sums).items()}
+    sums = {k: round(x) for k, x in process_group.global_sums(sums).items()}
     num_stand_ins = num_processes * size - sums["rows"]
     sampled, more = later(
       episodes.turns(rows, size),
@@ -295,7 +296,7 @@ def _size(num_rows: int, most: int, multiple: int) -> int:
 
   The same for all processes, at most `most`; 0 where none of them has a row.
   """
-  longest = processes.global_max(num_rows)
+  longest = process_group.global_max(num_rows)
   if not longest:
     return 0
   fitting = [x for x in shared_prefixes.widths(most) if x >= longest]

@@ -5,8 +5,9 @@ import dataclasses
 import jax
 import numpy as np
 
-from distil_jax import processes, rollout
+from distil_jax import rollout
 from distil_jax.actor import Actor, Experience
+from distil_jax.distributed import process_group
 from distil_jax.judging import Judges
 from distil_jax.models import qwen3
 from distil_jax.policy import Policy
@@ -60,7 +61,7 @@ class Inspector:
     verdicts = self.judges(problems[: len(rows)], texts[: len(rows)])
     rewards = [v.reward for v in verdicts if v.status != Status.CRASHED]
     is_right = np.asarray(rewards) >= self.success_threshold
-    sums = processes.global_sums(
+    sums = process_group.global_sums(
       {"correct": float(is_right.sum()), "answers": float(len(rewards))}
     )
     return sums["correct"], sums["answers"]

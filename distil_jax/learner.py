@@ -9,19 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from distil_jax import (
-  assembly,
-  bookkeeping,
-  evaluate,
-  guard,
-  interrupts,
-  processes,
-  teaching,
-  update,
-)
+from distil_jax import assembly, bookkeeping, evaluate, guard, teaching, update
 from distil_jax.actor import Experience
 from distil_jax.config import Config, ConfigError
 from distil_jax.data import problems as data_problems
+from distil_jax.distributed import process_group, signals
 from distil_jax.io import checkpoints, plots, reports
 from distil_jax.io.progress import Progress
 from distil_jax.models import qwen3, sharding
@@ -104,7 +96,7 @@ class Learner:
     saved = checkpoints.Checkpoints(
       config.run_directory / "checkpoints", keep=config.checkpoint.keep
     )
-    together = processes.stopping_together()
+    together = process_group.stopping_together()
     with progress, saved, together, jax.set_mesh(self.mesh):
       run = _Run(self, folder, progress, saved)
       try:
@@ -124,7 +116,7 @@ class Learner:
         num_problems=config.evaluation.num_problems,
         pass_at=config.evaluation.pass_at,
         success_threshold=config.teacher.success_threshold,
-        report=processes.checked(report),
+        report=process_group.checked(report),
       )
 
   def state_template(self) -> update.TrainState:
@@ -216,7 +208,7 @@ class _Run:
           self.state.params,
           items,
           key,
-          report=processes.checked(
+          report=process_group.checked(
             self.progress.sampling(config.num_sequences)
           ),
         )
@@ -225,7 +217,7 @@ class _Run:
       guarded = self.look_at_teacher(step, experience, lesson)
       batch = sharding.put_batch(learner.mesh, lesson.batch)
       # State and report belong together.
-      with interrupts.held_back():
+      with signals.held_back():
         before = self.state.guard
         if guarded is not None:
           self.state = dataclasses.replace(self.state, guard=guarded)
@@ -241,7 +233,7 @@ class _Run:
         self.evaluate(step + 1)
       if (step + 1) % config.checkpoint.every == 0:
         self.save()
-      processes.check()
+      process_group.check()
 
   def teach(self, experience: Experience) -> teaching.Lesson:
     if self.teacher is None:
@@ -399,7 +391,7 @@ class _Run:
       metrics |= bookkeeping.guard_metrics(self.state.guard)
     else:
       masks = lesson.batch.completion_mask
-      num_tokens = processes.global_sums({"tokens": float(masks.sum())})
+      num_tokens = process_group.global_sums({"tokens": float(masks.sum())})
       metrics["completion_length"] = (
         num_tokens["tokens"] / self.config.num_sequences
       )
@@ -429,7 +421,7 @@ class _Run:
     is_found = jax.process_index() == 0 and any(
       line["step"] == step for line in self.folder.evaluations()
     )
-    return processes.global_sums({"found": float(is_found)})["found"] > 0
+    return process_group.global_sums({"found": float(is_found)})["found"] > 0
 
   def evaluate(self, step: int) -> None:
     text = "evaluating" if step else _BASE_TEXT
@@ -445,7 +437,7 @@ class _Run:
       "config": self.config.model_dump(mode="json"),
       "seconds": self.seconds,
     }
-    with interrupts.held_back():
+    with signals.held_back():
       self.saved.save(
         int(self.state.step),
         _as_dict(self.state),
@@ -460,7 +452,7 @@ class _Run:
     step = int(self.state.step)
     if step == 0:
       return
-    if jax.process_count() > 1 and not processes.is_joined():
+    if jax.process_count() > 1 and not process_group.is_joined():
       # Nobody has agreed where to stop, and saving needs all of them.
       self.progress.message("interrupted: the last checkpoint stands")
       return

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from distil_jax import config as configs
-from distil_jax import interrupts, launch
+from distil_jax.distributed import launch, signals
 
 _as_python_does = warnings.showwarning
 _CONFIG_HELP = "a YAML file; see configs/"
@@ -27,8 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv: its words; None: those of this process, which an interruption ends.
   """
   status = _status(argv)
-  if argv is None and status == interrupts.EXIT_STATUS:
-    interrupts.end()
+  if argv is None and status == signals.EXIT_STATUS:
+    signals.end()
   return status
 
 
@@ -38,14 +38,14 @@ def _status(argv: Sequence[str] | None) -> int:
   logging.getLogger("absl").setLevel(logging.ERROR)
   warnings.showwarning = _show_warning
   try:
-    with interrupts.obeyed():
+    with signals.obeyed():
       place = _place(arguments)
       if place is None:
         return arguments.run(arguments)
       return _run_together(arguments, place)
   except KeyboardInterrupt:
     print("distil-jax: interrupted", file=sys.stderr)
-    return interrupts.EXIT_STATUS
+    return signals.EXIT_STATUS
   except (ValueError, RuntimeError, OSError) as error:
     if arguments.debug:
       raise
@@ -83,25 +83,25 @@ def _place(arguments: argparse.Namespace) -> launch.Place | None:
 
 def _run_together(arguments: argparse.Namespace, place: launch.Place) -> int:
   """The command as one of several processes; see `processes.joined`."""
-  from distil_jax import processes
+  from distil_jax.distributed import process_group
 
   status = 1
   try:
-    with processes.joined(place, timeout=arguments.initialization_timeout):
+    with process_group.joined(place, timeout=arguments.initialization_timeout):
       return arguments.run(arguments)
-  except processes.Stopped as error:
-    print(f"distil-jax: {processes.label()}{error}", file=sys.stderr)
-    return interrupts.EXIT_STATUS
+  except process_group.Stopped as error:
+    print(f"distil-jax: {process_group.label()}{error}", file=sys.stderr)
+    return signals.EXIT_STATUS
   except KeyboardInterrupt:
-    print(f"distil-jax: {processes.label()}interrupted", file=sys.stderr)
-    status = interrupts.EXIT_STATUS
+    print(f"distil-jax: {process_group.label()}interrupted", file=sys.stderr)
+    status = signals.EXIT_STATUS
   except (ValueError, RuntimeError, OSError) as error:
     if arguments.debug:
       traceback.print_exc()
-    print(f"distil-jax: {processes.label()}{error}", file=sys.stderr)
+    print(f"distil-jax: {process_group.label()}{error}", file=sys.stderr)
   except BaseException:
     traceback.print_exc()
-  processes.exit_if_failed(status)
+  process_group.exit_if_failed(status)
   return status
 
 
@@ -407,6 +407,8 @@ def _train(arguments: argparse.Namespace) -> int:
 
   pass
 
+  pass
+
   bookkeeping.check_same_command("train", config)
   summary = learner.Learner(config).train()
   if summary:
@@ -422,6 +424,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
   from distil_jax import bookkeeping, learner
   from distil_jax.io import reports
   from distil_jax.io.progress import Progress
+
+  pass
+  pass
 
   pass
   pass
@@ -477,6 +482,8 @@ def _sandbox(arguments: argparse.Namespace) -> int:
 
   pass
 
+  pass
+
   if arguments.overrides:
     raise configs.ConfigError(f"{arguments.overrides[0]} is no option here")
   with (
@@ -496,6 +503,8 @@ def _sandbox(arguments: argparse.Namespace) -> int:
 def _compare(arguments: argparse.Namespace) -> int:
   from distil_jax.analysis.comparison import command
   from distil_jax.analysis.comparison.settings import Comparison
+
+  pass
 
   pass
 
@@ -599,6 +608,11 @@ def _generate(arguments: argparse.Namespace) -> int:
   pass
   pass
   pass
+  pass
+
+  pass
+  pass
+  pass
 
   pass
   pass
@@ -684,6 +698,9 @@ def _plan(arguments: argparse.Namespace) -> int:
   pass
   pass
 
+  pass
+  pass
+
   hardware = planning_hardware.hardware(arguments.topology)
   network = planner.network(config, arguments.num_params_from)
   with Progress(None) as progress:
@@ -732,6 +749,10 @@ def _existing_policy(
   from distil_jax.data import problems
   from distil_jax.io import weights
   from distil_jax.policy import resolve_directory
+
+  pass
+  pass
+  pass
 
   pass
   pass

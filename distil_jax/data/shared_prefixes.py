@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from distil_jax import processes
 from distil_jax.data import teacher_prompts
+from distil_jax.distributed import process_group
 
 # Prompts of a batch have one width, out of so many: each compiles programs.
 _NUM_WIDTHS = 3
@@ -83,7 +83,7 @@ def common_prefix(rows: Sequence[Sequence[int] | None]) -> list[int]:
 
 def narrowest(longest: int, max_prompt_length: int) -> int:
   """The least of `widths` that holds what all processes have."""
-  longest = processes.global_max(longest)
+  longest = process_group.global_max(longest)
   return min(w for w in widths(max_prompt_length) if w >= longest)
 
 

@@ -12,7 +12,7 @@ import socket
 import time
 from typing import Any
 
-from distil_jax.launch import LaunchError, Place
+from distil_jax.distributed.launch import LaunchError, Place
 
 _RETRY_SECONDS = 0.2
 _HELLO_SECONDS = 5.0  # a stranger at the port says nothing

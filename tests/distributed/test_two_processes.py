@@ -9,7 +9,8 @@ import jax
 import numpy as np
 
 from distil_jax.models import sharding
-from tests import commands, sampling_process
+from tests import commands
+from tests.distributed import sampling_process
 
 
 def test_two_processes_sample_what_one_samples(tmp_path):

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from distil_jax import launch, rollcall
+from distil_jax.distributed import launch, rendezvous
 from tests.commands import free_port
 
 SLURM = {
@@ -103,7 +103,7 @@ def meet(*places, timeout=20):
 
   def come(place):
     try:
-      for connection in rollcall.call(place, timeout):
+      for connection in rendezvous.call(place, timeout):
         connection.close()
     except launch.LaunchError as error:
       return str(error)
@@ -157,7 +157,7 @@ def test_a_coordinator_that_is_not_there_is_named():
 
 
 def test_strangers_at_the_port_are_passed_over(monkeypatch):
-  monkeypatch.setattr(rollcall, "_HELLO_SECONDS", 0.2)
+  monkeypatch.setattr(rendezvous, "_HELLO_SECONDS", 0.2)
   port = free_port()
 
   def stranger(text):

@@ -9,7 +9,7 @@ import time
 import pytest
 from jax._src.lib import _jax
 
-from distil_jax import processes
+from distil_jax.distributed import process_group
 from tests.commands import free_port
 
 COUNT = 4
@@ -27,7 +27,7 @@ def group():
   with concurrent.futures.ThreadPoolExecutor(COUNT) as pool:
     list(pool.map(lambda client: client.connect(), clients))
     members = [
-      processes._Group(client, index, COUNT, [])
+      process_group._Group(client, index, COUNT, [])
       for index, client in enumerate(clients)
     ]
     try:
@@ -42,7 +42,7 @@ def group():
 
 @pytest.mark.parametrize("askers", [(2,), (0, 1, 2, 3)])
 def test_all_stop_at_the_same_place(monkeypatch, askers):
-  monkeypatch.setattr(processes, "_POLL_SECONDS", 0.05)
+  monkeypatch.setattr(process_group, "_POLL_SECONDS", 0.05)
   # As collectives do: nobody is a place ahead of another for long.
   step = threading.Barrier(COUNT)
 
@@ -56,7 +56,7 @@ def test_all_stop_at_the_same_place(monkeypatch, askers):
         member.ask_to_stop("SIGTERM")
       try:
         member.check()
-      except processes.Stopped as stopped:
+      except process_group.Stopped as stopped:
         return place, str(stopped)
     return None
 
@@ -80,7 +80,7 @@ def test_all_are_told_who_differs():
   def compare(member, what, values):
     try:
       member.compare(what, values, "do the same")
-    except processes.ProcessError as error:
+    except process_group.ProcessError as error:
       return str(error)
     return None
 

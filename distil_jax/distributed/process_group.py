@@ -22,8 +22,8 @@ import numpy as np
 from jax._src import distributed
 from jax.experimental import multihost_utils
 
-from distil_jax import interrupts, rollcall
-from distil_jax.launch import LaunchError, Place
+from distil_jax.distributed import rendezvous, signals
+from distil_jax.distributed.launch import LaunchError, Place
 
 _POLL_SECONDS = 1.0
 # Polls without a sign of life after which a process counts as dead: a long hold
@@ -162,7 +162,7 @@ def stopping_together() -> Iterator[None]:
   if _group is None:
     yield
     return
-  with interrupts.noted(_group.ask_to_stop):
+  with signals.noted(_group.ask_to_stop):
     yield
 
 
@@ -429,13 +429,13 @@ def _join(place: Place, timeout: int) -> _Group | None:
   """Takes its place; None where a cluster turns out to have but one."""
   connections = []
   if place.coordinator is not None:
-    connections = rollcall.call(place, timeout)
+    connections = rendezvous.call(place, timeout)
   # Jax would end the process itself, with nothing but a trace of its own.
   late = threading.Timer(timeout, _give_up, [place, timeout])
   late.daemon = True
   late.start()
   try:
-    with interrupts.kept():  # jax takes SIGTERM
+    with signals.kept():  # jax takes SIGTERM
       jax.distributed.initialize(
         place.coordinator,
         place.num_processes,
