@@ -11,16 +11,9 @@ from concurrent.futures import Future
 import jax
 import numpy as np
 
-from distil_jax import (
-  endings,
-  engine,
-  episodes,
-  judging,
-  keys,
-  rollout,
-  threads,
-)
+from distil_jax import endings, engine, episodes, keys, rollout
 from distil_jax.data import shared_prefixes, teacher_prompts
+from distil_jax.envs import deadline_pool, judge_pool
 from distil_jax.models import qwen3, sharding
 from distil_jax.policy import Policy
 from distil_jax.tooling import FAILED, Tooling
@@ -110,7 +103,7 @@ class Actor:
   def __init__(
     self,
     policy: Policy,
-    judges: judging.Judges,
+    judges: judge_pool.Judges,
     mesh: jax.sharding.Mesh,
     *,
     group_size: int,
@@ -238,7 +231,7 @@ class Actor:
       pending[row] = self._judges.submit(problem, text)
 
     played = self._episodes(problems, ids, mask, judge)
-    with threads.cancelled_on_failure(pending):
+    with deadline_pool.cancelled_on_failure(pending):
       if played is None:
         sampled, usage = self.sample(
           params,
@@ -317,7 +310,7 @@ class Actor:
     if self._num_slots is not None:
       num_slots = self._num_slots // num_processes // multiple * multiple
       at_once = min(at_once, max(num_slots, multiple))
-    with threads.cancelled_on_failure(played.calls):
+    with deadline_pool.cancelled_on_failure(played.calls):
       return episodes.play(
         played,
         first,

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import optax
 
-from distil_jax import inspection, judging, recipe, sandbox, teaching, update
+from distil_jax import inspection, recipe, sandbox, teaching, update
 from distil_jax.actor import Actor
 from distil_jax.config import (
   Config,
@@ -25,7 +25,12 @@ from distil_jax.critiques import SelfCritic
 from distil_jax.data import problems as data_problems
 from distil_jax.data import tokenizer as tokenizers
 from distil_jax.distributed import process_group
-from distil_jax.envs import Environment, SelfJudged, make_environment
+from distil_jax.envs import (
+  Environment,
+  SelfJudged,
+  judge_pool,
+  make_environment,
+)
 from distil_jax.envs.tools import Tool, make_tool
 from distil_jax.io import weights
 from distil_jax.models import architecture, attention, qwen3, sharding
@@ -100,9 +105,9 @@ def _tool(config: Config, section: Any) -> Tool:
   return make_tool(section.kind, box=box(config), **settings)
 
 
-def judges(config: Config, environment: Environment) -> judging.Judges:
+def judges(config: Config, environment: Environment) -> judge_pool.Judges:
   """For all that is judged in a run, so that what fails is told once."""
-  return judging.Judges(environment, **config.judging.model_dump())
+  return judge_pool.Judges(environment, **config.judging.model_dump())
 
 
 def mesh(
@@ -206,7 +211,7 @@ def policy(
 def training_actor(
   config: Config,
   policy: Policy,
-  judges: judging.Judges,
+  judges: judge_pool.Judges,
   mesh: jax.sharding.Mesh,
   tooling: Tooling | None = None,
 ) -> Actor:
@@ -224,7 +229,7 @@ def training_actor(
 def evaluation_actor(
   config: Config,
   policy: Policy,
-  judges: judging.Judges,
+  judges: judge_pool.Judges,
   mesh: jax.sharding.Mesh,
   tooling: Tooling | None = None,
 ) -> Actor:
@@ -252,7 +257,7 @@ def evaluation_actor(
 def with_critic(
   config: Config,
   policy: Policy,
-  judges: judging.Judges,
+  judges: judge_pool.Judges,
   mesh: jax.sharding.Mesh,
   *,
   actor: Actor,
@@ -336,7 +341,7 @@ def optimizer(
 def inspector(
   config: Config,
   policy: Policy,
-  judges: judging.Judges,
+  judges: judge_pool.Judges,
   mesh: jax.sharding.Mesh,
 ) -> inspection.Inspector | None:
   """Looks at a guarded teacher; None without a guard."""

@@ -8,7 +8,7 @@ import numpy as np
 from distil_jax import rollout
 from distil_jax.actor import Actor, Experience
 from distil_jax.distributed import process_group
-from distil_jax.judging import Judges
+from distil_jax.envs.judge_pool import Judges
 from distil_jax.models import qwen3
 from distil_jax.policy import Policy
 from distil_jax.teaching import Lesson

@@ -8,8 +8,8 @@ import traceback
 from collections.abc import Sequence
 from concurrent.futures import Future
 
-from distil_jax import complaints, threads
 from distil_jax.data.tokenizer import Tokenizer
+from distil_jax.envs import deadline_pool, warn_once
 from distil_jax.envs.tools import Tool
 from distil_jax.types import Problem
 
@@ -33,7 +33,7 @@ class Tooling:
     max_output_tokens: int,
     num_workers: int | None = None,
     seconds: float = 60.0,
-    tell: complaints.Tell = complaints.on_screen,
+    tell: warn_once.Tell = warn_once.on_screen,
   ):
     """No thread is started yet.
 
@@ -61,11 +61,11 @@ class Tooling:
         f"max_output_tokens={max_output_tokens} must be more than the "
         f"{shortest} tokens that say that an output is cut"
       )
-    self._threads = threads.Threads[str | None](
+    self._threads = deadline_pool.Threads[str | None](
       num_workers=num_workers, seconds=seconds
     )
     self._seconds = seconds
-    self._complain = complaints.Complaints(tell)
+    self._complain = warn_once.Complaints(tell)
 
   def ask(
     self, problem: Problem, turns: Sequence[str], outputs: Sequence[str]

@@ -14,7 +14,7 @@ from distil_jax import engine, episodes, tooling
 from distil_jax.actor import Actor
 from distil_jax.data import shared_prefixes
 from distil_jax.data import tokenizer as tokenizers
-from distil_jax.judging import Judges
+from distil_jax.envs.judge_pool import Judges
 from distil_jax.models import architecture, qwen3, sharding
 from distil_jax.policy import Policy
 from distil_jax.types import Problem, Rollout, Status, StopReason, Verdict

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from distil_jax.envs import wording
+from distil_jax.envs import text as envs_text
 from distil_jax.types import Message, Problem
 
 _SOLUTION = "\n\nCorrect solution:\n\n{}"
@@ -55,7 +55,7 @@ def teacher_prompt(
   Raises:
     ValueError: a block is given, but the problem has no user message.
   """
-  solution = wording.without_thought(solution or "")
+  solution = envs_text.without_thought(solution or "")
   messages = list(problem.messages)
   blocks = ""
   if solution.strip():
@@ -96,7 +96,7 @@ def choose_solution(
     raise ValueError(f"index={index} in a group of {len(rewards)} samples")
   for other, completion in enumerate(completions):
     is_success = other != index and rewards[other] >= threshold
-    if is_success and wording.without_thought(completion).strip():
+    if is_success and envs_text.without_thought(completion).strip():
       return completion
   return None
 
@@ -130,7 +130,7 @@ def fit_teacher_prompt(
     None where the problem does not fit, or nothing of what the teacher was to
     know fits beside it: a teacher that knows no more teaches nothing.
   """
-  solution = wording.without_thought(solution or "")
+  solution = envs_text.without_thought(solution or "")
   feedback = feedback or ""
   ids = encode(teacher_prompt(problem, solution=solution, feedback=feedback))
   if len(ids) <= limit:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from distil_jax.envs import making
+from distil_jax.envs import registry
 from distil_jax.envs.calculator import Calculator
 from distil_jax.envs.code import Code
 from distil_jax.envs.math import Math
@@ -97,7 +97,7 @@ def make_environment(kind: str, **settings: Any) -> Environment:
   inner = settings.get("of")
   if kind in ENVIRONMENTS and isinstance(inner, Mapping):
     settings["of"] = make_environment(**inner)
-  made = making.make("environment", kind, ENVIRONMENTS, settings)
+  made = registry.make("environment", kind, ENVIRONMENTS, settings)
   for method in ("problem", "judge"):
     if not callable(getattr(made, method, None)):
       raise ValueError(

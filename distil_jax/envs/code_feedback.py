@@ -8,7 +8,7 @@ import builtins
 import dataclasses
 import signal
 
-from distil_jax.envs import wording
+from distil_jax.envs import text as envs_text
 from distil_jax.envs.code_tests import Asserts, Case
 from distil_jax.sandbox import Check, End, Fault, Outcome
 from distil_jax.types import Status
@@ -75,7 +75,7 @@ def trace(trials: list[Trial], *, tells_hidden: bool) -> str:
 
 
 def _shortened(text: str, length: int) -> str:
-  return wording.shortened_inside(text, length, sign=" … ")
+  return envs_text.shortened_inside(text, length, sign=" … ")
 
 
 def _kind(outcome: Outcome) -> Status:

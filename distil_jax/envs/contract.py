@@ -9,7 +9,8 @@ import pickle
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from distil_jax.envs import Environment, SelfJudged, wording
+from distil_jax.envs import Environment, SelfJudged
+from distil_jax.envs import text as envs_text
 from distil_jax.types import Problem, Status, Verdict
 
 # What a model may write; none of it may stop a run.
@@ -162,4 +163,4 @@ def _require(is_kept: bool, where: str, fault: str) -> None:
 
 
 def _shown(value: Any) -> str:
-  return wording.shortened(ascii(value), 60)
+  return envs_text.shortened(ascii(value), 60)

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any, ClassVar
 
-from distil_jax.envs import equivalence, rows, wording, workers
+from distil_jax.envs import math_worker, process_pool, rows
+from distil_jax.envs import text as envs_text
 from distil_jax.types import Problem, Status, Verdict
 
 _BOX = "\\boxed{"
@@ -41,18 +42,18 @@ class Math:
   symbolic: bool = True
   seconds: float = 5.0
   required_fields: ClassVar = ("prompt", "answer")
-  _workers: workers.Pool = dataclasses.field(
-    default_factory=lambda: workers.Pool(equivalence.__name__),
+  _workers: process_pool.Pool = dataclasses.field(
+    default_factory=lambda: process_pool.Pool(math_worker.__name__),
     init=False,
     repr=False,
     compare=False,
   )
 
   def __post_init__(self) -> None:
-    if self.symbolic and not equivalence.is_installed():
+    if self.symbolic and not math_worker.is_installed():
       raise ValueError(
         "environment math compares by algebra with math-verify, which is not "
-        f"installed: {equivalence.INSTALL}, or set symbolic=false"
+        f"installed: {math_worker.INSTALL}, or set symbolic=false"
       )
     if not self.seconds > 0:
       raise ValueError(f"seconds={self.seconds} must be above 0")
@@ -112,7 +113,7 @@ class Math:
     return Verdict(0.0, feedback if self.feedback else "", status, details)
 
   def _compared(self, found: str, expected: str) -> tuple[Status, str]:
-    shown = wording.shortened(found)
+    shown = envs_text.shortened(found)
     wrong = Status.WRONG, f"{shown} is not the correct answer."
     if found == expected:
       return Status.CORRECT, ""
@@ -123,12 +124,12 @@ class Math:
       return wrong
     try:
       said = self._workers.ask([expected, found], self.seconds)
-    except workers.WorkerTimeoutError:
+    except process_pool.WorkerTimeoutError:
       return Status.TIMEOUT, (
         f"{shown} could not be compared with the correct answer within "
         f"{self.seconds:g} s; write it out, as simply as it can be."
       )
-    except workers.WorkerCrashError:
+    except process_pool.WorkerCrashError:
       said = {"error": "crash"}
     if "error" in said:
       return Status.ERROR, (

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 
 from distil_jax import sandbox
-from distil_jax.envs import wording
+from distil_jax.envs import text as envs_text
 from distil_jax.types import Problem
 
 # Nothing is tried twice: a block that is never closed is soon read.
@@ -118,7 +118,7 @@ class PythonTool:
       for part in (outcome.stdout, self._error(outcome))
       if part.strip()
     )
-    return wording.shortened_inside(shown or _SILENT, self.max_characters)
+    return envs_text.shortened_inside(shown or _SILENT, self.max_characters)
 
   def _limits(self) -> sandbox.Limits:
     return sandbox.Limits(

@@ -5,7 +5,8 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-from distil_jax.envs import reasoning_tasks, rows, tags, wording, workers
+from distil_jax.envs import process_pool, reasoning_gym_worker, rows, tags
+from distil_jax.envs import text as envs_text
 from distil_jax.types import Demonstration, Message, Problem, Status, Verdict
 
 _OPEN, _CLOSE = "<answer>", "</answer>"
@@ -38,18 +39,18 @@ class ReasoningGym:
   )
   seconds: float = 5.0
   required_fields: ClassVar = ("prompt", "answer")
-  _workers: workers.Pool = dataclasses.field(
-    default_factory=lambda: workers.Pool(reasoning_tasks.__name__),
+  _workers: process_pool.Pool = dataclasses.field(
+    default_factory=lambda: process_pool.Pool(reasoning_gym_worker.__name__),
     init=False,
     repr=False,
     compare=False,
   )
 
   def __post_init__(self) -> None:
-    if not reasoning_tasks.is_installed():
+    if not reasoning_gym_worker.is_installed():
       raise ValueError(
         "environment reasoning_gym needs the package of that name, which is "
-        f"not installed: {reasoning_tasks.INSTALL}"
+        f"not installed: {reasoning_gym_worker.INSTALL}"
       )
     if not self.seconds > 0:
       raise ValueError(f"seconds={self.seconds} must be above 0")
@@ -153,19 +154,19 @@ class ReasoningGym:
     return Verdict(reward, feedback if self.feedback else "", status, details)
 
   def _scored(self, problem: Problem, text: str) -> tuple[float, Status, str]:
-    shown = wording.shortened(text)
+    shown = envs_text.shortened(text)
     question = {"do": "score", "entry": problem.details, "answer": text}
     said: dict[str, Any]
     try:
       said = self._workers.ask(self._about(question), self.seconds)
-    except workers.WorkerTimeoutError:
+    except process_pool.WorkerTimeoutError:
       return (
         0.0,
         Status.TIMEOUT,
         f"{shown} could not be scored within {self.seconds:g} s; write the "
         "answer as simply as it can be.",
       )
-    except workers.WorkerCrashError:
+    except process_pool.WorkerCrashError:
       said = {"error": "crash"}
     if said.get("is_broken"):
       return 0.0, Status.CRASHED, ""
@@ -194,9 +195,9 @@ class ReasoningGym:
     """What the task says; raises ValueError where it says nothing."""
     try:
       said = self._workers.ask(self._about(question), seconds)
-    except workers.WorkerTimeoutError:
+    except process_pool.WorkerTimeoutError:
       said = {"error": f"nothing came of it within {seconds:g} s"}
-    except workers.WorkerCrashError as error:
+    except process_pool.WorkerCrashError as error:
       said = {"error": str(error)}
     if said.get("refused"):
       raise ValueError(f"environment reasoning_gym: {said['error']}")

@@ -10,7 +10,8 @@ import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from distil_jax.envs import rows, tags, wording
+from distil_jax.envs import rows, tags
+from distil_jax.envs import text as envs_text
 from distil_jax.types import Message, Problem, Status, Verdict
 
 # The places that a rubric may have.
@@ -191,12 +192,12 @@ class SelfEvaluation:
       could be read. Without another environment it is UNPARSABLE where it
       could not.
     """
-    text = wording.without_thought(critique).strip()
+    text = envs_text.without_thought(critique).strip()
     if self.of is None:
       return self._judged(text)
     details = {**verdict.details, "has_critique": bool(text)}
     kept = verdict.feedback.strip() if self.keep_feedback or not text else ""
-    said = wording.shortened(text, self.max_feedback_length)
+    said = envs_text.shortened(text, self.max_feedback_length)
     feedback = "\n\n".join(part for part in (kept, said) if part)
     return dataclasses.replace(verdict, feedback=feedback, details=details)
 
@@ -209,7 +210,7 @@ class SelfEvaluation:
     if found != "wrong":
       return Verdict(0.0, "", Status.UNPARSABLE, details)
     said = critique[: critique.rindex("<verdict>")].strip()
-    feedback = wording.shortened(said, self.max_feedback_length)
+    feedback = envs_text.shortened(said, self.max_feedback_length)
     return Verdict(0.0, feedback, Status.WRONG, details)
 
   @property

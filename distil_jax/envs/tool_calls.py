@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
-from distil_jax.envs import rows, wording
+from distil_jax.envs import rows
+from distil_jax.envs import text as envs_text
 from distil_jax.types import Problem, Status, Verdict
 
 Call = tuple[str, Any]  # the tool's name, and its input as JSON has it
@@ -277,4 +278,4 @@ def _kind(value: Any) -> str:
 
 
 def _quoted(name: str) -> str:
-  return f"`{wording.shortened(name)}`"
+  return f"`{envs_text.shortened(name)}`"

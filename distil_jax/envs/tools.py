@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
-from distil_jax.envs import making
+from distil_jax.envs import registry
 from distil_jax.envs.python_tool import PythonTool
 from distil_jax.types import Problem
 
@@ -41,7 +41,7 @@ def make_tool(kind: str, **settings: Any) -> Tool:
     ValueError: there is no such tool, it has no such setting, a setting has a
       value that it cannot have, or what the function returns cannot be called.
   """
-  made = making.make("tool", kind, TOOLS, settings)
+  made = registry.make("tool", kind, TOOLS, settings)
   if not callable(made):
     raise ValueError(
       f"tool {kind} made a {type(made).__name__}, which cannot be called"

@@ -10,18 +10,10 @@ import jax
 import numpy as np
 import pytest
 
-from distil_jax import (
-  actor,
-  critiques,
-  engine,
-  judging,
-  policy,
-  rollout,
-  tooling,
-)
+from distil_jax import actor, critiques, engine, policy, rollout, tooling
 from distil_jax.data import shared_prefixes
 from distil_jax.data import tokenizer as tokenizers
-from distil_jax.envs import self_evaluation
+from distil_jax.envs import judge_pool, self_evaluation
 from distil_jax.models import qwen3, sharding
 from distil_jax.policy import resolve_directory
 from distil_jax.types import Problem, Status, Verdict
@@ -170,7 +162,7 @@ def converse(
   student: Any = Attempts()
   player = actor.Actor(
     whole,
-    judging.Judges(student),
+    judge_pool.Judges(student),
     mesh,
     group_size=2,
     max_prompt_length=12,

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distil_jax.envs import equivalence, workers
 from distil_jax.envs import math as maths
+from distil_jax.envs import math_worker, process_pool
 from distil_jax.types import Status
 
 GSM8K = pathlib.Path(__file__).parents[3] / "shared/data/gsm8k/test.jsonl"
@@ -253,18 +253,18 @@ def answers(question):
 
 
 if __name__ == "__main__":
-  workers.serve(answers, memory_bytes=2**33, seconds=60)
+  process_pool.serve(answers, memory_bytes=2**33, seconds=60)
 
 
 @pytest.fixture
 def numbered(monkeypatch):
   """Without walls, behind which processes have other numbers than here."""
-  monkeypatch.setattr(workers, "_walls", lambda: ())
+  monkeypatch.setattr(process_pool, "_walls", lambda: ())
 
 
 @pytest.fixture
 def worker(numbered):
-  made = workers.Worker("envs.test_math")
+  made = process_pool.Worker("envs.test_math")
   yield made
   made.close()
 
@@ -290,12 +290,12 @@ def test_a_worker_answers_one_after_the_other_and_is_replaced(worker):
   assert worker.ask("print", 60) == ["print", first]
   large = "x" * 3_000_000
   assert worker.ask(large, 60) == [large, first]
-  with pytest.raises(workers.WorkerTimeoutError):
+  with pytest.raises(process_pool.WorkerTimeoutError):
     worker.ask("hang", 0.5)
   assert not is_running(first)
   _, second = worker.ask("b", 60)
   assert second != first
-  with pytest.raises(workers.WorkerCrashError):
+  with pytest.raises(process_pool.WorkerCrashError):
     worker.ask("die", 60)
   _, third = worker.ask("c", 60)
   assert third not in (first, second)
@@ -319,7 +319,7 @@ def test_threads_share_a_worker(worker):
 
 def test_a_worker_sees_no_secret_and_no_network(monkeypatch):
   monkeypatch.setenv("SECRET", "x")
-  made = workers.Worker("envs.test_math")
+  made = process_pool.Worker("envs.test_math")
   assert made.ask("look", 60) == [None, True, "/tmp"]
   assert made.ask("reach", 60) == errno.ENETUNREACH
   made.close()
@@ -327,7 +327,7 @@ def test_a_worker_sees_no_secret_and_no_network(monkeypatch):
 
 @pytest.fixture
 def pool(numbered):
-  made = workers.Pool("envs.test_math", 2)
+  made = process_pool.Pool("envs.test_math", 2)
   yield made
   made.close()
 
@@ -338,7 +338,7 @@ def asked_at_once(pool, questions, seconds=60):
 
   def ask(i):
     with contextlib.suppress(
-      workers.WorkerTimeoutError, workers.WorkerCrashError
+      process_pool.WorkerTimeoutError, process_pool.WorkerCrashError
     ):
       found[i] = pool.ask(questions[i], seconds)
 
@@ -376,13 +376,15 @@ def test_a_closed_pool_has_no_process_and_starts_none(pool):
   threading.Timer(0.3, pool.close).start()
   assert asked_at_once(pool, ["hang"]) == [None]
   assert not is_running(pid)
-  with pytest.raises(workers.WorkerCrashError, match="is closed"):
+  with pytest.raises(process_pool.WorkerCrashError, match="is closed"):
     pool.ask("a", 60)
 
 
 def test_a_worker_that_does_not_start_says_so():
-  with pytest.raises(workers.WorkerCrashError, match="no_such_module does not"):
-    workers.Worker("no_such_module").ask("a", 60)
+  with pytest.raises(
+    process_pool.WorkerCrashError, match="no_such_module does not"
+  ):
+    process_pool.Worker("no_such_module").ask("a", 60)
 
 
 def test_an_environment_travels_and_is_equal_by_its_settings():
@@ -393,7 +395,7 @@ def test_an_environment_travels_and_is_equal_by_its_settings():
 
 
 def test_algebra_that_is_not_installed_is_refused(monkeypatch):
-  monkeypatch.setattr(equivalence, "is_installed", lambda: False)
+  monkeypatch.setattr(math_worker, "is_installed", lambda: False)
   with pytest.raises(ValueError, match=re.escape("distil_jax[math]")):
     maths.Math()
   assert maths.Math(symbolic=False)

@@ -5,7 +5,8 @@ import time
 import pytest
 
 from distil_jax import sandbox
-from distil_jax.envs import tools, wording
+from distil_jax.envs import text as envs_text
+from distil_jax.envs import tools
 from distil_jax.envs.python_tool import PythonTool, last_block
 from distil_jax.types import Problem
 
@@ -129,7 +130,7 @@ def test_much_output_keeps_its_beginning_and_its_end(tool):
 @pytest.mark.parametrize("length", [5, 6, 99, 100])
 def test_shortened_inside_is_as_long_as_it_may_be(length):
   text = "ab" * 50
-  shown = wording.shortened_inside(text, length)
+  shown = envs_text.shortened_inside(text, length)
   assert len(shown) == length
   assert (shown == text) is (length == 100)
 

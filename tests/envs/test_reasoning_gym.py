@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from distil_jax import envs
 from distil_jax.data import teacher_prompts
 from distil_jax.envs import (
-  confinement,
   contract,
+  process_pool,
   reasoning_gym,
-  reasoning_tasks,
+  reasoning_gym_worker,
+  restricted_eval,
   tags,
-  workers,
 )
 from distil_jax.types import Status
 
@@ -176,7 +176,7 @@ def test_a_task_scores_its_own_answer_and_not_another(task):
 
 
 def test_another_process_makes_the_same_problems():
-  other = workers.Worker(reasoning_tasks.__name__)
+  other = process_pool.Worker(reasoning_gym_worker.__name__)
   for task in ("isomorphic_strings", "ransom_note"):  # by way of sets
     question = {"do": "make", "task": task, "settings": {}}
     question |= {"seed": 5, "index": 9, "split": "train"}
@@ -223,7 +223,7 @@ def test_an_environment_that_cannot_be_is_refused(monkeypatch):
     reasoning_gym.ReasoningGym("gcd", seconds=0)
   with pytest.raises(ValueError, match="are no JSON"):
     reasoning_gym.ReasoningGym("gcd", {"max_numbers": object()})
-  monkeypatch.setattr(reasoning_tasks, "is_installed", lambda: False)
+  monkeypatch.setattr(reasoning_gym_worker, "is_installed", lambda: False)
   with pytest.raises(ValueError, match=r"distil_jax\[reasoning-gym\]"):
     reasoning_gym.ReasoningGym("gcd")
 
@@ -231,9 +231,9 @@ def test_an_environment_that_cannot_be_is_refused(monkeypatch):
 @pytest.fixture(scope="module")
 def in_the_open():
   """A process that nothing keeps from the files but itself."""
-  worker = workers.Worker(reasoning_tasks.__name__)
+  worker = process_pool.Worker(reasoning_gym_worker.__name__)
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(workers, "_walls", lambda: ())
+    patch.setattr(process_pool, "_walls", lambda: ())
     worker.ask({"do": "check", "task": "gcd", "settings": {}}, 60.0)
   yield worker
   worker.close()
@@ -268,19 +268,19 @@ def test_an_answer_is_not_run(task, text, tmp_path, in_the_open):
 
 
 def test_while_an_answer_is_scored_nothing_is_written_or_started(tmp_path):
-  with confinement.confined():
+  with restricted_eval.confined():
     for event, args in (
-      ("open", (str(tmp_path / "x"), "w", confinement._WRITING)),
+      ("open", (str(tmp_path / "x"), "w", restricted_eval._WRITING)),
       ("os.system", (b"true",)),
       ("subprocess.Popen", ("true",)),
       ("socket.connect", (None, "host")),
     ):
       with pytest.raises(PermissionError, match=event):
-        confinement._audit(event, args)
-    confinement._audit("open", (str(tmp_path), "r", 0))
-    confinement._audit("os.listdir", (str(tmp_path),))
-    confinement._audit("import", ("json",))
-  confinement._audit("os.system", (b"true",))
+        restricted_eval._audit(event, args)
+    restricted_eval._audit("open", (str(tmp_path), "r", 0))
+    restricted_eval._audit("os.listdir", (str(tmp_path),))
+    restricted_eval._audit("import", ("json",))
+  restricted_eval._audit("os.system", (b"true",))
 
 
 def test_a_scorer_that_hangs_is_killed_and_one_that_raises_is_an_error():
@@ -322,11 +322,11 @@ def test_a_score_outside_of_0_to_1_is_an_error(monkeypatch):
       entry.clear()
       return self.scores
 
-  monkeypatch.setattr(reasoning_tasks, "_data_set", lambda *_: Scorer())
+  monkeypatch.setattr(reasoning_gym_worker, "_data_set", lambda *_: Scorer())
   entry = {"question": "q", "answer": "a", "metadata": {}}
   for value, known in ((2, "a score of 2"), (None, "None"), (float("nan"), "")):
     monkeypatch.setattr(Scorer, "scores", value)
-    said = reasoning_tasks._scored("gcd", {}, entry, "a")
+    said = reasoning_gym_worker._scored("gcd", {}, entry, "a")
     assert known in said["error"]
     assert said["is_broken"]
   assert entry["answer"] == "a"  # a scorer has a copy

@@ -8,7 +8,7 @@ import importlib.util
 import logging
 from typing import Any
 
-from distil_jax.envs import workers
+from distil_jax.envs import process_pool
 
 INSTALL = "pip install 'distil_jax[math]'"
 _MEMORY_BYTES = 4 * 2**30
@@ -60,4 +60,4 @@ def _parsed(text: str) -> list[Any]:
 if __name__ == "__main__":
   logging.disable()
   importlib.import_module("math_verify")
-  workers.serve(answer, memory_bytes=_MEMORY_BYTES, seconds=_SECONDS)
+  process_pool.serve(answer, memory_bytes=_MEMORY_BYTES, seconds=_SECONDS)

@@ -5,8 +5,7 @@ import traceback
 from collections.abc import Iterable
 from concurrent.futures import Future
 
-from distil_jax import complaints, threads
-from distil_jax.envs import Environment
+from distil_jax.envs import Environment, deadline_pool, warn_once
 from distil_jax.types import Problem, Status, Verdict
 
 
@@ -24,7 +23,7 @@ class Judges:
     *,
     num_workers: int | None = None,
     seconds: float = 60.0,
-    tell: complaints.Tell = complaints.on_screen,
+    tell: warn_once.Tell = warn_once.on_screen,
   ):
     """No thread is started yet.
 
@@ -34,12 +33,12 @@ class Judges:
       seconds: for one verdict, from when its judge begins.
       tell: is told, once each, of a judge that raises and of one that hangs.
     """
-    self._threads = threads.Threads[Verdict](
+    self._threads = deadline_pool.Threads[Verdict](
       num_workers=num_workers, seconds=seconds
     )
     self._environment = environment
     self._seconds = seconds
-    self._complain = complaints.Complaints(tell)
+    self._complain = warn_once.Complaints(tell)
 
   def submit(self, problem: Problem, completion: str) -> Future[Verdict]:
     """Has it judged; `result` of what is returned waits for the verdict.
@@ -57,7 +56,7 @@ class Judges:
   ) -> list[Verdict]:
     """Judges one completion of each problem, and waits for all of them."""
     pending = {}
-    with threads.cancelled_on_failure(pending):
+    with deadline_pool.cancelled_on_failure(pending):
       pairs = zip(problems, completions, strict=True)
       for i, (problem, completion) in enumerate(pairs):
         pending[i] = self.submit(problem, completion)

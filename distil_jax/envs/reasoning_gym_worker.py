@@ -18,7 +18,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from distil_jax.envs import confinement, workers
+from distil_jax.envs import process_pool, restricted_eval
 
 INSTALL = "pip install 'distil_jax[reasoning-gym]'"
 # Problems of one of its data sets, as many as it makes by itself; more come
@@ -141,7 +141,7 @@ def _entry(task: str, settings: str, seed: int, place: int) -> dict[str, Any]:
 def _checked(task: str, settings: dict[str, Any]) -> dict[str, Any]:
   """Refuses a scorer to which every answer is right: there is one."""
   scorer = _data_set(task, json.dumps(settings), 0)
-  with contextlib.suppress(Exception), confinement.confined():
+  with contextlib.suppress(Exception), restricted_eval.confined():
     if all(scorer.score_answer("#", scorer[i]) == 1 for i in range(2)):
       return {"error": "its scorer calls every answer right"}
   return {}
@@ -186,7 +186,7 @@ def _scored(
   else:
     seed = 0
   scorer, own = _data_set(task, as_text, seed), copy.deepcopy(entry)
-  with confinement.confined():
+  with restricted_eval.confined():
     score = scorer.score_answer(text, own)
   if not isinstance(score, int | float) or math.isnan(score):
     return _broken(f"a score of {score!r}")
@@ -207,5 +207,5 @@ def _digest(text: str) -> str:
 if __name__ == "__main__":
   logging.disable()
   importlib.import_module("reasoning_gym")
-  confinement.install()
-  workers.serve(answer, memory_bytes=_MEMORY_BYTES, seconds=_CPU_SECONDS)
+  restricted_eval.install()
+  process_pool.serve(answer, memory_bytes=_MEMORY_BYTES, seconds=_CPU_SECONDS)
