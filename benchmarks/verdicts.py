@@ -20,9 +20,9 @@ import sys
 from collections.abc import Callable
 
 from benchmarks import machine
-from distil_jax import sandbox
+from distil_jax.envs import sandbox
 from distil_jax.envs.code import Code, fenced
-from distil_jax.sandbox import isolation
+from distil_jax.envs.sandbox import isolation
 from distil_jax.types import Problem, Status
 
 _FUNCTION = {"prompt": "Double.", "test_list": ["assert double(4) == 8"]}

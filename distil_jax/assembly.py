@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import optax
 
-from distil_jax import inspection, recipe, sandbox, teaching, update
+from distil_jax import inspection, recipe, teaching, update
 from distil_jax.actor import Actor
 from distil_jax.config import (
   Config,
@@ -30,6 +30,7 @@ from distil_jax.envs import (
   SelfJudged,
   judge_pool,
   make_environment,
+  sandbox,
 )
 from distil_jax.envs.tools import Tool, make_tool
 from distil_jax.io import weights

@@ -411,6 +411,8 @@ def _train(arguments: argparse.Namespace) -> int:
 
   pass
 
+  pass
+
   bookkeeping.check_same_command("train", config)
   summary = learner.Learner(config).train()
   if summary:
@@ -426,6 +428,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
   from distil_jax import bookkeeping, learner
   from distil_jax.io import reports
   from distil_jax.io.progress import Progress
+
+  pass
+  pass
 
   pass
   pass
@@ -470,8 +475,10 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _sandbox(arguments: argparse.Namespace) -> int:
-  from distil_jax import sandbox
-  from distil_jax.sandbox import serving
+  from distil_jax.envs import sandbox
+  from distil_jax.envs.sandbox import serving
+
+  pass
 
   pass
 
@@ -510,6 +517,8 @@ def _sandbox(arguments: argparse.Namespace) -> int:
 def _compare(arguments: argparse.Namespace) -> int:
   from distil_jax.analysis.comparison import command
   from distil_jax.analysis.comparison.settings import Comparison
+
+  pass
 
   pass
 
@@ -627,6 +636,11 @@ def _generate(arguments: argparse.Namespace) -> int:
   pass
   pass
   pass
+  pass
+
+  pass
+  pass
+  pass
 
   pass
   pass
@@ -718,6 +732,9 @@ def _plan(arguments: argparse.Namespace) -> int:
   pass
   pass
 
+  pass
+  pass
+
   hardware = planning_hardware.hardware(arguments.topology)
   network = planner.network(config, arguments.num_params_from)
   with Progress(None) as progress:
@@ -766,6 +783,10 @@ def _existing_policy(
   from distil_jax.data import problems
   from distil_jax.io import weights
   from distil_jax.policy import resolve_directory
+
+  pass
+  pass
+  pass
 
   pass
   pass

@@ -8,11 +8,10 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from distil_jax import sandbox
-from distil_jax.envs import code_feedback, code_tests, rows
+from distil_jax.envs import code_feedback, code_tests, rows, sandbox
 from distil_jax.envs.code_feedback import Trial
 from distil_jax.envs.code_tests import Asserts, Case
-from distil_jax.sandbox.inside import values
+from distil_jax.envs.sandbox.guest import values
 from distil_jax.types import Problem, Status, Verdict
 
 # Nothing is tried twice: a line of a million letters is soon read.

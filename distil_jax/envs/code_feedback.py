@@ -10,7 +10,7 @@ import signal
 
 from distil_jax.envs import text as envs_text
 from distil_jax.envs.code_tests import Asserts, Case
-from distil_jax.sandbox import Check, End, Fault, Outcome
+from distil_jax.envs.sandbox import Check, End, Fault, Outcome
 from distil_jax.types import Status
 
 MAX_LENGTH = 2000

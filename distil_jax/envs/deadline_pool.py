@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from typing import Any, Generic, TypeVar
 
-from distil_jax.sandbox import pipes
+from distil_jax.envs.sandbox import pipes
 
 T = TypeVar("T")
 

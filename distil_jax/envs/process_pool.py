@@ -16,7 +16,7 @@ import time
 import weakref
 from typing import Any
 
-from distil_jax.sandbox import isolation, pipes
+from distil_jax.envs.sandbox import isolation, pipes
 
 # To import what the worker needs; not counted as time of the first question.
 _START_SECONDS = 120.0

@@ -8,7 +8,7 @@ import dataclasses
 import re
 from collections.abc import Sequence
 
-from distil_jax import sandbox
+from distil_jax.envs import sandbox
 from distil_jax.envs import text as envs_text
 from distil_jax.types import Problem
 

@@ -13,8 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from distil_jax import sandbox
-from distil_jax.envs import code_feedback, code_tests, contract
+from distil_jax.envs import code_feedback, code_tests, contract, sandbox
 from distil_jax.envs.code import Code, fenced, is_same_output, last_program
 from distil_jax.types import Status
 

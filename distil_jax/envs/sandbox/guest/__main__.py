@@ -42,7 +42,7 @@ import threading  # noqa: F401
 import time  # noqa: F401
 import typing  # noqa: F401
 
-from distil_jax.sandbox.inside import confine, examine, programs, supervise
+from distil_jax.envs.sandbox.guest import confine, examine, programs, supervise
 
 _HIDDEN = ("distil_jax", "distil_jax.sandbox")
 

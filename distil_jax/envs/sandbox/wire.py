@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from distil_jax.sandbox.inside import values
-from distil_jax.sandbox.jobs import (
+from distil_jax.envs.sandbox.guest import values
+from distil_jax.envs.sandbox.jobs import (
   Call,
   Check,
   Checks,

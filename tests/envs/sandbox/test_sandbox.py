@@ -18,8 +18,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distil_jax import sandbox
-from distil_jax.sandbox import (
+from distil_jax.envs import sandbox
+from distil_jax.envs.sandbox import (
   Call,
   End,
   Job,
@@ -30,7 +30,7 @@ from distil_jax.sandbox import (
   serving,
   wire,
 )
-from distil_jax.sandbox.inside import values
+from distil_jax.envs.sandbox.guest import values
 
 QUICK = Limits(seconds=1, wall_seconds=1.2)
 

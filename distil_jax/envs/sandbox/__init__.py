@@ -8,8 +8,8 @@ sees no files but Python's own, and its time, memory, processes and output have
 limits. Whatever it leaves behind goes with it.
 """
 
-from distil_jax.sandbox import local, remote
-from distil_jax.sandbox.jobs import (
+from distil_jax.envs.sandbox import local, remote
+from distil_jax.envs.sandbox.jobs import (
   Call,
   Check,
   Checks,

@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Iterator
 from typing import Any
 
-from distil_jax.sandbox.inside import programs, values
+from distil_jax.envs.sandbox.guest import programs, values
 
 _FILE = "tests.py"
 _MAX_FAILURES = 2

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from distil_jax.sandbox.jobs import Check, Checks, End, Fault, Outcome
+from distil_jax.envs.sandbox.jobs import Check, Checks, End, Fault, Outcome
 
 _MAX_TEXT = 2000
 _MAX_FRAMES = 20

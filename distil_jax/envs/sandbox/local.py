@@ -13,9 +13,9 @@ import warnings
 from collections.abc import Iterator
 from typing import Any, Self
 
-from distil_jax.sandbox import isolation, pipes, reading
-from distil_jax.sandbox.inside import values
-from distil_jax.sandbox.jobs import Job, Outcome, SandboxError, crashed
+from distil_jax.envs.sandbox import isolation, pipes, reading
+from distil_jax.envs.sandbox.guest import values
+from distil_jax.envs.sandbox.jobs import Job, Outcome, SandboxError, crashed
 
 WEAK = (
   "programs are NOT kept apart from your files: sandbox.kind=weak limits time, "

@@ -14,8 +14,8 @@ import time
 
 import pytest
 
-from distil_jax import sandbox
-from distil_jax.sandbox import End, Job, Limits, isolation, local
+from distil_jax.envs import sandbox
+from distil_jax.envs.sandbox import End, Job, Limits, isolation, local
 
 SECRET = "the secret of this machine"
 LIMITS = Limits(seconds=1, wall_seconds=1.2, memory_bytes=512 << 20)

@@ -7,8 +7,8 @@ import urllib.parse
 import urllib.request
 from typing import Any, Self
 
-from distil_jax.sandbox import wire
-from distil_jax.sandbox.jobs import Job, Outcome, SandboxError, crashed
+from distil_jax.envs.sandbox import wire
+from distil_jax.envs.sandbox.jobs import Job, Outcome, SandboxError, crashed
 
 # For the way there and back, and for waiting until another job is done.
 _SPARE_SECONDS = 60.0

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from distil_jax.sandbox.inside import confine
+from distil_jax.envs.sandbox.guest import confine
 
 _LOOK_SECONDS = 0.05
 _CHUNK = 1 << 16

@@ -11,8 +11,8 @@ import json
 import threading
 from typing import Any
 
-from distil_jax.sandbox import wire
-from distil_jax.sandbox.jobs import Limits, Sandbox
+from distil_jax.envs.sandbox import wire
+from distil_jax.envs.sandbox.jobs import Limits, Sandbox
 
 _MAX_JOB = 64 << 20
 _MAX_DIGITS = 12  # of its length

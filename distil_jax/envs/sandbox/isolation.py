@@ -18,7 +18,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 
-from distil_jax.sandbox.jobs import SandboxError
+from distil_jax.envs.sandbox.jobs import SandboxError
 
 INSTALL = "install bubblewrap (`apt install bubblewrap`, or `pip install "
 INSTALL += "'distil_jax[sandbox]'`)"

@@ -15,7 +15,7 @@ import threading
 import types
 from typing import Any
 
-from distil_jax.sandbox.inside import values
+from distil_jax.envs.sandbox.guest import values
 
 FILE = "program.py"
 _MAX_FRAMES = 6
