@@ -32,7 +32,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import machine, peers
-from distil_jax import engine, rollout
+from distil_jax.generation import engine
+from distil_jax.generation import sampler as generation_sampler
 from distil_jax.models import architecture, decoding, qwen3
 
 SMALL = {
@@ -99,11 +100,13 @@ class Network:
       pad_id=0,
       **settings,
     )
-    names = rollout.identities(list(range(len(ids))))
+    names = generation_sampler.identities(list(range(len(ids))))
     arrays = (jnp.asarray(ids), jnp.ones_like(ids))
 
     def sample(seed: int = 0, temperature: float = 1.0, max_lengths=None):
-      keys = rollout.sample_keys(jax.random.key(seed), names, group_size)
+      keys = generation_sampler.sample_keys(
+        jax.random.key(seed), names, group_size
+      )
       choice = engine.choice(temperature=temperature)
       sampled, usage = run(self.params, *arrays, keys, choice, max_lengths)
       jax.block_until_ready(sampled.completion_ids)
@@ -240,8 +243,10 @@ def slots(network: Network, options: argparse.Namespace) -> list[Row]:
   num_problems, group_size, limit = 32, 8, 256
   count = num_problems * group_size
   ids = network.prompts(num_problems, 32)
-  keys = rollout.sample_keys(
-    jax.random.key(0), rollout.identities(list(range(num_problems))), group_size
+  keys = generation_sampler.sample_keys(
+    jax.random.key(0),
+    generation_sampler.identities(list(range(num_problems))),
+    group_size,
   )
   plain = jax.jit(
     functools.partial(_plain_loop, graphdef=network.graphdef, length=limit)
@@ -286,7 +291,7 @@ def slots(network: Network, options: argparse.Namespace) -> list[Row]:
 def _plain_loop(params, ids, keys, limits, *, graphdef, length):
   """What one program does that keeps every row until the longest is done."""
   weights = decoding.by_layer(graphdef, params)
-  state = rollout.start(
+  state = generation_sampler.start(
     weights,
     jnp.asarray(ids),
     jnp.ones_like(ids),
@@ -298,7 +303,7 @@ def _plain_loop(params, ids, keys, limits, *, graphdef, length):
     ring_length=length,
     max_completion_length=length,
   )
-  return rollout.advance(
+  return generation_sampler.advance(
     weights, state, graphdef=graphdef, eos_ids=(), journal_length=length
   ).completions
 

@@ -11,11 +11,12 @@ from concurrent.futures import Future
 import jax
 import numpy as np
 
-from distil_jax import endings, engine, episodes, keys, rollout
+from distil_jax import episodes
 from distil_jax.data import shared_prefixes, teacher_prompts
 from distil_jax.envs import deadline_pool, judge_pool
+from distil_jax.generation import engine, finished_rows, keys, sampler
+from distil_jax.generation.policy import Policy
 from distil_jax.models import qwen3, sharding
-from distil_jax.policy import Policy
 from distil_jax.tooling import FAILED, Tooling
 from distil_jax.types import (
   Message,
@@ -166,7 +167,7 @@ class Actor:
     key: jax.Array,
     *,
     report: engine.Report = lambda num_tokens, num_done: None,
-    ended: endings.Ended | None = None,
+    ended: finished_rows.Ended | None = None,
     max_lengths: np.ndarray | None = None,
   ) -> tuple[Rollout, engine.Usage]:
     """Samples G completions of each prompt.
@@ -221,7 +222,7 @@ class Actor:
       self._max_prompt_length,
       self._tokenizer.pad_id,
     )
-    names = rollout.identities([p.index for p in problems])
+    names = sampler.identities([p.index for p in problems])
     completions = [""] * (len(problems) * self.group_size)
     pending: dict[int, Future[Verdict]] = {}
 
@@ -329,7 +330,7 @@ class Actor:
     limits: np.ndarray | None,
     *,
     report: engine.Report,
-    ended: endings.Ended | None,
+    ended: finished_rows.Ended | None,
   ) -> tuple[Rollout, engine.Usage]:
     """As many completions of each prompt as it has keys."""
     longest = int(prompt_mask.sum(axis=1).max())

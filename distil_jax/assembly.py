@@ -33,9 +33,9 @@ from distil_jax.envs import (
   sandbox,
 )
 from distil_jax.envs.tools import Tool, make_tool
+from distil_jax.generation.policy import Policy, load_policy, resolve_directory
 from distil_jax.io import weights
 from distil_jax.models import architecture, attention, qwen3, sharding
-from distil_jax.policy import Policy, load_policy, resolve_directory
 from distil_jax.tooling import Tooling
 from distil_jax.types import Problem
 

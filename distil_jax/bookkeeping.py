@@ -17,9 +17,9 @@ from distil_jax.actor import Experience
 from distil_jax.config import Config, ConfigError, Objective
 from distil_jax.data import problems as data_problems
 from distil_jax.distributed import process_group
+from distil_jax.generation.policy import resolve_directory
 from distil_jax.guard import GuardState
 from distil_jax.io import reports
-from distil_jax.policy import resolve_directory
 from distil_jax.types import Status, StopReason
 
 # Settings that may differ when a run goes on from a checkpoint.

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import numpy as np
 
-from distil_jax import engine, rollout
 from distil_jax.actor import Actor, Experience
 from distil_jax.data import teacher_prompts
 from distil_jax.data.tokenizer import Tokenizer
 from distil_jax.distributed import process_group
 from distil_jax.envs import SelfJudged
+from distil_jax.generation import engine, sampler
 from distil_jax.models import qwen3
 from distil_jax.types import Message, Problem, Rollout, StopReason, Verdict
 
@@ -162,7 +162,7 @@ class SelfCritic:
       self._max_prompt_length,
       pad_id,
     )
-    names = rollout.identities([p.index for p in experience.problems])
+    names = sampler.identities([p.index for p in experience.problems])
     # Of each member of a group another one.
     names = np.repeat(names, self.group_size, axis=0)
     members = np.arange(num_rows) % self.group_size

@@ -18,10 +18,10 @@ from concurrent.futures import Future
 import jax
 import numpy as np
 
-from distil_jax import endings, engine
 from distil_jax.data import shared_prefixes, teacher_prompts
 from distil_jax.data.tokenizer import Tokenizer
 from distil_jax.distributed import process_group
+from distil_jax.generation import engine, finished_rows
 from distil_jax.tooling import Tooling
 from distil_jax.types import Message, Problem, Rollout, StopReason
 
@@ -95,7 +95,7 @@ class Episodes:
     self._outputs: list[list[str]] = [[] for _ in range(self.num_rows)]
     self.calls: dict[int, Future[str | None]] = {}
 
-  def listener(self, rows: Sequence[int]) -> endings.Ended:
+  def listener(self, rows: Sequence[int]) -> finished_rows.Ended:
     """Told of the rows of a turn as they end; has the tool asked meanwhile."""
 
     def ended(place: int, ids: np.ndarray) -> None:

@@ -5,12 +5,12 @@ import dataclasses
 import jax
 import numpy as np
 
-from distil_jax import rollout
 from distil_jax.actor import Actor, Experience
 from distil_jax.distributed import process_group
 from distil_jax.envs.judge_pool import Judges
+from distil_jax.generation import sampler
+from distil_jax.generation.policy import Policy
 from distil_jax.models import qwen3
-from distil_jax.policy import Policy
 from distil_jax.teaching import Lesson
 from distil_jax.types import Status
 
@@ -54,7 +54,7 @@ class Inspector:
     arrays = (
       lesson.teacher_prompt_ids[filled],
       lesson.teacher_prompt_mask[filled],
-      rollout.identities([problem.index for problem in problems]),
+      sampler.identities([problem.index for problem in problems]),
     )
     sampled, _ = self.actor.sample(teacher_params, *arrays, key)
     texts = self.policy.texts(sampled.completion_ids, sampled.completion_mask)

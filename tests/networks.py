@@ -10,8 +10,8 @@ from flax import nnx
 
 from distil_jax.data import teacher_prompts
 from distil_jax.data import tokenizer as tokenizers
+from distil_jax.generation.policy import Policy
 from distil_jax.models import architecture, qwen3
-from distil_jax.policy import Policy
 from distil_jax.types import Batch
 
 VOCAB_SIZE = 24

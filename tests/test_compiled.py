@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from distil_jax import config, objectives, recipe, rollout, scoring, update
+from distil_jax import config, objectives, recipe, scoring, update
+from distil_jax.generation import sampler
 from distil_jax.models import qwen3
 from distil_jax.types import Batch
 from tests import networks
@@ -121,7 +122,7 @@ def test_logits_in_memory_would_be_seen(network, batch):
 def test_sampling_holds_the_logits_of_one_token(network):
   keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), (4, 2)))
   generate = functools.partial(
-    rollout.generate,
+    sampler.generate,
     graphdef=network.graphdef,
     max_completion_length=T,
     eos_ids=(1,),

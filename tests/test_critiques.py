@@ -11,11 +11,12 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distil_jax import bookkeeping, config, critiques, engine, learner, teaching
-from distil_jax import policy as policies
+from distil_jax import bookkeeping, config, critiques, learner, teaching
 from distil_jax.actor import Actor
 from distil_jax.envs.judge_pool import Judges
 from distil_jax.envs.self_evaluation import SelfEvaluation
+from distil_jax.generation import engine
+from distil_jax.generation import policy as policies
 from distil_jax.models import sharding
 from distil_jax.types import Problem, Status, Verdict
 from tests import networks

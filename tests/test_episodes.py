@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distil_jax import engine, episodes, tooling
+from distil_jax import episodes, tooling
 from distil_jax.actor import Actor
 from distil_jax.data import shared_prefixes
 from distil_jax.data import tokenizer as tokenizers
 from distil_jax.envs.judge_pool import Judges
+from distil_jax.generation import engine
+from distil_jax.generation.policy import Policy
 from distil_jax.models import architecture, qwen3, sharding
-from distil_jax.policy import Policy
 from distil_jax.types import Problem, Rollout, Status, StopReason, Verdict
 from tests import networks
 

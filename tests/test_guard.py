@@ -15,8 +15,8 @@ from distil_jax.actor import Actor, Experience
 from distil_jax.data import teacher_prompts
 from distil_jax.envs.calculator import Calculator
 from distil_jax.envs.judge_pool import Judges
+from distil_jax.generation.policy import load_policy
 from distil_jax.models import sharding
-from distil_jax.policy import load_policy
 from distil_jax.types import Rollout, Status, StopReason, Verdict
 from tests import commands, networks
 

@@ -6,7 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from distil_jax import config, recipe, rollout, update
+from distil_jax import config, recipe, update
+from distil_jax.generation import sampler
 from distil_jax.models import sharding
 from tests import networks
 
@@ -179,13 +180,13 @@ def test_demonstrations_have_none(network, teacher, sampled):
 def test_what_was_just_sampled_differs_by_rounding(network, teacher, kind):
   rng = np.random.default_rng(6)
   ids, mask = networks.random_prompts(rng, [2, 5, 3, 4], 5)
-  keys = rollout.sample_keys(
-    jax.random.key(0), rollout.identities(range(4)), GROUP_SIZE
+  keys = sampler.sample_keys(
+    jax.random.key(0), sampler.identities(range(4)), GROUP_SIZE
   )
 
   @jax.jit
   def sample(params, ids, mask):
-    return rollout.generate(
+    return sampler.generate(
       params,
       ids,
       mask,

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distil_jax import assembly, config, policy, teaching
+from distil_jax import assembly, config, teaching
 from distil_jax.actor import Experience
 from distil_jax.data import teacher_prompts
 from distil_jax.data import tokenizer as tokenizers
 from distil_jax.envs.calculator import Calculator
+from distil_jax.generation import policy
 from distil_jax.models import sharding
 from distil_jax.ops import advantages
 from distil_jax.types import (

@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from distil_jax import policy as policies
 from distil_jax.data import datasets
+from distil_jax.generation import policy as policies
 from distil_jax.types import Message, StopReason
 
 Conversation = tuple[Message, ...]

@@ -14,8 +14,10 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 
-from distil_jax import assembly, rollout
+from distil_jax import assembly
 from distil_jax.config import Config, ConfigError, needs_teacher
+from distil_jax.generation import sampler
+from distil_jax.generation.policy import Policy, resolve_directory
 from distil_jax.io import weights as weights_io
 from distil_jax.io.progress import Progress
 from distil_jax.models import architecture, attention, decoding, qwen3, sharding
@@ -30,7 +32,6 @@ from distil_jax.planning.results import (
   Plan,
   Run,
 )
-from distil_jax.policy import Policy, resolve_directory
 
 _WEIGHTS = "weights for sampling"
 # Which tokens end a completion changes nothing that is planned.
@@ -199,7 +200,7 @@ class Planner:
   def _growing(self, weights: decoding.Weights, old: int, new: int) -> Phase:
     state = self._under_way(weights, old)
     width = state.slots.rows.shape[1]
-    grow = functools.partial(rollout.resize, width=width, ring_length=new)
+    grow = functools.partial(sampler.resize, width=width, ring_length=new)
     grow = jax.jit(grow, keep_unused=True)
     return self._phase(
       GROWING,
@@ -211,7 +212,7 @@ class Planner:
   def _choosing(self, weights: decoding.Weights, ring_length: int) -> Phase:
     state, run = self._under_way(weights, ring_length), self.run
     advance = functools.partial(
-      rollout.advance, graphdef=self.graphdef, eos_ids=_EOS_IDS
+      sampler.advance, graphdef=self.graphdef, eos_ids=_EOS_IDS
     )
     advance = jax.jit(advance, donate_argnums=1)
     # Every completion as long as it may be, slots taking turns.
@@ -222,8 +223,8 @@ class Planner:
       lambda: advance.lower(weights, state, number, number),
       {_WEIGHTS: memory.of_tree(weights)} | abstract_inputs.parts_of(state),
       beside=self._beside(weights),
-      open_trips=rollout.JOURNAL_STEPS,
-      count=waves * run.completion_length / rollout.JOURNAL_STEPS,
+      open_trips=sampler.JOURNAL_STEPS,
+      count=waves * run.completion_length / sampler.JOURNAL_STEPS,
     )
 
   def _start(self, ring_length: int) -> tuple[Callable[..., Any], Any]:
@@ -242,7 +243,7 @@ class Planner:
         num_slots=min(run.num_slots, self._num_at_once),
       )
     start = functools.partial(
-      rollout.start,
+      sampler.start,
       graphdef=self.graphdef,
       num_slots=run.num_slots,
       ring_length=ring_length,
@@ -264,7 +265,7 @@ class Planner:
 
   def _under_way(
     self, weights: decoding.Weights, ring_length: int
-  ) -> rollout.State:
+  ) -> sampler.State:
     start, prompts = self._start(ring_length)
     return abstract_inputs.rollout_state(
       self.rollout_mesh, start, weights, *prompts

@@ -5,7 +5,7 @@ import pytest
 from distil_jax import assembly
 from distil_jax import config as configs
 from distil_jax.data import tokenizer as tokenizers
-from distil_jax.policy import Policy
+from distil_jax.generation.policy import Policy
 from tests import networks
 
 OWN = """

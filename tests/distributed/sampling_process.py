@@ -10,12 +10,14 @@ import jax
 import numpy as np
 import pytest
 
-from distil_jax import actor, critiques, engine, policy, rollout, tooling
+from distil_jax import actor, critiques, tooling
 from distil_jax.data import shared_prefixes
 from distil_jax.data import tokenizer as tokenizers
 from distil_jax.envs import judge_pool, self_evaluation
+from distil_jax.generation import engine, policy
+from distil_jax.generation import sampler as generation_sampler
+from distil_jax.generation.policy import resolve_directory
 from distil_jax.models import qwen3, sharding
-from distil_jax.policy import resolve_directory
 from distil_jax.types import Problem, Status, Verdict
 from tests import networks
 
@@ -66,7 +68,7 @@ def sample(mesh: jax.sharding.Mesh, rows: slice) -> dict[str, Any]:
       max_completion_length=12,
       **settings,
     )
-    names = rollout.identities(NAMES)[rows]
+    names = generation_sampler.identities(NAMES)[rows]
     with jax.set_mesh(mesh):
       told = {}
       rolled, _ = sampler.sample(

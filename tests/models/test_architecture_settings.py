@@ -2,8 +2,8 @@ import json
 
 import pytest
 
+from distil_jax.generation.policy import resolve_directory
 from distil_jax.models import architecture
-from distil_jax.policy import resolve_directory
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from distil_jax import config, engine, recipe, rollout, update
+from distil_jax import config, recipe, update
+from distil_jax.generation import engine, sampler
 from distil_jax.models import qwen3, sharding
 from tests import networks
 
@@ -146,7 +147,7 @@ def whole_step(network, mesh):
   sample_mask = np.ones(num_sequences, np.int32)
   sample_mask[2] = 0
   generate = functools.partial(
-    rollout.generate,
+    sampler.generate,
     graphdef=network.graphdef,
     max_completion_length=LENGTH,
     eos_ids=(3, 11),
@@ -154,7 +155,7 @@ def whole_step(network, mesh):
   )
 
   def sample(params, ids, mask, identities):
-    keys = rollout.sample_keys(jax.random.key(0), identities, GROUP_SIZE)
+    keys = sampler.sample_keys(jax.random.key(0), identities, GROUP_SIZE)
     return (
       generate(params, ids, mask, keys, choice=engine.choice(temperature=0.0)),
       generate(params, ids, mask, keys),
@@ -183,7 +184,7 @@ def whole_step(network, mesh):
     )(
       state.params,
       *put(
-        (prompt_ids, prompt_mask, rollout.identities([4, 7, 9, 9, 1, 2, 3, 5]))
+        (prompt_ids, prompt_mask, sampler.identities([4, 7, 9, 9, 1, 2, 3, 5]))
       ),
     )
     batch = networks.Batch(

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from distil_jax import config as configs
-from distil_jax import guard, recipe, rollout, scoring, update
+from distil_jax import guard, recipe, scoring, update
 from distil_jax.analysis.comparison import tasks
+from distil_jax.generation import sampler
 from distil_jax.models import architecture, qwen3
 from distil_jax.ops import masking, unembedding
 from distil_jax.types import Batch, Rollout
@@ -188,11 +189,11 @@ def sample(
   # Problems are drawn: their number in the batch tells them apart.
   count = jnp.arange(prompt_ids.shape[0], dtype=jnp.uint32)
   names = jnp.stack([problems.index, count], axis=1)
-  return rollout.generate(
+  return sampler.generate(
     params,
     prompt_ids,
     prompt_mask,
-    rollout.sample_keys(key, names, group_size),
+    sampler.sample_keys(key, names, group_size),
     graphdef=setting.graphdef,
     max_completion_length=setting.family.completion_length,
     eos_ids=(tasks.EOS,),

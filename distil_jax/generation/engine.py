@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from distil_jax import endings, rollout
+from distil_jax.generation import finished_rows, sampler
 from distil_jax.models import architecture, decoding, qwen3, sharding
 from distil_jax.ops import sampling
 from distil_jax.types import Rollout
@@ -43,7 +43,7 @@ _ALLOWED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 
 FIRST_RING = 64
 # Tokens between two looks of the host; fewer where it has text to search.
-_STEPS, _STEPS_WITH_STOP = rollout.JOURNAL_STEPS, 16
+_STEPS, _STEPS_WITH_STOP = sampler.JOURNAL_STEPS, 16
 # A token of a byte-level vocabulary has a byte at least; some have no text.
 _SPARE_TOKENS = 8
 
@@ -134,7 +134,7 @@ class Engine:
     max_lengths: Any = None,
     *,
     report: Report = lambda num_tokens, num_done: None,
-    ended: endings.Ended | None = None,
+    ended: finished_rows.Ended | None = None,
   ) -> tuple[Rollout, Usage]:
     """Samples G completions of each prompt.
 
@@ -204,12 +204,12 @@ class Engine:
   def _sample(
     self,
     weights: decoding.Weights,
-    state: rollout.State,
+    state: sampler.State,
     report: Report,
-    ended: endings.Ended | None,
-  ) -> tuple[rollout.State, Usage]:
+    ended: finished_rows.Ended | None,
+  ) -> tuple[sampler.State, Usage]:
     """Until all rows are done."""
-    ends = None if ended is None else endings.Endings(ended, state)
+    ends = None if ended is None else finished_rows.Endings(ended, state)
     searched = np.zeros(state.completions.lengths.shape, np.int32)
     num_parts, width = state.slots.rows.shape
     widths = ladder(width)
@@ -263,8 +263,8 @@ class Engine:
     return state, usage
 
   def _end_at_stop_strings(
-    self, state: rollout.State, searched: np.ndarray
-  ) -> rollout.State:
+    self, state: sampler.State, searched: np.ndarray
+  ) -> sampler.State:
     """Ends the rows whose text contains a stop string.
 
     Args:
@@ -346,7 +346,7 @@ def ladder(width: int) -> list[int]:
   return sorted(set(steps), reverse=True)
 
 
-def cache_bytes(state: rollout.State) -> int:
+def cache_bytes(state: sampler.State) -> int:
   """Of the keys and values in memory, all devices together."""
   arrays = jax.tree.leaves((state.prompts.cache, state.rings.cache))
   return sum(x.nbytes for x in arrays)
@@ -367,7 +367,7 @@ def _changed(graphdef: nnx.GraphDef, params: qwen3.Params) -> dict[str, Any]:
   }
 
 
-def _look_at(state: rollout.State) -> dict[str, jax.Array]:
+def _look_at(state: sampler.State) -> dict[str, jax.Array]:
   """What the host decides by. Scalars, but for `num_ended` of each part."""
   num_ended = state.num_rows - state.num_waiting - state.num_alive
   return {
@@ -380,7 +380,7 @@ def _look_at(state: rollout.State) -> dict[str, jax.Array]:
   }
 
 
-def _whole(state: rollout.State) -> tuple[jax.Array, jax.Array]:
+def _whole(state: sampler.State) -> tuple[jax.Array, jax.Array]:
   """Tokens and lengths of all rows, on every device."""
   found = state.completions
   return _everywhere(found.ids), _everywhere(found.lengths)
@@ -393,7 +393,7 @@ def _everywhere(x: jax.Array) -> jax.Array:
 # One set of programs for all engines: those of equal shapes share them.
 _changed_weights = jax.jit(_changed, static_argnums=0)
 _start = jax.jit(
-  rollout.start,
+  sampler.start,
   static_argnames=(
     "graphdef",
     "num_slots",
@@ -403,9 +403,9 @@ _start = jax.jit(
   ),
 )
 _advance = jax.jit(
-  rollout.advance, static_argnames=("graphdef", "eos_ids"), donate_argnums=1
+  sampler.advance, static_argnames=("graphdef", "eos_ids"), donate_argnums=1
 )
-_resize = jax.jit(rollout.resize, static_argnames=("width", "ring_length"))
-_stop = jax.jit(rollout.stop, donate_argnums=0)
-_finish = jax.jit(rollout.finish, static_argnames="pad_id")
+_resize = jax.jit(sampler.resize, static_argnames=("width", "ring_length"))
+_stop = jax.jit(sampler.stop, donate_argnums=0)
+_finish = jax.jit(sampler.finish, static_argnames="pad_id")
 _look, _written = jax.jit(_look_at), jax.jit(_whole)

@@ -21,7 +21,7 @@ import numpy as np
 from flax import nnx, struct
 from jax.experimental import layout
 
-from distil_jax import journals
+from distil_jax.generation import token_buffer
 from distil_jax.models import decoding, qwen3, sharding
 from distil_jax.ops import chunks, sampling
 from distil_jax.types import Array, Rollout, StopReason
@@ -95,7 +95,7 @@ class State:
   rings: decoding.Rings
   slots: Slots
   in_flight: decoding.Members
-  completions: journals.Completions
+  completions: token_buffer.Completions
   next_row: jax.Array
   num_steps: jax.Array
 
@@ -296,7 +296,7 @@ def start(
     rings=decoding.empty_rings(prompts, width, ring_length),
     slots=slots,
     in_flight=_members(slots, prompts, group_size=keys.shape[1]),
-    completions=journals.Completions(
+    completions=token_buffer.Completions(
       ids=jnp.zeros(tokens_shape, jnp.int32),
       log_probs=jnp.zeros(tokens_shape, jnp.float32),
       behavior_log_probs=jnp.zeros(tokens_shape, jnp.float32),
@@ -363,11 +363,11 @@ def advance(
     )
     return state, journal
 
-  blank = journals.blank(
+  blank = token_buffer.blank(
     journal_length, *state.slots.rows.shape, num_rows=state.num_rows
   )
   state, journal = jax.lax.while_loop(goes_on, step, (state, blank))
-  completions = journals.sorted_in(state.completions, journal)
+  completions = token_buffer.sorted_in(state.completions, journal)
   return _constrained(dataclasses.replace(state, completions=completions))
 
 
@@ -566,7 +566,7 @@ def _members(slots: Slots, prompts, *, group_size: int) -> decoding.Members:
 
 def _step(
   weights, state: State, *, graphdef, eos_ids
-) -> tuple[State, journals.Journal]:
+) -> tuple[State, token_buffer.Journal]:
   """One token for every slot at work, and what to write down of it."""
   slots = state.slots
   hidden, rings = decoding.decode(
@@ -588,7 +588,7 @@ def _step(
   is_end = jnp.isin(ids, jnp.asarray(eos_ids, jnp.int32))
   lengths = slots.lengths + 1
   is_full = lengths >= slots.max_lengths
-  entry = journals.Journal(
+  entry = token_buffer.Journal(
     rows=jnp.where(slots.is_alive, slots.rows, state.num_rows),
     ages=slots.lengths,
     ids=ids,

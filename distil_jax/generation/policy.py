@@ -17,9 +17,10 @@ import numpy as np
 from flax import nnx
 from jax.core import Tracer
 
-from distil_jax import engine, rollout
 from distil_jax.data import teacher_prompts
 from distil_jax.data import tokenizer as tokenizers
+from distil_jax.generation import engine
+from distil_jax.generation import sampler as generation_sampler
 from distil_jax.io import weights
 from distil_jax.models import architecture, qwen3
 from distil_jax.models import attention as attentions
@@ -255,7 +256,9 @@ def generate(
     policy.params,
     jnp.asarray(ids),
     jnp.asarray(mask),
-    rollout.sample_keys(key, rollout.identities(names), group_size),
+    generation_sampler.sample_keys(
+      key, generation_sampler.identities(names), group_size
+    ),
     choice,
     report=report or (lambda num_tokens, num_done: None),
   )

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distil_jax import rollout
+from distil_jax.generation import sampler
 from distil_jax.models import sharding
 
 # Added to the number of a turn that is not the first, which is folded into its
@@ -92,4 +92,4 @@ def _turn_keys(data: jax.Array, folded: jax.Array, *, impl: Any) -> jax.Array:
   return jax.vmap(jax.random.fold_in)(keys, folded)[:, None]
 
 
-_sample_keys = jax.jit(rollout.sample_keys, static_argnums=2)
+_sample_keys = jax.jit(sampler.sample_keys, static_argnums=2)

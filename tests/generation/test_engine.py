@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distil_jax import endings, engine, rollout
+from distil_jax.generation import engine, finished_rows
+from distil_jax.generation import sampler as generation_sampler
 from distil_jax.models import qwen3, sharding
 from distil_jax.types import StopReason
 from tests import networks
@@ -53,7 +54,9 @@ def make(network, **settings):
 
 def keys_of(names=NAMES, group_size=GROUP_SIZE, seed=0):
   key = jax.random.key(seed)
-  return rollout.sample_keys(key, rollout.identities(names), group_size)
+  return generation_sampler.sample_keys(
+    key, generation_sampler.identities(names), group_size
+  )
 
 
 def sample(
@@ -102,7 +105,7 @@ def one_program(network, prompts, settings):
   ids, mask = (jnp.asarray(x) for x in prompts)
   rolled = jax.jit(
     functools.partial(
-      rollout.generate,
+      generation_sampler.generate,
       graphdef=network.graphdef,
       max_completion_length=LENGTH,
       eos_ids=EOS,
@@ -470,8 +473,10 @@ def test_other_generators_draw_each_row_by_its_own_key(network, prompts):
       network.params,
       ids,
       mask,
-      rollout.sample_keys(
-        jax.random.key(3, impl="rbg"), rollout.identities(NAMES), GROUP_SIZE
+      generation_sampler.sample_keys(
+        jax.random.key(3, impl="rbg"),
+        generation_sampler.identities(NAMES),
+        GROUP_SIZE,
       ),
     )[0].completion_ids
     for num_slots in (5, None)
@@ -503,7 +508,7 @@ def test_progress_is_reported(network, prompts, monkeypatch):
 def told_of(network, prompts, monkeypatch, mesh=None, **settings):
   """Each row's tokens as told, when, and the rollout itself."""
   monkeypatch.setattr(engine, "_STEPS", 4)
-  monkeypatch.setattr(endings, "_AT_ONCE", 2)
+  monkeypatch.setattr(finished_rows, "_AT_ONCE", 2)
   told, tokens = [], []
   sampler = make(network, **settings)
 
@@ -550,7 +555,12 @@ def test_each_row_is_told_of_once_as_it_ends(
 
 def test_telling_compiles_nothing_new(network, prompts, monkeypatch):
   told_of(network, prompts, monkeypatch, num_slots=5)
-  programs = [endings._pick, endings._nobody, engine._look, engine._advance]
+  programs = [
+    finished_rows._pick,
+    finished_rows._nobody,
+    engine._look,
+    engine._advance,
+  ]
   sizes = [program._cache_size() for program in programs]
   told_of(network, prompts, monkeypatch, num_slots=5)
   assert [program._cache_size() for program in programs] == sizes
@@ -560,7 +570,7 @@ def test_prompts_are_read_a_few_at_a_time(network, prompts, monkeypatch):
   """The last: the tests above need not compile again what this one clears."""
   expected, _ = sample(network, prompts)
   jax.clear_caches()
-  monkeypatch.setattr(rollout, "_PREFILL_TOKENS", 8)
+  monkeypatch.setattr(generation_sampler, "_PREFILL_TOKENS", 8)
   rolled, _ = sample(network, prompts)
   jax.clear_caches()
   assert_same(rolled, expected)

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distil_jax import engine, rollout, scoring
+from distil_jax import scoring
+from distil_jax.generation import engine, sampler
 from distil_jax.models import qwen3
 from distil_jax.ops import unembedding
 from distil_jax.types import StopReason
@@ -24,7 +25,7 @@ DEFAULTS = {
 }
 
 _generate = jax.jit(
-  rollout.generate,
+  sampler.generate,
   static_argnames=(
     "graphdef",
     "max_completion_length",
@@ -32,7 +33,7 @@ _generate = jax.jit(
     "pad_id",
   ),
 )
-_sample_keys = jax.jit(rollout.sample_keys, static_argnums=2)
+_sample_keys = jax.jit(sampler.sample_keys, static_argnums=2)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def prompts():
 def sample(network, prompts, names=NAMES, group_size=4, seed=0, **settings):
   ids, mask = (jnp.asarray(x) for x in prompts)
   keys = _sample_keys(
-    jax.random.key(seed), rollout.identities(names), group_size
+    jax.random.key(seed), sampler.identities(names), group_size
   )
   chosen = {k: settings.pop(k) for k in CHOICE if k in settings}
   return _generate(
@@ -260,15 +261,15 @@ def test_a_problem_that_comes_twice_gets_other_samples(network, prompts):
 
 def test_identities_count_what_came_before():
   np.testing.assert_array_equal(
-    rollout.identities([5, 9, 5, 5, 9]),
+    sampler.identities([5, 9, 5, 5, 9]),
     [[5, 0], [9, 0], [5, 1], [5, 2], [9, 1]],
   )
-  assert rollout.identities([]).shape == (0, 2)
+  assert sampler.identities([]).shape == (0, 2)
 
 
 def test_keys_of_all_samples_differ():
   keys = _sample_keys(
-    jax.random.key(0), rollout.identities([0, 1, 1, 2**32 - 1]), 8
+    jax.random.key(0), sampler.identities([0, 1, 1, 2**32 - 1]), 8
   )
   data = np.asarray(jax.random.key_data(keys)).reshape(32, -1)
   assert len(np.unique(data, axis=0)) == 32
