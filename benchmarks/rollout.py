@@ -34,7 +34,8 @@ import numpy as np
 from benchmarks import machine, peers
 from distil_jax.generation import engine
 from distil_jax.generation import sampler as generation_sampler
-from distil_jax.models import architecture, decoding, qwen3
+from distil_jax.models import config as models_config
+from distil_jax.models import decoder, decoding
 
 SMALL = {
   "vocab_size": 32768,
@@ -74,15 +75,15 @@ class Network:
 
   def __init__(self, shape: str, dtype: str):
     # The base of rotary angles is Qwen3's; the peers' is the same.
-    self.config = architecture.Qwen3Config(
+    self.config = models_config.Qwen3Config(
       **SHAPES[shape],
       tie_embeddings=True,
       rope_theta=1e6,
       param_dtype=dtype,
       compute_dtype=dtype,
     )
-    self.graphdef, _ = qwen3.make(self.config)
-    init = jax.jit(functools.partial(qwen3.init, self.config))
+    self.graphdef, _ = decoder.make(self.config)
+    init = jax.jit(functools.partial(decoder.init, self.config))
     self.params = init(jax.random.key(0))
 
   def prompts(self, count: int, length: int) -> np.ndarray:

@@ -16,7 +16,7 @@ from distil_jax.data import shared_prefixes, teacher_prompts
 from distil_jax.envs import deadline_pool, judge_pool
 from distil_jax.generation import engine, finished_rows, keys, sampler
 from distil_jax.generation.policy import Policy
-from distil_jax.models import qwen3, sharding
+from distil_jax.models import decoder, sharding
 from distil_jax.tooling import FAILED, Tooling
 from distil_jax.types import (
   Message,
@@ -160,7 +160,7 @@ class Actor:
 
   def sample(
     self,
-    params: qwen3.Params,
+    params: decoder.Params,
     prompt_ids: np.ndarray,
     prompt_mask: np.ndarray,
     identities: np.ndarray,
@@ -203,7 +203,7 @@ class Actor:
 
   def __call__(
     self,
-    params: qwen3.Params,
+    params: decoder.Params,
     problems: Sequence[Problem],
     key: jax.Array,
     *,
@@ -284,7 +284,7 @@ class Actor:
 
   def _play(
     self,
-    params: qwen3.Params,
+    params: decoder.Params,
     played: episodes.Episodes,
     identities: np.ndarray,
     key: jax.Array,
@@ -323,7 +323,7 @@ class Actor:
 
   def _sample(
     self,
-    params: qwen3.Params,
+    params: decoder.Params,
     prompt_ids: np.ndarray,
     prompt_mask: np.ndarray,
     sample_keys: jax.Array,

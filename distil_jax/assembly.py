@@ -34,8 +34,8 @@ from distil_jax.envs import (
 )
 from distil_jax.envs.tools import Tool, make_tool
 from distil_jax.generation.policy import Policy, load_policy, resolve_directory
-from distil_jax.io import weights
-from distil_jax.models import architecture, attention, qwen3, sharding
+from distil_jax.models import attention, decoder, hf_weights, sharding
+from distil_jax.models import config as models_config
 from distil_jax.tooling import Tooling
 from distil_jax.types import Problem
 
@@ -193,7 +193,7 @@ def policy(
       list is long; or the attention that is named does not run here.
   """
   directory = resolve_directory(config.model.directory)
-  if config.model.create and not (directory / weights.CONFIG).is_file():
+  if config.model.create and not (directory / hf_weights.CONFIG).is_file():
     _create(config, config.model.create, environment, problems.train)
   check_attention(config, mesh)
   loaded = load_policy(
@@ -372,7 +372,7 @@ def inspector(
 
 def init_state(
   config: Config,
-  params: qwen3.Params,
+  params: decoder.Params,
   optimizer: optax.GradientTransformation,
 ) -> update.TrainState:
   guard = config.teacher.guard
@@ -448,7 +448,7 @@ def check_attention(config: Config, mesh: jax.sharding.Mesh) -> None:
     raise ConfigError(f"model.{error}") from None
 
 
-def check_network(config: Config, network: architecture.Qwen3Config) -> None:
+def check_network(config: Config, network: models_config.Qwen3Config) -> None:
   """Refuses a network that the run's settings do not suit.
 
   Raises:
@@ -520,13 +520,13 @@ def _create(
       itertools.islice(texts, _NUM_TOKENIZER_TEXTS),
       vocab_size=create.vocab_size,
     )
-    network = architecture.Qwen3Config(
+    network = models_config.Qwen3Config(
       vocab_size=tokenizer.vocab_size,
       param_dtype=config.model.param_dtype,
       **sizes,
     )
-    graphdef, _ = qwen3.make(network)
-    params = qwen3.init(network, jax.random.key(create.seed))
+    graphdef, _ = decoder.make(network)
+    params = decoder.init(network, jax.random.key(create.seed))
     made = Policy(network, graphdef, params, tokenizer)
     made.save(config.model.directory)
   process_group.wait_for_all("the model is created")

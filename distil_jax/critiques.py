@@ -13,7 +13,7 @@ from distil_jax.data.tokenizer import Tokenizer
 from distil_jax.distributed import process_group
 from distil_jax.envs import SelfJudged
 from distil_jax.generation import engine, sampler
-from distil_jax.models import qwen3
+from distil_jax.models import decoder
 from distil_jax.types import Message, Problem, Rollout, StopReason, Verdict
 
 # Folded into a step's key, to keep the noise of critiques apart from that of
@@ -76,7 +76,7 @@ class SelfCritic:
 
   def __call__(
     self,
-    params: qwen3.Params,
+    params: decoder.Params,
     problems: Sequence[Problem],
     key: jax.Array,
     *,
@@ -150,7 +150,7 @@ class SelfCritic:
 
   def _sampled(
     self,
-    params: qwen3.Params,
+    params: decoder.Params,
     experience: Experience,
     asked: Mapping[int, list[int]],
     key: jax.Array,

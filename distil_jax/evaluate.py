@@ -10,7 +10,7 @@ import jax
 from distil_jax.actor import Actor
 from distil_jax.critiques import SelfCritic
 from distil_jax.distributed import process_group
-from distil_jax.models import qwen3
+from distil_jax.models import decoder
 from distil_jax.types import Problem
 
 
@@ -34,7 +34,7 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
 
 def evaluate(
   actor: Actor | SelfCritic,
-  params: qwen3.Params,
+  params: decoder.Params,
   problems: Sequence[Problem],
   key: jax.Array,
   *,

@@ -10,7 +10,7 @@ import jax
 from flax import nnx
 
 from distil_jax import scoring
-from distil_jax.models import qwen3, sharding
+from distil_jax.models import decoder, sharding
 from distil_jax.ops import candidates, chunks, masking, unembedding
 from distil_jax.ops.divergences import Divergence
 from distil_jax.types import Batch
@@ -26,7 +26,7 @@ def judged_tokens(batch: Batch) -> jax.Array:
 
 
 def student_hidden_states(
-  params: qwen3.Params, batch: Batch, *, graphdef: nnx.GraphDef
+  params: decoder.Params, batch: Batch, *, graphdef: nnx.GraphDef
 ) -> jax.Array:
   """From which each token was chosen, on its own prompt. `[b, T, D]`."""
   hidden = scoring.completion_hidden_states(
@@ -41,8 +41,8 @@ def student_hidden_states(
 
 
 def exact_source(
-  params: qwen3.Params,
-  teacher_params: qwen3.Params,
+  params: decoder.Params,
+  teacher_params: decoder.Params,
   batch: Batch,
   *,
   graphdef: nnx.GraphDef,
@@ -66,8 +66,8 @@ def exact_source(
 
 
 def list_source(
-  params: qwen3.Params,
-  teacher_params: qwen3.Params,
+  params: decoder.Params,
+  teacher_params: decoder.Params,
   batch: Batch,
   *,
   graphdef: nnx.GraphDef,
@@ -91,7 +91,7 @@ def list_source(
 
 
 def own_source(
-  params: qwen3.Params, batch: Batch, *, graphdef: nnx.GraphDef
+  params: decoder.Params, batch: Batch, *, graphdef: nnx.GraphDef
 ) -> unembedding.Source:
   """The student on its tokens, without a teacher."""
   return unembedding.alone(
@@ -141,9 +141,9 @@ def _keep(hidden: jax.Array) -> jax.Array:
   return sharding.constrain(hidden, "batch", None, "embed_by_context")
 
 
-def _unembedding_of(params: qwen3.Params, batch: Batch) -> jax.Array:
+def _unembedding_of(params: decoder.Params, batch: Batch) -> jax.Array:
   """With whole columns on each device: they are moved once, not by chunk."""
-  weights = qwen3.unembedding(params)
+  weights = decoder.unembedding(params)
   _, vocab = _logits_axes(batch.completion_ids, weights)
   return sharding.constrain(weights, None, vocab)
 
@@ -154,8 +154,8 @@ def _logits_axes(tokens: jax.Array, weights: jax.Array) -> tuple[str, str]:
 
 
 def ask_teacher(
-  params: qwen3.Params,
-  teacher_params: qwen3.Params,
+  params: decoder.Params,
+  teacher_params: decoder.Params,
   batch: Batch,
   keys: jax.Array,
   *,
@@ -195,14 +195,16 @@ def ask_teacher(
   return candidates.samples(teacher, uniforms, **settings)
 
 
-def _top_k_fn(params: qwen3.Params, batch: Batch) -> unembedding.TopKFn:
-  rows, columns = _logits_axes(batch.completion_ids, qwen3.unembedding(params))
+def _top_k_fn(params: decoder.Params, batch: Batch) -> unembedding.TopKFn:
+  rows, columns = _logits_axes(
+    batch.completion_ids, decoder.unembedding(params)
+  )
   return functools.partial(sharding.top_k, batch=rows, vocab=columns)
 
 
 def _teacher(
-  params: qwen3.Params,
-  teacher_params: qwen3.Params,
+  params: decoder.Params,
+  teacher_params: decoder.Params,
   batch: Batch,
   graphdef: nnx.GraphDef,
   trust_region_rate: float | None,

@@ -10,7 +10,7 @@ from distil_jax.distributed import process_group
 from distil_jax.envs.judge_pool import Judges
 from distil_jax.generation import sampler
 from distil_jax.generation.policy import Policy
-from distil_jax.models import qwen3
+from distil_jax.models import decoder
 from distil_jax.teaching import Lesson
 from distil_jax.types import Status
 
@@ -37,7 +37,7 @@ class Inspector:
 
   def __call__(
     self,
-    teacher_params: qwen3.Params,
+    teacher_params: decoder.Params,
     experience: Experience,
     lesson: Lesson,
     key: jax.Array,

@@ -16,7 +16,7 @@ from distil_jax.data import problems as data_problems
 from distil_jax.distributed import process_group, signals
 from distil_jax.io import checkpoints, plots, reports
 from distil_jax.io.progress import Progress
-from distil_jax.models import qwen3, sharding
+from distil_jax.models import decoder, sharding
 
 # Folded into the run's key, to keep the noise of evaluation and of the guard
 # apart from that of training step 0, 1, ... (`update` has one more.)
@@ -104,7 +104,7 @@ class Learner:
       finally:
         folder.close()
 
-  def evaluate(self, params: qwen3.Params, progress: Progress, text: str):
+  def evaluate(self, params: decoder.Params, progress: Progress, text: str):
     """Held-out accuracy; the same noise on every call."""
     config = self.config
     with progress.stage(text, len(self.data.evaluation)) as report:
@@ -141,10 +141,10 @@ class Learner:
     """Lets go of the base model's parameters, once the state has its own."""
     self.policy = dataclasses.replace(self.policy, params={})
 
-  def _init(self, params: qwen3.Params) -> update.TrainState:
+  def _init(self, params: decoder.Params) -> update.TrainState:
     return assembly.init_state(self.config, params, self.optimizer)
 
-  def trained_params(self) -> tuple[int, qwen3.Params]:
+  def trained_params(self) -> tuple[int, decoder.Params]:
     """The step and the parameters of the run's last checkpoint.
 
     Before the first checkpoint these are step 0 and the base model.

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx, struct
 
 from distil_jax import experts, objectives
-from distil_jax.models import qwen3
+from distil_jax.models import decoder
 from distil_jax.ops import advantages, masking, unembedding
 from distil_jax.ops import credit as credit_lib
 from distil_jax.ops import mismatch as mismatch_lib
@@ -107,8 +107,8 @@ def prepare(
 
 
 def feedback_loss(
-  params: qwen3.Params,
-  teacher_params: qwen3.Params,
+  params: decoder.Params,
+  teacher_params: decoder.Params,
   piece: Piece,
   *,
   source_fn: SourceFn,
@@ -223,8 +223,8 @@ def scores(
 
 
 def batch_credit(
-  params: qwen3.Params,
-  teacher_params: qwen3.Params,
+  params: decoder.Params,
+  teacher_params: decoder.Params,
   slices: Batch,
   *,
   source_fn: SourceFn,
@@ -259,8 +259,8 @@ def batch_credit(
 
 
 def policy_gradient_loss(
-  params: qwen3.Params,
-  teacher_params: qwen3.Params,
+  params: decoder.Params,
+  teacher_params: decoder.Params,
   piece: Piece,
   *,
   graphdef: nnx.GraphDef,
@@ -326,8 +326,8 @@ def policy_gradient_loss(
 
 
 def sft_loss(
-  params: qwen3.Params,
-  teacher_params: qwen3.Params,
+  params: decoder.Params,
+  teacher_params: decoder.Params,
   piece: Piece,
   *,
   graphdef: nnx.GraphDef,

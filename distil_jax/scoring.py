@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from distil_jax.models import qwen3
+from distil_jax.models import decoder
 
 
 def completion_hidden_states(
-  params: qwen3.Params,
+  params: decoder.Params,
   prompt_ids: jax.Array,
   prompt_mask: jax.Array,
   completion_ids: jax.Array,
@@ -35,7 +35,7 @@ def completion_hidden_states(
   ids = jnp.concatenate([prompt_ids, completion_ids], axis=1)
   mask = jnp.concatenate([prompt_mask, completion_mask], axis=1)
   before = slice(prompt_ids.shape[1] - 1, -1)
-  read = prefix and qwen3.read_prefix(graphdef, params, *prefix)
-  return qwen3.hidden_states(
+  read = prefix and decoder.read_prefix(graphdef, params, *prefix)
+  return decoder.hidden_states(
     graphdef, params, ids, mask, columns=before, prefix=read
   )

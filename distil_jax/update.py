@@ -10,7 +10,7 @@ import optax
 from flax import struct
 
 from distil_jax import guard, losses
-from distil_jax.models import qwen3, sharding
+from distil_jax.models import decoder, sharding
 from distil_jax.types import Batch
 
 Metrics = dict[str, jax.Array]
@@ -111,7 +111,7 @@ def make_optimizer(
 
 
 def init_state(
-  params: qwen3.Params,
+  params: decoder.Params,
   *,
   optimizer: optax.GradientTransformation,
   keeps_teacher: bool,
@@ -148,7 +148,7 @@ def state_shardings(
 
   Moments live where their parameters live; the rest is on every device.
   """
-  params = qwen3.shardings(mesh, state.params)
+  params = decoder.shardings(mesh, state.params)
   replicated = sharding.sharding(mesh)
 
   def kept(tree):
@@ -247,14 +247,14 @@ def train_step(
 
 
 def gradients(
-  params: qwen3.Params,
-  teacher_params: qwen3.Params | None,
+  params: decoder.Params,
+  teacher_params: decoder.Params | None,
   batch: Batch,
   key: jax.Array,
   *,
   method: Method,
   num_micro_batches: int = 1,
-) -> tuple[qwen3.Params, jax.Array, Metrics]:
+) -> tuple[decoder.Params, jax.Array, Metrics]:
   """The gradient of a whole batch, as one update of `train_step` takes it.
 
   Args:

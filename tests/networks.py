@@ -11,7 +11,8 @@ from flax import nnx
 from distil_jax.data import teacher_prompts
 from distil_jax.data import tokenizer as tokenizers
 from distil_jax.generation.policy import Policy
-from distil_jax.models import architecture, qwen3
+from distil_jax.models import config as models_config
+from distil_jax.models import decoder
 from distil_jax.types import Batch
 
 VOCAB_SIZE = 24
@@ -30,12 +31,12 @@ PUBLISHED = {
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-  config: architecture.Qwen3Config
+  config: models_config.Qwen3Config
   graphdef: nnx.GraphDef
-  params: qwen3.Params
+  params: decoder.Params
 
 
-def config_of(**changed) -> architecture.Qwen3Config:
+def config_of(**changed) -> models_config.Qwen3Config:
   """Grouped heads, head size times heads other than the width."""
   sizes = {
     "vocab_size": VOCAB_SIZE,
@@ -48,13 +49,13 @@ def config_of(**changed) -> architecture.Qwen3Config:
     "tie_embeddings": False,
     "rope_theta": 100.0,
   }
-  return architecture.Qwen3Config(**{**sizes, **changed})
+  return models_config.Qwen3Config(**{**sizes, **changed})
 
 
 def network(seed: int = 0, **changed) -> Network:
   """A random network whose distributions are far from uniform."""
   config = config_of(**changed)
-  graphdef, template = qwen3.make(config)
+  graphdef, template = decoder.make(config)
   return Network(config, graphdef, random_params(template, seed))
 
 
@@ -65,7 +66,7 @@ def policy(mesh: jax.sharding.Mesh | None = None) -> Policy:
     mesh: where its parameters lie; None: wherever they come to lie.
   """
   tokenizer = tokenizers.train(["What is it?"], vocab_size=300)
-  config = architecture.Qwen3Config(
+  config = models_config.Qwen3Config(
     vocab_size=tokenizer.vocab_size,
     width=16,
     num_layers=1,
@@ -77,10 +78,10 @@ def policy(mesh: jax.sharding.Mesh | None = None) -> Policy:
     tie_embeddings=True,
     max_positions=64,
   )
-  graphdef, _ = qwen3.make(config)
-  params = qwen3.init(config, jax.random.key(0))
+  graphdef, _ = decoder.make(config)
+  params = decoder.init(config, jax.random.key(0))
   if mesh is not None:
-    params = jax.device_put(params, qwen3.shardings(mesh, params))
+    params = jax.device_put(params, decoder.shardings(mesh, params))
   return Policy(config, graphdef, params, tokenizer)
 
 
@@ -97,7 +98,7 @@ def with_own_keys(grouped: Network) -> Network:
   )
 
 
-def random_params(template: qwen3.Params, seed: int) -> qwen3.Params:
+def random_params(template: decoder.Params, seed: int) -> decoder.Params:
   """Weights large enough that a wrong sign, scale or position shows."""
   rng = np.random.default_rng(seed)
 
@@ -115,8 +116,8 @@ def random_params(template: qwen3.Params, seed: int) -> qwen3.Params:
 @functools.partial(jax.jit, static_argnames="graphdef")
 def full_log_probs(params, ids, mask, *, graphdef):
   """Log-softmax after each column of whole sequences. `[B, S, V]`."""
-  hidden = qwen3.hidden_states(graphdef, params, ids, mask)
-  return jax.nn.log_softmax(hidden @ qwen3.unembedding(params), axis=-1)
+  hidden = decoder.hidden_states(graphdef, params, ids, mask)
+  return jax.nn.log_softmax(hidden @ decoder.unembedding(params), axis=-1)
 
 
 def random_prompts(rng, lengths, length, vocab_size=VOCAB_SIZE):

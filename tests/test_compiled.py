@@ -11,7 +11,7 @@ import pytest
 
 from distil_jax import config, objectives, recipe, scoring, update
 from distil_jax.generation import sampler
-from distil_jax.models import qwen3
+from distil_jax.models import decoder
 from distil_jax.types import Batch
 from tests import networks
 
@@ -26,7 +26,7 @@ def network():
   config = networks.config_of(
     vocab_size=V, num_layers=1, num_heads=1, num_kv_heads=1
   )
-  graphdef, template = qwen3.make(config)
+  graphdef, template = decoder.make(config)
   return networks.Network(config, graphdef, template)
 
 
@@ -107,8 +107,8 @@ def test_logits_in_memory_would_be_seen(network, batch):
       *completion,
     )
     return objectives.distil(
-      student @ qwen3.unembedding(params),
-      expert @ qwen3.unembedding(teacher),
+      student @ decoder.unembedding(params),
+      expert @ decoder.unembedding(teacher),
       *completion,
       sample_mask=batch.sample_mask,
     ).value

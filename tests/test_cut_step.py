@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import pytest
 
 from distil_jax import config, recipe, update
-from distil_jax.models import qwen3, sharding
+from distil_jax.models import decoder, sharding
 from distil_jax.planning import abstract_inputs
 from tests import networks
 
@@ -33,7 +33,7 @@ LAYER = SIZES["width"] * SIZES["mlp_size"]
 def compiled(length: int = 64, batch_size: int = 8, **axes: int):
   """A training step on as many devices as the axes have."""
   network = networks.config_of(**SIZES)
-  graphdef, template = qwen3.make(network)
+  graphdef, template = decoder.make(network)
   count = math.prod(axes.values())
   mesh = sharding.make_mesh(**axes, devices=jax.devices()[:count])
   optimizer, _ = update.make_optimizer(learning_rate=1e-3)

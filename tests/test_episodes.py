@@ -17,7 +17,8 @@ from distil_jax.data import tokenizer as tokenizers
 from distil_jax.envs.judge_pool import Judges
 from distil_jax.generation import engine
 from distil_jax.generation.policy import Policy
-from distil_jax.models import architecture, qwen3, sharding
+from distil_jax.models import config as models_config
+from distil_jax.models import decoder, sharding
 from distil_jax.types import Problem, Rollout, Status, StopReason, Verdict
 from tests import networks
 
@@ -69,7 +70,7 @@ def policy():
   tokenizer = dataclasses.replace(
     tokenizer, eos_ids=(*tokenizer.eos_ids, *range(40, 70))
   )
-  config = architecture.Qwen3Config(
+  config = models_config.Qwen3Config(
     vocab_size=tokenizer.vocab_size,
     width=16,
     num_layers=1,
@@ -81,7 +82,7 @@ def policy():
     tie_embeddings=False,
     max_positions=128,
   )
-  graphdef, template = qwen3.make(config)
+  graphdef, template = decoder.make(config)
   params = networks.random_params(template, seed=0)
   return Policy(config, graphdef, params, tokenizer)
 

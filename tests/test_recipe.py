@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from distil_jax import config, experts, objectives, recipe, update
-from distil_jax.models import qwen3, sharding
+from distil_jax.models import decoder, sharding
 from distil_jax.ops.divergences import Divergence
 from tests import networks
 from tests.networks import assert_close, distance
@@ -94,13 +94,13 @@ def gradients_of(network, objective, teacher=FROZEN, **settings):
 
 def logits(params, graphdef, batch, ids, mask):
   """`[B, T, V]`: all of them in memory."""
-  hidden = qwen3.hidden_states(
+  hidden = decoder.hidden_states(
     graphdef,
     params,
     jnp.concatenate([ids, batch.completion_ids], axis=1),
     jnp.concatenate([mask, batch.completion_mask], axis=1),
   )
-  return hidden[:, ids.shape[1] - 1 : -1] @ qwen3.unembedding(params)
+  return hidden[:, ids.shape[1] - 1 : -1] @ decoder.unembedding(params)
 
 
 def student_logits(params, graphdef, batch):

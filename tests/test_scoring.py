@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from distil_jax import scoring
-from distil_jax.models import qwen3
+from distil_jax.models import decoder
 from tests import networks
 
 
@@ -17,7 +17,7 @@ def score(params, prompt_ids, prompt_mask, ids, mask, *, graphdef):
   hidden = scoring.completion_hidden_states(
     params, prompt_ids, prompt_mask, ids, mask, graphdef=graphdef
   )
-  logits = hidden @ qwen3.unembedding(params)
+  logits = hidden @ decoder.unembedding(params)
   return jax.nn.log_softmax(logits, axis=-1)
 
 

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from distil_jax import config, objectives, recipe, update
-from distil_jax.models import qwen3, sharding
+from distil_jax.models import decoder, sharding
 from tests import networks
 from tests.networks import assert_close, distance
 
@@ -77,13 +77,13 @@ def gradients_of(network, objective, teacher, batch, **sizes):
 @functools.partial(jax.jit, static_argnames="graphdef")
 def logits(params, ids, mask, batch, *, graphdef):
   """All of them, from all tokens that are there. `[B, T, V]`."""
-  hidden = qwen3.hidden_states(
+  hidden = decoder.hidden_states(
     graphdef,
     params,
     jnp.concatenate([ids, batch.completion_ids], axis=1),
     jnp.concatenate([mask, batch.completion_mask], axis=1),
   )
-  return hidden[:, ids.shape[1] - 1 : -1] @ qwen3.unembedding(params)
+  return hidden[:, ids.shape[1] - 1 : -1] @ decoder.unembedding(params)
 
 
 def cut_out(logits, batch):
@@ -228,7 +228,7 @@ def test_how_a_batch_is_cut_changes_nothing(network, teacher, batch):
   assert_close(found, expected)
   mesh = sharding.make_mesh(fsdp=2, context=2, devices=jax.devices()[:4])
   with jax.set_mesh(mesh):
-    places = qwen3.shardings(mesh, network.params)
+    places = decoder.shardings(mesh, network.params)
     placed = dataclasses.replace(
       network, params=jax.device_put(network.params, places)
     )

@@ -10,7 +10,7 @@ import pytest
 
 import distil_jax as dj
 from distil_jax import assembly, config, recipe, update
-from distil_jax.models import qwen3
+from distil_jax.models import decoder
 from tests import networks
 from tests.networks import assert_close, distance
 
@@ -99,14 +99,14 @@ def dense_statistics(params, teacher, batch, *, graphdef, cost):
     (params, batch.prompt_ids, batch.prompt_mask),
     (teacher, batch.teacher_prompt_ids, batch.teacher_prompt_mask),
   ):
-    hidden = qwen3.hidden_states(
+    hidden = decoder.hidden_states(
       graphdef,
       policy,
       jnp.concatenate([ids, batch.completion_ids], axis=1),
       jnp.concatenate([mask, batch.completion_mask], axis=1),
     )
     before = hidden[:, ids.shape[1] - 1 : -1]
-    tables.append(jax.nn.log_softmax(before @ qwen3.unembedding(policy)))
+    tables.append(jax.nn.log_softmax(before @ decoder.unembedding(policy)))
   student, expert = tables[0], jax.lax.stop_gradient(tables[1])
   costs = -jnp.sum(jnp.exp(expert) * student, axis=-1)
   if cost == "kl":

@@ -21,7 +21,7 @@ import numpy as np
 from flax import nnx
 
 from distil_jax.generation import finished_rows, sampler
-from distil_jax.models import architecture, decoding, qwen3, sharding
+from distil_jax.models import config, decoder, decoding, sharding
 from distil_jax.ops import sampling
 from distil_jax.types import Rollout
 
@@ -110,7 +110,7 @@ class Engine:
     if isinstance(stop, str) or not all(isinstance(x, str) and x for x in stop):
       raise ValueError(f"stop={stop!r} must be a list of strings, none empty")
     if cache_dtype is not None:
-      cache_dtype = architecture.float_name("cache_dtype", cache_dtype)
+      cache_dtype = config.float_name("cache_dtype", cache_dtype)
     if stop and decode is None:
       raise ValueError(f"stop={stop!r} needs decode, which turns ids to text")
     self._graphdef = graphdef
@@ -126,7 +126,7 @@ class Engine:
 
   def __call__(
     self,
-    params: qwen3.Params,
+    params: decoder.Params,
     prompt_ids: jax.Array,
     prompt_mask: jax.Array,
     keys: jax.Array,
@@ -163,7 +163,7 @@ class Engine:
       sampled = _finish(state, prompt_ids, prompt_mask, pad_id=self._pad_id)
     return sampled, usage
 
-  def weights(self, params: qwen3.Params) -> decoding.Weights:
+  def weights(self, params: decoder.Params) -> decoding.Weights:
     """The parameters as they are sampled from, on the mesh of this engine."""
     # What stays as it is is not passed through: it would be copied.
     same = {k: v for k, v in params.items() if k != "layers"}
@@ -358,7 +358,7 @@ def _cache_dtype(weights: decoding.Weights) -> str:
   return array.dtype.name if platform == "cpu" else "bfloat16"
 
 
-def _changed(graphdef: nnx.GraphDef, params: qwen3.Params) -> dict[str, Any]:
+def _changed(graphdef: nnx.GraphDef, params: decoder.Params) -> dict[str, Any]:
   """Of the weights those that are not parameters as they are."""
   return {
     name: value

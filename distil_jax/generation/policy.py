@@ -21,9 +21,9 @@ from distil_jax.data import teacher_prompts
 from distil_jax.data import tokenizer as tokenizers
 from distil_jax.generation import engine
 from distil_jax.generation import sampler as generation_sampler
-from distil_jax.io import weights
-from distil_jax.models import architecture, qwen3
 from distil_jax.models import attention as attentions
+from distil_jax.models import config as models_config
+from distil_jax.models import decoder, hf_weights
 from distil_jax.ops import chunks
 from distil_jax.types import Message, Rollout
 
@@ -41,9 +41,9 @@ class Policy:
     tokenizer: text to ids and back.
   """
 
-  config: architecture.Qwen3Config
+  config: models_config.Qwen3Config
   graphdef: nnx.GraphDef
-  params: qwen3.Params
+  params: decoder.Params
   tokenizer: tokenizers.Tokenizer
 
   def texts(self, ids: jax.Array, mask: jax.Array) -> list[str]:
@@ -55,14 +55,14 @@ class Policy:
 
   def save(self, directory: str | os.PathLike[str]) -> None:
     """Writes a Hugging Face directory: weights, config and tokenizer."""
-    settings = architecture.to_hugging_face(
+    settings = models_config.to_hugging_face(
       self.config,
       eos_ids=self.tokenizer.eos_ids,
       pad_id=self.tokenizer.pad_id,
     )
     if jax.process_index() == 0:
       self.tokenizer.save(directory)
-    weights.save(directory, self.params, config_json=settings)
+    hf_weights.save(directory, self.params, config_json=settings)
 
 
 def resolve_directory(directory: str | os.PathLike[str]) -> pathlib.Path:
@@ -112,13 +112,13 @@ def load_policy(
   known = typing.get_args(attentions.Implementation)
   if attention not in known:
     raise ValueError(f"attention={attention!r} must be one of {known}")
-  dtype = architecture.float_name("dtype", dtype)
-  compute_dtype = architecture.float_name(
+  dtype = models_config.float_name("dtype", dtype)
+  compute_dtype = models_config.float_name(
     "compute_dtype", compute_dtype or dtype
   )
   path = resolve_directory(directory)
-  config = architecture.from_hugging_face(
-    weights.read_config(path),
+  config = models_config.from_hugging_face(
+    hf_weights.read_config(path),
     param_dtype=dtype,
     compute_dtype=compute_dtype,
     remat=remat,
@@ -143,14 +143,14 @@ def load_policy(
         f"{config.vocab_size} tokens of the model: no completion could end "
         "with it; correct generation_config.json or config.json"
       )
-  graphdef, template = qwen3.make(config)
+  graphdef, template = decoder.make(config)
   if mesh is not None:
     template = jax.tree.map(
       lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
       template,
-      qwen3.shardings(mesh, template),
+      decoder.shardings(mesh, template),
     )
-  params = weights.load(path, template, tie_embeddings=config.tie_embeddings)
+  params = hf_weights.load(path, template, tie_embeddings=config.tie_embeddings)
   return Policy(
     config=config, graphdef=graphdef, params=params, tokenizer=tokenizer
   )
@@ -267,8 +267,8 @@ def generate(
 
 @functools.partial(jax.jit, static_argnames="graphdef")
 def _logits(params, ids, mask, *, graphdef):
-  hidden = qwen3.hidden_states(graphdef, params, ids, mask)
-  return chunks.logits(hidden, qwen3.unembedding(params))
+  hidden = decoder.hidden_states(graphdef, params, ids, mask)
+  return chunks.logits(hidden, decoder.unembedding(params))
 
 
 def _prompt_arrays(policy: Policy, given) -> tuple[np.ndarray, np.ndarray]:

@@ -22,7 +22,7 @@ from flax import nnx, struct
 from jax.experimental import layout
 
 from distil_jax.generation import token_buffer
-from distil_jax.models import decoding, qwen3, sharding
+from distil_jax.models import decoder, decoding, sharding
 from distil_jax.ops import chunks, sampling
 from distil_jax.types import Array, Rollout, StopReason
 
@@ -168,7 +168,7 @@ def sample_keys(
 
 
 def generate(
-  params: qwen3.Params,
+  params: decoder.Params,
   prompt_ids: jax.Array,
   prompt_mask: jax.Array,
   keys: jax.Array,
@@ -628,7 +628,7 @@ def _logits(weights: decoding.Weights, hidden: jax.Array) -> jax.Array:
   vocab_size = embedding.shape[0]
   block = _LOGITS_BLOCK * sharding.num_shards("vocab")
   if "unembedding" in weights or vocab_size % block:
-    return chunks.logits(hidden, qwen3.unembedding(weights))
+    return chunks.logits(hidden, decoder.unembedding(weights))
   blocks = embedding.reshape(-1, _LOGITS_BLOCK, embedding.shape[-1])
   products = jnp.einsum(
     "dwe,nve->ndwv", hidden, blocks, preferred_element_type=jnp.float32

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 
-from distil_jax.models import attention, qwen3, sharding
+from distil_jax.models import attention, decoder, sharding
 
 Weights = dict[str, Any]
 
@@ -77,7 +77,7 @@ class Members:
   samples: jax.Array
 
 
-def by_layer(graphdef: nnx.GraphDef, params: qwen3.Params) -> Weights:
+def by_layer(graphdef: nnx.GraphDef, params: decoder.Params) -> Weights:
   """Parameters as decoding wants them: layer by layer, in the compute dtype.
 
   Cast and cut once for a rollout, not once a token.
@@ -86,7 +86,7 @@ def by_layer(graphdef: nnx.GraphDef, params: qwen3.Params) -> Weights:
     graphdef: from `qwen3.make`.
     params: of the network, layers stacked.
   """
-  config = qwen3.merge(graphdef, params).config
+  config = decoder.merge(graphdef, params).config
 
   def cast(path, x):
     # Scales of norms act in float32, here as in the passes over sequences.
@@ -97,7 +97,7 @@ def by_layer(graphdef: nnx.GraphDef, params: qwen3.Params) -> Weights:
 
   def layer(i):
     return {
-      name: sharding.constrain(x[i], *qwen3.AXES[name])
+      name: sharding.constrain(x[i], *decoder.AXES[name])
       for name, x in whole["layers"].items()
     }
 
@@ -108,7 +108,7 @@ def shardings(mesh: jax.sharding.Mesh, weights: Weights) -> Any:
   """`NamedSharding` of each array, same tree."""
 
   def place(name: str) -> jax.sharding.NamedSharding:
-    return sharding.sharding(mesh, *qwen3.AXES[name])
+    return sharding.sharding(mesh, *decoder.AXES[name])
 
   return {
     name: tuple({k: place(k) for k in layer} for layer in value)
@@ -138,7 +138,7 @@ def prefill(
     dtype: of the keys and values that are kept.
   """
   model, graph = _merge_weights(graphdef, weights)
-  ids = qwen3.pack(ids, mask)
+  ids = decoder.pack(ids, mask)
   angles = model.angles(jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape))
 
   def attend(query, key, value):
@@ -315,7 +315,7 @@ def decode(
 
 def _merge_weights(graphdef: nnx.GraphDef, weights: Weights):
   """The network, with its first layer for all, and the graph of a layer."""
-  model = qwen3.merge(graphdef, {**weights, "layers": weights["layers"][0]})
+  model = decoder.merge(graphdef, {**weights, "layers": weights["layers"][0]})
   return model, nnx.split(model.layers)[0]
 
 

@@ -16,24 +16,24 @@ from flax import nnx
 
 from distil_jax import update
 from distil_jax.generation import engine, sampler
-from distil_jax.models import decoding, qwen3, sharding
+from distil_jax.models import decoder, decoding, sharding
 from distil_jax.ops import sampling
 from distil_jax.planning import memory
 from distil_jax.types import Batch
 
 
-def params(shapes: qwen3.Params, mesh: jax.sharding.Mesh) -> qwen3.Params:
+def params(shapes: decoder.Params, mesh: jax.sharding.Mesh) -> decoder.Params:
   """Parameters where they live while training.
 
   Raises:
     ValueError: the mesh does not cut one of them evenly.
   """
-  return _placed(shapes, qwen3.shardings(mesh, shapes))
+  return _placed(shapes, decoder.shardings(mesh, shapes))
 
 
 def train_state(
-  init: Callable[[qwen3.Params], update.TrainState],
-  shapes: qwen3.Params,
+  init: Callable[[decoder.Params], update.TrainState],
+  shapes: decoder.Params,
   mesh: jax.sharding.Mesh,
   optimizer: optax.GradientTransformation,
 ) -> update.TrainState:
@@ -82,7 +82,7 @@ def batch(
 
 
 def weights(
-  graphdef: nnx.GraphDef, shapes: qwen3.Params, mesh: jax.sharding.Mesh
+  graphdef: nnx.GraphDef, shapes: decoder.Params, mesh: jax.sharding.Mesh
 ) -> decoding.Weights:
   """The parameters as they are sampled from."""
   found = jax.eval_shape(lambda p: decoding.by_layer(graphdef, p), shapes)
@@ -134,7 +134,7 @@ def rollout_state(
   return jax.tree.map(place, state)
 
 
-def num_params(shapes: qwen3.Params) -> int:
+def num_params(shapes: decoder.Params) -> int:
   """Of a network."""
   return sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
 

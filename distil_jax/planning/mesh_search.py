@@ -3,7 +3,8 @@
 from distil_jax import assembly, recipe
 from distil_jax.config import Config, ConfigError, Mesh
 from distil_jax.io.progress import Progress
-from distil_jax.models import architecture, qwen3, sharding
+from distil_jax.models import config as models_config
+from distil_jax.models import decoder, sharding
 from distil_jax.planning import abstract_inputs, estimates
 from distil_jax.planning import planner as planning_planner
 from distil_jax.planning.results import Hardware, Search, Trial
@@ -12,7 +13,7 @@ from distil_jax.planning.results import Hardware, Search, Trial
 def search(
   config: Config,
   hardware: Hardware,
-  network: architecture.Qwen3Config,
+  network: models_config.Qwen3Config,
   progress: Progress,
   *,
   tries: int,
@@ -64,7 +65,7 @@ def arranged(config: Config, guess: estimates.Guess) -> Config:
 
 
 def _ranked(
-  config: Config, hardware: Hardware, network: architecture.Qwen3Config
+  config: Config, hardware: Hardware, network: models_config.Qwen3Config
 ) -> list[estimates.Guess]:
   if hardware.chip is None:
     raise ConfigError(
@@ -78,7 +79,7 @@ def _ranked(
     hardware.chip,
     network,
     planning_planner.described(config, hardware, network),
-    num_params=abstract_inputs.num_params(qwen3.make(network)[1]),
+    num_params=abstract_inputs.num_params(decoder.make(network)[1]),
     num_copies=recipe.keeps_teacher(config.objective, config.teacher)
     + (guard is not None and guard.action == "roll_back"),
     batch_sizes=list(assembly.sampled_sizes(config).values()),

@@ -18,9 +18,10 @@ from distil_jax import assembly
 from distil_jax.config import Config, ConfigError, needs_teacher
 from distil_jax.generation import sampler
 from distil_jax.generation.policy import Policy, resolve_directory
-from distil_jax.io import weights as weights_io
 from distil_jax.io.progress import Progress
-from distil_jax.models import architecture, attention, decoding, qwen3, sharding
+from distil_jax.models import attention, decoder, decoding, sharding
+from distil_jax.models import config as models_config
+from distil_jax.models import hf_weights as weights_io
 from distil_jax.planning import abstract_inputs, costs, memory, roofline
 from distil_jax.planning.results import (
   GROWING,
@@ -38,7 +39,9 @@ _WEIGHTS = "weights for sampling"
 _EOS_IDS = (0,)
 
 
-def network(config: Config, sizes_from: str | None) -> architecture.Qwen3Config:
+def network(
+  config: Config, sizes_from: str | None
+) -> models_config.Qwen3Config:
   """Sizes of the run's network.
 
   Args:
@@ -66,10 +69,10 @@ def network(config: Config, sizes_from: str | None) -> architecture.Qwen3Config:
       sizes = weights_io.read_json(path)
     except weights_io.WeightsError as error:
       raise ConfigError(str(error)) from error
-    found = architecture.from_hugging_face(sizes, **computing)
+    found = models_config.from_hugging_face(sizes, **computing)
   elif model.create is not None and not sizes_from:
     sizes = model.create.model_dump(exclude={"seed"})
-    found = architecture.Qwen3Config(**sizes, **computing)
+    found = models_config.Qwen3Config(**sizes, **computing)
   else:
     raise ConfigError(
       f"there is no {path}; a plan needs the sizes of the network: set "
@@ -90,7 +93,7 @@ class Planner:
     self,
     config: Config,
     hardware: Hardware,
-    network: architecture.Qwen3Config,
+    network: models_config.Qwen3Config,
     progress: Progress,
   ):
     """Nothing is compiled yet.
@@ -108,7 +111,7 @@ class Planner:
     self.hardware = hardware
     self.network = network
     self.progress = progress
-    self.graphdef, self.shapes = qwen3.make(network)
+    self.graphdef, self.shapes = decoder.make(network)
     self.mesh = assembly.mesh(config, hardware.devices)
     assembly.check_attention(config, self.mesh)
     self.rollout_mesh = (
@@ -332,7 +335,7 @@ class Planner:
 def described(
   config: Config,
   hardware: Hardware,
-  network: architecture.Qwen3Config,
+  network: models_config.Qwen3Config,
   mesh: jax.sharding.Mesh | None = None,
   rollout_mesh: jax.sharding.Mesh | None = None,
 ) -> Run:

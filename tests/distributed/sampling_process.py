@@ -17,7 +17,7 @@ from distil_jax.envs import judge_pool, self_evaluation
 from distil_jax.generation import engine, policy
 from distil_jax.generation import sampler as generation_sampler
 from distil_jax.generation.policy import resolve_directory
-from distil_jax.models import qwen3, sharding
+from distil_jax.models import decoder, sharding
 from distil_jax.types import Problem, Status, Verdict
 from tests import networks
 
@@ -39,7 +39,7 @@ def sample(mesh: jax.sharding.Mesh, rows: slice) -> dict[str, Any]:
     seed=2, num_layers=1, vocab_size=tokens.vocab_size + 1
   )
   with jax.set_mesh(mesh):
-    places = qwen3.shardings(mesh, network.params)
+    places = decoder.shardings(mesh, network.params)
     host = jax.tree.map(np.asarray, network.params)
     params = jax.tree.map(
       lambda x, place: jax.make_array_from_callback(
@@ -111,7 +111,7 @@ class Attempts:
 
 def criticise(
   whole: policy.Policy,
-  params: qwen3.Params,
+  params: decoder.Params,
   mesh: jax.sharding.Mesh,
   rows: slice,
 ) -> dict[str, Any]:
@@ -152,7 +152,7 @@ def criticise(
 
 def converse(
   whole: policy.Policy,
-  params: qwen3.Params,
+  params: decoder.Params,
   mesh: jax.sharding.Mesh,
   rows: slice,
 ) -> dict[str, Any]:

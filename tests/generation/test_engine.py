@@ -11,7 +11,7 @@ import pytest
 
 from distil_jax.generation import engine, finished_rows
 from distil_jax.generation import sampler as generation_sampler
-from distil_jax.models import qwen3, sharding
+from distil_jax.models import decoder, sharding
 from distil_jax.types import StopReason
 from tests import networks
 
@@ -163,7 +163,7 @@ MESHES = {
 
 
 def on_mesh(network, mesh):
-  return jax.device_put(network.params, qwen3.shardings(mesh, network.params))
+  return jax.device_put(network.params, decoder.shardings(mesh, network.params))
 
 
 @pytest.mark.parametrize("num_slots", [4])

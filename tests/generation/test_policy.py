@@ -7,7 +7,7 @@ import pytest
 
 import distil_jax as dj
 from distil_jax.data import tokenizer as tokenizers
-from distil_jax.models import qwen3
+from distil_jax.models import decoder
 from tests import networks
 
 TEXTS = ["Compute 47 + 8 - 3.", "The answer is 52.", "What is 6 - 2?"]
@@ -72,10 +72,10 @@ def test_logits_do_not_depend_on_the_side_of_padding(policy):
   alone = dj.logits(policy, [tokens], [[1, 1, 1, 1]])[0]
   np.testing.assert_allclose(logits[0, 2:], alone, atol=1e-5)
   np.testing.assert_allclose(logits[1, :4], alone, atol=1e-5)
-  hidden = qwen3.hidden_states(
+  hidden = decoder.hidden_states(
     policy.graphdef, policy.params, jnp.asarray([tokens]), jnp.ones((1, 4), int)
   )
-  by_hand = hidden[0] @ qwen3.unembedding(policy.params)
+  by_hand = hidden[0] @ decoder.unembedding(policy.params)
   np.testing.assert_allclose(alone, by_hand, atol=1e-5)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from distil_jax import scoring
 from distil_jax.generation import engine, sampler
-from distil_jax.models import qwen3
+from distil_jax.models import decoder
 from distil_jax.ops import unembedding
 from distil_jax.types import StopReason
 from tests import networks
@@ -81,7 +81,7 @@ def scored(params, rolled, *, graphdef, group_size):
     graphdef=graphdef,
   )
   return unembedding.token_log_probs(
-    hidden, qwen3.unembedding(params), rolled.completion_ids
+    hidden, decoder.unembedding(params), rolled.completion_ids
   )[0]
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distil_jax.models import attention, decoding, qwen3, sharding
+from distil_jax.models import attention, decoder, decoding, sharding
 from tests import networks
 
 LANES = 128
@@ -230,20 +230,20 @@ def lowered_text(function, *arguments, platform):
 @pytest.fixture(scope="module")
 def for_tpus():
   """A network whose heads suit the TPU's kernel: its shapes."""
-  return qwen3.make(
+  return decoder.make(
     networks.config_of(head_size=LANES, compute_dtype="bfloat16")
   )
 
 
 @pytest.mark.parametrize("remat", ["none", "layer"])
 def test_tpus_get_their_kernel_and_other_platforms_do_not(remat):
-  graphdef, template = qwen3.make(
+  graphdef, template = decoder.make(
     networks.config_of(head_size=LANES, compute_dtype="bfloat16", remat=remat)
   )
   ids = jax.ShapeDtypeStruct((4, 70), jnp.int32)
 
   def forward(params, ids, mask):
-    return qwen3.hidden_states(graphdef, params, ids, mask)
+    return decoder.hidden_states(graphdef, params, ids, mask)
 
   def backward(params, ids, mask):
     total = lambda p: jnp.sum(forward(p, ids, mask).astype(jnp.float32))  # noqa: E731
@@ -285,9 +285,9 @@ def test_prompts_are_read_by_the_kernel_of_tpus_too(for_tpus):
 )
 def test_what_does_not_suit_the_kernel_is_left_to_xla(changed):
   sizes = {"head_size": LANES, "compute_dtype": "bfloat16", **changed}
-  graphdef, template = qwen3.make(networks.config_of(**sizes))
+  graphdef, template = decoder.make(networks.config_of(**sizes))
   ids = jax.ShapeDtypeStruct((4, 70), jnp.int32)
-  function = functools.partial(qwen3.hidden_states, graphdef)
+  function = functools.partial(decoder.hidden_states, graphdef)
   text = lowered_text(function, template, ids, ids, platform="tpu")
   assert "tpu_custom_call" not in text
 
@@ -299,11 +299,11 @@ def test_the_choice_for_another_platform_costs_nothing():
     config = networks.config_of(
       head_size=LANES, attention=implementation, remat="none"
     )
-    graphdef, template = qwen3.make(config)
+    graphdef, template = decoder.make(config)
     ids = jax.ShapeDtypeStruct((4, 64), jnp.int32)
 
     def loss(params, ids, mask):
-      return jnp.sum(qwen3.hidden_states(graphdef, params, ids, mask))
+      return jnp.sum(decoder.hidden_states(graphdef, params, ids, mask))
 
     compiled = jax.jit(jax.grad(loss)).lower(template, ids, ids).compile()
     assert "conditional" not in compiled.as_text()

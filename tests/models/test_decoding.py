@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distil_jax.models import decoding, qwen3
+from distil_jax.models import decoder, decoding
 from tests import networks
 
 GROUP_SIZE, NUM_STEPS, LENGTHS = 3, 4, [1, 3, 5]
@@ -102,7 +102,7 @@ def whole(network, case):
   counts = np.concatenate(
     [np.repeat(mask, GROUP_SIZE, 0), np.ones_like(flat)], axis=1
   )
-  hidden = jax.jit(qwen3.hidden_states, static_argnums=0)(
+  hidden = jax.jit(decoder.hidden_states, static_argnums=0)(
     network.graphdef, network.params, jnp.asarray(both), jnp.asarray(counts)
   )
   return np.asarray(hidden)[:, ids.shape[1] - 1 :]

@@ -10,7 +10,7 @@ import pytest
 
 from distil_jax import config, recipe, update
 from distil_jax.generation import engine, sampler
-from distil_jax.models import qwen3, sharding
+from distil_jax.models import decoder, sharding
 from tests import networks
 
 GROUP_SIZE, LENGTH = 2, 6
@@ -59,17 +59,19 @@ def test_a_mesh_that_does_not_fit_is_refused(sizes):
   ],
 )
 def test_sizes_that_cannot_be_cut_are_refused(changed, mesh, expected):
-  _, template = qwen3.make(networks.config_of(**changed))
+  _, template = decoder.make(networks.config_of(**changed))
   with pytest.raises(ValueError, match="choose a divisor") as error:
-    qwen3.shardings(sharding.make_mesh(*mesh), template)
+    decoder.shardings(sharding.make_mesh(*mesh), template)
   assert expected in str(error.value)
 
 
 def test_every_parameter_has_a_place():
   for tie_embeddings in (True, False):
-    _, template = qwen3.make(networks.config_of(tie_embeddings=tie_embeddings))
+    _, template = decoder.make(
+      networks.config_of(tie_embeddings=tie_embeddings)
+    )
     mesh = sharding.make_mesh(1, 4, 2)
-    places = qwen3.shardings(mesh, template)
+    places = decoder.shardings(mesh, template)
     assert jax.tree.structure(places) == jax.tree.structure(template)
     for place, leaf in zip(
       jax.tree.leaves(places), jax.tree.leaves(template), strict=True
@@ -80,7 +82,7 @@ def test_every_parameter_has_a_place():
 @pytest.mark.parametrize(
   "axes",
   [
-    *qwen3.AXES.values(),
+    *decoder.AXES.values(),
     ("batch", "sequence", "heads", "head_size"),
     ("batch", None, "kv_heads", "head_size"),
     ("batch", "sequence", None),
@@ -115,7 +117,7 @@ def test_context_joins_fsdp_without_moving_a_parameter():
   mesh = sharding.make_mesh(fsdp=2, context=2, tensor=2)
   joined = sharding.without_context(mesh)
   assert dict(joined.shape) == {"data": 1, "fsdp": 4, "context": 1, "tensor": 2}
-  for name, axes in qwen3.AXES.items():
+  for name, axes in decoder.AXES.items():
     shape = (8,) * len(axes)
     before, after = (
       sharding.sharding(m, *axes).devices_indices_map(shape)

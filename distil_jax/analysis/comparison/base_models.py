@@ -19,8 +19,8 @@ import numpy as np
 import optax
 
 from distil_jax.analysis.comparison import tasks
-from distil_jax.io import weights
-from distil_jax.models import architecture, qwen3
+from distil_jax.models import config as models_config
+from distil_jax.models import decoder, hf_weights
 
 Settings = Mapping[str, Any]
 Report = Callable[[int, float], None]
@@ -38,9 +38,9 @@ _SPOILT = (0.2, 0.8)
 
 def network(
   *, width: int, num_layers: int, num_heads: int, max_positions: int = 512
-) -> architecture.Qwen3Config:
+) -> models_config.Qwen3Config:
   """A Qwen3 of the comparison's vocabulary."""
-  return architecture.Qwen3Config(
+  return models_config.Qwen3Config(
     vocab_size=tasks.VOCAB_SIZE,
     width=width,
     num_layers=num_layers,
@@ -59,7 +59,7 @@ def network(
 def num_params(*, width: int, num_layers: int, num_heads: int) -> int:
   """Size of a network."""
   config = network(width=width, num_layers=num_layers, num_heads=num_heads)
-  _, shapes = qwen3.make(config)
+  _, shapes = decoder.make(config)
   return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
@@ -76,7 +76,7 @@ class Plan:
   """
 
   family: tasks.Family
-  network: architecture.Qwen3Config
+  network: models_config.Qwen3Config
   num_steps: int
   batch_size: int
   learning_rate: float
@@ -95,7 +95,7 @@ def train(
   *,
   report: Report = lambda step, excess: None,
   steps_between: int = 20,
-) -> tuple[qwen3.Params, np.ndarray]:
+) -> tuple[decoder.Params, np.ndarray]:
   """Trains a base model from nothing.
 
   Args:
@@ -122,14 +122,14 @@ def train(
 @functools.partial(jax.jit, static_argnames="plan")
 def _init(key: jax.Array, *, plan: Plan):
   """Parameters, state of the optimiser, and room for the excess."""
-  params = qwen3.init(plan.network, key)
+  params = decoder.init(plan.network, key)
   return params, plan.optimizer.init(params), jnp.zeros(plan.num_steps)
 
 
 @functools.partial(jax.jit, static_argnames="plan", donate_argnames="state")
 def _steps(state, keys, begin, end, *, plan: Plan):
   """The steps from `begin` to before `end`, by one program for any number."""
-  graphdef, _ = qwen3.make(plan.network)
+  graphdef, _ = decoder.make(plan.network)
 
   def step(i, state):
     params, opt_state, excesses = state
@@ -137,14 +137,14 @@ def _steps(state, keys, begin, end, *, plan: Plan):
       params, keys[i], graphdef, plan.family, plan.batch_size
     )
     updates, opt_state = plan.optimizer.update(gradients, opt_state, params)
-    params = cast(qwen3.Params, optax.apply_updates(params, updates))
+    params = cast(decoder.Params, optax.apply_updates(params, updates))
     return params, opt_state, excesses.at[i].set(excess)
 
   return jax.lax.fori_loop(begin, end, step, state)
 
 
 def keep(
-  folder: pathlib.Path, params: qwen3.Params, plan: Plan, settings: Settings
+  folder: pathlib.Path, params: decoder.Params, plan: Plan, settings: Settings
 ) -> None:
   """Writes a base model with the settings that made it.
 
@@ -153,15 +153,15 @@ def keep(
   folder.mkdir(parents=True, exist_ok=True)
   text = json.dumps(settings, indent=2) + "\n"
   (folder / _SETTINGS).write_text(text, encoding="utf-8")
-  hugging_face = architecture.to_hugging_face(
+  hugging_face = models_config.to_hugging_face(
     plan.network, eos_ids=(tasks.EOS,), pad_id=tasks.PAD
   )
-  weights.save(folder, params, config_json=hugging_face)
+  hf_weights.save(folder, params, config_json=hugging_face)
 
 
 def is_kept(folder: pathlib.Path) -> bool:
   """Whether a whole base model is there; its config is what comes last."""
-  return (folder / weights.CONFIG).is_file()
+  return (folder / hf_weights.CONFIG).is_file()
 
 
 def differences(folder: pathlib.Path, settings: Settings) -> list[str]:
@@ -180,10 +180,10 @@ def differences(folder: pathlib.Path, settings: Settings) -> list[str]:
   ]
 
 
-def load(folder: pathlib.Path, plan: Plan) -> qwen3.Params:
+def load(folder: pathlib.Path, plan: Plan) -> decoder.Params:
   """A base model that `is_kept`."""
-  _, template = qwen3.make(plan.network)
-  return weights.load(folder, template, tie_embeddings=False)
+  _, template = decoder.make(plan.network)
+  return hf_weights.load(folder, template, tie_embeddings=False)
 
 
 def _loss(params, key, graphdef, family, batch_size):
@@ -193,10 +193,10 @@ def _loss(params, key, graphdef, family, batch_size):
   )
   sequences = jnp.concatenate([prompts, ids], axis=1)
   sequence_mask = jnp.concatenate([prompt_mask, mask], axis=1)
-  hidden = qwen3.hidden_states(graphdef, params, sequences, sequence_mask)
+  hidden = decoder.hidden_states(graphdef, params, sequences, sequence_mask)
   hidden = hidden[:, prompts.shape[1] - 1 : -1]
   # Twenty tokens: the whole of the logits is small here.
-  logits = hidden @ qwen3.unembedding(params)
+  logits = hidden @ decoder.unembedding(params)
   costs = optax.losses.kl_divergence(jax.nn.log_softmax(logits), targets)
   return jnp.sum(costs * mask) / jnp.sum(mask)
 

@@ -11,7 +11,7 @@ from distil_jax import config as configs
 from distil_jax import guard, recipe, scoring, update
 from distil_jax.analysis.comparison import tasks
 from distil_jax.generation import sampler
-from distil_jax.models import architecture, qwen3
+from distil_jax.models import config, decoder
 from distil_jax.ops import masking, unembedding
 from distil_jax.types import Batch, Rollout
 
@@ -35,7 +35,7 @@ class Setting:
   """
 
   family: tasks.Family
-  network: architecture.Qwen3Config
+  network: config.Qwen3Config
   objective: Any
   teacher: configs.Teacher
   num_problems: int = 16
@@ -49,7 +49,7 @@ class Setting:
 
   @property
   def graphdef(self):
-    return qwen3.make(self.network)[0]
+    return decoder.make(self.network)[0]
 
   @property
   def guard(self) -> configs.Guard | None:
@@ -59,7 +59,7 @@ class Setting:
 
 
 def init_state(
-  setting: Setting, params: qwen3.Params, seed: int
+  setting: Setting, params: decoder.Params, seed: int
 ) -> update.TrainState:
   """State before the first step."""
   return update.init_state(
@@ -120,7 +120,7 @@ def train(
 
 
 def experience(
-  params: qwen3.Params, key: jax.Array, *, setting: Setting
+  params: decoder.Params, key: jax.Array, *, setting: Setting
 ) -> tuple[Batch, jax.Array, tasks.Problems]:
   """A batch to learn from: of rollouts or, for `sft`, of demonstrations.
 
@@ -174,7 +174,7 @@ def experience(
 
 
 def sample(
-  params: qwen3.Params,
+  params: decoder.Params,
   problems: tasks.Problems,
   prompt_ids: jax.Array,
   key: jax.Array,
@@ -205,7 +205,7 @@ def sample(
   jax.jit, static_argnames=("setting", "num_problems", "num_samples")
 )
 def held_out_rewards(
-  params: qwen3.Params,
+  params: decoder.Params,
   key: jax.Array,
   *,
   setting: Setting,
@@ -227,8 +227,8 @@ def held_out_rewards(
   jax.jit, static_argnames=("setting", "num_problems", "num_samples")
 )
 def evaluate(
-  params: qwen3.Params,
-  teacher_params: qwen3.Params,
+  params: decoder.Params,
+  teacher_params: decoder.Params,
   key: jax.Array,
   *,
   setting: Setting,
@@ -260,7 +260,7 @@ def evaluate(
     graphdef=setting.graphdef,
   )
   ends, entropies = unembedding.token_log_probs(
-    hidden, qwen3.unembedding(params), jnp.full_like(ids, tasks.EOS)
+    hidden, decoder.unembedding(params), jnp.full_like(ids, tasks.EOS)
   )
   is_last = jnp.pad(mask[:, 1:], ((0, 0), (0, 1))) == 0
   before = mask * (1 - is_last)
@@ -277,7 +277,7 @@ def evaluate(
 
 
 def teacher_accuracy(
-  teacher_params: qwen3.Params,
+  teacher_params: decoder.Params,
   key: jax.Array,
   *,
   setting: Setting,

@@ -11,7 +11,7 @@ import optax
 from distil_jax import config as configs
 from distil_jax import recipe
 from distil_jax.analysis.comparison import compiled_trial
-from distil_jax.models import qwen3
+from distil_jax.models import decoder
 
 # The loss whose gradient is the measure: the summed cross-entropy to the
 # teacher, credit included, without anything that trades exactness for less
@@ -49,7 +49,7 @@ class Quality:
 
 def qualities(
   settings: dict[str, compiled_trial.Setting],
-  params: qwen3.Params,
+  params: decoder.Params,
   *,
   num_batches: int,
   num_reference: int,
@@ -92,7 +92,7 @@ def qualities(
 
 @functools.partial(jax.jit, static_argnames=("setting", "num_batches"))
 def _moments(
-  params: qwen3.Params,
+  params: decoder.Params,
   key: jax.Array,
   reference: Any = None,
   *,
@@ -118,8 +118,8 @@ def _moments(
 
 @functools.partial(jax.jit, static_argnames="setting")
 def score_share(
-  params: qwen3.Params,
-  teacher_params: qwen3.Params,
+  params: decoder.Params,
+  teacher_params: decoder.Params,
   key: jax.Array,
   *,
   setting: compiled_trial.Setting,

@@ -22,7 +22,7 @@ from distil_jax.analysis.comparison import (
 from distil_jax.analysis.comparison.settings import Arm, Comparison, FamilyRun
 from distil_jax.analysis.comparison.trial_store import Trial
 from distil_jax.evaluate import pass_at_k
-from distil_jax.models import architecture, qwen3
+from distil_jax.models import config, decoder
 
 _HELD_OUT = 2**31
 # Samples a problem on the learning curve, and problems of its evaluations.
@@ -32,7 +32,7 @@ _CURVE_SAMPLES, _CURVE_PROBLEMS = 4, 128
 def run_trial(
   comparison: Comparison,
   trial: Trial,
-  params: qwen3.Params,
+  params: decoder.Params,
   before: dict[str, float] | None = None,
 ) -> dict[str, Any]:
   """Trains once; the record of it.
@@ -123,9 +123,7 @@ def setting_of(name: str, run: FamilyRun, arm: Arm) -> compiled_trial.Setting:
   )
 
 
-def network_of(
-  run: FamilyRun, family: tasks.Family
-) -> architecture.Qwen3Config:
+def network_of(run: FamilyRun, family: tasks.Family) -> config.Qwen3Config:
   """Student and teacher, with room for the family's sequences."""
   return base_models.network(
     **run.network.model_dump(),
@@ -138,7 +136,7 @@ def network_of(
 
 def held_out(
   comparison: Comparison,
-  params: qwen3.Params,
+  params: decoder.Params,
   setting: compiled_trial.Setting,
   is_tuning: bool,
 ) -> dict[str, float]:

@@ -27,7 +27,7 @@ from distil_jax.analysis.comparison.trial_store import (
   read_trials,
 )
 from distil_jax.io import reports
-from distil_jax.models import qwen3
+from distil_jax.models import decoder
 
 _PACKAGE = pathlib.Path(__file__).resolve().parents[1]
 # What decides a base model, beside its family and its number.
@@ -173,7 +173,7 @@ def read_gradients(directory: pathlib.Path) -> dict[str, dict[str, Any]]:
 
 def _bases(
   comparison: Comparison, name: str, run: FamilyRun, say: Say
-) -> list[qwen3.Params]:
+) -> list[decoder.Params]:
   """The family's base models; made where they are not there yet."""
   family = task_list.FAMILIES[name]
   plan = base_models.Plan(

@@ -12,7 +12,7 @@ import pytest
 from distil_jax import config as configs
 from distil_jax import scoring
 from distil_jax.analysis.comparison import compiled_trial, tasks
-from distil_jax.models import qwen3
+from distil_jax.models import decoder
 from distil_jax.ops import unembedding
 from tests.analysis.comparison import tiny
 
@@ -51,7 +51,7 @@ def scored(params, batch):
     graphdef=setting.graphdef,
   )
   return unembedding.token_log_probs(
-    hidden, qwen3.unembedding(params), batch.completion_ids
+    hidden, decoder.unembedding(params), batch.completion_ids
   )[0]
 
 
@@ -214,7 +214,7 @@ def test_a_learning_rate_that_decays_ends_at_zero(base, mini_batch_size):
 
 
 def test_a_spoiled_teacher_is_held(moved, base):
-  spoiled = qwen3.init(tiny.NETWORK, jax.random.key(9))
+  spoiled = decoder.init(tiny.NETWORK, jax.random.key(9))
   rate = np.float32(0)  # the student stays where it is
   state, (good, bad) = moved(rate=rate, blocks=(6, 6), spoiled=spoiled)
   assert good["guard"] == 0

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distil_jax.models import qwen3, sharding
+from distil_jax.models import decoder, sharding
 from tests import networks
 
 
@@ -18,7 +18,7 @@ def network():
 
 @functools.partial(jax.jit, static_argnames="graphdef")
 def hidden_states(params, ids, mask, *, graphdef):
-  return qwen3.hidden_states(graphdef, params, ids, mask)
+  return decoder.hidden_states(graphdef, params, ids, mask)
 
 
 def run(network, ids, mask):
@@ -37,7 +37,7 @@ def test_a_hidden_state_depends_on_its_past_alone(network):
   @jax.jacrev
   def sensitivity(embedding):
     params = {**network.params, "embedding": embedding}
-    hidden = qwen3.hidden_states(network.graphdef, params, ids, mask)
+    hidden = decoder.hidden_states(network.graphdef, params, ids, mask)
     return hidden[0] @ direction
 
   by_row = np.asarray(sensitivity(network.params["embedding"]))
@@ -85,7 +85,7 @@ def test_a_cache_begins_with_the_tokens_wherever_they_stood(network):
   ids = np.full(masks.shape, 10**6)  # no token at all
   for row, mask in enumerate(np.asarray(masks[:3])):
     ids[row, mask == 1] = tokens
-  read = jax.jit(functools.partial(qwen3.read_prefix, network.graphdef))
+  read = jax.jit(functools.partial(decoder.read_prefix, network.graphdef))
   prefix = read(network.params, jnp.asarray(ids), masks)
   np.testing.assert_array_equal(prefix.lengths, [3, 3, 3, 0])
   cache = prefix.cache
@@ -100,7 +100,7 @@ def test_a_cache_begins_with_the_tokens_wherever_they_stood(network):
 def test_columns_are_cut_from_the_whole(network):
   mask = np.asarray([[0, 1, 1, 1, 1, 0], [1, 1, 0, 0, 1, 1]])
   ids = np.random.default_rng(4).integers(0, networks.VOCAB_SIZE, mask.shape)
-  part = qwen3.hidden_states(
+  part = decoder.hidden_states(
     network.graphdef,
     network.params,
     jnp.asarray(ids),
@@ -115,7 +115,7 @@ def test_packing_moves_nothing_between_devices(network):
   mesh = sharding.make_mesh(data=8, fsdp=1)
   mask = np.random.default_rng(5).integers(0, 2, (8, 6))
   arrays = sharding.put_batch(mesh, (mask + 3, mask))
-  hidden_states = functools.partial(qwen3.hidden_states, network.graphdef)
+  hidden_states = functools.partial(decoder.hidden_states, network.graphdef)
 
   with jax.set_mesh(mesh):
     lowered = jax.jit(hidden_states).lower(network.params, *arrays)
@@ -152,7 +152,7 @@ def test_recomputing_layers_changes_neither_value_nor_gradient():
     network = networks.network(remat=remat)
 
     def loss(params):
-      hidden = qwen3.hidden_states(network.graphdef, params, ids, mask)
+      hidden = decoder.hidden_states(network.graphdef, params, ids, mask)
       return jnp.sum(hidden * direction)
 
     function = jax.jit(jax.value_and_grad(loss))
@@ -173,11 +173,11 @@ def test_recomputing_layers_changes_neither_value_nor_gradient():
 def test_the_gradient_does_not_grow_with_depth():
   def num_lines(num_layers):
     config = networks.config_of(num_layers=num_layers)
-    graphdef, template = qwen3.make(config)
+    graphdef, template = decoder.make(config)
     ids = jax.ShapeDtypeStruct((2, 5), jnp.int32)
 
     def gradient(params, ids, mask):
-      hidden = functools.partial(qwen3.hidden_states, graphdef)
+      hidden = functools.partial(decoder.hidden_states, graphdef)
       return jax.grad(lambda p: jnp.sum(hidden(p, ids, mask)))(params)
 
     lowered = jax.jit(gradient).lower(template, ids, ids)
@@ -213,8 +213,8 @@ def test_bfloat16_stays_near_float32(network):
 @pytest.mark.parametrize("tie_embeddings", [True, False])
 def test_random_parameters_have_the_shapes_of_the_template(tie_embeddings):
   config = networks.config_of(tie_embeddings=tie_embeddings, num_layers=3)
-  _, template = qwen3.make(config)
-  init = jax.jit(functools.partial(qwen3.init, config))
+  _, template = decoder.make(config)
+  init = jax.jit(functools.partial(decoder.init, config))
   params = init(jax.random.key(0))
   assert jax.tree.structure(params) == jax.tree.structure(template)
   jax.tree.map(
@@ -225,6 +225,6 @@ def test_random_parameters_have_the_shapes_of_the_template(tie_embeddings):
     template,
   )
   assert ("unembedding" in params) != tie_embeddings
-  assert qwen3.unembedding(params).shape == (16, networks.VOCAB_SIZE)
+  assert decoder.unembedding(params).shape == (16, networks.VOCAB_SIZE)
   queries = np.asarray(params["layers"]["query"])
   assert np.abs(queries[0] - queries[1]).max() > 1e-3  # layers differ

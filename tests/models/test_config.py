@@ -3,7 +3,7 @@ import json
 import pytest
 
 from distil_jax.generation.policy import resolve_directory
-from distil_jax.models import architecture
+from distil_jax.models import config as models_config
 
 
 @pytest.fixture
@@ -29,10 +29,10 @@ def settings():
 )
 def test_wrong_values_are_named(settings, key, value):
   with pytest.raises(ValueError, match=f"{key} must be .*{value!r}"):
-    architecture.from_hugging_face({**settings, key: value})
+    models_config.from_hugging_face({**settings, key: value})
 
 
 def test_optional_values_may_be_null(settings):
   plain = {**settings, "head_dim": None, "num_key_value_heads": None}
-  config = architecture.from_hugging_face(plain)
+  config = models_config.from_hugging_face(plain)
   assert (config.head_size, config.num_kv_heads) == (24, 4)

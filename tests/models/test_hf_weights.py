@@ -9,7 +9,7 @@ import pytest
 import safetensors.numpy
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from distil_jax.io import weights
+from distil_jax.models import hf_weights
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 L, D, F, N, K, H, V = 3, 16, 40, 4, 2, 6, 24
@@ -68,7 +68,7 @@ def assert_equal(tree, other):
 @pytest.fixture
 def saved(tmp_path):
   """A tied checkpoint, free to be damaged."""
-  weights.save(tmp_path / "model", random_params(), config_json=CONFIG)
+  hf_weights.save(tmp_path / "model", random_params(), config_json=CONFIG)
   return tmp_path / "model"
 
 
@@ -82,7 +82,7 @@ def rewrite(directory, change):
 def test_each_element_goes_to_its_place(tmp_path):
   params = random_params(tie_embeddings=False)
   config = {**CONFIG, "tie_word_embeddings": False}
-  weights.save(tmp_path, params, config_json=config)
+  hf_weights.save(tmp_path, params, config_json=config)
   theirs = tensors_of(tmp_path)
   layer = {
     name: np.asarray(value[1]) for name, value in params["layers"].items()
@@ -122,7 +122,7 @@ def test_each_element_goes_to_its_place(tmp_path):
 def test_round_trip_is_exact(tmp_path, tie_embeddings, dtype, max_shard_bytes):
   settings = {"tie_embeddings": tie_embeddings, "dtype": dtype}
   params = random_params(**settings)
-  weights.save(
+  hf_weights.save(
     tmp_path,
     params,
     config_json={"tie_word_embeddings": tie_embeddings, "torch_dtype": "?"},
@@ -141,11 +141,11 @@ def test_round_trip_is_exact(tmp_path, tie_embeddings, dtype, max_shard_bytes):
     ]
     assert max(sizes) <= max_shard_bytes
     assert total_size(tmp_path) == sum(sizes)
-  loaded = weights.load(
+  loaded = hf_weights.load(
     tmp_path, template(**settings), tie_embeddings=tie_embeddings
   )
   assert_equal(loaded, params)
-  assert weights.read_config(tmp_path) == {
+  assert hf_weights.read_config(tmp_path) == {
     "tie_word_embeddings": tie_embeddings,
     "dtype": jnp.dtype(dtype).name,
   }
@@ -160,10 +160,10 @@ def test_saves_what_transformers_has_saved(tmp_path):
   """Same names, shapes, types and values as a file of transformers' own."""
   source = GOLDEN / "untied_bfloat16_both_sides"
   tensors = tensors_of(source)
-  config = weights.read_config(source)
+  config = hf_weights.read_config(source)
   shapes = golden_template(config)
-  params = weights.load(source, shapes, tie_embeddings=False)
-  weights.save(tmp_path, params, config_json=config)
+  params = hf_weights.load(source, shapes, tie_embeddings=False)
+  hf_weights.save(tmp_path, params, config_json=config)
   again = tensors_of(tmp_path)
   assert again.keys() == tensors.keys()
   for name, tensor in tensors.items():
@@ -171,7 +171,7 @@ def test_saves_what_transformers_has_saved(tmp_path):
     np.testing.assert_array_equal(again[name], tensor)
   with safetensors.safe_open(tmp_path / "model.safetensors", "numpy") as file:
     assert file.metadata() == {"format": "pt"}
-  assert weights.read_config(tmp_path) == config
+  assert hf_weights.read_config(tmp_path) == config
 
 
 def golden_template(config):
@@ -204,8 +204,10 @@ def golden_template(config):
 )
 def test_casts_to_the_template(tmp_path, on_disk, wanted):
   params = random_params(dtype=on_disk)
-  weights.save(tmp_path, params, config_json=CONFIG)
-  loaded = weights.load(tmp_path, template(dtype=wanted), tie_embeddings=True)
+  hf_weights.save(tmp_path, params, config_json=CONFIG)
+  loaded = hf_weights.load(
+    tmp_path, template(dtype=wanted), tie_embeddings=True
+  )
   assert_equal(loaded, jax.tree.map(lambda x: x.astype(wanted), params))
 
 
@@ -220,9 +222,9 @@ def test_places_by_the_sharding_of_the_template_and_gathers_again(tmp_path):
     return NamedSharding(mesh, PartitionSpec(*spec))
 
   params = random_params()
-  weights.save(tmp_path / "first", params, config_json=CONFIG)
+  hf_weights.save(tmp_path / "first", params, config_json=CONFIG)
   shapes = template(place=place)
-  loaded = weights.load(tmp_path / "first", shapes, tie_embeddings=True)
+  loaded = hf_weights.load(tmp_path / "first", shapes, tie_embeddings=True)
   assert_equal(loaded, params)
   for leaf, wanted in zip(
     jax.tree.leaves(loaded), jax.tree.leaves(shapes), strict=True
@@ -231,7 +233,7 @@ def test_places_by_the_sharding_of_the_template_and_gathers_again(tmp_path):
   gate = loaded["layers"]["gate"]
   cut = int(np.argmax([size % count == 0 for size in gate.shape]))
   assert gate.addressable_shards[0].data.shape[cut] == gate.shape[cut] // count
-  weights.save(tmp_path / "second", loaded, config_json=CONFIG)
+  hf_weights.save(tmp_path / "second", loaded, config_json=CONFIG)
   first, second = (
     (tmp_path / name / "model.safetensors").read_bytes()
     for name in ("first", "second")
@@ -248,8 +250,8 @@ def test_lists_every_tensor_that_does_not_fit(saved):
     tensors["model.layers.1.mlp.down_proj.weight"] = np.zeros((D, F), np.int8)
 
   rewrite(saved, change)
-  with pytest.raises(weights.WeightsError) as caught:
-    weights.load(saved, template(), tie_embeddings=True)
+  with pytest.raises(hf_weights.WeightsError) as caught:
+    hf_weights.load(saved, template(), tie_embeddings=True)
   head, *lines = str(caught.value).splitlines()
   assert str(saved) in head
   layers = "model.layers."
@@ -270,10 +272,10 @@ def test_transposed_projection_is_mis_shaped(saved):
     lambda tensors: tensors.update({name: np.zeros((D, F), np.float32)}),
   )
   with pytest.raises(
-    weights.WeightsError,
+    hf_weights.WeightsError,
     match=r"gate_proj.*found \[16, 40\], expected \[40, 16",
   ):
-    weights.load(saved, template(), tie_embeddings=True)
+    hf_weights.load(saved, template(), tie_embeddings=True)
 
 
 def test_tied_checkpoint_may_repeat_the_embedding(saved):
@@ -281,28 +283,31 @@ def test_tied_checkpoint_may_repeat_the_embedding(saved):
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
 
   rewrite(saved, repeat)
-  loaded = weights.load(saved, template(), tie_embeddings=True)
+  loaded = hf_weights.load(saved, template(), tie_embeddings=True)
   assert_equal(loaded, random_params())
 
   def differ(tensors):
     tensors["lm_head.weight"][3, 2] += 1
 
   rewrite(saved, differ)
-  with pytest.raises(weights.WeightsError, match=r"lm_head\.weight.*differs"):
-    weights.load(saved, template(), tie_embeddings=True)
+  with pytest.raises(
+    hf_weights.WeightsError, match=r"lm_head\.weight.*differs"
+  ):
+    hf_weights.load(saved, template(), tie_embeddings=True)
 
 
 def test_untied_model_needs_its_own_unembedding(saved):
   with pytest.raises(
-    weights.WeightsError, match=r"missing lm_head\.weight: expected \[24, 16\]"
+    hf_weights.WeightsError,
+    match=r"missing lm_head\.weight: expected \[24, 16\]",
   ):
-    weights.load(saved, template(tie_embeddings=False), tie_embeddings=False)
+    hf_weights.load(saved, template(tie_embeddings=False), tie_embeddings=False)
 
 
 def test_rotary_buffers_are_ignored(saved):
   name = "model.layers.0.self_attn.rotary_emb.inv_freq"
   rewrite(saved, lambda t: t.update({name: np.ones(3, np.float32)}))
-  loaded = weights.load(saved, template(), tie_embeddings=True)
+  loaded = hf_weights.load(saved, template(), tie_embeddings=True)
   assert_equal(loaded, random_params())
 
 
@@ -311,21 +316,23 @@ def test_truncated_file(saved, kept):
   path = saved / "model.safetensors"
   path.write_bytes(path.read_bytes()[:kept])
   with pytest.raises(
-    weights.WeightsError, match=r"model\.safetensors is no complete"
+    hf_weights.WeightsError, match=r"model\.safetensors is no complete"
   ):
-    weights.load(saved, template(), tie_embeddings=True)
+    hf_weights.load(saved, template(), tie_embeddings=True)
 
 
 def test_text_in_place_of_weights(saved):
   """What is left where a large file was never fetched."""
   (saved / "model.safetensors").write_text("version https://git-lfs\n" * 9)
-  with pytest.raises(weights.WeightsError, match="is no complete safetensors"):
-    weights.load(saved, template(), tie_embeddings=True)
+  with pytest.raises(
+    hf_weights.WeightsError, match="is no complete safetensors"
+  ):
+    hf_weights.load(saved, template(), tie_embeddings=True)
 
 
 @pytest.fixture
 def sharded(tmp_path):
-  weights.save(
+  hf_weights.save(
     tmp_path / "model",
     random_params(),
     config_json=CONFIG,
@@ -337,17 +344,17 @@ def sharded(tmp_path):
 def test_missing_shard_is_named(sharded):
   gone = sorted(sharded.glob("*.safetensors"))[1]
   gone.unlink()
-  with pytest.raises(weights.WeightsError, match=gone.name):
-    weights.load(sharded, template(), tie_embeddings=True)
+  with pytest.raises(hf_weights.WeightsError, match=gone.name):
+    hf_weights.load(sharded, template(), tie_embeddings=True)
 
 
 def test_tensor_in_two_shards(sharded):
   first, second = sorted(sharded.glob("*.safetensors"))[:2]
   shutil.copy(first, second)
   with pytest.raises(
-    weights.WeightsError, match=f"{second.name} repeats model"
+    hf_weights.WeightsError, match=f"{second.name} repeats model"
   ):
-    weights.load(sharded, template(), tie_embeddings=True)
+    hf_weights.load(sharded, template(), tie_embeddings=True)
 
 
 @pytest.mark.parametrize(
@@ -356,64 +363,70 @@ def test_tensor_in_two_shards(sharded):
 def test_damaged_index(sharded, text):
   (sharded / "model.safetensors.index.json").write_text(text)
   with pytest.raises(
-    weights.WeightsError, match=r"model\.safetensors\.index\.json"
+    hf_weights.WeightsError, match=r"model\.safetensors\.index\.json"
   ):
-    weights.load(sharded, template(), tie_embeddings=True)
+    hf_weights.load(sharded, template(), tie_embeddings=True)
 
 
 def test_no_weights(tmp_path):
-  with pytest.raises(weights.WeightsError, match="no model directory"):
-    weights.load(tmp_path / "absent", template(), tie_embeddings=True)
+  with pytest.raises(hf_weights.WeightsError, match="no model directory"):
+    hf_weights.load(tmp_path / "absent", template(), tie_embeddings=True)
   (tmp_path / "pytorch_model.bin").write_bytes(b"")
-  with pytest.raises(weights.WeightsError, match="save the model again"):
-    weights.load(tmp_path, template(), tie_embeddings=True)
+  with pytest.raises(hf_weights.WeightsError, match="save the model again"):
+    hf_weights.load(tmp_path, template(), tie_embeddings=True)
 
 
 def test_template_must_be_that_of_the_model(saved):
   unknown = {**template(), "bias": jax.ShapeDtypeStruct((1,), jnp.float32)}
-  with pytest.raises(weights.WeightsError, match=r"unknown \['bias'\]"):
-    weights.load(saved, unknown, tie_embeddings=True)
-  with pytest.raises(weights.WeightsError, match=r"missing \['unembedding'\]"):
-    weights.load(saved, template(), tie_embeddings=False)
+  with pytest.raises(hf_weights.WeightsError, match=r"unknown \['bias'\]"):
+    hf_weights.load(saved, unknown, tie_embeddings=True)
+  with pytest.raises(
+    hf_weights.WeightsError, match=r"missing \['unembedding'\]"
+  ):
+    hf_weights.load(saved, template(), tie_embeddings=False)
 
 
 def test_read_config(tmp_path):
-  with pytest.raises(weights.WeightsError, match="no model directory"):
-    weights.read_config(tmp_path / "absent")
-  with pytest.raises(weights.WeightsError, match=r"has no config\.json"):
-    weights.read_config(tmp_path)
+  with pytest.raises(hf_weights.WeightsError, match="no model directory"):
+    hf_weights.read_config(tmp_path / "absent")
+  with pytest.raises(hf_weights.WeightsError, match=r"has no config\.json"):
+    hf_weights.read_config(tmp_path)
   for content in (b"{", b"", b"[1]", b"\xff\xfe"):
     (tmp_path / "config.json").write_bytes(content)
-    with pytest.raises(weights.WeightsError, match=r"config\.json"):
-      weights.read_config(tmp_path)
+    with pytest.raises(hf_weights.WeightsError, match=r"config\.json"):
+      hf_weights.read_config(tmp_path)
   (tmp_path / "config.json").write_text('{"hidden_size": 8}')
-  assert weights.read_config(tmp_path) == {"hidden_size": 8}
+  assert hf_weights.read_config(tmp_path) == {"hidden_size": 8}
 
 
 def test_saving_again_replaces_all_weights_and_nothing_else(sharded):
   (sharded / "tokenizer.json").write_text("{}")
   params = jax.tree.map(lambda x: x + 1, random_params())
-  weights.save(sharded, params, config_json=CONFIG)
+  hf_weights.save(sharded, params, config_json=CONFIG)
   assert {path.name for path in sharded.iterdir()} == {
     "config.json",
     "model.safetensors",
     "tokenizer.json",
   }
-  assert_equal(weights.load(sharded, template(), tie_embeddings=True), params)
+  assert_equal(
+    hf_weights.load(sharded, template(), tie_embeddings=True), params
+  )
 
 
 def test_failed_save_leaves_what_was_there(saved):
   before = {path.name: path.read_bytes() for path in saved.iterdir()}
   other = jax.tree.map(lambda x: x + 1, random_params())
   with pytest.raises(TypeError):  # found only after the weights are written
-    weights.save(saved, other, config_json={**CONFIG, "path": saved})
+    hf_weights.save(saved, other, config_json={**CONFIG, "path": saved})
   assert {p.name: p.read_bytes() for p in saved.iterdir()} == before
 
 
 def test_save_refuses_a_config_that_contradicts_the_parameters(tmp_path):
   for config in ({"tie_word_embeddings": False}, {}):
-    with pytest.raises(weights.WeightsError, match=r"missing \['unembedding'"):
-      weights.save(tmp_path / "x", random_params(), config_json=config)
+    with pytest.raises(
+      hf_weights.WeightsError, match=r"missing \['unembedding'"
+    ):
+      hf_weights.save(tmp_path / "x", random_params(), config_json=config)
   assert not (tmp_path / "x").exists()
 
 
