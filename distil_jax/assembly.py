@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import optax
 
-from distil_jax import inspection, recipe, teaching, update
+from distil_jax import inspection, teaching, update
 from distil_jax.actor import Actor
 from distil_jax.config import (
   Config,
@@ -36,6 +36,7 @@ from distil_jax.envs.tools import Tool, make_tool
 from distil_jax.generation.policy import Policy, load_policy, resolve_directory
 from distil_jax.models import attention, decoder, hf_weights, sharding
 from distil_jax.models import config as models_config
+from distil_jax.objectives import build
 from distil_jax.tooling import Tooling
 from distil_jax.types import Problem
 
@@ -379,7 +380,7 @@ def init_state(
   return update.init_state(
     params,
     optimizer=optimizer,
-    keeps_teacher=recipe.keeps_teacher(config.objective, config.teacher),
+    keeps_teacher=build.keeps_teacher(config.objective, config.teacher),
     seed=config.train.seed,
     guard_action=guard.action if guard else None,
   )
@@ -389,8 +390,8 @@ def train_step(
   config: Config,
   policy: Policy,
   optimizer: optax.GradientTransformation,
-) -> recipe.StepFn:
-  return recipe.train_step(
+) -> build.StepFn:
+  return build.train_step(
     config.objective,
     config.teacher,
     graphdef=policy.graphdef,

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from distil_jax import guard, losses
+from distil_jax import guard
 from distil_jax.models import decoder, sharding
+from distil_jax.objectives import losses
 from distil_jax.types import Batch
 
 Metrics = dict[str, jax.Array]

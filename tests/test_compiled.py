@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from distil_jax import config, objectives, recipe, scoring, update
+from distil_jax import config, objectives, update
 from distil_jax.generation import sampler
 from distil_jax.models import decoder
+from distil_jax.objectives import build, scoring
 from distil_jax.types import Batch
 from tests import networks
 
@@ -61,7 +62,7 @@ def largest_array(compiled) -> int:
 
 def compile_step(network, batch, chunk_size):
   optimizer = optax.sgd(0.1)
-  step = recipe.train_step(
+  step = build.train_step(
     config.Distil(chunk_size=chunk_size),
     config.Teacher(parameters="ema", ema_rate=0.1),
     graphdef=network.graphdef,

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from distil_jax import config, recipe, update
+from distil_jax import config, update
 from distil_jax.models import decoder, sharding
+from distil_jax.objectives import build
 from distil_jax.planning import abstract_inputs
 from tests import networks
 
@@ -37,7 +38,7 @@ def compiled(length: int = 64, batch_size: int = 8, **axes: int):
   count = math.prod(axes.values())
   mesh = sharding.make_mesh(**axes, devices=jax.devices()[:count])
   optimizer, _ = update.make_optimizer(learning_rate=1e-3)
-  step = recipe.train_step(
+  step = build.train_step(
     config.Distil(),
     config.Teacher(parameters="ema"),
     graphdef=graphdef,

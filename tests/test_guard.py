@@ -10,13 +10,14 @@ import numpy as np
 import optax
 import pytest
 
-from distil_jax import config, guard, inspection, recipe, teaching, update
+from distil_jax import config, guard, inspection, teaching, update
 from distil_jax.actor import Actor, Experience
 from distil_jax.data import teacher_prompts
 from distil_jax.envs.calculator import Calculator
 from distil_jax.envs.judge_pool import Judges
 from distil_jax.generation.policy import load_policy
 from distil_jax.models import sharding
+from distil_jax.objectives import build
 from distil_jax.types import Rollout, Status, StopReason, Verdict
 from tests import commands, networks
 
@@ -78,7 +79,7 @@ def test_a_held_teacher_stays_or_goes_back(action):
   initial = network.params
   spoiled = networks.random_params(initial, seed=4)
   step = jax.jit(
-    recipe.train_step(
+    build.train_step(
       config.Distil(future_weight=0.0),
       config.Teacher(parameters="ema", ema_rate=0.25),
       graphdef=network.graphdef,

@@ -6,9 +6,10 @@ import numpy as np
 import optax
 import pytest
 
-from distil_jax import config, recipe, update
+from distil_jax import config, update
 from distil_jax.generation import sampler
 from distil_jax.models import sharding
+from distil_jax.objectives import build
 from tests import networks
 
 GROUP_SIZE = 4
@@ -62,7 +63,7 @@ def told(batch):
 def metrics_of(
   network, teacher, batch, objective, asked=FROZEN, mesh=None, **sizes
 ):
-  step = recipe.train_step(
+  step = build.train_step(
     objective,
     asked,
     graphdef=network.graphdef,

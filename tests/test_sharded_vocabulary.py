@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distil_jax import experts, objectives
+from distil_jax import objectives
 from distil_jax.models import sharding
+from distil_jax.objectives import teacher as objectives_teacher
 from distil_jax.ops import chunks, credit, unembedding
 from distil_jax.ops.divergences import Divergence
 
@@ -87,7 +88,7 @@ def gradients(x):
 
   def total(name, h, w, is_streamed):
     source = sources(x, h, w)[name]
-    settings = {"chunk_size": 4, "layout": experts.layout(h, w)}
+    settings = {"chunk_size": 4, "layout": objectives_teacher.layout(h, w)}
     later = credit.nothing_later(B)
     if is_streamed:
       return source.minimise(surrogate, x["mask"], later, **settings)

@@ -8,9 +8,11 @@ import numpy as np
 import optax
 import pytest
 
-from distil_jax import config, experts, recipe, scoring, update
+from distil_jax import config, update
 from distil_jax.data import teacher_prompts
 from distil_jax.models import sharding
+from distil_jax.objectives import build, scoring
+from distil_jax.objectives import teacher as objectives_teacher
 from tests import networks
 from tests.networks import assert_close, distance
 
@@ -139,7 +141,7 @@ def test_a_prefix_has_a_gradient(remat, both):
 
 
 def step_of(network, objective, teacher=FROZEN, micro_batch_size=None):
-  return recipe.train_step(
+  return build.train_step(
     objective,
     teacher,
     graphdef=network.graphdef,
@@ -190,7 +192,10 @@ def test_a_step_learns_the_same(network, teacher, both, kind):
 def test_lists_of_a_teacher_are_the_same(network, teacher, both):
   keys = jax.random.split(jax.random.key(0), 8)
   ask = functools.partial(
-    experts.ask_teacher, graphdef=network.graphdef, kind="top_k", size=4
+    objectives_teacher.ask_teacher,
+    graphdef=network.graphdef,
+    kind="top_k",
+    size=4,
   )
   whole, split = (
     jax.jit(ask)(network.params, teacher, batch, keys) for batch in both

@@ -9,8 +9,9 @@ import numpy as np
 import optax
 import pytest
 
-from distil_jax import config, objectives, recipe, update
+from distil_jax import config, objectives, update
 from distil_jax.models import decoder, sharding
+from distil_jax.objectives import build
 from tests import networks
 from tests.networks import assert_close, distance
 
@@ -58,7 +59,7 @@ def batch():
 
 @functools.cache
 def gradients_fn(graphdef, objective, teacher=FROZEN, **sizes):
-  made = recipe.gradients(
+  made = build.gradients(
     objective,
     teacher,
     graphdef=graphdef,
@@ -269,7 +270,7 @@ def test_off_policy_ratios_are_of_the_students_tokens(network, teacher, batch):
   """A second update on the same batch reads old_log_probs."""
   optimizer = optax.sgd(0.3)
   step = jax.jit(
-    recipe.train_step(
+    build.train_step(
       everything(chunk_size=2),
       FROZEN,
       graphdef=network.graphdef,

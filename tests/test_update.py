@@ -9,8 +9,9 @@ import optax
 import pytest
 
 import distil_jax as dj
-from distil_jax import assembly, config, recipe, update
+from distil_jax import assembly, config, update
 from distil_jax.models import decoder
+from distil_jax.objectives import build
 from tests import networks
 from tests.networks import assert_close, distance
 
@@ -58,7 +59,7 @@ def distil_step(
   teacher = config.Teacher(parameters="frozen")
   if ema_rate is not None:
     teacher = config.Teacher(parameters="ema", ema_rate=ema_rate)
-  return recipe.train_step(
+  return build.train_step(
     config.Distil(**{**networks.PUBLISHED, "chunk_size": 2, **objective}),
     teacher,
     graphdef=network.graphdef,
@@ -225,7 +226,7 @@ def test_a_supervised_step_is_that_of_plain_autodiff(network, batch):
     return -jnp.sum(shares * chosen)
 
   value, gradients = jax.jit(jax.value_and_grad(loss))(network.params)
-  step = recipe.train_step(
+  step = build.train_step(
     config.SFT(chunk_size=2),
     config.Teacher(),
     graphdef=network.graphdef,
@@ -489,7 +490,7 @@ def test_a_loss_may_stand_inside_a_transformation(
   network, teacher, batch, wrap, kind
 ):
   objective = config.Distil(chunk_size=2) if kind == "distil" else config.GRPO()
-  method = recipe.train_step(
+  method = build.train_step(
     objective,
     config.Teacher(),
     graphdef=network.graphdef,

@@ -8,7 +8,9 @@ Those of `with_credit` and `without_credit` say the same from logits, for small
 inputs.
 """
 
-from distil_jax.objectives.loss import Loss
+from distil_jax.objectives.dense import Loss
+from distil_jax.objectives.distil import distil, minillm
+from distil_jax.objectives.grpo import grpo, opsd, sdpo
 from distil_jax.objectives.token_losses import (
   Baseline,
   Cost,
@@ -22,8 +24,6 @@ from distil_jax.objectives.token_losses import (
   sft_losses,
   token_costs,
 )
-from distil_jax.objectives.with_credit import distil, minillm
-from distil_jax.objectives.without_credit import grpo, opsd, sdpo
 
 __all__ = [
   "Baseline",

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distil_jax import scoring
 from distil_jax.generation import engine, sampler
 from distil_jax.models import decoder
+from distil_jax.objectives import scoring
 from distil_jax.ops import unembedding
 from distil_jax.types import StopReason
 from tests import networks

@@ -8,9 +8,10 @@ import numpy as np
 import optax
 import pytest
 
-from distil_jax import config, recipe, update
+from distil_jax import config, update
 from distil_jax.generation import engine, sampler
 from distil_jax.models import decoder, sharding
+from distil_jax.objectives import build
 from tests import networks
 
 GROUP_SIZE, LENGTH = 2, 6
@@ -163,7 +164,7 @@ def whole_step(network, mesh):
       generate(params, ids, mask, keys),
     )
 
-  step = recipe.train_step(
+  step = build.train_step(
     config.Distil(baseline="leave_one_out", reward_weight=1.0, chunk_size=2),
     config.Teacher(parameters="ema", ema_rate=0.5),
     graphdef=network.graphdef,

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from distil_jax import config as configs
-from distil_jax import guard, recipe, scoring, update
+from distil_jax import guard, update
 from distil_jax.analysis.comparison import tasks
 from distil_jax.generation import sampler
 from distil_jax.models import config, decoder
+from distil_jax.objectives import build, scoring
 from distil_jax.ops import masking, unembedding
 from distil_jax.types import Batch, Rollout
 
@@ -65,7 +66,7 @@ def init_state(
   return update.init_state(
     jax.tree.map(jnp.copy, params),
     optimizer=_optimizer(setting, 1.0),
-    keeps_teacher=recipe.keeps_teacher(setting.objective, setting.teacher),
+    keeps_teacher=build.keeps_teacher(setting.objective, setting.teacher),
     seed=seed,
     guard_action=setting.guard.action if setting.guard else None,
   )
@@ -92,7 +93,7 @@ def train(
   Returns:
     the next state, and the mean of each metric over the steps.
   """
-  step_fn = recipe.train_step(
+  step_fn = build.train_step(
     setting.objective,
     setting.teacher,
     graphdef=setting.graphdef,

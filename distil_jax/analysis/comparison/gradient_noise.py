@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import optax
 
 from distil_jax import config as configs
-from distil_jax import recipe
 from distil_jax.analysis.comparison import compiled_trial
 from distil_jax.models import decoder
+from distil_jax.objectives import build
 
 # The loss whose gradient is the measure: the summed cross-entropy to the
 # teacher, credit included, without anything that trades exactness for less
@@ -142,7 +142,7 @@ def score_share(
 
 
 def _gradient_fn(setting: compiled_trial.Setting):
-  gradients = recipe.gradients(
+  gradients = build.gradients(
     setting.objective,
     setting.teacher,
     graphdef=setting.graphdef,

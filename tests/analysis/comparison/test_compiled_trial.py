@@ -10,9 +10,9 @@ import optax
 import pytest
 
 from distil_jax import config as configs
-from distil_jax import scoring
 from distil_jax.analysis.comparison import compiled_trial, tasks
 from distil_jax.models import decoder
+from distil_jax.objectives import scoring
 from distil_jax.ops import unembedding
 from tests.analysis.comparison import tiny
 

@@ -4,7 +4,7 @@ from typing import Literal
 
 import jax
 
-from distil_jax.objectives import loss, token_losses
+from distil_jax.objectives import dense, token_losses
 from distil_jax.ops import masking
 from distil_jax.ops.divergences import Divergence
 
@@ -34,7 +34,7 @@ def distil(
   importance_clip: float | None = None,
   sample_mask: jax.Array | None = None,
   aggregation: masking.Aggregation = "token_mean",
-) -> loss.Loss:
+) -> dense.Loss:
   """DistIL: the cost of each token, and credit for the costs that follow.
 
     ℓₜ = ρₜ · (f · costₜ + log π_θ(yₜ|sₜ)
@@ -94,7 +94,7 @@ def distil(
     )
   learns_from_rewards = reward_weight != 0
   kind = token_losses.local_kind(cost, local_cost)
-  statistics = loss.clean_statistics(
+  statistics = dense.clean_statistics(
     student_logits,
     teacher_logits,
     completion_ids,
@@ -122,11 +122,11 @@ def distil(
     advantages=advantages,
     reward_weight=reward_weight,
     sample_mask=sample_mask,
-    importance=loss.importance(
+    importance=dense.importance(
       statistics, old_log_probs, completion_mask, clip=importance_clip
     ),
   )
-  return loss.aggregate(
+  return dense.aggregate(
     statistics,
     losses,
     later,
@@ -146,7 +146,7 @@ def minillm(
   normalize: bool = True,
   sample_mask: jax.Array | None = None,
   aggregation: masking.Aggregation = "token_mean",
-) -> loss.Loss:
+) -> dense.Loss:
   """MiniLLM (arXiv:2306.08543): reverse KL, its future part from samples.
 
     ℓₜ = KL(s‖t) + future_weight · log π_θ(yₜ|sₜ) · sg[Rₜ]
@@ -162,7 +162,7 @@ def minillm(
   Returns:
     the loss; its costs are KL(s‖t).
   """
-  statistics = loss.clean_statistics(
+  statistics = dense.clean_statistics(
     student_logits,
     teacher_logits,
     completion_ids,
@@ -179,7 +179,7 @@ def minillm(
   losses = token_losses.feedback_losses(
     statistics, completion_mask, scores, sample_mask=sample_mask
   )
-  return loss.aggregate(
+  return dense.aggregate(
     statistics,
     losses,
     later,

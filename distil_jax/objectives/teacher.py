@@ -9,8 +9,8 @@ import functools
 import jax
 from flax import nnx
 
-from distil_jax import scoring
 from distil_jax.models import decoder, sharding
+from distil_jax.objectives import scoring
 from distil_jax.ops import candidates, chunks, masking, unembedding
 from distil_jax.ops.divergences import Divergence
 from distil_jax.types import Batch

@@ -5,7 +5,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from distil_jax.objectives import loss, token_losses
+from distil_jax.objectives import dense, token_losses
 from distil_jax.ops import advantages as advantages_lib
 from distil_jax.ops import masking
 from distil_jax.ops.divergences import Divergence
@@ -25,7 +25,7 @@ def sdpo(
   importance_clip: float | None = None,
   sample_mask: jax.Array | None = None,
   aggregation: masking.Aggregation = "token_mean",
-) -> loss.Loss:
+) -> dense.Loss:
   """SDPO: a divergence between the two KLs at each token, no future credit.
 
   Args:
@@ -65,7 +65,7 @@ def opsd(
   temperature: float = 1.0,
   sample_mask: jax.Array | None = None,
   aggregation: masking.Aggregation = "token_mean",
-) -> loss.Loss:
+) -> dense.Loss:
   """OPSD: a generalised Jensen-Shannon divergence, no future credit.
 
   Args:
@@ -113,7 +113,7 @@ def grpo(
   reference_log_probs: jax.Array | None = None,
   kl_weight: float = 0.0,
   aggregation: masking.Aggregation = "token_mean",
-) -> loss.Loss:
+) -> dense.Loss:
   """GRPO: the reward of each sequence compared with its group, no teacher.
 
   Args:
@@ -143,7 +143,7 @@ def grpo(
     kl_weight=kl_weight,
   )
   weights = masking.aggregation_weights(mask, None, aggregation=aggregation)
-  return loss.Loss(
+  return dense.Loss(
     value=jnp.sum(weights * losses),
     costs=jnp.zeros_like(losses),
     future_costs=jnp.zeros_like(losses),
@@ -163,9 +163,9 @@ def _local(
   importance_clip: float | None = None,
   sample_mask: jax.Array | None,
   aggregation: masking.Aggregation,
-) -> loss.Loss:
+) -> dense.Loss:
   """A divergence at each token, without future credit."""
-  statistics = loss.clean_statistics(
+  statistics = dense.clean_statistics(
     student_logits,
     teacher_logits,
     completion_ids,
@@ -178,11 +178,11 @@ def _local(
     completion_mask,
     None,
     sample_mask=sample_mask,
-    importance=loss.importance(
+    importance=dense.importance(
       statistics, old_log_probs, completion_mask, clip=importance_clip
     ),
   )
-  return loss.aggregate(
+  return dense.aggregate(
     statistics,
     losses,
     jnp.zeros_like(losses),

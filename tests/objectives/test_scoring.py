@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distil_jax import scoring
 from distil_jax.models import decoder
+from distil_jax.objectives import scoring
 from tests import networks
 
 

@@ -7,7 +7,9 @@ from typing import Any
 import optax
 from flax import nnx
 
-from distil_jax import config, experts, losses, objectives, update
+from distil_jax import config, objectives, update
+from distil_jax.objectives import losses
+from distil_jax.objectives import teacher as objectives_teacher
 from distil_jax.ops import advantages
 from distil_jax.ops.divergences import Divergence
 from distil_jax.types import Batch
@@ -217,7 +219,7 @@ def _teacher_fns(objective, teacher: config.Teacher, network: dict[str, Any]):
     rate = teacher.trust_region_rate
   if teacher.access == "probabilities":
     source_fn = functools.partial(
-      experts.exact_source,
+      objectives_teacher.exact_source,
       graphdef=network["graphdef"],
       divergence=_divergence(objective),
       trust_region_rate=rate,
@@ -225,14 +227,14 @@ def _teacher_fns(objective, teacher: config.Teacher, network: dict[str, Any]):
     return None, source_fn
   sizes = {"samples": teacher.num_samples, "top_k": teacher.top_k}
   ask_fn = functools.partial(
-    experts.ask_teacher,
+    objectives_teacher.ask_teacher,
     kind=teacher.access,
     size=sizes[teacher.access],
     trust_region_rate=rate,
     **network,
   )
   source_fn = functools.partial(
-    experts.list_source,
+    objectives_teacher.list_source,
     graphdef=network["graphdef"],
     kind=teacher.access,
     # Samples are drawn from the whole vocabulary: nothing is left out.

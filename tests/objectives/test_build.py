@@ -10,8 +10,10 @@ import numpy as np
 import optax
 import pytest
 
-from distil_jax import config, experts, objectives, recipe, update
+from distil_jax import config, objectives, update
 from distil_jax.models import decoder, sharding
+from distil_jax.objectives import build
+from distil_jax.objectives import teacher as objectives_teacher
 from distil_jax.ops.divergences import Divergence
 from tests import networks
 from tests.networks import assert_close, distance
@@ -77,11 +79,11 @@ def recipe_step(network, objective, teacher=FROZEN, **settings):
     "group_size": GROUP_SIZE,
     "num_sequences": NUM_SEQUENCES,
   }
-  return recipe.train_step(objective, teacher, **defaults | settings)
+  return build.train_step(objective, teacher, **defaults | settings)
 
 
 def gradients_of(network, objective, teacher=FROZEN, **settings):
-  made = recipe.gradients(
+  made = build.gradients(
     objective,
     teacher,
     graphdef=network.graphdef,
@@ -455,7 +457,7 @@ def test_a_trust_region_lies_between_frozen_and_current(
   initial, own = forward.expert(teacher), forward.expert(network.params)
   costs = jax.jit(
     lambda rate: (
-      experts.exact_source(
+      objectives_teacher.exact_source(
         network.params,
         teacher,
         batch,
@@ -542,8 +544,8 @@ def test_who_needs_a_teacher_and_who_keeps_one():
     (config.SFT(), False, False),
   ):
     assert config.needs_teacher(objective) == is_asked
-    assert recipe.keeps_teacher(objective, moving) == is_kept
-  assert not recipe.keeps_teacher(config.SDPO(), current)
+    assert build.keeps_teacher(objective, moving) == is_kept
+  assert not build.keeps_teacher(config.SDPO(), current)
 
 
 @pytest.mark.parametrize(
