@@ -26,7 +26,7 @@ import numpy as np
 
 from benchmarks import machine
 from distil_jax import objectives
-from distil_jax.ops import credit, unembedding
+from distil_jax.ops import credit, fused_statistics
 from distil_jax.ops.divergences import Divergence
 
 GROUP_SIZE = 8
@@ -101,10 +101,10 @@ def ours(objective: str, hidden, matrix, teacher, teacher_matrix, ids, mask):
     return weights * losses, (later, statistics.entropies)
 
   def loss(hidden, matrix):
-    source = unembedding.compared(
+    source = fused_statistics.compared(
       hidden,
       matrix,
-      unembedding.Expert((teacher,), (teacher_matrix,)),
+      fused_statistics.Expert((teacher,), (teacher_matrix,)),
       ids,
       divergence_of(kind),
     )

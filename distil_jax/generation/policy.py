@@ -24,7 +24,7 @@ from distil_jax.generation import sampler as generation_sampler
 from distil_jax.models import attention as attentions
 from distil_jax.models import config as models_config
 from distil_jax.models import decoder, hf_weights
-from distil_jax.ops import chunks
+from distil_jax.ops import fused_linear
 from distil_jax.types import Message, Rollout
 
 _EMBEDDED = "embedded:"
@@ -268,7 +268,7 @@ def generate(
 @functools.partial(jax.jit, static_argnames="graphdef")
 def _logits(params, ids, mask, *, graphdef):
   hidden = decoder.hidden_states(graphdef, params, ids, mask)
-  return chunks.logits(hidden, decoder.unembedding(params))
+  return fused_linear.logits(hidden, decoder.unembedding(params))
 
 
 def _prompt_arrays(policy: Policy, given) -> tuple[np.ndarray, np.ndarray]:

@@ -23,7 +23,7 @@ from jax.experimental import layout
 
 from distil_jax.generation import token_buffer
 from distil_jax.models import decoder, decoding, sharding
-from distil_jax.ops import chunks, sampling
+from distil_jax.ops import fused_linear, sampling
 from distil_jax.types import Array, Rollout, StopReason
 
 # Tokens that slots choose before what they chose is sorted in.
@@ -628,7 +628,7 @@ def _logits(weights: decoding.Weights, hidden: jax.Array) -> jax.Array:
   vocab_size = embedding.shape[0]
   block = _LOGITS_BLOCK * sharding.num_shards("vocab")
   if "unembedding" in weights or vocab_size % block:
-    return chunks.logits(hidden, decoder.unembedding(weights))
+    return fused_linear.logits(hidden, decoder.unembedding(weights))
   blocks = embedding.reshape(-1, _LOGITS_BLOCK, embedding.shape[-1])
   products = jnp.einsum(
     "dwe,nve->ndwv", hidden, blocks, preferred_element_type=jnp.float32

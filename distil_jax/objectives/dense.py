@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from distil_jax.ops import advantages, masking, unembedding
+from distil_jax.ops import advantages, fused_statistics, masking
 from distil_jax.ops.divergences import Divergence
 
 
@@ -39,7 +39,7 @@ def clean_statistics(
   sample_mask: jax.Array | None = None,
   *,
   learns_from_rewards: bool = False,
-) -> unembedding.TokenStatistics:
+) -> fused_statistics.TokenStatistics:
   """Statistics whose gradient depends on nothing that does not count.
 
   Args:
@@ -72,12 +72,12 @@ def clean_statistics(
     student_logits,
     jax.lax.stop_gradient(student_logits),
   )
-  statistics = unembedding.from_logits(
+  statistics = fused_statistics.from_logits(
     held, teacher_logits, completion_ids, divergence
   )
   if not learns_from_rewards:
     return statistics
-  own = unembedding.from_logits(
+  own = fused_statistics.from_logits(
     student_logits, teacher_logits, completion_ids, divergence
   )
   return dataclasses.replace(
@@ -86,7 +86,7 @@ def clean_statistics(
 
 
 def importance(
-  statistics: unembedding.TokenStatistics,
+  statistics: fused_statistics.TokenStatistics,
   old_log_probs: jax.Array | None,
   completion_mask: jax.Array,
   *,
@@ -119,7 +119,7 @@ def importance(
 
 
 def aggregate(
-  statistics: unembedding.TokenStatistics,
+  statistics: fused_statistics.TokenStatistics,
   token_losses: jax.Array,
   future_costs: jax.Array,
   completion_mask: jax.Array,

@@ -11,7 +11,12 @@ from flax import nnx
 
 from distil_jax.models import decoder, sharding
 from distil_jax.objectives import scoring
-from distil_jax.ops import candidates, chunks, masking, unembedding
+from distil_jax.ops import (
+  fused_linear,
+  fused_statistics,
+  masking,
+  teacher_candidates,
+)
 from distil_jax.ops.divergences import Divergence
 from distil_jax.types import Batch
 
@@ -48,13 +53,13 @@ def exact_source(
   graphdef: nnx.GraphDef,
   divergence: Divergence,
   trust_region_rate: float | None = None,
-) -> unembedding.Source:
+) -> fused_statistics.Source:
   """Student and teacher on the student's tokens, from both distributions.
 
   With a trust region the teacher's logits are (1 − rate) times those of
   `teacher_params` plus rate times those of `params`, all on its own prompt.
   """
-  return unembedding.compared(
+  return fused_statistics.compared(
     student_hidden_states(params, batch, graphdef=graphdef),
     _unembedding_of(params, batch),
     _teacher(params, teacher_params, batch, graphdef, trust_region_rate),
@@ -71,15 +76,15 @@ def list_source(
   batch: Batch,
   *,
   graphdef: nnx.GraphDef,
-  kind: unembedding.ListKind,
+  kind: fused_statistics.ListKind,
   tail: bool,
-) -> unembedding.Source:
+) -> fused_statistics.Source:
   """The same where of the teacher only a list of tokens is known."""
   del teacher_params
-  return unembedding.listed(
+  return fused_statistics.listed(
     student_hidden_states(params, batch, graphdef=graphdef),
     _unembedding_of(params, batch),
-    unembedding.Lists(
+    fused_statistics.Lists(
       batch.teacher_candidate_ids,
       batch.teacher_candidate_log_probs,
       kind,
@@ -92,16 +97,16 @@ def list_source(
 
 def own_source(
   params: decoder.Params, batch: Batch, *, graphdef: nnx.GraphDef
-) -> unembedding.Source:
+) -> fused_statistics.Source:
   """The student on its tokens, without a teacher."""
-  return unembedding.alone(
+  return fused_statistics.alone(
     student_hidden_states(params, batch, graphdef=graphdef),
     _unembedding_of(params, batch),
     batch.completion_ids,
   )
 
 
-def layout(hidden: jax.Array, weights: jax.Array) -> chunks.Layout:
+def layout(hidden: jax.Array, weights: jax.Array) -> fused_linear.Layout:
   """Of logits, on the mesh in use.
 
   Args:
@@ -117,14 +122,14 @@ def layout(hidden: jax.Array, weights: jax.Array) -> chunks.Layout:
 @functools.cache
 def _layout(
   batch: str, vocab: str, num_shards: int, num_vocab_shards: int
-) -> chunks.Layout:
+) -> fused_linear.Layout:
   """One object for equal settings: it is part of what is compiled."""
 
   def gather(chunk):
     others = (None,) * (chunk.ndim - 2)
     return sharding.constrain(chunk, None, batch, *others)
 
-  return chunks.Layout(
+  return fused_linear.Layout(
     num_shards=num_shards,
     num_vocab_shards=num_vocab_shards,
     place=lambda sums: sharding.constrain(sums, batch, None, vocab),
@@ -160,7 +165,7 @@ def ask_teacher(
   keys: jax.Array,
   *,
   graphdef: nnx.GraphDef,
-  kind: unembedding.ListKind,
+  kind: fused_statistics.ListKind,
   size: int,
   chunk_size: int | None = None,
   trust_region_rate: float | None = None,
@@ -187,15 +192,15 @@ def ask_teacher(
     "layout": layout(teacher.hidden[0], teacher.unembedding[0]),
   }
   if kind == "top_k":
-    return candidates.most_probable(
+    return teacher_candidates.most_probable(
       teacher, size=size, top_k_fn=_top_k_fn(params, batch), **settings
     )
   shape = (batch.completion_ids.shape[1], size)
   uniforms = jax.vmap(lambda key: jax.random.uniform(key, shape))(keys)
-  return candidates.samples(teacher, uniforms, **settings)
+  return teacher_candidates.samples(teacher, uniforms, **settings)
 
 
-def _top_k_fn(params: decoder.Params, batch: Batch) -> unembedding.TopKFn:
+def _top_k_fn(params: decoder.Params, batch: Batch) -> fused_statistics.TopKFn:
   rows, columns = _logits_axes(
     batch.completion_ids, decoder.unembedding(params)
   )
@@ -208,7 +213,7 @@ def _teacher(
   batch: Batch,
   graphdef: nnx.GraphDef,
   trust_region_rate: float | None,
-) -> unembedding.Expert:
+) -> fused_statistics.Expert:
   """Hidden states and unembeddings whose products make the logits."""
   prefix = None
   if batch.teacher_prefix_ids is not None:
@@ -228,11 +233,11 @@ def _teacher(
 
   if trust_region_rate is None:
     hidden, weights = states(teacher_params)
-    return unembedding.Expert((hidden,), (weights,))
+    return fused_statistics.Expert((hidden,), (weights,))
   hidden, weights = states(teacher_params)
   own_hidden, own_weights = states(jax.lax.stop_gradient(params))
   # Logits are linear in the hidden states, and so is their mixture.
-  return unembedding.Expert(
+  return fused_statistics.Expert(
     ((1 - trust_region_rate) * hidden, trust_region_rate * own_hidden),
     (weights, own_weights),
   )

@@ -10,7 +10,7 @@ import pytest
 from distil_jax.generation import engine, sampler
 from distil_jax.models import decoder
 from distil_jax.objectives import scoring
-from distil_jax.ops import unembedding
+from distil_jax.ops import fused_statistics
 from distil_jax.types import StopReason
 from tests import networks
 
@@ -80,7 +80,7 @@ def scored(params, rolled, *, graphdef, group_size):
     rolled.completion_mask,
     graphdef=graphdef,
   )
-  return unembedding.token_log_probs(
+  return fused_statistics.token_log_probs(
     hidden, decoder.unembedding(params), rolled.completion_ids
   )[0]
 

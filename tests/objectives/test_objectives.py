@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from distil_jax import objectives
-from distil_jax.ops import advantages, credit, unembedding
+from distil_jax.ops import advantages, credit, fused_statistics
 from distil_jax.ops.divergences import Divergence
 from tests import formulas
 
@@ -195,7 +195,7 @@ class TestExactEnumeration:
     baseline = np.random.default_rng(4).normal(0, 5, 7)[prefixes]
 
     def surrogate(student, baseline):
-      statistics = unembedding.from_logits(
+      statistics = fused_statistics.from_logits(
         student[prefixes], teacher[prefixes], jnp.asarray(ids)
       )
       costs = objectives.token_costs(statistics, mask, cost="cross_entropy")
@@ -400,10 +400,10 @@ class TestOtherEstimatorsAreExact:
     @jax.jit
     @jax.grad
     def gradient(student):
-      lists = unembedding.Lists(
+      lists = fused_statistics.Lists(
         candidates, np.zeros(candidates.shape), "samples"
       )
-      statistics = unembedding.listed(
+      statistics = fused_statistics.listed(
         student[prefixes], jnp.eye(2), lists, self.ids[members]
       ).statistics()
       costs = objectives.token_costs(statistics, mask, cost="cross_entropy")
@@ -872,7 +872,7 @@ def test_the_chunked_path_equals_the_logits():
 
   def chunked(hidden, matrix):
     def statistics(**divergence):
-      return unembedding.token_statistics(
+      return fused_statistics.token_statistics(
         hidden,
         matrix,
         jnp.asarray(teacher_hidden, jnp.float32),

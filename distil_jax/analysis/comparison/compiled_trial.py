@@ -13,7 +13,7 @@ from distil_jax.analysis.comparison import tasks
 from distil_jax.generation import sampler
 from distil_jax.models import config, decoder
 from distil_jax.objectives import build, scoring
-from distil_jax.ops import masking, unembedding
+from distil_jax.ops import fused_statistics, masking
 from distil_jax.types import Batch, Rollout
 
 # Folded into a trial's key: training, and held-out problems, share no noise.
@@ -260,7 +260,7 @@ def evaluate(
     mask,
     graphdef=setting.graphdef,
   )
-  ends, entropies = unembedding.token_log_probs(
+  ends, entropies = fused_statistics.token_log_probs(
     hidden, decoder.unembedding(params), jnp.full_like(ids, tasks.EOS)
   )
   is_last = jnp.pad(mask[:, 1:], ((0, 0), (0, 1))) == 0

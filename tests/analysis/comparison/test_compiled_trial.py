@@ -13,7 +13,7 @@ from distil_jax import config as configs
 from distil_jax.analysis.comparison import compiled_trial, tasks
 from distil_jax.models import decoder
 from distil_jax.objectives import scoring
-from distil_jax.ops import unembedding
+from distil_jax.ops import fused_statistics
 from tests.analysis.comparison import tiny
 
 KEY = jax.random.key(3)
@@ -50,7 +50,7 @@ def scored(params, batch):
     batch.completion_mask,
     graphdef=setting.graphdef,
   )
-  return unembedding.token_log_probs(
+  return fused_statistics.token_log_probs(
     hidden, decoder.unembedding(params), batch.completion_ids
   )[0]
 

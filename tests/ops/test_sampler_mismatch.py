@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distil_jax.ops import mismatch
+from distil_jax.ops import sampler_mismatch
 
 NOW = jnp.asarray([[-1.0, -2.0, jnp.nan], [-0.5, -jnp.inf, 7.0]])
 OLD = jnp.asarray([[-1.5, -1.9, jnp.inf], [-0.5, -jnp.inf, jnp.nan]])
@@ -12,7 +12,7 @@ MASK = jnp.asarray([[1, 1, 0], [1, 0, 0]])
 
 
 def test_it_is_that_by_hand():
-  found = mismatch.metrics(mismatch.measure(NOW, OLD, MASK))
+  found = sampler_mismatch.metrics(sampler_mismatch.measure(NOW, OLD, MASK))
   # d = 0.5, -0.1, 0
   expected = {
     "mismatch/mean": 0.6 / 3,
@@ -27,7 +27,7 @@ def test_it_is_that_by_hand():
 def test_what_is_as_small_as_rounding_keeps_its_digits():
   old = jnp.asarray([[-1e-6, 2e-6]])
   nothing, ones = jnp.zeros((1, 2)), jnp.ones((1, 2))
-  found = mismatch.metrics(mismatch.measure(nothing, old, ones))
+  found = sampler_mismatch.metrics(sampler_mismatch.measure(nothing, old, ones))
   np.testing.assert_allclose(found["mismatch/mean"], 1.5e-6, rtol=1e-6)
   # d²/2, to 10 %: exp(d) - 1 - d from exp would be 0, or 1e-7.
   np.testing.assert_allclose(found["mismatch/kl"], 1.25e-12, rtol=0.1)
@@ -37,11 +37,11 @@ def test_slices_together_are_the_whole():
   rng = np.random.default_rng(0)
   now, old = jnp.asarray(rng.normal(size=(2, 6, 4)), jnp.float32)
   mask = jnp.asarray(rng.integers(0, 2, (6, 4)))
-  whole = mismatch.measure(now, old, mask)
-  merged = mismatch.measure(now[:2], old[:2], mask[:2])
+  whole = sampler_mismatch.measure(now, old, mask)
+  merged = sampler_mismatch.measure(now[:2], old[:2], mask[:2])
   for part in (slice(2, 3), slice(3, 6)):
-    other = mismatch.measure(now[part], old[part], mask[part])
-    merged = mismatch.merge(merged, other)
+    other = sampler_mismatch.measure(now[part], old[part], mask[part])
+    merged = sampler_mismatch.merge(merged, other)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), merged, whole
   )
@@ -50,13 +50,13 @@ def test_slices_together_are_the_whole():
 def test_without_tokens_it_is_nothing():
   for size in (3, 0):
     now, old, mask = NOW[:, :size], OLD[:, :size], 0 * MASK[:, :size]
-    found = mismatch.metrics(mismatch.measure(now, old, mask))
+    found = sampler_mismatch.metrics(sampler_mismatch.measure(now, old, mask))
     assert all(float(x) == 0 for x in found.values())
 
 
 def test_no_gradient_flows():
   def total(now):
-    found = mismatch.metrics(mismatch.measure(now, OLD, MASK))
+    found = sampler_mismatch.metrics(sampler_mismatch.measure(now, OLD, MASK))
     return sum(found.values())
 
   np.testing.assert_array_equal(jax.grad(total)(NOW), 0)

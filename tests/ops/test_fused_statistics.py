@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distil_jax.ops import chunks, unembedding
+from distil_jax.ops import fused_linear, fused_statistics
 from distil_jax.ops.divergences import Divergence
 from tests import formulas
 
 FIELDS = tuple(
-  field.name for field in dataclasses.fields(unembedding.TokenStatistics)
+  field.name for field in dataclasses.fields(fused_statistics.TokenStatistics)
 )
 LENGTH = 7
 CHUNK_SIZES = (1, 3, LENGTH, LENGTH + 5)
@@ -40,7 +40,7 @@ def dense(student, student_matrix, teacher, teacher_matrix, ids):
   log_student = jax.nn.log_softmax(student @ student_matrix)
   log_teacher = jax.nn.log_softmax(teacher_logits)
   costs = -jnp.sum(jnp.exp(log_teacher) * log_student, axis=-1)
-  return unembedding.TokenStatistics(
+  return fused_statistics.TokenStatistics(
     costs=costs,
     cross_entropies=jax.lax.stop_gradient(costs),
     log_probs=jnp.take_along_axis(log_student, ids[..., None], -1)[..., 0],
@@ -100,7 +100,7 @@ class TestTokenStatistics:
 
     @jax.jit
     def run(*arrays):
-      statistics = unembedding.token_statistics(
+      statistics = fused_statistics.token_statistics(
         *arrays, inputs[-1], chunk_size=chunk_size
       )
       return weighted(statistics, weights), statistics
@@ -122,10 +122,10 @@ class TestTokenStatistics:
   @pytest.mark.parametrize("chunk_size", [3, None])
   def test_equals_from_logits(self, chunk_size):
     student, matrix, teacher, teacher_matrix, ids = random_inputs(seed=1)
-    chunked = unembedding.token_statistics(
+    chunked = fused_statistics.token_statistics(
       student, matrix, teacher, teacher_matrix, ids, chunk_size=chunk_size
     )
-    whole = unembedding.from_logits(
+    whole = fused_statistics.from_logits(
       jnp.asarray(student @ matrix),
       jnp.asarray(teacher @ teacher_matrix),
       ids,
@@ -135,13 +135,13 @@ class TestTokenStatistics:
 
   def test_one_token_and_one_word(self):
     inputs = random_inputs(size=1, length=1, vocab_size=1)
-    statistics = unembedding.token_statistics(*inputs, chunk_size=4)
+    statistics = fused_statistics.token_statistics(*inputs, chunk_size=4)
     for name in FIELDS:
       np.testing.assert_array_equal(getattr(statistics, name), 0.0)
 
   def test_a_student_equal_to_its_teacher(self):
     student, matrix, *_, ids = random_inputs(seed=2)
-    statistics = unembedding.token_statistics(
+    statistics = fused_statistics.token_statistics(
       student, matrix, student, matrix, ids, chunk_size=2
     )
     assert_close(statistics.costs, statistics.entropies)
@@ -154,7 +154,7 @@ class TestTokenStatistics:
     values, gradients = dense_float64((*rounded, inputs[-1]), weights)
 
     def run(student, matrix):
-      statistics = unembedding.token_statistics(
+      statistics = fused_statistics.token_statistics(
         student, matrix, rounded[2], inputs[3], inputs[-1], chunk_size=3
       )
       return weighted(statistics, weights), statistics
@@ -185,7 +185,7 @@ class TestTokenStatistics:
     ids = np.array([[0, 4, 1]], np.int32)
 
     def run(student, matrix, names=FIELDS):
-      statistics = unembedding.token_statistics(
+      statistics = fused_statistics.token_statistics(
         student, matrix, hidden, teacher_matrix, ids, chunk_size=chunk_size
       )
       return sum(
@@ -223,17 +223,17 @@ class TestTokenStatistics:
   def test_chunks_fit_a_tile(
     self, batch_size, length, width, vocab_size, expected
   ):
-    size = chunks.default_size(batch_size, length, width, vocab_size)
+    size = fused_linear.default_size(batch_size, length, width, vocab_size)
     assert size == expected
 
   def test_a_chunk_has_a_column_at_least(self):
     with pytest.raises(ValueError, match="chunk_size=0 must be at least 1"):
-      unembedding.token_statistics(*random_inputs(), chunk_size=0)
+      fused_statistics.token_statistics(*random_inputs(), chunk_size=0)
 
   @pytest.mark.parametrize(("size", "length"), [(2, 0), (0, 7)])
   def test_nothing_at_all(self, size, length):
     inputs = random_inputs(size=size, length=length)
-    statistics = unembedding.token_statistics(*inputs)
+    statistics = fused_statistics.token_statistics(*inputs)
     assert statistics.costs.shape == (size, length)
 
   @pytest.mark.parametrize("chunk_size", [2, None])
@@ -244,7 +244,7 @@ class TestTokenStatistics:
     @jax.jit
     def run(teacher):
       def total(student, matrix):
-        statistics = unembedding.token_statistics(
+        statistics = fused_statistics.token_statistics(
           student,
           matrix,
           teacher,
@@ -265,7 +265,7 @@ class TestTokenStatistics:
   def test_shapes_must_agree(self):
     student, matrix, teacher, teacher_matrix, ids = random_inputs()
     with pytest.raises(AssertionError):
-      unembedding.token_statistics(
+      fused_statistics.token_statistics(
         student, matrix, teacher[:, :-1], teacher_matrix, ids
       )
 
@@ -292,7 +292,7 @@ class TestDivergences:
       return jax.jit(jax.grad(run, (0, 1), has_aux=True))
 
     gradients, chunked = total(
-      lambda student, matrix, divergence: unembedding.token_statistics(
+      lambda student, matrix, divergence: fused_statistics.token_statistics(
         student,
         matrix,
         *arrays[2:],
@@ -304,7 +304,7 @@ class TestDivergences:
     with jax.enable_x64(True):
       wide = [jnp.asarray(x, jnp.float64) for x in arrays]
       expected_gradients, dense = total(
-        lambda student, matrix, divergence: unembedding.from_logits(
+        lambda student, matrix, divergence: fused_statistics.from_logits(
           student @ matrix, wide[2] @ wide[3], ids, divergence
         )
       )(*wide[:2])
@@ -326,7 +326,7 @@ class TestDivergences:
     student, teacher = rng.normal(0, 2, (2, 3, 6)).astype(np.float32)
     ids = np.array([5, 0, 2])
     where = {"top_k": 2, "top_k_of": "teacher", "temperature": 1.5}
-    statistics = unembedding.from_logits(
+    statistics = fused_statistics.from_logits(
       jnp.asarray(student),
       jnp.asarray(teacher),
       ids,
@@ -362,8 +362,8 @@ def listed_statistics(
   chunk_size=None,
   **settings,
 ):
-  lists = unembedding.Lists(candidates, log_probs, **settings)
-  source = unembedding.listed(hidden, matrix, lists, ids, mask)
+  lists = fused_statistics.Lists(candidates, log_probs, **settings)
+  source = fused_statistics.listed(hidden, matrix, lists, ids, mask)
   return source.statistics(chunk_size=chunk_size)
 
 
@@ -491,7 +491,7 @@ class TestSparseTokenStatistics:
         jnp.asarray(log_probs, jnp.float32),
       )
       exact, pull_exact = jax.vjp(
-        lambda x, size: unembedding.from_logits(
+        lambda x, size: fused_statistics.from_logits(
           x,
           jnp.asarray(teacher, jnp.float32),
           ids,
@@ -605,7 +605,7 @@ class TestTokenLogProbs:
 
     @jax.jit
     def run(student, matrix):
-      log_probs, entropies = unembedding.token_log_probs(
+      log_probs, entropies = fused_statistics.token_log_probs(
         student, matrix, ids, chunk_size=chunk_size
       )
       actual = types.SimpleNamespace(log_probs=log_probs, entropies=entropies)
@@ -624,7 +624,7 @@ class TestTokenLogProbs:
   def test_last_word_of_the_vocabulary(self):
     student, matrix, *_ = random_inputs(seed=5)
     ids = np.full((2, LENGTH), matrix.shape[1] - 1, np.int32)
-    log_probs, _ = unembedding.token_log_probs(
+    log_probs, _ = fused_statistics.token_log_probs(
       student, matrix, ids, chunk_size=3
     )
     expected = jax.nn.log_softmax(jnp.asarray(student @ matrix))[..., -1]
@@ -633,7 +633,9 @@ class TestTokenLogProbs:
   def test_a_word_that_is_not_in_the_vocabulary_is_not_hidden(self):
     student, matrix, *_ = random_inputs(seed=5)
     ids = np.array([[0, 36, 37, -1, 10**6, 1, 2]] * 2, np.int32)
-    log_probs, entropies = unembedding.token_log_probs(student, matrix, ids)
+    log_probs, entropies = fused_statistics.token_log_probs(
+      student, matrix, ids
+    )
     np.testing.assert_array_equal(np.isnan(log_probs), (ids < 0) | (ids > 36))
     assert np.all(np.isfinite(entropies))
 
@@ -641,7 +643,7 @@ class TestTokenLogProbs:
 class TestFromLogits:
   def test_by_hand(self):
     # Student (1/2, 1/4, 1/4), teacher (0, 1/2, 1/2); the second was sampled.
-    statistics = unembedding.from_logits(
+    statistics = fused_statistics.from_logits(
       jnp.log(jnp.array([[0.5, 0.25, 0.25]])) + 3.0,
       jnp.array([[-jnp.inf, 2.0, 2.0]]),
       jnp.array([1]),
@@ -662,7 +664,7 @@ class TestFromLogits:
     teacher_logits = jnp.log(jnp.array([[0.25, 0.75, 0.0]]))
 
     def total(logits, names=FIELDS):
-      statistics = unembedding.from_logits(
+      statistics = fused_statistics.from_logits(
         logits, teacher_logits, jnp.array([0])
       )
       return sum(jnp.sum(getattr(statistics, name)) for name in names)
@@ -677,13 +679,13 @@ class TestFromLogits:
     np.testing.assert_array_equal(gradient[0, 2], 0.0)
 
   def test_a_word_that_only_the_student_excludes_costs_infinitely(self):
-    statistics = unembedding.from_logits(
+    statistics = fused_statistics.from_logits(
       jnp.array([[0.0, -jnp.inf]]), jnp.zeros((1, 2)), jnp.array([0])
     )
     np.testing.assert_array_equal(statistics.costs, jnp.inf)
 
   def test_a_broken_teacher_is_not_hidden(self):
-    statistics = unembedding.from_logits(
+    statistics = fused_statistics.from_logits(
       jnp.zeros((1, 2)), jnp.full((1, 2), jnp.nan), jnp.array([0])
     )
     assert np.all(np.isnan(statistics.costs))
@@ -706,13 +708,15 @@ class TestMemory:
 
   @staticmethod
   def statistics_loss(*arguments, chunk_size):
-    statistics = unembedding.token_statistics(*arguments, chunk_size=chunk_size)
+    statistics = fused_statistics.token_statistics(
+      *arguments, chunk_size=chunk_size
+    )
     return jnp.sum(statistics.costs + statistics.log_probs)
 
   @staticmethod
   def log_probs_loss(*arguments, chunk_size):
     return jnp.sum(
-      unembedding.token_log_probs(*arguments, chunk_size=chunk_size)[0]
+      fused_statistics.token_log_probs(*arguments, chunk_size=chunk_size)[0]
     )
 
   @pytest.mark.parametrize(

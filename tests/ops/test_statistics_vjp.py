@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from distil_jax.ops import tiles, unembedding
+from distil_jax.ops import fused_statistics, statistics_vjp
 from distil_jax.ops.divergences import Divergence
 from tests import formulas
 
@@ -95,9 +95,9 @@ def by_tiles(student, teacher, ids, divergence, pulls, dtype=jnp.float32):
   """Statistics, and slopes for each set of cotangents."""
   student, teacher = (jnp.asarray(x, dtype) for x in (student, teacher))
   tile = (student, teacher, jnp.asarray(ids), divergence)
-  found, residuals = tiles.read(*tile)
+  found, residuals = statistics_vjp.read(*tile)
   slopes = [
-    tiles.pull(
+    statistics_vjp.pull(
       *tile,
       residuals,
       **{name: jnp.asarray(x, dtype) for name, x in pull.items()},
@@ -112,7 +112,7 @@ def by_autodiff(student, teacher, ids, divergence, pulls):
   """The same by `from_logits`, in float64."""
   student, teacher = (jnp.asarray(x, jnp.float64) for x in (student, teacher))
   found, pull_back = jax.vjp(
-    lambda x: unembedding.from_logits(x, teacher, ids, divergence), student
+    lambda x: fused_statistics.from_logits(x, teacher, ids, divergence), student
   )
   nothing = jax.tree.map(jnp.zeros_like, found)
   slopes = [
@@ -488,8 +488,10 @@ class TestAlone:
     logits[0, (ids[0] + 1) % VOCAB_SIZE] = -np.inf
 
     def by_hand(logits, pull):
-      found, residuals = tiles.read_own(logits, jnp.asarray(ids))
-      slopes = tiles.pull_own(logits, jnp.asarray(ids), residuals, **pull)
+      found, residuals = statistics_vjp.read_own(logits, jnp.asarray(ids))
+      slopes = statistics_vjp.pull_own(
+        logits, jnp.asarray(ids), residuals, **pull
+      )
       return jax.tree.map(np.asarray, (found, slopes))
 
     def dense(logits):
@@ -525,7 +527,9 @@ def test_a_word_outside_the_vocabulary_is_not_hidden():
   ids = np.array([-1, 0, VOCAB_SIZE - 1, VOCAB_SIZE, 10**6])
   outside = [True, False, False, True, True]
   found, _ = by_tiles(student, teacher, ids, Divergence(), ())
-  own, entropies = tiles.read_own(jnp.asarray(student), jnp.asarray(ids))[0]
+  own, entropies = statistics_vjp.read_own(
+    jnp.asarray(student), jnp.asarray(ids)
+  )[0]
   for log_probs in (found["log_probs"], found["teacher_log_probs"], own):
     np.testing.assert_array_equal(np.isnan(log_probs), outside)
   for finite in ("costs", "entropies", "cross_entropies", "teacher_entropies"):
@@ -538,9 +542,11 @@ def test_a_word_that_is_not_there_pulls_on_nothing(token):
   logits, ids = jnp.array([[0.3, -1.0, 2.0]]), jnp.array([token])
   own = {"log_probs": jnp.ones(1), "entropies": jnp.zeros(1)}
   pulls = {"costs": jnp.zeros(1), **own}
-  _, residuals = tiles.read(logits, logits, ids, Divergence())
-  slopes = tiles.pull(logits, logits, ids, Divergence(), residuals, **pulls)
+  _, residuals = statistics_vjp.read(logits, logits, ids, Divergence())
+  slopes = statistics_vjp.pull(
+    logits, logits, ids, Divergence(), residuals, **pulls
+  )
   np.testing.assert_array_equal(slopes, 0.0)
-  _, residuals = tiles.read_own(logits, ids)
-  slopes = tiles.pull_own(logits, ids, residuals, **own)
+  _, residuals = statistics_vjp.read_own(logits, ids)
+  slopes = statistics_vjp.pull_own(logits, ids, residuals, **own)
   np.testing.assert_array_equal(slopes, 0.0)

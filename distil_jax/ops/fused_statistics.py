@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from distil_jax.ops import chunks, divergences, tiles
-from distil_jax.ops.chunks import Layout, Reader
+from distil_jax.ops import divergences, fused_linear, statistics_vjp
 from distil_jax.ops.divergences import Divergence, Kind, TopKFn
+from distil_jax.ops.fused_linear import Layout, Reader
 
 ListKind = Literal["samples", "top_k"]
 
@@ -122,7 +122,7 @@ class Source(NamedTuple):
     layout: Layout = Layout(),  # noqa: B008 (frozen)
   ) -> Any:
     """`TokenStatistics` or `OwnStatistics`, see `chunks.statistics`."""
-    return chunks.statistics(*self, size=chunk_size, layout=layout)
+    return fused_linear.statistics(*self, size=chunk_size, layout=layout)
 
   def minimise(
     self,
@@ -141,7 +141,7 @@ class Source(NamedTuple):
       carry: before the last chunk.
       chunk_size, layout: as for `token_statistics`.
     """
-    return chunks.minimise(
+    return fused_linear.minimise(
       self.reader,
       loss,
       *self[1:],
@@ -231,7 +231,9 @@ def listed(
     log_probs = jnp.where(counts, log_probs, 0.0)
   rows = (_checked(hidden, token_ids), (ids, log_probs))
   read = functools.partial(_read_listed, kind=kind, tail=tail)
-  return Source(chunks.differentiated(read), hidden, unembedding, None, rows)
+  return Source(
+    fused_linear.differentiated(read), hidden, unembedding, None, rows
+  )
 
 
 def alone(
@@ -361,9 +363,11 @@ def from_logits(
       divergences.forward_cross_entropy(student, teacher)
     ),
     teacher_entropies=divergences.entropy(teacher),
-    log_probs=tiles.pick(log_softmax, token_ids),
+    log_probs=statistics_vjp.pick(log_softmax, token_ids),
     entropies=divergences.entropy(log_softmax),
-    teacher_log_probs=tiles.pick(jax.nn.log_softmax(teacher_logits), token_ids),
+    teacher_log_probs=statistics_vjp.pick(
+      jax.nn.log_softmax(teacher_logits), token_ids
+    ),
   )
 
 
@@ -396,13 +400,15 @@ def _teachers_logits(unembeddings, rows):
     # What a weight of 0 does not undo is NaN.
     counts = rows["told"].astype(bool)[..., None]
     states = tuple(jnp.where(counts, x, 0) for x in states)
-  of_teacher = map(chunks.logits, states, unembeddings)
+  of_teacher = map(fused_linear.logits, states, unembeddings)
   return functools.reduce(jnp.add, of_teacher), rows["ids"]
 
 
 def _read_compared(divergence: Divergence, top_k_fn, logits, tile):
   of_teacher, ids = tile
-  found, residuals = tiles.read(logits, of_teacher, ids, divergence, top_k_fn)
+  found, residuals = statistics_vjp.read(
+    logits, of_teacher, ids, divergence, top_k_fn
+  )
   constants = ("cross_entropies", "teacher_entropies", "teacher_log_probs")
   found |= {name: jax.lax.stop_gradient(found[name]) for name in constants}
   return TokenStatistics(**found), residuals
@@ -412,7 +418,7 @@ def _pull_compared(
   divergence: Divergence, logits, tile, residuals, slopes: TokenStatistics
 ):
   of_teacher, ids = tile
-  return tiles.pull(
+  return statistics_vjp.pull(
     logits,
     of_teacher,
     ids,
@@ -425,12 +431,12 @@ def _pull_compared(
 
 
 def _read_own(logits, ids):
-  found, residuals = tiles.read_own(logits, ids)
+  found, residuals = statistics_vjp.read_own(logits, ids)
   return OwnStatistics(*found), residuals
 
 
 def _pull_own(logits, ids, residuals, slopes: OwnStatistics):
-  return tiles.pull_own(logits, ids, residuals, **slopes._asdict())
+  return statistics_vjp.pull_own(logits, ids, residuals, **slopes._asdict())
 
 
 def _read_listed(logits, tile, *, kind: ListKind, tail: bool):
@@ -445,7 +451,7 @@ def _read_listed(logits, tile, *, kind: ListKind, tail: bool):
     costs=costs,
     cross_entropies=jax.lax.stop_gradient(costs),
     teacher_entropies=jax.lax.stop_gradient(entropies),
-    log_probs=tiles.pick(log_softmax, ids),
+    log_probs=statistics_vjp.pick(log_softmax, ids),
     entropies=divergences.entropy(log_softmax),
     teacher_log_probs=jnp.zeros_like(costs),
   )

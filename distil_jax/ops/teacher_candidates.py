@@ -7,9 +7,9 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from distil_jax.ops import chunks, sampling
+from distil_jax.ops import fused_linear, sampling
 from distil_jax.ops.divergences import TopKFn
-from distil_jax.ops.unembedding import Expert
+from distil_jax.ops.fused_statistics import Expert
 
 
 def samples(
@@ -17,7 +17,7 @@ def samples(
   uniforms: jax.Array,
   *,
   chunk_size: int | None = None,
-  layout: chunks.Layout = chunks.Layout(),  # noqa: B008 (frozen)
+  layout: fused_linear.Layout = fused_linear.Layout(),  # noqa: B008 (frozen)
 ) -> tuple[jax.Array, jax.Array]:
   """C independent draws from each distribution; a token may come twice.
 
@@ -46,7 +46,7 @@ def most_probable(
   *,
   size: int,
   chunk_size: int | None = None,
-  layout: chunks.Layout = chunks.Layout(),  # noqa: B008 (frozen)
+  layout: fused_linear.Layout = fused_linear.Layout(),  # noqa: B008 (frozen)
   top_k_fn: TopKFn = jax.lax.top_k,
 ) -> tuple[jax.Array, jax.Array]:
   """The C most probable tokens of each distribution.
@@ -87,7 +87,7 @@ def _chosen(choose, teacher: Expert, rows, chunk_size, layout):
 
   def prepare(others, both):
     states, rows = both
-    return tuple(map(chunks.logits, states, others)), rows
+    return tuple(map(fused_linear.logits, states, others)), rows
 
   def read(logits, tile):
     more, rows = tile
@@ -95,8 +95,8 @@ def _chosen(choose, teacher: Expert, rows, chunk_size, layout):
 
   teacher = jax.lax.stop_gradient(teacher)
   first, *others = zip(teacher.hidden, teacher.unembedding, strict=True)
-  return chunks.statistics(
-    chunks.Reader(read, prepare=prepare),
+  return fused_linear.statistics(
+    fused_linear.Reader(read, prepare=prepare),
     *first,
     tuple(unembedding for _, unembedding in others),
     (tuple(hidden for hidden, _ in others), rows),

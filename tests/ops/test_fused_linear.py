@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from distil_jax import objectives
-from distil_jax.ops import chunks, credit, masking, unembedding
+from distil_jax.ops import credit, fused_linear, fused_statistics, masking
 from distil_jax.ops.divergences import Divergence
 
 SIZE, LENGTH, WIDTH, VOCAB_SIZE = 6, 7, 16, 11
@@ -58,18 +58,18 @@ def sources(student, matrix, teacher, teacher_matrix, ids):
   lists = np.random.default_rng(3)
   candidates = lists.integers(0, VOCAB_SIZE, (SIZE, LENGTH, 3))
   log_probs = lists.normal(-2, 1, (SIZE, LENGTH, 3)).astype(np.float32)
-  expert = unembedding.Expert((teacher,), (teacher_matrix,))
+  expert = fused_statistics.Expert((teacher,), (teacher_matrix,))
   return {
-    "compared": unembedding.compared(
+    "compared": fused_statistics.compared(
       student, matrix, expert, ids, DIVERGENCE, MASK
     ),
-    "listed": unembedding.listed(
+    "listed": fused_statistics.listed(
       student,
       matrix,
-      unembedding.Lists(candidates, log_probs, "top_k"),
+      fused_statistics.Lists(candidates, log_probs, "top_k"),
       ids,
     ),
-    "alone": unembedding.alone(student, matrix, ids),
+    "alone": fused_statistics.alone(student, matrix, ids),
   }
 
 
@@ -86,7 +86,7 @@ def dense_sources(student, matrix, teacher, teacher_matrix, ids):
     "log_probs": jnp.take_along_axis(own, ids[..., None], -1)[..., 0],
     "entropies": -jnp.sum(jnp.exp(own) * own, -1),
   }
-  compared = unembedding.from_logits(
+  compared = fused_statistics.from_logits(
     logits, (teacher * MASK[..., None]) @ teacher_matrix, ids, DIVERGENCE
   )
   return {
@@ -169,7 +169,7 @@ class TestAgainstAutodiff:
     self, chunk_size, block, monkeypatch
   ):
     if block is not None:
-      monkeypatch.setattr(chunks, "_BLOCK", block)
+      monkeypatch.setattr(fused_linear, "_BLOCK", block)
     rows = {"weights": WEIGHTS, "mask": MASK}
 
     @jax.jit
@@ -233,7 +233,7 @@ class TestAgainstAutodiff:
     @jax.jit
     def run(student, matrix):
       def chunked(student, matrix):
-        statistics = unembedding.token_statistics(
+        statistics = fused_statistics.token_statistics(
           student,
           matrix,
           jnp.where(mask[:, None], teacher, jnp.nan),
@@ -246,7 +246,7 @@ class TestAgainstAutodiff:
         return jnp.sum(token_losses(as_dict(statistics), weights)), statistics
 
       def dense(student, matrix):
-        statistics = unembedding.from_logits(
+        statistics = fused_statistics.from_logits(
           student @ matrix,
           (teacher * mask[:, None]) @ teacher_matrix,
           ids,
@@ -307,11 +307,11 @@ def run_credited(arrays, costs, chunk_size, **settings):
   """Value, reports and gradients in the student's arguments, by `minimise`."""
   divergence, distil_settings = COSTS[costs]
   student, matrix, teacher, teacher_matrix, ids = arrays
-  expert = unembedding.Expert((teacher,), (teacher_matrix,))
+  expert = fused_statistics.Expert((teacher,), (teacher_matrix,))
   rows = {"mask": jnp.asarray(MASK), "weights": token_mean()}
 
   def value(student, matrix):
-    source = unembedding.compared(
+    source = fused_statistics.compared(
       student, matrix, expert, ids, divergence, MASK
     )
     carry = credit.nothing_later(SIZE, student.dtype)
@@ -410,7 +410,7 @@ class TestCredit:
       return 0 * statistics.log_probs, (carry + 1, reports)
 
     time = np.broadcast_to(np.arange(LENGTH), (SIZE, LENGTH))
-    _, reports = unembedding.alone(student, matrix, ids).minimise(
+    _, reports = fused_statistics.alone(student, matrix, ids).minimise(
       loss, {"time": time}, 0, chunk_size=2
     )
     np.testing.assert_array_equal(reports["time"], time)
@@ -489,8 +489,10 @@ def masked_loss(carry, statistics, rows):
 def minimised(
   student, matrix, teacher, teacher_matrix, ids, mask=MASK, **settings
 ):
-  expert = unembedding.Expert((teacher,), (teacher_matrix,))
-  source = unembedding.compared(student, matrix, expert, ids, DIVERGENCE, mask)
+  expert = fused_statistics.Expert((teacher,), (teacher_matrix,))
+  source = fused_statistics.compared(
+    student, matrix, expert, ids, DIVERGENCE, mask
+  )
   return source.minimise(
     masked_loss,
     {"mask": jnp.asarray(mask)},
@@ -542,7 +544,7 @@ class TestWhatGradientsSee:
       return jnp.sum(reports["costs"])
 
     def weighed(weights):
-      source = unembedding.alone(student, matrix, ids)
+      source = fused_statistics.alone(student, matrix, ids)
       return source.minimise(
         lambda carry, found, rows: (rows * found.log_probs, (carry, ())),
         weights,
@@ -570,7 +572,7 @@ class TestWhatGradientsSee:
   def test_nothing_at_all(self, size, length):
     def value(hidden, matrix):
       ids = jnp.zeros((size, length), int)
-      found = unembedding.alone(hidden, matrix, ids)
+      found = fused_statistics.alone(hidden, matrix, ids)
       total, _ = found.minimise(
         lambda carry, found, rows: (rows * found.log_probs, (carry, ())),
         jnp.zeros((size, length)),
@@ -600,7 +602,7 @@ class TestPrecision:
     matrix = jnp.zeros((1, 2), dtype)
 
     def source(hidden, matrix):
-      return unembedding.alone(hidden, matrix, np.zeros((1, length), int))
+      return fused_statistics.alone(hidden, matrix, np.zeros((1, length), int))
 
     @jax.jit
     def run(hidden, matrix):
@@ -678,7 +680,7 @@ class TestLayout:
         return value, reports
 
       def by_statistics(student, matrix):
-        found = unembedding.token_statistics(
+        found = fused_statistics.token_statistics(
           student,
           matrix,
           *arrays[2:],
@@ -689,7 +691,9 @@ class TestLayout:
         )
         return jnp.sum(WEIGHTS[0] * found.costs), found
 
-      where = {"layout": chunks.Layout(num_shards=num_shards, place=place)}
+      where = {
+        "layout": fused_linear.Layout(num_shards=num_shards, place=place)
+      }
       return [
         jax.value_and_grad(value, (0, 1), has_aux=True)(*arrays[:2])
         for value in (by_minimise, by_statistics)
@@ -716,12 +720,14 @@ class TestLayout:
         "tbd,tbv->dv", hidden[:, rows], slopes[:, rows]
       )
     with jax.enable_x64(True):
-      add = jax.make_jaxpr(chunks._add_outer)(sums, hidden, slopes)
+      add = jax.make_jaxpr(fused_linear._add_outer)(sums, hidden, slopes)
       # One product serves where rows are many; otherwise blocks do.
       is_one = num_parts == 1
       assert any(is_product(x) for x in add.eqns) == is_one
       assert sum(map(is_product, equations(add))) == 1
-      actual = chunks._add_outer(*map(jnp.asarray, (sums, hidden, slopes)))
+      actual = fused_linear._add_outer(
+        *map(jnp.asarray, (sums, hidden, slopes))
+      )
     assert_close(actual, expected)
 
 
@@ -748,10 +754,10 @@ class TestMicroBatches:
         )
         return losses, (carry, {})
 
-      source = unembedding.compared(
+      source = fused_statistics.compared(
         jnp.tanh(inputs @ params["layer"]),
         params["matrix"],
-        unembedding.Expert((teacher,), (teacher_matrix,)),
+        fused_statistics.Expert((teacher,), (teacher_matrix,)),
         ids,
         DIVERGENCE,
         mask,
@@ -762,7 +768,7 @@ class TestMicroBatches:
     def dense_loss(params):
       inputs, teacher, ids, mask, advantages = map(jnp.asarray, data)
       logits = jnp.tanh(inputs @ params["layer"]) @ params["matrix"]
-      statistics = unembedding.from_logits(
+      statistics = fused_statistics.from_logits(
         logits,
         (teacher * mask[..., None]) @ teacher_matrix,
         ids,
@@ -838,12 +844,12 @@ class TestProducts:
   def source(self, hidden, matrix, *, is_alone):
     ids = jnp.zeros((self.SIZE, self.LENGTH), int)
     if is_alone:
-      return unembedding.alone(hidden, matrix, ids)
-    expert = unembedding.Expert(
+      return fused_statistics.alone(hidden, matrix, ids)
+    expert = fused_statistics.Expert(
       (jnp.ones((self.SIZE, self.LENGTH, 5)),),
       (jnp.ones((5, self.VOCAB_SIZE)),),
     )
-    return unembedding.compared(hidden, matrix, expert, ids, DIVERGENCE)
+    return fused_statistics.compared(hidden, matrix, expert, ids, DIVERGENCE)
 
   def minimised(self, hidden, matrix, *, is_alone=False):
     return self.source(hidden, matrix, is_alone=is_alone).minimise(
@@ -873,7 +879,7 @@ class TestProducts:
 
   def test_blocks_make_no_more_of_them(self, monkeypatch):
     # Two columns of the eight that a chunk has.
-    monkeypatch.setattr(chunks, "_BLOCK", 2 * self.SIZE * self.VOCAB_SIZE)
+    monkeypatch.setattr(fused_linear, "_BLOCK", 2 * self.SIZE * self.VOCAB_SIZE)
     both = jax.value_and_grad(self.minimised, (0, 1))
     assert self.per_loop(both) == [4]
 
@@ -908,7 +914,7 @@ class TestMemory:
 def test_columns_that_are_not_there_have_no_loss(chunk_size):
   # Nothing but the loss itself could mask them here.
   def total(hidden):
-    source = unembedding.alone(
+    source = fused_statistics.alone(
       hidden, jnp.zeros((2, 4)), jnp.zeros((1, 7), int)
     )
     return source.minimise(
@@ -927,7 +933,7 @@ def test_columns_that_are_not_there_have_no_loss(chunk_size):
 @pytest.mark.parametrize("chunk_size", [3, None])
 def test_rows_of_another_length_are_refused(length, chunk_size):
   ids = jnp.zeros((2, 6), int)
-  source = unembedding.alone(jnp.zeros((2, 6, 3)), jnp.zeros((3, 5)), ids)
+  source = fused_statistics.alone(jnp.zeros((2, 6, 3)), jnp.zeros((3, 5)), ids)
   with pytest.raises(AssertionError):
     source.minimise(
       lambda carry, found, rows: (rows * found.log_probs, (carry, ())),
@@ -939,25 +945,27 @@ def test_rows_of_another_length_are_refused(length, chunk_size):
 def test_what_is_not_a_teacher_is_refused():
   hidden, matrix = jnp.zeros((2, 3, 4)), jnp.zeros((4, 7))
   ids = jnp.zeros((2, 3), int)
-  run = functools.partial(unembedding.token_statistics, hidden, matrix)
+  run = functools.partial(fused_statistics.token_statistics, hidden, matrix)
   with pytest.raises(AssertionError):  # V of 1 would broadcast
     run(hidden, jnp.zeros((4, 1)), ids)
   with pytest.raises(AssertionError):
-    unembedding.token_statistics(hidden[0], matrix, hidden, matrix, ids[0])
+    fused_statistics.token_statistics(hidden[0], matrix, hidden, matrix, ids[0])
   with pytest.raises(AssertionError):
     run(hidden, matrix, ids + 0.5)
   with pytest.raises(ValueError, match=r"pass Divergence\('sdpo', weight"):
     run(hidden, matrix, ids, divergence="sdpo")
   with pytest.raises(ValueError, match="a whole number"):
     run(hidden, matrix, ids, chunk_size=2.0)
-  expert = unembedding.Expert((hidden, hidden), (matrix,))
+  expert = fused_statistics.Expert((hidden, hidden), (matrix,))
   with pytest.raises(ValueError, match="2 hidden states and 1 unembeddings"):
-    unembedding.compared(hidden, matrix, expert, ids, Divergence())
+    fused_statistics.compared(hidden, matrix, expert, ids, Divergence())
 
 
 def test_narrow_ids_are_widened():
   logits = np.random.default_rng(0).normal(size=(1, 3, 256)).astype("f4")
   ids = np.array([[0, 200, 255]], np.uint8)
-  found = unembedding.token_log_probs(jnp.asarray(logits), jnp.eye(256), ids)
+  found = fused_statistics.token_log_probs(
+    jnp.asarray(logits), jnp.eye(256), ids
+  )
   expected = jax.nn.log_softmax(jnp.asarray(logits))[0, np.arange(3), ids[0]]
   np.testing.assert_allclose(found.log_probs[0], expected, rtol=1e-5)

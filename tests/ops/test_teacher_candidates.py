@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distil_jax.ops import candidates, sampling
-from distil_jax.ops.unembedding import Expert
+from distil_jax.ops import sampling, teacher_candidates
+from distil_jax.ops.fused_statistics import Expert
 
 RNG = np.random.default_rng(0)
 LENGTH, VOCAB_SIZE = 5, 11
@@ -21,7 +21,7 @@ def test_most_probable():
   log_softmax = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
   order = np.argsort(-log_softmax, -1)[..., :3]
   for chunk_size in CHUNK_SIZES:
-    ids, log_probs = candidates.most_probable(
+    ids, log_probs = teacher_candidates.most_probable(
       TEACHER, size=3, chunk_size=chunk_size
     )
     np.testing.assert_array_equal(ids, order)
@@ -33,8 +33,10 @@ def test_most_probable():
 def test_logits_of_several_are_summed():
   halves = Expert((HIDDEN / 2, HIDDEN / 2), (MATRIX, MATRIX))
   for chunk_size in CHUNK_SIZES:
-    actual = candidates.most_probable(halves, size=3, chunk_size=chunk_size)
-    whole = candidates.most_probable(TEACHER, size=3)
+    actual = teacher_candidates.most_probable(
+      halves, size=3, chunk_size=chunk_size
+    )
+    whole = teacher_candidates.most_probable(TEACHER, size=3)
     np.testing.assert_array_equal(actual[0], whole[0])
     np.testing.assert_allclose(actual[1], whole[1], rtol=1e-6)
 
@@ -46,7 +48,7 @@ def test_samples():
     [sampling.sample(logits, uniforms[..., c]) for c in range(3)], axis=-1
   )
   for chunk_size in CHUNK_SIZES:
-    ids, log_probs = candidates.samples(
+    ids, log_probs = teacher_candidates.samples(
       TEACHER, uniforms, chunk_size=chunk_size
     )
     np.testing.assert_array_equal(ids, expected)
@@ -54,12 +56,12 @@ def test_samples():
 
 
 def test_a_list_has_one_to_all_tokens():
-  ids, _ = candidates.most_probable(TEACHER, size=VOCAB_SIZE)
+  ids, _ = teacher_candidates.most_probable(TEACHER, size=VOCAB_SIZE)
   np.testing.assert_array_equal(np.sort(ids, -1)[0, 0], np.arange(VOCAB_SIZE))
   with pytest.raises(ValueError, match=r"a list of 12 tokens .* has 11"):
-    candidates.most_probable(TEACHER, size=VOCAB_SIZE + 1)
+    teacher_candidates.most_probable(TEACHER, size=VOCAB_SIZE + 1)
   with pytest.raises(ValueError, match="a list of 0 tokens"):
-    candidates.most_probable(TEACHER, size=0)
+    teacher_candidates.most_probable(TEACHER, size=0)
 
 
 @pytest.mark.parametrize("access", ["most_probable", "samples"])
@@ -72,8 +74,12 @@ def test_no_logits_of_all_tokens(access):
   def ask(hidden, matrix, chunk_size):
     teacher = Expert((hidden,), (matrix,))
     if access == "samples":
-      return candidates.samples(teacher, uniforms, chunk_size=chunk_size)
-    return candidates.most_probable(teacher, size=2, chunk_size=chunk_size)
+      return teacher_candidates.samples(
+        teacher, uniforms, chunk_size=chunk_size
+      )
+    return teacher_candidates.most_probable(
+      teacher, size=2, chunk_size=chunk_size
+    )
 
   def temporaries(chunk_size):
     run = jax.jit(ask, static_argnums=2).lower(hidden, matrix, chunk_size)
