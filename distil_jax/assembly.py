@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import optax
 
-from distil_jax import inspection, teaching, update
 from distil_jax.actor import Actor
 from distil_jax.config import (
   Config,
@@ -38,6 +37,8 @@ from distil_jax.models import attention, decoder, hf_weights, sharding
 from distil_jax.models import config as models_config
 from distil_jax.objectives import build
 from distil_jax.tooling import Tooling
+from distil_jax.training import batch_builder, teacher_probe
+from distil_jax.training import train_step as training_train_step
 from distil_jax.types import Problem
 
 # Texts that a new tokenizer is trained on, at the most.
@@ -296,14 +297,14 @@ def with_critic(
   )
 
 
-def teacher_settings(config: Config) -> teaching.TeacherSettings | None:
+def teacher_settings(config: Config) -> batch_builder.TeacherSettings | None:
   """What stands in the teacher's prompt; None where no teacher is asked."""
   if not needs_teacher(config.objective):
     return None
   settings = config.teacher.model_dump(
-    include={f.name for f in dataclasses.fields(teaching.TeacherSettings)}
+    include={f.name for f in dataclasses.fields(batch_builder.TeacherSettings)}
   )
-  return teaching.TeacherSettings(
+  return batch_builder.TeacherSettings(
     num_sharing=_num_sharing(config),
     max_prefix_length=config.rollout.max_prompt_length,
     **settings,
@@ -333,7 +334,7 @@ def optimizer(
     exclude={"micro_batch_size", "mini_batch_size"}
   )
   mini_batch_size = config.optimizer.mini_batch_size or config.num_sequences
-  return update.make_optimizer(
+  return training_train_step.make_optimizer(
     **settings,
     num_steps=config.train.num_steps,
     updates_per_step=config.num_sequences // mini_batch_size,
@@ -345,7 +346,7 @@ def inspector(
   policy: Policy,
   judges: judge_pool.Judges,
   mesh: jax.sharding.Mesh,
-) -> inspection.Inspector | None:
+) -> teacher_probe.Inspector | None:
   """Looks at a guarded teacher; None without a guard."""
   if config.teacher.guard is None:
     return None
@@ -361,7 +362,7 @@ def inspector(
     max_prompt_length=config.teacher.max_prompt_length,
     **settings,
   )
-  return inspection.Inspector(
+  return teacher_probe.Inspector(
     actor=actor,
     policy=policy,
     judges=judges,
@@ -375,9 +376,9 @@ def init_state(
   config: Config,
   params: decoder.Params,
   optimizer: optax.GradientTransformation,
-) -> update.TrainState:
+) -> training_train_step.TrainState:
   guard = config.teacher.guard
-  return update.init_state(
+  return training_train_step.init_state(
     params,
     optimizer=optimizer,
     keeps_teacher=build.keeps_teacher(config.objective, config.teacher),

@@ -11,13 +11,14 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distil_jax import bookkeeping, config, critiques, learner, teaching
+from distil_jax import config, critiques
 from distil_jax.actor import Actor
 from distil_jax.envs.judge_pool import Judges
 from distil_jax.envs.self_evaluation import SelfEvaluation
 from distil_jax.generation import engine
 from distil_jax.generation import policy as policies
 from distil_jax.models import sharding
+from distil_jax.training import batch_builder, run_checks, trainer
 from distil_jax.types import Problem, Status, Verdict
 from tests import networks
 
@@ -225,7 +226,7 @@ def test_the_metrics_are_shares_and_a_length(experience):
     "cut_off": 6,
     "tokens": 40,
   }
-  found = bookkeeping.critique_metrics(
+  found = run_checks.critique_metrics(
     dataclasses.replace(experience, critiques=counts)
   )
   assert found == {
@@ -237,7 +238,7 @@ def test_the_metrics_are_shares_and_a_length(experience):
     "critique/length": 5.0,
   }
   none = dataclasses.replace(experience, critiques=None)
-  assert bookkeeping.critique_metrics(none) == {}
+  assert run_checks.critique_metrics(none) == {}
 
 
 def fit(tokenizer, completion, limit):
@@ -306,13 +307,13 @@ def test_a_critique_is_what_the_policy_says_to_the_prompt(critic_of, policy):
 
 
 def test_the_teacher_reads_the_critique(experience, policy):
-  settings = teaching.TeacherSettings(
+  settings = batch_builder.TeacherSettings(
     solution="none",
     feedback="always",
     success_threshold=1.0,
     max_prompt_length=200,
   )
-  lesson = teaching.from_experience(experience, policy.tokenizer, settings)
+  lesson = batch_builder.from_experience(experience, policy.tokenizer, settings)
   count = 0
   for verdict, prompt in zip(
     experience.verdicts, lesson.teacher_prompts, strict=True
@@ -351,7 +352,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_a_policy_that_rewards_itself_goes_through_all_stations(folder, capsys):
-  made = learner.Learner(config.load("own.yaml"))
+  made = trainer.Learner(config.load("own.yaml"))
   # There is no other reward to evaluate by.
   assert isinstance(made.evaluation_actor, critiques.SelfCritic)
   made.train()
@@ -375,9 +376,9 @@ def test_what_does_not_go_together_is_refused():
   ):
     loaded = config.load("own.yaml", changes)
     with pytest.raises(ValueError, match=message):
-      learner.Learner(loaded)
+      trainer.Learner(loaded)
   loaded = config.load("own.yaml", ["environment.of={kind: math}"])
-  made = learner.Learner(loaded)
+  made = trainer.Learner(loaded)
   assert isinstance(made.actor, critiques.SelfCritic)
   # Evaluation needs no critique: nobody would read it.
   assert isinstance(made.evaluation_actor, Actor)

@@ -390,8 +390,8 @@ def _add_compare(commands) -> None:
 def _train(arguments: argparse.Namespace) -> int:
   config = configs.load(arguments.config, arguments.overrides)
   # Heavy imports wait until the command line is known to be right.
-  from distil_jax import bookkeeping, learner
   from distil_jax.io import reports
+  from distil_jax.training import run_checks, trainer
 
   pass
 
@@ -421,8 +421,10 @@ def _train(arguments: argparse.Namespace) -> int:
 
   pass
 
-  bookkeeping.check_same_command("train", config)
-  summary = learner.Learner(config).train()
+  pass
+
+  run_checks.check_same_command("train", config)
+  summary = trainer.Learner(config).train()
   if summary:
     print(reports.comparison_table(summary["before"], summary["after"]))
     print(f"\n{config.run_directory}: metrics, samples, plot, checkpoints")
@@ -433,9 +435,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
   config = configs.load(arguments.config, arguments.overrides)
   import jax
 
-  from distil_jax import bookkeeping, learner
   from distil_jax.io import reports
   from distil_jax.io.progress import Progress
+  from distil_jax.training import run_checks, trainer
 
   pass
   pass
@@ -479,8 +481,11 @@ def _evaluate(arguments: argparse.Namespace) -> int:
   pass
   pass
 
-  bookkeeping.check_same_command("evaluate", config)
-  judge = learner.Learner(config)
+  pass
+  pass
+
+  run_checks.check_same_command("evaluate", config)
+  judge = trainer.Learner(config)
   is_shown = jax.process_index() == 0
   progress = Progress(None, is_shown=is_shown)
   with jax.set_mesh(judge.mesh), progress:
@@ -497,6 +502,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 def _sandbox(arguments: argparse.Namespace) -> int:
   from distil_jax.envs import sandbox
   from distil_jax.envs.sandbox import serving
+
+  pass
 
   pass
 
@@ -574,6 +581,8 @@ def _compare(arguments: argparse.Namespace) -> int:
 
   pass
 
+  pass
+
   for option in ("report", "gradients"):
     if getattr(arguments, option) and (arguments.family or arguments.arm):
       raise configs.ConfigError(
@@ -618,15 +627,15 @@ def _export(arguments: argparse.Namespace) -> int:
 
   import jax
 
-  from distil_jax import bookkeeping, learner
+  from distil_jax.training import run_checks, trainer
 
   if "=" in arguments.directory:
     raise configs.ConfigError(
       f"DIRECTORY comes before the settings, got {arguments.directory!r}"
     )
   command = f"export to {arguments.directory}"
-  bookkeeping.check_same_command(command, config)
-  owner = learner.Learner(config)
+  run_checks.check_same_command(command, config)
+  owner = trainer.Learner(config)
   with jax.set_mesh(owner.mesh):
     step, params = owner.trained_params()
     dataclasses.replace(owner.policy, params=params).save(arguments.directory)
@@ -645,9 +654,14 @@ def _generate(arguments: argparse.Namespace) -> int:
 
   from distil_jax import assembly
   from distil_jax.cli import prompt_files
-  from distil_jax.io import checkpoints
   from distil_jax.io.progress import Progress
+  from distil_jax.training import checkpoints
   from distil_jax.types import StopReason
+
+  pass
+  pass
+  pass
+  pass
 
   pass
   pass
@@ -803,6 +817,9 @@ def _plan(arguments: argparse.Namespace) -> int:
   pass
   pass
 
+  pass
+  pass
+
   hardware = planning_hardware.hardware(arguments.topology)
   network = planner.network(config, arguments.num_params_from)
   with Progress(None) as progress:
@@ -851,6 +868,10 @@ def _existing_policy(
   from distil_jax.data import problems
   from distil_jax.generation.policy import resolve_directory
   from distil_jax.models import hf_weights
+
+  pass
+  pass
+  pass
 
   pass
   pass

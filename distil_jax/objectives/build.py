@@ -7,13 +7,14 @@ from typing import Any
 import optax
 from flax import nnx
 
-from distil_jax import config, objectives, update
+from distil_jax import config, objectives
 from distil_jax.objectives import losses
 from distil_jax.objectives import teacher as objectives_teacher
 from distil_jax.ops import advantages
 from distil_jax.ops.divergences import Divergence
+from distil_jax.training import train_step as training_train_step
+from distil_jax.training.train_step import Metrics, TrainState
 from distil_jax.types import Batch
-from distil_jax.update import Metrics, TrainState
 
 StepFn = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 GradientsFn = Callable[..., tuple[Any, Any, Metrics]]
@@ -64,7 +65,7 @@ def train_step(
   )
   is_ema = keeps_teacher(objective, teacher) and teacher.parameters == "ema"
   return functools.partial(
-    update.train_step,
+    training_train_step.train_step,
     method=_method(
       objective,
       teacher,
@@ -108,7 +109,7 @@ def gradients(
   micro_batch_size = micro_batch_size or num_sequences
   _check_divides("group_size", group_size, "num_sequences", num_sequences)
   return functools.partial(
-    update.gradients,
+    training_train_step.gradients,
     method=_method(
       objective,
       teacher,
@@ -131,11 +132,11 @@ def _method(
   is_cut: bool,
   splits_groups: bool,
   is_off_policy: bool,
-) -> update.Method:
+) -> training_train_step.Method:
   config.check_teacher(objective, teacher)
   network = {"graphdef": graphdef, "chunk_size": objective.chunk_size}
   if isinstance(objective, config.SFT):
-    return update.Method(
+    return training_train_step.Method(
       prepare_fn=functools.partial(
         losses.prepare, aggregation=objective.aggregation
       ),
@@ -143,7 +144,7 @@ def _method(
     )
   prepare_fn = _prepare_fn(objective, group_size)
   if isinstance(objective, config.GRPO):
-    return update.Method(
+    return training_train_step.Method(
       prepare_fn=prepare_fn,
       loss_fn=functools.partial(
         losses.policy_gradient_loss,
@@ -172,7 +173,7 @@ def _method(
     )
   elif settings is not None:
     score_fn = functools.partial(objectives.score_weights_before, **settings)
-  return update.Method(
+  return training_train_step.Method(
     prepare_fn=prepare_fn,
     loss_fn=functools.partial(
       losses.feedback_loss,

@@ -14,11 +14,11 @@ import numpy as np
 import optax
 from flax import nnx
 
-from distil_jax import update
 from distil_jax.generation import engine, sampler
 from distil_jax.models import decoder, decoding, sharding
 from distil_jax.ops import sampling
 from distil_jax.planning import memory
+from distil_jax.training import train_step
 from distil_jax.types import Batch
 
 
@@ -32,14 +32,14 @@ def params(shapes: decoder.Params, mesh: jax.sharding.Mesh) -> decoder.Params:
 
 
 def train_state(
-  init: Callable[[decoder.Params], update.TrainState],
+  init: Callable[[decoder.Params], train_step.TrainState],
   shapes: decoder.Params,
   mesh: jax.sharding.Mesh,
   optimizer: optax.GradientTransformation,
-) -> update.TrainState:
+) -> train_step.TrainState:
   """What one training step hands to the next; `init` makes the first."""
   state = jax.eval_shape(init, shapes)
-  return _placed(state, update.state_shardings(state, mesh, optimizer))
+  return _placed(state, train_step.state_shardings(state, mesh, optimizer))
 
 
 def batch(

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import distil_jax as dj
-from distil_jax.io import checkpoints
+from distil_jax.training import checkpoints
 from tests.commands import free_port, run, start
 
 CONFIG = """

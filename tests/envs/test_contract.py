@@ -7,8 +7,9 @@ import re
 import pytest
 import yaml
 
-from distil_jax import config, envs, learner
+from distil_jax import config, envs
 from distil_jax.envs import contract
+from distil_jax.training import trainer
 from distil_jax.types import Problem, Status, Verdict
 
 GUIDE = pathlib.Path(__file__).parents[2] / "docs/environments.md"
@@ -191,7 +192,7 @@ logging: {tensorboard: false}
   )
   loaded = config.load("own.yaml", ["environment.slack=0"])
   assert loaded.environment.settings == {"slack": 0}
-  summary = learner.Learner(loaded).train()
+  summary = trainer.Learner(loaded).train()
   assert summary["steps"] == 1
   metrics = json.loads(pathlib.Path("run/metrics.jsonl").read_text())
   assert metrics["verdict/wrong"] > 0

@@ -8,10 +8,11 @@ import numpy as np
 import optax
 import pytest
 
-from distil_jax import config, update
+from distil_jax import config
 from distil_jax.generation import engine, sampler
 from distil_jax.models import decoder, sharding
 from distil_jax.objectives import build
+from distil_jax.training import train_step
 from tests import networks
 
 GROUP_SIZE, LENGTH = 2, 6
@@ -174,10 +175,10 @@ def whole_step(network, mesh):
     micro_batch_size=MICRO_BATCH_SIZE,
   )
   init = functools.partial(
-    update.init_state, optimizer=optimizer, keeps_teacher=True, seed=0
+    train_step.init_state, optimizer=optimizer, keeps_teacher=True, seed=0
   )
   with jax.set_mesh(mesh):
-    places = update.state_shardings(
+    places = train_step.state_shardings(
       jax.eval_shape(init, network.params), mesh, optimizer
     )
     state = jax.jit(init, out_shardings=places)(network.params)

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from distil_jax import config, objectives, update
+from distil_jax import config, objectives
 from distil_jax.generation import sampler
 from distil_jax.models import decoder
 from distil_jax.objectives import build, scoring
+from distil_jax.training import train_step
 from distil_jax.types import Batch
 from tests import networks
 
@@ -72,7 +73,7 @@ def compile_step(network, batch, chunk_size):
   )
   state = jax.eval_shape(
     functools.partial(
-      update.init_state, optimizer=optimizer, keeps_teacher=True, seed=0
+      train_step.init_state, optimizer=optimizer, keeps_teacher=True, seed=0
     ),
     network.params,
   )

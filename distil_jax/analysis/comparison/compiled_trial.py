@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from distil_jax import config as configs
-from distil_jax import guard, update
 from distil_jax.analysis.comparison import tasks
 from distil_jax.generation import sampler
 from distil_jax.models import config, decoder
 from distil_jax.objectives import build, scoring
 from distil_jax.ops import fused_statistics, masking
+from distil_jax.training import teacher_guard, train_step
 from distil_jax.types import Batch, Rollout
 
 # Folded into a trial's key: training, and held-out problems, share no noise.
@@ -61,9 +61,9 @@ class Setting:
 
 def init_state(
   setting: Setting, params: decoder.Params, seed: int
-) -> update.TrainState:
+) -> train_step.TrainState:
   """State before the first step."""
-  return update.init_state(
+  return train_step.init_state(
     jax.tree.map(jnp.copy, params),
     optimizer=_optimizer(setting, 1.0),
     keeps_teacher=build.keeps_teacher(setting.objective, setting.teacher),
@@ -76,12 +76,12 @@ def init_state(
   jax.jit, static_argnames=("setting", "num_steps"), donate_argnames="state"
 )
 def train(
-  state: update.TrainState,
+  state: train_step.TrainState,
   learning_rate: jax.Array,
   *,
   setting: Setting,
   num_steps: int,
-) -> tuple[update.TrainState, update.Metrics]:
+) -> tuple[train_step.TrainState, train_step.Metrics]:
   """Some steps: problems, rollouts, verdicts, teacher prompts, updates.
 
   Args:
@@ -327,8 +327,8 @@ def _held_out(params, key, setting, num_problems, num_samples):
 
 
 def _guarded(
-  state: update.TrainState, key: jax.Array, setting: Setting
-) -> update.TrainState:
+  state: train_step.TrainState, key: jax.Array, setting: Setting
+) -> train_step.TrainState:
   """The state after a look at its teacher, where one is due."""
   settings = setting.guard
   assert settings is not None
@@ -340,7 +340,7 @@ def _guarded(
       setting=setting,
       num_problems=settings.num_problems,
     )
-    return guard.look(
+    return teacher_guard.look(
       state.guard,
       accuracy * settings.num_problems,
       jnp.int32(settings.num_problems),
@@ -357,7 +357,7 @@ def _optimizer(setting, learning_rate):
   # Warmed up: large rates live or die by their first steps otherwise, and a
   # grid would choose by luck.
   mini_batch_size = setting.mini_batch_size or setting.num_sequences
-  return update.make_optimizer(
+  return train_step.make_optimizer(
     learning_rate=learning_rate,
     warmup_steps=_WARMUP_STEPS,
     schedule="constant" if setting.decay_steps is None else "cosine",

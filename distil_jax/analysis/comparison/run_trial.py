@@ -21,8 +21,8 @@ from distil_jax.analysis.comparison import (
 )
 from distil_jax.analysis.comparison.settings import Arm, Comparison, FamilyRun
 from distil_jax.analysis.comparison.trial_store import Trial
-from distil_jax.evaluate import pass_at_k
 from distil_jax.models import config, decoder
+from distil_jax.training.evaluation import pass_at_k
 
 _HELD_OUT = 2**31
 # Samples a problem on the learning curve, and problems of its evaluations.

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distil_jax import config as configs
-from distil_jax import learner
 from distil_jax.analysis.comparison.settings import Arm, Comparison, FamilyRun
 from distil_jax.io import reports
+from distil_jax.training import trainer
 
 # What the learning curve takes from the metrics of a step.
 _METRICS = {
@@ -124,8 +124,8 @@ def train(config: configs.Config) -> dict[str, Any]:
   A run that diverges is lost, whatever its last good parameters could do.
   """
   try:
-    summary = learner.Learner(config).train()
-  except learner.TrainingError:
+    summary = trainer.Learner(config).train()
+  except trainer.TrainingError:
     summary = None
   folder = config.run_directory
   metrics = {

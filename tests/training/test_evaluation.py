@@ -7,10 +7,10 @@ import zlib
 import jax
 import pytest
 
-from distil_jax import evaluate
 from distil_jax.actor import Actor
 from distil_jax.envs.judge_pool import Judges
 from distil_jax.models import sharding
+from distil_jax.training import evaluation
 from distil_jax.types import Problem, Status, Verdict
 from tests import networks
 
@@ -77,7 +77,7 @@ def measure(actor, policy, judge, mesh):
   def measure(problems=PROBLEMS, key=0, num_problems=8, **settings):
     judge.seen.clear()
     with jax.set_mesh(mesh):
-      return evaluate.evaluate(
+      return evaluation.evaluate(
         actor,
         policy.params,
         problems,
@@ -159,10 +159,10 @@ def test_progress_counts_real_problems(measure):
   ],
 )
 def test_pass_at_k_by_hand(num_correct, k, expected):
-  assert evaluate.pass_at_k(4, num_correct, k) == pytest.approx(expected)
+  assert evaluation.pass_at_k(4, num_correct, k) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("k", [0, 5])
 def test_pass_at_k_refuses_what_it_cannot_estimate(k):
   with pytest.raises(ValueError, match=f"k={k} must be in"):
-    evaluate.pass_at_k(4, 1, k)
+    evaluation.pass_at_k(4, 1, k)

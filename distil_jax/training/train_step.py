@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from distil_jax import guard
 from distil_jax.models import decoder, sharding
 from distil_jax.objectives import losses
+from distil_jax.training import teacher_guard
 from distil_jax.types import Batch
 
 Metrics = dict[str, jax.Array]
@@ -135,7 +135,7 @@ def init_state(
       jax.tree.map(lambda p: p.astype(jnp.float32), params)
     ),
     key=jax.random.key_data(jax.random.key(seed)),
-    guard=guard.init_state() if guard_action else None,
+    guard=teacher_guard.init_state() if guard_action else None,
     initial_params=copied(guard_action == "roll_back"),
   )
 

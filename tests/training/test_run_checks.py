@@ -5,15 +5,16 @@ import dataclasses
 import numpy as np
 import pytest
 
-from distil_jax import bookkeeping, config, teaching
+from distil_jax import config
 from distil_jax.actor import Experience
+from distil_jax.training import batch_builder, run_checks
 from distil_jax.types import Problem, Rollout, Status, StopReason, Verdict
 from tests import networks
 
 
 def spoken(limit, means):
   """Steps, counted from 1, at which there is a warning."""
-  watch = bookkeeping.MismatchWatch(limit)
+  watch = run_checks.MismatchWatch(limit)
   return [
     step
     for step, mean in enumerate(means, start=1)
@@ -39,11 +40,11 @@ def test_without_a_limit_it_never_speaks():
 
 
 def test_demonstrations_are_not_spoken_of():
-  assert bookkeeping.MismatchWatch(0.05).warning(1, {"loss": 3.0}) is None
+  assert run_checks.MismatchWatch(0.05).warning(1, {"loss": 3.0}) is None
 
 
 def test_it_says_what_where_and_what_to_do():
-  text = bookkeeping.MismatchWatch(0.05).warning(
+  text = run_checks.MismatchWatch(0.05).warning(
     7, {"mismatch/mean": 0.0812, "mismatch/max": 1.234}
   )
   for part in (
@@ -83,10 +84,10 @@ def test_verdicts_and_signals_are_counted():
     judging_seconds=1.25,
   )
   batch = networks.random_batch().replace(sample_mask=np.arange(6) < 4)
-  lesson = teaching.Lesson(
+  lesson = batch_builder.Lesson(
     batch, [None] * 6, num_feedback=3, num_sibling=1, num_reference=2
   )
-  found = bookkeeping.experience_metrics(experience, lesson)
+  found = run_checks.experience_metrics(experience, lesson)
   assert {
     k: v for k, v in found.items() if "/" in k and "teacher" not in k
   } == {
@@ -99,6 +100,6 @@ def test_verdicts_and_signals_are_counted():
     "time/judging_seconds": 1.25,
   }
   assert found["signal_fraction"] == 4 / 6
-  shown = bookkeeping.samples(experience, lesson, 2)
+  shown = run_checks.samples(experience, lesson, 2)
   assert [sample.problem.index for sample in shown] == [0, 1]
-  assert len(bookkeeping.samples(experience, lesson, 99)) == 6
+  assert len(run_checks.samples(experience, lesson, 99)) == 6

@@ -12,14 +12,14 @@ from typing import Any
 import jax
 import yaml
 
-from distil_jax import teaching
 from distil_jax.actor import Experience
 from distil_jax.config import Config, ConfigError, Objective
 from distil_jax.data import problems as data_problems
 from distil_jax.distributed import process_group
 from distil_jax.generation.policy import resolve_directory
-from distil_jax.guard import GuardState
 from distil_jax.io import reports
+from distil_jax.training import batch_builder
+from distil_jax.training.teacher_guard import GuardState
 from distil_jax.types import Status, StopReason
 
 # Settings that may differ when a run goes on from a checkpoint.
@@ -281,7 +281,7 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def experience_metrics(
-  experience: Experience, lesson: teaching.Lesson
+  experience: Experience, lesson: batch_builder.Lesson
 ) -> dict[str, float]:
   """Of all completions of the step, of all processes.
 
@@ -351,7 +351,7 @@ def critique_metrics(experience: Experience) -> dict[str, float]:
 
 
 def samples(
-  experience: Experience, lesson: teaching.Lesson, count: int
+  experience: Experience, lesson: batch_builder.Lesson, count: int
 ) -> list[reports.Sample]:
   """A few completions of a step, to be read: of as many problems as can be."""
   num_rows = len(experience.completions)

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distil_jax.io import checkpoints
 from distil_jax.models import sharding
+from distil_jax.training import checkpoints
 
 
 @pytest.fixture

@@ -8,11 +8,12 @@ import numpy as np
 import optax
 import pytest
 
-from distil_jax import config, update
+from distil_jax import config
 from distil_jax.data import teacher_prompts
 from distil_jax.models import sharding
 from distil_jax.objectives import build, scoring
 from distil_jax.objectives import teacher as objectives_teacher
+from distil_jax.training import train_step
 from tests import networks
 from tests.networks import assert_close, distance
 
@@ -153,7 +154,9 @@ def step_of(network, objective, teacher=FROZEN, micro_batch_size=None):
 
 
 def state_of(params, teacher):
-  state = update.init_state(params, optimizer=SGD, keeps_teacher=False, seed=0)
+  state = train_step.init_state(
+    params, optimizer=SGD, keeps_teacher=False, seed=0
+  )
   return state.replace(teacher_params=teacher)
 
 
@@ -213,7 +216,7 @@ def test_a_sharded_step_is_that_of_one_device(network, teacher, both, sizes):
   mesh = sharding.make_mesh(*sizes)
   with jax.set_mesh(mesh):
     state = state_of(network.params, teacher)
-    places = update.state_shardings(state, mesh, SGD)
+    places = train_step.state_shardings(state, mesh, SGD)
     state = jax.device_put(state, places)
     batch = sharding.put_batch(mesh, both[1])
     found, same = jax.jit(step, out_shardings=(places, None))(state, batch)

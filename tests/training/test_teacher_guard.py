@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from distil_jax import config, guard, inspection, teaching, update
+from distil_jax import config
 from distil_jax.actor import Actor, Experience
 from distil_jax.data import teacher_prompts
 from distil_jax.envs.calculator import Calculator
@@ -18,15 +18,21 @@ from distil_jax.envs.judge_pool import Judges
 from distil_jax.generation.policy import load_policy
 from distil_jax.models import sharding
 from distil_jax.objectives import build
+from distil_jax.training import (
+  batch_builder,
+  teacher_guard,
+  teacher_probe,
+  train_step,
+)
 from distil_jax.types import Rollout, Status, StopReason, Verdict
 from tests import commands, networks
 
 
 def watch(accuracies, margin=0.1, num_answers=20):
   """The guard after each look."""
-  state, seen = guard.init_state(), []
+  state, seen = teacher_guard.init_state(), []
   for accuracy in accuracies:
-    state = guard.look(
+    state = teacher_guard.look(
       state, accuracy * num_answers, num_answers, margin=margin
     )
     seen.append(jax.tree.map(float, state))
@@ -64,11 +70,11 @@ def test_it_holds_below_the_margin_and_lets_go_above():
 
 
 def test_a_look_without_answers_is_none():
-  state = guard.look(guard.init_state(), 3.0, 4.0, margin=0.1)
-  same = guard.look(state, 0.0, 0.0, margin=0.1)
+  state = teacher_guard.look(teacher_guard.init_state(), 3.0, 4.0, margin=0.1)
+  same = teacher_guard.look(state, 0.0, 0.0, margin=0.1)
   jax.tree.map(np.testing.assert_array_equal, same, state)
   assert [x.dtype for x in jax.tree.leaves(same)] == [
-    x.dtype for x in jax.tree.leaves(guard.init_state())
+    x.dtype for x in jax.tree.leaves(teacher_guard.init_state())
   ]
 
 
@@ -88,7 +94,7 @@ def test_a_held_teacher_stays_or_goes_back(action):
       num_sequences=8,
     )
   )
-  state = update.init_state(
+  state = train_step.init_state(
     initial,
     optimizer=optax.sgd(0.3),
     keeps_teacher=True,
@@ -161,10 +167,10 @@ def test_a_spoiled_teacher_is_caught_reading(mesh):
     completions=texts,
     verdicts=verdicts,
   )
-  lesson = teaching.from_experience(
+  lesson = batch_builder.from_experience(
     experience,
     policy.tokenizer,
-    teaching.TeacherSettings(
+    batch_builder.TeacherSettings(
       solution="reference",
       feedback="never",
       success_threshold=1.0,
@@ -183,7 +189,7 @@ def test_a_spoiled_teacher_is_caught_reading(mesh):
     top_k=None,
     top_p=None,
   )
-  inspect = inspection.Inspector(
+  inspect = teacher_probe.Inspector(
     actor, policy, judges, mesh, num_answers, success_threshold=1.0
   )
   with jax.set_mesh(mesh):
@@ -208,10 +214,10 @@ def test_a_spoiled_teacher_is_caught_reading(mesh):
   assert good[0] >= 12
   assert untold[0] < good[0] - 2
   assert bad[0] == 0
-  state = guard.init_state()
+  state = teacher_guard.init_state()
   for counts in [good] * 5 + [bad]:
     assert not state.is_holding
-    state = guard.look(state, *counts, margin=0.1)
+    state = teacher_guard.look(state, *counts, margin=0.1)
   assert state.is_holding
 
 
@@ -223,7 +229,7 @@ def test_failures_of_different_problems_are_asked_first(mesh):
       sample_mask=np.asarray([1, 1, 1, 1, 0, 1])
     )
 
-  inspect = inspection.Inspector(None, None, None, mesh, 3, 0.5)  # pyright: ignore
+  inspect = teacher_probe.Inspector(None, None, None, mesh, 3, 0.5)  # pyright: ignore
   experience = Experience(
     problems=[None, None],
     group_size=3,

@@ -9,14 +9,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from distil_jax import assembly, bookkeeping, evaluate, guard, teaching, update
+from distil_jax import assembly
 from distil_jax.actor import Experience
 from distil_jax.config import Config, ConfigError
 from distil_jax.data import problems as data_problems
 from distil_jax.distributed import process_group, signals
-from distil_jax.io import checkpoints, plots, reports
+from distil_jax.io import plots, reports
 from distil_jax.io.progress import Progress
 from distil_jax.models import decoder, sharding
+from distil_jax.training import (
+  batch_builder,
+  checkpoints,
+  evaluation,
+  run_checks,
+  teacher_guard,
+  train_step,
+)
 
 # Folded into the run's key, to keep the noise of evaluation and of the guard
 # apart from that of training step 0, 1, ... (`update` has one more.)
@@ -38,7 +46,7 @@ class Learner:
     self.mesh = assembly.mesh(config)
     # Read before anything is written: what is missing or malformed ends here.
     problems = data_problems.problems(config, self.environment)
-    bookkeeping.check_same_data(config, problems)
+    run_checks.check_same_data(config, problems)
     with jax.set_mesh(self.mesh):
       self.policy = assembly.policy(
         config, self.environment, problems, self.mesh
@@ -80,12 +88,12 @@ class Learner:
         saved. One that is alone raises KeyboardInterrupt.
     """
     config = self.config
-    bookkeeping.check_place(
+    run_checks.check_place(
       "train.run_directory", config.run_directory, "checkpoints"
     )
     # Too few problems end the run here, before anything is written.
     data_problems.batches(config, self.data)
-    bookkeeping.check_shared(config)
+    run_checks.check_shared(config)
     is_writer = jax.process_index() == 0
     folder = reports.RunFolder(
       config.run_directory,
@@ -108,7 +116,7 @@ class Learner:
     """Held-out accuracy; the same noise on every call."""
     config = self.config
     with progress.stage(text, len(self.data.evaluation)) as report:
-      return evaluate.evaluate(
+      return evaluation.evaluate(
         self.evaluation_actor,
         params,
         self.data.evaluation,
@@ -119,17 +127,17 @@ class Learner:
         report=process_group.checked(report),
       )
 
-  def state_template(self) -> update.TrainState:
+  def state_template(self) -> train_step.TrainState:
     """Shapes, types and shardings of the state; holds no memory."""
     shapes = jax.eval_shape(self._init, self.policy.params)
-    places = update.state_shardings(shapes, self.mesh, self.optimizer)
+    places = train_step.state_shardings(shapes, self.mesh, self.optimizer)
     return jax.tree.map(
       lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
       shapes,
       places,
     )
 
-  def init_state(self) -> update.TrainState:
+  def init_state(self) -> train_step.TrainState:
     """The state before the first step; takes over the policy's parameters."""
     places = jax.tree.map(lambda x: x.sharding, self.state_template())
     init = jax.jit(self._init, out_shardings=places, donate_argnums=0)
@@ -141,7 +149,7 @@ class Learner:
     """Lets go of the base model's parameters, once the state has its own."""
     self.policy = dataclasses.replace(self.policy, params={})
 
-  def _init(self, params: decoder.Params) -> update.TrainState:
+  def _init(self, params: decoder.Params) -> train_step.TrainState:
     return assembly.init_state(self.config, params, self.optimizer)
 
   def trained_params(self) -> tuple[int, decoder.Params]:
@@ -171,7 +179,7 @@ class _Run:
     self.saved = saved
     self.started = time.monotonic()
     limit = learner.config.logging.mismatch_limit
-    self.mismatch = bookkeeping.MismatchWatch(limit)
+    self.mismatch = run_checks.MismatchWatch(limit)
 
   def train(self) -> dict[str, Any]:
     """Reads like the algorithm: sample, judge, teach, update."""
@@ -196,7 +204,7 @@ class _Run:
       clock = [time.monotonic()]
       if config.objective.kind == "sft":
         experience = None
-        lesson = teaching.from_demonstrations(
+        lesson = batch_builder.from_demonstrations(
           items,
           learner.policy.tokenizer,
           max_prompt_length=config.rollout.max_prompt_length,
@@ -235,18 +243,18 @@ class _Run:
         self.save()
       process_group.check()
 
-  def teach(self, experience: Experience) -> teaching.Lesson:
+  def teach(self, experience: Experience) -> batch_builder.Lesson:
     if self.teacher is None:
-      return teaching.from_rewards(experience)
+      return batch_builder.from_rewards(experience)
     tokenizer = self.learner.policy.tokenizer
-    return teaching.from_experience(experience, tokenizer, self.teacher)
+    return batch_builder.from_experience(experience, tokenizer, self.teacher)
 
   def look_at_teacher(
     self,
     step: int,
     experience: Experience | None,
-    lesson: teaching.Lesson,
-  ) -> guard.GuardState | None:
+    lesson: batch_builder.Lesson,
+  ) -> teacher_guard.GuardState | None:
     """What the guard knows after a look; None where none is due."""
     settings, inspect = self.config.teacher.guard, self.learner.inspector
     if settings is None or inspect is None or step % settings.every:
@@ -287,7 +295,9 @@ class _Run:
     )
     if config.teacher.guard is not None:
       self.guard_fn = jax.jit(
-        functools.partial(guard.look, margin=config.teacher.guard.margin),
+        functools.partial(
+          teacher_guard.look, margin=config.teacher.guard.margin
+        ),
         out_shardings=sharding.sharding(learner.mesh),
       )
     base_values = None
@@ -301,7 +311,7 @@ class _Run:
     )
     device = jax.devices()[0]
     self.folder.start(
-      bookkeeping.dump(config),
+      run_checks.dump(config),
       latest,
       device_kind=device.device_kind,
       num_devices=jax.device_count(),
@@ -313,7 +323,7 @@ class _Run:
       if count:
         ending = "" if count == 1 else "s"
         self.progress.message(f"{count} {what}{ending} {done}")
-    for warning in bookkeeping.warnings(config):
+    for warning in run_checks.warnings(config):
       self.progress.message(warning)
     if latest is None:
       self.evaluate(0)
@@ -345,15 +355,15 @@ class _Run:
         "checkpoint.resume=false; set another train.run_directory, or remove "
         "it"
       )
-    bookkeeping.check_same(self.saved.notes(step)["config"], config, step)
+    run_checks.check_same(self.saved.notes(step)["config"], config, step)
 
-  def resume(self, step: int, template: update.TrainState) -> None:
+  def resume(self, step: int, template: train_step.TrainState) -> None:
     """Takes the state from a checkpoint; its step is the place in the data."""
     self.seconds_before = self.saved.notes(step)["seconds"]
     self.learner.release_params()
     with self.progress.stage("restoring"):
       restored = self.saved.restore(step, _as_dict(template))
-    self.state = update.TrainState(**restored)
+    self.state = train_step.TrainState(**restored)
     num_steps = self.config.train.num_steps
     self.progress.message(
       f"going on from step {step}"
@@ -378,7 +388,7 @@ class _Run:
     step: int,
     metrics: dict[str, float],
     experience: Experience | None,
-    lesson: teaching.Lesson,
+    lesson: batch_builder.Lesson,
     clock: list[float],
   ) -> None:
     """Metrics to file and screen, and now and then samples to read."""
@@ -386,9 +396,9 @@ class _Run:
       jnp.asarray(self.learner.schedule(step - 1))
     )
     if experience is not None:
-      metrics |= bookkeeping.experience_metrics(experience, lesson)
-      metrics |= bookkeeping.critique_metrics(experience)
-      metrics |= bookkeeping.guard_metrics(self.state.guard)
+      metrics |= run_checks.experience_metrics(experience, lesson)
+      metrics |= run_checks.critique_metrics(experience)
+      metrics |= run_checks.guard_metrics(self.state.guard)
     else:
       masks = lesson.batch.completion_mask
       num_tokens = process_group.global_sums({"tokens": float(masks.sum())})
@@ -409,7 +419,7 @@ class _Run:
       self.progress.message(warning)
     every = logging.rollouts_every
     if experience is not None and every and (step == 1 or step % every == 0):
-      samples = bookkeeping.samples(experience, lesson, logging.num_rollouts)
+      samples = run_checks.samples(experience, lesson, logging.num_rollouts)
       self.folder.rollouts(step, samples)
 
   def evaluation_is_due(self, step: int) -> bool:
@@ -489,5 +499,5 @@ class _Run:
     return summary
 
 
-def _as_dict(state: update.TrainState) -> dict[str, Any]:
+def _as_dict(state: train_step.TrainState) -> dict[str, Any]:
   return {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}

@@ -11,7 +11,7 @@ from distil_jax.envs.judge_pool import Judges
 from distil_jax.generation import sampler
 from distil_jax.generation.policy import Policy
 from distil_jax.models import decoder
-from distil_jax.teaching import Lesson
+from distil_jax.training.batch_builder import Lesson
 from distil_jax.types import Status
 
 

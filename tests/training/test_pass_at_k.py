@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 
-from distil_jax.evaluate import pass_at_k
+from distil_jax.training.evaluation import pass_at_k
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distil_jax import assembly, config, teaching
+from distil_jax import assembly, config
 from distil_jax.actor import Experience
 from distil_jax.data import teacher_prompts
 from distil_jax.data import tokenizer as tokenizers
@@ -15,6 +15,7 @@ from distil_jax.envs.calculator import Calculator
 from distil_jax.generation import policy
 from distil_jax.models import sharding
 from distil_jax.ops import advantages
+from distil_jax.training import batch_builder
 from distil_jax.types import (
   Demonstration,
   Problem,
@@ -27,7 +28,7 @@ from distil_jax.types import (
 GROUP_SIZE = 3
 LENGTH = 16
 MARKER = "<|im_start|>assistant\n"
-SETTINGS = teaching.TeacherSettings(
+SETTINGS = batch_builder.TeacherSettings(
   solution="sibling",
   feedback="when_no_solution",
   success_threshold=1.0,
@@ -94,7 +95,7 @@ def experience_of(tokenizer, problems, texts, verdicts):
 
 
 def teach(tokenizer, experience=None, **settings):
-  return teaching.from_experience(
+  return batch_builder.from_experience(
     experience or make_experience(tokenizer),
     tokenizer,
     dataclasses.replace(SETTINGS, **settings),
@@ -207,7 +208,7 @@ def test_nothing_is_learned_from_what_is_not_judged(tokenizer):
   for lesson in (
     teach(tokenizer, experience, solution="none", feedback="always"),
     teach(tokenizer, experience, solution="reference"),
-    teaching.from_rewards(experience),
+    batch_builder.from_rewards(experience),
   ):
     batch = lesson.batch
     assert lesson.teacher_prompts[2:4] == [None, None]
@@ -217,12 +218,12 @@ def test_nothing_is_learned_from_what_is_not_judged(tokenizer):
     np.testing.assert_array_equal(
       batch.completion_mask[others], whole.batch.completion_mask[others]
     )
-  assert teaching.from_rewards(experience).batch.sample_mask.sum() == 4
+  assert batch_builder.from_rewards(experience).batch.sample_mask.sum() == 4
 
 
 @pytest.mark.parametrize("leave_one_out", [False, True])
 def test_what_is_not_judged_is_nobody_s_baseline(tokenizer, leave_one_out):
-  batch = teaching.from_rewards(crashed(tokenizer, 1, 5)).batch
+  batch = batch_builder.from_rewards(crashed(tokenizer, 1, 5)).batch
   found = advantages.group_advantages(
     jnp.asarray(batch.rewards),
     group_size=GROUP_SIZE,
@@ -230,12 +231,12 @@ def test_what_is_not_judged_is_nobody_s_baseline(tokenizer, leave_one_out):
   )
   # Of 1 and 1, and of 0 and 0: none is better than the other.
   np.testing.assert_allclose(found, 0, atol=1e-7)
-  batch = teaching.from_rewards(crashed(tokenizer, 2)).batch
+  batch = batch_builder.from_rewards(crashed(tokenizer, 2)).batch
   found = advantages.group_advantages(
     jnp.asarray(batch.rewards), group_size=GROUP_SIZE
   )
   np.testing.assert_allclose(found[:3], [0.5, -0.5, 0])
-  batch = teaching.from_rewards(crashed(tokenizer, 0, 1, 2)).batch
+  batch = batch_builder.from_rewards(crashed(tokenizer, 0, 1, 2)).batch
   np.testing.assert_array_equal(batch.rewards[:3], 0)
 
 
@@ -281,7 +282,7 @@ def test_batch_holds_rewards_and_what_the_sampler_saw(tokenizer):
   )
   for lesson in (
     teach(tokenizer, experience),
-    teaching.from_rewards(experience),
+    batch_builder.from_rewards(experience),
   ):
     batch = lesson.batch
     np.testing.assert_array_equal(batch.rewards, [1, 0, 1, 0, 0, 0])
@@ -292,7 +293,7 @@ def test_batch_holds_rewards_and_what_the_sampler_saw(tokenizer):
 
 def test_without_a_teacher_every_sample_counts(tokenizer):
   experience = make_experience(tokenizer)
-  lesson = teaching.from_rewards(experience)
+  lesson = batch_builder.from_rewards(experience)
   assert lesson.teacher_prompts == [None] * 6
   np.testing.assert_array_equal(lesson.batch.sample_mask, [1] * 6)
   assert lesson.batch.teacher_prompt_ids.shape == (6, 0)
@@ -374,8 +375,8 @@ def test_prefix_and_rest_are_the_teacher_s_prompt(
   settings = dataclasses.replace(
     SETTINGS, max_prompt_length=160, feedback="always", solution=solution
   )
-  whole = teaching.from_experience(experience, tokenizer, settings)
-  lesson = teaching.from_experience(
+  whole = batch_builder.from_experience(experience, tokenizer, settings)
+  lesson = batch_builder.from_experience(
     experience,
     tokenizer,
     dataclasses.replace(
@@ -440,7 +441,7 @@ DEMONSTRATION = Demonstration(
 
 
 def demonstrate(tokenizer, *demonstrations, prompt=40, completion=LENGTH):
-  return teaching.from_demonstrations(
+  return batch_builder.from_demonstrations(
     demonstrations,
     tokenizer,
     max_prompt_length=prompt,
