@@ -18,10 +18,10 @@ from typing import Any
 
 from benchmarks import machine
 from distil_jax import config as configs
-from distil_jax.io.progress import Progress
 from distil_jax.planning import hardware as planning_hardware
 from distil_jax.planning import planner as planning_planner
 from distil_jax.planning import report, results
+from distil_jax.training.logging.progress import Progress
 
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results/plans.json"

@@ -390,8 +390,10 @@ def _add_compare(commands) -> None:
 def _train(arguments: argparse.Namespace) -> int:
   config = configs.load(arguments.config, arguments.overrides)
   # Heavy imports wait until the command line is known to be right.
-  from distil_jax.io import reports
   from distil_jax.training import run_checks, trainer
+  from distil_jax.training.logging import run_folder
+
+  pass
 
   pass
 
@@ -426,7 +428,7 @@ def _train(arguments: argparse.Namespace) -> int:
   run_checks.check_same_command("train", config)
   summary = trainer.Learner(config).train()
   if summary:
-    print(reports.comparison_table(summary["before"], summary["after"]))
+    print(run_folder.comparison_table(summary["before"], summary["after"]))
     print(f"\n{config.run_directory}: metrics, samples, plot, checkpoints")
   return 0
 
@@ -435,9 +437,12 @@ def _evaluate(arguments: argparse.Namespace) -> int:
   config = configs.load(arguments.config, arguments.overrides)
   import jax
 
-  from distil_jax.io import reports
-  from distil_jax.io.progress import Progress
   from distil_jax.training import run_checks, trainer
+  from distil_jax.training.logging import run_folder
+  from distil_jax.training.logging.progress import Progress
+
+  pass
+  pass
 
   pass
   pass
@@ -495,13 +500,15 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     values = judge.evaluate(params, progress, f"evaluating step {step}")
   if is_shown:
     print(f"{config.run_directory}, step {step}")
-    print(reports.evaluation_table(values))
+    print(run_folder.evaluation_table(values))
   return 0
 
 
 def _sandbox(arguments: argparse.Namespace) -> int:
   from distil_jax.envs import sandbox
   from distil_jax.envs.sandbox import serving
+
+  pass
 
   pass
 
@@ -552,6 +559,8 @@ def _sandbox(arguments: argparse.Namespace) -> int:
 def _compare(arguments: argparse.Namespace) -> int:
   from distil_jax.analysis.comparison import command
   from distil_jax.analysis.comparison.settings import Comparison
+
+  pass
 
   pass
 
@@ -654,9 +663,14 @@ def _generate(arguments: argparse.Namespace) -> int:
 
   from distil_jax import assembly
   from distil_jax.cli import prompt_files
-  from distil_jax.io.progress import Progress
   from distil_jax.training import checkpoints
+  from distil_jax.training.logging.progress import Progress
   from distil_jax.types import StopReason
+
+  pass
+  pass
+  pass
+  pass
 
   pass
   pass
@@ -771,9 +785,12 @@ def _generate(arguments: argparse.Namespace) -> int:
 
 def _plan(arguments: argparse.Namespace) -> int:
   config = configs.load(arguments.config, arguments.overrides)
-  from distil_jax.io.progress import Progress
   from distil_jax.planning import hardware as planning_hardware
   from distil_jax.planning import mesh_search, planner, report
+  from distil_jax.training.logging.progress import Progress
+
+  pass
+  pass
 
   pass
   pass
@@ -868,6 +885,10 @@ def _existing_policy(
   from distil_jax.data import problems
   from distil_jax.generation.policy import resolve_directory
   from distil_jax.models import hf_weights
+
+  pass
+  pass
+  pass
 
   pass
   pass

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable
 
 from distil_jax.distributed import process_group
-from distil_jax.io import progress
+from distil_jax.training.logging import progress
 
 Tell = Callable[[str], None]
 

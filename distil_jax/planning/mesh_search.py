@@ -2,13 +2,13 @@
 
 from distil_jax import assembly
 from distil_jax.config import Config, ConfigError, Mesh
-from distil_jax.io.progress import Progress
 from distil_jax.models import config as models_config
 from distil_jax.models import decoder, sharding
 from distil_jax.objectives import build
 from distil_jax.planning import abstract_inputs, estimates
 from distil_jax.planning import planner as planning_planner
 from distil_jax.planning.results import Hardware, Search, Trial
+from distil_jax.training.logging.progress import Progress
 
 
 def search(

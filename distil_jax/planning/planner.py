@@ -18,7 +18,6 @@ from distil_jax import assembly
 from distil_jax.config import Config, ConfigError, needs_teacher
 from distil_jax.generation import sampler
 from distil_jax.generation.policy import Policy, resolve_directory
-from distil_jax.io.progress import Progress
 from distil_jax.models import attention, decoder, decoding, sharding
 from distil_jax.models import config as models_config
 from distil_jax.models import hf_weights as weights_io
@@ -33,6 +32,7 @@ from distil_jax.planning.results import (
   Plan,
   Run,
 )
+from distil_jax.training.logging.progress import Progress
 
 _WEIGHTS = "weights for sampling"
 # Which tokens end a completion changes nothing that is planned.

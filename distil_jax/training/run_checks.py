@@ -17,8 +17,8 @@ from distil_jax.config import Config, ConfigError, Objective
 from distil_jax.data import problems as data_problems
 from distil_jax.distributed import process_group
 from distil_jax.generation.policy import resolve_directory
-from distil_jax.io import reports
 from distil_jax.training import batch_builder
+from distil_jax.training.logging import run_folder
 from distil_jax.training.teacher_guard import GuardState
 from distil_jax.types import Status, StopReason
 
@@ -172,7 +172,7 @@ def _versions() -> dict[str, Any]:
   package = pathlib.Path(__file__).resolve().parent
   return {
     "Python": platform.python_version(),
-    **reports.package_versions(),
+    **run_folder.package_versions(),
     "source of distil_jax": _digest(sorted(package.rglob("*.py"))),
   }
 
@@ -352,12 +352,12 @@ def critique_metrics(experience: Experience) -> dict[str, float]:
 
 def samples(
   experience: Experience, lesson: batch_builder.Lesson, count: int
-) -> list[reports.Sample]:
+) -> list[run_folder.Sample]:
   """A few completions of a step, to be read: of as many problems as can be."""
   num_rows = len(experience.completions)
   count = min(count, num_rows)
   return [
-    reports.Sample(
+    run_folder.Sample(
       problem=experience.problems[i // experience.group_size],
       completion=experience.completions[i],
       num_tokens=int(experience.lengths[i]),

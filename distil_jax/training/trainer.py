@@ -14,8 +14,6 @@ from distil_jax.actor import Experience
 from distil_jax.config import Config, ConfigError
 from distil_jax.data import problems as data_problems
 from distil_jax.distributed import process_group, signals
-from distil_jax.io import plots, reports
-from distil_jax.io.progress import Progress
 from distil_jax.models import decoder, sharding
 from distil_jax.training import (
   batch_builder,
@@ -25,6 +23,8 @@ from distil_jax.training import (
   teacher_guard,
   train_step,
 )
+from distil_jax.training.logging import plots, run_folder
+from distil_jax.training.logging.progress import Progress
 
 # Folded into the run's key, to keep the noise of evaluation and of the guard
 # apart from that of training step 0, 1, ... (`update` has one more.)
@@ -95,7 +95,7 @@ class Learner:
     data_problems.batches(config, self.data)
     run_checks.check_shared(config)
     is_writer = jax.process_index() == 0
-    folder = reports.RunFolder(
+    folder = run_folder.RunFolder(
       config.run_directory,
       is_writer=is_writer,
       tensorboard=config.logging.tensorboard,
@@ -168,7 +168,7 @@ class _Run:
   def __init__(
     self,
     learner: Learner,
-    folder: reports.RunFolder,
+    folder: run_folder.RunFolder,
     progress: Progress,
     saved: checkpoints.Checkpoints,
   ):

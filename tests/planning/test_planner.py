@@ -8,7 +8,6 @@ import pytest
 
 from distil_jax import config
 from distil_jax.cli import main
-from distil_jax.io.progress import Progress
 from distil_jax.planning import (
   abstract_inputs,
   advice,
@@ -20,6 +19,7 @@ from distil_jax.planning import (
 )
 from distil_jax.planning import hardware as planning_hardware
 from distil_jax.planning import planner as planning_planner
+from distil_jax.training.logging.progress import Progress
 
 SETTINGS = {
   "name": "tiny",

@@ -5,8 +5,8 @@ from typing import Any
 
 from distil_jax import config as configs
 from distil_jax.analysis.comparison.settings import Arm, Comparison, FamilyRun
-from distil_jax.io import reports
 from distil_jax.training import trainer
+from distil_jax.training.logging import run_folder
 
 # What the learning curve takes from the metrics of a step.
 _METRICS = {
@@ -129,12 +129,13 @@ def train(config: configs.Config) -> dict[str, Any]:
     summary = None
   folder = config.run_directory
   metrics = {
-    line["step"]: line for line in reports.read_lines(folder / reports.METRICS)
+    line["step"]: line
+    for line in run_folder.read_lines(folder / run_folder.METRICS)
   }
   accuracy = f"avg@{config.evaluation.num_samples}"
   evaluations = {
     line["step"]: line
-    for line in reports.read_lines(folder / reports.EVALUATIONS)
+    for line in run_folder.read_lines(folder / run_folder.EVALUATIONS)
   }
   before = _of_evaluation(evaluations.pop(0), accuracy)
   curve = [

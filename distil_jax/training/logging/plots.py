@@ -11,7 +11,7 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.backends import backend_agg
 
-from distil_jax.io import reports
+from distil_jax.training.logging import run_folder
 
 PICTURE = "learning.png"
 
@@ -45,14 +45,14 @@ def plot(run_directory: str | os.PathLike[str]) -> pathlib.Path:
   """
   folder = pathlib.Path(run_directory)
   picture = draw(
-    reports.read_lines(folder / reports.METRICS),
-    reports.read_lines(folder / reports.EVALUATIONS),
+    run_folder.read_lines(folder / run_folder.METRICS),
+    run_folder.read_lines(folder / run_folder.EVALUATIONS),
     title=folder.resolve().name,
   )
   if picture is None:
-    raise reports.ReportError(
-      f"nothing to plot in {folder}: {reports.METRICS} and "
-      f"{reports.EVALUATIONS} have no numbers to show; train first"
+    raise run_folder.ReportError(
+      f"nothing to plot in {folder}: {run_folder.METRICS} and "
+      f"{run_folder.EVALUATIONS} have no numbers to show; train first"
     )
   path = folder / PICTURE
   temporary = path.with_name(f".{path.name}.partial")

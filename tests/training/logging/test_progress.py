@@ -16,7 +16,7 @@ import types
 import jax.numpy as jnp
 import pytest
 
-from distil_jax.io import progress
+from distil_jax.training.logging import progress
 
 VALUES = {
   "reward": jnp.float32(0.5),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib import image, pyplot
 
-from distil_jax.io import plots, reports
+from distil_jax.training.logging import plots, run_folder
 
 
 def metrics(num_steps, names=("reward", "cost", "completion_length")):
@@ -109,7 +109,7 @@ def test_running_mean_by_hand():
 
 def test_plot_writes_a_picture_from_the_files_of_a_resumed_run(tmp_path):
   for resume_step, first in ((None, 1), (5, 6)):
-    folder = reports.RunFolder(tmp_path, tensorboard=False)
+    folder = run_folder.RunFolder(tmp_path, tensorboard=False)
     folder.start("", resume_step, device_kind="cpu", num_devices=1)
     for step in range(first, first + 8):
       folder.metrics(step, {"reward": step / 20, "cost": math.nan})
@@ -125,7 +125,7 @@ def test_plot_writes_a_picture_from_the_files_of_a_resumed_run(tmp_path):
 
 
 def test_nothing_to_plot_is_said(tmp_path):
-  with pytest.raises(reports.ReportError, match="nothing to plot in"):
+  with pytest.raises(run_folder.ReportError, match="nothing to plot in"):
     plots.plot(tmp_path)
   assert list(tmp_path.iterdir()) == []
 
