@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import optax
 
-from distil_jax.actor import Actor
 from distil_jax.config import (
   Config,
   ConfigError,
@@ -20,7 +19,6 @@ from distil_jax.config import (
   Tools,
   needs_teacher,
 )
-from distil_jax.critiques import SelfCritic
 from distil_jax.data import problems as data_problems
 from distil_jax.data import tokenizer as tokenizers
 from distil_jax.distributed import process_group
@@ -36,9 +34,11 @@ from distil_jax.generation.policy import Policy, load_policy, resolve_directory
 from distil_jax.models import attention, decoder, hf_weights, sharding
 from distil_jax.models import config as models_config
 from distil_jax.objectives import build
-from distil_jax.tooling import Tooling
 from distil_jax.training import batch_builder, teacher_probe
 from distil_jax.training import train_step as training_train_step
+from distil_jax.training.rollouts.rollout_worker import Actor
+from distil_jax.training.rollouts.self_critique import SelfCritic
+from distil_jax.training.rollouts.tool_pool import Tooling
 from distil_jax.types import Problem
 
 # Texts that a new tokenizer is trained on, at the most.

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 
 import jax
 
-from distil_jax.actor import Actor
-from distil_jax.critiques import SelfCritic
 from distil_jax.distributed import process_group
 from distil_jax.models import decoder
+from distil_jax.training.rollouts.rollout_worker import Actor
+from distil_jax.training.rollouts.self_critique import SelfCritic
 from distil_jax.types import Problem
 
 

@@ -12,13 +12,13 @@ from typing import Any
 import jax
 import yaml
 
-from distil_jax.actor import Experience
 from distil_jax.config import Config, ConfigError, Objective
 from distil_jax.data import problems as data_problems
 from distil_jax.distributed import process_group
 from distil_jax.generation.policy import resolve_directory
 from distil_jax.training import batch_builder
 from distil_jax.training.logging import run_folder
+from distil_jax.training.rollouts.rollout_worker import Experience
 from distil_jax.training.teacher_guard import GuardState
 from distil_jax.types import Status, StopReason
 

@@ -5,13 +5,13 @@ import dataclasses
 import jax
 import numpy as np
 
-from distil_jax.actor import Actor, Experience
 from distil_jax.distributed import process_group
 from distil_jax.envs.judge_pool import Judges
 from distil_jax.generation import sampler
 from distil_jax.generation.policy import Policy
 from distil_jax.models import decoder
 from distil_jax.training.batch_builder import Lesson
+from distil_jax.training.rollouts.rollout_worker import Actor, Experience
 from distil_jax.types import Status
 
 

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 
 from distil_jax import assembly
-from distil_jax.actor import Experience
 from distil_jax.config import Config, ConfigError
 from distil_jax.data import problems as data_problems
 from distil_jax.distributed import process_group, signals
@@ -25,6 +24,7 @@ from distil_jax.training import (
 )
 from distil_jax.training.logging import plots, run_folder
 from distil_jax.training.logging.progress import Progress
+from distil_jax.training.rollouts.rollout_worker import Experience
 
 # Folded into the run's key, to keep the noise of evaluation and of the guard
 # apart from that of training step 0, 1, ... (`update` has one more.)

@@ -10,7 +10,6 @@ import jax
 import numpy as np
 import pytest
 
-from distil_jax import actor, critiques, tooling
 from distil_jax.data import shared_prefixes
 from distil_jax.data import tokenizer as tokenizers
 from distil_jax.envs import judge_pool, self_evaluation
@@ -18,6 +17,11 @@ from distil_jax.generation import engine, policy
 from distil_jax.generation import sampler as generation_sampler
 from distil_jax.generation.policy import resolve_directory
 from distil_jax.models import decoder, sharding
+from distil_jax.training.rollouts import (
+  rollout_worker,
+  self_critique,
+  tool_pool,
+)
 from distil_jax.types import Problem, Status, Verdict
 from tests import networks
 
@@ -59,7 +63,7 @@ def sample(mesh: jax.sharding.Mesh, rows: slice) -> dict[str, Any]:
       settings["rollout_mesh"] = sharding.make_mesh(
         *settings["rollout_mesh"], devices=mesh.devices.flatten().tolist()
       )
-    sampler = actor.Actor(
+    sampler = rollout_worker.Actor(
       whole,
       None,  # pyright: ignore[reportArgumentType]
       mesh,
@@ -106,7 +110,7 @@ class Attempts:
       for row, completion in enumerate(completions)
     ]
     rolled: Any = None
-    return actor.Experience(problems, 2, rolled, completions, verdicts)
+    return rollout_worker.Experience(problems, 2, rolled, completions, verdicts)
 
 
 def criticise(
@@ -120,9 +124,9 @@ def criticise(
   environment = self_evaluation.SelfEvaluation(
     of=student, rubric="{problem} {completion}"
   )
-  critic = critiques.SelfCritic(
+  critic = self_critique.SelfCritic(
     student,
-    actor.Actor(
+    rollout_worker.Actor(
       whole,
       None,  # pyright: ignore[reportArgumentType]
       mesh,
@@ -162,7 +166,7 @@ def converse(
     return str(len(turns)) if problem.index in NAMES[:4] else None
 
   student: Any = Attempts()
-  player = actor.Actor(
+  player = rollout_worker.Actor(
     whole,
     judge_pool.Judges(student),
     mesh,
@@ -173,7 +177,7 @@ def converse(
     top_k=None,
     top_p=None,
     stop=tuple("0123456789"),  # turns are short
-    tooling=tooling.Tooling(
+    tooling=tool_pool.Tooling(
       tool, whole.tokenizer, max_turns=3, max_output_tokens=16
     ),
   )

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from distil_jax import assembly, config
-from distil_jax.actor import Experience
 from distil_jax.data import teacher_prompts
 from distil_jax.data import tokenizer as tokenizers
 from distil_jax.envs.calculator import Calculator
@@ -16,6 +15,7 @@ from distil_jax.generation import policy
 from distil_jax.models import sharding
 from distil_jax.ops import advantages
 from distil_jax.training import batch_builder
+from distil_jax.training.rollouts.rollout_worker import Experience
 from distil_jax.types import (
   Demonstration,
   Problem,

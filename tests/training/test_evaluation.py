@@ -7,10 +7,10 @@ import zlib
 import jax
 import pytest
 
-from distil_jax.actor import Actor
 from distil_jax.envs.judge_pool import Judges
 from distil_jax.models import sharding
 from distil_jax.training import evaluation
+from distil_jax.training.rollouts.rollout_worker import Actor
 from distil_jax.types import Problem, Status, Verdict
 from tests import networks
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from distil_jax import config
-from distil_jax.actor import Experience
 from distil_jax.training import batch_builder, run_checks
+from distil_jax.training.rollouts.rollout_worker import Experience
 from distil_jax.types import Problem, Rollout, Status, StopReason, Verdict
 from tests import networks
 

@@ -11,7 +11,6 @@ import optax
 import pytest
 
 from distil_jax import config
-from distil_jax.actor import Actor, Experience
 from distil_jax.data import teacher_prompts
 from distil_jax.envs.calculator import Calculator
 from distil_jax.envs.judge_pool import Judges
@@ -24,6 +23,7 @@ from distil_jax.training import (
   teacher_probe,
   train_step,
 )
+from distil_jax.training.rollouts.rollout_worker import Actor, Experience
 from distil_jax.types import Rollout, Status, StopReason, Verdict
 from tests import commands, networks
 

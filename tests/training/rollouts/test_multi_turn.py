@@ -10,8 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distil_jax import episodes, tooling
-from distil_jax.actor import Actor
 from distil_jax.data import shared_prefixes
 from distil_jax.data import tokenizer as tokenizers
 from distil_jax.envs.judge_pool import Judges
@@ -19,6 +17,8 @@ from distil_jax.generation import engine
 from distil_jax.generation.policy import Policy
 from distil_jax.models import config as models_config
 from distil_jax.models import decoder, sharding
+from distil_jax.training.rollouts import multi_turn, tool_pool
+from distil_jax.training.rollouts.rollout_worker import Actor
 from distil_jax.types import Problem, Rollout, Status, StopReason, Verdict
 from tests import networks
 
@@ -95,7 +95,7 @@ def mesh():
 def make(policy, mesh, tool=words, *, told=None, seconds=60.0, **settings):
   made = None
   if tool is not None:
-    made = tooling.Tooling(
+    made = tool_pool.Tooling(
       tool,
       policy.tokenizer,
       max_turns=MAX_TURNS,
@@ -308,13 +308,13 @@ def test_what_does_not_fit_ends_the_episode(policy, mesh):
 def test_an_output_needs_a_token_after_it(policy, num_spare):
   """By hand: a turn of three tokens, an output, and what is left."""
   tokenizer, end = policy.tokenizer, policy.tokenizer.eos_ids[0]
-  speaking = tooling.Tooling(
+  speaking = tool_pool.Tooling(
     lambda *_: "1", tokenizer, max_turns=2, max_output_tokens=MAX_OUTPUT_TOKENS
   )
   shown = speaking.shown("1", last_id=end)
   length = 3 + len(shown) + num_spare
   over = []
-  played = episodes.Episodes(
+  played = multi_turn.Episodes(
     speaking,
     tokenizer,
     PROBLEMS[:1],
@@ -383,7 +383,7 @@ def test_a_failing_tool_costs_its_output_and_is_told_of_once(policy, mesh):
   }
   assert said[0] == []
   for i in (1, 2, 3):
-    assert set(said[i]) <= {tooling.FAILED}
+    assert set(said[i]) <= {tool_pool.FAILED}
   failed = found.tool_counts["tools/failed"]
   np.testing.assert_array_equal(failed, found.tool_counts["tools/calls"])
   assert failed.sum() >= 4
@@ -407,7 +407,7 @@ def test_progress_never_goes_back(policy, mesh):
 
 @pytest.fixture(scope="module")
 def made(policy):
-  return tooling.Tooling(
+  return tool_pool.Tooling(
     words, policy.tokenizer, max_turns=2, max_output_tokens=MAX_OUTPUT_TOKENS
   )
 
@@ -447,12 +447,14 @@ class TestShown:
 
   def test_a_limit_without_room_for_the_sign_is_refused(self, policy):
     with pytest.raises(ValueError, match="max_output_tokens=6 must be more"):
-      tooling.Tooling(words, policy.tokenizer, max_turns=2, max_output_tokens=6)
+      tool_pool.Tooling(
+        words, policy.tokenizer, max_turns=2, max_output_tokens=6
+      )
 
 
 def test_few_sizes_serve_all_turns(monkeypatch):
   monkeypatch.setattr(shared_prefixes, "_NUM_WIDTHS", 3)
-  sizes = {episodes._size(n, 64, 4) for n in range(65)}
+  sizes = {multi_turn._size(n, 64, 4) for n in range(65)}
   assert sizes == {0, 16, 32, 64}
-  assert {episodes._size(n, 6, 4) for n in range(1, 7)} == {4, 8}
-  assert episodes._size(100, 64, 4) == 64  # the others wait
+  assert {multi_turn._size(n, 6, 4) for n in range(1, 7)} == {4, 8}
+  assert multi_turn._size(100, 64, 4) == 64  # the others wait

@@ -11,14 +11,15 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distil_jax import config, critiques
-from distil_jax.actor import Actor
+from distil_jax import config
 from distil_jax.envs.judge_pool import Judges
 from distil_jax.envs.self_evaluation import SelfEvaluation
 from distil_jax.generation import engine
 from distil_jax.generation import policy as policies
 from distil_jax.models import sharding
 from distil_jax.training import batch_builder, run_checks, trainer
+from distil_jax.training.rollouts import self_critique
+from distil_jax.training.rollouts.rollout_worker import Actor
 from distil_jax.types import Problem, Status, Verdict
 from tests import networks
 
@@ -87,7 +88,7 @@ def critic_of(policy, mesh):
       max_completion_length=LENGTH,
       **sampling,
     )
-    return actor, critiques.SelfCritic(
+    return actor, self_critique.SelfCritic(
       actor,
       critic,
       environment,
@@ -127,7 +128,7 @@ def test_every_failure_has_a_critique_and_no_success_has_one(experience):
   for wrong, verdict in zip(is_wrong, experience.verdicts, strict=True):
     assert ("has_critique" in verdict.details) == wrong
   counts = experience.critiques
-  assert set(counts) == set(critiques.COUNTS)
+  assert set(counts) == set(self_critique.COUNTS)
   assert counts["asked"] == sum(is_wrong)
   assert counts["no_room"] == counts["prompt_cut"] == 0
   readable = [v for v in experience.verdicts if v.details.get("has_critique")]
@@ -218,7 +219,7 @@ def test_where_there_is_no_room_nothing_is_asked(critic_of, policy):
 
 
 def test_the_metrics_are_shares_and_a_length(experience):
-  counts = dict.fromkeys(critiques.COUNTS, 0) | {
+  counts = dict.fromkeys(self_critique.COUNTS, 0) | {
     "asked": 8,
     "no_room": 4,
     "prompt_cut": 2,
@@ -242,7 +243,7 @@ def test_the_metrics_are_shares_and_a_length(experience):
 
 
 def fit(tokenizer, completion, limit):
-  return critiques.fit_critique_prompt(
+  return self_critique.fit_critique_prompt(
     lambda text: [{"role": "user", "content": f"What is it: {text}. Bad?"}],
     completion,
     encode=tokenizer.encode_messages,
@@ -256,14 +257,14 @@ def test_of_what_is_too_long_the_middle_is_left_out(policy):
   tokenizer = policy.tokenizer
   short = fit(tokenizer, "abcdef", 60)
   assert not short.was_cut
-  empty = len(fit(tokenizer, critiques.LEFT_OUT, 200).ids)
+  empty = len(fit(tokenizer, self_critique.LEFT_OUT, 200).ids)
   found = fit(tokenizer, "a" * 50 + "b" * 50, empty + 7)
   assert found.was_cut
   assert len(found.ids) == empty + 7
   text = tokenizer.decode(found.ids)
-  assert f"What is it: aaaa{critiques.LEFT_OUT}bbb. Bad?" in text
+  assert f"What is it: aaaa{self_critique.LEFT_OUT}bbb. Bad?" in text
   assert fit(tokenizer, "a" * 100, empty - 1).ids == []
-  nothing = critiques.fit_critique_prompt(
+  nothing = self_critique.fit_critique_prompt(
     lambda text: None, "a", encode=len, encode_text=len, decode=len, limit=1
   )
   assert nothing is None
@@ -284,9 +285,9 @@ def test_whatever_is_cut_the_rest_stays_whole_and_fits(
     assert "What is it: " in text
     assert ". Bad?" in text
     assert found.was_cut == (len(fit(tokenizer, completion, 10**6).ids) > limit)
-    assert not found.was_cut or critiques.LEFT_OUT in text
+    assert not found.was_cut or self_critique.LEFT_OUT in text
   else:
-    assert len(fit(tokenizer, critiques.LEFT_OUT, 10**6).ids) > limit
+    assert len(fit(tokenizer, self_critique.LEFT_OUT, 10**6).ids) > limit
 
 
 def test_a_critique_is_what_the_policy_says_to_the_prompt(critic_of, policy):
@@ -354,7 +355,7 @@ def folder(tmp_path, monkeypatch):
 def test_a_policy_that_rewards_itself_goes_through_all_stations(folder, capsys):
   made = trainer.Learner(config.load("own.yaml"))
   # There is no other reward to evaluate by.
-  assert isinstance(made.evaluation_actor, critiques.SelfCritic)
+  assert isinstance(made.evaluation_actor, self_critique.SelfCritic)
   made.train()
   assert "the policy gives itself the reward" in capsys.readouterr().err
   metrics = json.loads((folder / "run/metrics.jsonl").read_text())
@@ -379,6 +380,6 @@ def test_what_does_not_go_together_is_refused():
       trainer.Learner(loaded)
   loaded = config.load("own.yaml", ["environment.of={kind: math}"])
   made = trainer.Learner(loaded)
-  assert isinstance(made.actor, critiques.SelfCritic)
+  assert isinstance(made.actor, self_critique.SelfCritic)
   # Evaluation needs no critique: nobody would read it.
   assert isinstance(made.evaluation_actor, Actor)

@@ -22,7 +22,7 @@ from distil_jax.data import shared_prefixes, teacher_prompts
 from distil_jax.data.tokenizer import Tokenizer
 from distil_jax.distributed import process_group
 from distil_jax.generation import engine, finished_rows
-from distil_jax.tooling import Tooling
+from distil_jax.training.rollouts.tool_pool import Tooling
 from distil_jax.types import Message, Problem, Rollout, StopReason
 
 # A row whose episode is over, and the text of its last turn.

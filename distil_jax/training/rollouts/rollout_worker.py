@@ -11,13 +11,13 @@ from concurrent.futures import Future
 import jax
 import numpy as np
 
-from distil_jax import episodes
 from distil_jax.data import shared_prefixes, teacher_prompts
 from distil_jax.envs import deadline_pool, judge_pool
 from distil_jax.generation import engine, finished_rows, keys, sampler
 from distil_jax.generation.policy import Policy
 from distil_jax.models import decoder, sharding
-from distil_jax.tooling import FAILED, Tooling
+from distil_jax.training.rollouts import multi_turn
+from distil_jax.training.rollouts.tool_pool import FAILED, Tooling
 from distil_jax.types import (
   Message,
   Problem,
@@ -266,12 +266,12 @@ class Actor:
     problems: Sequence[Problem],
     prompt_ids: np.ndarray,
     prompt_mask: np.ndarray,
-    over: episodes.Over,
-  ) -> episodes.Episodes | None:
+    over: multi_turn.Over,
+  ) -> multi_turn.Episodes | None:
     """None without a tool."""
     if self._tooling is None:
       return None
-    return episodes.Episodes(
+    return multi_turn.Episodes(
       self._tooling,
       self._tokenizer,
       problems,
@@ -285,7 +285,7 @@ class Actor:
   def _play(
     self,
     params: decoder.Params,
-    played: episodes.Episodes,
+    played: multi_turn.Episodes,
     identities: np.ndarray,
     key: jax.Array,
     report: engine.Report,
@@ -298,7 +298,7 @@ class Actor:
       prompts = (played.prompt_ids, played.prompt_mask)
       return self._sample(params, *prompts, first_keys, None, **told)
 
-    def later(turns: episodes.Turns, **told):
+    def later(turns: multi_turn.Turns, **told):
       limits = turns.max_lengths[:, None]
       own_keys = turn_keys(turns.rows, turns.numbers, len(limits))
       prompts = (turns.prompt_ids, turns.prompt_mask)
@@ -312,7 +312,7 @@ class Actor:
       num_slots = self._num_slots // num_processes // multiple * multiple
       at_once = min(at_once, max(num_slots, multiple))
     with deadline_pool.cancelled_on_failure(played.calls):
-      return episodes.play(
+      return multi_turn.play(
         played,
         first,
         later,

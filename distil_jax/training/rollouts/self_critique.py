@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import numpy as np
 
-from distil_jax.actor import Actor, Experience
 from distil_jax.data import teacher_prompts
 from distil_jax.data.tokenizer import Tokenizer
 from distil_jax.distributed import process_group
 from distil_jax.envs import SelfJudged
 from distil_jax.generation import engine, sampler
 from distil_jax.models import decoder
+from distil_jax.training.rollouts.rollout_worker import Actor, Experience
 from distil_jax.types import Message, Problem, Rollout, StopReason, Verdict
 
 # Folded into a step's key, to keep the noise of critiques apart from that of

@@ -8,10 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from distil_jax.actor import Actor
 from distil_jax.envs.judge_pool import Judges
 from distil_jax.generation import engine
 from distil_jax.models import sharding
+from distil_jax.training.rollouts.rollout_worker import Actor
 from distil_jax.types import Problem, Status, Verdict
 from tests import networks
 
