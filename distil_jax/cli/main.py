@@ -427,6 +427,8 @@ def _train(arguments: argparse.Namespace) -> int:
 
   pass
 
+  pass
+
   run_checks.check_same_command("train", config)
   summary = trainer.Learner(config).train()
   if summary:
@@ -442,6 +444,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
   from distil_jax.training import run_checks, trainer
   from distil_jax.training.logging import run_folder
   from distil_jax.training.logging.progress import Progress
+
+  pass
+  pass
 
   pass
   pass
@@ -547,6 +552,8 @@ def _sandbox(arguments: argparse.Namespace) -> int:
 
   pass
 
+  pass
+
   if arguments.overrides:
     raise configs.ConfigError(f"{arguments.overrides[0]} is no option here")
   with (
@@ -566,6 +573,8 @@ def _sandbox(arguments: argparse.Namespace) -> int:
 def _compare(arguments: argparse.Namespace) -> int:
   from distil_jax.analysis.comparison import command
   from distil_jax.analysis.comparison.settings import Comparison
+
+  pass
 
   pass
 
@@ -670,11 +679,16 @@ def _generate(arguments: argparse.Namespace) -> int:
 
   import jax
 
-  from distil_jax import assembly
   from distil_jax.cli import prompt_files
   from distil_jax.training import checkpoints
   from distil_jax.training.logging.progress import Progress
+  from distil_jax.training.setup import step as setup_step
   from distil_jax.types import StopReason
+
+  pass
+  pass
+  pass
+  pass
 
   pass
   pass
@@ -760,7 +774,7 @@ def _generate(arguments: argparse.Namespace) -> int:
     [word for word in words if word not in settings], arguments.file
   )
   sampling = _sampling(arguments, config)
-  mesh = assembly.mesh(config)
+  mesh = setup_step.mesh(config)
   with jax.set_mesh(mesh), Progress(None) as progress:
     policy = _existing_policy(arguments, config, mesh)
     prompt_files.check_prompts(policy, asked, sampling["max_completion_length"])
@@ -802,6 +816,9 @@ def _plan(arguments: argparse.Namespace) -> int:
   from distil_jax.planning import hardware as planning_hardware
   from distil_jax.planning import mesh_search, planner, report
   from distil_jax.training.logging.progress import Progress
+
+  pass
+  pass
 
   pass
   pass
@@ -898,10 +915,14 @@ def _existing_policy(
   arguments: argparse.Namespace, config: configs.Config, mesh
 ):
   """The base model; never makes one, for which it would need the data."""
-  from distil_jax import assembly
   from distil_jax.data import problems
   from distil_jax.generation.policy import resolve_directory
   from distil_jax.models import hf_weights
+  from distil_jax.training.setup import step as setup_step
+
+  pass
+  pass
+  pass
 
   pass
   pass
@@ -971,4 +992,4 @@ def _existing_policy(
       f"run begins; distil-jax train {arguments.config}"
     )
   none = problems.Problems(train=(), evaluation=(), num_skipped=0)
-  return assembly.policy(config, assembly.environment(config), none, mesh)
+  return setup_step.policy(config, setup_step.environment(config), none, mesh)

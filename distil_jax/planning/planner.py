@@ -14,7 +14,6 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 
-from distil_jax import assembly
 from distil_jax.config import Config, ConfigError, needs_teacher
 from distil_jax.generation import sampler
 from distil_jax.generation.policy import Policy, resolve_directory
@@ -33,6 +32,7 @@ from distil_jax.planning.results import (
   Run,
 )
 from distil_jax.training.logging.progress import Progress
+from distil_jax.training.setup import step as setup_step
 
 _WEIGHTS = "weights for sampling"
 # Which tokens end a completion changes nothing that is planned.
@@ -79,7 +79,7 @@ def network(
       "model.directory to a folder with config.json, or give "
       "--num-params-from config.json"
     )
-  assembly.check_network(config, found)
+  setup_step.check_network(config, found)
   attention.check(
     found.attention, head_size=found.head_size, dtype=found.compute_dtype
   )
@@ -112,18 +112,18 @@ class Planner:
     self.network = network
     self.progress = progress
     self.graphdef, self.shapes = decoder.make(network)
-    self.mesh = assembly.mesh(config, hardware.devices)
-    assembly.check_attention(config, self.mesh)
+    self.mesh = setup_step.mesh(config, hardware.devices)
+    setup_step.check_attention(config, self.mesh)
     self.rollout_mesh = (
-      assembly.rollout_mesh(config, hardware.devices) or self.mesh
+      setup_step.rollout_mesh(config, hardware.devices) or self.mesh
     )
     self.run = described(
       config, hardware, network, self.mesh, self.rollout_mesh
     )
-    self.optimizer, _ = assembly.optimizer(config)
+    self.optimizer, _ = setup_step.optimizer(config)
     try:
       self.state = abstract_inputs.train_state(
-        lambda params: assembly.init_state(config, params, self.optimizer),
+        lambda params: setup_step.init_state(config, params, self.optimizer),
         self.shapes,
         self.mesh,
         self.optimizer,
@@ -156,7 +156,7 @@ class Planner:
   def training(self) -> Phase:
     """Loss, gradients, optimiser, teacher: all of it is one program."""
     policy = Policy(self.network, self.graphdef, {}, cast(Any, None))
-    step = assembly.train_step(self.config, policy, self.optimizer)
+    step = setup_step.train_step(self.config, policy, self.optimizer)
     places = jax.tree.map(lambda x: x.sharding, self.state)
     step = jax.jit(step, donate_argnums=0, out_shardings=(places, None))
     with jax.set_mesh(self.mesh):

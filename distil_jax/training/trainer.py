@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from distil_jax import assembly
 from distil_jax.config import Config, ConfigError
 from distil_jax.data import problems as data_problems
 from distil_jax.distributed import process_group, signals
@@ -25,6 +24,7 @@ from distil_jax.training import (
 from distil_jax.training.logging import plots, run_folder
 from distil_jax.training.logging.progress import Progress
 from distil_jax.training.rollouts.rollout_worker import Experience
+from distil_jax.training.setup import step as setup_step
 
 # Folded into the run's key, to keep the noise of evaluation and of the guard
 # apart from that of training step 0, 1, ... (`update` has one more.)
@@ -42,13 +42,13 @@ class Learner:
 
   def __init__(self, config: Config):
     self.config = config
-    self.environment = assembly.environment(config)
-    self.mesh = assembly.mesh(config)
+    self.environment = setup_step.environment(config)
+    self.mesh = setup_step.mesh(config)
     # Read before anything is written: what is missing or malformed ends here.
     problems = data_problems.problems(config, self.environment)
     run_checks.check_same_data(config, problems)
     with jax.set_mesh(self.mesh):
-      self.policy = assembly.policy(
+      self.policy = setup_step.policy(
         config, self.environment, problems, self.mesh
       )
     self.data = data_problems.data(
@@ -56,21 +56,21 @@ class Learner:
     )
     # Without parameters, which would outlive `release_params` in the actors.
     bare = dataclasses.replace(self.policy, params={})
-    judges = assembly.judges(config, self.environment)
+    judges = setup_step.judges(config, self.environment)
     parts = (config, bare, judges, self.mesh)
-    tooling = assembly.tooling(config, bare)
-    self.actor = assembly.with_critic(
+    tooling = setup_step.tooling(config, bare)
+    self.actor = setup_step.with_critic(
       *parts,
-      actor=assembly.training_actor(*parts, tooling),
+      actor=setup_step.training_actor(*parts, tooling),
       environment=self.environment,
     )
-    self.evaluation_actor = assembly.evaluation_actor(*parts, tooling)
+    self.evaluation_actor = setup_step.evaluation_actor(*parts, tooling)
     if getattr(self.environment, "is_rewarded_by_critique", False):
-      self.evaluation_actor = assembly.with_critic(
+      self.evaluation_actor = setup_step.with_critic(
         *parts, actor=self.evaluation_actor, environment=self.environment
       )
-    self.inspector = assembly.inspector(*parts)
-    self.optimizer, self.schedule = assembly.optimizer(config)
+    self.inspector = setup_step.inspector(*parts)
+    self.optimizer, self.schedule = setup_step.optimizer(config)
     self.key = jax.random.key(config.train.seed)
 
   def train(self) -> dict[str, Any]:
@@ -150,7 +150,7 @@ class Learner:
     self.policy = dataclasses.replace(self.policy, params={})
 
   def _init(self, params: decoder.Params) -> train_step.TrainState:
-    return assembly.init_state(self.config, params, self.optimizer)
+    return setup_step.init_state(self.config, params, self.optimizer)
 
   def trained_params(self) -> tuple[int, decoder.Params]:
     """The step and the parameters of the run's last checkpoint.
@@ -285,11 +285,11 @@ class _Run:
     latest = self.saved.latest_step
     if latest is not None:
       self.check_resumable(latest)
-    self.teacher = assembly.teacher_settings(config)
+    self.teacher = setup_step.teacher_settings(config)
     self.seconds_before = 0.0
     template = learner.state_template()
     self.step_fn = jax.jit(
-      assembly.train_step(config, learner.policy, learner.optimizer),
+      setup_step.train_step(config, learner.policy, learner.optimizer),
       donate_argnums=0,
       out_shardings=(jax.tree.map(lambda x: x.sharding, template), None),
     )

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distil_jax import assembly, config
+from distil_jax import config
 from distil_jax.data import teacher_prompts
 from distil_jax.data import tokenizer as tokenizers
 from distil_jax.envs.calculator import Calculator
@@ -16,6 +16,7 @@ from distil_jax.models import sharding
 from distil_jax.ops import advantages
 from distil_jax.training import batch_builder
 from distil_jax.training.rollouts.rollout_worker import Experience
+from distil_jax.training.setup import step
 from distil_jax.types import (
   Demonstration,
   Problem,
@@ -418,7 +419,7 @@ def test_rows_that_share_are_of_one_group_device_and_micro_batch():
         "optimizer": optimizer,
       }
     )
-    return assembly.teacher_settings(settings).num_sharing
+    return step.teacher_settings(settings).num_sharing
 
   assert num_sharing() == 8
   assert num_sharing(micro_batch_size=16) == 8
@@ -429,7 +430,7 @@ def test_rows_that_share_are_of_one_group_device_and_micro_batch():
     assert num_sharing(micro_batch_size=16) == 4
     assert num_sharing() == 8
   whole = config.parse({"teacher": {"share_prefix": False}})
-  assert assembly.teacher_settings(whole).num_sharing == 1
+  assert step.teacher_settings(whole).num_sharing == 1
 
 
 DEMONSTRATION = Demonstration(

@@ -9,10 +9,11 @@ import optax
 import pytest
 
 import distil_jax as dj
-from distil_jax import assembly, config
+from distil_jax import config
 from distil_jax.models import decoder
 from distil_jax.objectives import build
 from distil_jax.training import train_step
+from distil_jax.training.setup import step as setup_step
 from tests import networks
 from tests.networks import assert_close, distance
 
@@ -274,7 +275,7 @@ def test_micro_batches_change_nothing(
         "teacher": {"parameters": "frozen"},
       }
     )
-    step = jax.jit(assembly.train_step(settings, policy, SGD))
+    step = jax.jit(setup_step.train_step(settings, policy, SGD))
     return step(state_of(network.params, teacher), batch)
 
   state, metrics = run(None)
