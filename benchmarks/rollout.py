@@ -34,8 +34,8 @@ import numpy as np
 from benchmarks import machine, peers
 from distil_jax.generation import engine
 from distil_jax.generation import sampler as generation_sampler
-from distil_jax.models import config as models_config
 from distil_jax.models import decoder, decoding
+from distil_jax.models import decoder_config as models_config
 
 SMALL = {
   "vocab_size": 32768,

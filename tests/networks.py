@@ -11,8 +11,8 @@ from flax import nnx
 from distil_jax.data import teacher_prompts
 from distil_jax.data import tokenizer as tokenizers
 from distil_jax.generation.policy import Policy
-from distil_jax.models import config as models_config
 from distil_jax.models import decoder
+from distil_jax.models import decoder_config as models_config
 from distil_jax.types import Batch
 
 VOCAB_SIZE = 24

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from distil_jax.envs import text as envs_text
+from distil_jax.envs import completion_text as envs_text
 from distil_jax.types import Message, Problem
 
 _SOLUTION = "\n\nCorrect solution:\n\n{}"

@@ -8,7 +8,7 @@ import builtins
 import dataclasses
 import signal
 
-from distil_jax.envs import text as envs_text
+from distil_jax.envs import completion_text as envs_text
 from distil_jax.envs.code_tests import Asserts, Case
 from distil_jax.envs.sandbox import Check, End, Fault, Outcome
 from distil_jax.types import Status

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from distil_jax.envs import Environment, SelfJudged
-from distil_jax.envs import text as envs_text
+from distil_jax.envs import completion_text as envs_text
 from distil_jax.types import Problem, Status, Verdict
 
 # What a model may write; none of it may stop a run.

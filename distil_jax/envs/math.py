@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any, ClassVar
 
+from distil_jax.envs import completion_text as envs_text
 from distil_jax.envs import math_worker, process_pool, rows
-from distil_jax.envs import text as envs_text
 from distil_jax.types import Problem, Status, Verdict
 
 _BOX = "\\boxed{"

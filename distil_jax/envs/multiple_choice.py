@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from distil_jax.envs import rows, tags, text
+from distil_jax.envs import completion_text, rows, tags
 from distil_jax.types import Problem, Status, Verdict
 
 _OPEN, _CLOSE = "<answer>", "</answer>"
@@ -81,7 +81,7 @@ def _format_feedback(content: str | None) -> str:
   if content is None:
     fault = f"no answer was found between {_OPEN} and {_CLOSE}"
   else:
-    quoted = text.shortened(content.strip())
+    quoted = completion_text.shortened(content.strip())
     fault = f"{quoted!r} between {_OPEN} and {_CLOSE} is not a letter"
   return (
     f"The format is wrong: {fault}. Write the letter of one option, and "

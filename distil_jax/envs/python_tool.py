@@ -8,8 +8,8 @@ import dataclasses
 import re
 from collections.abc import Sequence
 
+from distil_jax.envs import completion_text as envs_text
 from distil_jax.envs import sandbox
-from distil_jax.envs import text as envs_text
 from distil_jax.types import Problem
 
 # Nothing is tried twice: a block that is never closed is soon read.

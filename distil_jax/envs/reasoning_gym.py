@@ -5,8 +5,8 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
+from distil_jax.envs import completion_text as envs_text
 from distil_jax.envs import process_pool, reasoning_gym_worker, rows, tags
-from distil_jax.envs import text as envs_text
 from distil_jax.types import Demonstration, Message, Problem, Status, Verdict
 
 _OPEN, _CLOSE = "<answer>", "</answer>"

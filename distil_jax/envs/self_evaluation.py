@@ -10,8 +10,8 @@ import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from distil_jax.envs import completion_text as envs_text
 from distil_jax.envs import rows, tags
-from distil_jax.envs import text as envs_text
 from distil_jax.types import Message, Problem, Status, Verdict
 
 # The places that a rubric may have.

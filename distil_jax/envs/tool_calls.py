@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
+from distil_jax.envs import completion_text as envs_text
 from distil_jax.envs import rows
-from distil_jax.envs import text as envs_text
 from distil_jax.types import Problem, Status, Verdict
 
 Call = tuple[str, Any]  # the tool's name, and its input as JSON has it

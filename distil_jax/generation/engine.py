@@ -21,7 +21,7 @@ import numpy as np
 from flax import nnx
 
 from distil_jax.generation import finished_rows, sampler
-from distil_jax.models import config, decoder, decoding, sharding
+from distil_jax.models import decoder, decoder_config, decoding, sharding
 from distil_jax.ops import sampling
 from distil_jax.types import Rollout
 
@@ -110,7 +110,7 @@ class Engine:
     if isinstance(stop, str) or not all(isinstance(x, str) and x for x in stop):
       raise ValueError(f"stop={stop!r} must be a list of strings, none empty")
     if cache_dtype is not None:
-      cache_dtype = config.float_name("cache_dtype", cache_dtype)
+      cache_dtype = decoder_config.float_name("cache_dtype", cache_dtype)
     if stop and decode is None:
       raise ValueError(f"stop={stop!r} needs decode, which turns ids to text")
     self._graphdef = graphdef

@@ -22,8 +22,8 @@ from distil_jax.data import tokenizer as tokenizers
 from distil_jax.generation import engine
 from distil_jax.generation import sampler as generation_sampler
 from distil_jax.models import attention as attentions
-from distil_jax.models import config as models_config
 from distil_jax.models import decoder, hf_weights
+from distil_jax.models import decoder_config as models_config
 from distil_jax.ops import fused_linear
 from distil_jax.types import Message, Rollout
 

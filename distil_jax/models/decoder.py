@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import nnx, struct
 
 from distil_jax.models import attention, sharding
-from distil_jax.models.config import Qwen3Config
+from distil_jax.models.decoder_config import Qwen3Config
 
 Params = dict[str, Any]
 # (query, key, value, ...) -> what attention reads, and what to keep.

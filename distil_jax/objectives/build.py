@@ -9,7 +9,7 @@ from flax import nnx
 
 from distil_jax import config, objectives
 from distil_jax.objectives import losses
-from distil_jax.objectives import teacher as objectives_teacher
+from distil_jax.objectives import teachers as objectives_teacher
 from distil_jax.ops import advantages
 from distil_jax.ops.divergences import Divergence
 from distil_jax.training import train_step as training_train_step

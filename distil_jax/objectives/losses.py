@@ -16,7 +16,7 @@ from flax import nnx, struct
 
 from distil_jax import objectives
 from distil_jax.models import decoder
-from distil_jax.objectives import teacher
+from distil_jax.objectives import teachers
 from distil_jax.ops import advantages, fused_statistics, masking
 from distil_jax.ops import credit as credit_lib
 from distil_jax.ops import sampler_mismatch as mismatch_lib
@@ -139,7 +139,7 @@ def feedback_loss(
     the loss, and what to report.
   """
   batch = piece.batch
-  told = teacher.judged_tokens(batch)
+  told = teachers.judged_tokens(batch)
   learned = told if reward_weight == 0 else batch.student_tokens
 
   def token_losses(carry, statistics, rows):
@@ -196,7 +196,7 @@ def feedback_loss(
     },
     (credit_lib.nothing_later(told.shape[0], dtype), sequences),
     chunk_size=chunk_size,
-    layout=teacher.layout(source.hidden, source.unembedding),
+    layout=teachers.layout(source.hidden, source.unembedding),
   )
   mismatch = mismatch_lib.measure(
     reports.pop("log_probs"), batch.old_log_probs, learned
@@ -249,12 +249,12 @@ def batch_credit(
     source = source_fn(params, teacher_params, micro_batch)
     statistics = source.statistics(
       chunk_size=chunk_size,
-      layout=teacher.layout(source.hidden, source.unembedding),
+      layout=teachers.layout(source.hidden, source.unembedding),
     )
-    return costs_fn(statistics, teacher.judged_tokens(micro_batch))
+    return costs_fn(statistics, teachers.judged_tokens(micro_batch))
 
   costs = jax.lax.map(costs_of, slices)
-  masks = jax.vmap(teacher.judged_tokens)(slices)
+  masks = jax.vmap(teachers.judged_tokens)(slices)
   whole = (-1, costs.shape[-1])
   return Credit(*score_fn(costs.reshape(whole), masks.reshape(whole)))
 
@@ -273,14 +273,14 @@ def policy_gradient_loss(
 ) -> tuple[jax.Array, Report]:
   """Rewards alone; `teacher_params` are the reference of the divergence."""
   batch, mask = piece.batch, piece.batch.student_tokens
-  source = teacher.own_source(params, batch, graphdef=graphdef)
+  source = teachers.own_source(params, batch, graphdef=graphdef)
   settings = {
     "chunk_size": chunk_size,
-    "layout": teacher.layout(source.hidden, source.unembedding),
+    "layout": teachers.layout(source.hidden, source.unembedding),
   }
   reference = None
   if kl_weight > 0:
-    reference = teacher.own_source(teacher_params, batch, graphdef=graphdef)
+    reference = teachers.own_source(teacher_params, batch, graphdef=graphdef)
     reference = reference.statistics(**settings).log_probs
 
   def token_losses(advantages_of, statistics, rows):
@@ -343,14 +343,14 @@ def sft_loss(
     reports = {"cost": losses, "entropy": statistics.entropies}
     return rows["weights"] * losses, (carry, reports)
 
-  source = teacher.own_source(params, batch, graphdef=graphdef)
+  source = teachers.own_source(params, batch, graphdef=graphdef)
   value, reports = source.minimise(
     token_losses,
     {"mask": batch.student_tokens, "weights": piece.weights},
     chunk_size=chunk_size,
-    layout=teacher.layout(source.hidden, source.unembedding),
+    layout=teachers.layout(source.hidden, source.unembedding),
   )
-  return value, Report(_sums(teacher.judged_tokens(batch), **reports))
+  return value, Report(_sums(teachers.judged_tokens(batch), **reports))
 
 
 def merge(one: Report, other: Report) -> Report:

@@ -8,7 +8,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from distil_jax.models.config import Qwen3Config
+from distil_jax.models.decoder_config import Qwen3Config
 from distil_jax.planning.chip_specs import Chip
 from distil_jax.planning.workload import Run
 

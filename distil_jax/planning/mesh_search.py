@@ -1,14 +1,14 @@
 """Meshes and micro-batches for a training step, tried and ranked."""
 
 from distil_jax.config import Config, ConfigError, Mesh
-from distil_jax.models import config as models_config
 from distil_jax.models import decoder, sharding
+from distil_jax.models import decoder_config as models_config
 from distil_jax.objectives import build
 from distil_jax.planning import abstract_inputs, estimates
 from distil_jax.planning import planner as planning_planner
 from distil_jax.planning.results import Hardware, Search, Trial
 from distil_jax.training.logging.progress import Progress
-from distil_jax.training.setup import step
+from distil_jax.training.setup import steps
 
 
 def search(
@@ -83,7 +83,7 @@ def _ranked(
     num_params=abstract_inputs.num_params(decoder.make(network)[1]),
     num_copies=build.keeps_teacher(config.objective, config.teacher)
     + (guard is not None and guard.action == "roll_back"),
-    batch_sizes=list(step.sampled_sizes(config).values()),
+    batch_sizes=list(steps.sampled_sizes(config).values()),
     mini_batch_size=config.optimizer.mini_batch_size or config.num_sequences,
   )
   if not found:

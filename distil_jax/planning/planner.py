@@ -18,7 +18,7 @@ from distil_jax.config import Config, ConfigError, needs_teacher
 from distil_jax.generation import sampler
 from distil_jax.generation.policy import Policy, resolve_directory
 from distil_jax.models import attention, decoder, decoding, sharding
-from distil_jax.models import config as models_config
+from distil_jax.models import decoder_config as models_config
 from distil_jax.models import hf_weights as weights_io
 from distil_jax.planning import abstract_inputs, costs, memory, roofline
 from distil_jax.planning.results import (
@@ -32,7 +32,7 @@ from distil_jax.planning.results import (
   Run,
 )
 from distil_jax.training.logging.progress import Progress
-from distil_jax.training.setup import step as setup_step
+from distil_jax.training.setup import steps as setup_step
 
 _WEIGHTS = "weights for sampling"
 # Which tokens end a completion changes nothing that is planned.

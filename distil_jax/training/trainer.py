@@ -24,7 +24,7 @@ from distil_jax.training import (
 from distil_jax.training.logging import plots, run_folder
 from distil_jax.training.logging.progress import Progress
 from distil_jax.training.rollouts.rollout_worker import Experience
-from distil_jax.training.setup import step as setup_step
+from distil_jax.training.setup import steps as setup_step
 
 # Folded into the run's key, to keep the noise of evaluation and of the guard
 # apart from that of training step 0, 1, ... (`update` has one more.)

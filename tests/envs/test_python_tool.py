@@ -4,8 +4,8 @@ import time
 
 import pytest
 
+from distil_jax.envs import completion_text as envs_text
 from distil_jax.envs import sandbox, tools
-from distil_jax.envs import text as envs_text
 from distil_jax.envs.python_tool import PythonTool, last_block
 from distil_jax.types import Problem
 

@@ -13,7 +13,7 @@ import pytest
 from distil_jax import config, objectives
 from distil_jax.models import decoder, sharding
 from distil_jax.objectives import build
-from distil_jax.objectives import teacher as objectives_teacher
+from distil_jax.objectives import teachers as objectives_teacher
 from distil_jax.ops.divergences import Divergence
 from distil_jax.training import train_step
 from tests import networks

@@ -10,7 +10,7 @@ import pytest
 
 from distil_jax import objectives
 from distil_jax.models import sharding
-from distil_jax.objectives import teacher as objectives_teacher
+from distil_jax.objectives import teachers as objectives_teacher
 from distil_jax.ops import credit, fused_linear, fused_statistics
 from distil_jax.ops.divergences import Divergence
 

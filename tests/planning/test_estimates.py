@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from distil_jax.models.config import Qwen3Config
+from distil_jax.models.decoder_config import Qwen3Config
 from distil_jax.planning import chip_specs, estimates
 from distil_jax.planning.workload import Run
 

@@ -16,7 +16,7 @@ from distil_jax.models import sharding
 from distil_jax.ops import advantages
 from distil_jax.training import batch_builder
 from distil_jax.training.rollouts.rollout_worker import Experience
-from distil_jax.training.setup import step
+from distil_jax.training.setup import steps
 from distil_jax.types import (
   Demonstration,
   Problem,
@@ -419,7 +419,7 @@ def test_rows_that_share_are_of_one_group_device_and_micro_batch():
         "optimizer": optimizer,
       }
     )
-    return step.teacher_settings(settings).num_sharing
+    return steps.teacher_settings(settings).num_sharing
 
   assert num_sharing() == 8
   assert num_sharing(micro_batch_size=16) == 8
@@ -430,7 +430,7 @@ def test_rows_that_share_are_of_one_group_device_and_micro_batch():
     assert num_sharing(micro_batch_size=16) == 4
     assert num_sharing() == 8
   whole = config.parse({"teacher": {"share_prefix": False}})
-  assert step.teacher_settings(whole).num_sharing == 1
+  assert steps.teacher_settings(whole).num_sharing == 1
 
 
 DEMONSTRATION = Demonstration(

@@ -12,7 +12,7 @@ from distil_jax import config
 from distil_jax.data import teacher_prompts
 from distil_jax.models import sharding
 from distil_jax.objectives import build, scoring
-from distil_jax.objectives import teacher as objectives_teacher
+from distil_jax.objectives import teachers as objectives_teacher
 from distil_jax.training import train_step
 from tests import networks
 from tests.networks import assert_close, distance

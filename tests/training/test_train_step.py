@@ -13,7 +13,7 @@ from distil_jax import config
 from distil_jax.models import decoder
 from distil_jax.objectives import build
 from distil_jax.training import train_step
-from distil_jax.training.setup import step as setup_step
+from distil_jax.training.setup import steps as setup_step
 from tests import networks
 from tests.networks import assert_close, distance
 

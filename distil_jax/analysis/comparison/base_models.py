@@ -19,8 +19,8 @@ import numpy as np
 import optax
 
 from distil_jax.analysis.comparison import tasks
-from distil_jax.models import config as models_config
 from distil_jax.models import decoder, hf_weights
+from distil_jax.models import decoder_config as models_config
 
 Settings = Mapping[str, Any]
 Report = Callable[[int, float], None]

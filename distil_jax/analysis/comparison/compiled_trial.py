@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from distil_jax import config as configs
 from distil_jax.analysis.comparison import tasks
 from distil_jax.generation import sampler
-from distil_jax.models import config, decoder
+from distil_jax.models import decoder, decoder_config
 from distil_jax.objectives import build, scoring
 from distil_jax.ops import fused_statistics, masking
 from distil_jax.training import teacher_guard, train_step
@@ -36,7 +36,7 @@ class Setting:
   """
 
   family: tasks.Family
-  network: config.Qwen3Config
+  network: decoder_config.Qwen3Config
   objective: Any
   teacher: configs.Teacher
   num_problems: int = 16

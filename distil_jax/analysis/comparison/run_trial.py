@@ -21,7 +21,7 @@ from distil_jax.analysis.comparison import (
 )
 from distil_jax.analysis.comparison.settings import Arm, Comparison, FamilyRun
 from distil_jax.analysis.comparison.trial_store import Trial
-from distil_jax.models import config, decoder
+from distil_jax.models import decoder, decoder_config
 from distil_jax.training.evaluation import pass_at_k
 
 _HELD_OUT = 2**31
@@ -123,7 +123,9 @@ def setting_of(name: str, run: FamilyRun, arm: Arm) -> compiled_trial.Setting:
   )
 
 
-def network_of(run: FamilyRun, family: tasks.Family) -> config.Qwen3Config:
+def network_of(
+  run: FamilyRun, family: tasks.Family
+) -> decoder_config.Qwen3Config:
   """Student and teacher, with room for the family's sequences."""
   return base_models.network(
     **run.network.model_dump(),

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any, Self
 
-from distil_jax.envs.sandbox import isolation, pipes, reading
+from distil_jax.envs.sandbox import isolation, pipes, reports
 from distil_jax.envs.sandbox.guest import values
 from distil_jax.envs.sandbox.jobs import Job, Outcome, SandboxError, crashed
 
@@ -88,7 +88,7 @@ class LocalSandbox:
     with self._warm() as warm:
       try:
         results = warm.ask(messages, job.limits.deadline + _SPARE_SECONDS)
-        return reading.outcome(results)
+        return reports.outcome(results)
       except (
         pipes.LateError,
         pipes.GoneError,

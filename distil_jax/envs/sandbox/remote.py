@@ -7,7 +7,7 @@ import urllib.parse
 import urllib.request
 from typing import Any, Self
 
-from distil_jax.envs.sandbox import wire
+from distil_jax.envs.sandbox import serialization
 from distil_jax.envs.sandbox.jobs import Job, Outcome, SandboxError, crashed
 
 # For the way there and back, and for waiting until another job is done.
@@ -42,15 +42,15 @@ class RemoteSandbox:
         f"no sandbox answers at {url}: {error}; start one there with "
         "`distil-jax sandbox`"
       ) from None
-    if said.get("service") != wire.SERVICE:
+    if said.get("service") != serialization.SERVICE:
       raise SandboxError(f"what answers at {url} is no sandbox: {said}")
 
   def run(self, job: Job) -> Outcome:
     """Asks, and waits; what does not answer has crashed."""
-    asked = wire.job_to_json(job)
+    asked = serialization.job_to_json(job)
     try:
       said = self._ask("/run", asked, job.limits.deadline + _SPARE_SECONDS)
-      return wire.outcome_from_json(said)
+      return serialization.outcome_from_json(said)
     except (OSError, ValueError, http.client.HTTPException) as error:
       return crashed(f"{self._url}: {error}")
 

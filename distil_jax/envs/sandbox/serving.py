@@ -11,7 +11,7 @@ import json
 import threading
 from typing import Any
 
-from distil_jax.envs.sandbox import wire
+from distil_jax.envs.sandbox import serialization
 from distil_jax.envs.sandbox.jobs import Limits, Sandbox
 
 _MAX_JOB = 64 << 20
@@ -62,7 +62,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
   protocol_version = "HTTP/1.1"
 
   def do_GET(self) -> None:
-    self._answer(200, {"service": wire.SERVICE})
+    self._answer(200, {"service": serialization.SERVICE})
 
   def do_POST(self) -> None:
     length = self.headers.get("Content-Length", "")
@@ -76,13 +76,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       self._answer(413, {"error": f"more than {_MAX_JOB} bytes"})
       return
     try:
-      job = wire.job_from_json(json.loads(self.rfile.read(int(length))))
+      job = serialization.job_from_json(
+        json.loads(self.rfile.read(int(length)))
+      )
       _check(job.limits)
     except (ValueError, RecursionError) as error:
       self._answer(400, {"error": str(error)})
       return
     try:
-      self._answer(200, wire.outcome_to_json(self.server.box.run(job)))
+      self._answer(200, serialization.outcome_to_json(self.server.box.run(job)))
     except (ValueError, RuntimeError) as error:
       self._answer(400, {"error": str(error)})
 

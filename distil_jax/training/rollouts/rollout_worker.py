@@ -13,7 +13,7 @@ import numpy as np
 
 from distil_jax.data import shared_prefixes, teacher_prompts
 from distil_jax.envs import deadline_pool, judge_pool
-from distil_jax.generation import engine, finished_rows, keys, sampler
+from distil_jax.generation import engine, finished_rows, random_keys, sampler
 from distil_jax.generation.policy import Policy
 from distil_jax.models import decoder, sharding
 from distil_jax.training.rollouts import multi_turn
@@ -187,7 +187,9 @@ class Actor:
     Returns:
       this process's rows, NumPy, and what all of them took.
     """
-    sample_keys = keys.of_samples(self._mesh, key, identities, self.group_size)
+    sample_keys = random_keys.of_samples(
+      self._mesh, key, identities, self.group_size
+    )
     limits = None
     if max_lengths is not None:
       limits = np.repeat(max_lengths[:, None], self.group_size, axis=1)
@@ -291,8 +293,10 @@ class Actor:
     report: engine.Report,
   ) -> engine.Usage:
     """Samples all turns; those after the first by keys of their own."""
-    first_keys = keys.of_samples(self._mesh, key, identities, self.group_size)
-    turn_keys = keys.TurnKeys(self._mesh, first_keys)
+    first_keys = random_keys.of_samples(
+      self._mesh, key, identities, self.group_size
+    )
+    turn_keys = random_keys.TurnKeys(self._mesh, first_keys)
 
     def first(**told):
       prompts = (played.prompt_ids, played.prompt_mask)

@@ -27,8 +27,8 @@ from distil_jax.envs.sandbox import (
   SandboxError,
   isolation,
   local,
+  serialization,
   serving,
-  wire,
 )
 from distil_jax.envs.sandbox.guest import values
 
@@ -532,8 +532,18 @@ class TestRemote:
       (b"[]", 400),
       (b"{}", 400),
       (b"[" * 100_000, 400),
-      (json.dumps(wire.job_to_json(Job("")) | {"program": 3}).encode(), 400),
-      (json.dumps(wire.job_to_json(Job("")) | {"limits": {}}).encode(), 200),
+      (
+        json.dumps(
+          serialization.job_to_json(Job("")) | {"program": 3}
+        ).encode(),
+        400,
+      ),
+      (
+        json.dumps(
+          serialization.job_to_json(Job("")) | {"limits": {}}
+        ).encode(),
+        200,
+      ),
     ],
   )
   def test_what_is_no_job_is_refused(self, server, content, code):
@@ -555,7 +565,7 @@ class TestRemote:
     ],
   )
   def test_what_asks_for_too_much_is_refused(self, server, limits):
-    job = wire.job_to_json(Job("")) | {"limits": limits}
+    job = serialization.job_to_json(Job("")) | {"limits": limits}
     assert self.post(server, json.dumps(job).encode()) == 400
 
   def test_a_length_that_is_none_is_refused(self, server, capfd):
@@ -661,5 +671,5 @@ def test_an_outcome_survives_the_wire(box):
     Job("def f(): return (1,)", call=Call("f")),
   ):
     found = dataclasses.replace(box.run(job), seconds=0.5)
-    told = json.loads(json.dumps(wire.outcome_to_json(found)))
-    assert wire.outcome_from_json(told) == found
+    told = json.loads(json.dumps(serialization.outcome_to_json(found)))
+    assert serialization.outcome_from_json(told) == found

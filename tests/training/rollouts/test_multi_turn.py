@@ -15,8 +15,8 @@ from distil_jax.data import tokenizer as tokenizers
 from distil_jax.envs.judge_pool import Judges
 from distil_jax.generation import engine
 from distil_jax.generation.policy import Policy
-from distil_jax.models import config as models_config
 from distil_jax.models import decoder, sharding
+from distil_jax.models import decoder_config as models_config
 from distil_jax.training.rollouts import multi_turn, tool_pool
 from distil_jax.training.rollouts.rollout_worker import Actor
 from distil_jax.types import Problem, Rollout, Status, StopReason, Verdict

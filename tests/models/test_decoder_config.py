@@ -3,7 +3,7 @@ import json
 import pytest
 
 from distil_jax.generation.policy import resolve_directory
-from distil_jax.models import config as models_config
+from distil_jax.models import decoder_config as models_config
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ from distil_jax.envs import (
 from distil_jax.envs.tools import Tool, make_tool
 from distil_jax.generation.policy import Policy, load_policy, resolve_directory
 from distil_jax.models import attention, decoder, hf_weights, sharding
-from distil_jax.models import config as models_config
+from distil_jax.models import decoder_config as models_config
 from distil_jax.objectives import build
 from distil_jax.training import batch_builder, teacher_probe
 from distil_jax.training import train_step as training_train_step
