@@ -2,61 +2,26 @@
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from distil_jax import config as configs
 from distil_jax.analysis.comparison import tasks
-from distil_jax.generation import sampler
-from distil_jax.models import decoder, decoder_config
-from distil_jax.objectives import build, scoring
-from distil_jax.ops import fused_statistics, masking
+from distil_jax.analysis.comparison.evaluation import teacher_accuracy
+from distil_jax.analysis.comparison.trial_setting import (
+  FEEDBACK_KEY,
+  PROBLEMS_KEY,
+  SAMPLES_KEY,
+  Setting,
+  repeat,
+  sample,
+)
+from distil_jax.models import decoder
+from distil_jax.objectives import build
 from distil_jax.training import teacher_guard, train_step
-from distil_jax.types import Batch, Rollout
+from distil_jax.types import Batch
 
-# Folded into a trial's key: training, and held-out problems, share no noise.
-_PROBLEMS, _SAMPLES, _FEEDBACK = 0, 1, 2
 _WARMUP_STEPS = 10
-
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-  """What a compiled trial is made for; static under jit.
-
-  Attributes:
-    family: whose problems.
-    network: of student and teacher.
-    objective, teacher: sections of a training config.
-    num_problems, group_size: rollouts of one step.
-    mini_batch_size: sequences per optimiser update; None: one update a step.
-    decay_steps: training steps in which a cosine brings the learning rate to
-      0; None: it stays.
-  """
-
-  family: tasks.Family
-  network: decoder_config.Qwen3Config
-  objective: Any
-  teacher: configs.Teacher
-  num_problems: int = 16
-  group_size: int = 8
-  mini_batch_size: int | None = None
-  decay_steps: int | None = None
-
-  @property
-  def num_sequences(self) -> int:
-    return self.num_problems * self.group_size
-
-  @property
-  def graphdef(self):
-    return decoder.make(self.network)[0]
-
-  @property
-  def guard(self) -> configs.Guard | None:
-    """Of a teacher that there is."""
-    is_used = configs.needs_teacher(self.objective)
-    return self.teacher.guard if is_used else None
 
 
 def init_state(
@@ -131,13 +96,13 @@ def experience(
   family = setting.family
   fold = jax.random.fold_in
   problems = tasks.make_problems(
-    family, fold(key, _PROBLEMS), setting.num_problems
+    family, fold(key, PROBLEMS_KEY), setting.num_problems
   )
   sampled = sample(
     params,
     problems,
     tasks.prompts(problems),
-    fold(key, _SAMPLES),
+    fold(key, SAMPLES_KEY),
     setting=setting,
     group_size=setting.group_size,
   )
@@ -145,10 +110,10 @@ def experience(
   ids = sampled.completion_ids.reshape(shape)
   mask = sampled.completion_mask.reshape(shape)
   rewards = tasks.judge(family, problems, ids, mask)
-  repeated = _repeat(problems, setting.group_size)
+  repeated = repeat(problems, setting.group_size)
   sibling, has_sibling = _siblings(ids, rewards)
   told = _wrong_for_some(
-    family, repeated, fold(key, _FEEDBACK), setting.group_size
+    family, repeated, fold(key, FEEDBACK_KEY), setting.group_size
   )
   hint_ids, hint_mask = tasks.hints(family, told, sibling)
   teacher_ids, teacher_mask = tasks.teacher_prompts(
@@ -172,158 +137,6 @@ def experience(
   if getattr(setting.objective, "kind", None) == "sft":
     batch = _demonstrated(family, batch, told, sibling, key)
   return batch, rewards, problems
-
-
-def sample(
-  params: decoder.Params,
-  problems: tasks.Problems,
-  prompt_ids: jax.Array,
-  key: jax.Array,
-  *,
-  setting: Setting,
-  group_size: int,
-  prompt_mask: jax.Array | None = None,
-) -> Rollout:
-  """Completions of some prompts, at temperature 1."""
-  if prompt_mask is None:
-    prompt_mask = jnp.ones_like(prompt_ids)
-  # Problems are drawn: their number in the batch tells them apart.
-  count = jnp.arange(prompt_ids.shape[0], dtype=jnp.uint32)
-  names = jnp.stack([problems.index, count], axis=1)
-  return sampler.generate(
-    params,
-    prompt_ids,
-    prompt_mask,
-    sampler.sample_keys(key, names, group_size),
-    graphdef=setting.graphdef,
-    max_completion_length=setting.family.completion_length,
-    eos_ids=(tasks.EOS,),
-    pad_id=tasks.PAD,
-  )
-
-
-@functools.partial(
-  jax.jit, static_argnames=("setting", "num_problems", "num_samples")
-)
-def held_out_rewards(
-  params: decoder.Params,
-  key: jax.Array,
-  *,
-  setting: Setting,
-  num_problems: int,
-  num_samples: int,
-) -> jax.Array:
-  """Rewards of held-out problems, shape `[num_problems, num_samples]`."""
-  problems, sampled = _held_out(params, key, setting, num_problems, num_samples)
-  shape = (num_problems, num_samples, -1)
-  return tasks.judge(
-    setting.family,
-    problems,
-    sampled.completion_ids.reshape(shape),
-    sampled.completion_mask.reshape(shape),
-  )
-
-
-@functools.partial(
-  jax.jit, static_argnames=("setting", "num_problems", "num_samples")
-)
-def evaluate(
-  params: decoder.Params,
-  teacher_params: decoder.Params,
-  key: jax.Array,
-  *,
-  setting: Setting,
-  num_problems: int,
-  num_samples: int,
-) -> dict[str, jax.Array]:
-  """How the student does on held-out problems, and how its teacher does.
-
-  Returns:
-    scalars: `avg` (mean reward), `length` (tokens), `entropy` (nats per
-    token), `p_eos` (mean probability of the end before the last token),
-    `good_route` (share of the first route), `teacher` (accuracy of the
-    teacher's own samples, feedback in its prompt).
-  """
-  family = setting.family
-  problems, sampled = _held_out(params, key, setting, num_problems, num_samples)
-  shape = (num_problems, num_samples, -1)
-  ids, mask = sampled.completion_ids, sampled.completion_mask
-  rewards = tasks.judge(
-    family, problems, ids.reshape(shape), mask.reshape(shape)
-  )
-  prompt_ids = tasks.prompts(_repeat(problems, num_samples))
-  hidden = scoring.completion_hidden_states(
-    params,
-    prompt_ids,
-    jnp.ones_like(prompt_ids),
-    ids,
-    mask,
-    graphdef=setting.graphdef,
-  )
-  ends, entropies = fused_statistics.token_log_probs(
-    hidden, decoder.unembedding(params), jnp.full_like(ids, tasks.EOS)
-  )
-  is_last = jnp.pad(mask[:, 1:], ((0, 0), (0, 1))) == 0
-  before = mask * (1 - is_last)
-  return {
-    "avg": jnp.mean(rewards),
-    "length": jnp.mean(jnp.sum(mask, axis=1)),
-    "entropy": _mean(entropies, mask),
-    "p_eos": _mean(jnp.exp(ends), before),
-    "good_route": jnp.mean(ids[:, 0] == tasks.ROUTES[0]),
-    "teacher": teacher_accuracy(
-      teacher_params, key, setting=setting, num_problems=num_problems
-    ),
-  }
-
-
-def teacher_accuracy(
-  teacher_params: decoder.Params,
-  key: jax.Array,
-  *,
-  setting: Setting,
-  num_problems: int,
-) -> jax.Array:
-  """Mean reward of the teacher's own completions, feedback in its prompt."""
-  family = setting.family
-  key = jax.random.fold_in(key, _FEEDBACK)
-  keys = jax.random.split(key, 4)
-  problems = tasks.make_problems(family, keys[0], num_problems)
-  route = jax.random.randint(keys[1], (num_problems,), 0, len(family.routes))
-  sibling, _ = tasks.reference_completion(family, problems, route, keys[2])
-  prompt_ids, prompt_mask = tasks.teacher_prompts(
-    problems, *tasks.hints(family, problems, sibling)
-  )
-  sampled = sample(
-    teacher_params,
-    problems,
-    prompt_ids,
-    keys[3],
-    setting=setting,
-    group_size=1,
-    prompt_mask=prompt_mask,
-  )
-  rewards = tasks.judge(
-    family,
-    problems,
-    sampled.completion_ids[:, None],
-    sampled.completion_mask[:, None],
-  )
-  return jnp.mean(rewards)
-
-
-def _held_out(params, key, setting, num_problems, num_samples):
-  problems_key, samples_key = jax.random.split(key)
-  problems = tasks.make_problems(setting.family, problems_key, num_problems)
-  sampled = sample(
-    params,
-    problems,
-    tasks.prompts(problems),
-    samples_key,
-    setting=setting,
-    group_size=num_samples,
-  )
-  return problems, sampled
 
 
 def _guarded(
@@ -367,10 +180,6 @@ def _optimizer(setting, learning_rate):
   )[0]
 
 
-def _repeat(problems: tasks.Problems, group_size: int) -> tasks.Problems:
-  return jax.tree.map(lambda x: jnp.repeat(x, group_size, axis=0), problems)
-
-
 def _siblings(ids, rewards):
   """The first other success of the group `[B, T]`, and whether there is one."""
   group_size = rewards.shape[1]
@@ -409,7 +218,7 @@ def _demonstrated(family, batch, problems, sibling, key):
     ids = sibling
   else:
     route_key, filler_key = jax.random.split(
-      jax.random.fold_in(key, _FEEDBACK + 1)
+      jax.random.fold_in(key, FEEDBACK_KEY + 1)
     )
     preferences = jnp.asarray([route.preference for route in family.routes])
     route = jax.random.categorical(
@@ -422,8 +231,3 @@ def _demonstrated(family, batch, problems, sibling, key):
     teacher_prompt_ids=batch.teacher_prompt_ids[:, :0],
     teacher_prompt_mask=batch.teacher_prompt_mask[:, :0],
   )
-
-
-def _mean(values, mask):
-  total = jnp.sum(masking.where_counts(values, mask))
-  return total / jnp.maximum(jnp.sum(mask), 1)

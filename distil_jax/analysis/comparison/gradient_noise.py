@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from distil_jax import config as configs
-from distil_jax.analysis.comparison import compiled_trial
+from distil_jax.analysis.comparison import compiled_trial, trial_setting
 from distil_jax.models import decoder
 from distil_jax.objectives import build
 
@@ -48,7 +48,7 @@ class Quality:
 
 
 def qualities(
-  settings: dict[str, compiled_trial.Setting],
+  settings: dict[str, trial_setting.Setting],
   params: decoder.Params,
   *,
   num_batches: int,
@@ -96,7 +96,7 @@ def _moments(
   key: jax.Array,
   reference: Any = None,
   *,
-  setting: compiled_trial.Setting,
+  setting: trial_setting.Setting,
   num_batches: int,
 ) -> tuple[Any, jax.Array, jax.Array]:
   """Mean gradient, mean squared norm, mean cosine to the reference."""
@@ -122,7 +122,7 @@ def score_share(
   teacher_params: decoder.Params,
   key: jax.Array,
   *,
-  setting: compiled_trial.Setting,
+  setting: trial_setting.Setting,
 ) -> jax.Array:
   """‖score part‖ / (‖local part‖ + ‖score part‖) of one batch's gradient."""
   weights = {
@@ -141,7 +141,7 @@ def score_share(
   return score / jnp.maximum(score + optax.tree.norm(part), 1e-30)
 
 
-def _gradient_fn(setting: compiled_trial.Setting):
+def _gradient_fn(setting: trial_setting.Setting):
   gradients = build.gradients(
     setting.objective,
     setting.teacher,

@@ -14,10 +14,12 @@ import numpy as np
 from distil_jax.analysis.comparison import (
   base_models,
   compiled_trial,
+  evaluation,
   gradient_noise,
   task_list,
   tasks,
   training,
+  trial_setting,
 )
 from distil_jax.analysis.comparison.settings import Arm, Comparison, FamilyRun
 from distil_jax.analysis.comparison.trial_store import Trial
@@ -65,7 +67,7 @@ def run_trial(
     block_seconds.append(time.monotonic() - begun)
     teacher = state.teacher_params
     teacher = state.params if teacher is None else teacher
-    values = compiled_trial.evaluate(
+    values = evaluation.evaluate(
       state.params,
       teacher,
       key,
@@ -103,11 +105,11 @@ def run_trial(
   }
 
 
-def setting_of(name: str, run: FamilyRun, arm: Arm) -> compiled_trial.Setting:
+def setting_of(name: str, run: FamilyRun, arm: Arm) -> trial_setting.Setting:
   """What is compiled for an arm in a family."""
   family = task_list.FAMILIES[name]
   num_sequences = run.num_problems * run.group_size
-  return compiled_trial.Setting(
+  return trial_setting.Setting(
     family=family,
     network=network_of(run, family),
     objective=arm.objective,
@@ -139,7 +141,7 @@ def network_of(
 def held_out(
   comparison: Comparison,
   params: decoder.Params,
-  setting: compiled_trial.Setting,
+  setting: trial_setting.Setting,
   is_tuning: bool,
 ) -> dict[str, float]:
   """Accuracy and pass@k on held-out problems, the same for every arm.
@@ -148,7 +150,7 @@ def held_out(
   reported.
   """
   key = jax.random.fold_in(jax.random.key(2 if is_tuning else 1), _HELD_OUT)
-  rewards = compiled_trial.held_out_rewards(
+  rewards = evaluation.held_out_rewards(
     params,
     key,
     setting=_bare(setting),
@@ -156,7 +158,7 @@ def held_out(
     num_samples=4,
   )
   num_samples = max(comparison.pass_at)
-  correct = compiled_trial.held_out_rewards(
+  correct = evaluation.held_out_rewards(
     params,
     jax.random.fold_in(key, 1),
     setting=_bare(setting),
@@ -171,7 +173,7 @@ def held_out(
   return {"avg": float(np.mean(np.asarray(rewards))), **passed}
 
 
-def _bare(setting: compiled_trial.Setting) -> compiled_trial.Setting:
+def _bare(setting: trial_setting.Setting) -> trial_setting.Setting:
   """The setting without its objective, so that all arms share a program."""
   return dataclasses.replace(setting, objective=None, teacher=None)
 

@@ -5,7 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distil_jax.analysis.comparison import base_models, compiled_trial, tasks
+from distil_jax.analysis.comparison import (
+  base_models,
+  evaluation,
+  tasks,
+  trial_setting,
+)
 from tests.analysis.comparison import tiny
 
 
@@ -71,7 +76,7 @@ def test_its_student_is_as_unsure_as_the_family_says(base):
   """.25 of route 0, right with .6, and .75 of route 1, right with .1."""
   problems = tasks.make_problems(tiny.FAMILY, jax.random.key(5), 512)
   sampled = jax.jit(
-    lambda params, prompts: compiled_trial.sample(
+    lambda params, prompts: trial_setting.sample(
       params,
       problems,
       prompts,
@@ -91,7 +96,7 @@ def test_its_student_is_as_unsure_as_the_family_says(base):
 
 def test_its_teacher_reads_feedback(base):
   accuracy = jax.jit(
-    lambda params: compiled_trial.teacher_accuracy(
+    lambda params: evaluation.teacher_accuracy(
       params, jax.random.key(7), setting=tiny.setting(), num_problems=256
     )
   )(base)

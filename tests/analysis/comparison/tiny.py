@@ -3,7 +3,11 @@
 import jax
 
 from distil_jax import config as configs
-from distil_jax.analysis.comparison import base_models, compiled_trial
+from distil_jax.analysis.comparison import (
+  base_models,
+  compiled_trial,
+  trial_setting,
+)
 from distil_jax.analysis.comparison.tasks import Family, Route
 from tests import networks
 
@@ -26,7 +30,7 @@ PUBLISHED = configs.Distil(**networks.PUBLISHED)
 
 
 def setting(objective=PUBLISHED, teacher=FROZEN, family=FAMILY, **sizes):
-  return compiled_trial.Setting(
+  return trial_setting.Setting(
     family=family,
     network=NETWORK,
     objective=objective,
