@@ -1,0 +1,91 @@
+"""TODO docstring."""
+
+import argparse
+
+from distil_jax import config as configs
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+  config = configs.load(arguments.config, arguments.overrides)
+  import jax
+
+  from distil_jax.training import run_checks, trainer
+  from distil_jax.training.logging import run_folder
+  from distil_jax.training.logging.progress import Progress
+
+  pass
+  pass
+
+  pass
+  pass
+
+  pass
+  pass
+
+  pass
+  pass
+
+  pass
+  pass
+
+  pass
+  pass
+
+  pass
+  pass
+
+  pass
+  pass
+
+  pass
+  pass
+
+  pass
+  pass
+
+  pass
+  pass
+
+  pass
+  pass
+
+  pass
+  pass
+
+  pass
+  pass
+
+  pass
+  pass
+
+  pass
+  pass
+
+  pass
+  pass
+
+  pass
+  pass
+
+  pass
+  pass
+
+  pass
+  pass
+
+  pass
+  pass
+
+  run_checks.check_same_command("evaluate", config)
+  judge = trainer.Learner(config)
+  is_shown = jax.process_index() == 0
+  progress = Progress(None, is_shown=is_shown)
+  with jax.set_mesh(judge.mesh), progress:
+    step, params = judge.trained_params()
+    if step == 0:
+      progress.message(f"no checkpoint in {config.run_directory}: base model")
+    values = judge.evaluate(params, progress, f"evaluating step {step}")
+  if is_shown:
+    print(f"{config.run_directory}, step {step}")
+    print(run_folder.evaluation_table(values))
+  return 0
