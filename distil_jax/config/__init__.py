@@ -6,38 +6,36 @@ be right; an unknown key is an error with the nearest known name.
 """
 
 from distil_jax.config.base import ConfigError, Section
+from distil_jax.config.data import Data
+from distil_jax.config.environments import (
+  Calculator,
+  Environment,
+  Judging,
+  MultipleChoice,
+  Sandbox,
+)
 from distil_jax.config.loading import load, load_as, parse
+from distil_jax.config.model import CreateModel, Model
 from distil_jax.config.objectives import (
   GRPO,
   OPSD,
   SDPO,
   SFT,
   Distil,
-  Guard,
   MiniLLM,
   Objective,
-  Teacher,
   check_teacher,
   needs_teacher,
 )
+from distil_jax.config.rollout import Mesh, Rollout, Sampling
 from distil_jax.config.schema import Config
+from distil_jax.config.teacher import Guard, Teacher
 from distil_jax.config.tools import OwnTool, PythonTool, Tools
 from distil_jax.config.training import (
-  Calculator,
   Checkpoint,
-  CreateModel,
-  Data,
-  Environment,
   Evaluation,
-  Judging,
   Logging,
-  Mesh,
-  Model,
-  MultipleChoice,
   Optimizer,
-  Rollout,
-  Sampling,
-  Sandbox,
   Train,
 )
 

@@ -13,6 +13,7 @@ from distil_jax.config.base import (
   Share,
   Weight,
 )
+from distil_jax.config.teacher import Teacher
 
 Support = Literal["student", "teacher"]
 
@@ -147,77 +148,6 @@ Objective = Annotated[
   Distil | SDPO | OPSD | MiniLLM | GRPO | SFT,
   pydantic.Field(discriminator="kind"),
 ]
-
-
-class Guard(Section):
-  """Watches whether a moving teacher can still read the feedback."""
-
-  every: Positive = 1
-  """Steps between looks at the teacher."""
-  margin: Share = 0.05
-  """How far its accuracy may fall below that of the start."""
-  action: Literal["freeze", "roll_back"] = "roll_back"
-  """Until it recovers: stay, or go back to the initial weights at the rate of
-  the moving average (which keeps one more copy of the weights)."""
-  num_problems: Positive = 32
-  """Failures of a step on which the teacher is asked for one answer each."""
-
-
-class Teacher(Section):
-  """Whose weights the teacher has and what stands in its prompt."""
-
-  parameters: Literal["ema", "frozen", "current", "trust_region"] = "frozen"
-  """Moving average, initial weights, the student's own, or logits between the
-  last two. SDPO and DistIL as published: a moving average."""
-  ema_rate: Fraction = 0.01
-  """How far a moving average follows the student in a step."""
-  trust_region_rate: Share = 0.05
-  """Share of the student's logits in a trust region's."""
-  access: Literal["probabilities", "samples", "top_k"] = "probabilities"
-  """What the teacher tells: its distribution, or a list for each token."""
-  num_samples: Positive = 1
-  """Samples in such a list."""
-  top_k: Positive = 20
-  """Most probable tokens in such a list."""
-  guard: Guard | None = None
-  """null: no guard."""
-  solution: Literal["sibling", "reference", "sibling_or_reference", "none"] = (
-    "sibling"
-  )
-  """Which solution stands in the prompt."""
-  feedback: Literal["when_no_solution", "always", "never"] = "when_no_solution"
-  """When the environment's feedback stands in the prompt."""
-  success_threshold: Fraction = 1.0
-  """A reward from here on is a success."""
-  max_prompt_length: Positive = 512
-  """Tokens of the teacher's prompt, at most."""
-  share_prefix: bool = True
-  """Read what the prompts of a group begin with only once, where that saves
-  tokens. It changes rounding alone."""
-
-  @pydantic.model_validator(mode="after")
-  def _rates(self):
-    fields = type(self).model_fields
-    for name, of in (
-      ("ema_rate", "ema"),
-      ("trust_region_rate", "trust_region"),
-    ):
-      value = getattr(self, name)
-      if self.parameters != of and value != fields[name].default:
-        raise ValueError(
-          f"{name}={value} is of parameters={of}, but "
-          f"parameters={self.parameters}; set parameters={of}, or drop {name}"
-        )
-    return self
-
-  @pydantic.model_validator(mode="after")
-  def _guard(self):
-    if self.guard and self.parameters != "ema":
-      raise ValueError(
-        f"guard watches a moving average, but parameters={self.parameters}; "
-        "use guard=null, or parameters=ema"
-      )
-    return self
 
 
 def needs_teacher(objective: Objective) -> bool:

@@ -5,7 +5,11 @@ from typing import Any
 
 import pydantic
 
-from distil_jax.config import objectives, training
+from distil_jax.config import data as config_data
+from distil_jax.config import environments, objectives, training
+from distil_jax.config import model as config_model
+from distil_jax.config import rollout as config_rollout
+from distil_jax.config import teacher as config_teacher
 from distil_jax.config import tools as tool_sections
 from distil_jax.config.base import Section
 
@@ -14,19 +18,19 @@ class Config(Section):
   """Everything that decides what a run does."""
 
   name: str = "run"
-  model: training.Model = training.Model()
-  data: training.Data = training.Data()
-  environment: training.Environment = training.Calculator()
-  rollout: training.Rollout = training.Rollout()
-  judging: training.Judging = training.Judging()
-  sandbox: training.Sandbox = training.Sandbox()
+  model: config_model.Model = config_model.Model()
+  data: config_data.Data = config_data.Data()
+  environment: environments.Environment = environments.Calculator()
+  rollout: config_rollout.Rollout = config_rollout.Rollout()
+  judging: environments.Judging = environments.Judging()
+  sandbox: environments.Sandbox = environments.Sandbox()
   tools: tool_sections.Tool | None = pydantic.Field(
     default=None, discriminator="kind"
   )
-  teacher: objectives.Teacher = objectives.Teacher()
+  teacher: config_teacher.Teacher = config_teacher.Teacher()
   objective: objectives.Objective = objectives.Distil()
   optimizer: training.Optimizer = training.Optimizer()
-  mesh: training.Mesh = training.Mesh()
+  mesh: config_rollout.Mesh = config_rollout.Mesh()
   train: training.Train = training.Train()
   evaluation: training.Evaluation = training.Evaluation()
   checkpoint: training.Checkpoint = training.Checkpoint()
@@ -104,7 +108,7 @@ def _check_deadlines(config: Config) -> None:
   """An environment's own deadline must come before that of its judge."""
   section: Any = config.environment
   section = getattr(section, "of", None) or section
-  if not isinstance(section, training.Code):
+  if not isinstance(section, environments.Code):
     return
   # The last test may begin just before the time is up.
   longest = section.total_seconds + 2 * section.seconds + 2

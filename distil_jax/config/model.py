@@ -1,0 +1,61 @@
+"""TODO docstring."""
+
+from typing import Annotated, Any, Literal
+
+import pydantic
+
+from distil_jax.config.base import DType, Positive, Section, Seed
+
+
+class CreateModel(Section):
+  """A new, randomly initialised Qwen3 with a tokenizer trained on the data."""
+
+  vocab_size: Annotated[int, pydantic.Field(ge=300)] = 512
+  width: Positive = 64
+  num_layers: Positive = 2
+  num_heads: Positive = 4
+  num_kv_heads: Positive = 2
+  head_size: Annotated[int, pydantic.Field(gt=0, multiple_of=2)] = 16
+  mlp_size: Positive = 192
+  tie_embeddings: bool = True
+  rope_theta: Annotated[float, pydantic.Field(gt=1)] = 10000.0
+  max_positions: Positive = 4096
+  seed: Seed = 0
+
+  @pydantic.model_validator(mode="after")
+  def _heads(self):
+    if self.num_heads % self.num_kv_heads:
+      raise ValueError(
+        f"num_heads={self.num_heads} is not a multiple of "
+        f"num_kv_heads={self.num_kv_heads}"
+      )
+    return self
+
+
+class Model(Section):
+  """The policy: a Hugging Face directory of a Qwen3-architecture decoder.
+
+  `directory` may be `embedded:calculator`, the tiny base model that ships with
+  the package. With `create` the directory is made first if it is not there.
+  """
+
+  directory: str = "embedded:calculator"
+  create: CreateModel | None = None
+  param_dtype: DType = "float32"
+  compute_dtype: DType = "float32"
+  remat: Literal["none", "layer"] = "layer"
+  attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
+  """Of whole sequences. `cudnn` is for CUDA GPUs, `splash` for TPUs, and `auto`
+  takes them there, where head size and dtype suit them."""
+  chat_template_kwargs: dict[str, Any] = pydantic.Field(
+    default={"enable_thinking": False}
+  )
+
+  @pydantic.model_validator(mode="after")
+  def _place_to_create(self):
+    if self.create and self.directory.startswith("embedded:"):
+      raise ValueError(
+        f"directory={self.directory} ships with the package, but create is "
+        "set; give the new model a directory of its own"
+      )
+    return self

@@ -1,0 +1,68 @@
+"""TODO docstring."""
+
+from typing import Annotated
+
+import pydantic
+
+from distil_jax.config.base import DType, Fraction, Positive, Section
+
+
+class Mesh(Section):
+  """Devices along each axis; one axis may be -1, which takes the rest."""
+
+  data: int = 1
+  """Copies of the parameters; each has its part of a batch."""
+  fsdp: int = -1
+  """Cuts parameters, optimiser and teacher, and batches too."""
+  context: int = 1
+  """Cuts the same, and sequences along time where they are scored and learned
+  from, for those too long for one device. Sampling takes it for more of
+  `fsdp`."""
+  tensor: int = 1
+  """Cuts heads, MLP and vocabulary."""
+
+  @pydantic.model_validator(mode="after")
+  def _sizes(self):
+    sizes = self.model_dump()
+    for name, size in sizes.items():
+      if size < 1 and size != -1:
+        raise ValueError(f"{name}={size} must be positive, or -1 for the rest")
+    if sum(size == -1 for size in sizes.values()) > 1:
+      raise ValueError(f"only one axis may be -1, got {sizes}")
+    return self
+
+
+class Sampling(Section):
+  temperature: Annotated[float, pydantic.Field(ge=0)] = 1.0
+  top_k: Positive | None = None
+  top_p: Fraction | None = None
+  min_p: Fraction | None = None
+  """Leave out what is less probable than this share of the most probable."""
+
+  @pydantic.field_validator("temperature")
+  @classmethod
+  def _temperature(cls, value: float) -> float:
+    # Logits divided by less overflow, and the sampler would draw token 0.
+    if 0 < value < 1e-6:
+      raise ValueError("must be 0 (the most probable token) or at least 1e-6")
+    return value
+
+
+class Rollout(Sampling):
+  """How the student samples while it trains."""
+
+  num_problems: Positive = 16
+  group_size: Positive = 8
+  max_prompt_length: Positive = 128
+  max_completion_length: Positive = 128
+  stop: tuple[Annotated[str, pydantic.Field(min_length=1)], ...] = ()
+  """Strings that end a completion when its text contains one of them."""
+  num_slots: Positive | None = None
+  """Completions in flight at once, when sampling and when evaluating; the
+  others wait until one ends. null: all."""
+  cache_dtype: DType | None = None
+  """Of keys and values; null: bfloat16 on accelerators, that of the activations
+  on a CPU."""
+  mesh: Mesh | None = None
+  """How the devices are arranged while sampling, where that is faster than as
+  in `mesh`; null: as there."""
