@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from distil_jax.data import teacher_prompts
+from distil_jax.data import padding
 from distil_jax.data import tokenizer as tokenizers
 from distil_jax.generation.policy import Policy
 from distil_jax.models import decoder
@@ -123,7 +123,7 @@ def full_log_probs(params, ids, mask, *, graphdef):
 def random_prompts(rng, lengths, length, vocab_size=VOCAB_SIZE):
   """Left-padded prompts of the given lengths. Ids and mask, `[P, S]`."""
   rows = [rng.integers(1, vocab_size, size).tolist() for size in lengths]
-  return teacher_prompts.pad_left(rows, length, PAD)
+  return padding.pad_left(rows, length, PAD)
 
 
 def random_batch(seed: int = 0, vocab_size: int = VOCAB_SIZE) -> Batch:
@@ -137,9 +137,7 @@ def random_batch(seed: int = 0, vocab_size: int = VOCAB_SIZE) -> Batch:
   )
   lengths = [5, 1, 3, 2, 4, 5, 2, 3]
   completions = [rng.integers(1, vocab_size, n).tolist() for n in lengths]
-  completion_ids, completion_mask = teacher_prompts.pad_right(
-    completions, 5, PAD
-  )
+  completion_ids, completion_mask = padding.pad_right(completions, 5, PAD)
   rewards = np.asarray([1, 0, 0, 1, 0, 0, 0.5, 0], np.float32)
   old_log_probs = -rng.uniform(0.5, 6.0, completion_mask.shape)
   return jax.tree.map(

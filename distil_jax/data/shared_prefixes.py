@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from distil_jax.data import teacher_prompts
+from distil_jax.data import padding
 from distil_jax.distributed import process_group
 
 # Prompts of a batch have one width, out of so many: each compiles programs.
@@ -63,8 +63,8 @@ def split(
   if num_tokens >= len(rows) * max_prompt_length:
     return None
   return SplitPrompts(
-    *teacher_prompts.pad_left(prefixes, max_prefix_length, pad_id),
-    *teacher_prompts.pad_left(rests, width, pad_id),
+    *padding.pad_left(prefixes, max_prefix_length, pad_id),
+    *padding.pad_left(rests, width, pad_id),
   )
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 from jax.core import Tracer
 
-from distil_jax.data import teacher_prompts
+from distil_jax.data import padding
 from distil_jax.data import tokenizer as tokenizers
 from distil_jax.generation import engine
 from distil_jax.generation import sampler as generation_sampler
@@ -291,7 +291,7 @@ def _prompt_arrays(policy: Policy, given) -> tuple[np.ndarray, np.ndarray]:
       )
       for p in given
     ]
-    ids, mask = teacher_prompts.pad_left(
+    ids, mask = padding.pad_left(
       rows, max(map(len, rows)), policy.tokenizer.pad_id
     )
   if not len(ids):

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from distil_jax.data import shared_prefixes
+from distil_jax.data import padding, shared_prefixes
 from distil_jax.data import teacher_prompts as data_teacher_prompts
 from distil_jax.data.tokenizer import Tokenizer
 from distil_jax.training.rollouts.rollout_worker import Experience
@@ -108,7 +108,7 @@ def from_experience(
     rows.append(fitted and fitted.ids)
     texts.append(fitted and tokenizer.decode(fitted.ids, skip_special=False))
   # A masked row still passes through the network: one token stands in.
-  teacher_ids, teacher_mask = data_teacher_prompts.pad_left(
+  teacher_ids, teacher_mask = padding.pad_left(
     [row or [tokenizer.pad_id] for row in rows],
     settings.max_prompt_length,
     tokenizer.pad_id,
@@ -159,12 +159,8 @@ def from_demonstrations(
           f"tokens; raise rollout.max_{what}_length={limit}"
         )
   pad_id = tokenizer.pad_id
-  prompt_ids, prompt_mask = data_teacher_prompts.pad_left(
-    heads, max_prompt_length, pad_id
-  )
-  ids, mask = data_teacher_prompts.pad_right(
-    tails, max_completion_length, pad_id
-  )
+  prompt_ids, prompt_mask = padding.pad_left(heads, max_prompt_length, pad_id)
+  ids, mask = padding.pad_right(tails, max_completion_length, pad_id)
   nothing = np.zeros((len(heads), 0), np.int32)
   batch = Batch(
     prompt_ids=prompt_ids,

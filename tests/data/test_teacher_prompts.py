@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from distil_jax.data import teacher_prompts
+from distil_jax.data import padding, teacher_prompts
 from distil_jax.data import tokenizer as tokenizer_lib
 from distil_jax.types import Problem
 
@@ -273,18 +273,16 @@ def test_a_huge_block_takes_few_encodings(tokenizer):
 
 
 def test_padding():
-  ids, mask = teacher_prompts.pad_left([[1, 2], [], [3, 4, 5]], 3, 9)
+  ids, mask = padding.pad_left([[1, 2], [], [3, 4, 5]], 3, 9)
   assert ids.tolist() == [[9, 1, 2], [9, 9, 9], [3, 4, 5]]
   assert mask.tolist() == [[0, 1, 1], [0, 0, 0], [1, 1, 1]]
-  ids, mask = teacher_prompts.pad_right([[1, 2], [], [3, 4, 5]], 3, 9)
+  ids, mask = padding.pad_right([[1, 2], [], [3, 4, 5]], 3, 9)
   assert ids.tolist() == [[1, 2, 9], [9, 9, 9], [3, 4, 5]]
   assert mask.tolist() == [[1, 1, 0], [0, 0, 0], [1, 1, 1]]
   assert ids.dtype == mask.dtype == np.int32
 
 
-@pytest.mark.parametrize(
-  "pad", [teacher_prompts.pad_left, teacher_prompts.pad_right]
-)
+@pytest.mark.parametrize("pad", [padding.pad_left, padding.pad_right])
 def test_padding_at_the_edges(pad):
   ids, mask = pad([], 4, 0)
   assert ids.shape == mask.shape == (0, 4)

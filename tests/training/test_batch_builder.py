@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from distil_jax import config
-from distil_jax.data import teacher_prompts
+from distil_jax.data import padding
 from distil_jax.data import tokenizer as tokenizers
 from distil_jax.envs.calculator import Calculator
 from distil_jax.generation import policy
@@ -71,13 +71,13 @@ def make_experience(tokenizer, samples=SAMPLES, solutions=(None, None)):
 
 def experience_of(tokenizer, problems, texts, verdicts):
   """As if the texts had been sampled."""
-  prompt_ids, prompt_mask = teacher_prompts.pad_left(
+  prompt_ids, prompt_mask = padding.pad_left(
     [tokenizer.encode_messages(p.messages) for p in problems],
     40,
     tokenizer.pad_id,
   )
   rows = [[*tokenizer.encode(text), tokenizer.eos_ids[0]] for text in texts]
-  ids, mask = teacher_prompts.pad_right(rows, LENGTH, tokenizer.pad_id)
+  ids, mask = padding.pad_right(rows, LENGTH, tokenizer.pad_id)
   return Experience(
     problems=problems,
     group_size=len(texts) // len(problems),

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from distil_jax import config
-from distil_jax.data import teacher_prompts
+from distil_jax.data import padding
 from distil_jax.models import sharding
 from distil_jax.objectives import build, scoring
 from distil_jax.objectives import teachers as objectives_teacher
@@ -43,10 +43,7 @@ def batches(seed=3):
   )
   whole = [begins[i // 2] + rest for i, rest in enumerate(rests)]
   arrays = [
-    [
-      jnp.asarray(x)
-      for x in teacher_prompts.pad_left(rows, length, networks.PAD)
-    ]
+    [jnp.asarray(x) for x in padding.pad_left(rows, length, networks.PAD)]
     for rows, length in ((whole, 9), (begins, 5), (rests, 4))
   ]
   batch = networks.random_batch(seed=seed)

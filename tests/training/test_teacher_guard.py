@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from distil_jax import config
-from distil_jax.data import teacher_prompts
+from distil_jax.data import padding
 from distil_jax.envs.calculator import Calculator
 from distil_jax.envs.judge_pool import Judges
 from distil_jax.generation.policy import load_policy
@@ -146,8 +146,8 @@ def test_a_spoiled_teacher_is_caught_reading(mesh):
       texts.append(text)
       verdicts.append(environment.judge(problem, text))
   rows = [policy.tokenizer.encode(text) for text in texts]
-  ids, mask = teacher_prompts.pad_right(rows, 16, policy.tokenizer.pad_id)
-  prompt_ids, prompt_mask = teacher_prompts.pad_left(
+  ids, mask = padding.pad_right(rows, 16, policy.tokenizer.pad_id)
+  prompt_ids, prompt_mask = padding.pad_left(
     [policy.tokenizer.encode_messages(p.messages) for p in problems],
     24,
     policy.tokenizer.pad_id,

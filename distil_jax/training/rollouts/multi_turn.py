@@ -18,7 +18,7 @@ from concurrent.futures import Future
 import jax
 import numpy as np
 
-from distil_jax.data import shared_prefixes, teacher_prompts
+from distil_jax.data import padding, shared_prefixes
 from distil_jax.data.tokenizer import Tokenizer
 from distil_jax.distributed import process_group
 from distil_jax.generation import engine, finished_rows
@@ -149,7 +149,7 @@ class Episodes:
     return Turns(
       rows,
       [len(self._turns[row]) for row in rows],
-      *teacher_prompts.pad_left(heads, width, pad_id),
+      *padding.pad_left(heads, width, pad_id),
       max_lengths,
     )
 

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 import jax
 import numpy as np
 
-from distil_jax.data import shared_prefixes, teacher_prompts
+from distil_jax.data import padding, shared_prefixes
 from distil_jax.envs import deadline_pool, judge_pool
 from distil_jax.generation import engine, finished_rows, random_keys, sampler
 from distil_jax.generation.policy import Policy
@@ -219,7 +219,7 @@ class Actor:
       key: another one for every step.
       report: as for `sample`.
     """
-    ids, mask = teacher_prompts.pad_left(
+    ids, mask = padding.pad_left(
       [self._tokenizer.encode_messages(p.messages) for p in problems],
       self._max_prompt_length,
       self._tokenizer.pad_id,

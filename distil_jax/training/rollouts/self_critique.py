@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import numpy as np
 
-from distil_jax.data import teacher_prompts
+from distil_jax.data import padding
 from distil_jax.data.tokenizer import Tokenizer
 from distil_jax.distributed import process_group
 from distil_jax.envs import SelfJudged
@@ -157,7 +157,7 @@ class SelfCritic:
   ) -> Rollout:
     """A critique for each row; of a row that asks nothing it means nothing."""
     pad_id, num_rows = self._tokenizer.pad_id, len(experience.completions)
-    ids, mask = teacher_prompts.pad_left(
+    ids, mask = padding.pad_left(
       [asked.get(row, [pad_id]) for row in range(num_rows)],
       self._max_prompt_length,
       pad_id,
