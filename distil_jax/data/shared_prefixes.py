@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from distil_jax.data import padding
-from distil_jax.distributed import process_group
+from distil_jax.distributed import collectives
 
 # Prompts of a batch have one width, out of so many: each compiles programs.
 _NUM_WIDTHS = 3
@@ -83,7 +83,7 @@ def common_prefix(rows: Sequence[Sequence[int] | None]) -> list[int]:
 
 def narrowest(longest: int, max_prompt_length: int) -> int:
   """The least of `widths` that holds what all processes have."""
-  longest = process_group.global_max(longest)
+  longest = collectives.global_max(longest)
   return min(w for w in widths(max_prompt_length) if w >= longest)
 
 

@@ -18,9 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 from jax._src import distributed
-from jax.experimental import multihost_utils
 
 from distil_jax.distributed import rendezvous, signals
 from distil_jax.distributed.launch import LaunchError, Place
@@ -48,45 +46,6 @@ class ProcessError(RuntimeError):
 
 class Stopped(KeyboardInterrupt):
   """One process was asked to stop: all do, at the same place."""
-
-
-def block(size: int) -> slice:
-  """This process's part of a global batch of so many items."""
-  share = size // jax.process_count()
-  return slice(jax.process_index() * share, (jax.process_index() + 1) * share)
-
-
-def global_sums(values: Mapping[str, float]) -> dict[str, float]:
-  """Sums over processes; a name that one of them lacks counts as 0 there."""
-  if jax.process_count() == 1:
-    return dict(values)
-  names = sorted(set().union(*_gather_names(sorted(values))))
-  mine = np.asarray([values.get(name, 0.0) for name in names], np.float64)
-  # As bytes: float64 would be cut to float32 on its way through a device.
-  rows = multihost_utils.process_allgather(mine.view(np.uint8))
-  sums = np.asarray(rows).view(np.float64).reshape(-1, len(names)).sum(axis=0)
-  return dict(zip(names, sums.tolist(), strict=True))
-
-
-def global_max(value: int) -> int:
-  """The largest of all processes."""
-  if jax.process_count() == 1:
-    return value
-  return int(np.max(multihost_utils.process_allgather(np.int32(value))))
-
-
-def wait_for_all(reason: str) -> None:
-  """Returns when every process is here."""
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(reason)
-
-
-def _gather_names(names: list[str]) -> list[set[str]]:
-  text = "\n".join(names).encode()
-  length = global_max(len(text))
-  padded = np.frombuffer(text.ljust(length, b"\n"), np.uint8)
-  rows = np.asarray(multihost_utils.process_allgather(padded))
-  return [set(bytes(row).decode().split("\n")) - {""} for row in rows]
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 
-from distil_jax.distributed import process_group
+from distil_jax.distributed import collectives
 from distil_jax.models import decoder
 from distil_jax.training.rollouts.rollout_worker import Actor
 from distil_jax.training.rollouts.self_critique import SelfCritic
@@ -62,7 +62,7 @@ def evaluate(
   """
   group_size = actor.group_size
   totals: dict[str, float] = collections.defaultdict(float)
-  mine = process_group.block(num_problems)
+  mine = collectives.block(num_problems)
   for start in range(0, len(problems), num_problems):
     batch = list(problems[start : start + num_problems])
     end = start + len(batch)
@@ -86,7 +86,7 @@ def evaluate(
       totals[name] += int(counts[is_real].sum())
     for verdict in experience.verdicts[is_real]:
       totals[f"verdict/{verdict.status}"] += 1
-  return _averages(process_group.global_sums(totals), group_size, pass_at)
+  return _averages(collectives.global_sums(totals), group_size, pass_at)
 
 
 def _report(

@@ -14,7 +14,7 @@ import yaml
 
 from distil_jax.config import Config, ConfigError, Objective
 from distil_jax.data import problems as data_problems
-from distil_jax.distributed import process_group
+from distil_jax.distributed import collectives, process_group
 from distil_jax.generation.policy import resolve_directory
 from distil_jax.training import batch_builder
 from distil_jax.training.logging import run_folder
@@ -154,7 +154,7 @@ def check_shared(config: Config) -> None:
   if jax.process_index() == 0:
     directory.mkdir(parents=True, exist_ok=True)
     meeting.write_text(uuid.uuid4().hex)
-  process_group.wait_for_all("the run folder is there")
+  collectives.wait_for_all("the run folder is there")
   seen = meeting.read_text() if meeting.exists() else None
   try:
     process_group.compare(
@@ -310,14 +310,14 @@ def experience_metrics(
     **{k: float(x.sum()) for k, x in experience.tool_counts.items()},
     "count": len(experience.verdicts),
   }
-  sums = process_group.global_sums(sums | counts)
+  sums = collectives.global_sums(sums | counts)
   count = sums.pop("count")
   values = {
     name: float(total) if name in counts else total / count
     for name, total in sums.items()
   }
   # All wait for the last.
-  waited = process_group.global_max(round(1000 * experience.judging_seconds))
+  waited = collectives.global_max(round(1000 * experience.judging_seconds))
   values["time/judging_seconds"] = waited / 1000
   usage = experience.usage
   if usage is None:
@@ -340,7 +340,7 @@ def critique_metrics(experience: Experience) -> dict[str, float]:
   if experience.critiques is None:
     return {}
   counts = {**experience.critiques, "count": len(experience.verdicts)}
-  sums = process_group.global_sums(counts)
+  sums = collectives.global_sums(counts)
   num_asked = max(sums["asked"], 1.0)
   values = {
     name: sums[name] / (sums["count"] if name in _OF_ALL else num_asked)

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 
-from distil_jax.distributed import process_group
+from distil_jax.distributed import collectives
 from distil_jax.envs.judge_pool import Judges
 from distil_jax.generation import sampler
 from distil_jax.generation.policy import Policy
@@ -61,7 +61,7 @@ class Inspector:
     verdicts = self.judges(problems[: len(rows)], texts[: len(rows)])
     rewards = [v.reward for v in verdicts if v.status != Status.CRASHED]
     is_right = np.asarray(rewards) >= self.success_threshold
-    sums = process_group.global_sums(
+    sums = collectives.global_sums(
       {"correct": float(is_right.sum()), "answers": float(len(rewards))}
     )
     return sums["correct"], sums["answers"]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from distil_jax.config import Config, ConfigError
 from distil_jax.data import problems as data_problems
-from distil_jax.distributed import process_group, signals
+from distil_jax.distributed import collectives, process_group, signals
 from distil_jax.models import decoder, sharding
 from distil_jax.training import (
   batch_builder,
@@ -401,7 +401,7 @@ class _Run:
       metrics |= run_checks.guard_metrics(self.state.guard)
     else:
       masks = lesson.batch.completion_mask
-      num_tokens = process_group.global_sums({"tokens": float(masks.sum())})
+      num_tokens = collectives.global_sums({"tokens": float(masks.sum())})
       metrics["completion_length"] = (
         num_tokens["tokens"] / self.config.num_sequences
       )
@@ -431,7 +431,7 @@ class _Run:
     is_found = jax.process_index() == 0 and any(
       line["step"] == step for line in self.folder.evaluations()
     )
-    return process_group.global_sums({"found": float(is_found)})["found"] > 0
+    return collectives.global_sums({"found": float(is_found)})["found"] > 0
 
   def evaluate(self, step: int) -> None:
     text = "evaluating" if step else _BASE_TEXT

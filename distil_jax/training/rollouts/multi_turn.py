@@ -20,7 +20,7 @@ import numpy as np
 
 from distil_jax.data import padding, shared_prefixes
 from distil_jax.data.tokenizer import Tokenizer
-from distil_jax.distributed import process_group
+from distil_jax.distributed import collectives
 from distil_jax.generation import engine, finished_rows
 from distil_jax.training.rollouts.tool_pool import Tooling
 from distil_jax.types import Message, Problem, Rollout, StopReason
@@ -257,7 +257,7 @@ def play(
   while size := _size(len(waiting), at_once, multiple):
     rows, left = waiting[:size], waiting[size:]
     sums = {"rows": float(len(rows)), "left": float(len(left))}
-    sums = {k: round(x) for k, x in process_group.global_sums(sums).items()}
+    sums = {k: round(x) for k, x in collectives.global_sums(sums).items()}
     num_stand_ins = num_processes * size - sums["rows"]
     sampled, more = later(
       episodes.turns(rows, size),
@@ -296,7 +296,7 @@ def _size(num_rows: int, most: int, multiple: int) -> int:
 
   The same for all processes, at most `most`; 0 where none of them has a row.
   """
-  longest = process_group.global_max(num_rows)
+  longest = collectives.global_max(num_rows)
   if not longest:
     return 0
   fitting = [x for x in shared_prefixes.widths(most) if x >= longest]

@@ -9,7 +9,7 @@ import numpy as np
 
 from distil_jax.data import padding
 from distil_jax.data.tokenizer import Tokenizer
-from distil_jax.distributed import process_group
+from distil_jax.distributed import collectives
 from distil_jax.envs import SelfJudged
 from distil_jax.generation import engine, sampler
 from distil_jax.models import decoder
@@ -94,7 +94,7 @@ class SelfCritic:
     experience = self._student(params, problems, key, report=report)
     asked, counts = self._asked(experience)
     verdicts = list(experience.verdicts)
-    if process_group.global_max(len(asked)):
+    if collectives.global_max(len(asked)):
       sampled = self._sampled(params, experience, asked, key)
       for row in asked:
         ids = sampled.completion_ids[row][sampled.completion_mask[row] == 1]

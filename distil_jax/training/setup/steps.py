@@ -21,7 +21,7 @@ from distil_jax.config import (
 )
 from distil_jax.data import problems as data_problems
 from distil_jax.data import tokenizer as tokenizers
-from distil_jax.distributed import process_group
+from distil_jax.distributed import collectives
 from distil_jax.envs import (
   Environment,
   SelfJudged,
@@ -531,4 +531,4 @@ def _create(
     params = decoder.init(network, jax.random.key(create.seed))
     made = Policy(network, graphdef, params, tokenizer)
     made.save(config.model.directory)
-  process_group.wait_for_all("the model is created")
+  collectives.wait_for_all("the model is created")
