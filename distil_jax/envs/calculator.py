@@ -20,20 +20,27 @@ split alone.
 import dataclasses
 import itertools
 import random
-import re
-import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-from distil_jax.envs import tags
+from distil_jax.envs import completion_text
+from distil_jax.envs.calculator_steps import (
+  INTEGER,
+  MAX_TOTAL,
+  OPEN,
+  answer_fault,
+  continue_steps,
+  cut_steps,
+  draw_expression,
+  find_steps,
+  first_difference,
+  first_fault,
+  is_held_out,
+  parse,
+  solve,
+  text_of,
+)
 from distil_jax.types import Demonstration, Message, Problem, Status, Verdict
-
-MAX_TOTAL = 99
-MAX_OPERAND = 9
-# One expression in so many is held out, whatever the seed.
-HELD_OUT_ONE_IN = 10
-# Careless mistakes, the smallest first.
-SLIPS = (1, -1, 2, -2, 10, -10)
 
 # Of the demonstrations, by what stands in the prompt.
 BLOCK_SHARES = {
@@ -46,16 +53,6 @@ BLOCK_SHARES = {
 PREFIX_SHARES = {False: 0.25, True: 0.5}
 # Of the failed attempts, those that also break off.
 CUT_SHARE = 0.125
-
-_OPEN, _CLOSE = "<answer>", "</answer>"
-_PROMPT = re.compile(r"Compute ([1-9]?[0-9])((?: [-+] [1-9][0-9]?)+)\.")
-# At most nine digits: nothing longer can be right, and `int` refuses to read
-# thousands.
-_STEP = re.compile(r"[0-9]{1,9} [-+] [0-9]{1,9} = -?[0-9]{1,9}")
-_INTEGER = re.compile(r"-?[0-9]{1,9}")
-# Where an attempt may be cut: a tokenizer that takes digits one by one has a
-# token boundary on both sides of each digit, whatever else it merges.
-_PIECE = re.compile(r"[0-9]|[^0-9]+")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,8 +93,8 @@ class Calculator:
         "Compute 47 + 8 - 3." with operands in 1..99, its running total leaves
         0..99, or the answer is not its last total.
     """
-    prompt, answer = _text(row, "prompt"), _text(row, "answer")
-    start, operands = _parse(prompt)
+    prompt, answer = text_of(row, "prompt"), text_of(row, "answer")
+    start, operands = parse(prompt)
     totals = list(itertools.accumulate(operands, initial=start))
     for step, total in enumerate(totals):
       if not 0 <= total <= MAX_TOTAL:
@@ -111,13 +108,13 @@ class Calculator:
       )
     messages = [{"role": "user", "content": prompt}]
     if row.get("system"):
-      messages.insert(0, {"role": "system", "content": _text(row, "system")})
+      messages.insert(0, {"role": "system", "content": text_of(row, "system")})
     has_solution = bool(row.get("solution"))
     return Problem(
       index=index,
       messages=tuple(messages),
       answer=str(totals[-1]),
-      solution=_text(row, "solution") if has_solution else _solve(totals),
+      solution=text_of(row, "solution") if has_solution else solve(totals),
       details={"totals": tuple(totals)},
     )
 
@@ -159,20 +156,20 @@ class Calculator:
       `first_wrong_step`, counted from 1, or None; `num_right_steps`, the steps
       before the first wrong one.
     """
-    steps = _steps(problem.details["totals"])
-    lines = (line.strip() for line in completion.split(_OPEN)[0].split("\n"))
+    steps = find_steps(problem.details["totals"])
+    lines = (line.strip() for line in completion.split(OPEN)[0].split("\n"))
     written = list(itertools.islice(filter(None, lines), len(steps) + 1))
-    num_right, fault = _first_fault(written, steps, problem.answer)
+    num_right, fault = first_fault(written, steps, problem.answer)
 
-    content = tags.last(completion, "answer")
+    content = completion_text.last_tagged(completion, "answer")
     content = content and content.strip()
-    parsed = int(content) if content and _INTEGER.fullmatch(content) else None
+    parsed = int(content) if content and INTEGER.fullmatch(content) else None
     is_correct = parsed == int(problem.answer)
     if is_correct:
       status, feedback = Status.CORRECT, ""
     else:
       status = Status.UNPARSABLE if parsed is None else Status.WRONG
-      feedback = fault or _answer_fault(content, parsed, problem.answer)
+      feedback = fault or answer_fault(content, parsed, problem.answer)
     return Verdict(
       reward=float(is_correct),
       feedback=feedback,
@@ -225,8 +222,8 @@ class Calculator:
     attempt, verdict = self._failed_attempt(rng, problem)
     prefix = ""
     if rng.random() < PREFIX_SHARES[bool(blocks)]:
-      first_fault = _first_difference(attempt, _solve(totals))
-      prefix = _cut(rng, attempt, rng.choice((0, first_fault)))
+      first_fault = first_difference(attempt, solve(totals))
+      prefix = cut_steps(rng, attempt, rng.choice((0, first_fault)))
     # What the page tells is worked without slips.
     num_told = num_steps if "solution" in blocks else 0
     if blocks == ("feedback",):
@@ -241,7 +238,7 @@ class Calculator:
           feedback=verdict.feedback if "feedback" in blocks else None,
         )
       ),
-      solution=_continue(rng, totals, prefix, slip_rates[:num_steps]),
+      solution=continue_steps(rng, totals, prefix, slip_rates[:num_steps]),
       prefix=prefix,
     )
 
@@ -256,8 +253,8 @@ class Calculator:
     split: Literal["train", "evaluation"],
   ) -> Problem:
     while True:
-      expression, total = _draw_expression(rng, rng.randint(*self.num_steps))
-      if _is_held_out(expression) == (split == "evaluation"):
+      expression, total = draw_expression(rng, rng.randint(*self.num_steps))
+      if is_held_out(expression) == (split == "evaluation"):
         row = {"prompt": f"Compute {expression}.", "answer": str(total)}
         return self.problem(row, index)
 
@@ -269,196 +266,10 @@ class Calculator:
     while True:
       slip_rates = [self.slip_rate] * (len(totals) - 1)
       slip_rates[rng.randrange(len(slip_rates))] = 1.0
-      attempt = _continue(rng, totals, "", slip_rates)
+      attempt = continue_steps(rng, totals, "", slip_rates)
       if rng.random() < CUT_SHARE:
-        attempt = _cut(rng, attempt, 0)
+        attempt = cut_steps(rng, attempt, 0)
       verdict = self.judge(problem, attempt)
       # Slips can cancel each other out; then there is no feedback.
       if verdict.status != Status.CORRECT:
         return attempt, verdict
-
-
-def _text(row: Mapping[str, Any], field: str) -> str:
-  value = row.get(field)
-  if not isinstance(value, str):
-    raise ValueError(f"field {field!r} must be a string, got {value!r}")
-  return value
-
-
-def _parse(prompt: str) -> tuple[int, list[int]]:
-  """The first number and the signed operands."""
-  match = _PROMPT.fullmatch(prompt.strip())
-  if not match:
-    raise ValueError(
-      f"prompt {prompt!r} must be of the form 'Compute 47 + 8 - 3.' with a "
-      "first number in 0..99 and operands in 1..99"
-    )
-  terms = match[2].split()
-  pairs = zip(terms[::2], terms[1::2], strict=True)
-  return int(match[1]), [int(sign + number) for sign, number in pairs]
-
-
-def _draw_expression(rng: random.Random, num_steps: int) -> tuple[str, int]:
-  """An expression whose totals stay in range, and its last total."""
-  total = rng.randint(0, MAX_TOTAL)
-  expression = str(total)
-  for _ in range(num_steps):
-    operand = rng.choice(
-      [
-        operand
-        for operand in range(-MAX_OPERAND, MAX_OPERAND + 1)
-        if operand and 0 <= total + operand <= MAX_TOTAL
-      ]
-    )
-    expression += f" {_signed(operand)}"
-    total += operand
-  return expression, total
-
-
-def _is_held_out(expression: str) -> bool:
-  return zlib.crc32(expression.encode()) % HELD_OUT_ONE_IN == 0
-
-
-def _signed(operand: int) -> str:
-  return f"{'-' if operand < 0 else '+'} {abs(operand)}"
-
-
-def _operands(totals: Sequence[int]) -> list[int]:
-  return [after - before for before, after in itertools.pairwise(totals)]
-
-
-def _steps(totals: Sequence[int]) -> list[str]:
-  return [
-    f"{before} {_signed(after - before)} = {after}"
-    for before, after in itertools.pairwise(totals)
-  ]
-
-
-def _answer_line(answer: int | str) -> str:
-  return f"{_OPEN}{answer}{_CLOSE}"
-
-
-def _solve(totals: Sequence[int]) -> str:
-  return "\n".join([*_steps(totals), _answer_line(totals[-1])])
-
-
-def _first_fault(
-  written: Sequence[str], steps: Sequence[str], answer: str
-) -> tuple[int, str]:
-  """Number of right steps before the first fault, and the fault in words."""
-  pairs = itertools.zip_longest(written, steps)
-  for num_right, (line, step) in enumerate(pairs):
-    name = f"Step {num_right + 1}"
-    if line is None:
-      return num_right, f"{name} is missing: it should be {step}."
-    if step is None:
-      right = _answer_line(answer)
-      return num_right, f"{name} is extra: it should be {right}."
-    if not _STEP.fullmatch(line):
-      return num_right, f"{name} cannot be read: it should be {step}."
-    if line != step:
-      return (
-        num_right,
-        f"{name} is wrong: you wrote {line}, it should be {step}.",
-      )
-  return len(steps), ""
-
-
-def _answer_fault(content: str | None, parsed: int | None, answer: str) -> str:
-  right = _answer_line(answer)
-  if content is None:
-    return f"The answer is missing: it should be {right}."
-  if parsed is None:
-    return f"The answer cannot be read: it should be {right}."
-  wrote = _answer_line(parsed)
-  return f"The answer is wrong: you wrote {wrote}, it should be {right}."
-
-
-def _first_difference(text: str, other: str) -> int:
-  pairs = enumerate(zip(text, other, strict=False))
-  return next((i for i, (a, b) in pairs if a != b), min(len(text), len(other)))
-
-
-def _cut(rng: random.Random, attempt: str, at_least: int) -> str:
-  """A beginning of the attempt, `at_least` characters long, but not all of it.
-
-  An attempt that breaks off anyway may be returned as it is.
-  """
-  ends = [
-    piece.end()
-    for piece in _PIECE.finditer(attempt)
-    if piece.group() != _CLOSE and piece.end() >= at_least
-  ]
-  return attempt[: rng.choice(ends)]
-
-
-def _continue(
-  rng: random.Random,
-  totals: Sequence[int],
-  prefix: str,
-  slip_rates: Sequence[float],
-) -> str:
-  """What is written after the prefix, up to and with the answer.
-
-  Args:
-    rng: source of the slips.
-    totals: the problem's, start first.
-    prefix: beginning of a completion of this problem; its totals may be wrong.
-    slip_rates: of each step, finished ones included.
-  """
-  operands = _operands(totals)
-  *finished, begun = prefix.split("\n")
-  total = int(finished[-1].rpartition(" ")[2]) if finished else totals[0]
-  text = "".join(f"{line}\n" for line in finished)
-  for step in range(len(finished), len(operands)):
-    left = f"{total} {_signed(operands[step])} = "
-    total = _result(
-      rng,
-      total + operands[step],
-      later=operands[step + 1 :],
-      digits=begun.removeprefix(left) if begun.startswith(left) else "",
-      slip_rate=slip_rates[step],
-    )
-    text += f"{left}{total}\n"
-    begun = ""
-  return (text + _answer_line(total)).removeprefix(prefix)
-
-
-def _result(
-  rng: random.Random,
-  right: int,
-  *,
-  later: Iterable[int],
-  digits: str,
-  slip_rate: float,
-) -> int:
-  """The result of one step, given the digits of it that are written already.
-
-  Args:
-    rng: source of the slip.
-    right: the right result.
-    later: operands of the steps to come; no slip takes them out of range.
-    digits: those written already.
-    slip_rate: before any digit was written.
-
-  Returns:
-    A draw from the law of slips, conditional on the digits. Where nothing slips
-    but the digits are wrong: the smallest slip that begins with them.
-  """
-  later = list(later)
-  slips = [right + slip for slip in SLIPS if _stays_in(right + slip, later)]
-  weights = {right: 1 - slip_rate}
-  weights |= dict.fromkeys(slips, slip_rate / len(slips))
-  left = {
-    result: weight
-    for result, weight in weights.items()
-    if str(result).startswith(digits)
-  }
-  if slip_rate == 0:
-    return next(iter(left))
-  return rng.choices(list(left), list(left.values()))[0]
-
-
-def _stays_in(total: int, operands: Iterable[int]) -> bool:
-  totals = itertools.accumulate(operands, initial=total)
-  return all(0 <= value <= MAX_TOTAL for value in totals)

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from distil_jax.envs import completion_text, rows, tags
+from distil_jax.envs import completion_text, rows
 from distil_jax.types import Problem, Status, Verdict
 
 _OPEN, _CLOSE = "<answer>", "</answer>"
@@ -60,7 +60,7 @@ class MultipleChoice:
     Returns:
       The reward is 1 or 0; `details` has the letter, or None, as `parsed`.
     """
-    content = tags.last(completion, "answer")
+    content = completion_text.last_tagged(completion, "answer")
     match = None if content is None else _LETTER.fullmatch(content.strip())
     parsed = (match[1] or match[2]).upper() if match else None
     if parsed == problem.answer:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from distil_jax.envs import completion_text as envs_text
-from distil_jax.envs import process_pool, reasoning_gym_worker, rows, tags
+from distil_jax.envs import process_pool, reasoning_gym_worker, rows
 from distil_jax.types import Demonstration, Message, Problem, Status, Verdict
 
 _OPEN, _CLOSE = "<answer>", "</answer>"
@@ -139,7 +139,7 @@ class ReasoningGym:
       problem than the one that was asked; `details` has the answer, or None,
       as `parsed`.
     """
-    found = tags.last(completion, "answer")
+    found = envs_text.last_tagged(completion, "answer")
     text = (found or "").strip()
     details = {"parsed": None if found is None else text[:_MAX_LENGTH]}
     reward = 0.0

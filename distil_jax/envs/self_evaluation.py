@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distil_jax.envs import completion_text as envs_text
-from distil_jax.envs import rows, tags
+from distil_jax.envs import rows
 from distil_jax.types import Message, Problem, Status, Verdict
 
 # The places that a rubric may have.
@@ -203,7 +203,7 @@ class SelfEvaluation:
 
   def _judged(self, critique: str) -> Verdict:
     """The policy's own verdict, in the last tags of its critique."""
-    found = (tags.last(critique, "verdict") or "").strip().lower()
+    found = (envs_text.last_tagged(critique, "verdict") or "").strip().lower()
     details = {"has_critique": found in ("correct", "wrong")}
     if found == "correct":
       return Verdict(1.0, "", Status.CORRECT, details)

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from distil_jax.envs import calculator
+from distil_jax.envs import calculator_steps
 from distil_jax.envs.calculator import Calculator
 from distil_jax.types import Status
 
@@ -643,7 +643,9 @@ def test_prefixes_end_before_at_and_after_the_slip(demonstrations):
 def test_expert_goes_on_from_what_is_written(prefix, solution):
   problem = Calculator().problem(ROW)
   rng = Calculator()._random("test", 0)
-  text = calculator._continue(rng, problem.details["totals"], prefix, [0.0] * 3)
+  text = calculator_steps.continue_steps(
+    rng, problem.details["totals"], prefix, [0.0] * 3
+  )
   assert text == solution
 
 
@@ -654,7 +656,7 @@ def test_expert_finishes_the_smallest_slip_that_begins_so():
   )
   rng = Calculator()._random("test", 0)
   totals = problem.details["totals"]
-  text = calculator._continue(rng, totals, "38 + 2 = 3", [0.0] * 2)
+  text = calculator_steps.continue_steps(rng, totals, "38 + 2 = 3", [0.0] * 2)
   assert text == "9\n39 + 1 = 40\n<answer>40</answer>"
 
 

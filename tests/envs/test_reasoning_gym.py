@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from distil_jax import envs
 from distil_jax.data import teacher_prompts
 from distil_jax.envs import (
+  completion_text,
   contract,
   process_pool,
   reasoning_gym,
   reasoning_gym_worker,
   restricted_eval,
-  tags,
 )
 from distil_jax.types import Status
 
@@ -381,14 +381,21 @@ def test_tags_are_found_as_they_were_put(inside, around):
   text = f"{around}<b>{inside}</b>"
   inner = inside.rpartition("<b>")[2].partition("</b>")[0]
   if "<b>" not in inside and "</b>" not in inside:
-    assert tags.last(text, "b") == inner
-  assert tags.last(text + "<b>", "b") == tags.last(text, "b")
-  assert tags.last(around.replace("<", ""), "b") is None
+    assert completion_text.last_tagged(text, "b") == inner
+  assert completion_text.last_tagged(
+    text + "<b>", "b"
+  ) == completion_text.last_tagged(text, "b")
+  assert completion_text.last_tagged(around.replace("<", ""), "b") is None
 
 
 def test_a_huge_completion_is_read_fast():
   begun = time.process_time()
   for text in ("<answer>" * 140_000, "</answer>" * 140_000):
-    assert tags.last(text, "answer") is None
-  assert tags.last("<answer>" * 100_000 + "</answer>" * 100_000, "answer") == ""
+    assert completion_text.last_tagged(text, "answer") is None
+  assert (
+    completion_text.last_tagged(
+      "<answer>" * 100_000 + "</answer>" * 100_000, "answer"
+    )
+    == ""
+  )
   assert time.process_time() - begun < 5  # not a speed, but no square of it
