@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import machine, peers
-from distil_jax.generation import engine
+from distil_jax.generation import engine, prefill, random_keys, sampling_params
 from distil_jax.generation import sampler as generation_sampler
 from distil_jax.models import decoder, decoding
 from distil_jax.models import decoder_config as models_config
@@ -101,14 +101,12 @@ class Network:
       pad_id=0,
       **settings,
     )
-    names = generation_sampler.identities(list(range(len(ids))))
+    names = random_keys.identities(list(range(len(ids))))
     arrays = (jnp.asarray(ids), jnp.ones_like(ids))
 
     def sample(seed: int = 0, temperature: float = 1.0, max_lengths=None):
-      keys = generation_sampler.sample_keys(
-        jax.random.key(seed), names, group_size
-      )
-      choice = engine.choice(temperature=temperature)
+      keys = random_keys.sample_keys(jax.random.key(seed), names, group_size)
+      choice = sampling_params.choice(temperature=temperature)
       sampled, usage = run(self.params, *arrays, keys, choice, max_lengths)
       jax.block_until_ready(sampled.completion_ids)
       return usage
@@ -244,9 +242,9 @@ def slots(network: Network, options: argparse.Namespace) -> list[Row]:
   num_problems, group_size, limit = 32, 8, 256
   count = num_problems * group_size
   ids = network.prompts(num_problems, 32)
-  keys = generation_sampler.sample_keys(
+  keys = random_keys.sample_keys(
     jax.random.key(0),
-    generation_sampler.identities(list(range(num_problems))),
+    random_keys.identities(list(range(num_problems))),
     group_size,
   )
   plain = jax.jit(
@@ -292,12 +290,12 @@ def slots(network: Network, options: argparse.Namespace) -> list[Row]:
 def _plain_loop(params, ids, keys, limits, *, graphdef, length):
   """What one program does that keeps every row until the longest is done."""
   weights = decoding.by_layer(graphdef, params)
-  state = generation_sampler.start(
+  state = prefill.prefill(
     weights,
     jnp.asarray(ids),
     jnp.ones_like(ids),
     keys,
-    engine.choice(),
+    sampling_params.choice(),
     limits,
     graphdef=graphdef,
     num_slots=keys.size,

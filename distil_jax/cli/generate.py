@@ -200,6 +200,11 @@ def generate(arguments: argparse.Namespace) -> int:
   pass
   pass
   pass
+  pass
+
+  pass
+  pass
+  pass
 
   pass
   pass
@@ -262,13 +267,15 @@ def _sampling(
   arguments: argparse.Namespace, config: configs.Config
 ) -> dict[str, Any]:
   """How to sample: as the config evaluates, but for what is said."""
-  from distil_jax.generation import engine
+  from distil_jax.generation import sampling_params
 
   names = ("temperature", "top_k", "top_p", "min_p")
   choice = {name: getattr(config.evaluation, name) for name in names}
   said = {name: getattr(arguments, name) for name in names}
   choice |= {name: value for name, value in said.items() if value is not None}
-  engine.choice(**choice)  # refuses now, and not when the model is loaded
+  sampling_params.choice(
+    **choice
+  )  # refuses now, and not when the model is loaded
   if arguments.stop and not all(arguments.stop):
     raise configs.ConfigError("--stop needs a string that is not empty")
   return {
@@ -291,6 +298,10 @@ def _existing_policy(
   from distil_jax.generation.policy import resolve_directory
   from distil_jax.models import hf_weights
   from distil_jax.training.setup import steps as setup_step
+
+  pass
+  pass
+  pass
 
   pass
   pass

@@ -11,8 +11,7 @@ There are few: both go in steps whose number is logarithmic.
 
 import contextlib
 import dataclasses
-import numbers
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -20,30 +19,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from distil_jax.generation import finished_rows, sampler
+from distil_jax.generation import finished_rows, prefill, sampler, sampler_state
 from distil_jax.models import decoder, decoder_config, decoding, sharding
 from distil_jax.ops import sampling
 from distil_jax.types import Rollout
 
 Report = Callable[[int, int], None]
-OneOrMore = float | None | Sequence[float | None]
 
-_LARGEST = 2**31 - 1
-# What each setting may be, and that in words.
-_ALLOWED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
-  # Logits divided by less overflow.
-  "temperature": (
-    lambda x: x == 0 or 1e-6 <= x <= 1e6,
-    "0, or from 1e-6 to 1e6",
-  ),
-  "top_k": (lambda x: x >= 1 and x == int(x), "a whole number above 0"),
-  "top_p": (lambda x: 0 < x <= 1, "above 0 and at most 1"),
-  "min_p": (lambda x: 0 <= x <= 1, "in [0, 1]"),
-}
 
 FIRST_RING = 64
 # Tokens between two looks of the host; fewer where it has text to search.
-_STEPS, _STEPS_WITH_STOP = sampler.JOURNAL_STEPS, 16
+_STEPS, _STEPS_WITH_STOP = sampler.BUFFER_STEPS, 16
 # A token of a byte-level vocabulary has a byte at least; some have no text.
 _SPARE_TOKENS = 8
 
@@ -204,10 +190,10 @@ class Engine:
   def _sample(
     self,
     weights: decoding.Weights,
-    state: sampler.State,
+    state: sampler_state.SamplerState,
     report: Report,
     ended: finished_rows.Ended | None,
-  ) -> tuple[sampler.State, Usage]:
+  ) -> tuple[sampler_state.SamplerState, Usage]:
     """Until all rows are done."""
     ends = None if ended is None else finished_rows.Endings(ended, state)
     searched = np.zeros(state.completions.lengths.shape, np.int32)
@@ -263,8 +249,8 @@ class Engine:
     return state, usage
 
   def _end_at_stop_strings(
-    self, state: sampler.State, searched: np.ndarray
-  ) -> sampler.State:
+    self, state: sampler_state.SamplerState, searched: np.ndarray
+  ) -> sampler_state.SamplerState:
     """Ends the rows whose text contains a stop string.
 
     Args:
@@ -297,43 +283,6 @@ class Engine:
     return any(string in text for string in self._stop)
 
 
-def choice(
-  *,
-  temperature: OneOrMore = 1.0,
-  top_k: OneOrMore = None,
-  top_p: OneOrMore = None,
-  min_p: OneOrMore = None,
-) -> sampling.Choice:
-  """Settings as people write them, as the sampler wants them.
-
-  Args:
-    temperature, top_k, top_p, min_p: see `sampling.Choice`; None: all tokens.
-      One value, or a list of one for each prompt.
-
-  Raises:
-    ValueError: names the setting, its value and what it may be.
-  """
-  given = {
-    "temperature": temperature,
-    "top_k": top_k,
-    "top_p": top_p,
-    "min_p": min_p,
-  }
-  neutral = sampling.Choice()
-  columns: dict[str, Any] = {}
-  for name, values in given.items():
-    rows = np.atleast_1d(np.asarray(values, object)).tolist()
-    for value in rows:
-      is_number = isinstance(value, numbers.Real)
-      if value is not None and not (is_number and _ALLOWED[name][0](value)):
-        raise ValueError(f"{name}={value} must be {_ALLOWED[name][1]}")
-    rows = [getattr(neutral, name) if x is None else x for x in rows]
-    rows = [min(x, _LARGEST) for x in rows]
-    column = np.asarray(rows, np.int32 if name == "top_k" else np.float32)
-    columns[name] = column[0] if len(rows) == 1 else column[:, None]
-  return sampling.Choice(**columns)
-
-
 def ladder(width: int) -> list[int]:
   """The widths that a rollout steps down: by a quarter, then by a third.
 
@@ -346,7 +295,7 @@ def ladder(width: int) -> list[int]:
   return sorted(set(steps), reverse=True)
 
 
-def cache_bytes(state: sampler.State) -> int:
+def cache_bytes(state: sampler_state.SamplerState) -> int:
   """Of the keys and values in memory, all devices together."""
   arrays = jax.tree.leaves((state.prompts.cache, state.rings.cache))
   return sum(x.nbytes for x in arrays)
@@ -367,7 +316,7 @@ def _changed(graphdef: nnx.GraphDef, params: decoder.Params) -> dict[str, Any]:
   }
 
 
-def _look_at(state: sampler.State) -> dict[str, jax.Array]:
+def _look_at(state: sampler_state.SamplerState) -> dict[str, jax.Array]:
   """What the host decides by. Scalars, but for `num_ended` of each part."""
   num_ended = state.num_rows - state.num_waiting - state.num_alive
   return {
@@ -380,7 +329,7 @@ def _look_at(state: sampler.State) -> dict[str, jax.Array]:
   }
 
 
-def _whole(state: sampler.State) -> tuple[jax.Array, jax.Array]:
+def _whole(state: sampler_state.SamplerState) -> tuple[jax.Array, jax.Array]:
   """Tokens and lengths of all rows, on every device."""
   found = state.completions
   return _everywhere(found.ids), _everywhere(found.lengths)
@@ -393,7 +342,7 @@ def _everywhere(x: jax.Array) -> jax.Array:
 # One set of programs for all engines: those of equal shapes share them.
 _changed_weights = jax.jit(_changed, static_argnums=0)
 _start = jax.jit(
-  sampler.start,
+  prefill.prefill,
   static_argnames=(
     "graphdef",
     "num_slots",

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distil_jax.generation import sampler
+from distil_jax.generation import sampler_state
 from distil_jax.models import sharding
 
 Ended = Callable[[int, np.ndarray], None]
@@ -24,7 +24,7 @@ _AT_ONCE = 16
 class Endings:
   """Tells of each row once, when it has ended."""
 
-  def __init__(self, tell: Ended, state: sampler.State):
+  def __init__(self, tell: Ended, state: sampler_state.SamplerState):
     """Nobody has ended yet.
 
     Args:
@@ -39,7 +39,9 @@ class Endings:
     # On its way here: rows, lengths and tokens, and how many of them count.
     self._picked: list[tuple[list[jax.Array], np.ndarray]] = []
 
-  def pick(self, state: sampler.State, num_ended: np.ndarray) -> None:
+  def pick(
+    self, state: sampler_state.SamplerState, num_ended: np.ndarray
+  ) -> None:
     """Has the device pick out what has ended since; waits for nothing.
 
     Args:
@@ -65,13 +67,13 @@ class Endings:
 
 
 @jax.jit
-def _nobody(state: sampler.State) -> jax.Array:
+def _nobody(state: sampler_state.SamplerState) -> jax.Array:
   return _by_part(jnp.zeros(state.completions.lengths.shape, bool))
 
 
 @functools.partial(jax.jit, static_argnames="at_once")
 def _pick(
-  state: sampler.State, is_told: jax.Array, *, at_once: int
+  state: sampler_state.SamplerState, is_told: jax.Array, *, at_once: int
 ) -> tuple[jax.Array, ...]:
   """The first rows of each part that have ended and are not told of.
 

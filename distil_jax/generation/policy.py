@@ -19,8 +19,7 @@ from jax.core import Tracer
 
 from distil_jax.data import padding
 from distil_jax.data import tokenizer as tokenizers
-from distil_jax.generation import engine
-from distil_jax.generation import sampler as generation_sampler
+from distil_jax.generation import engine, random_keys, sampling_params
 from distil_jax.models import attention as attentions
 from distil_jax.models import decoder, hf_weights
 from distil_jax.models import decoder_config as models_config
@@ -185,10 +184,10 @@ def generate(
   *,
   group_size: int = 1,
   max_completion_length: int = 128,
-  temperature: engine.OneOrMore = 1.0,
-  top_k: engine.OneOrMore = None,
-  top_p: engine.OneOrMore = None,
-  min_p: engine.OneOrMore = None,
+  temperature: sampling_params.OneOrMore = 1.0,
+  top_k: sampling_params.OneOrMore = None,
+  top_p: sampling_params.OneOrMore = None,
+  min_p: sampling_params.OneOrMore = None,
   stop: Sequence[str] = (),
   num_slots: int | None = None,
   cache_dtype: str | None = None,
@@ -227,7 +226,7 @@ def generate(
   _check_size("group_size", group_size)
   _check_size("max_completion_length", max_completion_length)
   ids, mask = _prompt_arrays(policy, prompts)
-  choice = engine.choice(
+  choice = sampling_params.choice(
     temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p
   )
   for field in dataclasses.fields(choice):
@@ -256,9 +255,7 @@ def generate(
     policy.params,
     jnp.asarray(ids),
     jnp.asarray(mask),
-    generation_sampler.sample_keys(
-      key, generation_sampler.identities(names), group_size
-    ),
+    random_keys.sample_keys(key, random_keys.identities(names), group_size),
     choice,
     report=report or (lambda num_tokens, num_done: None),
   )

@@ -4,6 +4,7 @@ Each sample has its own, by its identity; and so has each of its turns. So what
 is sampled does not depend on who else is.
 """
 
+import collections
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -12,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distil_jax.generation import sampler
 from distil_jax.models import sharding
+from distil_jax.types import Array
 
 # Added to the number of a turn that is not the first, which is folded into its
 # sample's key: above all numbers of tokens, that go into the same key.
@@ -92,4 +93,51 @@ def _turn_keys(data: jax.Array, folded: jax.Array, *, impl: Any) -> jax.Array:
   return jax.vmap(jax.random.fold_in)(keys, folded)[:, None]
 
 
-_sample_keys = jax.jit(sampler.sample_keys, static_argnums=2)
+def identities(names: Sequence[int]) -> np.ndarray:
+  """What tells the problems of a batch apart, when sampling.
+
+  Args:
+    names: one non-negative number for each problem, below 2**32.
+
+  Returns:
+    the name and how often it stood earlier in the batch, so that a problem
+    that comes twice gets other samples. uint32, shape `[P, 2]`.
+  """
+  seen = collections.Counter()
+  rows = []
+  for name in names:
+    rows.append((name, seen[name]))
+    seen[name] += 1
+  return np.asarray(rows, np.uint32).reshape(-1, 2)
+
+
+def sample_keys(
+  key: jax.Array, identities: Array, group_size: int
+) -> jax.Array:
+  """One key for each (problem, sample).
+
+  A sample's noise depends on the key and on its own identity alone: not on
+  its place in the batch, nor on who else is there.
+
+  Args:
+    key: of this step; no two steps may use the same.
+    identities: from `identities`. Shape `[P, 2]`.
+    group_size: G.
+
+  Returns:
+    keys of shape `[P, G]`.
+  """
+  fold = jax.random.fold_in
+  data = jax.random.key_data(key)
+  if data.shape[-1] > 2:
+    # Batched, other generators than threefry draw all rows from one key.
+    key = jax.random.wrap_key_data(data[..., :2], impl="threefry2x32")
+
+  def of_problem(identity):
+    problem_key = fold(fold(key, identity[0]), identity[1])
+    return jax.vmap(lambda g: fold(problem_key, g))(jnp.arange(group_size))
+
+  return jax.vmap(of_problem)(identities)
+
+
+_sample_keys = jax.jit(sample_keys, static_argnums=2)

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from distil_jax.generation import engine, sampler
+from distil_jax.generation import engine, sampler_state
 from distil_jax.models import decoder, decoding, sharding
 from distil_jax.ops import sampling
 from distil_jax.planning import memory
@@ -117,8 +117,10 @@ def prompts(
 
 
 def rollout_state(
-  mesh: jax.sharding.Mesh, start: Callable[..., sampler.State], *arguments: Any
-) -> sampler.State:
+  mesh: jax.sharding.Mesh,
+  start: Callable[..., sampler_state.SamplerState],
+  *arguments: Any,
+) -> sampler_state.SamplerState:
   """A rollout under way, from the function that begins it."""
   state = jax.eval_shape(start, *arguments)
   caches = (state.prompts.cache, state.rings.cache)
@@ -151,7 +153,7 @@ def rings(length: int) -> list[int]:
   return found
 
 
-def parts_of(state: sampler.State) -> dict[str, float]:
+def parts_of(state: sampler_state.SamplerState) -> dict[str, float]:
   """Bytes of a rollout under way, on a chip."""
   prompts = memory.of_tree(state.prompts.cache)
   completions = memory.of_tree(state.rings.cache)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from distil_jax.config import Config, ConfigError, needs_teacher
-from distil_jax.generation import sampler
+from distil_jax.generation import prefill, sampler, sampler_state
 from distil_jax.generation.policy import Policy, resolve_directory
 from distil_jax.models import attention, decoder, decoding, sharding
 from distil_jax.models import decoder_config as models_config
@@ -226,8 +226,8 @@ class Planner:
       lambda: advance.lower(weights, state, number, number),
       {_WEIGHTS: memory.of_tree(weights)} | abstract_inputs.parts_of(state),
       beside=self._beside(weights),
-      open_trips=sampler.JOURNAL_STEPS,
-      count=waves * run.completion_length / sampler.JOURNAL_STEPS,
+      open_trips=sampler.BUFFER_STEPS,
+      count=waves * run.completion_length / sampler.BUFFER_STEPS,
     )
 
   def _start(self, ring_length: int) -> tuple[Callable[..., Any], Any]:
@@ -246,7 +246,7 @@ class Planner:
         num_slots=min(run.num_slots, self._num_at_once),
       )
     start = functools.partial(
-      sampler.start,
+      prefill.prefill,
       graphdef=self.graphdef,
       num_slots=run.num_slots,
       ring_length=ring_length,
@@ -268,7 +268,7 @@ class Planner:
 
   def _under_way(
     self, weights: decoding.Weights, ring_length: int
-  ) -> sampler.State:
+  ) -> sampler_state.SamplerState:
     start, prompts = self._start(ring_length)
     return abstract_inputs.rollout_state(
       self.rollout_mesh, start, weights, *prompts

@@ -7,7 +7,7 @@ import numpy as np
 
 from distil_jax.distributed import collectives
 from distil_jax.envs.judge_pool import Judges
-from distil_jax.generation import sampler
+from distil_jax.generation import random_keys
 from distil_jax.generation.policy import Policy
 from distil_jax.models import decoder
 from distil_jax.training.batch_builder import Lesson
@@ -54,7 +54,7 @@ class Inspector:
     arrays = (
       lesson.teacher_prompt_ids[filled],
       lesson.teacher_prompt_mask[filled],
-      sampler.identities([problem.index for problem in problems]),
+      random_keys.identities([problem.index for problem in problems]),
     )
     sampled, _ = self.actor.sample(teacher_params, *arrays, key)
     texts = self.policy.texts(sampled.completion_ids, sampled.completion_mask)

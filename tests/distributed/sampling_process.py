@@ -13,8 +13,7 @@ import pytest
 from distil_jax.data import shared_prefixes
 from distil_jax.data import tokenizer as tokenizers
 from distil_jax.envs import judge_pool, self_evaluation
-from distil_jax.generation import engine, policy
-from distil_jax.generation import sampler as generation_sampler
+from distil_jax.generation import engine, policy, random_keys
 from distil_jax.generation.policy import resolve_directory
 from distil_jax.models import decoder, sharding
 from distil_jax.training.rollouts import (
@@ -72,7 +71,7 @@ def sample(mesh: jax.sharding.Mesh, rows: slice) -> dict[str, Any]:
       max_completion_length=12,
       **settings,
     )
-    names = generation_sampler.identities(NAMES)[rows]
+    names = random_keys.identities(NAMES)[rows]
     with jax.set_mesh(mesh):
       told = {}
       rolled, _ = sampler.sample(

@@ -9,7 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distil_jax.generation import engine, finished_rows
+from distil_jax.generation import (
+  engine,
+  finished_rows,
+  prefill,
+  random_keys,
+  sampling_params,
+)
 from distil_jax.generation import sampler as generation_sampler
 from distil_jax.models import decoder, sharding
 from distil_jax.types import StopReason
@@ -54,9 +60,7 @@ def make(network, **settings):
 
 def keys_of(names=NAMES, group_size=GROUP_SIZE, seed=0):
   key = jax.random.key(seed)
-  return generation_sampler.sample_keys(
-    key, generation_sampler.identities(names), group_size
-  )
+  return random_keys.sample_keys(key, random_keys.identities(names), group_size)
 
 
 def sample(
@@ -111,7 +115,13 @@ def one_program(network, prompts, settings):
       eos_ids=EOS,
       pad_id=PAD,
     )
-  )(network.params, ids, mask, keys_of(), choice=engine.choice(**settings))
+  )(
+    network.params,
+    ids,
+    mask,
+    keys_of(),
+    choice=sampling_params.choice(**settings),
+  )
   return jax.tree.map(np.asarray, rolled)
 
 
@@ -119,7 +129,10 @@ def one_program(network, prompts, settings):
 def plain(network, prompts):
   """Each choice, and what the plain loop makes of it."""
   return [
-    (engine.choice(**settings), one_program(network, prompts, settings))
+    (
+      sampling_params.choice(**settings),
+      one_program(network, prompts, settings),
+    )
     for settings in CHOICES.values()
   ]
 
@@ -207,7 +220,7 @@ def test_rows_choose_by_settings_of_their_own(network, prompts):
   mixed, _ = sample(
     network,
     prompts,
-    choice=engine.choice(
+    choice=sampling_params.choice(
       temperature=[0, 1, 1.2, 0.5],
       top_k=[None, None, 9, 3],
       top_p=[1, None, 0.9, None],
@@ -221,7 +234,9 @@ def test_rows_choose_by_settings_of_their_own(network, prompts):
     {"temperature": 0.5, "top_k": 3, "min_p": 0.2},
   ]
   for group, settings in enumerate(expected):
-    alone, _ = sample(network, prompts, choice=engine.choice(**settings))
+    alone, _ = sample(
+      network, prompts, choice=sampling_params.choice(**settings)
+    )
     rows = slice(group * GROUP_SIZE, (group + 1) * GROUP_SIZE)
     np.testing.assert_array_equal(
       mixed.completion_ids[rows], alone.completion_ids[rows]
@@ -265,7 +280,9 @@ def test_a_second_rollout_compiles_nothing(network, prompts):
   again, usage = run(keys_of())
   assert [program._cache_size() for program in programs] == sizes
   assert usage.num_programs == first.num_programs
-  other, _ = run(keys_of(seed=1), engine.choice(temperature=0.5, top_k=4))
+  other, _ = run(
+    keys_of(seed=1), sampling_params.choice(temperature=0.5, top_k=4)
+  )
   assert (
     np.asarray(other.completion_ids) != np.asarray(again.completion_ids)
   ).any()
@@ -456,7 +473,7 @@ class TestEdges:
   )
   def test_unusable_choices(self, settings, said):
     with pytest.raises(ValueError, match=said):
-      engine.choice(**settings)
+      sampling_params.choice(**settings)
 
 
 def test_lengths_that_do_not_fit_are_refused(network, prompts):
@@ -473,9 +490,9 @@ def test_other_generators_draw_each_row_by_its_own_key(network, prompts):
       network.params,
       ids,
       mask,
-      generation_sampler.sample_keys(
+      random_keys.sample_keys(
         jax.random.key(3, impl="rbg"),
-        generation_sampler.identities(NAMES),
+        random_keys.identities(NAMES),
         GROUP_SIZE,
       ),
     )[0].completion_ids
@@ -570,7 +587,7 @@ def test_prompts_are_read_a_few_at_a_time(network, prompts, monkeypatch):
   """The last: the tests above need not compile again what this one clears."""
   expected, _ = sample(network, prompts)
   jax.clear_caches()
-  monkeypatch.setattr(generation_sampler, "_PREFILL_TOKENS", 8)
+  monkeypatch.setattr(prefill, "_PREFILL_TOKENS", 8)
   rolled, _ = sample(network, prompts)
   jax.clear_caches()
   assert_same(rolled, expected)

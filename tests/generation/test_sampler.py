@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distil_jax.generation import engine, sampler
+from distil_jax.generation import random_keys, sampler, sampling_params
 from distil_jax.models import decoder
 from distil_jax.objectives import scoring
 from distil_jax.ops import fused_statistics
@@ -33,7 +33,7 @@ _generate = jax.jit(
     "pad_id",
   ),
 )
-_sample_keys = jax.jit(sampler.sample_keys, static_argnums=2)
+_sample_keys = jax.jit(random_keys.sample_keys, static_argnums=2)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def prompts():
 def sample(network, prompts, names=NAMES, group_size=4, seed=0, **settings):
   ids, mask = (jnp.asarray(x) for x in prompts)
   keys = _sample_keys(
-    jax.random.key(seed), sampler.identities(names), group_size
+    jax.random.key(seed), random_keys.identities(names), group_size
   )
   chosen = {k: settings.pop(k) for k in CHOICE if k in settings}
   return _generate(
@@ -59,7 +59,7 @@ def sample(network, prompts, names=NAMES, group_size=4, seed=0, **settings):
     mask,
     keys,
     graphdef=network.graphdef,
-    choice=engine.choice(**chosen),
+    choice=sampling_params.choice(**chosen),
     **{**DEFAULTS, **settings},
   )
 
@@ -261,15 +261,15 @@ def test_a_problem_that_comes_twice_gets_other_samples(network, prompts):
 
 def test_identities_count_what_came_before():
   np.testing.assert_array_equal(
-    sampler.identities([5, 9, 5, 5, 9]),
+    random_keys.identities([5, 9, 5, 5, 9]),
     [[5, 0], [9, 0], [5, 1], [5, 2], [9, 1]],
   )
-  assert sampler.identities([]).shape == (0, 2)
+  assert random_keys.identities([]).shape == (0, 2)
 
 
 def test_keys_of_all_samples_differ():
   keys = _sample_keys(
-    jax.random.key(0), sampler.identities([0, 1, 1, 2**32 - 1]), 8
+    jax.random.key(0), random_keys.identities([0, 1, 1, 2**32 - 1]), 8
   )
   data = np.asarray(jax.random.key_data(keys)).reshape(32, -1)
   assert len(np.unique(data, axis=0)) == 32

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from distil_jax import config
-from distil_jax.generation import engine, sampler
+from distil_jax.generation import random_keys, sampler, sampling_params
 from distil_jax.models import decoder, sharding
 from distil_jax.objectives import build
 from distil_jax.training import train_step
@@ -159,9 +159,11 @@ def whole_step(network, mesh):
   )
 
   def sample(params, ids, mask, identities):
-    keys = sampler.sample_keys(jax.random.key(0), identities, GROUP_SIZE)
+    keys = random_keys.sample_keys(jax.random.key(0), identities, GROUP_SIZE)
     return (
-      generate(params, ids, mask, keys, choice=engine.choice(temperature=0.0)),
+      generate(
+        params, ids, mask, keys, choice=sampling_params.choice(temperature=0.0)
+      ),
       generate(params, ids, mask, keys),
     )
 
@@ -188,7 +190,11 @@ def whole_step(network, mesh):
     )(
       state.params,
       *put(
-        (prompt_ids, prompt_mask, sampler.identities([4, 7, 9, 9, 1, 2, 3, 5]))
+        (
+          prompt_ids,
+          prompt_mask,
+          random_keys.identities([4, 7, 9, 9, 1, 2, 3, 5]),
+        )
       ),
     )
     batch = networks.Batch(

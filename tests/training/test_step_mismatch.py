@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from distil_jax import config
-from distil_jax.generation import sampler
+from distil_jax.generation import random_keys, sampler
 from distil_jax.models import sharding
 from distil_jax.objectives import build
 from distil_jax.training import train_step
@@ -182,8 +182,8 @@ def test_demonstrations_have_none(network, teacher, sampled):
 def test_what_was_just_sampled_differs_by_rounding(network, teacher, kind):
   rng = np.random.default_rng(6)
   ids, mask = networks.random_prompts(rng, [2, 5, 3, 4], 5)
-  keys = sampler.sample_keys(
-    jax.random.key(0), sampler.identities(range(4)), GROUP_SIZE
+  keys = random_keys.sample_keys(
+    jax.random.key(0), random_keys.identities(range(4)), GROUP_SIZE
   )
 
   @jax.jit

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from distil_jax import config as configs
 from distil_jax.analysis.comparison import tasks
-from distil_jax.generation import sampler
+from distil_jax.generation import random_keys, sampler
 from distil_jax.models import decoder, decoder_config
 from distil_jax.types import Rollout
 
@@ -74,7 +74,7 @@ def sample(
     params,
     prompt_ids,
     prompt_mask,
-    sampler.sample_keys(key, names, group_size),
+    random_keys.sample_keys(key, names, group_size),
     graphdef=setting.graphdef,
     max_completion_length=setting.family.completion_length,
     eos_ids=(tasks.EOS,),

@@ -13,7 +13,12 @@ import numpy as np
 
 from distil_jax.data import padding, shared_prefixes
 from distil_jax.envs import deadline_pool, judge_pool
-from distil_jax.generation import engine, finished_rows, random_keys, sampler
+from distil_jax.generation import (
+  engine,
+  finished_rows,
+  random_keys,
+  sampling_params,
+)
 from distil_jax.generation.policy import Policy
 from distil_jax.models import decoder, sharding
 from distil_jax.training.rollouts import multi_turn
@@ -143,7 +148,7 @@ class Actor:
     self._max_completion_length = max_completion_length
     self._num_slots = num_slots
     self._tooling = tooling
-    self._choice = engine.choice(
+    self._choice = sampling_params.choice(
       temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p
     )
     self._engine = engine.Engine(
@@ -224,7 +229,7 @@ class Actor:
       self._max_prompt_length,
       self._tokenizer.pad_id,
     )
-    names = sampler.identities([p.index for p in problems])
+    names = random_keys.identities([p.index for p in problems])
     completions = [""] * (len(problems) * self.group_size)
     pending: dict[int, Future[Verdict]] = {}
 

@@ -11,7 +11,7 @@ from distil_jax.data import padding
 from distil_jax.data.tokenizer import Tokenizer
 from distil_jax.distributed import collectives
 from distil_jax.envs import SelfJudged
-from distil_jax.generation import engine, sampler
+from distil_jax.generation import engine, random_keys
 from distil_jax.models import decoder
 from distil_jax.training.rollouts.rollout_worker import Actor, Experience
 from distil_jax.types import Message, Problem, Rollout, StopReason, Verdict
@@ -162,7 +162,7 @@ class SelfCritic:
       self._max_prompt_length,
       pad_id,
     )
-    names = sampler.identities([p.index for p in experience.problems])
+    names = random_keys.identities([p.index for p in experience.problems])
     # Of each member of a group another one.
     names = np.repeat(names, self.group_size, axis=0)
     members = np.arange(num_rows) % self.group_size

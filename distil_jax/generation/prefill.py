@@ -1,0 +1,149 @@
+"""TODO docstring."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from distil_jax.generation import token_buffer
+from distil_jax.generation.decode_step import assign_prompts, requests_of_rows
+from distil_jax.generation.sampler_state import (
+  Requests,
+  SamplerState,
+  Slots,
+  constrain,
+)
+from distil_jax.models import decoding, sharding
+from distil_jax.ops import sampling
+from distil_jax.types import StopReason
+
+# Tokens of prompts that are read at once, in each part of the batch.
+_PREFILL_TOKENS = 16384
+
+
+def prefill(
+  weights: decoding.Weights,
+  prompt_ids: jax.Array,
+  prompt_mask: jax.Array,
+  keys: jax.Array,
+  choice: sampling.Choice,
+  max_lengths: Any,
+  *,
+  graphdef: nnx.GraphDef,
+  num_slots: int,
+  ring_length: int,
+  max_completion_length: int,
+  cache_dtype: Any = None,
+) -> SamplerState:
+  """Reads the prompts; no token is chosen yet.
+
+  Args:
+    weights: from `decoding.by_layer`.
+    prompt_ids, prompt_mask, keys: as for `generate`.
+    choice, max_lengths: of each row; scalars, or shape `[P, G]`.
+    graphdef: from `qwen3.make`.
+    num_slots: in all parts together; at most P * G.
+    ring_length: tokens of a completion that can be looked back at.
+    max_completion_length: T.
+    cache_dtype: of keys and values; None for that of the activations.
+  """
+  num_parts = _num_parts(keys.shape[0])
+
+  def of_rows(x):
+    rows = jnp.broadcast_to(x, keys.shape).reshape(num_parts, -1)
+    return sharding.constrain(rows, "batch", None)
+
+  prompts = _read_prompts(
+    weights,
+    prompt_ids,
+    prompt_mask,
+    graphdef=graphdef,
+    num_parts=num_parts,
+    dtype=cache_dtype,
+  )
+  width = -(-num_slots // num_parts)
+  requests = Requests(
+    keys=keys.reshape(num_parts, -1),
+    last_ids=prompt_ids[:, -1].reshape(num_parts, -1),
+    choice=sampling.Choice(
+      temperature=of_rows(jnp.asarray(choice.temperature, jnp.float32)),
+      top_k=of_rows(jnp.asarray(choice.top_k, jnp.int32)),
+      top_p=of_rows(jnp.asarray(choice.top_p, jnp.float32)),
+      min_p=of_rows(jnp.asarray(choice.min_p, jnp.float32)),
+    ),
+    max_lengths=of_rows(
+      jnp.clip(jnp.asarray(max_lengths, jnp.int32), 1, max_completion_length)
+    ),
+  )
+  zeros = jnp.zeros((num_parts, width), jnp.int32)
+  slots = Slots(
+    rows=zeros,
+    homes=zeros,
+    lengths=zeros,
+    ids=zeros,
+    is_alive=zeros.astype(bool),
+    **requests_of_rows(requests, zeros),
+  )
+  rows_shape = (num_parts, keys.size // num_parts)
+  tokens_shape = (*rows_shape, max_completion_length)
+  state = SamplerState(
+    requests=requests,
+    prompts=prompts,
+    rings=decoding.empty_rings(prompts, width, ring_length),
+    slots=slots,
+    in_flight=assign_prompts(slots, prompts, group_size=keys.shape[1]),
+    completions=token_buffer.Completions(
+      ids=jnp.zeros(tokens_shape, jnp.int32),
+      log_probs=jnp.zeros(tokens_shape, jnp.float32),
+      behavior_log_probs=jnp.zeros(tokens_shape, jnp.float32),
+      lengths=jnp.zeros(rows_shape, jnp.int32),
+      stop_reasons=jnp.full(rows_shape, StopReason.LENGTH, jnp.int32),
+    ),
+    next_row=jnp.zeros(num_parts, jnp.int32),
+    num_steps=jnp.int32(0),
+  )
+  return constrain(state)
+
+
+def _num_parts(num_problems: int) -> int:
+  """Into how many parts the batch is cut; each looks after its own rows."""
+  num_shards = sharding.num_shards("batch")
+  return num_shards if num_problems % num_shards == 0 else 1
+
+
+def _read_prompts(weights, ids, mask, *, graphdef, num_parts, dtype):
+  """All but the last token of each prompt, some prompts at a time."""
+  dtype = dtype or weights["embedding"].dtype
+  if ids.shape[1] > 1:
+    ids, mask = ids[:, :-1], mask[:, :-1]
+  else:
+    mask = jnp.zeros_like(mask)
+
+  def read(ids, mask):
+    return decoding.prefill(
+      graphdef, weights, ids, mask, num_parts=num_parts, dtype=dtype
+    )
+
+  size = ids.shape[0] // num_parts
+  at_once = max(1, _PREFILL_TOKENS // ids.shape[1])
+  count = next(
+    n for n in range(1, size + 1) if size % n == 0 and size // n <= at_once
+  )
+  if count == 1:
+    return read(ids, mask)
+
+  def cut(x):
+    parts = x.reshape(num_parts, count, -1, x.shape[-1])
+    pieces = jnp.swapaxes(parts, 0, 1).reshape(count, -1, x.shape[-1])
+    return sharding.constrain(pieces, None, "batch", None)
+
+  def joined(x):
+    parts = x.reshape(count, num_parts, -1, *x.shape[2:])
+    return jnp.swapaxes(parts, 0, 1).reshape(-1, *x.shape[2:])
+
+  pieces = jax.lax.map(lambda piece: read(*piece), (cut(ids), cut(mask)))
+  return decoding.Prompts(
+    cache=jax.tree.map(joined, pieces.cache),
+    lengths=joined(pieces.lengths.reshape(count, -1)).reshape(num_parts, -1),
+  )
