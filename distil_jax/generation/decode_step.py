@@ -14,7 +14,7 @@ from distil_jax.generation.sampler_state import (
   Slots,
   group_size_of,
 )
-from distil_jax.models import decoder, decoding, sharding
+from distil_jax.models import decoder, decoding, kv_cache, sharding
 from distil_jax.ops import fused_linear, sampling
 from distil_jax.types import StopReason
 
@@ -74,8 +74,8 @@ def requests_of_rows(requests: Requests, rows: jax.Array) -> dict[str, Any]:
 
 def assign_prompts(
   slots: Slots, prompts, *, group_size: int
-) -> decoding.Members:
-  return decoding.members(
+) -> kv_cache.PromptAssignment:
+  return kv_cache.assign_prompts(
     slots.homes,
     slots.is_alive,
     num_prompts=prompts.lengths.shape[1],

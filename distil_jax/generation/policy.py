@@ -20,9 +20,9 @@ from jax.core import Tracer
 from distil_jax.data import padding
 from distil_jax.data import tokenizer as tokenizers
 from distil_jax.generation import engine, random_keys, sampling_params
-from distil_jax.models import attention as attentions
-from distil_jax.models import decoder, hf_weights
+from distil_jax.models import decoder, hf_export, hf_weights
 from distil_jax.models import decoder_config as models_config
+from distil_jax.models.kernels import sequence_attention
 from distil_jax.ops import fused_linear
 from distil_jax.types import Message, Rollout
 
@@ -61,7 +61,7 @@ class Policy:
     )
     if jax.process_index() == 0:
       self.tokenizer.save(directory)
-    hf_weights.save(directory, self.params, config_json=settings)
+    hf_export.save(directory, self.params, config_json=settings)
 
 
 def resolve_directory(directory: str | os.PathLike[str]) -> pathlib.Path:
@@ -108,7 +108,7 @@ def load_policy(
   """
   if remat not in ("layer", "none"):
     raise ValueError(f"remat={remat!r} must be 'layer' or 'none'")
-  known = typing.get_args(attentions.Implementation)
+  known = typing.get_args(sequence_attention.Implementation)
   if attention not in known:
     raise ValueError(f"attention={attention!r} must be one of {known}")
   dtype = models_config.float_name("dtype", dtype)
@@ -123,7 +123,7 @@ def load_policy(
     remat=remat,
     attention=attention,
   )
-  attentions.check(
+  sequence_attention.check(
     config.attention, head_size=config.head_size, dtype=compute_dtype
   )
   tokenizer = tokenizers.Tokenizer.load(

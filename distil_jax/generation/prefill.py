@@ -14,7 +14,7 @@ from distil_jax.generation.sampler_state import (
   Slots,
   constrain,
 )
-from distil_jax.models import decoding, sharding
+from distil_jax.models import decoding, kv_cache, sharding
 from distil_jax.ops import sampling
 from distil_jax.types import StopReason
 
@@ -90,7 +90,7 @@ def prefill(
   state = SamplerState(
     requests=requests,
     prompts=prompts,
-    rings=decoding.empty_rings(prompts, width, ring_length),
+    rings=kv_cache.empty_cache(prompts, width, ring_length),
     slots=slots,
     in_flight=assign_prompts(slots, prompts, group_size=keys.shape[1]),
     completions=token_buffer.Completions(
@@ -143,7 +143,7 @@ def _read_prompts(weights, ids, mask, *, graphdef, num_parts, dtype):
     return jnp.swapaxes(parts, 0, 1).reshape(-1, *x.shape[2:])
 
   pieces = jax.lax.map(lambda piece: read(*piece), (cut(ids), cut(mask)))
-  return decoding.Prompts(
+  return kv_cache.PromptCache(
     cache=jax.tree.map(joined, pieces.cache),
     lengths=joined(pieces.lengths.reshape(count, -1)).reshape(num_parts, -1),
   )

@@ -29,7 +29,7 @@ from distil_jax.generation.sampler_state import (
   constrain,
   group_size_of,
 )
-from distil_jax.models import decoder, decoding, sharding
+from distil_jax.models import decoder, decoding, kv_cache, sharding
 from distil_jax.ops import sampling
 from distil_jax.types import Rollout, StopReason
 
@@ -181,7 +181,7 @@ def resize(
   num_prompts = prompts.lengths.shape[1]
   if is_shrinking and width < num_prompts:
     # A prompt for each slot; several of them may be the same.
-    prompts = decoding.keep_prompts(prompts, kept.homes)
+    prompts = kv_cache.keep_prompts(prompts, kept.homes)
     first = kept.homes[:, :, None] == kept.homes[:, None, :]
     kept = dataclasses.replace(
       kept, homes=jnp.argmax(first, axis=2).astype(jnp.int32)
@@ -193,7 +193,7 @@ def resize(
       slots=kept,
       in_flight=assign_prompts(kept, prompts, group_size=group_size),
       prompts=prompts,
-      rings=decoding.resize_rings(state.rings, order, ring_length),
+      rings=kv_cache.resize_cache(state.rings, order, ring_length),
     )
   )
 

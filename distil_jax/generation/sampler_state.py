@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from distil_jax.generation import token_buffer
-from distil_jax.models import decoding, sharding
+from distil_jax.models import kv_cache, sharding
 from distil_jax.ops import sampling
 
 
@@ -68,10 +68,10 @@ class SamplerState:
   """
 
   requests: Requests
-  prompts: decoding.Prompts
-  rings: decoding.Rings
+  prompts: kv_cache.PromptCache
+  rings: kv_cache.KVCache
   slots: Slots
-  in_flight: decoding.Members
+  in_flight: kv_cache.PromptAssignment
   completions: token_buffer.Completions
   next_row: jax.Array
   num_steps: jax.Array

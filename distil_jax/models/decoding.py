@@ -14,67 +14,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx, struct
+from flax import nnx
 
 from distil_jax.models import attention, decoder, sharding
+from distil_jax.models.kv_cache import (
+  KVCache,
+  LayerCaches,
+  PromptAssignment,
+  PromptCache,
+  placed,
+  take,
+)
 
 Weights = dict[str, Any]
-
-
-@struct.dataclass
-class KeysValues:
-  """Of every layer: a tuple of L arrays each.
-
-  Of prompts `[D * R, K, S, H]`, of completions `[D * W, K, T, H]`, where D is
-  the number of parts that the batch is cut into, R the prompts of a part and W
-  the samples in flight there. (With an axis of its own for the parts, XLA on a
-  CPU would copy them for each product.)
-  """
-
-  keys: tuple[jax.Array, ...]
-  values: tuple[jax.Array, ...]
-
-
-@struct.dataclass
-class Prompts:
-  """What samples of a group share.
-
-  Attributes:
-    cache: column i holds the prompt's i-th token. `[D * R, K, S, H]` a
-      layer.
-    lengths: how many columns count; may be 0. Shape `[D, R]`.
-  """
-
-  cache: KeysValues
-  lengths: jax.Array
-
-
-@struct.dataclass
-class Rings:
-  """What each sample in flight has for itself.
-
-  Attributes:
-    cache: the last columns written, up to `column`. `[D * W, K, T, H]` a
-      layer.
-    column: where the next token is written. Scalar.
-  """
-
-  cache: KeysValues
-  column: jax.Array
-
-
-@struct.dataclass
-class Members:
-  """Which sample in flight reads which prompt, both ways round.
-
-  Attributes:
-    places: of each sample, in a table of M lanes a prompt; R * M and more
-      where it is in none. Shape `[D, W]`.
-    samples: the sample in each lane; any where there is none. `[D, R * M]`.
-  """
-
-  places: jax.Array
-  samples: jax.Array
 
 
 def by_layer(graphdef: nnx.GraphDef, params: decoder.Params) -> Weights:
@@ -126,7 +78,7 @@ def prefill(
   *,
   num_parts: int,
   dtype: Any,
-) -> Prompts:
+) -> PromptCache:
   """Reads prompts and keeps their keys and values.
 
   Args:
@@ -148,7 +100,7 @@ def prefill(
     return attended, (key, value)
 
   def heads_first(x):
-    return _placed(jnp.swapaxes(x, 1, 2).astype(dtype))
+    return placed(jnp.swapaxes(x, 1, 2).astype(dtype))
 
   x = model.embed(ids)
   keys, values = [], []
@@ -157,85 +109,10 @@ def prefill(
     x = sharding.constrain(x, "batch", None, None)
     keys.append(heads_first(key))
     values.append(heads_first(value))
-  return Prompts(
-    cache=KeysValues(keys=tuple(keys), values=tuple(values)),
+  return PromptCache(
+    cache=LayerCaches(keys=tuple(keys), values=tuple(values)),
     lengths=jnp.sum(mask, axis=1, dtype=jnp.int32).reshape(num_parts, -1),
   )
-
-
-def empty_rings(prompts: Prompts, width: int, length: int) -> Rings:
-  """Room for samples in flight.
-
-  Args:
-    prompts: whose completions they are.
-    width: W, samples in flight in each part.
-    length: T, tokens of one of them that can be looked back at.
-  """
-  num_parts = prompts.lengths.shape[0]
-  _, num_kv_heads, _, head_size = prompts.cache.keys[0].shape
-  shape = (num_parts * width, num_kv_heads, length, head_size)
-  return Rings(
-    cache=jax.tree.map(
-      lambda x: _placed(jnp.zeros(shape, x.dtype)), prompts.cache
-    ),
-    column=jnp.zeros((), jnp.int32),
-  )
-
-
-def resize_rings(rings: Rings, samples: jax.Array, length: int) -> Rings:
-  """Keeps some samples, with more or less to look back at.
-
-  Args:
-    rings: of W samples with T columns.
-    samples: which to keep. Shape `[D, W']`.
-    length: columns from now on; no sample in flight may need more.
-  """
-  old = rings.cache.keys[0].shape[2]
-  # The oldest column first, so that what is new follows what is newest.
-  order = (rings.column + jnp.arange(old)) % old
-  kept = order[max(old - length, 0) :]
-
-  def resize(buffer):
-    taken = jnp.take(_take(buffer, samples), kept, axis=2)
-    room = [(0, 0)] * 2 + [(0, length - len(kept)), (0, 0)]
-    return _placed(jnp.pad(taken, room))
-
-  return Rings(
-    cache=jax.tree.map(resize, rings.cache),
-    column=jnp.asarray(len(kept) % length, jnp.int32),
-  )
-
-
-def keep_prompts(prompts: Prompts, which: jax.Array) -> Prompts:
-  """Those that are still read. `which` has shape `[D, R']`."""
-  return Prompts(
-    cache=jax.tree.map(lambda x: _placed(_take(x, which)), prompts.cache),
-    lengths=jnp.take_along_axis(prompts.lengths, which, axis=1),
-  )
-
-
-def members(
-  homes: jax.Array, is_alive: jax.Array, *, num_prompts: int, num_lanes: int
-) -> Members:
-  """Gives each sample in flight a lane of its prompt.
-
-  Args:
-    homes: the prompt that each sample reads. Shape `[D, W]`.
-    is_alive: others take no lane. Shape `[D, W]`.
-    num_prompts: R.
-    num_lanes: M; no prompt has more samples in flight.
-  """
-  width = homes.shape[1]
-  same = homes[:, :, None] == homes[:, None, :]
-  earlier = jnp.tri(width, k=-1, dtype=bool)
-  counts = same & earlier[None] & is_alive[:, None, :]
-  lanes = jnp.sum(counts, axis=2, dtype=jnp.int32)
-  nowhere = num_prompts * num_lanes
-  places = jnp.where(is_alive, homes * num_lanes + lanes, nowhere)
-
-  taken = places[:, None, :] == jnp.arange(nowhere)[None, :, None]
-  samples = jnp.argmax(taken, axis=2).astype(jnp.int32)
-  return Members(places=places, samples=samples)
 
 
 def decode(
@@ -244,10 +121,10 @@ def decode(
   ids: jax.Array,
   ages: jax.Array,
   homes: jax.Array,
-  in_flight: Members,
-  prompts: Prompts,
-  rings: Rings,
-) -> tuple[jax.Array, Rings]:
+  in_flight: PromptAssignment,
+  prompts: PromptCache,
+  rings: KVCache,
+) -> tuple[jax.Array, KVCache]:
   """One token further for every sample in flight.
 
   Args:
@@ -306,8 +183,8 @@ def decode(
     x = sharding.constrain(x, "batch", None, None)
     kept.append(own)
   keys, values = zip(*kept, strict=True)
-  rings = Rings(
-    cache=KeysValues(keys=keys, values=values),
+  rings = KVCache(
+    cache=LayerCaches(keys=keys, values=values),
     column=(rings.column + 1) % length,
   )
   return model.finish(x), rings
@@ -324,22 +201,6 @@ def _by_kv_head(query: jax.Array, num_kv_heads: int) -> jax.Array:
   num_heads, head_size = query.shape[2:]
   query = query * jnp.asarray(head_size**-0.5, query.dtype)
   return query.reshape(-1, num_kv_heads, num_heads // num_kv_heads, head_size)
-
-
-def _take(buffer: jax.Array, which: jax.Array) -> jax.Array:
-  """Rows of each part.
-
-  Args:
-    buffer: shape `[D * R, ...]`.
-    which: shape `[D, R']`.
-
-  Returns:
-    shape `[D * R', ...]`.
-  """
-  parts = buffer.reshape(which.shape[0], -1, *buffer.shape[1:])
-  rows = which.reshape(*which.shape, *[1] * (buffer.ndim - 1))
-  taken = jnp.take_along_axis(parts, rows, axis=1)
-  return taken.reshape(-1, *buffer.shape[1:])
 
 
 def _attend(query, keys, values, allowed):
@@ -375,7 +236,7 @@ def _attend(query, keys, values, allowed):
   return read, largest + jnp.log(total)
 
 
-def _attend_prompts(query, keys, values, allowed, in_flight: Members):
+def _attend_prompts(query, keys, values, allowed, in_flight: PromptAssignment):
   """The same over the prompts, each read once for all its samples.
 
   Args:
@@ -398,11 +259,7 @@ def _attend_prompts(query, keys, values, allowed, in_flight: Members):
     x = jnp.swapaxes(x, 1, 2)
     x = x.reshape(-1, num_kv_heads, num_queries, x.shape[-1])
     # Who is in no lane may read anything: it is no longer alive.
-    return _take(x, jnp.minimum(in_flight.places, num_places - 1))
+    return take(x, jnp.minimum(in_flight.places, num_places - 1))
 
-  table = by_prompt(_take(query, in_flight.samples))
+  table = by_prompt(take(query, in_flight.samples))
   return jax.tree.map(by_sample, _attend(table, keys, values, allowed))
-
-
-def _placed(buffer: jax.Array) -> jax.Array:
-  return sharding.constrain(buffer, "batch", "kv_heads", None, None)

@@ -17,9 +17,10 @@ import jax.numpy as jnp
 from distil_jax.config import Config, ConfigError, needs_teacher
 from distil_jax.generation import prefill, sampler, sampler_state
 from distil_jax.generation.policy import Policy, resolve_directory
-from distil_jax.models import attention, decoder, decoding, sharding
+from distil_jax.models import decoder, decoding, sharding
 from distil_jax.models import decoder_config as models_config
 from distil_jax.models import hf_weights as weights_io
+from distil_jax.models.kernels import sequence_attention
 from distil_jax.planning import abstract_inputs, costs, memory, roofline
 from distil_jax.planning.results import (
   GROWING,
@@ -80,7 +81,7 @@ def network(
       "--num-params-from config.json"
     )
   setup_step.check_network(config, found)
-  attention.check(
+  sequence_attention.check(
     found.attention, head_size=found.head_size, dtype=found.compute_dtype
   )
   return found

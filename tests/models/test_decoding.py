@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distil_jax.models import decoder, decoding
+from distil_jax.models import decoder, decoding, kv_cache
 from tests import networks
 
 GROUP_SIZE, NUM_STEPS, LENGTHS = 3, 4, [1, 3, 5]
@@ -47,8 +47,8 @@ def stepwise(
     graphdef, weights, ids[:, :-1], mask[:, :-1], num_parts=1, dtype=dtype
   )
   width, length = newest.shape
-  rings = decoding.empty_rings(prompts, width, ring_length or length)
-  in_flight = decoding.members(
+  rings = kv_cache.empty_cache(prompts, width, ring_length or length)
+  in_flight = kv_cache.assign_prompts(
     homes[None],
     jnp.ones((1, width), bool),
     num_prompts=ids.shape[0],
@@ -163,7 +163,7 @@ def test_who_is_not_alive_takes_no_lane():
   is_alive = jnp.asarray(
     [[True, True, False, True, True], [True, False, True, False, False]]
   )
-  found = decoding.members(homes, is_alive, num_prompts=3, num_lanes=2)
+  found = kv_cache.assign_prompts(homes, is_alive, num_prompts=3, num_lanes=2)
   np.testing.assert_array_equal(found.places[0], [2, 0, 6, 3, 1])
   np.testing.assert_array_equal(found.samples[0, :4], [1, 4, 0, 3])
   np.testing.assert_array_equal(found.places[1], [4, 6, 5, 6, 6])
@@ -179,11 +179,11 @@ def test_a_ring_keeps_its_newest_columns(length, column):
     np.broadcast_to(ages[:, None], (2, 1, 5, 1))
     + 10.0 * np.arange(2)[:, None, None, None]
   )
-  rings = decoding.Rings(
-    cache=decoding.KeysValues(keys=(buffer,), values=(buffer,)),
+  rings = kv_cache.KVCache(
+    cache=kv_cache.LayerCaches(keys=(buffer,), values=(buffer,)),
     column=jnp.int32(column),
   )
-  resized = decoding.resize_rings(rings, jnp.asarray([[1]]), length)
+  resized = kv_cache.resize_cache(rings, jnp.asarray([[1]]), length)
   kept = np.asarray(resized.cache.keys[0])[0, 0, :, 0]
   count = min(length, 5)
   newest = int(resized.column) - 1

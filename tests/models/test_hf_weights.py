@@ -9,7 +9,7 @@ import pytest
 import safetensors.numpy
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from distil_jax.models import hf_weights
+from distil_jax.models import hf_export, hf_weights
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 L, D, F, N, K, H, V = 3, 16, 40, 4, 2, 6, 24
@@ -68,7 +68,7 @@ def assert_equal(tree, other):
 @pytest.fixture
 def saved(tmp_path):
   """A tied checkpoint, free to be damaged."""
-  hf_weights.save(tmp_path / "model", random_params(), config_json=CONFIG)
+  hf_export.save(tmp_path / "model", random_params(), config_json=CONFIG)
   return tmp_path / "model"
 
 
@@ -82,7 +82,7 @@ def rewrite(directory, change):
 def test_each_element_goes_to_its_place(tmp_path):
   params = random_params(tie_embeddings=False)
   config = {**CONFIG, "tie_word_embeddings": False}
-  hf_weights.save(tmp_path, params, config_json=config)
+  hf_export.save(tmp_path, params, config_json=config)
   theirs = tensors_of(tmp_path)
   layer = {
     name: np.asarray(value[1]) for name, value in params["layers"].items()
@@ -122,7 +122,7 @@ def test_each_element_goes_to_its_place(tmp_path):
 def test_round_trip_is_exact(tmp_path, tie_embeddings, dtype, max_shard_bytes):
   settings = {"tie_embeddings": tie_embeddings, "dtype": dtype}
   params = random_params(**settings)
-  hf_weights.save(
+  hf_export.save(
     tmp_path,
     params,
     config_json={"tie_word_embeddings": tie_embeddings, "torch_dtype": "?"},
@@ -163,7 +163,7 @@ def test_saves_what_transformers_has_saved(tmp_path):
   config = hf_weights.read_config(source)
   shapes = golden_template(config)
   params = hf_weights.load(source, shapes, tie_embeddings=False)
-  hf_weights.save(tmp_path, params, config_json=config)
+  hf_export.save(tmp_path, params, config_json=config)
   again = tensors_of(tmp_path)
   assert again.keys() == tensors.keys()
   for name, tensor in tensors.items():
@@ -204,7 +204,7 @@ def golden_template(config):
 )
 def test_casts_to_the_template(tmp_path, on_disk, wanted):
   params = random_params(dtype=on_disk)
-  hf_weights.save(tmp_path, params, config_json=CONFIG)
+  hf_export.save(tmp_path, params, config_json=CONFIG)
   loaded = hf_weights.load(
     tmp_path, template(dtype=wanted), tie_embeddings=True
   )
@@ -222,7 +222,7 @@ def test_places_by_the_sharding_of_the_template_and_gathers_again(tmp_path):
     return NamedSharding(mesh, PartitionSpec(*spec))
 
   params = random_params()
-  hf_weights.save(tmp_path / "first", params, config_json=CONFIG)
+  hf_export.save(tmp_path / "first", params, config_json=CONFIG)
   shapes = template(place=place)
   loaded = hf_weights.load(tmp_path / "first", shapes, tie_embeddings=True)
   assert_equal(loaded, params)
@@ -233,7 +233,7 @@ def test_places_by_the_sharding_of_the_template_and_gathers_again(tmp_path):
   gate = loaded["layers"]["gate"]
   cut = int(np.argmax([size % count == 0 for size in gate.shape]))
   assert gate.addressable_shards[0].data.shape[cut] == gate.shape[cut] // count
-  hf_weights.save(tmp_path / "second", loaded, config_json=CONFIG)
+  hf_export.save(tmp_path / "second", loaded, config_json=CONFIG)
   first, second = (
     (tmp_path / name / "model.safetensors").read_bytes()
     for name in ("first", "second")
@@ -332,7 +332,7 @@ def test_text_in_place_of_weights(saved):
 
 @pytest.fixture
 def sharded(tmp_path):
-  hf_weights.save(
+  hf_export.save(
     tmp_path / "model",
     random_params(),
     config_json=CONFIG,
@@ -402,7 +402,7 @@ def test_read_config(tmp_path):
 def test_saving_again_replaces_all_weights_and_nothing_else(sharded):
   (sharded / "tokenizer.json").write_text("{}")
   params = jax.tree.map(lambda x: x + 1, random_params())
-  hf_weights.save(sharded, params, config_json=CONFIG)
+  hf_export.save(sharded, params, config_json=CONFIG)
   assert {path.name for path in sharded.iterdir()} == {
     "config.json",
     "model.safetensors",
@@ -417,7 +417,7 @@ def test_failed_save_leaves_what_was_there(saved):
   before = {path.name: path.read_bytes() for path in saved.iterdir()}
   other = jax.tree.map(lambda x: x + 1, random_params())
   with pytest.raises(TypeError):  # found only after the weights are written
-    hf_weights.save(saved, other, config_json={**CONFIG, "path": saved})
+    hf_export.save(saved, other, config_json={**CONFIG, "path": saved})
   assert {p.name: p.read_bytes() for p in saved.iterdir()} == before
 
 
@@ -426,7 +426,7 @@ def test_save_refuses_a_config_that_contradicts_the_parameters(tmp_path):
     with pytest.raises(
       hf_weights.WeightsError, match=r"missing \['unembedding'"
     ):
-      hf_weights.save(tmp_path / "x", random_params(), config_json=config)
+      hf_export.save(tmp_path / "x", random_params(), config_json=config)
   assert not (tmp_path / "x").exists()
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import optax
 
 from distil_jax.analysis.comparison import tasks
-from distil_jax.models import decoder, hf_weights
+from distil_jax.models import decoder, hf_export, hf_weights
 from distil_jax.models import decoder_config as models_config
 
 Settings = Mapping[str, Any]
@@ -156,7 +156,7 @@ def keep(
   hugging_face = models_config.to_hugging_face(
     plan.network, eos_ids=(tasks.EOS,), pad_id=tasks.PAD
   )
-  hf_weights.save(folder, params, config_json=hugging_face)
+  hf_export.save(folder, params, config_json=hugging_face)
 
 
 def is_kept(folder: pathlib.Path) -> bool:

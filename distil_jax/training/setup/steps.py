@@ -31,8 +31,9 @@ from distil_jax.envs import (
 )
 from distil_jax.envs.tools import Tool, make_tool
 from distil_jax.generation.policy import Policy, load_policy, resolve_directory
-from distil_jax.models import attention, decoder, hf_weights, sharding
+from distil_jax.models import decoder, hf_weights, sharding
 from distil_jax.models import decoder_config as models_config
+from distil_jax.models.kernels import sequence_attention
 from distil_jax.objectives import build
 from distil_jax.training import batch_builder, teacher_probe
 from distil_jax.training import train_step as training_train_step
@@ -445,7 +446,7 @@ def check_attention(config: Config, mesh: jax.sharding.Mesh) -> None:
   """
   platform = mesh.devices.flat[0].platform
   try:
-    attention.check_platform(config.model.attention, platform)
+    sequence_attention.check_platform(config.model.attention, platform)
   except ValueError as error:
     raise ConfigError(f"model.{error}") from None
 

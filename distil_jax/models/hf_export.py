@@ -1,0 +1,139 @@
+"""TODO docstring."""
+
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+from flax import traverse_util
+from jax.experimental import multihost_utils
+
+from distil_jax.models.families.qwen3 import LAYOUTS
+from distil_jax.models.hf_layout import Path
+from distil_jax.models.hf_weights import CONFIG, INDEX, SINGLE, check_tree
+
+
+def save(
+  directory: str | os.PathLike[str],
+  params: Mapping[str, Any],
+  *,
+  config_json: Mapping[str, Any],
+  max_shard_bytes: int = 5 * 10**9,
+) -> None:
+  """Writes parameters as a Hugging Face directory that transformers can load.
+
+  Everything is written under a temporary name first. Weights that were there
+  before are replaced, other files stay. `config.json` goes first and comes
+  last: a directory that has one is complete. With several processes all must
+  call this; process 0 writes, the others return when they gave their share.
+
+  Args:
+    directory: made if it does not exist.
+    params: the tree that `load` returns, in any sharding.
+    config_json: contents of `config.json`; its `dtype` is set to that of the
+      parameters, because transformers casts to it.
+    max_shard_bytes: a larger model is cut into shards with an index. A single
+      tensor is never cut.
+
+  Raises:
+    WeightsError: the tree is no Qwen3's, or contradicts
+      `config_json["tie_word_embeddings"]`.
+  """
+  flat = traverse_util.flatten_dict(dict(params))
+  # Where the key is absent, transformers takes false.
+  check_tree(set(flat), bool(config_json.get("tie_word_embeddings", False)))
+  if jax.process_index() != 0:
+    for _ in _unstacked(flat):  # takes part in gathering what is sharded
+      pass
+    return
+  config = dict(config_json, dtype=str(jnp.result_type(*flat.values())))
+  config.pop("torch_dtype", None)  # what transformers 4 called it
+  directory = pathlib.Path(directory)
+  directory.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(dir=directory, prefix=".writing-") as folder:
+    _write_shards(pathlib.Path(folder), _unstacked(flat), max_shard_bytes)
+    _write_json(pathlib.Path(folder, CONFIG), config)
+    for file in pathlib.Path(folder).iterdir():
+      # safetensors makes files that only their owner can read.
+      shutil.copymode(pathlib.Path(folder, CONFIG), file)
+    _replace(directory, pathlib.Path(folder))
+
+
+def _write_json(path: pathlib.Path, tree: Mapping[str, Any]) -> None:
+  path.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
+
+
+def _unstacked(flat: Mapping[Path, Any]) -> Iterator[tuple[str, np.ndarray]]:
+  """The tensors of the file, one parameter at a time on the host."""
+  for path, layout in LAYOUTS.items():
+    if path not in flat:
+      continue
+    stack = _to_host(flat[path])
+    layers = stack if layout.is_stacked else stack[None]
+    for layer, name in zip(layers, layout.names(stack.shape), strict=True):
+      yield name, layout.write(layer)
+
+
+def _to_host(array: Any) -> np.ndarray:
+  if isinstance(array, jax.Array) and not array.is_fully_addressable:
+    array = multihost_utils.process_allgather(array, tiled=True)
+  return np.asarray(array)
+
+
+def _write_shards(
+  folder: pathlib.Path,
+  tensors: Iterator[tuple[str, np.ndarray]],
+  max_shard_bytes: int,
+) -> None:
+  """Writes one file, or as many as the limit asks for and their index."""
+  shards: list[list[str]] = []
+  pending: dict[str, np.ndarray] = {}
+  total = size = 0
+
+  def flush() -> None:
+    # transformers refuses a file that does not say for whom it was written.
+    safetensors.numpy.save_file(
+      pending, folder / str(len(shards)), metadata={"format": "pt"}
+    )
+    shards.append(list(pending))
+    pending.clear()
+
+  for name, tensor in tensors:
+    if pending and size + tensor.nbytes > max_shard_bytes:
+      flush()
+      size = 0
+    pending[name] = tensor
+    size += tensor.nbytes
+    total += tensor.nbytes
+  flush()
+
+  if len(shards) == 1:
+    (folder / "0").rename(folder / SINGLE)
+    return
+  weight_map = {}
+  for number, names in enumerate(shards):
+    file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
+    (folder / str(number)).rename(folder / file)
+    weight_map.update(dict.fromkeys(names, file))
+  _write_json(
+    folder / INDEX,
+    {"metadata": {"total_size": total}, "weight_map": weight_map},
+  )
+
+
+def _replace(directory: pathlib.Path, folder: pathlib.Path) -> None:
+  """Moves what was written into place and removes the weights before it."""
+  (directory / CONFIG).unlink(missing_ok=True)
+  shards = directory.glob("model-*-of-*.safetensors")
+  for stale in [directory / SINGLE, directory / INDEX, *shards]:
+    stale.unlink(missing_ok=True)
+  written = sorted(folder.iterdir(), key=lambda path: path.name == CONFIG)
+  for path in written:
+    path.rename(directory / path.name)
