@@ -9,8 +9,11 @@ inputs.
 """
 
 from distil_jax.objectives.dense import Loss
-from distil_jax.objectives.distil import distil, minillm
-from distil_jax.objectives.grpo import grpo, opsd, sdpo
+from distil_jax.objectives.distil import distil
+from distil_jax.objectives.grpo import grpo
+from distil_jax.objectives.minillm import minillm
+from distil_jax.objectives.opsd import opsd
+from distil_jax.objectives.sdpo import sdpo
 from distil_jax.objectives.token_losses import (
   Baseline,
   Cost,

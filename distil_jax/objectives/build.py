@@ -4,7 +4,6 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import optax
 from flax import nnx
 
 from distil_jax import config, objectives
@@ -13,11 +12,6 @@ from distil_jax.objectives import teachers as objectives_teacher
 from distil_jax.ops import advantages
 from distil_jax.ops.divergences import Divergence
 from distil_jax.training import train_step as training_train_step
-from distil_jax.training.train_step import Metrics, TrainState
-from distil_jax.types import Batch
-
-StepFn = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
-GradientsFn = Callable[..., tuple[Any, Any, Metrics]]
 
 
 def keeps_teacher(objective: config.Objective, teacher: config.Teacher) -> bool:
@@ -25,102 +19,6 @@ def keeps_teacher(objective: config.Objective, teacher: config.Teacher) -> bool:
   if isinstance(objective, config.GRPO):
     return objective.kl_weight > 0
   return config.needs_teacher(objective) and teacher.parameters != "current"
-
-
-def train_step(
-  objective: config.Objective,
-  teacher: config.Teacher,
-  *,
-  graphdef: nnx.GraphDef,
-  optimizer: optax.GradientTransformation,
-  group_size: int,
-  num_sequences: int,
-  micro_batch_size: int | None = None,
-  mini_batch_size: int | None = None,
-) -> StepFn:
-  """A training step, to be compiled or to stand in the body of a scan.
-
-  Args:
-    objective, teacher: sections of a config.
-    graphdef: from `qwen3.make`.
-    optimizer: with several mini-batches it is called as often in a step.
-    group_size: G.
-    num_sequences: B.
-    micro_batch_size: sequences whose gradient is computed at once; None: all
-      of a mini-batch.
-    mini_batch_size: sequences of one update; None: all.
-
-  Returns:
-    `(state, batch) -> (state, metrics)`, see `update.train_step`.
-
-  Raises:
-    ConfigError: the teacher cannot tell what the objective asks.
-    ValueError: a size does not divide another.
-  """
-  mini_batch_size = mini_batch_size or num_sequences
-  micro_batch_size = micro_batch_size or mini_batch_size
-  _check_divides("group_size", group_size, "mini_batch_size", mini_batch_size)
-  _check_divides(
-    "mini_batch_size", mini_batch_size, "num_sequences", num_sequences
-  )
-  is_ema = keeps_teacher(objective, teacher) and teacher.parameters == "ema"
-  return functools.partial(
-    training_train_step.train_step,
-    method=_method(
-      objective,
-      teacher,
-      graphdef=graphdef,
-      group_size=group_size,
-      is_cut=micro_batch_size < mini_batch_size,
-      splits_groups=_splits_groups(
-        group_size, micro_batch_size, mini_batch_size
-      ),
-      is_off_policy=mini_batch_size < num_sequences,
-    ),
-    optimizer=optimizer,
-    num_mini_batches=num_sequences // mini_batch_size,
-    num_micro_batches=mini_batch_size // micro_batch_size,
-    ema_rate=teacher.ema_rate if is_ema else None,
-  )
-
-
-def gradients(
-  objective: config.Objective,
-  teacher: config.Teacher,
-  *,
-  graphdef: nnx.GraphDef,
-  group_size: int,
-  num_sequences: int,
-  micro_batch_size: int | None = None,
-) -> GradientsFn:
-  """The gradient of a batch, as `train_step` takes it without mini-batches.
-
-  Args:
-    objective, teacher, graphdef, group_size, num_sequences,
-      micro_batch_size: as for `train_step`.
-
-  Returns:
-    `(params, teacher_params, batch, key) -> (gradient, value, metrics)`, see
-    `update.gradients`.
-
-  Raises:
-    ConfigError, ValueError: as for `train_step`.
-  """
-  micro_batch_size = micro_batch_size or num_sequences
-  _check_divides("group_size", group_size, "num_sequences", num_sequences)
-  return functools.partial(
-    training_train_step.gradients,
-    method=_method(
-      objective,
-      teacher,
-      graphdef=graphdef,
-      group_size=group_size,
-      is_cut=micro_batch_size < num_sequences,
-      splits_groups=_splits_groups(group_size, micro_batch_size, num_sequences),
-      is_off_policy=False,
-    ),
-    num_micro_batches=num_sequences // micro_batch_size,
-  )
 
 
 def _method(
@@ -310,13 +208,3 @@ def _needs_all_costs(objective, splits_groups: bool, is_cut: bool) -> bool:
 
 def _picked(objective, *names: str) -> dict[str, Any]:
   return {name: getattr(objective, name) for name in names}
-
-
-def _splits_groups(group_size: int, micro_batch_size: int, whole: int) -> bool:
-  _check_divides("micro_batch_size", micro_batch_size, "the sequences", whole)
-  return micro_batch_size % group_size != 0
-
-
-def _check_divides(name: str, size: int, of: str, whole: int) -> None:
-  if whole % size:
-    raise ValueError(f"{name}={size} does not divide {of}={whole}")

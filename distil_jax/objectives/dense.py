@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from distil_jax.objectives import token_losses
 from distil_jax.ops import advantages, fused_statistics, masking
 from distil_jax.ops.divergences import Divergence
 
@@ -149,4 +150,44 @@ def aggregate(
     future_costs=future_costs,
     log_probs=masking.where_counts(statistics.log_probs, completion_mask),
     token_losses=token_losses,
+  )
+
+
+def local_objective(
+  student_logits: jax.Array,
+  teacher_logits: jax.Array,
+  completion_ids: jax.Array,
+  completion_mask: jax.Array,
+  divergence: Divergence,
+  *,
+  old_log_probs: jax.Array | None = None,
+  importance_clip: float | None = None,
+  sample_mask: jax.Array | None,
+  aggregation: masking.Aggregation,
+) -> Loss:
+  """A divergence at each token, without future credit."""
+  statistics = clean_statistics(
+    student_logits,
+    teacher_logits,
+    completion_ids,
+    completion_mask,
+    divergence,
+    sample_mask,
+  )
+  losses = token_losses.feedback_losses(
+    statistics,
+    completion_mask,
+    None,
+    sample_mask=sample_mask,
+    importance=importance(
+      statistics, old_log_probs, completion_mask, clip=importance_clip
+    ),
+  )
+  return aggregate(
+    statistics,
+    losses,
+    jnp.zeros_like(losses),
+    completion_mask,
+    sample_mask,
+    aggregation=aggregation,
   )

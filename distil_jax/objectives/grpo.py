@@ -1,103 +1,11 @@
 """Objectives that charge a token for itself or for the reward alone."""
 
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
 
 from distil_jax.objectives import dense, token_losses
 from distil_jax.ops import advantages as advantages_lib
 from distil_jax.ops import masking
-from distil_jax.ops.divergences import Divergence
-
-
-def sdpo(
-  student_logits: jax.Array,
-  teacher_logits: jax.Array,
-  completion_ids: jax.Array,
-  completion_mask: jax.Array,
-  *,
-  alpha: float,
-  top_k: int | None = None,
-  top_k_of: Literal["student", "teacher"] = "student",
-  tail: bool = True,
-  old_log_probs: jax.Array | None = None,
-  importance_clip: float | None = None,
-  sample_mask: jax.Array | None = None,
-  aggregation: masking.Aggregation = "token_mean",
-) -> dense.Loss:
-  """SDPO: a divergence between the two KLs at each token, no future credit.
-
-  Args:
-    student_logits, teacher_logits, completion_ids, completion_mask: see
-      `distil`.
-    alpha: in [0, 1], see `divergences.sdpo`.
-    top_k, top_k_of, tail, old_log_probs, importance_clip, sample_mask,
-      aggregation: see `distil`.
-
-  Returns:
-    the loss; its future costs are 0.
-  """
-  return _local(
-    student_logits,
-    teacher_logits,
-    completion_ids,
-    completion_mask,
-    Divergence("sdpo", weight=alpha, top_k=top_k, top_k_of=top_k_of, tail=tail),
-    old_log_probs=old_log_probs,
-    importance_clip=importance_clip,
-    sample_mask=sample_mask,
-    aggregation=aggregation,
-  )
-
-
-def opsd(
-  student_logits: jax.Array,
-  teacher_logits: jax.Array,
-  completion_ids: jax.Array,
-  completion_mask: jax.Array,
-  *,
-  beta: float,
-  top_k: int | None = None,
-  top_k_of: Literal["student", "teacher"] = "teacher",
-  tail: bool = False,
-  token_clip: float | None = None,
-  temperature: float = 1.0,
-  sample_mask: jax.Array | None = None,
-  aggregation: masking.Aggregation = "token_mean",
-) -> dense.Loss:
-  """OPSD: a generalised Jensen-Shannon divergence, no future credit.
-
-  Args:
-    student_logits, teacher_logits, completion_ids, completion_mask: see
-      `distil`.
-    beta: in [0, 1], see `divergences.opsd`.
-    top_k, top_k_of, tail: see `distil`.
-    token_clip: upper limit of each summand of the sum over the vocabulary.
-    temperature: of student and teacher in the cost; log π_θ is at 1.
-    sample_mask, aggregation: see `distil`.
-
-  Returns:
-    the loss; its future costs are 0.
-  """
-  divergence = Divergence(
-    "opsd",
-    weight=beta,
-    token_clip=token_clip,
-    top_k=top_k,
-    top_k_of=top_k_of,
-    tail=tail,
-    temperature=temperature,
-  )
-  return _local(
-    student_logits,
-    teacher_logits,
-    completion_ids,
-    completion_mask,
-    divergence,
-    sample_mask=sample_mask,
-    aggregation=aggregation,
-  )
 
 
 def grpo(
@@ -149,44 +57,4 @@ def grpo(
     future_costs=jnp.zeros_like(losses),
     log_probs=masking.where_counts(log_probs, mask),
     token_losses=losses,
-  )
-
-
-def _local(
-  student_logits: jax.Array,
-  teacher_logits: jax.Array,
-  completion_ids: jax.Array,
-  completion_mask: jax.Array,
-  divergence: Divergence,
-  *,
-  old_log_probs: jax.Array | None = None,
-  importance_clip: float | None = None,
-  sample_mask: jax.Array | None,
-  aggregation: masking.Aggregation,
-) -> dense.Loss:
-  """A divergence at each token, without future credit."""
-  statistics = dense.clean_statistics(
-    student_logits,
-    teacher_logits,
-    completion_ids,
-    completion_mask,
-    divergence,
-    sample_mask,
-  )
-  losses = token_losses.feedback_losses(
-    statistics,
-    completion_mask,
-    None,
-    sample_mask=sample_mask,
-    importance=dense.importance(
-      statistics, old_log_probs, completion_mask, clip=importance_clip
-    ),
-  )
-  return dense.aggregate(
-    statistics,
-    losses,
-    jnp.zeros_like(losses),
-    completion_mask,
-    sample_mask,
-    aggregation=aggregation,
   )

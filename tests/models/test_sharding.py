@@ -11,8 +11,7 @@ import pytest
 from distil_jax import config
 from distil_jax.generation import random_keys, sampler, sampling_params
 from distil_jax.models import decoder, sharding
-from distil_jax.objectives import build
-from distil_jax.training import train_step
+from distil_jax.training import build_step, train_step
 from tests import networks
 
 GROUP_SIZE, LENGTH = 2, 6
@@ -167,7 +166,7 @@ def whole_step(network, mesh):
       generate(params, ids, mask, keys),
     )
 
-  step = build.train_step(
+  step = build_step.train_step(
     config.Distil(baseline="leave_one_out", reward_weight=1.0, chunk_size=2),
     config.Teacher(parameters="ema", ema_rate=0.5),
     graphdef=network.graphdef,

@@ -15,7 +15,7 @@ from distil_jax.models import decoder, sharding
 from distil_jax.objectives import build
 from distil_jax.objectives import teachers as objectives_teacher
 from distil_jax.ops.divergences import Divergence
-from distil_jax.training import train_step
+from distil_jax.training import build_step, train_step
 from tests import networks
 from tests.networks import assert_close, distance
 
@@ -80,11 +80,11 @@ def recipe_step(network, objective, teacher=FROZEN, **settings):
     "group_size": GROUP_SIZE,
     "num_sequences": NUM_SEQUENCES,
   }
-  return build.train_step(objective, teacher, **defaults | settings)
+  return build_step.train_step(objective, teacher, **defaults | settings)
 
 
 def gradients_of(network, objective, teacher=FROZEN, **settings):
-  made = build.gradients(
+  made = build_step.gradients(
     objective,
     teacher,
     graphdef=network.graphdef,

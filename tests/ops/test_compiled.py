@@ -12,8 +12,8 @@ import pytest
 from distil_jax import config, objectives
 from distil_jax.generation import sampler
 from distil_jax.models import decoder
-from distil_jax.objectives import build, scoring
-from distil_jax.training import train_step
+from distil_jax.objectives import scoring
+from distil_jax.training import build_step, train_step
 from distil_jax.types import Batch
 from tests import networks
 
@@ -63,7 +63,7 @@ def largest_array(compiled) -> int:
 
 def compile_step(network, batch, chunk_size):
   optimizer = optax.sgd(0.1)
-  step = build.train_step(
+  step = build_step.train_step(
     config.Distil(chunk_size=chunk_size),
     config.Teacher(parameters="ema", ema_rate=0.1),
     graphdef=network.graphdef,

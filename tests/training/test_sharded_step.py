@@ -13,9 +13,8 @@ import pytest
 
 from distil_jax import config
 from distil_jax.models import decoder, sharding
-from distil_jax.objectives import build
 from distil_jax.planning import abstract_inputs
-from distil_jax.training import train_step
+from distil_jax.training import build_step, train_step
 from tests import networks
 
 # Parameters are most of what a step holds, as in large networks.
@@ -39,7 +38,7 @@ def compiled(length: int = 64, batch_size: int = 8, **axes: int):
   count = math.prod(axes.values())
   mesh = sharding.make_mesh(**axes, devices=jax.devices()[:count])
   optimizer, _ = train_step.make_optimizer(learning_rate=1e-3)
-  step = build.train_step(
+  step = build_step.train_step(
     config.Distil(),
     config.Teacher(parameters="ema"),
     graphdef=graphdef,

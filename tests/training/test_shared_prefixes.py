@@ -11,9 +11,9 @@ import pytest
 from distil_jax import config
 from distil_jax.data import padding
 from distil_jax.models import sharding
-from distil_jax.objectives import build, scoring
+from distil_jax.objectives import scoring
 from distil_jax.objectives import teachers as objectives_teacher
-from distil_jax.training import train_step
+from distil_jax.training import build_step, train_step
 from tests import networks
 from tests.networks import assert_close, distance
 
@@ -139,7 +139,7 @@ def test_a_prefix_has_a_gradient(remat, both):
 
 
 def step_of(network, objective, teacher=FROZEN, micro_batch_size=None):
-  return build.train_step(
+  return build_step.train_step(
     objective,
     teacher,
     graphdef=network.graphdef,

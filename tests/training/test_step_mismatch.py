@@ -9,8 +9,7 @@ import pytest
 from distil_jax import config
 from distil_jax.generation import random_keys, sampler
 from distil_jax.models import sharding
-from distil_jax.objectives import build
-from distil_jax.training import train_step
+from distil_jax.training import build_step, train_step
 from tests import networks
 
 GROUP_SIZE = 4
@@ -64,7 +63,7 @@ def told(batch):
 def metrics_of(
   network, teacher, batch, objective, asked=FROZEN, mesh=None, **sizes
 ):
-  step = build.train_step(
+  step = build_step.train_step(
     objective,
     asked,
     graphdef=network.graphdef,

@@ -11,8 +11,7 @@ import pytest
 
 from distil_jax import config, objectives
 from distil_jax.models import decoder, sharding
-from distil_jax.objectives import build
-from distil_jax.training import train_step
+from distil_jax.training import build_step, train_step
 from tests import networks
 from tests.networks import assert_close, distance
 
@@ -60,7 +59,7 @@ def batch():
 
 @functools.cache
 def gradients_fn(graphdef, objective, teacher=FROZEN, **sizes):
-  made = build.gradients(
+  made = build_step.gradients(
     objective,
     teacher,
     graphdef=graphdef,
@@ -271,7 +270,7 @@ def test_off_policy_ratios_are_of_the_students_tokens(network, teacher, batch):
   """A second update on the same batch reads old_log_probs."""
   optimizer = optax.sgd(0.3)
   step = jax.jit(
-    build.train_step(
+    build_step.train_step(
       everything(chunk_size=2),
       FROZEN,
       graphdef=network.graphdef,

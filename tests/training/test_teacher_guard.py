@@ -16,9 +16,9 @@ from distil_jax.envs.calculator import Calculator
 from distil_jax.envs.judge_pool import Judges
 from distil_jax.generation.policy import load_policy
 from distil_jax.models import sharding
-from distil_jax.objectives import build
 from distil_jax.training import (
   batch_builder,
+  build_step,
   teacher_guard,
   teacher_probe,
   train_step,
@@ -85,7 +85,7 @@ def test_a_held_teacher_stays_or_goes_back(action):
   initial = network.params
   spoiled = networks.random_params(initial, seed=4)
   step = jax.jit(
-    build.train_step(
+    build_step.train_step(
       config.Distil(future_weight=0.0),
       config.Teacher(parameters="ema", ema_rate=0.25),
       graphdef=network.graphdef,

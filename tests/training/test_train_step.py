@@ -11,8 +11,7 @@ import pytest
 import distil_jax as dj
 from distil_jax import config
 from distil_jax.models import decoder
-from distil_jax.objectives import build
-from distil_jax.training import train_step
+from distil_jax.training import build_step, train_step
 from distil_jax.training.setup import steps as setup_step
 from tests import networks
 from tests.networks import assert_close, distance
@@ -61,7 +60,7 @@ def distil_step(
   teacher = config.Teacher(parameters="frozen")
   if ema_rate is not None:
     teacher = config.Teacher(parameters="ema", ema_rate=ema_rate)
-  return build.train_step(
+  return build_step.train_step(
     config.Distil(**{**networks.PUBLISHED, "chunk_size": 2, **objective}),
     teacher,
     graphdef=network.graphdef,
@@ -228,7 +227,7 @@ def test_a_supervised_step_is_that_of_plain_autodiff(network, batch):
     return -jnp.sum(shares * chosen)
 
   value, gradients = jax.jit(jax.value_and_grad(loss))(network.params)
-  step = build.train_step(
+  step = build_step.train_step(
     config.SFT(chunk_size=2),
     config.Teacher(),
     graphdef=network.graphdef,
@@ -492,7 +491,7 @@ def test_a_loss_may_stand_inside_a_transformation(
   network, teacher, batch, wrap, kind
 ):
   objective = config.Distil(chunk_size=2) if kind == "distil" else config.GRPO()
-  method = build.train_step(
+  method = build_step.train_step(
     objective,
     config.Teacher(),
     graphdef=network.graphdef,

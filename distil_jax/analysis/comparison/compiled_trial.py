@@ -18,7 +18,7 @@ from distil_jax.analysis.comparison.trial_setting import (
 )
 from distil_jax.models import decoder
 from distil_jax.objectives import build
-from distil_jax.training import teacher_guard, train_step
+from distil_jax.training import build_step, teacher_guard, train_step
 from distil_jax.types import Batch
 
 _WARMUP_STEPS = 10
@@ -58,7 +58,7 @@ def train(
   Returns:
     the next state, and the mean of each metric over the steps.
   """
-  step_fn = build.train_step(
+  step_fn = build_step.train_step(
     setting.objective,
     setting.teacher,
     graphdef=setting.graphdef,

@@ -11,7 +11,7 @@ import optax
 from distil_jax import config as configs
 from distil_jax.analysis.comparison import compiled_trial, trial_setting
 from distil_jax.models import decoder
-from distil_jax.objectives import build
+from distil_jax.training import build_step
 
 # The loss whose gradient is the measure: the summed cross-entropy to the
 # teacher, credit included, without anything that trades exactness for less
@@ -142,7 +142,7 @@ def score_share(
 
 
 def _gradient_fn(setting: trial_setting.Setting):
-  gradients = build.gradients(
+  gradients = build_step.gradients(
     setting.objective,
     setting.teacher,
     graphdef=setting.graphdef,

@@ -35,7 +35,7 @@ from distil_jax.models import decoder, hf_weights, sharding
 from distil_jax.models import decoder_config as models_config
 from distil_jax.models.kernels import sequence_attention
 from distil_jax.objectives import build
-from distil_jax.training import batch_builder, teacher_probe
+from distil_jax.training import batch_builder, build_step, teacher_probe
 from distil_jax.training import train_step as training_train_step
 from distil_jax.training.rollouts.rollout_worker import Actor
 from distil_jax.training.rollouts.self_critique import SelfCritic
@@ -392,8 +392,8 @@ def train_step(
   config: Config,
   policy: Policy,
   optimizer: optax.GradientTransformation,
-) -> build.StepFn:
-  return build.train_step(
+) -> build_step.StepFn:
+  return build_step.train_step(
     config.objective,
     config.teacher,
     graphdef=policy.graphdef,
