@@ -26,7 +26,7 @@ import numpy as np
 
 from benchmarks import machine
 from distil_jax import objectives
-from distil_jax.ops import credit, fused_statistics
+from distil_jax.ops import credit, fused_statistics, token_statistics
 from distil_jax.ops.divergences import Divergence
 
 GROUP_SIZE = 8
@@ -104,7 +104,7 @@ def ours(objective: str, hidden, matrix, teacher, teacher_matrix, ids, mask):
     source = fused_statistics.compared(
       hidden,
       matrix,
-      fused_statistics.Expert((teacher,), (teacher_matrix,)),
+      token_statistics.Expert((teacher,), (teacher_matrix,)),
       ids,
       divergence_of(kind),
     )

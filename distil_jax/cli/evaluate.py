@@ -97,6 +97,9 @@ def evaluate(arguments: argparse.Namespace) -> int:
   pass
   pass
 
+  pass
+  pass
+
   run_checks.check_same_command("evaluate", config)
   judge = trainer.Learner(config)
   is_shown = jax.process_index() == 0

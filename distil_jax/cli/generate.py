@@ -215,6 +215,11 @@ def generate(arguments: argparse.Namespace) -> int:
   pass
   pass
   pass
+  pass
+
+  pass
+  pass
+  pass
 
   pass
   pass
@@ -308,6 +313,10 @@ def _existing_policy(
   from distil_jax.generation.policy import resolve_directory
   from distil_jax.models import hf_weights
   from distil_jax.training.setup import steps as setup_step
+
+  pass
+  pass
+  pass
 
   pass
   pass

@@ -67,6 +67,8 @@ def train(arguments: argparse.Namespace) -> int:
 
   pass
 
+  pass
+
   run_checks.check_same_command("train", config)
   summary = trainer.Learner(config).train()
   if summary:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from distil_jax.objectives import token_losses
-from distil_jax.ops import advantages, fused_statistics, masking
+from distil_jax.ops import advantages, masking, token_statistics
 from distil_jax.ops.divergences import Divergence
 
 
@@ -40,7 +40,7 @@ def clean_statistics(
   sample_mask: jax.Array | None = None,
   *,
   learns_from_rewards: bool = False,
-) -> fused_statistics.TokenStatistics:
+) -> token_statistics.TokenStatistics:
   """Statistics whose gradient depends on nothing that does not count.
 
   Args:
@@ -73,12 +73,12 @@ def clean_statistics(
     student_logits,
     jax.lax.stop_gradient(student_logits),
   )
-  statistics = fused_statistics.from_logits(
+  statistics = token_statistics.from_logits(
     held, teacher_logits, completion_ids, divergence
   )
   if not learns_from_rewards:
     return statistics
-  own = fused_statistics.from_logits(
+  own = token_statistics.from_logits(
     student_logits, teacher_logits, completion_ids, divergence
   )
   return dataclasses.replace(
@@ -87,7 +87,7 @@ def clean_statistics(
 
 
 def importance(
-  statistics: fused_statistics.TokenStatistics,
+  statistics: token_statistics.TokenStatistics,
   old_log_probs: jax.Array | None,
   completion_mask: jax.Array,
   *,
@@ -120,7 +120,7 @@ def importance(
 
 
 def aggregate(
-  statistics: fused_statistics.TokenStatistics,
+  statistics: token_statistics.TokenStatistics,
   token_losses: jax.Array,
   future_costs: jax.Array,
   completion_mask: jax.Array,

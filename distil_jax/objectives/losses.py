@@ -17,7 +17,12 @@ from flax import nnx, struct
 from distil_jax import objectives
 from distil_jax.models import decoder
 from distil_jax.objectives import teachers
-from distil_jax.ops import advantages, fused_statistics, masking
+from distil_jax.ops import (
+  advantages,
+  fused_statistics,
+  masking,
+  token_statistics,
+)
 from distil_jax.ops import credit as credit_lib
 from distil_jax.ops import sampler_mismatch as mismatch_lib
 from distil_jax.types import Batch
@@ -25,7 +30,7 @@ from distil_jax.types import Batch
 # Sum and number of what a metric averages. Shape `[2]` each.
 Sums = dict[str, jax.Array]
 SourceFn = Callable[..., fused_statistics.Source]
-CostsFn = Callable[[fused_statistics.TokenStatistics, jax.Array], jax.Array]
+CostsFn = Callable[[token_statistics.TokenStatistics, jax.Array], jax.Array]
 # Costs, mask and what comes later; weights, future costs and what is to come.
 ScoreFn = Callable[..., tuple[jax.Array, jax.Array, credit_lib.Later]]
 # What is reported of tokens that were sampled from older parameters.
@@ -207,7 +212,7 @@ def feedback_loss(
 
 
 def local_costs(
-  statistics: fused_statistics.TokenStatistics, mask: jax.Array
+  statistics: token_statistics.TokenStatistics, mask: jax.Array
 ) -> jax.Array:
   """What each token minimises, 0 at padding. Shape `[b, T]`."""
   return masking.where_counts(statistics.costs, mask)

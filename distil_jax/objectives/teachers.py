@@ -12,10 +12,11 @@ from flax import nnx
 from distil_jax.models import decoder, sharding
 from distil_jax.objectives import scoring
 from distil_jax.ops import (
-  fused_linear,
+  chunking,
   fused_statistics,
   masking,
   teacher_candidates,
+  token_statistics,
 )
 from distil_jax.ops.divergences import Divergence
 from distil_jax.types import Batch
@@ -76,7 +77,7 @@ def list_source(
   batch: Batch,
   *,
   graphdef: nnx.GraphDef,
-  kind: fused_statistics.ListKind,
+  kind: token_statistics.ListKind,
   tail: bool,
 ) -> fused_statistics.Source:
   """The same where of the teacher only a list of tokens is known."""
@@ -84,7 +85,7 @@ def list_source(
   return fused_statistics.listed(
     student_hidden_states(params, batch, graphdef=graphdef),
     _unembedding_of(params, batch),
-    fused_statistics.Lists(
+    token_statistics.Lists(
       batch.teacher_candidate_ids,
       batch.teacher_candidate_log_probs,
       kind,
@@ -106,7 +107,7 @@ def own_source(
   )
 
 
-def layout(hidden: jax.Array, weights: jax.Array) -> fused_linear.Layout:
+def layout(hidden: jax.Array, weights: jax.Array) -> chunking.Layout:
   """Of logits, on the mesh in use.
 
   Args:
@@ -122,14 +123,14 @@ def layout(hidden: jax.Array, weights: jax.Array) -> fused_linear.Layout:
 @functools.cache
 def _layout(
   batch: str, vocab: str, num_shards: int, num_vocab_shards: int
-) -> fused_linear.Layout:
+) -> chunking.Layout:
   """One object for equal settings: it is part of what is compiled."""
 
   def gather(chunk):
     others = (None,) * (chunk.ndim - 2)
     return sharding.constrain(chunk, None, batch, *others)
 
-  return fused_linear.Layout(
+  return chunking.Layout(
     num_shards=num_shards,
     num_vocab_shards=num_vocab_shards,
     place=lambda sums: sharding.constrain(sums, batch, None, vocab),
@@ -165,7 +166,7 @@ def ask_teacher(
   keys: jax.Array,
   *,
   graphdef: nnx.GraphDef,
-  kind: fused_statistics.ListKind,
+  kind: token_statistics.ListKind,
   size: int,
   chunk_size: int | None = None,
   trust_region_rate: float | None = None,
@@ -213,7 +214,7 @@ def _teacher(
   batch: Batch,
   graphdef: nnx.GraphDef,
   trust_region_rate: float | None,
-) -> fused_statistics.Expert:
+) -> token_statistics.Expert:
   """Hidden states and unembeddings whose products make the logits."""
   prefix = None
   if batch.teacher_prefix_ids is not None:
@@ -233,11 +234,11 @@ def _teacher(
 
   if trust_region_rate is None:
     hidden, weights = states(teacher_params)
-    return fused_statistics.Expert((hidden,), (weights,))
+    return token_statistics.Expert((hidden,), (weights,))
   hidden, weights = states(teacher_params)
   own_hidden, own_weights = states(jax.lax.stop_gradient(params))
   # Logits are linear in the hidden states, and so is their mixture.
-  return fused_statistics.Expert(
+  return token_statistics.Expert(
     ((1 - trust_region_rate) * hidden, trust_region_rate * own_hidden),
     (weights, own_weights),
   )

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from distil_jax.ops import advantages as advantages_lib
 from distil_jax.ops import credit, masking
-from distil_jax.ops.fused_statistics import TokenStatistics
+from distil_jax.ops.token_statistics import TokenStatistics
 
 Cost = Literal["cross_entropy", "kl"]
 LocalCost = Literal["forward_cross_entropy", "forward_kl", "reverse_kl"]

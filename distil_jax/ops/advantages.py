@@ -4,7 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from distil_jax.ops import groups, masking
+from distil_jax.ops import masking
 
 # A log-ratio of ±20 is a factor of 5·10⁸: far beyond use, but finite.
 _MAX_LOG_RATIO = 20.0
@@ -128,7 +128,7 @@ def _grouped(rewards: jax.Array, group_size: int) -> jax.Array:
   """Rewards as `[P, G]`, at least float32."""
   chex.assert_rank(rewards, 1)
   dtype = jnp.promote_types(rewards.dtype, jnp.float32)
-  return groups.split(rewards.astype(dtype), group_size)
+  return masking.split_groups(rewards.astype(dtype), group_size)
 
 
 def _mean_of_others(grouped: jax.Array) -> jax.Array:

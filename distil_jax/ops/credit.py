@@ -14,7 +14,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from distil_jax.ops import groups, masking
+from distil_jax.ops import masking
 
 
 class Later(NamedTuple):
@@ -148,8 +148,10 @@ def leave_one_out_baseline(
   """
   chex.assert_rank([future_costs, mask], 2)
   chex.assert_equal_shape([future_costs, mask])
-  alive = groups.split(mask.astype(jnp.float32), group_size)
-  values = groups.split(masking.where_counts(future_costs, mask), group_size)
+  alive = masking.split_groups(mask.astype(jnp.float32), group_size)
+  values = masking.split_groups(
+    masking.where_counts(future_costs, mask), group_size
+  )
   others = jnp.sum(alive, axis=1, keepdims=True) - alive
   sums = jnp.sum(values, axis=1, keepdims=True) - values
   means = jnp.where(others > 0, sums / jnp.maximum(others, 1.0), 0.0)

@@ -18,25 +18,24 @@ tile; what is done entry by entry goes through it in blocks of columns that a
 cache can hold, so that two tiles are all that is ever there.
 """
 
-import dataclasses
 import functools
-import math
-import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 
-# Entries of one tile of logits on one device, 256 MiB in float32; half as much
-# again where time would otherwise be cut into halves.
-_TILE = 2**26
-# Entries of it that are worked on at once: 8 MiB.
-_BLOCK = 2**21
-# Rows of a tile, as a part of D, where that is more: every tile adds to the
-# gradient of the unembedding, whose traffic few rows would not be worth.
-_ROWS = 4
+from distil_jax.ops.chunking import (
+  Layout,
+  Tiles,
+  batch_first,
+  block_size,
+  cut_tiles,
+  over_time,
+  starts,
+  sum_tiles,
+  take_block,
+)
 
 
 def _rows(constants: Any, rows: Any) -> Any:
@@ -58,27 +57,6 @@ class Reader(NamedTuple):
   read: Callable[[jax.Array, Any], tuple[Any, Any]]
   pull: Callable[[jax.Array, Any, Any, Any], jax.Array] | None = None
   prepare: Callable[[Any, Any], Any] = _rows
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-  """How arrays lie on the devices.
-
-  Attributes:
-    num_shards: into so many equal parts the batch axis of logits is cut.
-    num_vocab_shards: and the vocabulary.
-    place: pins partial sums, `[num_shards, D, V]`, each to where its part of
-      the batch is.
-    gather: pins a chunk of anything, `[t, B, ...]`, to where its logits are.
-    keep: pins hidden states and their gradient, `[B, t, D]`, where they are
-      while another chunk's turn it is.
-  """
-
-  num_shards: int = 1
-  num_vocab_shards: int = 1
-  place: Callable[[jax.Array], jax.Array] = lambda sums: sums
-  gather: Callable[[jax.Array], jax.Array] = lambda chunk: chunk
-  keep: Callable[[jax.Array], jax.Array] = lambda states: states
 
 
 def differentiated(read: Callable[[jax.Array, Any], Any]) -> Reader:
@@ -103,21 +81,6 @@ def logits(hidden: jax.Array, unembedding: jax.Array) -> jax.Array:
   return _product(hidden, unembedding, hidden.ndim - 1, 0)
 
 
-def default_size(
-  batch_size: int, length: int, width: int, vocab_size: int
-) -> int:
-  """Columns of time whose logits fill a tile; one at least, T at most.
-
-  Args:
-    batch_size: of one device.
-    length: T.
-    width: D.
-    vocab_size: V.
-  """
-  rows = max(_TILE // max(vocab_size, 1), width // _ROWS)
-  return min(max(rows // max(batch_size, 1), 1), length)
-
-
 def statistics(
   reader: Reader,
   hidden: jax.Array,
@@ -126,7 +89,7 @@ def statistics(
   rows: Any,
   *,
   size: int | None = None,
-  layout: Layout = Layout(),
+  layout: Layout = Layout(),  # noqa: B008 (frozen)
 ) -> Any:
   """What a reader finds of each token, differentiable.
 
@@ -148,7 +111,7 @@ def statistics(
   Raises:
     ValueError: a size below 1.
   """
-  cut = _cut(hidden, unembedding, size, layout, rows)
+  cut = cut_tiles(hidden, unembedding, size, layout, rows)
   return _statistics(reader, cut, hidden, unembedding, constants, rows)
 
 
@@ -163,7 +126,7 @@ def minimise(
   carry: Any,
   *,
   size: int | None = None,
-  layout: Layout = Layout(),
+  layout: Layout = Layout(),  # noqa: B008 (frozen)
 ) -> tuple[jax.Array, Any]:
   """A sum of token losses, differentiable, its gradient made on the way.
 
@@ -194,67 +157,12 @@ def minimise(
   Raises:
     ValueError: a size below 1.
   """
-  cut = _cut(hidden, unembedding, size, layout, (rows, loss_rows))
+  cut = cut_tiles(hidden, unembedding, size, layout, (rows, loss_rows))
   found: Any = _minimise(
     reader, loss, cut, hidden, unembedding, constants, rows, loss_rows, carry
   )
   value, reports = found
   return value, jax.lax.stop_gradient(reports)
-
-
-class _Cut(NamedTuple):
-  """How time is cut.
-
-  Attributes:
-    size: columns of a chunk.
-    block: columns of it that are worked on at once; divides the size.
-    num_chunks: of which the last may hold columns that are not there.
-    length: T.
-    layout: how arrays lie on the devices.
-  """
-
-  size: int
-  block: int
-  num_chunks: int
-  length: int
-  layout: Layout
-
-
-def _cut(hidden, unembedding, size: int | None, layout: Layout, rows) -> _Cut:
-  # A slice that runs over the end would be moved, not refused.
-  chex.assert_equal_shape_prefix([hidden, *jax.tree.leaves(rows)], 2)
-  batch_size, length, width = hidden.shape
-  if batch_size % layout.num_shards:
-    # Nothing is gained from parts that are not equal.
-    layout = Layout(num_vocab_shards=layout.num_vocab_shards)
-  local = (
-    batch_size // layout.num_shards,
-    unembedding.shape[-1] // layout.num_vocab_shards,
-  )
-  if size is not None and not (
-    isinstance(size, numbers.Integral) and size >= 1
-  ):
-    raise ValueError(
-      f"chunk_size={size} must be at least 1, a whole number; None chooses by "
-      "memory"
-    )
-  wanted = size or default_size(local[0], length, width, local[1])
-  columns = max(_BLOCK // max(math.prod(local), 1), 1)
-  num_chunks = _ceil_div(length, wanted)
-  if size is None:
-    # Half a tile more in one product is better than two half-empty tiles.
-    num_chunks = round(length / max(wanted, 1))
-  # As equal as they can be, so that few columns are added that are not there.
-  size = _ceil_div(length, num_chunks)
-  num_blocks = _ceil_div(size, columns)
-  block = _ceil_div(size, num_blocks)
-  size = num_blocks * block
-  return _Cut(size, block, max(_ceil_div(length, size), 1), length, layout)
-
-
-def _ceil_div(a: int, b: int) -> int:
-  """Of a by b, upwards; where there is nothing to divide by, by 1."""
-  return -(-a // max(b, 1))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -267,7 +175,7 @@ def _statistics(reader, cut, hidden, unembedding, constants, rows):
     found, _ = _read(reader, cut, logits(states, weights), tile)
     return carry, found
 
-  return _over_time(cut, one, None, (hidden, rows))[1]
+  return over_time(cut, one, None, (hidden, rows))[1]
 
 
 def _statistics_forward(reader, cut, *arguments):
@@ -285,7 +193,7 @@ def _statistics_backward(reader, cut, arguments, cotangents):
     slopes = _pull(reader, cut, own, tile, residuals, pulls)
     return _add(gradients, start, states, weights, slopes, cut.layout), None
 
-  gradients, _ = _over_time(
+  gradients, _ = over_time(
     cut,
     one,
     _no_gradients(cut, hidden, unembedding),
@@ -308,12 +216,12 @@ def _minimise(reader, loss, cut, hidden, unembedding, constants, *rest):
     value, carry = state
     tile = reader.prepare(constants, rows)
     found, _ = _read(reader, cut, logits(states, weights), tile)
-    losses, (carry, reports) = loss(carry, *_batch_first((found, loss_rows)))
-    value = value + _total(cut, start, losses).astype(value.dtype)
-    return (value, carry), _batch_first(reports)
+    losses, (carry, reports) = loss(carry, *batch_first((found, loss_rows)))
+    value = value + sum_tiles(cut, start, losses).astype(value.dtype)
+    return (value, carry), batch_first(reports)
 
   state = (_no_value(hidden), carry)
-  (value, _), reports = _over_time(cut, one, state, (hidden, *rows))
+  (value, _), reports = over_time(cut, one, state, (hidden, *rows))
   return value, reports
 
 
@@ -327,23 +235,25 @@ def _minimise_forward(reader, loss, cut, hidden, unembedding, constants, *rest):
     own, tile = logits(states, weights), reader.prepare(constants, rows)
     found, residuals = _read(reader, cut, own, tile)
     losses, pull_losses, (carry, reports) = jax.vjp(
-      lambda found: loss(carry, found, _batch_first(loss_rows)),
-      _batch_first(found),
+      lambda found: loss(carry, found, batch_first(loss_rows)),
+      batch_first(found),
       has_aux=True,
     )
-    total, pull_total = jax.vjp(functools.partial(_total, cut, start), losses)
+    total, pull_total = jax.vjp(
+      functools.partial(sum_tiles, cut, start), losses
+    )
     (pulls,) = pull_losses(*pull_total(jnp.ones_like(total)))
-    slopes = _pull(reader, cut, own, tile, residuals, _batch_first(pulls))
+    slopes = _pull(reader, cut, own, tile, residuals, batch_first(pulls))
     gradients = _add(gradients, start, states, weights, slopes, cut.layout)
     value = value + total.astype(value.dtype)
-    return (value, carry, gradients), _batch_first(reports)
+    return (value, carry, gradients), batch_first(reports)
 
   state = (
     _no_value(hidden),
     carry,
     _no_gradients(cut, hidden, unembedding),
   )
-  (value, _, gradients), reports = _over_time(cut, one, state, (hidden, *rows))
+  (value, _, gradients), reports = over_time(cut, one, state, (hidden, *rows))
   return (value, reports), _finished(cut, gradients, hidden, unembedding)
 
 
@@ -356,20 +266,20 @@ def _minimise_backward(reader, loss, cut, gradients, cotangents):
 _minimise.defvjp(_minimise_forward, _minimise_backward)
 
 
-def _read(reader: Reader, cut: _Cut, own, tile):
+def _read(reader: Reader, cut: Tiles, own, tile):
   """Statistics and residuals of a chunk, `[t, B, ...]`."""
   if cut.block == own.shape[0]:
     return reader.read(own, tile)
 
   def read_block(_, start):
-    return None, reader.read(*_block(cut, start, (own, tile)))
+    return None, reader.read(*take_block(cut, start, (own, tile)))
 
-  _, found = jax.lax.scan(read_block, None, _starts(cut, own))
+  _, found = jax.lax.scan(read_block, None, starts(cut, own))
   length = own.shape[0]
   return jax.tree.map(lambda x: x.reshape(length, *x.shape[2:]), found)
 
 
-def _pull(reader: Reader, cut: _Cut, own, tile, residuals, pulls):
+def _pull(reader: Reader, cut: Tiles, own, tile, residuals, pulls):
   """Slopes of a chunk's logits, written over them block by block."""
   pull = reader.pull
   assert pull is not None, "a reader without slopes"
@@ -377,72 +287,18 @@ def _pull(reader: Reader, cut: _Cut, own, tile, residuals, pulls):
     return pull(own, tile, residuals, pulls)
 
   def pull_block(slopes, start):
-    block = _block(cut, start, (slopes, tile, residuals, pulls))
+    block = take_block(cut, start, (slopes, tile, residuals, pulls))
     pulled = pull(*block).astype(slopes.dtype)
     return jax.lax.dynamic_update_slice_in_dim(slopes, pulled, start, 0), None
 
-  return jax.lax.scan(pull_block, own, _starts(cut, own))[0]
-
-
-def _starts(cut: _Cut, own) -> jax.Array:
-  return cut.block * jnp.arange(own.shape[0] // cut.block)
-
-
-def _block(cut: _Cut, start, tree):
-  """A block of `[t, ...]`. XLA would copy tiles that are reshaped to blocks."""
-  return jax.tree.map(
-    lambda x: jax.lax.dynamic_slice_in_dim(x, start, cut.block), tree
-  )
-
-
-def _batch_first(tree):
-  """`[t, B, ...]` to `[B, t, ...]`, and back."""
-  return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), tree)
-
-
-def _over_time(cut: _Cut, one, carry, arrays):
-  """Scans `one(carry, start, chunk)` over chunks, the last of them first.
-
-  Arrays and results are `[B, T, ...]`; their chunks, in and out, are
-  `[t, B, ...]`.
-  """
-  padding = cut.num_chunks * cut.size - cut.length
-  if padding:
-    arrays = jax.tree.map(
-      lambda x: jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2)),
-      arrays,
-    )
-
-  def body(carry, start):
-    chunk = jax.tree.map(
-      lambda x: jax.lax.dynamic_slice_in_dim(x, start, cut.size, 1), arrays
-    )
-    return one(carry, start, gathered(chunk))
-
-  def gathered(chunk):
-    return jax.tree.map(cut.layout.gather, _batch_first(chunk))
-
-  if cut.num_chunks == 1:
-    carry, found = one(carry, 0, gathered(arrays))
-  else:
-    starts = cut.size * jnp.arange(cut.num_chunks)
-    carry, found = jax.lax.scan(body, carry, starts, reverse=True)
-    length = cut.num_chunks * cut.size
-    found = jax.tree.map(lambda x: x.reshape(length, *x.shape[2:]), found)
-  return carry, jax.tree.map(lambda x: x[:, : cut.length], _batch_first(found))
-
-
-def _total(cut: _Cut, start, losses: jax.Array) -> jax.Array:
-  """Of losses `[B, t]`, without columns that were added after the last of T."""
-  columns = start + jnp.arange(cut.size)
-  return jnp.sum(jnp.where((columns < cut.length)[None, :], losses, 0))
+  return jax.lax.scan(pull_block, own, starts(cut, own))[0]
 
 
 def _no_value(hidden) -> jax.Array:
   return jnp.zeros((), jnp.promote_types(hidden.dtype, jnp.float32))
 
 
-def _no_gradients(cut: _Cut, hidden, unembedding):
+def _no_gradients(cut: Tiles, hidden, unembedding):
   """Of hidden states, `[B, T, D]` with what is added to T, and of weights."""
   length = cut.num_chunks * cut.size
   of_hidden = jnp.zeros_like(
@@ -459,7 +315,7 @@ def _add(gradients, start, states, weights, slopes, layout: Layout):
   slopes = slopes.astype(states.dtype)
   pulled = _product(slopes, weights, 2, 1).astype(of_hidden.dtype)
   of_hidden = jax.lax.dynamic_update_slice_in_dim(
-    of_hidden, layout.keep(_batch_first(pulled)), start, 1
+    of_hidden, layout.keep(batch_first(pulled)), start, 1
   )
   return of_hidden, layout.place(_add_outer(sums, states, slopes))
 
@@ -490,7 +346,7 @@ def _add_outer(sums: jax.Array, hidden: jax.Array, slopes: jax.Array):
     )
 
   rows = hidden.shape[0] * hidden.shape[1] // num_parts
-  block = _block_size(width, 2 * rows)
+  block = block_size(width, 2 * rows)
   if block == width:
     return sums + product(hidden)
 
@@ -505,15 +361,7 @@ def _add_outer(sums: jax.Array, hidden: jax.Array, slopes: jax.Array):
   return jax.lax.fori_loop(0, width // block, add, sums)
 
 
-def _block_size(width: int, limit: int) -> int:
-  """The largest divisor within the limit; all where that would be small."""
-  for count in range(1, 9):
-    if width % count == 0 and width // count <= limit:
-      return width // count
-  return width
-
-
-def _finished(cut: _Cut, gradients, hidden, unembedding):
+def _finished(cut: Tiles, gradients, hidden, unembedding):
   of_hidden, sums = gradients
   whole = jnp.sum(sums, axis=0) if sums.shape[0] > 1 else sums[0]
   return of_hidden[:, : cut.length], whole.astype(unembedding.dtype)

@@ -7,9 +7,9 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from distil_jax.ops import fused_linear, sampling
+from distil_jax.ops import chunking, fused_linear, sampling
 from distil_jax.ops.divergences import TopKFn
-from distil_jax.ops.fused_statistics import Expert
+from distil_jax.ops.token_statistics import Expert
 
 
 def samples(
@@ -17,7 +17,7 @@ def samples(
   uniforms: jax.Array,
   *,
   chunk_size: int | None = None,
-  layout: fused_linear.Layout = fused_linear.Layout(),  # noqa: B008 (frozen)
+  layout: chunking.Layout = chunking.Layout(),  # noqa: B008 (frozen)
 ) -> tuple[jax.Array, jax.Array]:
   """C independent draws from each distribution; a token may come twice.
 
@@ -46,7 +46,7 @@ def most_probable(
   *,
   size: int,
   chunk_size: int | None = None,
-  layout: fused_linear.Layout = fused_linear.Layout(),  # noqa: B008 (frozen)
+  layout: chunking.Layout = chunking.Layout(),  # noqa: B008 (frozen)
   top_k_fn: TopKFn = jax.lax.top_k,
 ) -> tuple[jax.Array, jax.Array]:
   """The C most probable tokens of each distribution.

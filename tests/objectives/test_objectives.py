@@ -13,7 +13,12 @@ import numpy as np
 import pytest
 
 from distil_jax import objectives
-from distil_jax.ops import advantages, credit, fused_statistics
+from distil_jax.ops import (
+  advantages,
+  credit,
+  fused_statistics,
+  token_statistics,
+)
 from distil_jax.ops.divergences import Divergence
 from tests import formulas
 
@@ -195,7 +200,7 @@ class TestExactEnumeration:
     baseline = np.random.default_rng(4).normal(0, 5, 7)[prefixes]
 
     def surrogate(student, baseline):
-      statistics = fused_statistics.from_logits(
+      statistics = token_statistics.from_logits(
         student[prefixes], teacher[prefixes], jnp.asarray(ids)
       )
       costs = objectives.token_costs(statistics, mask, cost="cross_entropy")
@@ -400,7 +405,7 @@ class TestOtherEstimatorsAreExact:
     @jax.jit
     @jax.grad
     def gradient(student):
-      lists = fused_statistics.Lists(
+      lists = token_statistics.Lists(
         candidates, np.zeros(candidates.shape), "samples"
       )
       statistics = fused_statistics.listed(

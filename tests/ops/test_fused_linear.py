@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 
 from distil_jax import objectives
-from distil_jax.ops import credit, fused_linear, fused_statistics, masking
+from distil_jax.ops import (
+  chunking,
+  credit,
+  fused_linear,
+  fused_statistics,
+  masking,
+  token_statistics,
+)
 from distil_jax.ops.divergences import Divergence
 
 SIZE, LENGTH, WIDTH, VOCAB_SIZE = 6, 7, 16, 11
@@ -58,7 +65,7 @@ def sources(student, matrix, teacher, teacher_matrix, ids):
   lists = np.random.default_rng(3)
   candidates = lists.integers(0, VOCAB_SIZE, (SIZE, LENGTH, 3))
   log_probs = lists.normal(-2, 1, (SIZE, LENGTH, 3)).astype(np.float32)
-  expert = fused_statistics.Expert((teacher,), (teacher_matrix,))
+  expert = token_statistics.Expert((teacher,), (teacher_matrix,))
   return {
     "compared": fused_statistics.compared(
       student, matrix, expert, ids, DIVERGENCE, MASK
@@ -66,7 +73,7 @@ def sources(student, matrix, teacher, teacher_matrix, ids):
     "listed": fused_statistics.listed(
       student,
       matrix,
-      fused_statistics.Lists(candidates, log_probs, "top_k"),
+      token_statistics.Lists(candidates, log_probs, "top_k"),
       ids,
     ),
     "alone": fused_statistics.alone(student, matrix, ids),
@@ -86,7 +93,7 @@ def dense_sources(student, matrix, teacher, teacher_matrix, ids):
     "log_probs": jnp.take_along_axis(own, ids[..., None], -1)[..., 0],
     "entropies": -jnp.sum(jnp.exp(own) * own, -1),
   }
-  compared = fused_statistics.from_logits(
+  compared = token_statistics.from_logits(
     logits, (teacher * MASK[..., None]) @ teacher_matrix, ids, DIVERGENCE
   )
   return {
@@ -169,7 +176,7 @@ class TestAgainstAutodiff:
     self, chunk_size, block, monkeypatch
   ):
     if block is not None:
-      monkeypatch.setattr(fused_linear, "_BLOCK", block)
+      monkeypatch.setattr(chunking, "_BLOCK", block)
     rows = {"weights": WEIGHTS, "mask": MASK}
 
     @jax.jit
@@ -246,7 +253,7 @@ class TestAgainstAutodiff:
         return jnp.sum(token_losses(as_dict(statistics), weights)), statistics
 
       def dense(student, matrix):
-        statistics = fused_statistics.from_logits(
+        statistics = token_statistics.from_logits(
           student @ matrix,
           (teacher * mask[:, None]) @ teacher_matrix,
           ids,
@@ -307,7 +314,7 @@ def run_credited(arrays, costs, chunk_size, **settings):
   """Value, reports and gradients in the student's arguments, by `minimise`."""
   divergence, distil_settings = COSTS[costs]
   student, matrix, teacher, teacher_matrix, ids = arrays
-  expert = fused_statistics.Expert((teacher,), (teacher_matrix,))
+  expert = token_statistics.Expert((teacher,), (teacher_matrix,))
   rows = {"mask": jnp.asarray(MASK), "weights": token_mean()}
 
   def value(student, matrix):
@@ -489,7 +496,7 @@ def masked_loss(carry, statistics, rows):
 def minimised(
   student, matrix, teacher, teacher_matrix, ids, mask=MASK, **settings
 ):
-  expert = fused_statistics.Expert((teacher,), (teacher_matrix,))
+  expert = token_statistics.Expert((teacher,), (teacher_matrix,))
   source = fused_statistics.compared(
     student, matrix, expert, ids, DIVERGENCE, mask
   )
@@ -691,9 +698,7 @@ class TestLayout:
         )
         return jnp.sum(WEIGHTS[0] * found.costs), found
 
-      where = {
-        "layout": fused_linear.Layout(num_shards=num_shards, place=place)
-      }
+      where = {"layout": chunking.Layout(num_shards=num_shards, place=place)}
       return [
         jax.value_and_grad(value, (0, 1), has_aux=True)(*arrays[:2])
         for value in (by_minimise, by_statistics)
@@ -757,7 +762,7 @@ class TestMicroBatches:
       source = fused_statistics.compared(
         jnp.tanh(inputs @ params["layer"]),
         params["matrix"],
-        fused_statistics.Expert((teacher,), (teacher_matrix,)),
+        token_statistics.Expert((teacher,), (teacher_matrix,)),
         ids,
         DIVERGENCE,
         mask,
@@ -768,7 +773,7 @@ class TestMicroBatches:
     def dense_loss(params):
       inputs, teacher, ids, mask, advantages = map(jnp.asarray, data)
       logits = jnp.tanh(inputs @ params["layer"]) @ params["matrix"]
-      statistics = fused_statistics.from_logits(
+      statistics = token_statistics.from_logits(
         logits,
         (teacher * mask[..., None]) @ teacher_matrix,
         ids,
@@ -845,7 +850,7 @@ class TestProducts:
     ids = jnp.zeros((self.SIZE, self.LENGTH), int)
     if is_alone:
       return fused_statistics.alone(hidden, matrix, ids)
-    expert = fused_statistics.Expert(
+    expert = token_statistics.Expert(
       (jnp.ones((self.SIZE, self.LENGTH, 5)),),
       (jnp.ones((5, self.VOCAB_SIZE)),),
     )
@@ -879,7 +884,7 @@ class TestProducts:
 
   def test_blocks_make_no_more_of_them(self, monkeypatch):
     # Two columns of the eight that a chunk has.
-    monkeypatch.setattr(fused_linear, "_BLOCK", 2 * self.SIZE * self.VOCAB_SIZE)
+    monkeypatch.setattr(chunking, "_BLOCK", 2 * self.SIZE * self.VOCAB_SIZE)
     both = jax.value_and_grad(self.minimised, (0, 1))
     assert self.per_loop(both) == [4]
 
@@ -956,7 +961,7 @@ def test_what_is_not_a_teacher_is_refused():
     run(hidden, matrix, ids, divergence="sdpo")
   with pytest.raises(ValueError, match="a whole number"):
     run(hidden, matrix, ids, chunk_size=2.0)
-  expert = fused_statistics.Expert((hidden, hidden), (matrix,))
+  expert = token_statistics.Expert((hidden, hidden), (matrix,))
   with pytest.raises(ValueError, match="2 hidden states and 1 unembeddings"):
     fused_statistics.compared(hidden, matrix, expert, ids, Divergence())
 

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distil_jax.ops import fused_linear, fused_statistics
+from distil_jax.ops import chunking, fused_statistics, token_statistics
 from distil_jax.ops.divergences import Divergence
 from tests import formulas
 
 FIELDS = tuple(
-  field.name for field in dataclasses.fields(fused_statistics.TokenStatistics)
+  field.name for field in dataclasses.fields(token_statistics.TokenStatistics)
 )
 LENGTH = 7
 CHUNK_SIZES = (1, 3, LENGTH, LENGTH + 5)
@@ -40,7 +40,7 @@ def dense(student, student_matrix, teacher, teacher_matrix, ids):
   log_student = jax.nn.log_softmax(student @ student_matrix)
   log_teacher = jax.nn.log_softmax(teacher_logits)
   costs = -jnp.sum(jnp.exp(log_teacher) * log_student, axis=-1)
-  return fused_statistics.TokenStatistics(
+  return token_statistics.TokenStatistics(
     costs=costs,
     cross_entropies=jax.lax.stop_gradient(costs),
     log_probs=jnp.take_along_axis(log_student, ids[..., None], -1)[..., 0],
@@ -125,7 +125,7 @@ class TestTokenStatistics:
     chunked = fused_statistics.token_statistics(
       student, matrix, teacher, teacher_matrix, ids, chunk_size=chunk_size
     )
-    whole = fused_statistics.from_logits(
+    whole = token_statistics.from_logits(
       jnp.asarray(student @ matrix),
       jnp.asarray(teacher @ teacher_matrix),
       ids,
@@ -223,7 +223,7 @@ class TestTokenStatistics:
   def test_chunks_fit_a_tile(
     self, batch_size, length, width, vocab_size, expected
   ):
-    size = fused_linear.default_size(batch_size, length, width, vocab_size)
+    size = chunking.default_size(batch_size, length, width, vocab_size)
     assert size == expected
 
   def test_a_chunk_has_a_column_at_least(self):
@@ -304,7 +304,7 @@ class TestDivergences:
     with jax.enable_x64(True):
       wide = [jnp.asarray(x, jnp.float64) for x in arrays]
       expected_gradients, dense = total(
-        lambda student, matrix, divergence: fused_statistics.from_logits(
+        lambda student, matrix, divergence: token_statistics.from_logits(
           student @ matrix, wide[2] @ wide[3], ids, divergence
         )
       )(*wide[:2])
@@ -326,7 +326,7 @@ class TestDivergences:
     student, teacher = rng.normal(0, 2, (2, 3, 6)).astype(np.float32)
     ids = np.array([5, 0, 2])
     where = {"top_k": 2, "top_k_of": "teacher", "temperature": 1.5}
-    statistics = fused_statistics.from_logits(
+    statistics = token_statistics.from_logits(
       jnp.asarray(student),
       jnp.asarray(teacher),
       ids,
@@ -362,7 +362,7 @@ def listed_statistics(
   chunk_size=None,
   **settings,
 ):
-  lists = fused_statistics.Lists(candidates, log_probs, **settings)
+  lists = token_statistics.Lists(candidates, log_probs, **settings)
   source = fused_statistics.listed(hidden, matrix, lists, ids, mask)
   return source.statistics(chunk_size=chunk_size)
 
@@ -491,7 +491,7 @@ class TestSparseTokenStatistics:
         jnp.asarray(log_probs, jnp.float32),
       )
       exact, pull_exact = jax.vjp(
-        lambda x, size: fused_statistics.from_logits(
+        lambda x, size: token_statistics.from_logits(
           x,
           jnp.asarray(teacher, jnp.float32),
           ids,
@@ -643,7 +643,7 @@ class TestTokenLogProbs:
 class TestFromLogits:
   def test_by_hand(self):
     # Student (1/2, 1/4, 1/4), teacher (0, 1/2, 1/2); the second was sampled.
-    statistics = fused_statistics.from_logits(
+    statistics = token_statistics.from_logits(
       jnp.log(jnp.array([[0.5, 0.25, 0.25]])) + 3.0,
       jnp.array([[-jnp.inf, 2.0, 2.0]]),
       jnp.array([1]),
@@ -664,7 +664,7 @@ class TestFromLogits:
     teacher_logits = jnp.log(jnp.array([[0.25, 0.75, 0.0]]))
 
     def total(logits, names=FIELDS):
-      statistics = fused_statistics.from_logits(
+      statistics = token_statistics.from_logits(
         logits, teacher_logits, jnp.array([0])
       )
       return sum(jnp.sum(getattr(statistics, name)) for name in names)
@@ -679,13 +679,13 @@ class TestFromLogits:
     np.testing.assert_array_equal(gradient[0, 2], 0.0)
 
   def test_a_word_that_only_the_student_excludes_costs_infinitely(self):
-    statistics = fused_statistics.from_logits(
+    statistics = token_statistics.from_logits(
       jnp.array([[0.0, -jnp.inf]]), jnp.zeros((1, 2)), jnp.array([0])
     )
     np.testing.assert_array_equal(statistics.costs, jnp.inf)
 
   def test_a_broken_teacher_is_not_hidden(self):
-    statistics = fused_statistics.from_logits(
+    statistics = token_statistics.from_logits(
       jnp.zeros((1, 2)), jnp.full((1, 2), jnp.nan), jnp.array([0])
     )
     assert np.all(np.isnan(statistics.costs))

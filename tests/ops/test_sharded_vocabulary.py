@@ -11,7 +11,7 @@ import pytest
 from distil_jax import objectives
 from distil_jax.models import sharding
 from distil_jax.objectives import teachers as objectives_teacher
-from distil_jax.ops import credit, fused_linear, fused_statistics
+from distil_jax.ops import chunking, credit, fused_statistics, token_statistics
 from distil_jax.ops.divergences import Divergence
 
 B, T, D, V, GROUP_SIZE, TOP_K = 8, 6, 16, 520, 4, 5
@@ -71,14 +71,14 @@ def sources(x, h, w):
   """Every way to read statistics, by name."""
   batch, vocab = sharding.for_logits(B, T, V)
   w, u = (sharding.constrain(m, None, vocab) for m in (w, x["u"]))
-  teacher = fused_statistics.Expert((x["g"],), (u,))
+  teacher = token_statistics.Expert((x["g"],), (u,))
   top_k_fn = functools.partial(sharding.top_k, batch=batch, vocab=vocab)
   compared = functools.partial(
     fused_statistics.compared, h, w, teacher, x["ids"], top_k_fn=top_k_fn
   )
   found = {name: compared(d, x["mask"]) for name, d in DIVERGENCES.items()}
   for kind, tail in (("samples", False), ("top_k", True)):
-    lists = fused_statistics.Lists(x["candidates"], x["log_probs"], kind, tail)
+    lists = token_statistics.Lists(x["candidates"], x["log_probs"], kind, tail)
     found[kind] = fused_statistics.listed(h, w, lists, x["ids"], x["mask"])
   return found
 
@@ -116,7 +116,7 @@ def in_float64():
   """From logits, by autodiff; lists have tests of their own."""
 
   def total(divergence, h, w, x):
-    statistics = fused_statistics.from_logits(
+    statistics = token_statistics.from_logits(
       h @ w, x["g"] @ x["u"], x["ids"], divergence
     )
     losses, (_, scores) = surrogate(
@@ -149,7 +149,7 @@ def on_mesh(name, how):
     patch.setattr(sharding, "for_logits", lambda *sizes: HOWS[how])
     batch, vocab = (sharding.num_shards(axis) for axis in HOWS[how])
     # Two blocks of two columns in each chunk of four.
-    patch.setattr(fused_linear, "_BLOCK", 2 * B * V // batch // vocab)
+    patch.setattr(chunking, "_BLOCK", 2 * B * V // batch // vocab)
     placed = {
       key: jax.device_put(
         value, sharding.sharding(mesh, *axes.get(key, ("batch",)))

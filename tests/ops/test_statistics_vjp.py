@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from distil_jax.ops import fused_statistics, statistics_vjp
+from distil_jax.ops import statistics_vjp, token_statistics
 from distil_jax.ops.divergences import Divergence
 from tests import formulas
 
@@ -112,7 +112,7 @@ def by_autodiff(student, teacher, ids, divergence, pulls):
   """The same by `from_logits`, in float64."""
   student, teacher = (jnp.asarray(x, jnp.float64) for x in (student, teacher))
   found, pull_back = jax.vjp(
-    lambda x: fused_statistics.from_logits(x, teacher, ids, divergence), student
+    lambda x: token_statistics.from_logits(x, teacher, ids, divergence), student
   )
   nothing = jax.tree.map(jnp.zeros_like, found)
   slopes = [

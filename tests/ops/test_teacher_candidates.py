@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from distil_jax.ops import sampling, teacher_candidates
-from distil_jax.ops.fused_statistics import Expert
+from distil_jax.ops.token_statistics import Expert
 
 RNG = np.random.default_rng(0)
 LENGTH, VOCAB_SIZE = 5, 11
