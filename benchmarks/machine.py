@@ -11,14 +11,12 @@ import numpy as np
 
 import distil_jax
 from distil_jax.analysis.comparison import run_trial
-from distil_jax.training.logging import run_folder
+from distil_jax.training.logging import run_info
 
 
 def description() -> str:
   """Device, versions and commit, a line each."""
-  revision = run_folder.source_revision(
-    pathlib.Path(distil_jax.__file__).parent
-  )
+  revision = run_info.source_revision(pathlib.Path(distil_jax.__file__).parent)
   commit = "no commit"
   if revision:
     commit = revision["commit"] + (" (changed)" if revision["dirty"] else "")

@@ -10,8 +10,11 @@ def evaluate(arguments: argparse.Namespace) -> int:
   import jax
 
   from distil_jax.training import run_checks, trainer
-  from distil_jax.training.logging import run_folder
+  from distil_jax.training.logging import tables
   from distil_jax.training.logging.progress import Progress
+
+  pass
+  pass
 
   pass
   pass
@@ -111,5 +114,5 @@ def evaluate(arguments: argparse.Namespace) -> int:
     values = judge.evaluate(params, progress, f"evaluating step {step}")
   if is_shown:
     print(f"{config.run_directory}, step {step}")
-    print(run_folder.evaluation_table(values))
+    print(tables.evaluation_table(values))
   return 0

@@ -94,8 +94,13 @@ def generate(arguments: argparse.Namespace) -> int:
   from distil_jax.cli import prompt_files
   from distil_jax.training import checkpoints
   from distil_jax.training.logging.progress import Progress
-  from distil_jax.training.setup import steps as setup_step
+  from distil_jax.training.setup import meshes
   from distil_jax.types import StopReason
+
+  pass
+  pass
+  pass
+  pass
 
   pass
   pass
@@ -241,7 +246,7 @@ def generate(arguments: argparse.Namespace) -> int:
     [word for word in words if word not in settings], arguments.file
   )
   sampling = _sampling(arguments, config)
-  mesh = setup_step.mesh(config)
+  mesh = meshes.mesh(config)
   with jax.set_mesh(mesh), Progress(None) as progress:
     policy = _existing_policy(arguments, config, mesh)
     prompt_files.check_prompts(policy, asked, sampling["max_completion_length"])
@@ -312,7 +317,11 @@ def _existing_policy(
   from distil_jax.data import problems
   from distil_jax.generation.policy import resolve_directory
   from distil_jax.models import hf_weights
-  from distil_jax.training.setup import steps as setup_step
+  from distil_jax.training.setup import environments, policies
+
+  pass
+  pass
+  pass
 
   pass
   pass
@@ -430,4 +439,4 @@ def _existing_policy(
       f"run begins; distil-jax train {arguments.config}"
     )
   none = problems.Problems(train=(), evaluation=(), num_skipped=0)
-  return setup_step.policy(config, setup_step.environment(config), none, mesh)
+  return policies.policy(config, environments.environment(config), none, mesh)

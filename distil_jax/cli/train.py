@@ -9,7 +9,9 @@ def train(arguments: argparse.Namespace) -> int:
   config = configs.load(arguments.config, arguments.overrides)
   # Heavy imports wait until the command line is known to be right.
   from distil_jax.training import run_checks, trainer
-  from distil_jax.training.logging import run_folder
+  from distil_jax.training.logging import tables
+
+  pass
 
   pass
 
@@ -72,6 +74,6 @@ def train(arguments: argparse.Namespace) -> int:
   run_checks.check_same_command("train", config)
   summary = trainer.Learner(config).train()
   if summary:
-    print(run_folder.comparison_table(summary["before"], summary["after"]))
+    print(tables.comparison_table(summary["before"], summary["after"]))
     print(f"\n{config.run_directory}: metrics, samples, plot, checkpoints")
   return 0

@@ -7,11 +7,10 @@ from typing import Any
 from flax import nnx
 
 from distil_jax import config, objectives
-from distil_jax.objectives import losses
+from distil_jax.objectives import base, losses
 from distil_jax.objectives import teachers as objectives_teacher
 from distil_jax.ops import advantages
 from distil_jax.ops.divergences import Divergence
-from distil_jax.training import train_step as training_train_step
 
 
 def keeps_teacher(objective: config.Objective, teacher: config.Teacher) -> bool:
@@ -21,7 +20,7 @@ def keeps_teacher(objective: config.Objective, teacher: config.Teacher) -> bool:
   return config.needs_teacher(objective) and teacher.parameters != "current"
 
 
-def _method(
+def build_objective(
   objective: config.Objective,
   teacher: config.Teacher,
   *,
@@ -30,11 +29,11 @@ def _method(
   is_cut: bool,
   splits_groups: bool,
   is_off_policy: bool,
-) -> training_train_step.Method:
+) -> base.Method:
   config.check_teacher(objective, teacher)
   network = {"graphdef": graphdef, "chunk_size": objective.chunk_size}
   if isinstance(objective, config.SFT):
-    return training_train_step.Method(
+    return base.Method(
       prepare_fn=functools.partial(
         losses.prepare, aggregation=objective.aggregation
       ),
@@ -42,7 +41,7 @@ def _method(
     )
   prepare_fn = _prepare_fn(objective, group_size)
   if isinstance(objective, config.GRPO):
-    return training_train_step.Method(
+    return base.Method(
       prepare_fn=prepare_fn,
       loss_fn=functools.partial(
         losses.policy_gradient_loss,
@@ -71,7 +70,7 @@ def _method(
     )
   elif settings is not None:
     score_fn = functools.partial(objectives.score_weights_before, **settings)
-  return training_train_step.Method(
+  return base.Method(
     prepare_fn=prepare_fn,
     loss_fn=functools.partial(
       losses.feedback_loss,

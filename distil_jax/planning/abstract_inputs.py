@@ -18,7 +18,7 @@ from distil_jax.generation import engine, sampler_state
 from distil_jax.models import decoder, decoding, sharding
 from distil_jax.ops import sampling
 from distil_jax.planning import memory
-from distil_jax.training import train_step
+from distil_jax.training import train_state as training_train_state
 from distil_jax.types import Batch
 
 
@@ -32,14 +32,16 @@ def params(shapes: decoder.Params, mesh: jax.sharding.Mesh) -> decoder.Params:
 
 
 def train_state(
-  init: Callable[[decoder.Params], train_step.TrainState],
+  init: Callable[[decoder.Params], training_train_state.TrainState],
   shapes: decoder.Params,
   mesh: jax.sharding.Mesh,
   optimizer: optax.GradientTransformation,
-) -> train_step.TrainState:
+) -> training_train_state.TrainState:
   """What one training step hands to the next; `init` makes the first."""
   state = jax.eval_shape(init, shapes)
-  return _placed(state, train_step.state_shardings(state, mesh, optimizer))
+  return _placed(
+    state, training_train_state.state_shardings(state, mesh, optimizer)
+  )
 
 
 def batch(

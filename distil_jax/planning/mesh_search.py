@@ -8,7 +8,7 @@ from distil_jax.planning import abstract_inputs, estimates
 from distil_jax.planning import planner as planning_planner
 from distil_jax.planning.results import Hardware, Search, Trial
 from distil_jax.training.logging.progress import Progress
-from distil_jax.training.setup import steps
+from distil_jax.training.setup import meshes
 
 
 def search(
@@ -83,7 +83,7 @@ def _ranked(
     num_params=abstract_inputs.num_params(decoder.make(network)[1]),
     num_copies=build.keeps_teacher(config.objective, config.teacher)
     + (guard is not None and guard.action == "roll_back"),
-    batch_sizes=list(steps.sampled_sizes(config).values()),
+    batch_sizes=list(meshes.sampled_sizes(config).values()),
     mini_batch_size=config.optimizer.mini_batch_size or config.num_sequences,
   )
   if not found:

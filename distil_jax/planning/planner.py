@@ -33,6 +33,7 @@ from distil_jax.planning.results import (
   Run,
 )
 from distil_jax.training.logging.progress import Progress
+from distil_jax.training.setup import meshes, policies
 from distil_jax.training.setup import steps as setup_step
 
 _WEIGHTS = "weights for sampling"
@@ -80,7 +81,7 @@ def network(
       "model.directory to a folder with config.json, or give "
       "--num-params-from config.json"
     )
-  setup_step.check_network(config, found)
+  policies.check_network(config, found)
   sequence_attention.check(
     found.attention, head_size=found.head_size, dtype=found.compute_dtype
   )
@@ -113,10 +114,10 @@ class Planner:
     self.network = network
     self.progress = progress
     self.graphdef, self.shapes = decoder.make(network)
-    self.mesh = setup_step.mesh(config, hardware.devices)
-    setup_step.check_attention(config, self.mesh)
+    self.mesh = meshes.mesh(config, hardware.devices)
+    meshes.check_attention(config, self.mesh)
     self.rollout_mesh = (
-      setup_step.rollout_mesh(config, hardware.devices) or self.mesh
+      meshes.rollout_mesh(config, hardware.devices) or self.mesh
     )
     self.run = described(
       config, hardware, network, self.mesh, self.rollout_mesh

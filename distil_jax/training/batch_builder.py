@@ -10,7 +10,7 @@ import numpy as np
 from distil_jax.data import padding, shared_prefixes
 from distil_jax.data import teacher_prompts as data_teacher_prompts
 from distil_jax.data.tokenizer import Tokenizer
-from distil_jax.training.rollouts.rollout_worker import Experience
+from distil_jax.training.rollouts.experience import Experience
 from distil_jax.types import Array, Batch, Demonstration, Status
 
 SolutionSource = Literal["sibling", "reference", "sibling_or_reference", "none"]

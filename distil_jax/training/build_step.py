@@ -8,9 +8,10 @@ import optax
 from flax import nnx
 
 from distil_jax import config
-from distil_jax.objectives.build import _method, keeps_teacher
+from distil_jax.objectives.build import build_objective, keeps_teacher
 from distil_jax.training import train_step as training_train_step
-from distil_jax.training.train_step import Metrics, TrainState
+from distil_jax.training.train_state import TrainState
+from distil_jax.training.train_step import Metrics
 from distil_jax.types import Batch
 
 StepFn = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -58,7 +59,7 @@ def train_step(
   is_ema = keeps_teacher(objective, teacher) and teacher.parameters == "ema"
   return functools.partial(
     training_train_step.train_step,
-    method=_method(
+    method=build_objective(
       objective,
       teacher,
       graphdef=graphdef,
@@ -102,7 +103,7 @@ def gradients(
   _check_divides("group_size", group_size, "num_sequences", num_sequences)
   return functools.partial(
     training_train_step.gradients,
-    method=_method(
+    method=build_objective(
       objective,
       teacher,
       graphdef=graphdef,

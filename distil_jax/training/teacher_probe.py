@@ -11,7 +11,8 @@ from distil_jax.generation import random_keys
 from distil_jax.generation.policy import Policy
 from distil_jax.models import decoder
 from distil_jax.training.batch_builder import Lesson
-from distil_jax.training.rollouts.rollout_worker import Actor, Experience
+from distil_jax.training.rollouts.experience import Experience
+from distil_jax.training.rollouts.rollout_worker import Actor
 from distil_jax.types import Status
 
 

@@ -1,17 +1,15 @@
 """One training step: gradients of micro-batches, optimiser, teacher."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
 
 from distil_jax.models import decoder, sharding
 from distil_jax.objectives import losses
-from distil_jax.training import teacher_guard
+from distil_jax.objectives.base import Method
+from distil_jax.training.train_state import TrainState
 from distil_jax.types import Batch
 
 Metrics = dict[str, jax.Array]
@@ -19,157 +17,6 @@ Metrics = dict[str, jax.Array]
 # Folded into the run's key: what an expert says must not hang together with
 # what the student sampled.
 _EXPERT = 2**31 + 2
-
-
-@struct.dataclass
-class TrainState:
-  """Everything that one step hands to the next; or, in place of each array,
-  its sharding or its shape.
-
-  Attributes:
-    step: training steps done. Scalar, int32.
-    params: the student's.
-    teacher_params: EMA or frozen parameters; None where the teacher is the
-      current student, or there is none.
-    opt_state: optax's.
-    key: raw key data of the run; each step folds its number in. uint32.
-    guard: what is known of a guarded teacher; None without a guard.
-    initial_params: where a guarded teacher goes back to; None where it does
-      not.
-  """
-
-  step: Any
-  params: Any
-  teacher_params: Any
-  opt_state: Any
-  key: Any
-  guard: Any = None
-  initial_params: Any = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Method:
-  """An objective as the functions that a step is made of.
-
-  Attributes:
-    prepare_fn: what is known of a whole batch before any network runs, see
-      `losses.prepare`.
-    loss_fn: the loss of a slice, and what to report: `losses.*_loss`.
-    credit_fn: where credit cannot be found slice by slice: the whole batch's,
-      in a pass of its own, see `losses.batch_credit`. None: the loss finds it.
-    ask_fn: where the teacher is known by a list of tokens: asks it, see
-      `experts.ask_teacher`. None: the loss has its distribution.
-  """
-
-  prepare_fn: Callable[[Batch], losses.Piece]
-  loss_fn: Callable[..., tuple[jax.Array, losses.Report]]
-  credit_fn: Callable[..., losses.Credit] | None = None
-  ask_fn: Callable[..., tuple[jax.Array, jax.Array]] | None = None
-
-
-def make_optimizer(
-  *,
-  learning_rate: float,
-  warmup_steps: int = 0,
-  schedule: Literal["constant", "cosine"] = "constant",
-  num_steps: int | None = None,
-  beta1: float = 0.9,
-  beta2: float = 0.999,
-  epsilon: float = 1e-8,
-  weight_decay: float = 0.01,
-  max_gradient_norm: float | None = 1.0,
-  updates_per_step: int = 1,
-) -> tuple[optax.GradientTransformation, optax.Schedule]:
-  """AdamW behind a clip of the global norm, with linear warm-up.
-
-  Step n of the warm-up uses (n + 1) / warmup_steps of the rate, so that the
-  first step already moves. The cosine falls to 0 at `num_steps`. Steps are
-  training steps, however many updates each consists of.
-
-  Returns:
-    the optimiser, and the rate at each training step, for the log.
-  """
-  if schedule == "cosine":
-    if num_steps is None:
-      raise ValueError("schedule='cosine' needs num_steps")
-    decay_steps = max(num_steps - warmup_steps, 1)
-    main = optax.cosine_decay_schedule(learning_rate, decay_steps)
-  else:
-    main = optax.constant_schedule(learning_rate)
-  if warmup_steps:
-    first = learning_rate / warmup_steps
-    warmup = optax.linear_schedule(first, learning_rate, warmup_steps - 1)
-    main = optax.join_schedules([warmup, main], [warmup_steps])
-  # optax counts updates.
-  rate = lambda count: main(count // updates_per_step)  # noqa: E731
-  adamw = optax.adamw(
-    rate, b1=beta1, b2=beta2, eps=epsilon, weight_decay=weight_decay
-  )
-  if max_gradient_norm is None:
-    return adamw, main
-  clip = optax.clip_by_global_norm(max_gradient_norm)
-  return optax.chain(clip, adamw), main
-
-
-def init_state(
-  params: decoder.Params,
-  *,
-  optimizer: optax.GradientTransformation,
-  keeps_teacher: bool,
-  seed: int,
-  guard_action: Literal["freeze", "roll_back"] | None = None,
-) -> TrainState:
-  """State before the first step; the teacher starts at the initial weights."""
-
-  def copied(is_kept):
-    # Copied, not shared: the step donates its state, and a buffer can be
-    # donated only once.
-    return jax.tree.map(jnp.copy, params) if is_kept else None
-
-  return TrainState(
-    step=jnp.int32(0),
-    params=params,
-    teacher_params=copied(keeps_teacher),
-    # Moments in float32 even where the parameters are not.
-    opt_state=optimizer.init(
-      jax.tree.map(lambda p: p.astype(jnp.float32), params)
-    ),
-    key=jax.random.key_data(jax.random.key(seed)),
-    guard=teacher_guard.init_state() if guard_action else None,
-    initial_params=copied(guard_action == "roll_back"),
-  )
-
-
-def state_shardings(
-  state: TrainState,
-  mesh: jax.sharding.Mesh,
-  optimizer: optax.GradientTransformation,
-) -> TrainState:
-  """`NamedSharding` of each array of the state, same tree.
-
-  Moments live where their parameters live; the rest is on every device.
-  """
-  params = decoder.shardings(mesh, state.params)
-  replicated = sharding.sharding(mesh)
-
-  def kept(tree):
-    return params if tree is not None else None
-
-  return TrainState(
-    step=replicated,
-    params=params,
-    teacher_params=kept(state.teacher_params),
-    opt_state=optax.tree_utils.tree_map_params(
-      optimizer,
-      lambda _, place: place,
-      state.opt_state,
-      params,
-      transform_non_params=lambda _: replicated,
-    ),
-    key=replicated,
-    guard=jax.tree.map(lambda _: replicated, state.guard),
-    initial_params=kept(state.initial_params),
-  )
 
 
 def train_step(

@@ -19,11 +19,12 @@ from distil_jax.training import (
   evaluation,
   run_checks,
   teacher_guard,
-  train_step,
+  train_state,
 )
-from distil_jax.training.logging import plots, run_folder
+from distil_jax.training.logging import plots, run_folder, step_metrics
 from distil_jax.training.logging.progress import Progress
-from distil_jax.training.rollouts.rollout_worker import Experience
+from distil_jax.training.rollouts.experience import Experience
+from distil_jax.training.setup import environments, meshes, policies, workers
 from distil_jax.training.setup import steps as setup_step
 
 # Folded into the run's key, to keep the noise of evaluation and of the guard
@@ -42,13 +43,13 @@ class Learner:
 
   def __init__(self, config: Config):
     self.config = config
-    self.environment = setup_step.environment(config)
-    self.mesh = setup_step.mesh(config)
+    self.environment = environments.environment(config)
+    self.mesh = meshes.mesh(config)
     # Read before anything is written: what is missing or malformed ends here.
     problems = data_problems.problems(config, self.environment)
     run_checks.check_same_data(config, problems)
     with jax.set_mesh(self.mesh):
-      self.policy = setup_step.policy(
+      self.policy = policies.policy(
         config, self.environment, problems, self.mesh
       )
     self.data = data_problems.data(
@@ -56,20 +57,20 @@ class Learner:
     )
     # Without parameters, which would outlive `release_params` in the actors.
     bare = dataclasses.replace(self.policy, params={})
-    judges = setup_step.judges(config, self.environment)
+    judges = workers.judges(config, self.environment)
     parts = (config, bare, judges, self.mesh)
-    tooling = setup_step.tooling(config, bare)
-    self.actor = setup_step.with_critic(
+    tooling = workers.tooling(config, bare)
+    self.actor = workers.with_critic(
       *parts,
-      actor=setup_step.training_actor(*parts, tooling),
+      actor=workers.training_actor(*parts, tooling),
       environment=self.environment,
     )
-    self.evaluation_actor = setup_step.evaluation_actor(*parts, tooling)
+    self.evaluation_actor = workers.evaluation_actor(*parts, tooling)
     if getattr(self.environment, "is_rewarded_by_critique", False):
-      self.evaluation_actor = setup_step.with_critic(
+      self.evaluation_actor = workers.with_critic(
         *parts, actor=self.evaluation_actor, environment=self.environment
       )
-    self.inspector = setup_step.inspector(*parts)
+    self.inspector = workers.inspector(*parts)
     self.optimizer, self.schedule = setup_step.optimizer(config)
     self.key = jax.random.key(config.train.seed)
 
@@ -127,17 +128,17 @@ class Learner:
         report=process_group.checked(report),
       )
 
-  def state_template(self) -> train_step.TrainState:
+  def state_template(self) -> train_state.TrainState:
     """Shapes, types and shardings of the state; holds no memory."""
     shapes = jax.eval_shape(self._init, self.policy.params)
-    places = train_step.state_shardings(shapes, self.mesh, self.optimizer)
+    places = train_state.state_shardings(shapes, self.mesh, self.optimizer)
     return jax.tree.map(
       lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
       shapes,
       places,
     )
 
-  def init_state(self) -> train_step.TrainState:
+  def init_state(self) -> train_state.TrainState:
     """The state before the first step; takes over the policy's parameters."""
     places = jax.tree.map(lambda x: x.sharding, self.state_template())
     init = jax.jit(self._init, out_shardings=places, donate_argnums=0)
@@ -149,7 +150,7 @@ class Learner:
     """Lets go of the base model's parameters, once the state has its own."""
     self.policy = dataclasses.replace(self.policy, params={})
 
-  def _init(self, params: decoder.Params) -> train_step.TrainState:
+  def _init(self, params: decoder.Params) -> train_state.TrainState:
     return setup_step.init_state(self.config, params, self.optimizer)
 
   def trained_params(self) -> tuple[int, decoder.Params]:
@@ -179,7 +180,7 @@ class _Run:
     self.saved = saved
     self.started = time.monotonic()
     limit = learner.config.logging.mismatch_limit
-    self.mismatch = run_checks.MismatchWatch(limit)
+    self.mismatch = step_metrics.MismatchWatch(limit)
 
   def train(self) -> dict[str, Any]:
     """Reads like the algorithm: sample, judge, teach, update."""
@@ -357,13 +358,13 @@ class _Run:
       )
     run_checks.check_same(self.saved.notes(step)["config"], config, step)
 
-  def resume(self, step: int, template: train_step.TrainState) -> None:
+  def resume(self, step: int, template: train_state.TrainState) -> None:
     """Takes the state from a checkpoint; its step is the place in the data."""
     self.seconds_before = self.saved.notes(step)["seconds"]
     self.learner.release_params()
     with self.progress.stage("restoring"):
       restored = self.saved.restore(step, _as_dict(template))
-    self.state = train_step.TrainState(**restored)
+    self.state = train_state.TrainState(**restored)
     num_steps = self.config.train.num_steps
     self.progress.message(
       f"going on from step {step}"
@@ -396,9 +397,9 @@ class _Run:
       jnp.asarray(self.learner.schedule(step - 1))
     )
     if experience is not None:
-      metrics |= run_checks.experience_metrics(experience, lesson)
-      metrics |= run_checks.critique_metrics(experience)
-      metrics |= run_checks.guard_metrics(self.state.guard)
+      metrics |= step_metrics.experience_metrics(experience, lesson)
+      metrics |= step_metrics.critique_metrics(experience)
+      metrics |= step_metrics.guard_metrics(self.state.guard)
     else:
       masks = lesson.batch.completion_mask
       num_tokens = collectives.global_sums({"tokens": float(masks.sum())})
@@ -419,7 +420,7 @@ class _Run:
       self.progress.message(warning)
     every = logging.rollouts_every
     if experience is not None and every and (step == 1 or step % every == 0):
-      samples = run_checks.samples(experience, lesson, logging.num_rollouts)
+      samples = step_metrics.samples(experience, lesson, logging.num_rollouts)
       self.folder.rollouts(step, samples)
 
   def evaluation_is_due(self, step: int) -> bool:
@@ -499,5 +500,5 @@ class _Run:
     return summary
 
 
-def _as_dict(state: train_step.TrainState) -> dict[str, Any]:
+def _as_dict(state: train_state.TrainState) -> dict[str, Any]:
   return {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}

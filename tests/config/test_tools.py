@@ -5,7 +5,7 @@ import pytest
 from distil_jax import config as configs
 from distil_jax.data import tokenizer as tokenizers
 from distil_jax.generation.policy import Policy
-from distil_jax.training.setup import steps
+from distil_jax.training.setup import workers
 from tests import networks
 
 OWN = """
@@ -93,7 +93,7 @@ def policy():
 
 class TestAssembly:
   def tooling(self, tmp_path, policy, text):
-    return steps.tooling(parse(tmp_path, text), policy)
+    return workers.tooling(parse(tmp_path, text), policy)
 
   def test_none(self, tmp_path, policy):
     assert self.tooling(tmp_path, policy, "") is None

@@ -17,6 +17,7 @@ from distil_jax.generation import engine, policy, random_keys
 from distil_jax.generation.policy import resolve_directory
 from distil_jax.models import decoder, sharding
 from distil_jax.training.rollouts import (
+  experience,
   rollout_worker,
   self_critique,
   tool_pool,
@@ -109,7 +110,7 @@ class Attempts:
       for row, completion in enumerate(completions)
     ]
     rolled: Any = None
-    return rollout_worker.Experience(problems, 2, rolled, completions, verdicts)
+    return experience.Experience(problems, 2, rolled, completions, verdicts)
 
 
 def criticise(

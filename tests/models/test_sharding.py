@@ -11,7 +11,7 @@ import pytest
 from distil_jax import config
 from distil_jax.generation import random_keys, sampler, sampling_params
 from distil_jax.models import decoder, sharding
-from distil_jax.training import build_step, train_step
+from distil_jax.training import build_step, train_state
 from tests import networks
 
 GROUP_SIZE, LENGTH = 2, 6
@@ -176,10 +176,10 @@ def whole_step(network, mesh):
     micro_batch_size=MICRO_BATCH_SIZE,
   )
   init = functools.partial(
-    train_step.init_state, optimizer=optimizer, keeps_teacher=True, seed=0
+    train_state.init_state, optimizer=optimizer, keeps_teacher=True, seed=0
   )
   with jax.set_mesh(mesh):
-    places = train_step.state_shardings(
+    places = train_state.state_shardings(
       jax.eval_shape(init, network.params), mesh, optimizer
     )
     state = jax.jit(init, out_shardings=places)(network.params)

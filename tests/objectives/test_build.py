@@ -15,7 +15,7 @@ from distil_jax.models import decoder, sharding
 from distil_jax.objectives import build
 from distil_jax.objectives import teachers as objectives_teacher
 from distil_jax.ops.divergences import Divergence
-from distil_jax.training import build_step, train_step
+from distil_jax.training import build_step, optimizers, train_state
 from tests import networks
 from tests.networks import assert_close, distance
 
@@ -67,7 +67,7 @@ def teacher(network):
 
 def state_of(params, teacher=None, optimizer=SGD):
   """A state with a teacher of its own."""
-  state = train_step.init_state(
+  state = train_state.init_state(
     params, optimizer=optimizer, keeps_teacher=False, seed=0
   )
   return state.replace(teacher_params=teacher)
@@ -249,7 +249,7 @@ def test_each_objective_learns_as_its_reference_form(
   step = recipe_step(network, KINDS[kind], micro_batch_size=2)
   start = state_of(network.params, teacher)
   with jax.set_mesh(mesh):
-    places = train_step.state_shardings(start, mesh, SGD)
+    places = train_state.state_shardings(start, mesh, SGD)
     step = jax.jit(step, out_shardings=(places, None))
     placed = sharding.put_batch(mesh, batch)
     state, metrics = step(jax.device_put(start, places), placed)
@@ -330,7 +330,7 @@ def test_a_ratio_is_one_where_the_student_has_just_sampled(
 
 
 def test_a_rate_counts_training_steps():
-  optimizer, rate = train_step.make_optimizer(
+  optimizer, rate = optimizers.make_optimizer(
     learning_rate=0.4, warmup_steps=2, weight_decay=0.0, updates_per_step=3
   )
   assert [float(rate(n)) for n in range(3)] == pytest.approx([0.2, 0.4, 0.4])

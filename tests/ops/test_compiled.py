@@ -13,7 +13,7 @@ from distil_jax import config, objectives
 from distil_jax.generation import sampler
 from distil_jax.models import decoder
 from distil_jax.objectives import scoring
-from distil_jax.training import build_step, train_step
+from distil_jax.training import build_step, train_state
 from distil_jax.types import Batch
 from tests import networks
 
@@ -73,7 +73,7 @@ def compile_step(network, batch, chunk_size):
   )
   state = jax.eval_shape(
     functools.partial(
-      train_step.init_state, optimizer=optimizer, keeps_teacher=True, seed=0
+      train_state.init_state, optimizer=optimizer, keeps_teacher=True, seed=0
     ),
     network.params,
   )

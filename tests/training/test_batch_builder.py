@@ -15,7 +15,7 @@ from distil_jax.generation import policy
 from distil_jax.models import sharding
 from distil_jax.ops import advantages
 from distil_jax.training import batch_builder
-from distil_jax.training.rollouts.rollout_worker import Experience
+from distil_jax.training.rollouts.experience import Experience
 from distil_jax.training.setup import steps
 from distil_jax.types import (
   Demonstration,

@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 
 from distil_jax import config
-from distil_jax.training import batch_builder, run_checks
-from distil_jax.training.rollouts.rollout_worker import Experience
+from distil_jax.training import batch_builder
+from distil_jax.training.logging import step_metrics
+from distil_jax.training.rollouts.experience import Experience
 from distil_jax.types import Problem, Rollout, Status, StopReason, Verdict
 from tests import networks
 
 
 def spoken(limit, means):
   """Steps, counted from 1, at which there is a warning."""
-  watch = run_checks.MismatchWatch(limit)
+  watch = step_metrics.MismatchWatch(limit)
   return [
     step
     for step, mean in enumerate(means, start=1)
@@ -40,11 +41,11 @@ def test_without_a_limit_it_never_speaks():
 
 
 def test_demonstrations_are_not_spoken_of():
-  assert run_checks.MismatchWatch(0.05).warning(1, {"loss": 3.0}) is None
+  assert step_metrics.MismatchWatch(0.05).warning(1, {"loss": 3.0}) is None
 
 
 def test_it_says_what_where_and_what_to_do():
-  text = run_checks.MismatchWatch(0.05).warning(
+  text = step_metrics.MismatchWatch(0.05).warning(
     7, {"mismatch/mean": 0.0812, "mismatch/max": 1.234}
   )
   for part in (
@@ -87,7 +88,7 @@ def test_verdicts_and_signals_are_counted():
   lesson = batch_builder.Lesson(
     batch, [None] * 6, num_feedback=3, num_sibling=1, num_reference=2
   )
-  found = run_checks.experience_metrics(experience, lesson)
+  found = step_metrics.experience_metrics(experience, lesson)
   assert {
     k: v for k, v in found.items() if "/" in k and "teacher" not in k
   } == {
@@ -100,6 +101,6 @@ def test_verdicts_and_signals_are_counted():
     "time/judging_seconds": 1.25,
   }
   assert found["signal_fraction"] == 4 / 6
-  shown = run_checks.samples(experience, lesson, 2)
+  shown = step_metrics.samples(experience, lesson, 2)
   assert [sample.problem.index for sample in shown] == [0, 1]
-  assert len(run_checks.samples(experience, lesson, 99)) == 6
+  assert len(step_metrics.samples(experience, lesson, 99)) == 6

@@ -14,7 +14,7 @@ import pytest
 from distil_jax import config
 from distil_jax.models import decoder, sharding
 from distil_jax.planning import abstract_inputs
-from distil_jax.training import build_step, train_step
+from distil_jax.training import build_step, optimizers, train_state
 from tests import networks
 
 # Parameters are most of what a step holds, as in large networks.
@@ -37,7 +37,7 @@ def compiled(length: int = 64, batch_size: int = 8, **axes: int):
   graphdef, template = decoder.make(network)
   count = math.prod(axes.values())
   mesh = sharding.make_mesh(**axes, devices=jax.devices()[:count])
-  optimizer, _ = train_step.make_optimizer(learning_rate=1e-3)
+  optimizer, _ = optimizers.make_optimizer(learning_rate=1e-3)
   step = build_step.train_step(
     config.Distil(),
     config.Teacher(parameters="ema"),
@@ -47,7 +47,7 @@ def compiled(length: int = 64, batch_size: int = 8, **axes: int):
     num_sequences=batch_size,
   )
   init = functools.partial(
-    train_step.init_state, optimizer=optimizer, keeps_teacher=True, seed=0
+    train_state.init_state, optimizer=optimizer, keeps_teacher=True, seed=0
   )
   state = abstract_inputs.train_state(init, template, mesh, optimizer)
   places = jax.tree.map(lambda x: x.sharding, state)

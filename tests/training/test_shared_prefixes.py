@@ -13,7 +13,7 @@ from distil_jax.data import padding
 from distil_jax.models import sharding
 from distil_jax.objectives import scoring
 from distil_jax.objectives import teachers as objectives_teacher
-from distil_jax.training import build_step, train_step
+from distil_jax.training import build_step, train_state
 from tests import networks
 from tests.networks import assert_close, distance
 
@@ -151,7 +151,7 @@ def step_of(network, objective, teacher=FROZEN, micro_batch_size=None):
 
 
 def state_of(params, teacher):
-  state = train_step.init_state(
+  state = train_state.init_state(
     params, optimizer=SGD, keeps_teacher=False, seed=0
   )
   return state.replace(teacher_params=teacher)
@@ -213,7 +213,7 @@ def test_a_sharded_step_is_that_of_one_device(network, teacher, both, sizes):
   mesh = sharding.make_mesh(*sizes)
   with jax.set_mesh(mesh):
     state = state_of(network.params, teacher)
-    places = train_step.state_shardings(state, mesh, SGD)
+    places = train_state.state_shardings(state, mesh, SGD)
     state = jax.device_put(state, places)
     batch = sharding.put_batch(mesh, both[1])
     found, same = jax.jit(step, out_shardings=(places, None))(state, batch)

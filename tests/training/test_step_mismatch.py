@@ -9,7 +9,7 @@ import pytest
 from distil_jax import config
 from distil_jax.generation import random_keys, sampler
 from distil_jax.models import sharding
-from distil_jax.training import build_step, train_step
+from distil_jax.training import build_step, train_state
 from tests import networks
 
 GROUP_SIZE = 4
@@ -72,13 +72,13 @@ def metrics_of(
     num_sequences=batch.rewards.shape[0],
     **sizes,
   )
-  state = train_step.init_state(
+  state = train_state.init_state(
     network.params, optimizer=SGD, keeps_teacher=False, seed=0
   )
   state = state.replace(teacher_params=teacher)
   mesh = mesh or sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
   with jax.set_mesh(mesh):
-    places = train_step.state_shardings(state, mesh, SGD)
+    places = train_state.state_shardings(state, mesh, SGD)
     placed = sharding.put_batch(mesh, batch)
     return jax.jit(step)(jax.device_put(state, places), placed)[1]
 

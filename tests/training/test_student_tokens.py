@@ -11,7 +11,7 @@ import pytest
 
 from distil_jax import config, objectives
 from distil_jax.models import decoder, sharding
-from distil_jax.training import build_step, train_step
+from distil_jax.training import build_step, train_state
 from tests import networks
 from tests.networks import assert_close, distance
 
@@ -280,7 +280,7 @@ def test_off_policy_ratios_are_of_the_students_tokens(network, teacher, batch):
       mini_batch_size=4,
     )
   )
-  state = train_step.init_state(
+  state = train_state.init_state(
     network.params, optimizer=optimizer, keeps_teacher=False, seed=0
   ).replace(teacher_params=teacher)
   expected = step(state, batch)

@@ -21,9 +21,10 @@ from distil_jax.training import (
   build_step,
   teacher_guard,
   teacher_probe,
-  train_step,
+  train_state,
 )
-from distil_jax.training.rollouts.rollout_worker import Actor, Experience
+from distil_jax.training.rollouts.experience import Experience
+from distil_jax.training.rollouts.rollout_worker import Actor
 from distil_jax.types import Rollout, Status, StopReason, Verdict
 from tests import commands, networks
 
@@ -94,7 +95,7 @@ def test_a_held_teacher_stays_or_goes_back(action):
       num_sequences=8,
     )
   )
-  state = train_step.init_state(
+  state = train_state.init_state(
     initial,
     optimizer=optax.sgd(0.3),
     keeps_teacher=True,

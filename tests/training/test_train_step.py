@@ -11,7 +11,7 @@ import pytest
 import distil_jax as dj
 from distil_jax import config
 from distil_jax.models import decoder
-from distil_jax.training import build_step, train_step
+from distil_jax.training import build_step, optimizers, train_state
 from distil_jax.training.setup import steps as setup_step
 from tests import networks
 from tests.networks import assert_close, distance
@@ -41,7 +41,7 @@ def copy(tree):
 
 def state_of(params, teacher=None, optimizer=SGD):
   """A state with arrays of its own, so that it can be donated."""
-  state = train_step.init_state(
+  state = train_state.init_state(
     copy(params), optimizer=optimizer, keeps_teacher=False, seed=0
   )
   return state.replace(
@@ -79,7 +79,7 @@ def plain_step(network):
 
 @pytest.fixture(scope="module")
 def adam():
-  optimizer, _ = train_step.make_optimizer(learning_rate=0.1, weight_decay=0.5)
+  optimizer, _ = optimizers.make_optimizer(learning_rate=0.1, weight_decay=0.5)
   return optimizer
 
 
@@ -361,7 +361,7 @@ def test_a_frozen_teacher_stays_and_a_current_one_follows(
 
 def test_a_donated_state_lives_and_the_step_compiles_once(network, batch):
   init = functools.partial(
-    train_step.init_state, optimizer=SGD, keeps_teacher=True, seed=0
+    train_state.init_state, optimizer=SGD, keeps_teacher=True, seed=0
   )
   step = jax.jit(distil_step(network), donate_argnums=0)
   for begin in (init, jax.jit(init)):
@@ -391,7 +391,7 @@ def test_numbers_that_fail_leave_the_state(
 
 
 def test_warm_up_and_cosine_by_hand():
-  _, schedule = train_step.make_optimizer(
+  _, schedule = optimizers.make_optimizer(
     learning_rate=2.0, warmup_steps=4, schedule="cosine", num_steps=10
   )
   rates = [float(schedule(step)) for step in range(11)]
@@ -405,7 +405,7 @@ def test_warm_up_and_cosine_by_hand():
   [(0, [2.0, 2.0, 2.0]), (1, [2.0, 2.0, 2.0]), (2, [1.0, 2.0, 2.0])],
 )
 def test_warm_up_to_a_constant(warmup_steps, expected):
-  _, schedule = train_step.make_optimizer(
+  _, schedule = optimizers.make_optimizer(
     learning_rate=2.0, warmup_steps=warmup_steps
   )
   np.testing.assert_allclose([schedule(n) for n in range(3)], expected)
@@ -413,12 +413,12 @@ def test_warm_up_to_a_constant(warmup_steps, expected):
 
 def test_cosine_needs_the_number_of_steps():
   with pytest.raises(ValueError, match="num_steps"):
-    train_step.make_optimizer(learning_rate=1.0, schedule="cosine")
+    optimizers.make_optimizer(learning_rate=1.0, schedule="cosine")
 
 
 def adam_moves(gradients, **settings):
   """What each of a row of scalar gradients moves a parameter by."""
-  optimizer, _ = train_step.make_optimizer(weight_decay=0.0, **settings)
+  optimizer, _ = optimizers.make_optimizer(weight_decay=0.0, **settings)
   param = {"w": jnp.float32(0.0)}
   state = optimizer.init(param)
   moves = []
@@ -450,8 +450,8 @@ def test_bfloat16_parameters_have_float32_moments(batch):
   half = networks.network(
     seed=3, param_dtype="bfloat16", compute_dtype="bfloat16"
   )
-  optimizer, _ = train_step.make_optimizer(learning_rate=0.05)
-  state = train_step.init_state(
+  optimizer, _ = optimizers.make_optimizer(learning_rate=0.05)
+  state = train_state.init_state(
     half.params, optimizer=optimizer, keeps_teacher=True, seed=0
   )
   step = jax.jit(

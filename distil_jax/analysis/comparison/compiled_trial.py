@@ -18,7 +18,13 @@ from distil_jax.analysis.comparison.trial_setting import (
 )
 from distil_jax.models import decoder
 from distil_jax.objectives import build
-from distil_jax.training import build_step, teacher_guard, train_step
+from distil_jax.training import (
+  build_step,
+  optimizers,
+  teacher_guard,
+  train_state,
+  train_step,
+)
 from distil_jax.types import Batch
 
 _WARMUP_STEPS = 10
@@ -26,9 +32,9 @@ _WARMUP_STEPS = 10
 
 def init_state(
   setting: Setting, params: decoder.Params, seed: int
-) -> train_step.TrainState:
+) -> train_state.TrainState:
   """State before the first step."""
-  return train_step.init_state(
+  return train_state.init_state(
     jax.tree.map(jnp.copy, params),
     optimizer=_optimizer(setting, 1.0),
     keeps_teacher=build.keeps_teacher(setting.objective, setting.teacher),
@@ -41,12 +47,12 @@ def init_state(
   jax.jit, static_argnames=("setting", "num_steps"), donate_argnames="state"
 )
 def train(
-  state: train_step.TrainState,
+  state: train_state.TrainState,
   learning_rate: jax.Array,
   *,
   setting: Setting,
   num_steps: int,
-) -> tuple[train_step.TrainState, train_step.Metrics]:
+) -> tuple[train_state.TrainState, train_step.Metrics]:
   """Some steps: problems, rollouts, verdicts, teacher prompts, updates.
 
   Args:
@@ -140,8 +146,8 @@ def experience(
 
 
 def _guarded(
-  state: train_step.TrainState, key: jax.Array, setting: Setting
-) -> train_step.TrainState:
+  state: train_state.TrainState, key: jax.Array, setting: Setting
+) -> train_state.TrainState:
   """The state after a look at its teacher, where one is due."""
   settings = setting.guard
   assert settings is not None
@@ -170,7 +176,7 @@ def _optimizer(setting, learning_rate):
   # Warmed up: large rates live or die by their first steps otherwise, and a
   # grid would choose by luck.
   mini_batch_size = setting.mini_batch_size or setting.num_sequences
-  return train_step.make_optimizer(
+  return optimizers.make_optimizer(
     learning_rate=learning_rate,
     warmup_steps=_WARMUP_STEPS,
     schedule="constant" if setting.decay_steps is None else "cosine",

@@ -27,7 +27,7 @@ from distil_jax.analysis.comparison.trial_store import (
   read_trials,
 )
 from distil_jax.models import decoder
-from distil_jax.training.logging import run_folder
+from distil_jax.training.logging import run_info
 
 _PACKAGE = pathlib.Path(__file__).resolve().parents[1]
 # What decides a base model, beside its family and its number.
@@ -90,7 +90,7 @@ def _do(comparison, trial: Trial, params, done, say: Say) -> None:
     before = _base_accuracy(comparison, trial, done)
     record = run_trial(comparison, trial, params[trial.base], before)
   record["settings"] = trial_store.settings_of(comparison, trial)
-  record["revision"] = run_folder.source_revision(_PACKAGE)
+  record["revision"] = run_info.source_revision(_PACKAGE)
   record["device"] = comparison_run_trial.device()
   done[trial] = record
   trial_store.append(trial_store.file_of(comparison, trial.family), record)
@@ -154,7 +154,7 @@ def measure_gradients(comparison: Comparison, say: Say) -> None:
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     record = {
-      "revision": run_folder.source_revision(_PACKAGE),
+      "revision": run_info.source_revision(_PACKAGE),
       "device": comparison_run_trial.device(),
       "arms": {arm: dataclasses.asdict(q) for arm, q in found.items()},
     }

@@ -11,7 +11,7 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.backends import backend_agg
 
-from distil_jax.training.logging import run_folder
+from distil_jax.training.logging import run_folder, tables
 
 PICTURE = "learning.png"
 
@@ -50,7 +50,7 @@ def plot(run_directory: str | os.PathLike[str]) -> pathlib.Path:
     title=folder.resolve().name,
   )
   if picture is None:
-    raise run_folder.ReportError(
+    raise tables.ReportError(
       f"nothing to plot in {folder}: {run_folder.METRICS} and "
       f"{run_folder.EVALUATIONS} have no numbers to show; train first"
     )

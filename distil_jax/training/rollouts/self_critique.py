@@ -13,7 +13,8 @@ from distil_jax.distributed import collectives
 from distil_jax.envs import SelfJudged
 from distil_jax.generation import engine, random_keys
 from distil_jax.models import decoder
-from distil_jax.training.rollouts.rollout_worker import Actor, Experience
+from distil_jax.training.rollouts.experience import Experience
+from distil_jax.training.rollouts.rollout_worker import Actor
 from distil_jax.types import Message, Problem, Rollout, StopReason, Verdict
 
 # Folded into a step's key, to keep the noise of critiques apart from that of

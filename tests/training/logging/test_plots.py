@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib import image, pyplot
 
-from distil_jax.training.logging import plots, run_folder
+from distil_jax.training.logging import plots, run_folder, tables
 
 
 def metrics(num_steps, names=("reward", "cost", "completion_length")):
@@ -125,7 +125,7 @@ def test_plot_writes_a_picture_from_the_files_of_a_resumed_run(tmp_path):
 
 
 def test_nothing_to_plot_is_said(tmp_path):
-  with pytest.raises(run_folder.ReportError, match="nothing to plot in"):
+  with pytest.raises(tables.ReportError, match="nothing to plot in"):
     plots.plot(tmp_path)
   assert list(tmp_path.iterdir()) == []
 

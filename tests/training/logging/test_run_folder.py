@@ -14,7 +14,12 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from distil_jax import types
-from distil_jax.training.logging import run_folder
+from distil_jax.training.logging import (
+  rollout_pages,
+  run_folder,
+  run_info,
+  tables,
+)
 
 
 def start(directory, resume_step=None, **settings):
@@ -58,7 +63,7 @@ def test_start_writes_config_and_environment(tmp_path):
 
 def test_the_run_directory_is_a_file(tmp_path):
   (tmp_path / "run").write_text("mine")
-  with pytest.raises(run_folder.ReportError, match=r"run is a file; set train"):
+  with pytest.raises(tables.ReportError, match=r"run is a file; set train"):
     start(tmp_path / "run")
   assert (tmp_path / "run").read_text() == "mine"
 
@@ -107,7 +112,7 @@ def test_numbers_that_json_does_not_have_become_null(tmp_path):
 
 def test_a_value_that_is_no_number_is_named(tmp_path):
   folder = start(tmp_path)
-  with pytest.raises(run_folder.ReportError, match="reward must be one number"):
+  with pytest.raises(tables.ReportError, match="reward must be one number"):
     folder.metrics(1, {"reward": np.zeros(2)})
   assert not (tmp_path / "metrics.jsonl").exists()
 
@@ -158,7 +163,7 @@ def test_resume_drops_later_pages_and_evaluations(tmp_path):
 def test_a_broken_line_in_the_middle_is_an_error_and_stays(tmp_path):
   text = '{"step": 1}\n{"step": \n{"step": 3}\n'
   (tmp_path / "metrics.jsonl").write_text(text)
-  with pytest.raises(run_folder.ReportError, match=r"metrics\.jsonl:2 is not"):
+  with pytest.raises(tables.ReportError, match=r"metrics\.jsonl:2 is not"):
     start(tmp_path, resume_step=3)
   assert (tmp_path / "metrics.jsonl").read_text() == text
 
@@ -202,7 +207,7 @@ def test_tensorboard_has_the_same_numbers_and_purges_on_resume(tmp_path):
   assert sorted(purges) == [0, 2]
 
 
-SAMPLE = run_folder.Sample(
+SAMPLE = rollout_pages.Sample(
   problem=types.Problem(
     index=17,
     messages=(
@@ -258,7 +263,7 @@ def test_a_page_of_rollouts(tmp_path):
 
 
 def test_a_page_survives_what_models_and_sandboxes_emit(tmp_path):
-  sample = run_folder.Sample(
+  sample = rollout_pages.Sample(
     problem=SAMPLE.problem,
     completion="",
     num_tokens=0,
@@ -286,26 +291,26 @@ def test_source_revision(tmp_path):
   package: pathlib.Path = tmp_path / "package"
   package.mkdir()
   (package / "__init__.py").write_text("")
-  assert run_folder.source_revision(package) is None  # no repository
+  assert run_info.source_revision(package) is None  # no repository
   git("init")
-  assert run_folder.source_revision(package) is None  # not tracked
+  assert run_info.source_revision(package) is None  # not tracked
   git("add", ".")
   git("commit", "--no-gpg-sign", "-m", "first")
   commit = git("rev-parse", "HEAD")
   (tmp_path / "elsewhere.txt").write_text("outside the package")
-  assert run_folder.source_revision(package) == {
+  assert run_info.source_revision(package) == {
     "commit": commit,
     "dirty": False,
   }
   (package / "new.py").write_text("1")
-  assert run_folder.source_revision(package) == {
+  assert run_info.source_revision(package) == {
     "commit": commit,
     "dirty": True,
   }
 
 
 def test_comparison_table():
-  table = run_folder.comparison_table(
+  table = tables.comparison_table(
     {"step": 0, "avg@4": 0.312, "pass@4": 1.0, "completion_length": 45.23},
     {"step": 9, "avg@4": 0.589, "completion_length": np.float32(40)},
   )

@@ -17,7 +17,8 @@ from distil_jax.envs.self_evaluation import SelfEvaluation
 from distil_jax.generation import engine
 from distil_jax.generation import policy as policies
 from distil_jax.models import sharding
-from distil_jax.training import batch_builder, run_checks, trainer
+from distil_jax.training import batch_builder, trainer
+from distil_jax.training.logging import step_metrics
 from distil_jax.training.rollouts import self_critique
 from distil_jax.training.rollouts.rollout_worker import Actor
 from distil_jax.types import Problem, Status, Verdict
@@ -227,7 +228,7 @@ def test_the_metrics_are_shares_and_a_length(experience):
     "cut_off": 6,
     "tokens": 40,
   }
-  found = run_checks.critique_metrics(
+  found = step_metrics.critique_metrics(
     dataclasses.replace(experience, critiques=counts)
   )
   assert found == {
@@ -239,7 +240,7 @@ def test_the_metrics_are_shares_and_a_length(experience):
     "critique/length": 5.0,
   }
   none = dataclasses.replace(experience, critiques=None)
-  assert run_checks.critique_metrics(none) == {}
+  assert step_metrics.critique_metrics(none) == {}
 
 
 def fit(tokenizer, completion, limit):

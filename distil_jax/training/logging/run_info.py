@@ -1,0 +1,85 @@
+"""TODO docstring."""
+
+import importlib.metadata
+import pathlib
+import platform
+import subprocess
+import sys
+from typing import Any
+
+_PACKAGES = (
+  "distil_jax",
+  "jax",
+  "jaxlib",
+  "flax",
+  "optax",
+  "orbax-checkpoint",
+  "grain",
+  "chex",
+  "transformers",
+  "numpy",
+  "math-verify",
+  "reasoning-gym",
+)
+
+
+_GIT_SECONDS = 10  # a repository on a slow disk must not hold up a run
+
+
+def environment(*, device_kind: str, num_devices: int) -> dict[str, Any]:
+  """What the run ran on, as far as it can change the numbers.
+
+  Args:
+    device_kind: as JAX names it.
+    num_devices: over all processes.
+
+  Returns:
+    Python, platform, devices, package versions (null where a package is not
+    installed) and the source revision (null outside a git checkout).
+  """
+  return {
+    "python": sys.version,
+    "platform": platform.platform(),
+    "devices": {"kind": device_kind, "count": num_devices},
+    "packages": package_versions(),
+    "git": source_revision(pathlib.Path(__file__).resolve().parents[1]),
+  }
+
+
+def package_versions() -> dict[str, str | None]:
+  """Of what can change the numbers; None where it is not installed."""
+  return {name: _version(name) for name in _PACKAGES}
+
+
+def source_revision(package: pathlib.Path) -> dict[str, Any] | None:
+  """Commit and cleanness of the repository that tracks a package.
+
+  Args:
+    package: the package's directory.
+
+  Returns:
+    `{"commit": ..., "dirty": ...}`; dirty means that files of the package
+    differ from the commit or are not in it. None where git does not track the
+    package, for example in a virtual environment inside another repository.
+  """
+
+  def git(*arguments: str) -> str:
+    command = ["git", "--no-optional-locks", "-C", str(package), *arguments]
+    return subprocess.run(
+      command, capture_output=True, text=True, check=True, timeout=_GIT_SECONDS
+    ).stdout.strip()
+
+  try:
+    git("ls-files", "--error-unmatch", "__init__.py")
+    commit = git("rev-parse", "HEAD")
+    dirty = bool(git("status", "--porcelain", "--", "."))
+  except (OSError, subprocess.SubprocessError):
+    return None
+  return {"commit": commit, "dirty": dirty}
+
+
+def _version(package: str) -> str | None:
+  try:
+    return importlib.metadata.version(package)
+  except importlib.metadata.PackageNotFoundError:
+    return None

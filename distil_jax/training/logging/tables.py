@@ -1,0 +1,101 @@
+"""TODO docstring."""
+
+import math
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+class ReportError(ValueError):
+  """A report cannot be written or read; the message names place and cure."""
+
+
+def comparison_table(
+  before: Mapping[str, Any], after: Mapping[str, Any]
+) -> str:
+  """Two evaluations side by side.
+
+  Accuracies (`avg@k`, `pass@k`) and shares are in percent, their change in
+  points.
+
+  Args:
+    before: numbers by name.
+    after: numbers by name; a name that only one side has gets a dash.
+
+  Returns:
+    Aligned plain text without a final line break.
+  """
+  rows = [("", "before", "after", "change")]
+  for name in {**before, **after}:
+    if name == "step":
+      continue
+    old, new = (side.get(name, math.nan) for side in (before, after))
+    change = "-"
+    if plain(name, old) is not None and plain(name, new) is not None:
+      points = " points" if _is_share(name) else ""
+      change = f"{_scaled(name, new) - _scaled(name, old):+.1f}{points}"
+    rows.append((_title(name), _cell(name, old), _cell(name, new), change))
+  return _aligned(rows)
+
+
+def evaluation_table(values: Mapping[str, Any]) -> str:
+  """One evaluation, a number a line; see `comparison_table`."""
+  return _aligned(
+    [
+      (_title(name), _cell(name, value))
+      for name, value in values.items()
+      if name != "step"
+    ]
+  )
+
+
+def _is_share(name: str) -> bool:
+  return name == "cut_off" or name.startswith(("avg@", "pass@", "verdict/"))
+
+
+def _title(name: str) -> str:
+  return name.removeprefix("verdict/").replace("_", " ")
+
+
+def _scaled(name: str, value: Any) -> float:
+  return float(value) * (100 if _is_share(name) else 1)
+
+
+def _cell(name: str, value: Any) -> str:
+  if plain(name, value) is None:
+    return "-"
+  return f"{_scaled(name, value):.1f}{' %' if _is_share(name) else ''}"
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  return "\n".join(
+    "  ".join(
+      [row[0].ljust(widths[0])]
+      + [
+        cell.rjust(width)
+        for cell, width in zip(row[1:], widths[1:], strict=True)
+      ]
+    )
+    for row in rows
+  )
+
+
+def format_number(name: str, value: Any) -> int | float | None:
+  """A JSON number: integers stay integers, what is not finite is None."""
+  try:
+    return operator.index(value)
+  except TypeError:
+    pass  # not an integer
+  try:
+    number = float(value)
+  except (TypeError, ValueError) as error:
+    raise ReportError(f"{name} must be one number, got {value!r}") from error
+  return number if math.isfinite(number) else None
+
+
+def plain(name: str, value: Any) -> Any:
+  if isinstance(value, Mapping):
+    return {key: plain(f"{name}.{key}", item) for key, item in value.items()}
+  is_plain = value is None or isinstance(value, str | bool)
+  return value if is_plain else format_number(name, value)

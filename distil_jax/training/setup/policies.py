@@ -1,0 +1,134 @@
+"""TODO docstring."""
+
+import itertools
+from collections.abc import Sequence
+
+import jax
+
+from distil_jax.config import Config, ConfigError, CreateModel, needs_teacher
+from distil_jax.data import problems as data_problems
+from distil_jax.data import tokenizer as tokenizers
+from distil_jax.distributed import collectives
+from distil_jax.envs import Environment
+from distil_jax.generation.policy import Policy, load_policy, resolve_directory
+from distil_jax.models import decoder, hf_weights
+from distil_jax.models import decoder_config as models_config
+from distil_jax.training.setup.meshes import check_attention
+from distil_jax.types import Problem
+
+# Texts that a new tokenizer is trained on, at the most.
+_NUM_TOKENIZER_TEXTS = 20_000
+
+
+def policy(
+  config: Config,
+  environment: Environment,
+  problems: data_problems.Problems,
+  mesh: jax.sharding.Mesh,
+) -> Policy:
+  """Loads the policy; makes it first where the config says so.
+
+  Raises:
+    ConfigError: the model that is there has other sizes than `model.create`
+      says, fewer positions than a sequence has tokens, or fewer tokens than a
+      list is long; or the attention that is named does not run here.
+  """
+  directory = resolve_directory(config.model.directory)
+  if config.model.create and not (directory / hf_weights.CONFIG).is_file():
+    _create(config, config.model.create, environment, problems.train)
+  check_attention(config, mesh)
+  loaded = load_policy(
+    config.model.directory,
+    config.model.param_dtype,
+    compute_dtype=config.model.compute_dtype,
+    remat=config.model.remat,
+    attention=config.model.attention,
+    mesh=mesh,
+    chat_template_kwargs=config.model.chat_template_kwargs,
+  )
+  check_network(config, loaded.config)
+  return loaded
+
+
+def check_network(config: Config, network: models_config.Qwen3Config) -> None:
+  """Refuses a network that the run's settings do not suit.
+
+  Raises:
+    ConfigError: see `policy`.
+  """
+  create = config.model.create
+  # The seed cannot be seen, and the tokenizer may have found fewer tokens.
+  sizes = create.model_dump(exclude={"seed", "vocab_size"}) if create else {}
+  for name, size in sizes.items():
+    if getattr(network, name) != size:
+      raise ConfigError(
+        f"model.create.{name}={size}, but the model in "
+        f"{config.model.directory}, made before, has {getattr(network, name)}; "
+        "set another model.directory, or remove that one"
+      )
+  prompt = config.rollout.max_prompt_length
+  if needs_teacher(config.objective):
+    prompt = max(prompt, config.teacher.max_prompt_length)
+  completion = max(
+    config.rollout.max_completion_length,
+    config.evaluation.max_completion_length or 0,
+  )
+  critique = getattr(config.environment, "critique", None)
+  if critique and (
+    critique.max_prompt_length + critique.max_length > network.max_positions
+  ):
+    raise ConfigError(
+      f"critiques of {critique.max_length} tokens after prompts of "
+      f"{critique.max_prompt_length} are longer than the "
+      f"{network.max_positions} positions of the model in "
+      f"{config.model.directory} (max_position_embeddings); lower "
+      "environment.critique.max_prompt_length or max_length"
+    )
+  if prompt + completion > network.max_positions:
+    raise ConfigError(
+      f"prompts of {prompt} and completions of {completion} tokens are longer "
+      f"than the {network.max_positions} positions of the model in "
+      f"{config.model.directory} (max_position_embeddings); lower "
+      "rollout.max_prompt_length, teacher.max_prompt_length or "
+      "max_completion_length"
+    )
+  _check_lists(config, network.vocab_size)
+
+
+def _check_lists(config: Config, vocab_size: int) -> None:
+  """No list of tokens is longer than the vocabulary."""
+  sizes = {"objective.top_k": getattr(config.objective, "top_k", None)}
+  if needs_teacher(config.objective) and config.teacher.access == "top_k":
+    sizes["teacher.top_k"] = config.teacher.top_k
+  for name, size in sizes.items():
+    if size is not None and size > vocab_size:
+      raise ConfigError(
+        f"{name}={size} is more than the {vocab_size} tokens of the model in "
+        f"{config.model.directory}; lower it"
+      )
+
+
+def _create(
+  config: Config,
+  create: CreateModel,
+  environment: Environment,
+  problems: Sequence[Problem],
+) -> None:
+  """Makes a random model and trains its tokenizer on the training data."""
+  if jax.process_index() == 0:
+    sizes = create.model_dump(exclude={"seed", "vocab_size"})
+    texts = data_problems.texts(config, environment, problems)
+    tokenizer = tokenizers.train(
+      itertools.islice(texts, _NUM_TOKENIZER_TEXTS),
+      vocab_size=create.vocab_size,
+    )
+    network = models_config.Qwen3Config(
+      vocab_size=tokenizer.vocab_size,
+      param_dtype=config.model.param_dtype,
+      **sizes,
+    )
+    graphdef, _ = decoder.make(network)
+    params = decoder.init(network, jax.random.key(create.seed))
+    made = Policy(network, graphdef, params, tokenizer)
+    made.save(config.model.directory)
+  collectives.wait_for_all("the model is created")
