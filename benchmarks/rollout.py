@@ -75,7 +75,7 @@ class Network:
 
   def __init__(self, shape: str, dtype: str):
     # The base of rotary angles is Qwen3's; the peers' is the same.
-    self.config = models_config.Qwen3Config(
+    self.config = models_config.DecoderConfig(
       **SHAPES[shape],
       tie_embeddings=True,
       rope_theta=1e6,

@@ -139,7 +139,7 @@ class Rollout:
 
 
 @struct.dataclass
-class Batch:
+class TrainBatch:
   """What one training step learns from.
 
   Supervised batches have no teacher, no rewards and no sampler: their

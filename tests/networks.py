@@ -13,7 +13,7 @@ from distil_jax.data import tokenizer as tokenizers
 from distil_jax.generation.policy import Policy
 from distil_jax.models import decoder
 from distil_jax.models import decoder_config as models_config
-from distil_jax.types import Batch
+from distil_jax.types import TrainBatch
 
 VOCAB_SIZE = 24
 PAD = 0
@@ -31,12 +31,12 @@ PUBLISHED = {
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-  config: models_config.Qwen3Config
+  config: models_config.DecoderConfig
   graphdef: nnx.GraphDef
   params: decoder.Params
 
 
-def config_of(**changed) -> models_config.Qwen3Config:
+def config_of(**changed) -> models_config.DecoderConfig:
   """Grouped heads, head size times heads other than the width."""
   sizes = {
     "vocab_size": VOCAB_SIZE,
@@ -49,7 +49,7 @@ def config_of(**changed) -> models_config.Qwen3Config:
     "tie_embeddings": False,
     "rope_theta": 100.0,
   }
-  return models_config.Qwen3Config(**{**sizes, **changed})
+  return models_config.DecoderConfig(**{**sizes, **changed})
 
 
 def network(seed: int = 0, **changed) -> Network:
@@ -66,7 +66,7 @@ def policy(mesh: jax.sharding.Mesh | None = None) -> Policy:
     mesh: where its parameters lie; None: wherever they come to lie.
   """
   tokenizer = tokenizers.train(["What is it?"], vocab_size=300)
-  config = models_config.Qwen3Config(
+  config = models_config.DecoderConfig(
     vocab_size=tokenizer.vocab_size,
     width=16,
     num_layers=1,
@@ -126,7 +126,7 @@ def random_prompts(rng, lengths, length, vocab_size=VOCAB_SIZE):
   return padding.pad_left(rows, length, PAD)
 
 
-def random_batch(seed: int = 0, vocab_size: int = VOCAB_SIZE) -> Batch:
+def random_batch(seed: int = 0, vocab_size: int = VOCAB_SIZE) -> TrainBatch:
   """Eight sequences, ragged everywhere; two of them without a signal."""
   rng = np.random.default_rng(seed)
   prompt_ids, prompt_mask = random_prompts(
@@ -142,7 +142,7 @@ def random_batch(seed: int = 0, vocab_size: int = VOCAB_SIZE) -> Batch:
   old_log_probs = -rng.uniform(0.5, 6.0, completion_mask.shape)
   return jax.tree.map(
     jnp.asarray,
-    Batch(
+    TrainBatch(
       prompt_ids=prompt_ids,
       prompt_mask=prompt_mask,
       teacher_prompt_ids=teacher_ids,
@@ -173,8 +173,8 @@ def distance(tree, other) -> float:
 
 
 def with_garbage(
-  batch: Batch, seed: int, vocab_size: int = VOCAB_SIZE
-) -> Batch:
+  batch: TrainBatch, seed: int, vocab_size: int = VOCAB_SIZE
+) -> TrainBatch:
   """The same batch with garbage wherever a mask is 0."""
   rng = np.random.default_rng(seed)
 

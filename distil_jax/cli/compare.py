@@ -104,6 +104,8 @@ def compare(arguments: argparse.Namespace) -> int:
 
   pass
 
+  pass
+
   for option in ("report", "gradients"):
     if getattr(arguments, option) and (arguments.family or arguments.arm):
       raise configs.ConfigError(

@@ -103,8 +103,11 @@ def evaluate(arguments: argparse.Namespace) -> int:
   pass
   pass
 
+  pass
+  pass
+
   run_checks.check_same_command("evaluate", config)
-  judge = trainer.Learner(config)
+  judge = trainer.Trainer(config)
   is_shown = jax.process_index() == 0
   progress = Progress(None, is_shown=is_shown)
   with jax.set_mesh(judge.mesh), progress:

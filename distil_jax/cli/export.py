@@ -19,7 +19,7 @@ def export(arguments: argparse.Namespace) -> int:
     )
   command = f"export to {arguments.directory}"
   run_checks.check_same_command(command, config)
-  owner = trainer.Learner(config)
+  owner = trainer.Trainer(config)
   with jax.set_mesh(owner.mesh):
     step, params = owner.trained_params()
     dataclasses.replace(owner.policy, params=params).save(arguments.directory)

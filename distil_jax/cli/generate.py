@@ -225,6 +225,11 @@ def generate(arguments: argparse.Namespace) -> int:
   pass
   pass
   pass
+  pass
+
+  pass
+  pass
+  pass
 
   pass
   pass
@@ -246,7 +251,7 @@ def generate(arguments: argparse.Namespace) -> int:
     [word for word in words if word not in settings], arguments.file
   )
   sampling = _sampling(arguments, config)
-  mesh = meshes.mesh(config)
+  mesh = meshes.build_mesh(config)
   with jax.set_mesh(mesh), Progress(None) as progress:
     policy = _existing_policy(arguments, config, mesh)
     prompt_files.check_prompts(policy, asked, sampling["max_completion_length"])
@@ -413,6 +418,10 @@ def _existing_policy(
 
   pass
   pass
+  pass
+
+  pass
+  pass
 
   pass
   pass
@@ -439,4 +448,6 @@ def _existing_policy(
       f"run begins; distil-jax train {arguments.config}"
     )
   none = problems.Problems(train=(), evaluation=(), num_skipped=0)
-  return policies.policy(config, environments.environment(config), none, mesh)
+  return policies.build_policy(
+    config, environments.build_environment(config), none, mesh
+  )

@@ -70,7 +70,7 @@ def _show_warning(message, category, filename, *place, **more) -> None:
     _as_python_does(message, category, filename, *place, **more)
 
 
-def _place(arguments: argparse.Namespace) -> launch.Place | None:
+def _place(arguments: argparse.Namespace) -> launch.ProcessSpec | None:
   """Of this process; None where it is alone."""
   if arguments.run is sandbox:
     return None
@@ -89,7 +89,9 @@ def _place(arguments: argparse.Namespace) -> launch.Place | None:
   return place
 
 
-def _run_together(arguments: argparse.Namespace, place: launch.Place) -> int:
+def _run_together(
+  arguments: argparse.Namespace, place: launch.ProcessSpec
+) -> int:
   """The command as one of several processes; see `processes.joined`."""
   from distil_jax.distributed import process_group
 

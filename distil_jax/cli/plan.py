@@ -140,6 +140,9 @@ def plan(arguments: argparse.Namespace) -> int:
   pass
   pass
 
+  pass
+  pass
+
   hardware = planning_hardware.hardware(arguments.topology)
   network = planner.network(config, arguments.num_params_from)
   with Progress(None) as progress:

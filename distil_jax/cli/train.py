@@ -71,8 +71,10 @@ def train(arguments: argparse.Namespace) -> int:
 
   pass
 
+  pass
+
   run_checks.check_same_command("train", config)
-  summary = trainer.Learner(config).train()
+  summary = trainer.Trainer(config).train()
   if summary:
     print(tables.comparison_table(summary["before"], summary["after"]))
     print(f"\n{config.run_directory}: metrics, samples, plot, checkpoints")

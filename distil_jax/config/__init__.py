@@ -6,71 +6,71 @@ be right; an unknown key is an error with the nearest known name.
 """
 
 from distil_jax.config.base import ConfigError, Section
-from distil_jax.config.data import Data
+from distil_jax.config.data import DataConfig
 from distil_jax.config.environments import (
-  Calculator,
-  Environment,
-  Judging,
-  MultipleChoice,
-  Sandbox,
+  CalculatorConfig,
+  EnvironmentConfig,
+  JudgingConfig,
+  MultipleChoiceConfig,
+  SandboxConfig,
 )
 from distil_jax.config.loading import load, load_as, parse
-from distil_jax.config.model import CreateModel, Model
+from distil_jax.config.model import CreateModelConfig, ModelConfig
 from distil_jax.config.objectives import (
-  GRPO,
-  OPSD,
-  SDPO,
-  SFT,
-  Distil,
-  MiniLLM,
-  Objective,
+  DistilConfig,
+  GRPOConfig,
+  MiniLLMConfig,
+  ObjectiveConfig,
+  OPSDConfig,
+  SDPOConfig,
+  SFTConfig,
   check_teacher,
   needs_teacher,
 )
-from distil_jax.config.rollout import Mesh, Rollout, Sampling
+from distil_jax.config.rollout import MeshConfig, RolloutConfig, SamplingConfig
 from distil_jax.config.schema import Config
-from distil_jax.config.teacher import Guard, Teacher
-from distil_jax.config.tools import OwnTool, PythonTool, Tools
+from distil_jax.config.teacher import GuardConfig, TeacherConfig
+from distil_jax.config.tools import OwnToolConfig, PythonToolConfig, ToolsConfig
 from distil_jax.config.training import (
-  Checkpoint,
-  Evaluation,
-  Logging,
-  Optimizer,
-  Train,
+  CheckpointConfig,
+  EvaluationConfig,
+  LoggingConfig,
+  OptimizerConfig,
+  TrainConfig,
 )
 
 __all__ = [
-  "GRPO",
-  "OPSD",
-  "SDPO",
-  "SFT",
-  "Calculator",
-  "Checkpoint",
+  "CalculatorConfig",
+  "CheckpointConfig",
   "Config",
   "ConfigError",
-  "CreateModel",
-  "Data",
-  "Distil",
-  "Environment",
-  "Evaluation",
-  "Guard",
-  "Judging",
-  "Logging",
-  "Mesh",
-  "MiniLLM",
-  "Model",
-  "MultipleChoice",
-  "Objective",
-  "Optimizer",
-  "OwnTool",
-  "PythonTool",
-  "Rollout",
-  "Sampling",
-  "Sandbox",
+  "CreateModelConfig",
+  "DataConfig",
+  "DistilConfig",
+  "EnvironmentConfig",
+  "EvaluationConfig",
+  "GRPOConfig",
+  "GuardConfig",
+  "JudgingConfig",
+  "LoggingConfig",
+  "MeshConfig",
+  "MiniLLMConfig",
+  "ModelConfig",
+  "MultipleChoiceConfig",
+  "OPSDConfig",
+  "ObjectiveConfig",
+  "OptimizerConfig",
+  "OwnToolConfig",
+  "PythonToolConfig",
+  "RolloutConfig",
+  "SDPOConfig",
+  "SFTConfig",
+  "SamplingConfig",
+  "SandboxConfig",
   "Section",
-  "Teacher",
-  "Tools",
-  "Train",
+  "TeacherConfig",
+  "ToolsConfig",
+  "TrainConfig",
   "check_teacher",
   "load",
   "load_as",

@@ -7,7 +7,7 @@ import pydantic
 from distil_jax.config.base import Positive, Section, Seed
 
 
-class Data(Section):
+class DataConfig(Section):
   """Problems: files, or `generated` where the environment makes its own.
 
   `fields` maps the project's field names to those of the file, for example

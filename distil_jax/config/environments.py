@@ -7,7 +7,7 @@ import pydantic
 from distil_jax.config.base import Above, Positive, Section, Seed
 
 
-class MultipleChoice(Section):
+class MultipleChoiceConfig(Section):
   """The letter in the last `<answer>…</answer>` against the row's answer."""
 
   kind: Literal["multiple_choice"] = "multiple_choice"
@@ -15,7 +15,7 @@ class MultipleChoice(Section):
   reveal_answer: bool = False
 
 
-class Math(Section):
+class MathConfig(Section):
   """The last `\\boxed{…}` against the row's answer."""
 
   kind: Literal["math"] = "math"
@@ -29,7 +29,7 @@ class Math(Section):
   """For one comparison."""
 
 
-class Code(Section):
+class CodeConfig(Section):
   """The program in the last ``` block against the row's tests."""
 
   kind: Literal["code"] = "code"
@@ -47,7 +47,7 @@ class Code(Section):
   """Of a program."""
 
 
-class ToolCalls(Section):
+class ToolCallsConfig(Section):
   """Calls of tools, `Action:` and `Action Input:`, against the row's."""
 
   kind: Literal["tool_calls"] = "tool_calls"
@@ -55,7 +55,7 @@ class ToolCalls(Section):
   reveal_answer: bool = False
 
 
-class ReasoningGym(Section):
+class ReasoningGymConfig(Section):
   """A task of reasoning_gym, which makes problems and scores answers."""
 
   kind: Literal["reasoning_gym"] = "reasoning_gym"
@@ -75,7 +75,7 @@ class ReasoningGym(Section):
   """To score one answer."""
 
 
-class Calculator(Section):
+class CalculatorConfig(Section):
   """Running arithmetic, step by step; feedback is an execution trace."""
 
   kind: Literal["calculator"] = "calculator"
@@ -93,7 +93,7 @@ class Calculator(Section):
     return self
 
 
-class OwnEnvironment(Section):
+class OwnEnvironmentConfig(Section):
   """One that is not in this package.
 
   Written as `{kind: my_package.my_module:make, …}`, with the settings of the
@@ -110,17 +110,17 @@ class OwnEnvironment(Section):
 
 
 _Judge = (
-  MultipleChoice
-  | Math
-  | Code
-  | ToolCalls
-  | ReasoningGym
-  | Calculator
-  | OwnEnvironment
+  MultipleChoiceConfig
+  | MathConfig
+  | CodeConfig
+  | ToolCallsConfig
+  | ReasoningGymConfig
+  | CalculatorConfig
+  | OwnEnvironmentConfig
 )
 
 
-class Critique(Section):
+class CritiqueConfig(Section):
   """How long what the policy is asked, and what it says, may be."""
 
   max_prompt_length: Positive = 1024
@@ -129,7 +129,7 @@ class Critique(Section):
   max_length: Positive = 256
 
 
-class SelfEvaluation(Section):
+class SelfEvaluationConfig(Section):
   """The policy criticises its own completions: that becomes the feedback.
 
   It is sampled from once more for each completion, as `rollout` says.
@@ -149,15 +149,15 @@ class SelfEvaluation(Section):
   """Leave what the environment says in front of the critique."""
   max_feedback_length: Positive = 4000
   """Characters of a critique that are kept."""
-  critique: Critique = Critique()
+  critique: CritiqueConfig = CritiqueConfig()
 
 
-Environment = Annotated[
-  _Judge | SelfEvaluation, pydantic.Field(discriminator="kind")
+EnvironmentConfig = Annotated[
+  _Judge | SelfEvaluationConfig, pydantic.Field(discriminator="kind")
 ]
 
 
-class Judging(Section):
+class JudgingConfig(Section):
   """How verdicts are found, while others are still sampled."""
 
   num_workers: Positive | None = None
@@ -167,7 +167,7 @@ class Judging(Section):
   environment has itself, for a judge that hangs."""
 
 
-class Sandbox(Section):
+class SandboxConfig(Section):
   """Where programs run that a model has written."""
 
   kind: Literal["bubblewrap", "weak", "remote"] = "bubblewrap"

@@ -7,7 +7,7 @@ import pydantic
 from distil_jax.config.base import DType, Positive, Section, Seed
 
 
-class CreateModel(Section):
+class CreateModelConfig(Section):
   """A new, randomly initialised Qwen3 with a tokenizer trained on the data."""
 
   vocab_size: Annotated[int, pydantic.Field(ge=300)] = 512
@@ -32,7 +32,7 @@ class CreateModel(Section):
     return self
 
 
-class Model(Section):
+class ModelConfig(Section):
   """The policy: a Hugging Face directory of a Qwen3-architecture decoder.
 
   `directory` may be `embedded:calculator`, the tiny base model that ships with
@@ -40,7 +40,7 @@ class Model(Section):
   """
 
   directory: str = "embedded:calculator"
-  create: CreateModel | None = None
+  create: CreateModelConfig | None = None
   param_dtype: DType = "float32"
   compute_dtype: DType = "float32"
   remat: Literal["none", "layer"] = "layer"

@@ -13,26 +13,26 @@ from distil_jax.config.base import (
   Share,
   Weight,
 )
-from distil_jax.config.teacher import Teacher
+from distil_jax.config.teacher import TeacherConfig
 
 Support = Literal["student", "teacher"]
 
 
-class _Objective(Section):
+class _BaseConfig(Section):
   aggregation: Literal["token_mean", "sequence_mean"] = "token_mean"
   """Average over the tokens of the batch, or over its sequences' averages."""
   chunk_size: Positive | None = None
   """Columns of time whose logits are in memory at once; null: by memory."""
 
 
-class _Feedback(_Objective):
+class _FeedbackConfig(_BaseConfig):
   """An objective whose teacher reads the feedback."""
 
   importance_clip: Above | None = 2.0
   """Largest off-policy ratio; used with `optimizer.mini_batch_size`."""
 
 
-class Distil(_Feedback):
+class DistilConfig(_FeedbackConfig):
   """A local cost to the teacher, plus future credit.
 
   The defaults are the row `default` of `docs/comparison/report.md`: feedback
@@ -77,7 +77,7 @@ class Distil(_Feedback):
   """One more bucket for all other tokens; false: renormalise without them."""
 
 
-class SDPO(_Feedback):
+class SDPOConfig(_FeedbackConfig):
   """Jensen-Shannon family, no future credit (arXiv:2601.20802)."""
 
   kind: Literal["sdpo"] = "sdpo"
@@ -92,7 +92,7 @@ class SDPO(_Feedback):
   """One more bucket for all other tokens; false: renormalise without them."""
 
 
-class OPSD(_Feedback):
+class OPSDConfig(_FeedbackConfig):
   """Generalised Jensen-Shannon divergence, no credit (arXiv:2601.18734)."""
 
   kind: Literal["opsd"] = "opsd"
@@ -111,7 +111,7 @@ class OPSD(_Feedback):
   """Both logits are divided by it before the divergence."""
 
 
-class MiniLLM(_Feedback):
+class MiniLLMConfig(_FeedbackConfig):
   """Reverse KL, exact locally, sampled in the future (arXiv:2306.08543)."""
 
   kind: Literal["minillm"] = "minillm"
@@ -122,7 +122,7 @@ class MiniLLM(_Feedback):
   """Mean of the future costs, not their sum."""
 
 
-class GRPO(_Objective):
+class GRPOConfig(_BaseConfig):
   """Group-relative rewards with a clipped ratio; no teacher."""
 
   kind: Literal["grpo"] = "grpo"
@@ -137,25 +137,30 @@ class GRPO(_Objective):
   """Weight of the divergence from the initial policy."""
 
 
-class SFT(_Objective):
+class SFTConfig(_BaseConfig):
   """Negative log-likelihood of demonstrations."""
 
   kind: Literal["sft"] = "sft"
   """Supervised."""
 
 
-Objective = Annotated[
-  Distil | SDPO | OPSD | MiniLLM | GRPO | SFT,
+ObjectiveConfig = Annotated[
+  DistilConfig
+  | SDPOConfig
+  | OPSDConfig
+  | MiniLLMConfig
+  | GRPOConfig
+  | SFTConfig,
   pydantic.Field(discriminator="kind"),
 ]
 
 
-def needs_teacher(objective: Objective) -> bool:
+def needs_teacher(objective: ObjectiveConfig) -> bool:
   """Whether the objective asks a teacher that has a prompt of its own."""
-  return isinstance(objective, _Feedback)
+  return isinstance(objective, _FeedbackConfig)
 
 
-def check_teacher(objective: Objective, teacher: Teacher) -> None:
+def check_teacher(objective: ObjectiveConfig, teacher: TeacherConfig) -> None:
   """Refuses a teacher that cannot tell what the objective asks.
 
   Raises:
@@ -178,10 +183,10 @@ def check_teacher(objective: Objective, teacher: Teacher) -> None:
     _check_list(objective, teacher)
 
 
-def _check_list(objective: Objective, teacher: Teacher) -> None:
+def _check_list(objective: ObjectiveConfig, teacher: TeacherConfig) -> None:
   """What a short list of tokens cannot tell."""
   access = f"teacher.access={teacher.access}"
-  if not isinstance(objective, Distil):
+  if not isinstance(objective, DistilConfig):
     raise ConfigError(
       f"objective.kind={objective.kind} needs the probabilities of every "
       f"token, which {access} does not tell; use kind=distil, or "

@@ -7,7 +7,7 @@ import pydantic
 from distil_jax.config.base import DType, Fraction, Positive, Section
 
 
-class Mesh(Section):
+class MeshConfig(Section):
   """Devices along each axis; one axis may be -1, which takes the rest."""
 
   data: int = 1
@@ -32,7 +32,7 @@ class Mesh(Section):
     return self
 
 
-class Sampling(Section):
+class SamplingConfig(Section):
   temperature: Annotated[float, pydantic.Field(ge=0)] = 1.0
   top_k: Positive | None = None
   top_p: Fraction | None = None
@@ -48,7 +48,7 @@ class Sampling(Section):
     return value
 
 
-class Rollout(Sampling):
+class RolloutConfig(SamplingConfig):
   """How the student samples while it trains."""
 
   num_problems: Positive = 16
@@ -63,6 +63,6 @@ class Rollout(Sampling):
   cache_dtype: DType | None = None
   """Of keys and values; null: bfloat16 on accelerators, that of the activations
   on a CPU."""
-  mesh: Mesh | None = None
+  mesh: MeshConfig | None = None
   """How the devices are arranged while sampling, where that is faster than as
   in `mesh`; null: as there."""

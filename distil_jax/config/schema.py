@@ -18,23 +18,23 @@ class Config(Section):
   """Everything that decides what a run does."""
 
   name: str = "run"
-  model: config_model.Model = config_model.Model()
-  data: config_data.Data = config_data.Data()
-  environment: environments.Environment = environments.Calculator()
-  rollout: config_rollout.Rollout = config_rollout.Rollout()
-  judging: environments.Judging = environments.Judging()
-  sandbox: environments.Sandbox = environments.Sandbox()
-  tools: tool_sections.Tool | None = pydantic.Field(
+  model: config_model.ModelConfig = config_model.ModelConfig()
+  data: config_data.DataConfig = config_data.DataConfig()
+  environment: environments.EnvironmentConfig = environments.CalculatorConfig()
+  rollout: config_rollout.RolloutConfig = config_rollout.RolloutConfig()
+  judging: environments.JudgingConfig = environments.JudgingConfig()
+  sandbox: environments.SandboxConfig = environments.SandboxConfig()
+  tools: tool_sections.ToolConfig | None = pydantic.Field(
     default=None, discriminator="kind"
   )
-  teacher: config_teacher.Teacher = config_teacher.Teacher()
-  objective: objectives.Objective = objectives.Distil()
-  optimizer: training.Optimizer = training.Optimizer()
-  mesh: config_rollout.Mesh = config_rollout.Mesh()
-  train: training.Train = training.Train()
-  evaluation: training.Evaluation = training.Evaluation()
-  checkpoint: training.Checkpoint = training.Checkpoint()
-  logging: training.Logging = training.Logging()
+  teacher: config_teacher.TeacherConfig = config_teacher.TeacherConfig()
+  objective: objectives.ObjectiveConfig = objectives.DistilConfig()
+  optimizer: training.OptimizerConfig = training.OptimizerConfig()
+  mesh: config_rollout.MeshConfig = config_rollout.MeshConfig()
+  train: training.TrainConfig = training.TrainConfig()
+  evaluation: training.EvaluationConfig = training.EvaluationConfig()
+  checkpoint: training.CheckpointConfig = training.CheckpointConfig()
+  logging: training.LoggingConfig = training.LoggingConfig()
 
   @property
   def run_directory(self) -> pathlib.Path:
@@ -108,7 +108,7 @@ def _check_deadlines(config: Config) -> None:
   """An environment's own deadline must come before that of its judge."""
   section: Any = config.environment
   section = getattr(section, "of", None) or section
-  if not isinstance(section, environments.Code):
+  if not isinstance(section, environments.CodeConfig):
     return
   # The last test may begin just before the time is up.
   longest = section.total_seconds + 2 * section.seconds + 2
@@ -224,7 +224,7 @@ def _check_tools(config: Config) -> None:
       f"{config.tools.kind}, and would measure something else than what is "
       "taught; set teacher.guard=null, or tools=null"
     )
-  if not isinstance(config.tools, tool_sections.PythonTool):
+  if not isinstance(config.tools, tool_sections.PythonToolConfig):
     return
   seconds, most = config.tools.seconds, config.tools.call_seconds
   # As the sandbox ends what waits and takes no CPU.

@@ -7,7 +7,7 @@ import pydantic
 from distil_jax.config.base import Fraction, Positive, Section, Share
 
 
-class Guard(Section):
+class GuardConfig(Section):
   """Watches whether a moving teacher can still read the feedback."""
 
   every: Positive = 1
@@ -21,7 +21,7 @@ class Guard(Section):
   """Failures of a step on which the teacher is asked for one answer each."""
 
 
-class Teacher(Section):
+class TeacherConfig(Section):
   """Whose weights the teacher has and what stands in its prompt."""
 
   parameters: Literal["ema", "frozen", "current", "trust_region"] = "frozen"
@@ -37,7 +37,7 @@ class Teacher(Section):
   """Samples in such a list."""
   top_k: Positive = 20
   """Most probable tokens in such a list."""
-  guard: Guard | None = None
+  guard: GuardConfig | None = None
   """null: no guard."""
   solution: Literal["sibling", "reference", "sibling_or_reference", "none"] = (
     "sibling"

@@ -7,7 +7,7 @@ import pydantic
 from distil_jax.config.base import Above, Positive, Section
 
 
-class Tools(Section):
+class ToolsConfig(Section):
   """What holds for every tool. An episode fits `max_completion_length`."""
 
   max_turns: Annotated[int, pydantic.Field(ge=2)] = 4
@@ -21,7 +21,7 @@ class Tools(Section):
   the tool has itself, for one that hangs."""
 
 
-class PythonTool(Tools):
+class PythonToolConfig(ToolsConfig):
   """Runs the last ```python block of a turn in the sandbox.
 
   The blocks of the turns before run again first, without their output.
@@ -36,7 +36,7 @@ class PythonTool(Tools):
   """Of one output; beginning and end stay."""
 
 
-class OwnTool(Tools):
+class OwnToolConfig(ToolsConfig):
   """One that is not in this package.
 
   Written as `{kind: my_package.my_module:make, …}`, with the settings of the
@@ -52,7 +52,7 @@ class OwnTool(Tools):
   """Its arguments."""
 
 
-Tool = PythonTool | OwnTool
+ToolConfig = PythonToolConfig | OwnToolConfig
 
 
 def with_kind(section: dict[str, Any]) -> dict[str, Any]:
@@ -60,6 +60,8 @@ def with_kind(section: dict[str, Any]) -> dict[str, Any]:
   settings = {"kind": "python", **section}
   if ":" not in str(settings["kind"]):
     return settings
-  common = {k: settings.pop(k) for k in Tools.model_fields if k in settings}
+  common = {
+    k: settings.pop(k) for k in ToolsConfig.model_fields if k in settings
+  }
   function = settings.pop("kind")
   return {"kind": "own", "function": function, "settings": settings, **common}

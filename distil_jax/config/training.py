@@ -12,10 +12,10 @@ from distil_jax.config.base import (
   Seed,
   Weight,
 )
-from distil_jax.config.rollout import Sampling
+from distil_jax.config.rollout import SamplingConfig
 
 
-class Optimizer(Section):
+class OptimizerConfig(Section):
   """AdamW behind a clip of the gradient's norm."""
 
   learning_rate: Above = 1e-5
@@ -41,13 +41,13 @@ class Optimizer(Section):
   """Sequences whose gradient is computed at once; null: all of an update."""
 
 
-class Train(Section):
+class TrainConfig(Section):
   num_steps: Positive = 100
   seed: Seed = 0
   run_directory: str | None = None  # null: runs/<name of the config file>
 
 
-class Evaluation(Sampling):
+class EvaluationConfig(SamplingConfig):
   """Held-out problems: avg@num_samples and pass@k for each k."""
 
   every: NonNegative = 0  # steps; 0 evaluates only before and after
@@ -69,13 +69,13 @@ class Evaluation(Sampling):
     return self
 
 
-class Checkpoint(Section):
+class CheckpointConfig(Section):
   every: Positive = 50  # steps; the last step is always saved
   keep: Positive = 2
   resume: bool = True
 
 
-class Logging(Section):
+class LoggingConfig(Section):
   every: Positive = 1  # steps between lines in metrics.jsonl
   rollouts_every: NonNegative = 10  # steps between rollout samples; 0: never
   num_rollouts: Positive = 4

@@ -32,7 +32,7 @@ class LaunchError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class ProcessSpec:
   """Of one process among several.
 
   Attributes:
@@ -71,7 +71,7 @@ def find(
   num_processes: int | None = None,
   process_id: int | None = None,
   has_tpu: Callable[[], bool] = has_tpu,
-) -> Place | None:
+) -> ProcessSpec | None:
   """This process's place; None: it is alone.
 
   Args:
@@ -115,7 +115,7 @@ def _number(
 
 def _said(
   coordinator: str | None, num_processes: int | None, process_id: int | None
-) -> Place:
+) -> ProcessSpec:
   said = {
     "coordinator": coordinator,
     "num_processes": num_processes,
@@ -143,14 +143,14 @@ def _said(
       f"--process-id {process_id} must be in 0..{num_processes - 1}, for "
       f"--num-processes {num_processes}"
     )
-  return Place(coordinator, num_processes, process_id)
+  return ProcessSpec(coordinator, num_processes, process_id)
 
 
-def _on_slurm(environ: Mapping[str, str]) -> Place | None:
+def _on_slurm(environ: Mapping[str, str]) -> ProcessSpec | None:
   count = int(environ["SLURM_NTASKS"])
   if count == 1:
     return None
-  return Place(
+  return ProcessSpec(
     num_processes=count,
     process_id=int(environ["SLURM_PROCID"]),
     cluster="slurm",
@@ -168,11 +168,11 @@ def _is_on_tpu(environ: Mapping[str, str]) -> bool:
   )
 
 
-def _on_tpu(environ: Mapping[str, str]) -> Place | None:
+def _on_tpu(environ: Mapping[str, str]) -> ProcessSpec | None:
   """On Kubernetes the environment counts the hosts; elsewhere jax asks."""
   for name in _TPU_WORKERS:
     if name in environ:
       count = len(environ[name].split(","))
       count *= int(environ.get("MEGASCALE_NUM_SLICES") or 1)
-      return None if count == 1 else Place(cluster="tpu")
-  return Place(cluster="tpu")
+      return None if count == 1 else ProcessSpec(cluster="tpu")
+  return ProcessSpec(cluster="tpu")

@@ -21,7 +21,7 @@ import jax
 from jax._src import distributed
 
 from distil_jax.distributed import rendezvous, signals
-from distil_jax.distributed.launch import LaunchError, Place
+from distil_jax.distributed.launch import LaunchError, ProcessSpec
 
 _POLL_SECONDS = 1.0
 # Polls without a sign of life after which a process counts as dead: a long hold
@@ -49,7 +49,7 @@ class Stopped(KeyboardInterrupt):
 
 
 @contextlib.contextmanager
-def joined(place: Place, *, timeout: int) -> Iterator[None]:
+def joined(place: ProcessSpec, *, timeout: int) -> Iterator[None]:
   """Within the block this process is one of several, which end together.
 
   At the end of the block it waits for the others. An exception is told to them,
@@ -146,7 +146,7 @@ def checked(report: Callable[..., None]) -> Callable[..., None]:
   return report_and_check
 
 
-class _Group:
+class ProcessGroup:
   """This process among the others, and the thread that listens to them.
 
   Jax has no public way to its coordination service; all that is used of it
@@ -381,10 +381,10 @@ class _Group:
     self._client.wait_at_barrier(_ROOT + name, seconds * 1000)
 
 
-_group: _Group | None = None
+_group: ProcessGroup | None = None
 
 
-def _join(place: Place, timeout: int) -> _Group | None:
+def _join(place: ProcessSpec, timeout: int) -> ProcessGroup | None:
   """Takes its place; None where a cluster turns out to have but one."""
   connections = []
   if place.coordinator is not None:
@@ -415,12 +415,12 @@ def _join(place: Place, timeout: int) -> _Group | None:
   state = distributed.global_state
   if state.num_processes == 1:
     return None
-  return _Group(
+  return ProcessGroup(
     state.client, state.process_id, state.num_processes, connections
   )
 
 
-def _give_up(place: Place, timeout: int) -> None:
+def _give_up(place: ProcessSpec, timeout: int) -> None:
   print(
     f"distil-jax: {place}: not all processes came within {timeout} s, or they "
     "do not reach the first of them; start them on all hosts, or wait longer "

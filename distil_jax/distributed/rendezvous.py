@@ -12,14 +12,14 @@ import socket
 import time
 from typing import Any
 
-from distil_jax.distributed.launch import LaunchError, Place
+from distil_jax.distributed.launch import LaunchError, ProcessSpec
 
 _RETRY_SECONDS = 0.2
 _HELLO_SECONDS = 5.0  # a stranger at the port says nothing
 _LONGEST = 2**16
 
 
-def call(place: Place, timeout: float) -> list[socket.socket]:
+def call(place: ProcessSpec, timeout: float) -> list[socket.socket]:
   """Returns when every process is here.
 
   Args:
@@ -44,7 +44,7 @@ def call(place: Place, timeout: float) -> list[socket.socket]:
 
 
 def _ask(
-  place: Place, address: tuple[str, int], deadline: float, timeout: float
+  place: ProcessSpec, address: tuple[str, int], deadline: float, timeout: float
 ) -> list[socket.socket]:
   """Process 0 waits for the others, and tells them what it found."""
   come: dict[int, tuple[str, socket.socket]] = {}
@@ -75,7 +75,7 @@ def _ask(
 
 
 def _answer(
-  place: Place, address: tuple[str, int], deadline: float, timeout: float
+  place: ProcessSpec, address: tuple[str, int], deadline: float, timeout: float
 ) -> socket.socket:
   """Another process says who it is, and waits for the answer."""
   connection = _connected(place, address, deadline, timeout)
@@ -96,7 +96,7 @@ def _answer(
 
 
 def _objection(
-  place: Place, hello: dict[str, Any], come: dict[int, tuple[str, Any]]
+  place: ProcessSpec, hello: dict[str, Any], come: dict[int, tuple[str, Any]]
 ) -> str | None:
   number, count = hello["id"], hello["count"]
   if count != place.num_processes:
@@ -114,7 +114,7 @@ def _objection(
   return None
 
 
-def _missing(place: Place, come: set[int], timeout: float) -> str:
+def _missing(place: ProcessSpec, come: set[int], timeout: float) -> str:
   missing = sorted(set(range(place.num_processes or 0)) - come)
   return (
     f"{len(come)} of {place.num_processes} processes came to "
@@ -139,7 +139,7 @@ def _listening(port: int) -> socket.socket:
 
 
 def _connected(
-  place: Place, address: tuple[str, int], deadline: float, timeout: float
+  place: ProcessSpec, address: tuple[str, int], deadline: float, timeout: float
 ) -> socket.socket:
   while True:
     left = deadline - time.monotonic()

@@ -28,7 +28,7 @@ class _Task(Generic[T]):
   future: Future[T] = dataclasses.field(default_factory=Future)
 
 
-class Threads(Generic[T]):
+class DeadlinePool(Generic[T]):
   """Does several things at once. What hangs costs its thread, not its place."""
 
   def __init__(self, *, num_workers: int | None = None, seconds: float = 60.0):

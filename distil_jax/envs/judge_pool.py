@@ -9,7 +9,7 @@ from distil_jax.envs import Environment, deadline_pool, warn_once
 from distil_jax.types import Problem, Status, Verdict
 
 
-class Judges:
+class JudgePool:
   """An environment whose verdicts are asked for now and read later.
 
   A judge that raises or that hangs costs its verdict, and nothing else. Threads
@@ -33,12 +33,12 @@ class Judges:
       seconds: for one verdict, from when its judge begins.
       tell: is told, once each, of a judge that raises and of one that hangs.
     """
-    self._threads = deadline_pool.Threads[Verdict](
+    self._threads = deadline_pool.DeadlinePool[Verdict](
       num_workers=num_workers, seconds=seconds
     )
     self._environment = environment
     self._seconds = seconds
-    self._complain = warn_once.Complaints(tell)
+    self._complain = warn_once.WarnOnce(tell)
 
   def submit(self, problem: Problem, completion: str) -> Future[Verdict]:
     """Has it judged; `result` of what is returned waits for the verdict.

@@ -42,8 +42,8 @@ class Math:
   symbolic: bool = True
   seconds: float = 5.0
   required_fields: ClassVar = ("prompt", "answer")
-  _workers: process_pool.Pool = dataclasses.field(
-    default_factory=lambda: process_pool.Pool(math_worker.__name__),
+  _workers: process_pool.ProcessPool = dataclasses.field(
+    default_factory=lambda: process_pool.ProcessPool(math_worker.__name__),
     init=False,
     repr=False,
     compare=False,

@@ -105,7 +105,7 @@ class Worker:
       process.end()
 
 
-class Pool:
+class ProcessPool:
   """As many workers as threads that ask at once, each started when needed."""
 
   def __init__(self, module: str, size: int | None = None):
@@ -126,7 +126,7 @@ class Pool:
     self.close = weakref.finalize(self, _kill_all, self._workers)
 
   def __reduce__(self):
-    return Pool, (self._module, self._size)  # with processes of its own
+    return ProcessPool, (self._module, self._size)  # with processes of its own
 
   def ask(self, question: Any, seconds: float) -> Any:
     """Waits for a worker, and for its answer; see `Worker.ask`."""
@@ -157,7 +157,7 @@ def _walls() -> tuple[str, ...]:
   found = [sys.base_prefix, sys.prefix, str(package)]
   found += [x for x in import_path.split(os.pathsep) if os.path.isdir(x)]
   shown = dict.fromkeys(os.path.abspath(x) for x in found)
-  return isolation.walls(tuple(shown), import_path)
+  return isolation.isolation_prefix(tuple(shown), import_path)
 
 
 def _kill_all(workers: list[Worker]) -> None:

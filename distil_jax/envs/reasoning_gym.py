@@ -39,8 +39,10 @@ class ReasoningGym:
   )
   seconds: float = 5.0
   required_fields: ClassVar = ("prompt", "answer")
-  _workers: process_pool.Pool = dataclasses.field(
-    default_factory=lambda: process_pool.Pool(reasoning_gym_worker.__name__),
+  _workers: process_pool.ProcessPool = dataclasses.field(
+    default_factory=lambda: process_pool.ProcessPool(
+      reasoning_gym_worker.__name__
+    ),
     init=False,
     repr=False,
     compare=False,

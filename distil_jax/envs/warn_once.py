@@ -14,7 +14,7 @@ def on_screen(text: str) -> None:
   progress.tell(f"distil-jax: {process_group.label()}{text}")
 
 
-class Complaints:
+class WarnOnce:
   """Tells of the first failure of a kind; any thread may complain."""
 
   def __init__(self, tell: Tell):

@@ -85,7 +85,7 @@ def assign_prompts(
 
 def decode_step(
   weights, state: SamplerState, *, graphdef, eos_ids
-) -> tuple[SamplerState, token_buffer.Journal]:
+) -> tuple[SamplerState, token_buffer.TokenBuffer]:
   """One token for every slot at work, and what to write down of it."""
   slots = state.slots
   hidden, rings = decoding.decode(
@@ -107,7 +107,7 @@ def decode_step(
   is_end = jnp.isin(ids, jnp.asarray(eos_ids, jnp.int32))
   lengths = slots.lengths + 1
   is_full = lengths >= slots.max_lengths
-  entry = token_buffer.Journal(
+  entry = token_buffer.TokenBuffer(
     rows=jnp.where(slots.is_alive, slots.rows, state.num_rows),
     ages=slots.lengths,
     ids=ids,

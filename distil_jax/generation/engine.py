@@ -120,7 +120,7 @@ class Engine:
     max_lengths: Any = None,
     *,
     report: Report = lambda num_tokens, num_done: None,
-    ended: finished_rows.Ended | None = None,
+    ended: finished_rows.OnFinished | None = None,
   ) -> tuple[Rollout, Usage]:
     """Samples G completions of each prompt.
 
@@ -192,10 +192,10 @@ class Engine:
     weights: decoding.Weights,
     state: sampler_state.SamplerState,
     report: Report,
-    ended: finished_rows.Ended | None,
+    ended: finished_rows.OnFinished | None,
   ) -> tuple[sampler_state.SamplerState, Usage]:
     """Until all rows are done."""
-    ends = None if ended is None else finished_rows.Endings(ended, state)
+    ends = None if ended is None else finished_rows.FinishedRows(ended, state)
     searched = np.zeros(state.completions.lengths.shape, np.int32)
     num_parts, width = state.slots.rows.shape
     widths = ladder(width)

@@ -15,16 +15,16 @@ import numpy as np
 from distil_jax.generation import sampler_state
 from distil_jax.models import sharding
 
-Ended = Callable[[int, np.ndarray], None]
+OnFinished = Callable[[int, np.ndarray], None]
 
 # Rows of each part that are picked out at once.
 _AT_ONCE = 16
 
 
-class Endings:
+class FinishedRows:
   """Tells of each row once, when it has ended."""
 
-  def __init__(self, tell: Ended, state: sampler_state.SamplerState):
+  def __init__(self, tell: OnFinished, state: sampler_state.SamplerState):
     """Nobody has ended yet.
 
     Args:

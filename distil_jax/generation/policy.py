@@ -40,7 +40,7 @@ class Policy:
     tokenizer: text to ids and back.
   """
 
-  config: models_config.Qwen3Config
+  config: models_config.DecoderConfig
   graphdef: nnx.GraphDef
   params: decoder.Params
   tokenizer: tokenizers.Tokenizer

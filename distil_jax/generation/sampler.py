@@ -153,7 +153,7 @@ def advance(
     journal_length, *state.slots.rows.shape, num_rows=state.num_rows
   )
   state, journal = jax.lax.while_loop(goes_on, step, (state, blank))
-  completions = token_buffer.sorted_in(state.completions, journal)
+  completions = token_buffer.write_back(state.completions, journal)
   return constrain(dataclasses.replace(state, completions=completions))
 
 

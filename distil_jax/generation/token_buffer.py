@@ -31,7 +31,7 @@ class Completions:
 
 
 @struct.dataclass
-class Journal:
+class TokenBuffer:
   """What the last steps chose, C of them at most. Shape `[C, D, W]` each.
 
   Steps write here, in one place, and it is sorted into `Completions` once: to
@@ -52,7 +52,9 @@ class Journal:
   stop_reasons: jax.Array
 
 
-def blank(length: int, num_parts: int, width: int, *, num_rows: int) -> Journal:
+def blank(
+  length: int, num_parts: int, width: int, *, num_rows: int
+) -> TokenBuffer:
   """A journal without entries: C, D, W; and N."""
   shape = (length, num_parts, width)
 
@@ -61,7 +63,7 @@ def blank(length: int, num_parts: int, width: int, *, num_rows: int) -> Journal:
       jnp.full(shape, value, dtype), None, "batch", None
     )
 
-  return Journal(
+  return TokenBuffer(
     rows=full(num_rows, jnp.int32),
     ages=full(0, jnp.int32),
     ids=full(0, jnp.int32),
@@ -71,7 +73,7 @@ def blank(length: int, num_parts: int, width: int, *, num_rows: int) -> Journal:
   )
 
 
-def sorted_in(found: Completions, journal: Journal) -> Completions:
+def write_back(found: Completions, journal: TokenBuffer) -> Completions:
   """Takes the entries of a journal to their rows.
 
   Args:
@@ -81,7 +83,7 @@ def sorted_in(found: Completions, journal: Journal) -> Completions:
   return jax.vmap(_sorted_in_part, in_axes=(0, 1))(found, journal)
 
 
-def _sorted_in_part(found: Completions, journal: Journal) -> Completions:
+def _sorted_in_part(found: Completions, journal: TokenBuffer) -> Completions:
   """The same of one part: `[N, ...]` and `[C, W]`.
 
   A slot works on a row in steps that follow each other, so where a row begins

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import nnx, struct
 
 from distil_jax.models import attention, sharding
-from distil_jax.models.decoder_config import Qwen3Config
+from distil_jax.models.decoder_config import DecoderConfig
 
 Params = dict[str, Any]
 # (query, key, value, ...) -> what attention reads, and what to keep.
@@ -98,7 +98,7 @@ def rotate(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
 class Block(nnx.Module):
   """One layer: grouped-query attention with normed heads, gated MLP."""
 
-  def __init__(self, config: Qwen3Config, *, rngs: nnx.Rngs):
+  def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
     c = config
     weight = functools.partial(_weight, c, rngs)
     self.config = c
@@ -138,10 +138,10 @@ class Block(nnx.Module):
     return x + (gate * up) @ self.down[...].astype(dtype), kept
 
 
-class Qwen3(nnx.Module):
+class Decoder(nnx.Module):
   """Embedding, stacked blocks, final norm; the unembedding where untied."""
 
-  def __init__(self, config: Qwen3Config, *, rngs: nnx.Rngs):
+  def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
     self.config = config
     self.embedding = _weight(config, rngs, config.vocab_size, config.width)
 
@@ -178,30 +178,30 @@ class Qwen3(nnx.Module):
     return rms_norm(x, self.norm[...], self.config.norm_epsilon)
 
 
-def _weight(config: Qwen3Config, rngs: nnx.Rngs, *shape: int) -> nnx.Param:
+def _weight(config: DecoderConfig, rngs: nnx.Rngs, *shape: int) -> nnx.Param:
   init = jax.nn.initializers.normal(0.02)
   return nnx.Param(init(rngs.params(), shape, jnp.dtype(config.param_dtype)))
 
 
-def _scale(config: Qwen3Config, size: int) -> nnx.Param:
+def _scale(config: DecoderConfig, size: int) -> nnx.Param:
   return nnx.Param(jnp.ones(size, jnp.dtype(config.param_dtype)))
 
 
-def make(config: Qwen3Config) -> tuple[nnx.GraphDef, Params]:
+def make(config: DecoderConfig) -> tuple[nnx.GraphDef, Params]:
   """Splits the network once: its graph definition and its parameters' shapes.
 
   Returns:
     the graph definition (hashable, static under jit) and a nested dictionary
     of `jax.ShapeDtypeStruct`.
   """
-  abstract = nnx.eval_shape(lambda: Qwen3(config, rngs=nnx.Rngs(0)))
+  abstract = nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))
   graphdef, params, _ = nnx.split(abstract, nnx.Param, ...)
   return graphdef, nnx.to_pure_dict(params)
 
 
-def init(config: Qwen3Config, key: jax.Array) -> Params:
+def init(config: DecoderConfig, key: jax.Array) -> Params:
   """Random parameters."""
-  model = Qwen3(config, rngs=nnx.Rngs(key))
+  model = Decoder(config, rngs=nnx.Rngs(key))
   return nnx.to_pure_dict(nnx.split(model, nnx.Param, ...)[1])
 
 
@@ -309,12 +309,12 @@ def pack(ids: jax.Array, mask: jax.Array) -> jax.Array:
   return jnp.where(counted, jnp.take_along_axis(ids, order, axis=-1), 0)
 
 
-def merge(graphdef: nnx.GraphDef, params: Params) -> Qwen3:
+def merge(graphdef: nnx.GraphDef, params: Params) -> Decoder:
   """The module with its parameters in it."""
   return nnx.merge(graphdef, nnx.State(params))
 
 
-def _full_pass(model: Qwen3, ids, remat: str, *, keeps: bool = False):
+def _full_pass(model: Decoder, ids, remat: str, *, keeps: bool = False):
   """All layers over packed rows; the last norm is yet to come.
 
   Returns:
@@ -334,7 +334,7 @@ def _full_pass(model: Qwen3, ids, remat: str, *, keeps: bool = False):
   return hidden[:, :length], kept
 
 
-def _pass_after(model: Qwen3, ids: jax.Array, prefix: Prefix) -> jax.Array:
+def _pass_after(model: Decoder, ids: jax.Array, prefix: Prefix) -> jax.Array:
   """All layers over packed rows that go on from a prefix."""
   begins = jnp.repeat(prefix.lengths, len(ids) // len(prefix.lengths))
   angles = model.angles(begins[:, None] + jnp.arange(ids.shape[1])[None])
@@ -350,7 +350,9 @@ def _pass_after(model: Qwen3, ids: jax.Array, prefix: Prefix) -> jax.Array:
   )[0]
 
 
-def _scan_layers(model: Qwen3, ids, angles, attend: Attend, extra, remat: str):
+def _scan_layers(
+  model: Decoder, ids, angles, attend: Attend, extra, remat: str
+):
   """One layer after the other; each attends with its part of what is extra."""
   graph, stacked = nnx.split(model.layers)
 

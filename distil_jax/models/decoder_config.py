@@ -26,7 +26,7 @@ _SIZES = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Qwen3Config:
+class DecoderConfig:
   """Sizes of the network, and how it computes."""
 
   vocab_size: int
@@ -48,7 +48,7 @@ class Qwen3Config:
 
 def from_hugging_face(
   settings: Mapping[str, Any], **computing: Any
-) -> Qwen3Config:
+) -> DecoderConfig:
   """Reads a `config.json`.
 
   Args:
@@ -70,7 +70,7 @@ def from_hugging_face(
     _check(key, value)
   try:
     num_heads = settings["num_attention_heads"]
-    return Qwen3Config(
+    return DecoderConfig(
       vocab_size=settings["vocab_size"],
       width=settings["hidden_size"],
       num_layers=settings["num_hidden_layers"],
@@ -109,7 +109,7 @@ def _check(key: str, value: Any) -> None:
 
 
 def to_hugging_face(
-  config: Qwen3Config, *, eos_ids: tuple[int, ...], pad_id: int
+  config: DecoderConfig, *, eos_ids: tuple[int, ...], pad_id: int
 ) -> dict[str, Any]:
   """What `config.json` has to say for transformers to load the network."""
   return {

@@ -6,11 +6,11 @@ from collections.abc import Callable
 import jax
 
 from distil_jax.objectives import losses
-from distil_jax.types import Batch
+from distil_jax.types import TrainBatch
 
 
 @dataclasses.dataclass(frozen=True)
-class Method:
+class Objective:
   """An objective as the functions that a step is made of.
 
   Attributes:
@@ -23,7 +23,7 @@ class Method:
       `experts.ask_teacher`. None: the loss has its distribution.
   """
 
-  prepare_fn: Callable[[Batch], losses.Piece]
-  loss_fn: Callable[..., tuple[jax.Array, losses.Report]]
+  prepare_fn: Callable[[TrainBatch], losses.Piece]
+  loss_fn: Callable[..., tuple[jax.Array, losses.LossAux]]
   credit_fn: Callable[..., losses.Credit] | None = None
   ask_fn: Callable[..., tuple[jax.Array, jax.Array]] | None = None

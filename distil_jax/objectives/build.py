@@ -13,35 +13,37 @@ from distil_jax.ops import advantages
 from distil_jax.ops.divergences import Divergence
 
 
-def keeps_teacher(objective: config.Objective, teacher: config.Teacher) -> bool:
+def keeps_teacher(
+  objective: config.ObjectiveConfig, teacher: config.TeacherConfig
+) -> bool:
   """Whether parameters besides the student's are kept."""
-  if isinstance(objective, config.GRPO):
+  if isinstance(objective, config.GRPOConfig):
     return objective.kl_weight > 0
   return config.needs_teacher(objective) and teacher.parameters != "current"
 
 
 def build_objective(
-  objective: config.Objective,
-  teacher: config.Teacher,
+  objective: config.ObjectiveConfig,
+  teacher: config.TeacherConfig,
   *,
   graphdef: nnx.GraphDef,
   group_size: int,
   is_cut: bool,
   splits_groups: bool,
   is_off_policy: bool,
-) -> base.Method:
+) -> base.Objective:
   config.check_teacher(objective, teacher)
   network = {"graphdef": graphdef, "chunk_size": objective.chunk_size}
-  if isinstance(objective, config.SFT):
-    return base.Method(
+  if isinstance(objective, config.SFTConfig):
+    return base.Objective(
       prepare_fn=functools.partial(
         losses.prepare, aggregation=objective.aggregation
       ),
       loss_fn=functools.partial(losses.sft_loss, **network),
     )
   prepare_fn = _prepare_fn(objective, group_size)
-  if isinstance(objective, config.GRPO):
-    return base.Method(
+  if isinstance(objective, config.GRPOConfig):
+    return base.Objective(
       prepare_fn=prepare_fn,
       loss_fn=functools.partial(
         losses.policy_gradient_loss,
@@ -70,7 +72,7 @@ def build_objective(
     )
   elif settings is not None:
     score_fn = functools.partial(objectives.score_weights_before, **settings)
-  return base.Method(
+  return base.Objective(
     prepare_fn=prepare_fn,
     loss_fn=functools.partial(
       losses.feedback_loss,
@@ -87,7 +89,7 @@ def build_objective(
 
 def _prepare_fn(objective, group_size: int) -> Callable[..., losses.Piece]:
   """What the rewards of a group say of each of its sequences."""
-  is_grpo = isinstance(objective, config.GRPO)
+  is_grpo = isinstance(objective, config.GRPOConfig)
   learns_from_rewards = is_grpo or getattr(objective, "reward_weight", 0.0) > 0
   advantage_fn = failure_fn = None
   if learns_from_rewards:
@@ -110,7 +112,9 @@ def _prepare_fn(objective, group_size: int) -> Callable[..., losses.Piece]:
   )
 
 
-def _teacher_fns(objective, teacher: config.Teacher, network: dict[str, Any]):
+def _teacher_fns(
+  objective, teacher: config.TeacherConfig, network: dict[str, Any]
+):
   """How the teacher is asked beforehand, if it is, and how it is compared."""
   rate = None
   if teacher.parameters == "trust_region":

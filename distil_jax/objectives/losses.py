@@ -25,20 +25,20 @@ from distil_jax.ops import (
 )
 from distil_jax.ops import credit as credit_lib
 from distil_jax.ops import sampler_mismatch as mismatch_lib
-from distil_jax.types import Batch
+from distil_jax.types import TrainBatch
 
 # Sum and number of what a metric averages. Shape `[2]` each.
 Sums = dict[str, jax.Array]
-SourceFn = Callable[..., fused_statistics.Source]
+SourceFn = Callable[..., fused_statistics.FusedStatistics]
 CostsFn = Callable[[token_statistics.TokenStatistics, jax.Array], jax.Array]
 # Costs, mask and what comes later; weights, future costs and what is to come.
-ScoreFn = Callable[..., tuple[jax.Array, jax.Array, credit_lib.Later]]
+ScoreFn = Callable[..., tuple[jax.Array, jax.Array, credit_lib.FutureSums]]
 # What is reported of tokens that were sampled from older parameters.
 _RATIOS = ("importance", "importance_clipped")
 
 
 @struct.dataclass
-class Report:
+class LossAux:
   """What the loss of a slice tells the log.
 
   Attributes:
@@ -76,7 +76,7 @@ class Piece:
     credit: None where the loss can find it from the slice.
   """
 
-  batch: Batch
+  batch: TrainBatch
   weights: Any
   advantages: Any = None
   failure_weights: Any = None
@@ -84,7 +84,7 @@ class Piece:
 
 
 def prepare(
-  batch: Batch,
+  batch: TrainBatch,
   *,
   aggregation: masking.Aggregation,
   everyone_counts: bool = False,
@@ -124,7 +124,7 @@ def feedback_loss(
   importance_clip: float | None = None,
   is_off_policy: bool = False,
   chunk_size: int | None = None,
-) -> tuple[jax.Array, Report]:
+) -> tuple[jax.Array, LossAux]:
   """A divergence to the teacher, and what it makes of future and rewards.
 
   Args:
@@ -144,7 +144,7 @@ def feedback_loss(
     the loss, and what to report.
   """
   batch = piece.batch
-  told = teachers.judged_tokens(batch)
+  told = teachers.teacher_mask(batch)
   learned = told if reward_weight == 0 else batch.student_tokens
 
   def token_losses(carry, statistics, rows):
@@ -208,7 +208,7 @@ def feedback_loss(
   )
   ratios = {k: reports.pop(k) for k in _RATIOS if k in reports}
   sums = _sums(told, **reports) | _sums(learned, **ratios)
-  return value, Report(sums | _sequence_sums(piece), mismatch)
+  return value, LossAux(sums | _sequence_sums(piece), mismatch)
 
 
 def local_costs(
@@ -231,7 +231,7 @@ def scores(
 def batch_credit(
   params: decoder.Params,
   teacher_params: decoder.Params,
-  slices: Batch,
+  slices: TrainBatch,
   *,
   source_fn: SourceFn,
   costs_fn: CostsFn,
@@ -256,10 +256,10 @@ def batch_credit(
       chunk_size=chunk_size,
       layout=teachers.layout(source.hidden, source.unembedding),
     )
-    return costs_fn(statistics, teachers.judged_tokens(micro_batch))
+    return costs_fn(statistics, teachers.teacher_mask(micro_batch))
 
   costs = jax.lax.map(costs_of, slices)
-  masks = jax.vmap(teachers.judged_tokens)(slices)
+  masks = jax.vmap(teachers.teacher_mask)(slices)
   whole = (-1, costs.shape[-1])
   return Credit(*score_fn(costs.reshape(whole), masks.reshape(whole)))
 
@@ -275,7 +275,7 @@ def policy_gradient_loss(
   kl_weight: float = 0.0,
   is_off_policy: bool = False,
   chunk_size: int | None = None,
-) -> tuple[jax.Array, Report]:
+) -> tuple[jax.Array, LossAux]:
   """Rewards alone; `teacher_params` are the reference of the divergence."""
   batch, mask = piece.batch, piece.batch.student_tokens
   source = teachers.own_source(params, batch, graphdef=graphdef)
@@ -328,7 +328,7 @@ def policy_gradient_loss(
     reports.pop("log_probs"), batch.old_log_probs, mask
   )
   sums = _sums(mask, **reports) | _sequence_sums(piece)
-  return value, Report(sums, mismatch)
+  return value, LossAux(sums, mismatch)
 
 
 def sft_loss(
@@ -338,7 +338,7 @@ def sft_loss(
   *,
   graphdef: nnx.GraphDef,
   chunk_size: int | None = None,
-) -> tuple[jax.Array, Report]:
+) -> tuple[jax.Array, LossAux]:
   """Demonstrations."""
   del teacher_params
   batch = piece.batch
@@ -355,18 +355,18 @@ def sft_loss(
     chunk_size=chunk_size,
     layout=teachers.layout(source.hidden, source.unembedding),
   )
-  return value, Report(_sums(teachers.judged_tokens(batch), **reports))
+  return value, LossAux(_sums(teachers.teacher_mask(batch), **reports))
 
 
-def merge(one: Report, other: Report) -> Report:
+def merge(one: LossAux, other: LossAux) -> LossAux:
   """What two slices tell together."""
   sums = jax.tree.map(jnp.add, one.sums, other.sums)
   if one.mismatch is None or other.mismatch is None:
-    return Report(sums)
-  return Report(sums, mismatch_lib.merge(one.mismatch, other.mismatch))
+    return LossAux(sums)
+  return LossAux(sums, mismatch_lib.merge(one.mismatch, other.mismatch))
 
 
-def metrics(report: Report) -> dict[str, jax.Array]:
+def metrics(report: LossAux) -> dict[str, jax.Array]:
   """Scalars to log."""
   means = {
     k: total / jnp.maximum(n, 1.0) for k, (total, n) in report.sums.items()

@@ -19,10 +19,10 @@ from distil_jax.ops import (
   token_statistics,
 )
 from distil_jax.ops.divergences import Divergence
-from distil_jax.types import Batch
+from distil_jax.types import TrainBatch
 
 
-def judged_tokens(batch: Batch) -> jax.Array:
+def teacher_mask(batch: TrainBatch) -> jax.Array:
   """1 at the tokens that a teacher judges: the student's. Shape `[b, T]`.
 
   A sequence without teacher signal has none: its costs mean nothing, so they
@@ -32,7 +32,7 @@ def judged_tokens(batch: Batch) -> jax.Array:
 
 
 def student_hidden_states(
-  params: decoder.Params, batch: Batch, *, graphdef: nnx.GraphDef
+  params: decoder.Params, batch: TrainBatch, *, graphdef: nnx.GraphDef
 ) -> jax.Array:
   """From which each token was chosen, on its own prompt. `[b, T, D]`."""
   hidden = scoring.completion_hidden_states(
@@ -49,12 +49,12 @@ def student_hidden_states(
 def exact_source(
   params: decoder.Params,
   teacher_params: decoder.Params,
-  batch: Batch,
+  batch: TrainBatch,
   *,
   graphdef: nnx.GraphDef,
   divergence: Divergence,
   trust_region_rate: float | None = None,
-) -> fused_statistics.Source:
+) -> fused_statistics.FusedStatistics:
   """Student and teacher on the student's tokens, from both distributions.
 
   With a trust region the teacher's logits are (1 − rate) times those of
@@ -66,7 +66,7 @@ def exact_source(
     _teacher(params, teacher_params, batch, graphdef, trust_region_rate),
     batch.completion_ids,
     divergence,
-    judged_tokens(batch),
+    teacher_mask(batch),
     top_k_fn=_top_k_fn(params, batch),
   )
 
@@ -74,31 +74,31 @@ def exact_source(
 def list_source(
   params: decoder.Params,
   teacher_params: decoder.Params,
-  batch: Batch,
+  batch: TrainBatch,
   *,
   graphdef: nnx.GraphDef,
   kind: token_statistics.ListKind,
   tail: bool,
-) -> fused_statistics.Source:
+) -> fused_statistics.FusedStatistics:
   """The same where of the teacher only a list of tokens is known."""
   del teacher_params
   return fused_statistics.listed(
     student_hidden_states(params, batch, graphdef=graphdef),
     _unembedding_of(params, batch),
-    token_statistics.Lists(
+    token_statistics.SparseTeacher(
       batch.teacher_candidate_ids,
       batch.teacher_candidate_log_probs,
       kind,
       tail,
     ),
     batch.completion_ids,
-    judged_tokens(batch),
+    teacher_mask(batch),
   )
 
 
 def own_source(
-  params: decoder.Params, batch: Batch, *, graphdef: nnx.GraphDef
-) -> fused_statistics.Source:
+  params: decoder.Params, batch: TrainBatch, *, graphdef: nnx.GraphDef
+) -> fused_statistics.FusedStatistics:
   """The student on its tokens, without a teacher."""
   return fused_statistics.alone(
     student_hidden_states(params, batch, graphdef=graphdef),
@@ -147,7 +147,7 @@ def _keep(hidden: jax.Array) -> jax.Array:
   return sharding.constrain(hidden, "batch", None, "embed_by_context")
 
 
-def _unembedding_of(params: decoder.Params, batch: Batch) -> jax.Array:
+def _unembedding_of(params: decoder.Params, batch: TrainBatch) -> jax.Array:
   """With whole columns on each device: they are moved once, not by chunk."""
   weights = decoder.unembedding(params)
   _, vocab = _logits_axes(batch.completion_ids, weights)
@@ -162,7 +162,7 @@ def _logits_axes(tokens: jax.Array, weights: jax.Array) -> tuple[str, str]:
 def ask_teacher(
   params: decoder.Params,
   teacher_params: decoder.Params,
-  batch: Batch,
+  batch: TrainBatch,
   keys: jax.Array,
   *,
   graphdef: nnx.GraphDef,
@@ -201,7 +201,9 @@ def ask_teacher(
   return teacher_candidates.samples(teacher, uniforms, **settings)
 
 
-def _top_k_fn(params: decoder.Params, batch: Batch) -> fused_statistics.TopKFn:
+def _top_k_fn(
+  params: decoder.Params, batch: TrainBatch
+) -> fused_statistics.TopKFn:
   rows, columns = _logits_axes(
     batch.completion_ids, decoder.unembedding(params)
   )
@@ -211,7 +213,7 @@ def _top_k_fn(params: decoder.Params, batch: Batch) -> fused_statistics.TopKFn:
 def _teacher(
   params: decoder.Params,
   teacher_params: decoder.Params,
-  batch: Batch,
+  batch: TrainBatch,
   graphdef: nnx.GraphDef,
   trust_region_rate: float | None,
 ) -> token_statistics.Expert:

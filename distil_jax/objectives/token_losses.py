@@ -133,7 +133,7 @@ def score_weights(
 def score_weights_before(
   costs: jax.Array,
   mask: jax.Array,
-  later: credit.Later,
+  later: credit.FutureSums,
   *,
   future_weight: float = 1.0,
   normalize: bool = True,
@@ -141,7 +141,7 @@ def score_weights_before(
   baseline: Baseline | None = None,
   group_size: int | None = None,
   terminal_neutral: bool = False,
-) -> tuple[jax.Array, jax.Array, credit.Later]:
+) -> tuple[jax.Array, jax.Array, credit.FutureSums]:
   """The same for a stretch of time, see `credit.future_costs_before`.
 
   Args:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from distil_jax.ops import masking
 
 
-class Later(NamedTuple):
+class FutureSums(NamedTuple):
   """What lies after a stretch of time, all of which is in R.
 
   Attributes:
@@ -30,9 +30,9 @@ class Later(NamedTuple):
   counts: jax.Array
 
 
-def nothing_later(batch_size: int, dtype=jnp.float32) -> Later:
+def nothing_later(batch_size: int, dtype=jnp.float32) -> FutureSums:
   """After the end of time."""
-  return Later(jnp.zeros(batch_size, dtype), jnp.zeros(batch_size, dtype))
+  return FutureSums(jnp.zeros(batch_size, dtype), jnp.zeros(batch_size, dtype))
 
 
 def future_costs(
@@ -87,11 +87,11 @@ def future_costs(
 def future_costs_before(
   costs: jax.Array,
   mask: jax.Array,
-  later: Later,
+  later: FutureSums,
   *,
   discount: float = 1.0,
   normalize: bool = True,
-) -> tuple[jax.Array, Later]:
+) -> tuple[jax.Array, FutureSums]:
   """The same for a stretch of time, of whose future the sums are known.
 
   Args:
@@ -118,7 +118,7 @@ def future_costs_before(
   weights, weight = _after(counts, mask, later.counts, discount)
   if normalize:
     totals = jnp.where(weights > 0, totals / jnp.maximum(weights, 1e-30), 0.0)
-  return totals, Later(total, weight)
+  return totals, FutureSums(total, weight)
 
 
 def leave_one_out_baseline(
@@ -181,7 +181,7 @@ def batch_mean_baseline(future_costs: jax.Array, mask: jax.Array) -> jax.Array:
   return jnp.sum(values, axis=0, keepdims=True) / num_alive * alive
 
 
-def is_followed(mask: jax.Array, later: Later | None = None) -> jax.Array:
+def is_followed(mask: jax.Array, later: FutureSums | None = None) -> jax.Array:
   """1 where a token that counts comes later, in holes too.
 
   Times the mask it leaves out the very last token that counts of each

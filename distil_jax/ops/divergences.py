@@ -298,7 +298,7 @@ def summands(
   return whole if clip is None else jnp.minimum(whole, clip)
 
 
-def slopes(
+def gradients(
   student: jax.Array, teacher: jax.Array, divergence: Divergence
 ) -> jax.Array:
   """The derivative of each summand in the student's own log-probability.

@@ -115,7 +115,7 @@ def statistics(
   return _statistics(reader, cut, hidden, unembedding, constants, rows)
 
 
-def minimise(
+def fused_loss(
   reader: Reader,
   loss: Callable[[Any, Any, Any], tuple[jax.Array, tuple[Any, Any]]],
   hidden: jax.Array,

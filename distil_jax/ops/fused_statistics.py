@@ -16,13 +16,13 @@ from distil_jax.ops.fused_linear import Reader
 from distil_jax.ops.token_statistics import (
   Expert,
   ListKind,
-  Lists,
   OwnStatistics,
+  SparseTeacher,
   TokenStatistics,
 )
 
 
-class Source(NamedTuple):
+class FusedStatistics(NamedTuple):
   """The student's states, and how statistics are read from them.
 
   Attributes:
@@ -64,7 +64,7 @@ class Source(NamedTuple):
       carry: before the last chunk.
       chunk_size, layout: as for `token_statistics`.
     """
-    return fused_linear.minimise(
+    return fused_linear.fused_loss(
       self.reader,
       loss,
       *self[1:],
@@ -84,7 +84,7 @@ def compared(
   mask: jax.Array | None = None,
   *,
   top_k_fn: TopKFn = jax.lax.top_k,
-) -> Source:
+) -> FusedStatistics:
   """A student beside a teacher that tells its distribution.
 
   Args:
@@ -108,7 +108,7 @@ def compared(
   rows = {"ids": token_ids, "teacher": tuple(teacher.hidden)}
   if mask is not None:
     rows["told"] = mask
-  return Source(
+  return FusedStatistics(
     Reader(
       functools.partial(_read_compared, divergence, top_k_fn),
       functools.partial(_pull_compared, divergence),
@@ -124,10 +124,10 @@ def compared(
 def listed(
   hidden: jax.Array,
   unembedding: jax.Array,
-  teacher: Lists,
+  teacher: SparseTeacher,
   token_ids: jax.Array,
   mask: jax.Array | None = None,
-) -> Source:
+) -> FusedStatistics:
   """A student beside a teacher that gives lists.
 
   Args:
@@ -154,14 +154,14 @@ def listed(
     log_probs = jnp.where(counts, log_probs, 0.0)
   rows = (_checked(hidden, token_ids), (ids, log_probs))
   read = functools.partial(_read_listed, kind=kind, tail=tail)
-  return Source(
+  return FusedStatistics(
     fused_linear.differentiated(read), hidden, unembedding, None, rows
   )
 
 
 def alone(
   hidden: jax.Array, unembedding: jax.Array, token_ids: jax.Array
-) -> Source:
+) -> FusedStatistics:
   """A policy without a teacher; its statistics are `OwnStatistics`.
 
   Args:
@@ -170,7 +170,7 @@ def alone(
   """
   token_ids = _checked(hidden, token_ids)
   reader = Reader(_read_own, _pull_own)
-  return Source(reader, hidden, unembedding, None, token_ids)
+  return FusedStatistics(reader, hidden, unembedding, None, token_ids)
 
 
 def token_statistics(
@@ -304,7 +304,7 @@ def _pull_compared(
   divergence: Divergence, logits, tile, residuals, slopes: TokenStatistics
 ):
   of_teacher, ids = tile
-  return statistics_vjp.pull(
+  return statistics_vjp.vjp(
     logits,
     of_teacher,
     ids,
@@ -322,7 +322,7 @@ def _read_own(logits, ids):
 
 
 def _pull_own(logits, ids, residuals, slopes: OwnStatistics):
-  return statistics_vjp.pull_own(logits, ids, residuals, **slopes._asdict())
+  return statistics_vjp.own_vjp(logits, ids, residuals, **slopes._asdict())
 
 
 def _read_listed(logits, tile, *, kind: ListKind, tail: bool):

@@ -126,7 +126,7 @@ def read(
   )
 
 
-def pull(
+def vjp(
   student_logits: jax.Array,
   teacher_logits: jax.Array,
   token_ids: jax.Array,
@@ -159,7 +159,7 @@ def pull(
   )
   kept = _kept(student_scaled, teacher_scaled, r.threshold, divergence)
   log_student = r.student.norm.of(student_scaled)
-  own = divergences.slopes(
+  own = divergences.gradients(
     log_student, r.teacher.norm.of(teacher_scaled), divergence
   )
   probs = jnp.exp(log_student)
@@ -187,7 +187,9 @@ def _tail_slopes(r: Residuals, scaled, divergence: Divergence):
   # Where the others have no mass there is nothing to share.
   has_mass = others.rest != -jnp.inf
   share = jnp.where(has_mass, jnp.exp(others.of(scaled)), 0.0)
-  return divergences.slopes(r.student.tail, r.teacher.tail, divergence), share
+  return divergences.gradients(
+    r.student.tail, r.teacher.tail, divergence
+  ), share
 
 
 def read_own(
@@ -209,7 +211,7 @@ def read_own(
   return found, (norm, entropies[..., None])
 
 
-def pull_own(
+def own_vjp(
   logits: jax.Array,
   token_ids: jax.Array,
   residuals: Any,

@@ -63,7 +63,7 @@ class Expert(NamedTuple):
   unembedding: Sequence[jax.Array]
 
 
-class Lists(NamedTuple):
+class SparseTeacher(NamedTuple):
   """A teacher that is known by a short list of tokens at each state.
 
     samples   a₁ … a_C ~ π_T, of log-probability −log C each; duplicates are

@@ -19,7 +19,7 @@ from distil_jax.models import decoder, decoding, sharding
 from distil_jax.ops import sampling
 from distil_jax.planning import memory
 from distil_jax.training import train_state as training_train_state
-from distil_jax.types import Batch
+from distil_jax.types import TrainBatch
 
 
 def params(shapes: decoder.Params, mesh: jax.sharding.Mesh) -> decoder.Params:
@@ -52,7 +52,7 @@ def batch(
   teacher_prompt_length: int,
   completion_length: int,
   has_tools: bool = False,
-) -> Batch:
+) -> TrainBatch:
   """What a training step learns from; whole teacher's prompts.
 
   Args:
@@ -69,7 +69,7 @@ def batch(
     shape = (num_sequences, *shape)
     return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
 
-  return Batch(
+  return TrainBatch(
     prompt_ids=rows(prompt_length),
     prompt_mask=rows(prompt_length),
     teacher_prompt_ids=rows(teacher_prompt_length),

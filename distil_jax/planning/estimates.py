@@ -8,15 +8,15 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from distil_jax.models.decoder_config import Qwen3Config
+from distil_jax.models.decoder_config import DecoderConfig
 from distil_jax.planning.chip_specs import Chip
-from distil_jax.planning.workload import Run
+from distil_jax.planning.workload import Workload
 
 _BYTES = {"float32": 4, "bfloat16": 2}
 
 
 @dataclasses.dataclass(frozen=True)
-class Guess:
+class Estimate:
   """A way to arrange a training step.
 
   Attributes:
@@ -34,17 +34,17 @@ class Guess:
   num_bytes: float
 
 
-def guesses(
+def estimate_all(
   axes: Sequence[str],
   num_chips: int,
   chip: Chip,
-  network: Qwen3Config,
-  run: Run,
+  network: DecoderConfig,
+  run: Workload,
   num_params: int,
   num_copies: int,
   batch_sizes: Sequence[int],
   mini_batch_size: int,
-) -> list[Guess]:
+) -> list[Estimate]:
   """All that cut batches and network evenly, the fastest first.
 
   Args:
@@ -61,10 +61,10 @@ def guesses(
   compute = _compute(network, run, num_params) / num_chips / chip.flops
   bandwidth = max(chip.num_axes, 1) * chip.link_bandwidth
 
-  def guess(mesh: Mapping[str, int], micro: int) -> Guess:
+  def guess(mesh: Mapping[str, int], micro: int) -> Estimate:
     sent = _network(mesh, micro, network, run, num_params) / bandwidth
     needed = _memory(mesh, micro, network, run, num_params, num_copies)
-    return Guess(mesh, micro, max(compute, sent), sent, needed)
+    return Estimate(mesh, micro, max(compute, sent), sent, needed)
 
   found = [
     guess(mesh, micro)
@@ -78,8 +78,8 @@ def guesses(
 def meshes(
   axes: Sequence[str],
   num_chips: int,
-  network: Qwen3Config,
-  run: Run,
+  network: DecoderConfig,
+  run: Workload,
   batch_sizes: Sequence[int],
 ) -> Iterator[dict[str, int]]:
   """All sizes of the axes that cut everything evenly; see `guesses`."""
@@ -114,7 +114,7 @@ def _micro_batches(mesh: Mapping[str, int], whole: int) -> Iterator[int]:
     size *= 2
 
 
-def _lengths(run: Run) -> tuple[int, int]:
+def _lengths(run: Workload) -> tuple[int, int]:
   """Tokens of a student's and of a teacher's sequence."""
   student = run.prompt_length + run.completion_length
   if not run.teacher_prompt_length:
@@ -122,7 +122,7 @@ def _lengths(run: Run) -> tuple[int, int]:
   return student, run.teacher_prompt_length + run.completion_length
 
 
-def _compute(network: Qwen3Config, run: Run, num_params: int) -> float:
+def _compute(network: DecoderConfig, run: Workload, num_params: int) -> float:
   """FLOP of all chips together."""
   student, teacher = _lengths(run)
   # Forward, two backward, and forward again where layers are not kept.
@@ -135,7 +135,9 @@ def _compute(network: Qwen3Config, run: Run, num_params: int) -> float:
   return run.num_sequences * (passes * one_pass(student) + one_pass(teacher))
 
 
-def _network(mesh, micro, network: Qwen3Config, run: Run, num_params) -> float:
+def _network(
+  mesh, micro, network: DecoderConfig, run: Workload, num_params
+) -> float:
   """Bytes that a chip sends."""
   student, teacher = _lengths(run)
   tensor, context = mesh.get("tensor", 1), mesh.get("context", 1)
@@ -160,7 +162,7 @@ def _network(mesh, micro, network: Qwen3Config, run: Run, num_params) -> float:
 
 
 def _memory(
-  mesh, micro, network: Qwen3Config, run: Run, num_params, num_copies
+  mesh, micro, network: DecoderConfig, run: Workload, num_params, num_copies
 ) -> float:
   """Bytes on a chip: state, gradients, and one micro-batch's activations."""
   student, teacher = _lengths(run)

@@ -1,6 +1,6 @@
 """Meshes and micro-batches for a training step, tried and ranked."""
 
-from distil_jax.config import Config, ConfigError, Mesh
+from distil_jax.config import Config, ConfigError, MeshConfig
 from distil_jax.models import decoder, sharding
 from distil_jax.models import decoder_config as models_config
 from distil_jax.objectives import build
@@ -14,7 +14,7 @@ from distil_jax.training.setup import meshes
 def search(
   config: Config,
   hardware: Hardware,
-  network: models_config.Qwen3Config,
+  network: models_config.DecoderConfig,
   progress: Progress,
   *,
   tries: int,
@@ -54,27 +54,27 @@ def search(
   return Search(hardware, len(ranked), trials)
 
 
-def arranged(config: Config, guess: estimates.Guess) -> Config:
+def arranged(config: Config, guess: estimates.Estimate) -> Config:
   """The config with another mesh and micro-batch."""
   sizes = {"micro_batch_size": guess.micro_batch_size}
   return config.model_copy(
     update={
-      "mesh": Mesh(**guess.mesh),
+      "mesh": MeshConfig(**guess.mesh),
       "optimizer": config.optimizer.model_copy(update=sizes),
     }
   )
 
 
 def _ranked(
-  config: Config, hardware: Hardware, network: models_config.Qwen3Config
-) -> list[estimates.Guess]:
+  config: Config, hardware: Hardware, network: models_config.DecoderConfig
+) -> list[estimates.Estimate]:
   if hardware.chip is None:
     raise ConfigError(
       f"--search ranks by published peaks, and those of {hardware.name} are "
       "not known; give --topology"
     )
   guard = config.teacher.guard
-  found = estimates.guesses(
+  found = estimates.estimate_all(
     sharding.AXES,
     len(hardware.devices),
     hardware.chip,

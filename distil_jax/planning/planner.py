@@ -30,7 +30,7 @@ from distil_jax.planning.results import (
   Hardware,
   Phase,
   Plan,
-  Run,
+  Workload,
 )
 from distil_jax.training.logging.progress import Progress
 from distil_jax.training.setup import meshes, policies
@@ -43,7 +43,7 @@ _EOS_IDS = (0,)
 
 def network(
   config: Config, sizes_from: str | None
-) -> models_config.Qwen3Config:
+) -> models_config.DecoderConfig:
   """Sizes of the run's network.
 
   Args:
@@ -74,7 +74,7 @@ def network(
     found = models_config.from_hugging_face(sizes, **computing)
   elif model.create is not None and not sizes_from:
     sizes = model.create.model_dump(exclude={"seed"})
-    found = models_config.Qwen3Config(**sizes, **computing)
+    found = models_config.DecoderConfig(**sizes, **computing)
   else:
     raise ConfigError(
       f"there is no {path}; a plan needs the sizes of the network: set "
@@ -95,7 +95,7 @@ class Planner:
     self,
     config: Config,
     hardware: Hardware,
-    network: models_config.Qwen3Config,
+    network: models_config.DecoderConfig,
     progress: Progress,
   ):
     """Nothing is compiled yet.
@@ -114,18 +114,20 @@ class Planner:
     self.network = network
     self.progress = progress
     self.graphdef, self.shapes = decoder.make(network)
-    self.mesh = meshes.mesh(config, hardware.devices)
+    self.mesh = meshes.build_mesh(config, hardware.devices)
     meshes.check_attention(config, self.mesh)
     self.rollout_mesh = (
-      meshes.rollout_mesh(config, hardware.devices) or self.mesh
+      meshes.build_rollout_mesh(config, hardware.devices) or self.mesh
     )
     self.run = described(
       config, hardware, network, self.mesh, self.rollout_mesh
     )
-    self.optimizer, _ = setup_step.optimizer(config)
+    self.optimizer, _ = setup_step.build_optimizer(config)
     try:
       self.state = abstract_inputs.train_state(
-        lambda params: setup_step.init_state(config, params, self.optimizer),
+        lambda params: setup_step.build_train_state(
+          config, params, self.optimizer
+        ),
         self.shapes,
         self.mesh,
         self.optimizer,
@@ -158,7 +160,7 @@ class Planner:
   def training(self) -> Phase:
     """Loss, gradients, optimiser, teacher: all of it is one program."""
     policy = Policy(self.network, self.graphdef, {}, cast(Any, None))
-    step = setup_step.train_step(self.config, policy, self.optimizer)
+    step = setup_step.build_train_step(self.config, policy, self.optimizer)
     places = jax.tree.map(lambda x: x.sharding, self.state)
     step = jax.jit(step, donate_argnums=0, out_shardings=(places, None))
     with jax.set_mesh(self.mesh):
@@ -337,15 +339,15 @@ class Planner:
 def described(
   config: Config,
   hardware: Hardware,
-  network: models_config.Qwen3Config,
+  network: models_config.DecoderConfig,
   mesh: jax.sharding.Mesh | None = None,
   rollout_mesh: jax.sharding.Mesh | None = None,
-) -> Run:
+) -> Workload:
   """What a config says, in numbers."""
   settings, sizes, model = config.rollout, config.optimizer, config.model
   rows = config.num_sequences
   is_cpu = hardware.devices[0].platform == "cpu"
-  return Run(
+  return Workload(
     num_problems=settings.num_problems,
     group_size=settings.group_size,
     prompt_length=settings.max_prompt_length,

@@ -6,11 +6,11 @@ from typing import Any
 
 from distil_jax.planning.chip_specs import Chip
 from distil_jax.planning.costs import Costs
-from distil_jax.planning.estimates import Guess
+from distil_jax.planning.estimates import Estimate
 from distil_jax.planning.memory import Memory
 from distil_jax.planning.roofline import Times
 from distil_jax.planning.topologies import Slice
-from distil_jax.planning.workload import Run
+from distil_jax.planning.workload import Workload
 
 READING = "reading prompts"
 GROWING = "lengthening rings"
@@ -65,7 +65,7 @@ class Plan:
   """
 
   hardware: Hardware
-  run: Run
+  run: Workload
   num_params: int
   parts: Mapping[str, float]
   phases: Sequence[Phase]
@@ -100,7 +100,7 @@ class Plan:
 class Trial:
   """A mesh and a micro-batch, and the training step compiled for them."""
 
-  guess: Guess
+  guess: Estimate
   plan: Plan
 
   @property

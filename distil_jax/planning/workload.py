@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class Workload:
   """What a config says, in numbers.
 
   Attributes:

@@ -11,7 +11,7 @@ from distil_jax.data import padding, shared_prefixes
 from distil_jax.data import teacher_prompts as data_teacher_prompts
 from distil_jax.data.tokenizer import Tokenizer
 from distil_jax.training.rollouts.experience import Experience
-from distil_jax.types import Array, Batch, Demonstration, Status
+from distil_jax.types import Array, Demonstration, Status, TrainBatch
 
 SolutionSource = Literal["sibling", "reference", "sibling_or_reference", "none"]
 FeedbackUse = Literal["when_no_solution", "always", "never"]
@@ -50,7 +50,7 @@ class Lesson:
       them split; None: there is no teacher. Shape `[B, S']`.
   """
 
-  batch: Batch
+  batch: TrainBatch
   teacher_prompts: list[str | None]
   num_truncated: int = 0
   num_without_room: int = 0
@@ -162,7 +162,7 @@ def from_demonstrations(
   prompt_ids, prompt_mask = padding.pad_left(heads, max_prompt_length, pad_id)
   ids, mask = padding.pad_right(tails, max_completion_length, pad_id)
   nothing = np.zeros((len(heads), 0), np.int32)
-  batch = Batch(
+  batch = TrainBatch(
     prompt_ids=prompt_ids,
     prompt_mask=prompt_mask,
     teacher_prompt_ids=nothing,
@@ -181,12 +181,12 @@ def _batch(
   teacher_ids: np.ndarray,
   teacher_mask: np.ndarray,
   sample_mask: np.ndarray,
-) -> Batch:
+) -> TrainBatch:
   rollout, group_size = experience.rollout, experience.group_size
   # What is not judged has no token to learn from, by whatever objective.
   is_judged = experience.is_judged.astype(np.int32)[:, None]
   own = rollout.student_mask
-  return Batch(
+  return TrainBatch(
     prompt_ids=np.repeat(rollout.prompt_ids, group_size, axis=0),
     prompt_mask=np.repeat(rollout.prompt_mask, group_size, axis=0),
     teacher_prompt_ids=teacher_ids,
@@ -217,11 +217,11 @@ def _rewards(experience: Experience) -> np.ndarray:
 
 
 def _with_shared_prefixes(
-  batch: Batch,
+  batch: TrainBatch,
   rows: Sequence[Sequence[int] | None],
   pad_id: int,
   settings: TeacherSettings,
-) -> Batch:
+) -> TrainBatch:
   """The batch, its teacher's prompts split where that saves tokens."""
   if settings.num_sharing == 1:
     return batch

@@ -12,17 +12,17 @@ from distil_jax.objectives.build import build_objective, keeps_teacher
 from distil_jax.training import train_step as training_train_step
 from distil_jax.training.train_state import TrainState
 from distil_jax.training.train_step import Metrics
-from distil_jax.types import Batch
+from distil_jax.types import TrainBatch
 
-StepFn = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+StepFn = Callable[[TrainState, TrainBatch], tuple[TrainState, Metrics]]
 
 
 GradientsFn = Callable[..., tuple[Any, Any, Metrics]]
 
 
 def train_step(
-  objective: config.Objective,
-  teacher: config.Teacher,
+  objective: config.ObjectiveConfig,
+  teacher: config.TeacherConfig,
   *,
   graphdef: nnx.GraphDef,
   optimizer: optax.GradientTransformation,
@@ -78,8 +78,8 @@ def train_step(
 
 
 def gradients(
-  objective: config.Objective,
-  teacher: config.Teacher,
+  objective: config.ObjectiveConfig,
+  teacher: config.TeacherConfig,
   *,
   graphdef: nnx.GraphDef,
   group_size: int,

@@ -9,7 +9,7 @@ import jax
 
 from distil_jax.distributed import collectives
 from distil_jax.models import decoder
-from distil_jax.training.rollouts.rollout_worker import Actor
+from distil_jax.training.rollouts.rollout_worker import RolloutWorker
 from distil_jax.training.rollouts.self_critique import SelfCritic
 from distil_jax.types import Problem
 
@@ -33,7 +33,7 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
 
 
 def evaluate(
-  actor: Actor | SelfCritic,
+  actor: RolloutWorker | SelfCritic,
   params: decoder.Params,
   problems: Sequence[Problem],
   key: jax.Array,

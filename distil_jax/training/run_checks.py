@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import yaml
 
-from distil_jax.config import Config, ConfigError, Objective
+from distil_jax.config import Config, ConfigError, ObjectiveConfig
 from distil_jax.data import problems as data_problems
 from distil_jax.distributed import collectives, process_group
 from distil_jax.generation.policy import resolve_directory
@@ -208,7 +208,7 @@ def warnings(config: Config) -> list[str]:
   return found
 
 
-def _has_score_function(objective: Objective) -> bool:
+def _has_score_function(objective: ObjectiveConfig) -> bool:
   """Whether the loss has a part that weighs log π of sampled tokens."""
   weights = ("future_weight", "reward_weight")
   is_weighted = any(getattr(objective, name, 0) > 0 for name in weights)

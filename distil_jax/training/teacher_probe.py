@@ -6,18 +6,18 @@ import jax
 import numpy as np
 
 from distil_jax.distributed import collectives
-from distil_jax.envs.judge_pool import Judges
+from distil_jax.envs.judge_pool import JudgePool
 from distil_jax.generation import random_keys
 from distil_jax.generation.policy import Policy
 from distil_jax.models import decoder
 from distil_jax.training.batch_builder import Lesson
 from distil_jax.training.rollouts.experience import Experience
-from distil_jax.training.rollouts.rollout_worker import Actor
+from distil_jax.training.rollouts.rollout_worker import RolloutWorker
 from distil_jax.types import Status
 
 
 @dataclasses.dataclass(frozen=True)
-class Inspector:
+class TeacherProbe:
   """Lets the teacher answer where the student has failed.
 
   Attributes:
@@ -29,9 +29,9 @@ class Inspector:
     success_threshold: a reward from here on is right.
   """
 
-  actor: Actor
+  actor: RolloutWorker
   policy: Policy
-  judges: Judges
+  judges: JudgePool
   mesh: jax.sharding.Mesh
   num_answers: int
   success_threshold: float

@@ -8,9 +8,9 @@ import optax
 
 from distil_jax.models import decoder, sharding
 from distil_jax.objectives import losses
-from distil_jax.objectives.base import Method
+from distil_jax.objectives.base import Objective
 from distil_jax.training.train_state import TrainState
-from distil_jax.types import Batch
+from distil_jax.types import TrainBatch
 
 Metrics = dict[str, jax.Array]
 
@@ -21,9 +21,9 @@ _EXPERT = 2**31 + 2
 
 def train_step(
   state: TrainState,
-  batch: Batch,
+  batch: TrainBatch,
   *,
-  method: Method,
+  method: Objective,
   optimizer: optax.GradientTransformation,
   num_mini_batches: int = 1,
   num_micro_batches: int = 1,
@@ -76,7 +76,7 @@ def train_step(
     slices = _cut(batch, num_mini_batches)
     learner, (*numbers, reports) = jax.lax.scan(learn, learner, slices)
     value, norm = map(jnp.mean, numbers)
-    report = losses.Report(
+    report = losses.LossAux(
       jax.tree.map(lambda x: jnp.sum(x, axis=0), reports.sums),
       # Only the first update has the parameters that sampled.
       jax.tree.map(lambda x: x[0], reports.mismatch),
@@ -97,10 +97,10 @@ def train_step(
 def gradients(
   params: decoder.Params,
   teacher_params: decoder.Params | None,
-  batch: Batch,
+  batch: TrainBatch,
   key: jax.Array,
   *,
-  method: Method,
+  method: Objective,
   num_micro_batches: int = 1,
 ) -> tuple[decoder.Params, jax.Array, Metrics]:
   """The gradient of a whole batch, as one update of `train_step` takes it.

@@ -38,18 +38,18 @@ class TrainingError(RuntimeError):
   """A run that cannot go on; what is good has been saved."""
 
 
-class Learner:
+class Trainer:
   """One run: `Learner(config).train()`, once."""
 
   def __init__(self, config: Config):
     self.config = config
-    self.environment = environments.environment(config)
-    self.mesh = meshes.mesh(config)
+    self.environment = environments.build_environment(config)
+    self.mesh = meshes.build_mesh(config)
     # Read before anything is written: what is missing or malformed ends here.
     problems = data_problems.problems(config, self.environment)
     run_checks.check_same_data(config, problems)
     with jax.set_mesh(self.mesh):
-      self.policy = policies.policy(
+      self.policy = policies.build_policy(
         config, self.environment, problems, self.mesh
       )
     self.data = data_problems.data(
@@ -57,21 +57,21 @@ class Learner:
     )
     # Without parameters, which would outlive `release_params` in the actors.
     bare = dataclasses.replace(self.policy, params={})
-    judges = workers.judges(config, self.environment)
+    judges = workers.build_judge_pool(config, self.environment)
     parts = (config, bare, judges, self.mesh)
-    tooling = workers.tooling(config, bare)
-    self.actor = workers.with_critic(
+    tooling = workers.build_tool_pool(config, bare)
+    self.actor = workers.add_self_critique(
       *parts,
-      actor=workers.training_actor(*parts, tooling),
+      actor=workers.build_rollout_worker(*parts, tooling),
       environment=self.environment,
     )
-    self.evaluation_actor = workers.evaluation_actor(*parts, tooling)
+    self.evaluation_actor = workers.build_evaluation_worker(*parts, tooling)
     if getattr(self.environment, "is_rewarded_by_critique", False):
-      self.evaluation_actor = workers.with_critic(
+      self.evaluation_actor = workers.add_self_critique(
         *parts, actor=self.evaluation_actor, environment=self.environment
       )
-    self.inspector = workers.inspector(*parts)
-    self.optimizer, self.schedule = setup_step.optimizer(config)
+    self.inspector = workers.build_teacher_probe(*parts)
+    self.optimizer, self.schedule = setup_step.build_optimizer(config)
     self.key = jax.random.key(config.train.seed)
 
   def train(self) -> dict[str, Any]:
@@ -151,7 +151,7 @@ class Learner:
     self.policy = dataclasses.replace(self.policy, params={})
 
   def _init(self, params: decoder.Params) -> train_state.TrainState:
-    return setup_step.init_state(self.config, params, self.optimizer)
+    return setup_step.build_train_state(self.config, params, self.optimizer)
 
   def trained_params(self) -> tuple[int, decoder.Params]:
     """The step and the parameters of the run's last checkpoint.
@@ -168,7 +168,7 @@ class _Run:
 
   def __init__(
     self,
-    learner: Learner,
+    learner: Trainer,
     folder: run_folder.RunFolder,
     progress: Progress,
     saved: checkpoints.Checkpoints,
@@ -286,11 +286,11 @@ class _Run:
     latest = self.saved.latest_step
     if latest is not None:
       self.check_resumable(latest)
-    self.teacher = setup_step.teacher_settings(config)
+    self.teacher = setup_step.build_teacher_settings(config)
     self.seconds_before = 0.0
     template = learner.state_template()
     self.step_fn = jax.jit(
-      setup_step.train_step(config, learner.policy, learner.optimizer),
+      setup_step.build_train_step(config, learner.policy, learner.optimizer),
       donate_argnums=0,
       out_shardings=(jax.tree.map(lambda x: x.sharding, template), None),
     )

@@ -91,14 +91,14 @@ def test_override_opens_a_section_that_is_null(tmp_path):
 
 def test_kind_chooses_the_section(tmp_path):
   config = load(tmp_path, "objective: {kind: sft}")
-  assert isinstance(config.objective, configs.SFT)
+  assert isinstance(config.objective, configs.SFTConfig)
   # A setting of the other kind is no setting of this one.
   text = "objective: {kind: distil, future_weight: 1}"
   message = refusal(tmp_path, text, "objective.kind=sft")
   assert "objective.future_weight: a setting of kind=distil" in message
   assert "'objective={kind: sft}'" in message
   config = load(tmp_path, text, "objective={kind: sft}")
-  assert isinstance(config.objective, configs.SFT)
+  assert isinstance(config.objective, configs.SFTConfig)
 
 
 @pytest.mark.parametrize(
@@ -343,15 +343,15 @@ def test_setting_that_is_unusual_is_right_all_the_same(tmp_path, text):
 
 def test_every_choice_of_objective_and_teacher_is_described():
   members = (
-    configs.Distil,
-    configs.SDPO,
-    configs.OPSD,
-    configs.MiniLLM,
-    configs.GRPO,
-    configs.SFT,
-    configs.Teacher,
-    configs.Guard,
-    configs.Optimizer,
+    configs.DistilConfig,
+    configs.SDPOConfig,
+    configs.OPSDConfig,
+    configs.MiniLLMConfig,
+    configs.GRPOConfig,
+    configs.SFTConfig,
+    configs.TeacherConfig,
+    configs.GuardConfig,
+    configs.OptimizerConfig,
   )
   for member in members:
     for name, field in member.model_fields.items():

@@ -36,7 +36,7 @@ def test_python_in_all_its_writings(tmp_path, text, overrides):
   text = text.replace("}", ", max_output_tokens: 64}")
   more = ("tools.max_output_tokens=64",) if overrides else ()
   found = parse(tmp_path, text, *overrides, *more).tools
-  assert found == configs.PythonTool(
+  assert found == configs.PythonToolConfig(
     max_turns=3, seconds=2.0, max_output_tokens=64
   )
 
@@ -45,7 +45,7 @@ def test_ones_own_has_its_settings_beside_those_of_every_tool(tmp_path):
   found = parse(
     tmp_path, "tools: {kind: a.b:make, word: no, max_output_tokens: 16}"
   ).tools
-  assert found == configs.OwnTool(
+  assert found == configs.OwnToolConfig(
     function="a.b:make", settings={"word": False}, max_output_tokens=16
   )
 
@@ -93,7 +93,7 @@ def policy():
 
 class TestAssembly:
   def tooling(self, tmp_path, policy, text):
-    return workers.tooling(parse(tmp_path, text), policy)
+    return workers.build_tool_pool(parse(tmp_path, text), policy)
 
   def test_none(self, tmp_path, policy):
     assert self.tooling(tmp_path, policy, "") is None

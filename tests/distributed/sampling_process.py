@@ -63,7 +63,7 @@ def sample(mesh: jax.sharding.Mesh, rows: slice) -> dict[str, Any]:
       settings["rollout_mesh"] = sharding.make_mesh(
         *settings["rollout_mesh"], devices=mesh.devices.flatten().tolist()
       )
-    sampler = rollout_worker.Actor(
+    sampler = rollout_worker.RolloutWorker(
       whole,
       None,  # pyright: ignore[reportArgumentType]
       mesh,
@@ -126,7 +126,7 @@ def criticise(
   )
   critic = self_critique.SelfCritic(
     student,
-    rollout_worker.Actor(
+    rollout_worker.RolloutWorker(
       whole,
       None,  # pyright: ignore[reportArgumentType]
       mesh,
@@ -166,9 +166,9 @@ def converse(
     return str(len(turns)) if problem.index in NAMES[:4] else None
 
   student: Any = Attempts()
-  player = rollout_worker.Actor(
+  player = rollout_worker.RolloutWorker(
     whole,
-    judge_pool.Judges(student),
+    judge_pool.JudgePool(student),
     mesh,
     group_size=2,
     max_prompt_length=12,
@@ -177,7 +177,7 @@ def converse(
     top_k=None,
     top_p=None,
     stop=tuple("0123456789"),  # turns are short
-    tooling=tool_pool.Tooling(
+    tooling=tool_pool.ToolPool(
       tool, whole.tokenizer, max_turns=3, max_output_tokens=16
     ),
   )

@@ -16,7 +16,7 @@ SLURM = {
   "SLURM_PROCID": "3",
   "SLURM_LOCALID": "1",
 }
-SAID = launch.Place("10.0.0.1:1234", 2, 1)
+SAID = launch.ProcessSpec("10.0.0.1:1234", 2, 1)
 
 
 def find(environ, is_tpu=False, **said):
@@ -43,7 +43,9 @@ def test_one_machine_is_alone(environ, is_tpu):
 
 def test_clusters_are_found():
   found = find(SLURM)
-  assert found == launch.Place(num_processes=4, process_id=3, cluster="slurm")
+  assert found == launch.ProcessSpec(
+    num_processes=4, process_id=3, cluster="slurm"
+  )
   assert found.cluster_method == "slurm"
   assert str(found) == "process 3 of 4"
   for environ in (
@@ -53,7 +55,7 @@ def test_clusters_are_found():
     {},
   ):
     found = find(environ, is_tpu=True)
-    assert found == launch.Place(cluster="tpu")
+    assert found == launch.ProcessSpec(cluster="tpu")
     assert found.cluster_method is None
 
 
@@ -115,7 +117,7 @@ def meet(*places, timeout=20):
 
 def places(port, *numbers, count=3):
   address = f"127.0.0.1:{port}"
-  return [launch.Place(address, count, number) for number in numbers]
+  return [launch.ProcessSpec(address, count, number) for number in numbers]
 
 
 def test_all_that_come_begin():

@@ -27,7 +27,7 @@ def group():
   with concurrent.futures.ThreadPoolExecutor(COUNT) as pool:
     list(pool.map(lambda client: client.connect(), clients))
     members = [
-      process_group._Group(client, index, COUNT, [])
+      process_group.ProcessGroup(client, index, COUNT, [])
       for index, client in enumerate(clients)
     ]
     try:

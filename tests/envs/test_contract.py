@@ -192,7 +192,7 @@ logging: {tensorboard: false}
   )
   loaded = config.load("own.yaml", ["environment.slack=0"])
   assert loaded.environment.settings == {"slack": 0}
-  summary = trainer.Learner(loaded).train()
+  summary = trainer.Trainer(loaded).train()
   assert summary["steps"] == 1
   metrics = json.loads(pathlib.Path("run/metrics.jsonl").read_text())
   assert metrics["verdict/wrong"] > 0

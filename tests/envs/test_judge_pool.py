@@ -74,7 +74,7 @@ def judge():
 def make(judge, **settings):
   """Judges, and what they tell."""
   told = []
-  return judge_pool.Judges(judge, tell=told.append, **settings), told
+  return judge_pool.JudgePool(judge, tell=told.append, **settings), told
 
 
 def test_verdicts_come_in_the_order_in_which_they_were_asked_for(judge):
@@ -160,7 +160,7 @@ def test_who_waits_hears_that_nobody_could_be_told(judge, said):
   def tell(text):
     raise BrokenPipeError("the terminal is gone")
 
-  judges = judge_pool.Judges(judge, num_workers=1, seconds=0.3, tell=tell)
+  judges = judge_pool.JudgePool(judge, num_workers=1, seconds=0.3, tell=tell)
   with pytest.raises(BrokenPipeError):
     judges.submit(PROBLEM, said).result(timeout=5)
   assert judges([PROBLEM], ["a"])[0].feedback == "a"
@@ -222,4 +222,4 @@ def test_one_that_hangs_does_not_keep_the_process():
 )
 def test_unusable_settings(judge, settings, said):
   with pytest.raises(ValueError, match=said):
-    judge_pool.Judges(judge, **settings)
+    judge_pool.JudgePool(judge, **settings)

@@ -327,7 +327,7 @@ def test_a_worker_sees_no_secret_and_no_network(monkeypatch):
 
 @pytest.fixture
 def pool(numbered):
-  made = process_pool.Pool("envs.test_math", 2)
+  made = process_pool.ProcessPool("envs.test_math", 2)
   yield made
   made.close()
 

@@ -167,8 +167,10 @@ def whole_step(network, mesh):
     )
 
   step = build_step.train_step(
-    config.Distil(baseline="leave_one_out", reward_weight=1.0, chunk_size=2),
-    config.Teacher(parameters="ema", ema_rate=0.5),
+    config.DistilConfig(
+      baseline="leave_one_out", reward_weight=1.0, chunk_size=2
+    ),
+    config.TeacherConfig(parameters="ema", ema_rate=0.5),
     graphdef=network.graphdef,
     optimizer=optimizer,
     group_size=GROUP_SIZE,
@@ -196,7 +198,7 @@ def whole_step(network, mesh):
         )
       ),
     )
-    batch = networks.Batch(
+    batch = networks.TrainBatch(
       prompt_ids=np.repeat(prompt_ids, GROUP_SIZE, axis=0),
       prompt_mask=np.repeat(prompt_mask, GROUP_SIZE, axis=0),
       teacher_prompt_ids=teacher_ids,

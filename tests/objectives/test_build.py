@@ -22,12 +22,12 @@ from tests.networks import assert_close, distance
 GROUP_SIZE, NUM_SEQUENCES = 4, 8
 RATE = 0.3
 SGD = optax.sgd(RATE)
-FROZEN = config.Teacher(parameters="frozen")
+FROZEN = config.TeacherConfig(parameters="frozen")
 
 
 def distil(**settings):
   """DistIL as published, but for the settings that are given."""
-  return config.Distil(**{**networks.PUBLISHED, **settings})
+  return config.DistilConfig(**{**networks.PUBLISHED, **settings})
 
 
 REWARDED = distil(
@@ -43,10 +43,10 @@ REWARDED = distil(
 KINDS = {
   "distil": distil(baseline="batch_mean", differential=True),
   "rewarded": REWARDED,
-  "sdpo": config.SDPO(top_k=6),
-  "opsd": config.OPSD(top_k=6, token_clip=0.02, temperature=1.1),
-  "minillm": config.MiniLLM(),
-  "grpo": config.GRPO(kl_weight=0.1, normalize_std=True),
+  "sdpo": config.SDPOConfig(top_k=6),
+  "opsd": config.OPSDConfig(top_k=6, token_clip=0.02, temperature=1.1),
+  "minillm": config.MiniLLMConfig(),
+  "grpo": config.GRPOConfig(kl_weight=0.1, normalize_std=True),
 }
 
 
@@ -294,8 +294,8 @@ def test_mini_batches_are_updates_one_after_the_other(
   step = jax.jit(
     recipe_step(
       network,
-      REWARDED if kind == "rewarded" else config.GRPO(),
-      config.Teacher(parameters="ema", ema_rate=0.25),
+      REWARDED if kind == "rewarded" else config.GRPOConfig(),
+      config.TeacherConfig(parameters="ema", ema_rate=0.25),
       mini_batch_size=4,
       micro_batch_size=2,
     )
@@ -322,7 +322,7 @@ def test_a_ratio_is_one_where_the_student_has_just_sampled(
   still = batch.replace(
     old_log_probs=own * batch.completion_mask, rewards=jnp.zeros(8)
   )
-  step = jax.jit(recipe_step(network, config.GRPO(), mini_batch_size=4))
+  step = jax.jit(recipe_step(network, config.GRPOConfig(), mini_batch_size=4))
   state, metrics = step(state_of(network.params, teacher), still)
   np.testing.assert_allclose(metrics["importance"], 1.0, rtol=1e-5)
   assert float(metrics["importance_clipped"]) == 0
@@ -343,7 +343,7 @@ def test_a_rate_counts_training_steps():
 
 
 def listening(access, **settings):
-  return config.Teacher(parameters="frozen", access=access, **settings)
+  return config.TeacherConfig(parameters="frozen", access=access, **settings)
 
 
 LOCAL = distil(future_weight=0.0)
@@ -433,7 +433,7 @@ def test_what_an_outside_expert_has_said_is_learned_word_for_word(
   )
   key = jax.random.key(0)
   listen = gradients_of(network, LOCAL, listening("samples"))
-  copy = gradients_of(network, config.SFT())
+  copy = gradients_of(network, config.SFTConfig())
   ours, theirs = (
     made(network.params, teacher, given, key)
     for made, given in ((listen, told), (copy, batch))
@@ -490,7 +490,7 @@ def test_nothing_flows_into_a_trust_region(network, teacher, batch, forward):
     return jnp.sum(mask * costs) / jnp.sum(mask)
 
   _, expected = reference_gradient(forward, network.params, loss)
-  near = config.Teacher(parameters="trust_region", trust_region_rate=rate)
+  near = config.TeacherConfig(parameters="trust_region", trust_region_rate=rate)
   gradient, _, _ = gradients_of(network, LOCAL, near)(
     network.params, teacher, batch, jax.random.key(0)
   )
@@ -535,18 +535,18 @@ def test_a_teacher_that_has_no_say_may_be_broken(
 
 def test_who_needs_a_teacher_and_who_keeps_one():
   moving, current = (
-    config.Teacher(parameters=name) for name in ("ema", "current")
+    config.TeacherConfig(parameters=name) for name in ("ema", "current")
   )
   for objective, is_asked, is_kept in (
-    (config.Distil(), True, True),
-    (config.MiniLLM(), True, True),
-    (config.GRPO(), False, False),
-    (config.GRPO(kl_weight=0.1), False, True),
-    (config.SFT(), False, False),
+    (config.DistilConfig(), True, True),
+    (config.MiniLLMConfig(), True, True),
+    (config.GRPOConfig(), False, False),
+    (config.GRPOConfig(kl_weight=0.1), False, True),
+    (config.SFTConfig(), False, False),
   ):
     assert config.needs_teacher(objective) == is_asked
     assert build.keeps_teacher(objective, moving) == is_kept
-  assert not build.keeps_teacher(config.SDPO(), current)
+  assert not build.keeps_teacher(config.SDPOConfig(), current)
 
 
 @pytest.mark.parametrize(
@@ -559,12 +559,12 @@ def test_who_needs_a_teacher_and_who_keeps_one():
 )
 def test_sizes_that_do_not_divide_are_named(network, sizes, said):
   with pytest.raises(ValueError, match=said):
-    recipe_step(network, config.SDPO(), **sizes)
+    recipe_step(network, config.SDPOConfig(), **sizes)
 
 
 def test_a_teacher_that_cannot_tell_is_refused(network):
   with pytest.raises(config.ConfigError, match="kind=sdpo needs"):
-    recipe_step(network, config.SDPO(), listening("samples"))
+    recipe_step(network, config.SDPOConfig(), listening("samples"))
 
 
 def test_a_step_stands_in_a_scan_with_a_rate_that_is_traced(

@@ -405,7 +405,7 @@ class TestOtherEstimatorsAreExact:
     @jax.jit
     @jax.grad
     def gradient(student):
-      lists = token_statistics.Lists(
+      lists = token_statistics.SparseTeacher(
         candidates, np.zeros(candidates.shape), "samples"
       )
       statistics = fused_statistics.listed(

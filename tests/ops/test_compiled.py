@@ -14,7 +14,7 @@ from distil_jax.generation import sampler
 from distil_jax.models import decoder
 from distil_jax.objectives import scoring
 from distil_jax.training import build_step, train_state
-from distil_jax.types import Batch
+from distil_jax.types import TrainBatch
 from tests import networks
 
 B, S, T, V = 8, 16, 256, 50_000
@@ -42,7 +42,7 @@ def floats(*shape):
 
 @pytest.fixture(scope="module")
 def batch():
-  return Batch(
+  return TrainBatch(
     prompt_ids=ids(B, S),
     prompt_mask=ids(B, S),
     teacher_prompt_ids=ids(B, 2 * S),
@@ -64,8 +64,8 @@ def largest_array(compiled) -> int:
 def compile_step(network, batch, chunk_size):
   optimizer = optax.sgd(0.1)
   step = build_step.train_step(
-    config.Distil(chunk_size=chunk_size),
-    config.Teacher(parameters="ema", ema_rate=0.1),
+    config.DistilConfig(chunk_size=chunk_size),
+    config.TeacherConfig(parameters="ema", ema_rate=0.1),
     graphdef=network.graphdef,
     optimizer=optimizer,
     group_size=2,

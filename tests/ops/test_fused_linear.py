@@ -73,7 +73,7 @@ def sources(student, matrix, teacher, teacher_matrix, ids):
     "listed": fused_statistics.listed(
       student,
       matrix,
-      token_statistics.Lists(candidates, log_probs, "top_k"),
+      token_statistics.SparseTeacher(candidates, log_probs, "top_k"),
       ids,
     ),
     "alone": fused_statistics.alone(student, matrix, ids),

@@ -362,7 +362,7 @@ def listed_statistics(
   chunk_size=None,
   **settings,
 ):
-  lists = token_statistics.Lists(candidates, log_probs, **settings)
+  lists = token_statistics.SparseTeacher(candidates, log_probs, **settings)
   source = fused_statistics.listed(hidden, matrix, lists, ids, mask)
   return source.statistics(chunk_size=chunk_size)
 

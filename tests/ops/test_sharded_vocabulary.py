@@ -78,7 +78,9 @@ def sources(x, h, w):
   )
   found = {name: compared(d, x["mask"]) for name, d in DIVERGENCES.items()}
   for kind, tail in (("samples", False), ("top_k", True)):
-    lists = token_statistics.Lists(x["candidates"], x["log_probs"], kind, tail)
+    lists = token_statistics.SparseTeacher(
+      x["candidates"], x["log_probs"], kind, tail
+    )
     found[kind] = fused_statistics.listed(h, w, lists, x["ids"], x["mask"])
   return found
 

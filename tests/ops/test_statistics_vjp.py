@@ -97,7 +97,7 @@ def by_tiles(student, teacher, ids, divergence, pulls, dtype=jnp.float32):
   tile = (student, teacher, jnp.asarray(ids), divergence)
   found, residuals = statistics_vjp.read(*tile)
   slopes = [
-    statistics_vjp.pull(
+    statistics_vjp.vjp(
       *tile,
       residuals,
       **{name: jnp.asarray(x, dtype) for name, x in pull.items()},
@@ -489,7 +489,7 @@ class TestAlone:
 
     def by_hand(logits, pull):
       found, residuals = statistics_vjp.read_own(logits, jnp.asarray(ids))
-      slopes = statistics_vjp.pull_own(
+      slopes = statistics_vjp.own_vjp(
         logits, jnp.asarray(ids), residuals, **pull
       )
       return jax.tree.map(np.asarray, (found, slopes))
@@ -543,10 +543,10 @@ def test_a_word_that_is_not_there_pulls_on_nothing(token):
   own = {"log_probs": jnp.ones(1), "entropies": jnp.zeros(1)}
   pulls = {"costs": jnp.zeros(1), **own}
   _, residuals = statistics_vjp.read(logits, logits, ids, Divergence())
-  slopes = statistics_vjp.pull(
+  slopes = statistics_vjp.vjp(
     logits, logits, ids, Divergence(), residuals, **pulls
   )
   np.testing.assert_array_equal(slopes, 0.0)
   _, residuals = statistics_vjp.read_own(logits, ids)
-  slopes = statistics_vjp.pull_own(logits, ids, residuals, **own)
+  slopes = statistics_vjp.own_vjp(logits, ids, residuals, **own)
   np.testing.assert_array_equal(slopes, 0.0)

@@ -5,11 +5,11 @@ import math
 
 import pytest
 
-from distil_jax.models.decoder_config import Qwen3Config
+from distil_jax.models.decoder_config import DecoderConfig
 from distil_jax.planning import chip_specs, estimates
-from distil_jax.planning.workload import Run
+from distil_jax.planning.workload import Workload
 
-NETWORK = Qwen3Config(
+NETWORK = DecoderConfig(
   vocab_size=151936,
   width=4096,
   num_layers=36,
@@ -20,7 +20,7 @@ NETWORK = Qwen3Config(
   tie_embeddings=False,
   rope_theta=1e6,
 )
-RUN = Run(
+RUN = Workload(
   num_problems=32,
   group_size=8,
   prompt_length=2048,
@@ -42,7 +42,7 @@ NUM_PARAMS = 8_190_000_000
 
 
 def found(num_chips=8, run=RUN, batch_sizes=(32, 64)):
-  return estimates.guesses(
+  return estimates.estimate_all(
     AXES,
     num_chips,
     chip_specs.CHIPS["v5p"],

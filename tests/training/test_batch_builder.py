@@ -419,7 +419,7 @@ def test_rows_that_share_are_of_one_group_device_and_micro_batch():
         "optimizer": optimizer,
       }
     )
-    return steps.teacher_settings(settings).num_sharing
+    return steps.build_teacher_settings(settings).num_sharing
 
   assert num_sharing() == 8
   assert num_sharing(micro_batch_size=16) == 8
@@ -430,7 +430,7 @@ def test_rows_that_share_are_of_one_group_device_and_micro_batch():
     assert num_sharing(micro_batch_size=16) == 4
     assert num_sharing() == 8
   whole = config.parse({"teacher": {"share_prefix": False}})
-  assert steps.teacher_settings(whole).num_sharing == 1
+  assert steps.build_teacher_settings(whole).num_sharing == 1
 
 
 DEMONSTRATION = Demonstration(

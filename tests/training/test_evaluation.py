@@ -7,10 +7,10 @@ import zlib
 import jax
 import pytest
 
-from distil_jax.envs.judge_pool import Judges
+from distil_jax.envs.judge_pool import JudgePool
 from distil_jax.models import sharding
 from distil_jax.training import evaluation
-from distil_jax.training.rollouts.rollout_worker import Actor
+from distil_jax.training.rollouts.rollout_worker import RolloutWorker
 from distil_jax.types import Problem, Status, Verdict
 from tests import networks
 
@@ -59,9 +59,9 @@ def policy(mesh):
 
 @pytest.fixture(scope="module")
 def actor(policy, judge, mesh):
-  return Actor(
+  return RolloutWorker(
     policy,
-    Judges(judge, num_workers=1),  # in the order in which they end
+    JudgePool(judge, num_workers=1),  # in the order in which they end
     mesh,
     group_size=NUM_SAMPLES,
     max_prompt_length=40,

@@ -39,8 +39,8 @@ def compiled(length: int = 64, batch_size: int = 8, **axes: int):
   mesh = sharding.make_mesh(**axes, devices=jax.devices()[:count])
   optimizer, _ = optimizers.make_optimizer(learning_rate=1e-3)
   step = build_step.train_step(
-    config.Distil(),
-    config.Teacher(parameters="ema"),
+    config.DistilConfig(),
+    config.TeacherConfig(parameters="ema"),
     graphdef=graphdef,
     optimizer=optimizer,
     group_size=2,

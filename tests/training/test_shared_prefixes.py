@@ -18,8 +18,8 @@ from tests import networks
 from tests.networks import assert_close, distance
 
 SGD = optax.sgd(0.3)
-FROZEN = config.Teacher(parameters="frozen")
-DISTIL = config.Distil(chunk_size=2)
+FROZEN = config.TeacherConfig(parameters="frozen")
+DISTIL = config.DistilConfig(chunk_size=2)
 # Of prefixes of two rows each, and of what follows them.
 LENGTHS, RESTS = (3, 0, 5, 2), (1, 3, 2, 4, 4, 1, 2, 3)
 
@@ -157,22 +157,26 @@ def state_of(params, teacher):
   return state.replace(teacher_params=teacher)
 
 
-LISTED = config.Distil(
+LISTED = config.DistilConfig(
   local_cost="forward_cross_entropy", cost="cross_entropy", chunk_size=2
 )
 STEPS = {
   "whole": (DISTIL, FROZEN, None),
   "half a group": (DISTIL, FROZEN, 2),
-  "own pass for credit": (config.Distil(differential=True), FROZEN, 4),
-  "trust region": (DISTIL, config.Teacher(parameters="trust_region"), None),
+  "own pass for credit": (config.DistilConfig(differential=True), FROZEN, 4),
+  "trust region": (
+    DISTIL,
+    config.TeacherConfig(parameters="trust_region"),
+    None,
+  ),
   "samples": (
     LISTED,
-    config.Teacher(parameters="frozen", access="samples", num_samples=3),
+    config.TeacherConfig(parameters="frozen", access="samples", num_samples=3),
     2,
   ),
   "top k": (
     LISTED,
-    config.Teacher(parameters="frozen", access="top_k", top_k=3),
+    config.TeacherConfig(parameters="frozen", access="top_k", top_k=3),
     4,
   ),
 }

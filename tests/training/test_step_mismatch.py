@@ -14,7 +14,7 @@ from tests import networks
 
 GROUP_SIZE = 4
 SGD = optax.sgd(0.3)
-FROZEN = config.Teacher(parameters="frozen")
+FROZEN = config.TeacherConfig(parameters="frozen")
 NAMES = ("mismatch/mean", "mismatch/max", "mismatch/kl")
 
 
@@ -91,7 +91,9 @@ def assert_reported(metrics, expected):
 
 
 def distil(**settings):
-  return config.Distil(**{**networks.PUBLISHED, "chunk_size": 2, **settings})
+  return config.DistilConfig(
+    **{**networks.PUBLISHED, "chunk_size": 2, **settings}
+  )
 
 
 @pytest.mark.parametrize(
@@ -101,17 +103,19 @@ def distil(**settings):
     (distil(reward_weight=1.0), FROZEN, True),
     (
       distil(),
-      config.Teacher(parameters="frozen", access="samples", num_samples=3),
+      config.TeacherConfig(
+        parameters="frozen", access="samples", num_samples=3
+      ),
       False,
     ),
     (
       distil(),
-      config.Teacher(parameters="frozen", access="top_k", top_k=3),
+      config.TeacherConfig(parameters="frozen", access="top_k", top_k=3),
       False,
     ),
-    (config.SDPO(top_k=6), FROZEN, False),
-    (config.MiniLLM(), FROZEN, False),
-    (config.GRPO(kl_weight=0.1), FROZEN, True),
+    (config.SDPOConfig(top_k=6), FROZEN, False),
+    (config.MiniLLMConfig(), FROZEN, False),
+    (config.GRPOConfig(kl_weight=0.1), FROZEN, True),
   ],
   ids=["distil", "rewards", "samples", "top_k", "sdpo", "minillm", "grpo"],
 )
@@ -148,7 +152,7 @@ def test_of_mini_batches_only_the_first_is_on_policy(
   batch, differences = sampled
   objective, mask = distil(), told(batch)
   if kind == "grpo":
-    objective, mask = config.GRPO(), batch.completion_mask
+    objective, mask = config.GRPOConfig(), batch.completion_mask
   first, rest = (
     by_hand(differences[part], mask[part]) for part in (slice(4), slice(4, 16))
   )
@@ -172,7 +176,7 @@ def test_demonstrations_have_none(network, teacher, sampled):
   )
   for size in (None, 4):
     found = metrics_of(
-      network, None, batch, config.SFT(), micro_batch_size=size
+      network, None, batch, config.SFTConfig(), micro_batch_size=size
     )
     assert_reported(found, {})
 
@@ -213,7 +217,7 @@ def test_what_was_just_sampled_differs_by_rounding(network, teacher, kind):
   )
   lengths = np.sum(rolled.completion_mask, axis=1)
   assert lengths.min() < lengths.max()
-  objective = distil() if kind == "distil" else config.GRPO()
+  objective = distil() if kind == "distil" else config.GRPOConfig()
   found = metrics_of(network, teacher, batch, objective)
   assert 0 < found["mismatch/mean"] <= found["mismatch/max"] < 1e-4
   assert abs(found["mismatch/kl"]) < 1e-8

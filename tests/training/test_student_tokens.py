@@ -16,7 +16,7 @@ from tests import networks
 from tests.networks import assert_close, distance
 
 GROUP_SIZE = 4
-FROZEN = config.Teacher(parameters="frozen")
+FROZEN = config.TeacherConfig(parameters="frozen")
 # Stands only in what tools wrote, so that its embedding is theirs alone.
 TOOL = networks.VOCAB_SIZE - 1
 FULL = {
@@ -135,13 +135,13 @@ def from_cut_logits(kind, student, expert, batch):
 
 
 KINDS = {
-  "distil": config.Distil(
+  "distil": config.DistilConfig(
     **{**networks.PUBLISHED, **FULL, "baseline": None, "chunk_size": 2}
   ),
-  "sdpo": config.SDPO(top_k=6),
-  "minillm": config.MiniLLM(aggregation="sequence_mean"),
-  "grpo": config.GRPO(),
-  "sft": config.SFT(),
+  "sdpo": config.SDPOConfig(top_k=6),
+  "minillm": config.MiniLLMConfig(aggregation="sequence_mean"),
+  "grpo": config.GRPOConfig(),
+  "sft": config.SFTConfig(),
 }
 
 
@@ -200,7 +200,7 @@ def test_a_step_learns_as_if_tools_were_cut_out_of_what_was_chosen(
 
 def everything(**changed):
   """All of what may couple tokens or sequences."""
-  return config.Distil(
+  return config.DistilConfig(
     **{**networks.PUBLISHED, **FULL, "reward_weight": 1.0, **changed}
   )
 
@@ -312,7 +312,7 @@ def test_without_tools_the_mask_is_that_of_the_completion(
 def test_an_expert_that_gives_lists_is_not_heard_on_tools(
   network, teacher, batch, access
 ):
-  asked = config.Teacher(
+  asked = config.TeacherConfig(
     parameters="frozen", access=access, num_samples=3, top_k=3
   )
   objective = everything(local_cost=None, cost="cross_entropy")

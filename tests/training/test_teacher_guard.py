@@ -13,7 +13,7 @@ import pytest
 from distil_jax import config
 from distil_jax.data import padding
 from distil_jax.envs.calculator import Calculator
-from distil_jax.envs.judge_pool import Judges
+from distil_jax.envs.judge_pool import JudgePool
 from distil_jax.generation.policy import load_policy
 from distil_jax.models import sharding
 from distil_jax.training import (
@@ -24,7 +24,7 @@ from distil_jax.training import (
   train_state,
 )
 from distil_jax.training.rollouts.experience import Experience
-from distil_jax.training.rollouts.rollout_worker import Actor
+from distil_jax.training.rollouts.rollout_worker import RolloutWorker
 from distil_jax.types import Rollout, Status, StopReason, Verdict
 from tests import commands, networks
 
@@ -87,8 +87,8 @@ def test_a_held_teacher_stays_or_goes_back(action):
   spoiled = networks.random_params(initial, seed=4)
   step = jax.jit(
     build_step.train_step(
-      config.Distil(future_weight=0.0),
-      config.Teacher(parameters="ema", ema_rate=0.25),
+      config.DistilConfig(future_weight=0.0),
+      config.TeacherConfig(parameters="ema", ema_rate=0.25),
       graphdef=network.graphdef,
       optimizer=optax.sgd(0.3),
       group_size=4,
@@ -178,8 +178,8 @@ def test_a_spoiled_teacher_is_caught_reading(mesh):
       max_prompt_length=120,
     ),
   )
-  judges = Judges(environment)
-  actor = Actor(
+  judges = JudgePool(environment)
+  actor = RolloutWorker(
     policy,
     judges,
     mesh,
@@ -190,7 +190,7 @@ def test_a_spoiled_teacher_is_caught_reading(mesh):
     top_k=None,
     top_p=None,
   )
-  inspect = teacher_probe.Inspector(
+  inspect = teacher_probe.TeacherProbe(
     actor, policy, judges, mesh, num_answers, success_threshold=1.0
   )
   with jax.set_mesh(mesh):
@@ -230,7 +230,7 @@ def test_failures_of_different_problems_are_asked_first(mesh):
       sample_mask=np.asarray([1, 1, 1, 1, 0, 1])
     )
 
-  inspect = teacher_probe.Inspector(None, None, None, mesh, 3, 0.5)  # pyright: ignore
+  inspect = teacher_probe.TeacherProbe(None, None, None, mesh, 3, 0.5)  # pyright: ignore
   experience = Experience(
     problems=[None, None],
     group_size=3,

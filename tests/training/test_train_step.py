@@ -57,11 +57,11 @@ def distil_step(
   ema_rate=None,
   **objective,
 ):
-  teacher = config.Teacher(parameters="frozen")
+  teacher = config.TeacherConfig(parameters="frozen")
   if ema_rate is not None:
-    teacher = config.Teacher(parameters="ema", ema_rate=ema_rate)
+    teacher = config.TeacherConfig(parameters="ema", ema_rate=ema_rate)
   return build_step.train_step(
-    config.Distil(**{**networks.PUBLISHED, "chunk_size": 2, **objective}),
+    config.DistilConfig(**{**networks.PUBLISHED, "chunk_size": 2, **objective}),
     teacher,
     graphdef=network.graphdef,
     optimizer=optimizer,
@@ -228,8 +228,8 @@ def test_a_supervised_step_is_that_of_plain_autodiff(network, batch):
 
   value, gradients = jax.jit(jax.value_and_grad(loss))(network.params)
   step = build_step.train_step(
-    config.SFT(chunk_size=2),
-    config.Teacher(),
+    config.SFTConfig(chunk_size=2),
+    config.TeacherConfig(),
     graphdef=network.graphdef,
     optimizer=SGD,
     group_size=1,
@@ -274,7 +274,7 @@ def test_micro_batches_change_nothing(
         "teacher": {"parameters": "frozen"},
       }
     )
-    step = jax.jit(setup_step.train_step(settings, policy, SGD))
+    step = jax.jit(setup_step.build_train_step(settings, policy, SGD))
     return step(state_of(network.params, teacher), batch)
 
   state, metrics = run(None)
@@ -490,10 +490,14 @@ def test_a_bfloat16_teacher_like_its_student_stays(network, batch):
 def test_a_loss_may_stand_inside_a_transformation(
   network, teacher, batch, wrap, kind
 ):
-  objective = config.Distil(chunk_size=2) if kind == "distil" else config.GRPO()
+  objective = (
+    config.DistilConfig(chunk_size=2)
+    if kind == "distil"
+    else config.GRPOConfig()
+  )
   method = build_step.train_step(
     objective,
-    config.Teacher(),
+    config.TeacherConfig(),
     graphdef=network.graphdef,
     optimizer=SGD,
     group_size=4,

@@ -55,7 +55,7 @@ def test_where_and_how_it_is_sampled_changes_nothing(tmp_path):
     trial["evaluation"] |= {"num_samples": 1, "pass_at": [1]}
     directory = tmp_path / f"run_{len(changed)}_{len(mesh or {})}"
     trial["train"]["run_directory"] = str(directory)
-    trainer.Learner(config.parse(trial)).train()
+    trainer.Trainer(config.parse(trial)).train()
     text = (directory / "metrics.jsonl").read_text()
     return [json.loads(line) for line in text.splitlines()]
 
@@ -89,7 +89,7 @@ def test_a_mesh_that_cannot_sample_is_refused(tmp_path, mesh, said):
   trial = settings(tmp_path, 2).model_dump()
   trial["rollout"]["mesh"] = mesh
   with pytest.raises(config.ConfigError, match=said):
-    trainer.Learner(config.parse(trial))
+    trainer.Trainer(config.parse(trial))
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_sequences_that_cannot_be_cut_are_refused(
     "num_problems": num_problems,
   }
   with pytest.raises(config.ConfigError, match=said):
-    trainer.Learner(config.parse(trial))
+    trainer.Trainer(config.parse(trial))
 
 
 def test_rewards_alone_teach_without_a_teacher(tmp_path, capsys):
@@ -121,7 +121,7 @@ def test_rewards_alone_teach_without_a_teacher(tmp_path, capsys):
   trial["optimizer"]["mini_batch_size"] = 4
   trial["evaluation"] |= {"num_samples": 1, "pass_at": [1]}
   trial["logging"]["mismatch_limit"] = 1e-12
-  summary = trainer.Learner(config.parse(trial)).train()
+  summary = trainer.Trainer(config.parse(trial)).train()
   assert summary["steps"] == 2
   text = (tmp_path / "run_2/metrics.jsonl").read_text().splitlines()
   metrics = json.loads(text[-1])
@@ -188,7 +188,7 @@ def test_further_steps_compile_nothing(tmp_path, compilations):
   # The first run compiles, besides, what later ones find in jax's own caches.
   for num_steps in (1, 2, 5):
     compilations.clear()
-    summary = trainer.Learner(settings(tmp_path, num_steps)).train()
+    summary = trainer.Trainer(settings(tmp_path, num_steps)).train()
     assert summary["steps"] == num_steps
     counts[num_steps] = len(compilations)
   assert counts[2] > 0

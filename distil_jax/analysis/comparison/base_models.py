@@ -38,9 +38,9 @@ _SPOILT = (0.2, 0.8)
 
 def network(
   *, width: int, num_layers: int, num_heads: int, max_positions: int = 512
-) -> models_config.Qwen3Config:
+) -> models_config.DecoderConfig:
   """A Qwen3 of the comparison's vocabulary."""
-  return models_config.Qwen3Config(
+  return models_config.DecoderConfig(
     vocab_size=tasks.VOCAB_SIZE,
     width=width,
     num_layers=num_layers,
@@ -76,7 +76,7 @@ class Plan:
   """
 
   family: tasks.Family
-  network: models_config.Qwen3Config
+  network: models_config.DecoderConfig
   num_steps: int
   batch_size: int
   learning_rate: float

@@ -25,7 +25,7 @@ from distil_jax.training import (
   train_state,
   train_step,
 )
-from distil_jax.types import Batch
+from distil_jax.types import TrainBatch
 
 _WARMUP_STEPS = 10
 
@@ -93,7 +93,7 @@ def train(
 
 def experience(
   params: decoder.Params, key: jax.Array, *, setting: Setting
-) -> tuple[Batch, jax.Array, tasks.Problems]:
+) -> tuple[TrainBatch, jax.Array, tasks.Problems]:
   """A batch to learn from: of rollouts or, for `sft`, of demonstrations.
 
   Returns:
@@ -129,7 +129,7 @@ def experience(
   has_signal = jnp.ones(setting.num_sequences, jnp.int32)
   if family.feedback == "sibling":
     has_signal = has_sibling
-  batch = Batch(
+  batch = TrainBatch(
     prompt_ids=prompt_ids,
     prompt_mask=jnp.ones_like(prompt_ids),
     teacher_prompt_ids=teacher_ids,

@@ -16,7 +16,7 @@ from distil_jax.training import build_step
 # The loss whose gradient is the measure: the summed cross-entropy to the
 # teacher, credit included, without anything that trades exactness for less
 # variance.
-EXACT = configs.Distil(
+EXACT = configs.DistilConfig(
   local_cost=None,
   cost="cross_entropy",
   normalize=False,

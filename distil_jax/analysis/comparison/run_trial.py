@@ -127,7 +127,7 @@ def setting_of(name: str, run: FamilyRun, arm: Arm) -> trial_setting.Setting:
 
 def network_of(
   run: FamilyRun, family: tasks.Family
-) -> decoder_config.Qwen3Config:
+) -> decoder_config.DecoderConfig:
   """Student and teacher, with room for the family's sequences."""
   return base_models.network(
     **run.network.model_dump(),

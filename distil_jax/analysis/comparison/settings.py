@@ -85,8 +85,8 @@ class Arm(configs.Section):
   settings of the teacher count that the arm names; others are the config's.
   """
 
-  objective: configs.Objective
-  teacher: configs.Teacher = configs.Teacher()
+  objective: configs.ObjectiveConfig
+  teacher: configs.TeacherConfig = configs.TeacherConfig()
   mini_batches: Positive = 1
   learning_rates: Grid | None = None
   like: str | None = None

@@ -106,14 +106,16 @@ def lost(
   return [{**last, "avg": 0.0, "step": step} for step in steps]
 
 
-def _teacher(tree: dict[str, Any], teacher: configs.Teacher) -> dict[str, Any]:
+def _teacher(
+  tree: dict[str, Any], teacher: configs.TeacherConfig
+) -> dict[str, Any]:
   """A config's teacher with what an arm sets of it.
 
   What is only of the config's kind of teacher goes with that kind.
   """
   own = teacher.model_dump(mode="json", exclude_unset=True)
   kind = own.get("parameters", tree["parameters"])
-  defaults = configs.Teacher().model_dump(mode="json")
+  defaults = configs.TeacherConfig().model_dump(mode="json")
   gone = [name for name, of in _OF_A_KIND.items() if kind != of]
   return tree | {name: defaults[name] for name in gone} | own
 
@@ -124,7 +126,7 @@ def train(config: configs.Config) -> dict[str, Any]:
   A run that diverges is lost, whatever its last good parameters could do.
   """
   try:
-    summary = trainer.Learner(config).train()
+    summary = trainer.Trainer(config).train()
   except trainer.TrainingError:
     summary = None
   folder = config.run_directory

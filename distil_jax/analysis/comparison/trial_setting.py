@@ -31,9 +31,9 @@ class Setting:
   """
 
   family: tasks.Family
-  network: decoder_config.Qwen3Config
+  network: decoder_config.DecoderConfig
   objective: Any
-  teacher: configs.Teacher
+  teacher: configs.TeacherConfig
   num_problems: int = 16
   group_size: int = 8
   mini_batch_size: int | None = None
@@ -48,7 +48,7 @@ class Setting:
     return decoder.make(self.network)[0]
 
   @property
-  def guard(self) -> configs.Guard | None:
+  def guard(self) -> configs.GuardConfig | None:
     """Of a teacher that there is."""
     is_used = configs.needs_teacher(self.objective)
     return self.teacher.guard if is_used else None

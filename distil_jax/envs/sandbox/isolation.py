@@ -155,7 +155,9 @@ def stage(folder: str) -> None:
 
 
 @functools.cache
-def walls(shown: tuple[str, ...], import_path: str = "") -> tuple[str, ...]:
+def isolation_prefix(
+  shown: tuple[str, ...], import_path: str = ""
+) -> tuple[str, ...]:
   """What stands before a command that reads what nobody trusts.
 
   It sees the folders that are named, and no other file, network or process.

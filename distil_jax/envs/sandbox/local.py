@@ -65,8 +65,8 @@ class LocalSandbox:
       self._isolation = isolation.weak(python, packages)
       _warn_once()
     self._closing = threading.Lock()
-    self._free: queue.SimpleQueue[_Warm] = queue.SimpleQueue()
-    self._all = [_Warm(self._isolation, slot) for slot in range(count)]
+    self._free: queue.SimpleQueue[_Prefork] = queue.SimpleQueue()
+    self._all = [_Prefork(self._isolation, slot) for slot in range(count)]
     for warm in self._all:
       self._free.put(warm)
 
@@ -116,7 +116,7 @@ class LocalSandbox:
     self.close()
 
   @contextlib.contextmanager
-  def _warm(self) -> Iterator["_Warm"]:
+  def _warm(self) -> Iterator["_Prefork"]:
     warm = self._free.get()
     try:
       yield warm
@@ -124,7 +124,7 @@ class LocalSandbox:
       self._free.put(warm)
 
 
-class _Warm:
+class _Prefork:
   """A warm process, if there is one; see `inside.__main__`."""
 
   def __init__(self, how: isolation.Isolation, slot: int):

@@ -22,7 +22,7 @@ from distil_jax.data import padding, shared_prefixes
 from distil_jax.data.tokenizer import Tokenizer
 from distil_jax.distributed import collectives
 from distil_jax.generation import engine, finished_rows
-from distil_jax.training.rollouts.tool_pool import Tooling
+from distil_jax.training.rollouts.tool_pool import ToolPool
 from distil_jax.types import Message, Problem, Rollout, StopReason
 
 # A row whose episode is over, and the text of its last turn.
@@ -57,7 +57,7 @@ class Episodes:
 
   def __init__(
     self,
-    tooling: Tooling,
+    tooling: ToolPool,
     tokenizer: Tokenizer,
     problems: Sequence[Problem],
     prompt_ids: np.ndarray,
@@ -95,7 +95,7 @@ class Episodes:
     self._outputs: list[list[str]] = [[] for _ in range(self.num_rows)]
     self.calls: dict[int, Future[str | None]] = {}
 
-  def listener(self, rows: Sequence[int]) -> finished_rows.Ended:
+  def listener(self, rows: Sequence[int]) -> finished_rows.OnFinished:
     """Told of the rows of a turn as they end; has the tool asked meanwhile."""
 
     def ended(place: int, ids: np.ndarray) -> None:

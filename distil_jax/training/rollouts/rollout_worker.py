@@ -22,17 +22,17 @@ from distil_jax.generation.policy import Policy
 from distil_jax.models import decoder, sharding
 from distil_jax.training.rollouts import multi_turn
 from distil_jax.training.rollouts.experience import Experience
-from distil_jax.training.rollouts.tool_pool import Tooling
+from distil_jax.training.rollouts.tool_pool import ToolPool
 from distil_jax.types import Problem, Rollout, Verdict
 
 
-class Actor:
+class RolloutWorker:
   """Samples from a policy, and has what has ended judged meanwhile."""
 
   def __init__(
     self,
     policy: Policy,
-    judges: judge_pool.Judges,
+    judges: judge_pool.JudgePool,
     mesh: jax.sharding.Mesh,
     *,
     group_size: int,
@@ -46,7 +46,7 @@ class Actor:
     num_slots: int | None = None,
     cache_dtype: str | None = None,
     rollout_mesh: jax.sharding.Mesh | None = None,
-    tooling: Tooling | None = None,
+    tooling: ToolPool | None = None,
   ):
     """Nothing is compiled yet.
 
@@ -95,7 +95,7 @@ class Actor:
     key: jax.Array,
     *,
     report: engine.Report = lambda num_tokens, num_done: None,
-    ended: finished_rows.Ended | None = None,
+    ended: finished_rows.OnFinished | None = None,
     max_lengths: np.ndarray | None = None,
   ) -> tuple[Rollout, engine.Usage]:
     """Samples G completions of each prompt.
@@ -262,7 +262,7 @@ class Actor:
     limits: np.ndarray | None,
     *,
     report: engine.Report,
-    ended: finished_rows.Ended | None,
+    ended: finished_rows.OnFinished | None,
   ) -> tuple[Rollout, engine.Usage]:
     """As many completions of each prompt as it has keys."""
     longest = int(prompt_mask.sum(axis=1).max())

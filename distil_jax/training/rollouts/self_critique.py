@@ -14,7 +14,7 @@ from distil_jax.envs import SelfJudged
 from distil_jax.generation import engine, random_keys
 from distil_jax.models import decoder
 from distil_jax.training.rollouts.experience import Experience
-from distil_jax.training.rollouts.rollout_worker import Actor
+from distil_jax.training.rollouts.rollout_worker import RolloutWorker
 from distil_jax.types import Message, Problem, Rollout, StopReason, Verdict
 
 # Folded into a step's key, to keep the noise of critiques apart from that of
@@ -49,8 +49,8 @@ class SelfCritic:
 
   def __init__(
     self,
-    student: Actor,
-    critic: Actor,
+    student: RolloutWorker,
+    critic: RolloutWorker,
     environment: SelfJudged,
     tokenizer: Tokenizer,
     *,

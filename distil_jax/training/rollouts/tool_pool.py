@@ -18,7 +18,7 @@ FAILED = "(the tool has failed)"
 _CUT = "\n(cut)"
 
 
-class Tooling:
+class ToolPool:
   """What the student may use between its turns, and how much of it.
 
   A tool that raises or that hangs costs its output, and nothing else.
@@ -61,11 +61,11 @@ class Tooling:
         f"max_output_tokens={max_output_tokens} must be more than the "
         f"{shortest} tokens that say that an output is cut"
       )
-    self._threads = deadline_pool.Threads[str | None](
+    self._threads = deadline_pool.DeadlinePool[str | None](
       num_workers=num_workers, seconds=seconds
     )
     self._seconds = seconds
-    self._complain = warn_once.Complaints(tell)
+    self._complain = warn_once.WarnOnce(tell)
 
   def ask(
     self, problem: Problem, turns: Sequence[str], outputs: Sequence[str]

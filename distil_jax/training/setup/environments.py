@@ -8,7 +8,7 @@ from distil_jax.config import Config, ConfigError
 from distil_jax.envs import Environment, make_environment, sandbox
 
 
-def environment(config: Config) -> Environment:
+def build_environment(config: Config) -> Environment:
   return _environment(config, config.environment)
 
 
@@ -18,13 +18,13 @@ def _environment(config: Config, section: Any) -> Environment:
     return make_environment(section.function, **section.settings)
   settings = section.model_dump(exclude={"kind", "critique"})
   if section.kind == "code":
-    settings["box"] = box(config)
+    settings["box"] = build_sandbox(config)
   if settings.get("of"):
     settings["of"] = _environment(config, section.of)
   return make_environment(section.kind, **settings)
 
 
-def box(config: Config) -> sandbox.Sandbox:
+def build_sandbox(config: Config) -> sandbox.Sandbox:
   """Where programs run; one for all that run some.
 
   Raises:

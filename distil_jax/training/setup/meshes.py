@@ -10,7 +10,7 @@ from distil_jax.models import sharding
 from distil_jax.models.kernels import sequence_attention
 
 
-def mesh(
+def build_mesh(
   config: Config, devices: Sequence[Any] | None = None
 ) -> jax.sharding.Mesh:
   """The mesh; refuses batches that it cannot cut evenly.
@@ -45,7 +45,7 @@ def mesh(
   return made
 
 
-def rollout_mesh(
+def build_rollout_mesh(
   config: Config, devices: Sequence[Any] | None = None
 ) -> jax.sharding.Mesh | None:
   """Where to sample; None: where to train.
@@ -57,7 +57,7 @@ def rollout_mesh(
     ConfigError: it does not fit the devices or the batches.
   """
   if config.rollout.mesh is None:
-    trained = mesh(config, devices)
+    trained = build_mesh(config, devices)
     if trained.shape["context"] == 1:
       return None
     _check_batches(

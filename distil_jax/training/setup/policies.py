@@ -5,7 +5,12 @@ from collections.abc import Sequence
 
 import jax
 
-from distil_jax.config import Config, ConfigError, CreateModel, needs_teacher
+from distil_jax.config import (
+  Config,
+  ConfigError,
+  CreateModelConfig,
+  needs_teacher,
+)
 from distil_jax.data import problems as data_problems
 from distil_jax.data import tokenizer as tokenizers
 from distil_jax.distributed import collectives
@@ -20,7 +25,7 @@ from distil_jax.types import Problem
 _NUM_TOKENIZER_TEXTS = 20_000
 
 
-def policy(
+def build_policy(
   config: Config,
   environment: Environment,
   problems: data_problems.Problems,
@@ -50,7 +55,7 @@ def policy(
   return loaded
 
 
-def check_network(config: Config, network: models_config.Qwen3Config) -> None:
+def check_network(config: Config, network: models_config.DecoderConfig) -> None:
   """Refuses a network that the run's settings do not suit.
 
   Raises:
@@ -110,7 +115,7 @@ def _check_lists(config: Config, vocab_size: int) -> None:
 
 def _create(
   config: Config,
-  create: CreateModel,
+  create: CreateModelConfig,
   environment: Environment,
   problems: Sequence[Problem],
 ) -> None:
@@ -122,7 +127,7 @@ def _create(
       itertools.islice(texts, _NUM_TOKENIZER_TEXTS),
       vocab_size=create.vocab_size,
     )
-    network = models_config.Qwen3Config(
+    network = models_config.DecoderConfig(
       vocab_size=tokenizer.vocab_size,
       param_dtype=config.model.param_dtype,
       **sizes,

@@ -17,7 +17,9 @@ from distil_jax.training import (
 )
 
 
-def teacher_settings(config: Config) -> batch_builder.TeacherSettings | None:
+def build_teacher_settings(
+  config: Config,
+) -> batch_builder.TeacherSettings | None:
   """What stands in the teacher's prompt; None where no teacher is asked."""
   if not needs_teacher(config.objective):
     return None
@@ -47,7 +49,7 @@ def _num_sharing(config: Config) -> int:
   )
 
 
-def optimizer(
+def build_optimizer(
   config: Config,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
   settings = config.optimizer.model_dump(
@@ -61,7 +63,7 @@ def optimizer(
   )
 
 
-def init_state(
+def build_train_state(
   config: Config,
   params: decoder.Params,
   optimizer: optax.GradientTransformation,
@@ -76,7 +78,7 @@ def init_state(
   )
 
 
-def train_step(
+def build_train_step(
   config: Config,
   policy: Policy,
   optimizer: optax.GradientTransformation,

@@ -4,19 +4,19 @@ from typing import Any
 
 import jax
 
-from distil_jax.config import Config, ConfigError, Sampling, Tools
+from distil_jax.config import Config, ConfigError, SamplingConfig, ToolsConfig
 from distil_jax.envs import Environment, SelfJudged, judge_pool
 from distil_jax.envs.tools import Tool, make_tool
 from distil_jax.generation.policy import Policy
 from distil_jax.training import teacher_probe
-from distil_jax.training.rollouts.rollout_worker import Actor
+from distil_jax.training.rollouts.rollout_worker import RolloutWorker
 from distil_jax.training.rollouts.self_critique import SelfCritic
-from distil_jax.training.rollouts.tool_pool import Tooling
-from distil_jax.training.setup.environments import box
-from distil_jax.training.setup.meshes import rollout_mesh
+from distil_jax.training.rollouts.tool_pool import ToolPool
+from distil_jax.training.setup.environments import build_sandbox
+from distil_jax.training.setup.meshes import build_rollout_mesh
 
 
-def tooling(config: Config, policy: Policy) -> Tooling | None:
+def build_tool_pool(config: Config, policy: Policy) -> ToolPool | None:
   """What the student may use between its turns; None: nothing.
 
   For all that is sampled in a run, so that what fails is told once.
@@ -28,10 +28,10 @@ def tooling(config: Config, policy: Policy) -> Tooling | None:
   section = config.tools
   if section is None:
     return None
-  common = section.model_dump(include=set(Tools.model_fields))
+  common = section.model_dump(include=set(ToolsConfig.model_fields))
   seconds = common.pop("call_seconds")
   try:
-    return Tooling(
+    return ToolPool(
       _tool(config, section), policy.tokenizer, seconds=seconds, **common
     )
   except ValueError as error:
@@ -41,42 +41,44 @@ def tooling(config: Config, policy: Policy) -> Tooling | None:
 def _tool(config: Config, section: Any) -> Tool:
   if section.kind == "own":
     return make_tool(section.function, **section.settings)
-  settings = section.model_dump(exclude={"kind", *Tools.model_fields})
-  return make_tool(section.kind, box=box(config), **settings)
+  settings = section.model_dump(exclude={"kind", *ToolsConfig.model_fields})
+  return make_tool(section.kind, box=build_sandbox(config), **settings)
 
 
-def judges(config: Config, environment: Environment) -> judge_pool.Judges:
+def build_judge_pool(
+  config: Config, environment: Environment
+) -> judge_pool.JudgePool:
   """For all that is judged in a run, so that what fails is told once."""
-  return judge_pool.Judges(environment, **config.judging.model_dump())
+  return judge_pool.JudgePool(environment, **config.judging.model_dump())
 
 
-def training_actor(
+def build_rollout_worker(
   config: Config,
   policy: Policy,
-  judges: judge_pool.Judges,
+  judges: judge_pool.JudgePool,
   mesh: jax.sharding.Mesh,
-  tooling: Tooling | None = None,
-) -> Actor:
+  tooling: ToolPool | None = None,
+) -> RolloutWorker:
   settings = config.rollout.model_dump(exclude={"num_problems", "mesh"})
-  return Actor(
+  return RolloutWorker(
     policy,
     judges,
     mesh,
-    rollout_mesh=rollout_mesh(config),
+    rollout_mesh=build_rollout_mesh(config),
     tooling=tooling,
     **settings,
   )
 
 
-def evaluation_actor(
+def build_evaluation_worker(
   config: Config,
   policy: Policy,
-  judges: judge_pool.Judges,
+  judges: judge_pool.JudgePool,
   mesh: jax.sharding.Mesh,
-  tooling: Tooling | None = None,
-) -> Actor:
+  tooling: ToolPool | None = None,
+) -> RolloutWorker:
   e = config.evaluation
-  return Actor(
+  return RolloutWorker(
     policy,
     judges,
     mesh,
@@ -91,20 +93,20 @@ def evaluation_actor(
     stop=config.rollout.stop,
     num_slots=config.rollout.num_slots,
     cache_dtype=config.rollout.cache_dtype,
-    rollout_mesh=rollout_mesh(config),
+    rollout_mesh=build_rollout_mesh(config),
     tooling=tooling,
   )
 
 
-def with_critic(
+def add_self_critique(
   config: Config,
   policy: Policy,
-  judges: judge_pool.Judges,
+  judges: judge_pool.JudgePool,
   mesh: jax.sharding.Mesh,
   *,
-  actor: Actor,
+  actor: RolloutWorker,
   environment: Environment,
-) -> Actor | SelfCritic:
+) -> RolloutWorker | SelfCritic:
   """The actor, and what has the policy criticise what it samples.
 
   The actor alone where the environment asks for no critiques.
@@ -114,13 +116,13 @@ def with_critic(
   assert isinstance(environment, SelfJudged)
   lengths = config.environment.critique
   settings = config.rollout.model_dump(
-    include={*Sampling.model_fields, "num_slots", "cache_dtype"}
+    include={*SamplingConfig.model_fields, "num_slots", "cache_dtype"}
   )
-  critic = Actor(
+  critic = RolloutWorker(
     policy,
     judges,
     mesh,
-    rollout_mesh=rollout_mesh(config),
+    rollout_mesh=build_rollout_mesh(config),
     group_size=1,
     max_prompt_length=lengths.max_prompt_length,
     max_completion_length=lengths.max_length,
@@ -136,28 +138,28 @@ def with_critic(
   )
 
 
-def inspector(
+def build_teacher_probe(
   config: Config,
   policy: Policy,
-  judges: judge_pool.Judges,
+  judges: judge_pool.JudgePool,
   mesh: jax.sharding.Mesh,
-) -> teacher_probe.Inspector | None:
+) -> teacher_probe.TeacherProbe | None:
   """Looks at a guarded teacher; None without a guard."""
   if config.teacher.guard is None:
     return None
   settings = config.rollout.model_dump(
     exclude={"num_problems", "group_size", "max_prompt_length", "mesh"}
   )
-  actor = Actor(
+  actor = RolloutWorker(
     policy,
     judges,
     mesh,
-    rollout_mesh=rollout_mesh(config),
+    rollout_mesh=build_rollout_mesh(config),
     group_size=1,
     max_prompt_length=config.teacher.max_prompt_length,
     **settings,
   )
-  return teacher_probe.Inspector(
+  return teacher_probe.TeacherProbe(
     actor=actor,
     policy=policy,
     judges=judges,

@@ -20,10 +20,10 @@ KEY = jax.random.key(3)
 G = 4
 SIBLING = dataclasses.replace(tiny.FAMILY, feedback="sibling")
 NOISY = dataclasses.replace(tiny.FAMILY, wrong_feedback=0.5)
-MOVING = configs.Teacher(
+MOVING = configs.TeacherConfig(
   parameters="ema",
   ema_rate=0.1,
-  guard=configs.Guard(action="freeze", num_problems=64),
+  guard=configs.GuardConfig(action="freeze", num_problems=64),
 )
 RATE = np.float32(1e-3)
 
@@ -128,7 +128,7 @@ def test_wrong_feedback_is_a_whole_groups(base):
 
 
 def test_demonstrations_have_the_teachers_habits(base):
-  setting = tiny.setting(configs.SFT(), num_problems=64)
+  setting = tiny.setting(configs.SFTConfig(), num_problems=64)
   batch, _, problems = tiny.experience(base, KEY, setting=setting)
   completions = grouped(batch)
   rewards = tasks.judge(

@@ -20,9 +20,9 @@ def share(base, objective):
 
 def test_share_of_the_score_function(base):
   assert share(base, LOCAL) == 0
-  assert share(base, configs.SDPO()) == 0
-  assert share(base, configs.SFT()) == 0
-  assert share(base, configs.GRPO()) == 1
+  assert share(base, configs.SDPOConfig()) == 0
+  assert share(base, configs.SFTConfig()) == 0
+  assert share(base, configs.GRPOConfig()) == 1
   assert 0 < share(base, tiny.PUBLISHED) < 1
 
 

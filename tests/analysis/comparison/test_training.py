@@ -45,7 +45,7 @@ def original():
 
 
 def test_only_what_a_trial_decides_changes(original):
-  config = made(Arm(objective=configs.GRPO()))
+  config = made(Arm(objective=configs.GRPOConfig()))
   found = changes(original, tree(config))
   assert {p for p in found if not p.startswith(("objective", "logging"))} == {
     "optimizer.learning_rate",
@@ -54,7 +54,7 @@ def test_only_what_a_trial_decides_changes(original):
     "train.run_directory",
     "evaluation.every",
   }
-  assert config.objective == configs.GRPO()
+  assert config.objective == configs.GRPOConfig()
   assert config.optimizer.learning_rate == 2e-4
   assert (config.train.seed, config.train.num_steps) == (7, 20)
   assert config.evaluation.every == 10
@@ -62,14 +62,14 @@ def test_only_what_a_trial_decides_changes(original):
 
 
 def test_of_the_teacher_only_what_the_arm_sets(original):
-  teacher = configs.Teacher(parameters="ema", ema_rate=0.05)
-  arm = Arm(objective=configs.Distil(), teacher=teacher)
+  teacher = configs.TeacherConfig(parameters="ema", ema_rate=0.05)
+  arm = Arm(objective=configs.DistilConfig(), teacher=teacher)
   config = made(arm)
   assert config.teacher.ema_rate == 0.05
   # The prompt is the family's, though the section has defaults for it.
   kept = original["teacher"] | {"ema_rate": 0.05}
   assert tree(config)["teacher"] == kept
-  assert kept["max_prompt_length"] != configs.Teacher().max_prompt_length
+  assert kept["max_prompt_length"] != configs.TeacherConfig().max_prompt_length
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_a_run_that_diverges_is_a_record_like_others(tmp_path):
 
 def test_mini_batches_and_longer_runs():
   config = made(
-    Arm(objective=configs.GRPO(), mini_batches=4, num_steps_factor=10)
+    Arm(objective=configs.GRPOConfig(), mini_batches=4, num_steps_factor=10)
   )
   assert config.optimizer.mini_batch_size == config.num_sequences // 4
   assert config.train.num_steps == 200
@@ -150,7 +150,11 @@ def test_the_schedule_is_the_configs_unless_a_family_sets_it(original):
   for schedule in (None, "constant", "cosine"):
     run = RUN.model_copy(update={"schedule": schedule})
     config = training.run_config(
-      run, Arm(objective=configs.GRPO()), learning_rate=1, seed=0, directory=""
+      run,
+      Arm(objective=configs.GRPOConfig()),
+      learning_rate=1,
+      seed=0,
+      directory="",
     )
     assert config.optimizer.schedule == (schedule or "constant")
 

@@ -25,8 +25,8 @@ NETWORK = base_models.network(
 PLAN = base_models.Plan(
   FAMILY, NETWORK, num_steps=250, batch_size=64, learning_rate=8e-3
 )
-FROZEN = configs.Teacher(parameters="frozen")
-PUBLISHED = configs.Distil(**networks.PUBLISHED)
+FROZEN = configs.TeacherConfig(parameters="frozen")
+PUBLISHED = configs.DistilConfig(**networks.PUBLISHED)
 
 
 def setting(objective=PUBLISHED, teacher=FROZEN, family=FAMILY, **sizes):

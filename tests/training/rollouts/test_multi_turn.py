@@ -12,13 +12,13 @@ import pytest
 
 from distil_jax.data import shared_prefixes
 from distil_jax.data import tokenizer as tokenizers
-from distil_jax.envs.judge_pool import Judges
+from distil_jax.envs.judge_pool import JudgePool
 from distil_jax.generation import engine
 from distil_jax.generation.policy import Policy
 from distil_jax.models import decoder, sharding
 from distil_jax.models import decoder_config as models_config
 from distil_jax.training.rollouts import multi_turn, tool_pool
-from distil_jax.training.rollouts.rollout_worker import Actor
+from distil_jax.training.rollouts.rollout_worker import RolloutWorker
 from distil_jax.types import Problem, Rollout, Status, StopReason, Verdict
 from tests import networks
 
@@ -70,7 +70,7 @@ def policy():
   tokenizer = dataclasses.replace(
     tokenizer, eos_ids=(*tokenizer.eos_ids, *range(40, 70))
   )
-  config = models_config.Qwen3Config(
+  config = models_config.DecoderConfig(
     vocab_size=tokenizer.vocab_size,
     width=16,
     num_layers=1,
@@ -95,7 +95,7 @@ def mesh():
 def make(policy, mesh, tool=words, *, told=None, seconds=60.0, **settings):
   made = None
   if tool is not None:
-    made = tool_pool.Tooling(
+    made = tool_pool.ToolPool(
       tool,
       policy.tokenizer,
       max_turns=MAX_TURNS,
@@ -115,7 +115,7 @@ def make(policy, mesh, tool=words, *, told=None, seconds=60.0, **settings):
     "num_slots": 4,
     "tooling": made,
   }
-  return Actor(policy, Judges(Echo()), mesh, **defaults | settings)
+  return RolloutWorker(policy, JudgePool(Echo()), mesh, **defaults | settings)
 
 
 def play(actor, policy, problems=PROBLEMS, seed=0, **settings):
@@ -308,7 +308,7 @@ def test_what_does_not_fit_ends_the_episode(policy, mesh):
 def test_an_output_needs_a_token_after_it(policy, num_spare):
   """By hand: a turn of three tokens, an output, and what is left."""
   tokenizer, end = policy.tokenizer, policy.tokenizer.eos_ids[0]
-  speaking = tool_pool.Tooling(
+  speaking = tool_pool.ToolPool(
     lambda *_: "1", tokenizer, max_turns=2, max_output_tokens=MAX_OUTPUT_TOKENS
   )
   shown = speaking.shown("1", last_id=end)
@@ -407,7 +407,7 @@ def test_progress_never_goes_back(policy, mesh):
 
 @pytest.fixture(scope="module")
 def made(policy):
-  return tool_pool.Tooling(
+  return tool_pool.ToolPool(
     words, policy.tokenizer, max_turns=2, max_output_tokens=MAX_OUTPUT_TOKENS
   )
 
@@ -447,7 +447,7 @@ class TestShown:
 
   def test_a_limit_without_room_for_the_sign_is_refused(self, policy):
     with pytest.raises(ValueError, match="max_output_tokens=6 must be more"):
-      tool_pool.Tooling(
+      tool_pool.ToolPool(
         words, policy.tokenizer, max_turns=2, max_output_tokens=6
       )
 

@@ -8,10 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from distil_jax.envs.judge_pool import Judges
+from distil_jax.envs.judge_pool import JudgePool
 from distil_jax.generation import engine
 from distil_jax.models import sharding
-from distil_jax.training.rollouts.rollout_worker import Actor
+from distil_jax.training.rollouts.rollout_worker import RolloutWorker
 from distil_jax.types import Problem, Status, Verdict
 from tests import networks
 
@@ -63,7 +63,7 @@ def act(policy, mesh, monkeypatch):
   monkeypatch.setattr(engine, "_STEPS", 1)
 
   def act(judges, **settings):
-    actor = Actor(
+    actor = RolloutWorker(
       policy,
       judges,
       mesh,
@@ -93,7 +93,7 @@ def test_the_first_verdict_comes_before_the_last_token(act, policy):
       asked.append(num_tokens)
     tokens.append(num_tokens)
 
-  experience = act(Judges(environment), report=report)
+  experience = act(JudgePool(environment), report=report)
   rollout = experience.rollout
   assert asked[0] < tokens[-1] == experience.lengths.sum()
   texts = policy.texts(rollout.completion_ids, rollout.completion_mask)
@@ -113,9 +113,9 @@ def test_the_first_verdict_comes_before_the_last_token(act, policy):
 
 
 def test_a_judge_that_fails_costs_its_verdicts_alone(act):
-  expected = act(Judges(CheckSum()))
+  expected = act(JudgePool(CheckSum()))
   told = []
-  judges = Judges(
+  judges = JudgePool(
     CheckSum(crashes_at=1, hangs_at=2),
     num_workers=4,
     seconds=0.3,
@@ -143,5 +143,5 @@ def test_a_rollout_that_fails_judges_no_more(act):
       raise KeyboardInterrupt
 
   with pytest.raises(KeyboardInterrupt):
-    act(Judges(environment, num_workers=1), report=report)
+    act(JudgePool(environment, num_workers=1), report=report)
   assert environment.num_judged == 1

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distil_jax import config
-from distil_jax.envs.judge_pool import Judges
+from distil_jax.envs.judge_pool import JudgePool
 from distil_jax.envs.self_evaluation import SelfEvaluation
 from distil_jax.generation import engine
 from distil_jax.generation import policy as policies
@@ -20,7 +20,7 @@ from distil_jax.models import sharding
 from distil_jax.training import batch_builder, trainer
 from distil_jax.training.logging import step_metrics
 from distil_jax.training.rollouts import self_critique
-from distil_jax.training.rollouts.rollout_worker import Actor
+from distil_jax.training.rollouts.rollout_worker import RolloutWorker
 from distil_jax.types import Problem, Status, Verdict
 from tests import networks
 
@@ -69,9 +69,9 @@ def policy(mesh):
 @pytest.fixture(scope="module")
 def critic_of(policy, mesh):
   def make(environment, temperature=1.0):
-    judges = Judges(environment)
+    judges = JudgePool(environment)
     sampling = {"temperature": temperature, "top_k": None, "top_p": None}
-    actor = Actor(
+    actor = RolloutWorker(
       policy,
       judges,
       mesh,
@@ -80,7 +80,7 @@ def critic_of(policy, mesh):
       max_completion_length=5,
       **sampling,
     )
-    critic = Actor(
+    critic = RolloutWorker(
       policy,
       judges,
       mesh,
@@ -354,7 +354,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_a_policy_that_rewards_itself_goes_through_all_stations(folder, capsys):
-  made = trainer.Learner(config.load("own.yaml"))
+  made = trainer.Trainer(config.load("own.yaml"))
   # There is no other reward to evaluate by.
   assert isinstance(made.evaluation_actor, self_critique.SelfCritic)
   made.train()
@@ -378,9 +378,9 @@ def test_what_does_not_go_together_is_refused():
   ):
     loaded = config.load("own.yaml", changes)
     with pytest.raises(ValueError, match=message):
-      trainer.Learner(loaded)
+      trainer.Trainer(loaded)
   loaded = config.load("own.yaml", ["environment.of={kind: math}"])
-  made = trainer.Learner(loaded)
+  made = trainer.Trainer(loaded)
   assert isinstance(made.actor, self_critique.SelfCritic)
   # Evaluation needs no critique: nobody would read it.
-  assert isinstance(made.evaluation_actor, Actor)
+  assert isinstance(made.evaluation_actor, RolloutWorker)
