@@ -59,5 +59,5 @@ setuptools.setup(
     ],
     "notebooks": ["jupyterlab>=4", "ipywidgets>=8"],
   },
-  entry_points={"console_scripts": ["distil-jax=distil_jax.main:main"]},
+  entry_points={"console_scripts": ["distil-jax=distil_jax.cli.main:main"]},
 )

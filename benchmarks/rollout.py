@@ -299,11 +299,11 @@ def _plain_loop(params, ids, keys, limits, *, graphdef, length):
     limits,
     graphdef=graphdef,
     num_slots=keys.size,
-    ring_length=length,
+    cache_length=length,
     max_completion_length=length,
   )
   return generation_sampler.advance(
-    weights, state, graphdef=graphdef, eos_ids=(), journal_length=length
+    weights, state, graphdef=graphdef, eos_ids=(), buffer_length=length
   ).completions
 
 

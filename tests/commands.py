@@ -8,8 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from tests import compiling
-
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+from tests.paths import ROOT
 
 
 def start(

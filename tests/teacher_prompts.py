@@ -4,12 +4,12 @@ python tests/teacher_prompts.py     # from the root; writes the pages anew
 """
 
 import functools
-import pathlib
 
 from distil_jax import envs
 from distil_jax.data import teacher_prompts
+from tests.paths import GOLDEN
 
-FOLDER = pathlib.Path(__file__).parent / "golden/teacher_prompts"
+FOLDER = GOLDEN / "teacher_prompts"
 # Of each environment a row, or the number of a problem that it makes; a
 # completion that fails; and one that does not.
 CASES = {

@@ -6,9 +6,9 @@ import pathlib
 import pytest
 from matplotlib import pyplot
 
-NOTEBOOKS = sorted(
-  (pathlib.Path(__file__).parents[1] / "notebooks").glob("*.ipynb")
-)
+from tests.paths import ROOT
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 MAX_BYTES = 400_000
 
 each_notebook = pytest.mark.parametrize(

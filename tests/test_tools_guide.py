@@ -1,6 +1,5 @@
 """What docs/tools.md shows: it loads, and does what is said of it."""
 
-import pathlib
 import re
 
 import pytest
@@ -9,8 +8,9 @@ import yaml
 from distil_jax import config as configs
 from distil_jax.envs import tools
 from distil_jax.types import Problem
+from tests.paths import ROOT
 
-GUIDE = pathlib.Path(__file__).parents[1] / "docs/tools.md"
+GUIDE = ROOT / "docs/tools.md"
 PROBLEM = Problem(index=0, messages=(), answer="")
 
 

@@ -1,1 +1,1 @@
-"""TODO docstring."""
+"""Commands of `distil-jax`, one file each."""

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""The `compare` command."""
 
 import argparse
 
@@ -6,7 +6,7 @@ from distil_jax import config as configs
 from distil_jax.cli.options import add_command, add_common
 
 
-def add_compare(commands) -> None:
+def add_parser(commands) -> None:
   text = "objectives against each other on small families of problems"
   command = add_command(commands, "compare", text)
   command.add_argument(
@@ -31,7 +31,7 @@ def add_compare(commands) -> None:
   )
   add_common(
     command,
-    compare,
+    run,
     "settings, for example seeds=3 families.early.num_steps=200",
   )
   # For the processes that the command itself starts.
@@ -40,71 +40,9 @@ def add_compare(commands) -> None:
   )
 
 
-def compare(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
   from distil_jax.analysis.comparison import command
   from distil_jax.analysis.comparison.settings import Comparison
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
 
   for option in ("report", "gradients"):
     if getattr(arguments, option) and (arguments.family or arguments.arm):

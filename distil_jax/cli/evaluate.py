@@ -1,110 +1,34 @@
-"""TODO docstring."""
+"""The `evaluate` command."""
 
 import argparse
 
 from distil_jax import config as configs
+from distil_jax.cli.options import (
+  CONFIG_HELP,
+  OVERRIDES_HELP,
+  add_command,
+  add_common,
+  add_launch,
+)
 
 
-def evaluate(arguments: argparse.Namespace) -> int:
+def add_parser(commands) -> None:
+  """Adds the command to the parser."""
+  command = add_command(
+    commands, "evaluate", "held-out accuracy of the last checkpoint"
+  )
+  command.add_argument("config", metavar="CONFIG", help=CONFIG_HELP)
+  add_launch(command)
+  add_common(command, run, OVERRIDES_HELP)
+
+
+def run(arguments: argparse.Namespace) -> int:
   config = configs.load(arguments.config, arguments.overrides)
   import jax
 
   from distil_jax.training import run_checks, trainer
   from distil_jax.training.logging import tables
   from distil_jax.training.logging.progress import Progress
-
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
 
   run_checks.check_same_command("evaluate", config)
   judge = trainer.Trainer(config)

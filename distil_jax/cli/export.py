@@ -1,11 +1,29 @@
-"""TODO docstring."""
+"""The `export` command."""
 
 import argparse
 
 from distil_jax import config as configs
+from distil_jax.cli.options import (
+  CONFIG_HELP,
+  OVERRIDES_HELP,
+  add_command,
+  add_common,
+  add_launch,
+)
 
 
-def export(arguments: argparse.Namespace) -> int:
+def add_parser(commands) -> None:
+  """Adds the command to the parser."""
+  command = add_command(
+    commands, "export", "write the last checkpoint as a Hugging Face folder"
+  )
+  command.add_argument("config", metavar="CONFIG", help=CONFIG_HELP)
+  command.add_argument("directory", metavar="DIRECTORY")
+  add_launch(command)
+  add_common(command, run, OVERRIDES_HELP)
+
+
+def run(arguments: argparse.Namespace) -> int:
   config = configs.load(arguments.config, arguments.overrides)
   import dataclasses
 

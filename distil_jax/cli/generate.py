@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""The `generate` command."""
 
 import argparse
 import difflib
@@ -15,7 +15,7 @@ from distil_jax.cli.options import (
 )
 
 
-def add_generate(commands) -> None:
+def add_parser(commands) -> None:
   command = add_command(commands, "generate", "ask the last checkpoint")
   command.epilog = (
     "What is not said is as the config evaluates: sections evaluation and "
@@ -39,7 +39,7 @@ def add_generate(commands) -> None:
   command.set_defaults(num_samples=1, seed=0)
   add_common(
     command,
-    generate,
+    run,
     "prompts, each a user's message; and settings, which begin with the name "
     "of a section: evaluation.temperature=0 is a setting, x=0 a prompt",
     metavar="PROMPT or key=value",
@@ -83,7 +83,7 @@ _GENERATE_OPTIONS = (
 )
 
 
-def generate(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
   words = arguments.overrides
   settings = [word for word in words if _is_setting(word)]
   config = configs.load(arguments.config, settings)
@@ -96,156 +96,6 @@ def generate(arguments: argparse.Namespace) -> int:
   from distil_jax.training.logging.progress import Progress
   from distil_jax.training.setup import meshes
   from distil_jax.types import StopReason
-
-  pass
-  pass
-  pass
-  pass
-
-  pass
-  pass
-  pass
-  pass
-
-  pass
-  pass
-  pass
-  pass
-
-  pass
-  pass
-  pass
-  pass
-
-  pass
-  pass
-  pass
-  pass
-
-  pass
-  pass
-  pass
-  pass
-
-  pass
-  pass
-  pass
-  pass
-
-  pass
-  pass
-  pass
-  pass
-
-  pass
-  pass
-  pass
-  pass
-
-  pass
-  pass
-  pass
-  pass
-
-  pass
-  pass
-  pass
-  pass
-
-  pass
-  pass
-  pass
-  pass
-
-  pass
-  pass
-  pass
-  pass
-
-  pass
-  pass
-  pass
-  pass
-
-  pass
-  pass
-  pass
-  pass
-
-  pass
-  pass
-  pass
-  pass
-
-  pass
-  pass
-  pass
-  pass
-
-  pass
-  pass
-  pass
-  pass
-
-  pass
-  pass
-  pass
-  pass
-
-  pass
-  pass
-  pass
-  pass
-
-  pass
-  pass
-  pass
-  pass
-
-  pass
-  pass
-  pass
-  pass
-
-  pass
-  pass
-  pass
-  pass
-
-  pass
-  pass
-  pass
-  pass
-
-  pass
-  pass
-  pass
-  pass
-
-  pass
-  pass
-  pass
-  pass
-
-  pass
-  pass
-  pass
-
-  pass
-  pass
-  pass
-
-  pass
-  pass
-  pass
-
-  pass
-  pass
-  pass
-
-  pass
-  pass
-  pass
 
   asked = prompt_files.conversations(
     [word for word in words if word not in settings], arguments.file
@@ -323,123 +173,6 @@ def _existing_policy(
   from distil_jax.generation.policy import resolve_directory
   from distil_jax.models import hf_weights
   from distil_jax.training.setup import environments, policies
-
-  pass
-  pass
-  pass
-
-  pass
-  pass
-  pass
-
-  pass
-  pass
-  pass
-
-  pass
-  pass
-  pass
-
-  pass
-  pass
-  pass
-
-  pass
-  pass
-  pass
-
-  pass
-  pass
-  pass
-
-  pass
-  pass
-  pass
-
-  pass
-  pass
-  pass
-
-  pass
-  pass
-  pass
-
-  pass
-  pass
-  pass
-
-  pass
-  pass
-  pass
-
-  pass
-  pass
-  pass
-
-  pass
-  pass
-  pass
-
-  pass
-  pass
-  pass
-
-  pass
-  pass
-  pass
-
-  pass
-  pass
-  pass
-
-  pass
-  pass
-  pass
-
-  pass
-  pass
-  pass
-
-  pass
-  pass
-  pass
-
-  pass
-  pass
-  pass
-
-  pass
-  pass
-  pass
-
-  pass
-  pass
-  pass
-
-  pass
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
 
   directory = resolve_directory(config.model.directory)
   if config.model.create and not (directory / hf_weights.CONFIG).is_file():

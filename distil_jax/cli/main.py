@@ -9,21 +9,19 @@ import traceback
 import warnings
 from collections.abc import Sequence
 
-from distil_jax.cli.compare import add_compare, compare
-from distil_jax.cli.evaluate import evaluate
-from distil_jax.cli.export import export
-from distil_jax.cli.generate import add_generate, generate
-from distil_jax.cli.options import (
-  CONFIG_HELP,
-  OVERRIDES_HELP,
-  add_command,
-  add_common,
-  add_launch,
+from distil_jax.cli import (
+  compare,
+  evaluate,
+  export,
+  generate,
+  plan,
+  sandbox,
+  train,
 )
-from distil_jax.cli.plan import add_plan
-from distil_jax.cli.sandbox import add_sandbox, sandbox
-from distil_jax.cli.train import train
 from distil_jax.distributed import launch, signals
+
+# In the order of the help page.
+_COMMANDS = (train, evaluate, export, generate, plan, compare, sandbox)
 
 _as_python_does = warnings.showwarning
 
@@ -63,7 +61,9 @@ def _status(argv: Sequence[str] | None) -> int:
 
 def _show_warning(message, category, filename, *place, **more) -> None:
   """Of our own the words alone, and not where in the code they are said."""
-  is_ours = pathlib.Path(filename).is_relative_to(pathlib.Path(__file__).parent)
+  is_ours = pathlib.Path(filename).is_relative_to(
+    pathlib.Path(__file__).parents[1]
+  )
   if is_ours and issubclass(category, UserWarning):
     print(f"distil-jax: {message}", file=sys.stderr, flush=True)
   else:
@@ -72,7 +72,7 @@ def _show_warning(message, category, filename, *place, **more) -> None:
 
 def _place(arguments: argparse.Namespace) -> launch.ProcessSpec | None:
   """Of this process; None where it is alone."""
-  if arguments.run is sandbox:
+  if arguments.run is sandbox.run:
     return None
   place = launch.find(
     os.environ,
@@ -80,7 +80,7 @@ def _place(arguments: argparse.Namespace) -> launch.ProcessSpec | None:
     num_processes=getattr(arguments, "num_processes", None),
     process_id=getattr(arguments, "process_id", None),
   )
-  if place is not None and arguments.run in (generate, compare):
+  if place is not None and arguments.run in (generate.run, compare.run):
     raise launch.LaunchError(
       f"this is {place}, but this command runs in one: start it on a single "
       "host, without the cluster's launcher; to ask what several hosts have "
@@ -119,7 +119,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   """The command line; settings may stand before and after options."""
   parser = _parser()
   arguments, rest = parser.parse_known_args(argv)
-  if arguments.run is generate:
+  if arguments.run is generate.run:
     # A text with a space is no option, for argparse neither.
     unknown = [t for t in rest if t.startswith("-") and " " not in t]
   else:
@@ -136,19 +136,6 @@ def _parser() -> argparse.ArgumentParser:
     description="Train language models from rich feedback.",
   )
   commands = parser.add_subparsers(required=True, metavar="COMMAND")
-  for name, run, text in (
-    ("train", train, "train, or go on from the last checkpoint"),
-    ("evaluate", evaluate, "held-out accuracy of the last checkpoint"),
-    ("export", export, "write the last checkpoint as a Hugging Face folder"),
-  ):
-    command = add_command(commands, name, text)
-    command.add_argument("config", metavar="CONFIG", help=CONFIG_HELP)
-    if name == "export":
-      command.add_argument("directory", metavar="DIRECTORY")
-    add_launch(command)
-    add_common(command, run, OVERRIDES_HELP)
-  add_generate(commands)
-  add_plan(commands)
-  add_compare(commands)
-  add_sandbox(commands)
+  for command in _COMMANDS:
+    command.add_parser(commands)
   return parser

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Options that several commands share."""
 
 import argparse
 import re

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""The `plan` command."""
 
 import argparse
 
@@ -12,7 +12,7 @@ from distil_jax.cli.options import (
 )
 
 
-def add_plan(commands) -> None:
+def add_parser(commands) -> None:
   text = "what a run takes on hardware that need not be here"
   command = add_command(commands, "plan", text)
   command.add_argument("config", metavar="CONFIG", help=CONFIG_HELP)
@@ -41,107 +41,14 @@ def add_plan(commands) -> None:
   command.add_argument(
     "--json", action="store_true", help="print one JSON object"
   )
-  add_common(command, plan, OVERRIDES_HELP)
+  add_common(command, run, OVERRIDES_HELP)
 
 
-def plan(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
   config = configs.load(arguments.config, arguments.overrides)
   from distil_jax.planning import hardware as planning_hardware
   from distil_jax.planning import mesh_search, planner, report
   from distil_jax.training.logging.progress import Progress
-
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
-
-  pass
-  pass
 
   hardware = planning_hardware.hardware(arguments.topology)
   network = planner.network(config, arguments.num_params_from)

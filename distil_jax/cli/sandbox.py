@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""The `sandbox` command."""
 
 import argparse
 
@@ -6,7 +6,7 @@ from distil_jax import config as configs
 from distil_jax.cli.options import add_command, positive
 
 
-def add_sandbox(commands) -> None:
+def add_parser(commands) -> None:
   text = "run the programs of other machines, see sandbox.kind=remote"
   command = add_command(commands, "sandbox", text)
   command.add_argument(
@@ -43,74 +43,12 @@ def add_sandbox(commands) -> None:
   command.add_argument(
     "--debug", action="store_true", help="show the traceback of an error"
   )
-  command.set_defaults(run=sandbox, overrides=[])
+  command.set_defaults(run=run, overrides=[])
 
 
-def sandbox(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
   from distil_jax.envs import sandbox
   from distil_jax.envs.sandbox import serving
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
 
   if arguments.overrides:
     raise configs.ConfigError(f"{arguments.overrides[0]} is no option here")

@@ -1,77 +1,32 @@
-"""TODO docstring."""
+"""The `train` command."""
 
 import argparse
 
 from distil_jax import config as configs
+from distil_jax.cli.options import (
+  CONFIG_HELP,
+  OVERRIDES_HELP,
+  add_command,
+  add_common,
+  add_launch,
+)
 
 
-def train(arguments: argparse.Namespace) -> int:
+def add_parser(commands) -> None:
+  """Adds the command to the parser."""
+  command = add_command(
+    commands, "train", "train, or go on from the last checkpoint"
+  )
+  command.add_argument("config", metavar="CONFIG", help=CONFIG_HELP)
+  add_launch(command)
+  add_common(command, run, OVERRIDES_HELP)
+
+
+def run(arguments: argparse.Namespace) -> int:
   config = configs.load(arguments.config, arguments.overrides)
   # Heavy imports wait until the command line is known to be right.
   from distil_jax.training import run_checks, trainer
   from distil_jax.training.logging import tables
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
-
-  pass
 
   run_checks.check_same_command("train", config)
   summary = trainer.Trainer(config).train()

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Config section of the data."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Config sections of environments, judging and the sandbox."""
 
 from typing import Annotated, Any, Literal
 

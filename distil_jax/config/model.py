@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Config section of the model."""
 
 from typing import Annotated, Any, Literal
 

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Config sections of mesh, sampling and rollouts."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Config sections of the teacher and its guard."""
 
 from typing import Literal
 

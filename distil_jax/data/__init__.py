@@ -1,1 +1,1 @@
-"""The only room that touches disk and network."""
+"""Data sets, tokenizers, prompts and padding."""

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Padding of token lists to rectangular arrays."""
 
 from collections.abc import Sequence
 

@@ -1,1 +1,1 @@
-"""TODO docstring."""
+"""Several processes that train together."""

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Reductions over all processes."""
 
 from collections.abc import Mapping
 

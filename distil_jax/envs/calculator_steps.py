@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Expressions, solutions and faults of the calculator's problems."""
 
 import itertools
 import random

@@ -1,6 +1,6 @@
 """Whether two mathematical expressions are equal; runs in a `workers.Worker`.
 
-python -m distil_jax.envs.equivalence
+python -m distil_jax.envs.math_worker
 """
 
 import functools

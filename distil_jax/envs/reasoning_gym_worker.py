@@ -1,6 +1,6 @@
 """Tasks of reasoning_gym, made and scored; runs in a `workers.Worker`.
 
-python -m distil_jax.envs.reasoning_tasks
+python -m distil_jax.envs.reasoning_gym_worker
 """
 
 import contextlib

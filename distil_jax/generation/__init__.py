@@ -1,1 +1,1 @@
-"""TODO docstring."""
+"""Sampling: the pure sampler and the engine that drives it."""

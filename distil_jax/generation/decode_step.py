@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""One decode step of all slots."""
 
 import dataclasses
 from typing import Any
@@ -38,7 +38,7 @@ def admit_rows(state: SamplerState) -> SamplerState:
     ids = jnp.take_along_axis(requests.last_ids, problems, axis=1)
     filled = Slots(
       rows=kept_rows,
-      homes=jnp.where(is_new, problems, slots.homes),
+      prompt_index=jnp.where(is_new, problems, slots.prompt_index),
       lengths=jnp.where(is_new, 0, slots.lengths),
       ids=jnp.where(is_new, ids, slots.ids),
       is_alive=slots.is_alive | is_new,
@@ -76,7 +76,7 @@ def assign_prompts(
   slots: Slots, prompts, *, group_size: int
 ) -> kv_cache.PromptAssignment:
   return kv_cache.assign_prompts(
-    slots.homes,
+    slots.prompt_index,
     slots.is_alive,
     num_prompts=prompts.lengths.shape[1],
     num_lanes=min(group_size, slots.rows.shape[1]),
@@ -88,15 +88,15 @@ def decode_step(
 ) -> tuple[SamplerState, token_buffer.TokenBuffer]:
   """One token for every slot at work, and what to write down of it."""
   slots = state.slots
-  hidden, rings = decoding.decode(
+  hidden, kv_cache = decoding.decode(
     graphdef,
     weights,
     slots.ids,
     slots.lengths,
-    slots.homes,
+    slots.prompt_index,
     state.in_flight,
     state.prompts,
-    state.rings,
+    state.kv_cache,
   )
   ids, log_probs, behavior_log_probs = sampling.choose(
     _logits(weights, hidden),
@@ -109,7 +109,7 @@ def decode_step(
   is_full = lengths >= slots.max_lengths
   entry = token_buffer.TokenBuffer(
     rows=jnp.where(slots.is_alive, slots.rows, state.num_rows),
-    ages=slots.lengths,
+    positions=slots.lengths,
     ids=ids,
     log_probs=log_probs,
     behavior_log_probs=behavior_log_probs,
@@ -124,7 +124,7 @@ def decode_step(
     is_alive=slots.is_alive & ~is_end & ~is_full,
   )
   state = dataclasses.replace(
-    state, rings=rings, slots=slots, num_steps=state.num_steps + 1
+    state, kv_cache=kv_cache, slots=slots, num_steps=state.num_steps + 1
   )
   return state, entry
 

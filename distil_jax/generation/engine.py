@@ -182,7 +182,7 @@ class Engine:
       self._length if max_lengths is None else max_lengths,
       graphdef=self._graphdef,
       num_slots=num_slots,
-      ring_length=min(FIRST_RING, self._length),
+      cache_length=min(FIRST_RING, self._length),
       max_completion_length=self._length,
       cache_dtype=self._cache_dtype or _cache_dtype(weights),
     )
@@ -199,7 +199,7 @@ class Engine:
     searched = np.zeros(state.completions.lengths.shape, np.int32)
     num_parts, width = state.slots.rows.shape
     widths = ladder(width)
-    ring = state.rings.cache.keys[0].shape[2]
+    ring = state.kv_cache.cache.keys[0].shape[2]
     num_steps = num_slot_steps = largest = 0
     while True:
       narrower = [w for w in widths if w < width]
@@ -234,8 +234,8 @@ class Engine:
         ring = min(2 * ring, self._length)
       if (width, ring) != shape:
         # Old and new rings are there together for a moment.
-        before = sum(x.nbytes for x in jax.tree.leaves(state.rings.cache))
-        state = _resize(state, width=width, ring_length=ring)
+        before = sum(x.nbytes for x in jax.tree.leaves(state.kv_cache.cache))
+        state = _resize(state, width=width, cache_length=ring)
         largest = max(largest, before + cache_bytes(state))
     if ends is not None:
       ends.tell()
@@ -297,7 +297,7 @@ def ladder(width: int) -> list[int]:
 
 def cache_bytes(state: sampler_state.SamplerState) -> int:
   """Of the keys and values in memory, all devices together."""
-  arrays = jax.tree.leaves((state.prompts.cache, state.rings.cache))
+  arrays = jax.tree.leaves((state.prompts.cache, state.kv_cache.cache))
   return sum(x.nbytes for x in arrays)
 
 
@@ -346,7 +346,7 @@ _start = jax.jit(
   static_argnames=(
     "graphdef",
     "num_slots",
-    "ring_length",
+    "cache_length",
     "max_completion_length",
     "cache_dtype",
   ),
@@ -354,7 +354,7 @@ _start = jax.jit(
 _advance = jax.jit(
   sampler.advance, static_argnames=("graphdef", "eos_ids"), donate_argnums=1
 )
-_resize = jax.jit(sampler.resize, static_argnames=("width", "ring_length"))
+_resize = jax.jit(sampler.resize, static_argnames=("width", "cache_length"))
 _stop = jax.jit(sampler.stop, donate_argnums=0)
 _finish = jax.jit(sampler.finish, static_argnames="pad_id")
 _look, _written = jax.jit(_look_at), jax.jit(_whole)

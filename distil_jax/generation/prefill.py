@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Prefill: reads the prompts and makes the initial sampler state."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ def prefill(
   *,
   graphdef: nnx.GraphDef,
   num_slots: int,
-  ring_length: int,
+  cache_length: int,
   max_completion_length: int,
   cache_dtype: Any = None,
 ) -> SamplerState:
@@ -44,7 +44,7 @@ def prefill(
     choice, max_lengths: of each row; scalars, or shape `[P, G]`.
     graphdef: from `qwen3.make`.
     num_slots: in all parts together; at most P * G.
-    ring_length: tokens of a completion that can be looked back at.
+    cache_length: tokens of a completion that can be looked back at.
     max_completion_length: T.
     cache_dtype: of keys and values; None for that of the activations.
   """
@@ -79,7 +79,7 @@ def prefill(
   zeros = jnp.zeros((num_parts, width), jnp.int32)
   slots = Slots(
     rows=zeros,
-    homes=zeros,
+    prompt_index=zeros,
     lengths=zeros,
     ids=zeros,
     is_alive=zeros.astype(bool),
@@ -90,7 +90,7 @@ def prefill(
   state = SamplerState(
     requests=requests,
     prompts=prompts,
-    rings=kv_cache.empty_cache(prompts, width, ring_length),
+    kv_cache=kv_cache.empty_cache(prompts, width, cache_length),
     slots=slots,
     in_flight=assign_prompts(slots, prompts, group_size=keys.shape[1]),
     completions=token_buffer.Completions(

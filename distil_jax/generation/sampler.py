@@ -81,7 +81,7 @@ def generate(
     max_completion_length,
     graphdef=graphdef,
     num_slots=keys.size,
-    ring_length=max_completion_length,
+    cache_length=max_completion_length,
     max_completion_length=max_completion_length,
     cache_dtype=cache_dtype,
   )
@@ -90,7 +90,7 @@ def generate(
     state,
     graphdef=graphdef,
     eos_ids=eos_ids,
-    journal_length=max_completion_length,
+    buffer_length=max_completion_length,
   )
   return finish(state, prompt_ids, prompt_mask, pad_id=pad_id)
 
@@ -103,26 +103,26 @@ def advance(
   *,
   graphdef: nnx.GraphDef,
   eos_ids: tuple[int, ...],
-  journal_length: int = BUFFER_STEPS,
+  buffer_length: int = BUFFER_STEPS,
 ) -> SamplerState:
   """Chooses tokens until all rows are done, or the host has to look.
 
   Args:
     weights: from `decoding.by_layer`.
     state: donate it.
-    num_steps: at most so many tokens for each slot; None: `journal_length`.
+    num_steps: at most so many tokens for each slot; None: `buffer_length`.
     shrink_at: stops when nothing waits and no part has more slots at work.
     graphdef: from `qwen3.make`.
     eos_ids: any of them ends a completion.
-    journal_length: C, more steps are not taken.
+    buffer_length: C, more steps are not taken.
 
   Returns:
     the state, where all rows are done, or so many steps are taken, or the
     longest completion in flight fills its ring, or it can shrink.
   """
   first = state.num_steps
-  ring_length = state.rings.cache.keys[0].shape[2]
-  limit = journal_length
+  cache_length = state.kv_cache.cache.keys[0].shape[2]
+  limit = buffer_length
   if num_steps is not None:
     limit = jnp.minimum(num_steps, limit)
 
@@ -133,32 +133,32 @@ def advance(
       jnp.max(state.num_waiting),
     )
     is_running = (num_alive > shrink_at) | (num_waiting > 0)
-    has_room = state.longest < ring_length
+    has_room = state.longest < cache_length
     return is_running & has_room & (state.num_steps - first < limit)
 
   def step(carry):
-    state, journal = carry
+    state, buffer = carry
     state, entry = decode_step(
       weights, admit_rows(state), graphdef=graphdef, eos_ids=eos_ids
     )
     t = state.num_steps - first - 1
-    journal = jax.tree.map(
+    buffer = jax.tree.map(
       lambda book, x: jax.lax.dynamic_update_index_in_dim(book, x, t, 0),
-      journal,
+      buffer,
       entry,
     )
-    return state, journal
+    return state, buffer
 
   blank = token_buffer.blank(
-    journal_length, *state.slots.rows.shape, num_rows=state.num_rows
+    buffer_length, *state.slots.rows.shape, num_rows=state.num_rows
   )
-  state, journal = jax.lax.while_loop(goes_on, step, (state, blank))
-  completions = token_buffer.write_back(state.completions, journal)
+  state, buffer = jax.lax.while_loop(goes_on, step, (state, blank))
+  completions = token_buffer.write_back(state.completions, buffer)
   return constrain(dataclasses.replace(state, completions=completions))
 
 
 def resize(
-  state: SamplerState, *, width: int, ring_length: int
+  state: SamplerState, *, width: int, cache_length: int
 ) -> SamplerState:
   """Fewer slots, or longer rings.
 
@@ -168,7 +168,7 @@ def resize(
   Args:
     state: under way.
     width: slots of each part from now on.
-    ring_length: tokens that can be looked back at.
+    cache_length: tokens that can be looked back at.
   """
   slots = state.slots
   # Those at work come first, in the order in which they stand.
@@ -181,10 +181,10 @@ def resize(
   num_prompts = prompts.lengths.shape[1]
   if is_shrinking and width < num_prompts:
     # A prompt for each slot; several of them may be the same.
-    prompts = kv_cache.keep_prompts(prompts, kept.homes)
-    first = kept.homes[:, :, None] == kept.homes[:, None, :]
+    prompts = kv_cache.keep_prompts(prompts, kept.prompt_index)
+    first = kept.prompt_index[:, :, None] == kept.prompt_index[:, None, :]
     kept = dataclasses.replace(
-      kept, homes=jnp.argmax(first, axis=2).astype(jnp.int32)
+      kept, prompt_index=jnp.argmax(first, axis=2).astype(jnp.int32)
     )
   group_size = group_size_of(state)
   return constrain(
@@ -193,7 +193,7 @@ def resize(
       slots=kept,
       in_flight=assign_prompts(kept, prompts, group_size=group_size),
       prompts=prompts,
-      rings=kv_cache.resize_cache(state.rings, order, ring_length),
+      kv_cache=kv_cache.resize_cache(state.kv_cache, order, cache_length),
     )
   )
 

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""State of the sampler between two decode steps."""
 
 import dataclasses
 
@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from flax import struct
 
 from distil_jax.generation import token_buffer
-from distil_jax.models import kv_cache, sharding
+from distil_jax.models import sharding
+from distil_jax.models.kv_cache import KVCache, PromptAssignment, PromptCache
 from distil_jax.ops import sampling
 
 
@@ -35,7 +36,7 @@ class Slots:
 
   Attributes:
     rows: which row it works on.
-    homes: where among the prompts in memory its prompt is.
+    prompt_index: where among the prompts in memory its prompt is.
     lengths: tokens chosen so far.
     ids: the newest token: the prompt's last one at first.
     is_alive: whether it works on a row.
@@ -43,7 +44,7 @@ class Slots:
   """
 
   rows: jax.Array
-  homes: jax.Array
+  prompt_index: jax.Array
   lengths: jax.Array
   ids: jax.Array
   is_alive: jax.Array
@@ -59,7 +60,7 @@ class SamplerState:
   Attributes:
     requests: what is asked for.
     prompts: in memory.
-    rings: of the samples in flight.
+    kv_cache: of the samples in flight.
     slots: the samples in flight.
     in_flight: which of them reads which prompt.
     completions: of all rows.
@@ -68,10 +69,10 @@ class SamplerState:
   """
 
   requests: Requests
-  prompts: kv_cache.PromptCache
-  rings: kv_cache.KVCache
+  prompts: PromptCache
+  kv_cache: KVCache
   slots: Slots
-  in_flight: kv_cache.PromptAssignment
+  in_flight: PromptAssignment
   completions: token_buffer.Completions
   next_row: jax.Array
   num_steps: jax.Array

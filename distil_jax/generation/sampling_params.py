@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""How completions are sampled, checked on the host."""
 
 import numbers
 from collections.abc import Callable, Mapping, Sequence

@@ -39,13 +39,13 @@ class TokenBuffer:
 
   Attributes:
     rows: which row the slot worked on; N and more where on none.
-    ages: the token's place in its completion.
+    positions: the token's place in its completion.
     ids, log_probs, behavior_log_probs: as in `Completions`.
     stop_reasons: why the row ended, where it did.
   """
 
   rows: jax.Array
-  ages: jax.Array
+  positions: jax.Array
   ids: jax.Array
   log_probs: jax.Array
   behavior_log_probs: jax.Array
@@ -55,7 +55,7 @@ class TokenBuffer:
 def blank(
   length: int, num_parts: int, width: int, *, num_rows: int
 ) -> TokenBuffer:
-  """A journal without entries: C, D, W; and N."""
+  """A buffer without entries: C, D, W; and N."""
   shape = (length, num_parts, width)
 
   def full(value, dtype):
@@ -65,7 +65,7 @@ def blank(
 
   return TokenBuffer(
     rows=full(num_rows, jnp.int32),
-    ages=full(0, jnp.int32),
+    positions=full(0, jnp.int32),
     ids=full(0, jnp.int32),
     log_probs=full(0, jnp.float32),
     behavior_log_probs=full(0, jnp.float32),
@@ -73,25 +73,25 @@ def blank(
   )
 
 
-def write_back(found: Completions, journal: TokenBuffer) -> Completions:
-  """Takes the entries of a journal to their rows.
+def write_back(found: Completions, buffer: TokenBuffer) -> Completions:
+  """Takes the entries of a buffer to their rows.
 
   Args:
     found: what was sampled before.
-    journal: what was chosen since; `journal.rows` is N where nothing was.
+    buffer: what was chosen since; `buffer.rows` is N where nothing was.
   """
-  return jax.vmap(_sorted_in_part, in_axes=(0, 1))(found, journal)
+  return jax.vmap(_sorted_in_part, in_axes=(0, 1))(found, buffer)
 
 
-def _sorted_in_part(found: Completions, journal: TokenBuffer) -> Completions:
+def _sorted_in_part(found: Completions, buffer: TokenBuffer) -> Completions:
   """The same of one part: `[N, ...]` and `[C, W]`.
 
   A slot works on a row in steps that follow each other, so where a row begins
-  and ends in the journal tells where all of it is.
+  and ends in the buffer tells where all of it is.
   """
-  num_steps, width = journal.rows.shape
+  num_steps, width = buffer.rows.shape
   num_rows, length = found.ids.shape
-  rows = journal.rows
+  rows = buffer.rows
   places = jnp.arange(num_steps * width, dtype=jnp.int32)
   nobody = jnp.full((1, width), num_rows, rows.dtype)
 
@@ -108,7 +108,7 @@ def _sorted_in_part(found: Completions, journal: TokenBuffer) -> Completions:
 
   first, is_here = whereabouts(jnp.concatenate([nobody, rows[:-1]]))
   last, _ = whereabouts(jnp.concatenate([rows[1:], nobody]))
-  begin, end = flat(journal.ages)[first], flat(journal.ages)[last]
+  begin, end = flat(buffer.positions)[first], flat(buffer.positions)[last]
   column = jnp.arange(length)[None]
   is_new = (column >= begin[:, None]) & (column <= end[:, None])
   is_new &= is_here[:, None]
@@ -119,13 +119,13 @@ def _sorted_in_part(found: Completions, journal: TokenBuffer) -> Completions:
     return jnp.where(is_new, flat(entries)[where], old)
 
   return Completions(
-    ids=take(found.ids, journal.ids),
-    log_probs=take(found.log_probs, journal.log_probs),
+    ids=take(found.ids, buffer.ids),
+    log_probs=take(found.log_probs, buffer.log_probs),
     behavior_log_probs=take(
-      found.behavior_log_probs, journal.behavior_log_probs
+      found.behavior_log_probs, buffer.behavior_log_probs
     ),
     lengths=jnp.where(is_here, end + 1, found.lengths),
     stop_reasons=jnp.where(
-      is_here, flat(journal.stop_reasons)[last], found.stop_reasons
+      is_here, flat(buffer.stop_reasons)[last], found.stop_reasons
     ),
   )

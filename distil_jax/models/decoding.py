@@ -3,7 +3,7 @@
 Keys and values stand in one buffer a layer, heads before time: this is what a
 batched product reads without moving anything. A prompt's are stored once, and
 read once a step, for all samples of its group; each sample has a ring of
-columns for its own tokens. All rings are written in the same column, so that a
+columns for its own tokens. All rings are written at the same index, so that a
 step writes one slice however old its samples are.
 
 Layers are laid out one after the other, where the passes over whole sequences
@@ -119,11 +119,11 @@ def decode(
   graphdef: nnx.GraphDef,
   weights: Weights,
   ids: jax.Array,
-  ages: jax.Array,
-  homes: jax.Array,
+  positions: jax.Array,
+  prompt_index: jax.Array,
   in_flight: PromptAssignment,
   prompts: PromptCache,
-  rings: KVCache,
+  kv_cache: KVCache,
 ) -> tuple[jax.Array, KVCache]:
   """One token further for every sample in flight.
 
@@ -131,23 +131,23 @@ def decode(
     graphdef: from `qwen3.make`.
     weights: from `by_layer`.
     ids: the newest token of each sample. Shape `[D, W]`.
-    ages: how many of its tokens stand in its ring; below T. Shape `[D, W]`.
-    homes: which prompt it reads. Shape `[D, W]`.
+    positions: how many of its tokens are in its cache; below T. `[D, W]`.
+    prompt_index: which prompt it reads. Shape `[D, W]`.
     in_flight: from `members`.
     prompts: R in each part.
-    rings: the tokens before.
+    kv_cache: the tokens before.
 
   Returns:
     hidden states `[D, W, D']` from which the next token is chosen, and the
-    rings with this token in them.
+    kv_cache with this token in them.
   """
   model, graph = _merge_weights(graphdef, weights)
-  length = rings.cache.keys[0].shape[2]
-  before = jnp.take_along_axis(prompts.lengths, homes, axis=1)
-  angles = model.angles(before + ages)
+  length = kv_cache.cache.keys[0].shape[2]
+  before = jnp.take_along_axis(prompts.lengths, prompt_index, axis=1)
+  angles = model.angles(before + positions)
   # How long ago a column was written; what is older is another sample's.
-  ago = (rings.column - jnp.arange(length)) % length
-  own_allowed = ago[None] <= ages.reshape(-1, 1)
+  ago = (kv_cache.write_index - jnp.arange(length)) % length
+  own_allowed = ago[None] <= positions.reshape(-1, 1)
   prompt_length = prompts.cache.keys[0].shape[2]
   prompt_allowed = jnp.arange(prompt_length)[None] < prompts.lengths.reshape(
     -1, 1
@@ -157,11 +157,11 @@ def decode(
     def write(buffer, new):
       new = new.reshape(*buffer.shape[:2], 1, -1).astype(buffer.dtype)
       return jax.lax.dynamic_update_slice_in_dim(
-        buffer, new, rings.column, axis=2
+        buffer, new, kv_cache.write_index, axis=2
       )
 
-    keys = write(rings.cache.keys[layer], key)
-    values = write(rings.cache.values[layer], value)
+    keys = write(kv_cache.cache.keys[layer], key)
+    values = write(kv_cache.cache.values[layer], value)
     grouped = _by_kv_head(query, keys.shape[1])
     own = _attend(grouped, keys, values, own_allowed)
     shared = _attend_prompts(
@@ -183,11 +183,11 @@ def decode(
     x = sharding.constrain(x, "batch", None, None)
     kept.append(own)
   keys, values = zip(*kept, strict=True)
-  rings = KVCache(
+  kv_cache = KVCache(
     cache=LayerCaches(keys=keys, values=values),
-    column=(rings.column + 1) % length,
+    write_index=(kv_cache.write_index + 1) % length,
   )
-  return model.finish(x), rings
+  return model.finish(x), kv_cache
 
 
 def _merge_weights(graphdef: nnx.GraphDef, weights: Weights):

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Writes parameters as a Hugging Face folder."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""How a parameter is laid out in a Hugging Face file."""
 
 import dataclasses
 import math

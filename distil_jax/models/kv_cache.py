@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""KV caches of prompts and of samples in flight."""
 
 import jax
 import jax.numpy as jnp
@@ -40,13 +40,13 @@ class KVCache:
   """What each sample in flight has for itself.
 
   Attributes:
-    cache: the last columns written, up to `column`. `[D * W, K, T, H]` a
+    cache: the last columns written, up to `write_index`. `[D * W, K, T, H]` a
       layer.
-    column: where the next token is written. Scalar.
+    write_index: where the next token is written. Scalar.
   """
 
   cache: LayerCaches
-  column: jax.Array
+  write_index: jax.Array
 
 
 @struct.dataclass
@@ -78,21 +78,21 @@ def empty_cache(prompts: PromptCache, width: int, length: int) -> KVCache:
     cache=jax.tree.map(
       lambda x: placed(jnp.zeros(shape, x.dtype)), prompts.cache
     ),
-    column=jnp.zeros((), jnp.int32),
+    write_index=jnp.zeros((), jnp.int32),
   )
 
 
-def resize_cache(rings: KVCache, samples: jax.Array, length: int) -> KVCache:
+def resize_cache(kv_cache: KVCache, samples: jax.Array, length: int) -> KVCache:
   """Keeps some samples, with more or less to look back at.
 
   Args:
-    rings: of W samples with T columns.
+    kv_cache: of W samples with T columns.
     samples: which to keep. Shape `[D, W']`.
     length: columns from now on; no sample in flight may need more.
   """
-  old = rings.cache.keys[0].shape[2]
+  old = kv_cache.cache.keys[0].shape[2]
   # The oldest column first, so that what is new follows what is newest.
-  order = (rings.column + jnp.arange(old)) % old
+  order = (kv_cache.write_index + jnp.arange(old)) % old
   kept = order[max(old - length, 0) :]
 
   def resize(buffer):
@@ -101,8 +101,8 @@ def resize_cache(rings: KVCache, samples: jax.Array, length: int) -> KVCache:
     return placed(jnp.pad(taken, room))
 
   return KVCache(
-    cache=jax.tree.map(resize, rings.cache),
-    column=jnp.asarray(len(kept) % length, jnp.int32),
+    cache=jax.tree.map(resize, kv_cache.cache),
+    write_index=jnp.asarray(len(kept) % length, jnp.int32),
   )
 
 
@@ -115,23 +115,27 @@ def keep_prompts(prompts: PromptCache, which: jax.Array) -> PromptCache:
 
 
 def assign_prompts(
-  homes: jax.Array, is_alive: jax.Array, *, num_prompts: int, num_lanes: int
+  prompt_index: jax.Array,
+  is_alive: jax.Array,
+  *,
+  num_prompts: int,
+  num_lanes: int,
 ) -> PromptAssignment:
   """Gives each sample in flight a lane of its prompt.
 
   Args:
-    homes: the prompt that each sample reads. Shape `[D, W]`.
+    prompt_index: the prompt that each sample reads. Shape `[D, W]`.
     is_alive: others take no lane. Shape `[D, W]`.
     num_prompts: R.
     num_lanes: M; no prompt has more samples in flight.
   """
-  width = homes.shape[1]
-  same = homes[:, :, None] == homes[:, None, :]
+  width = prompt_index.shape[1]
+  same = prompt_index[:, :, None] == prompt_index[:, None, :]
   earlier = jnp.tri(width, k=-1, dtype=bool)
   counts = same & earlier[None] & is_alive[:, None, :]
   lanes = jnp.sum(counts, axis=2, dtype=jnp.int32)
   nowhere = num_prompts * num_lanes
-  places = jnp.where(is_alive, homes * num_lanes + lanes, nowhere)
+  places = jnp.where(is_alive, prompt_index * num_lanes + lanes, nowhere)
 
   taken = places[:, None, :] == jnp.arange(nowhere)[None, :, None]
   samples = jnp.argmax(taken, axis=2).astype(jnp.int32)

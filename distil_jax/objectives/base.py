@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""The record that every objective is built as."""
 
 import dataclasses
 from collections.abc import Callable

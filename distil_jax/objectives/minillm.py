@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""MiniLLM from logits, for small inputs (arXiv:2306.08543)."""
 
 import jax
 

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""OPSD from logits, for small inputs (arXiv:2601.18734)."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""SDPO from logits, for small inputs (arXiv:2601.20802)."""
 
 from typing import Literal
 

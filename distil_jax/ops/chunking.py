@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""How a product with the unembedding is cut into tiles."""
 
 import dataclasses
 import math

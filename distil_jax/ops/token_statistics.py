@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Statistics of tokens that objectives are made of."""
 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple

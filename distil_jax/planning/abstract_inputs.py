@@ -125,7 +125,7 @@ def rollout_state(
 ) -> sampler_state.SamplerState:
   """A rollout under way, from the function that begins it."""
   state = jax.eval_shape(start, *arguments)
-  caches = (state.prompts.cache, state.rings.cache)
+  caches = (state.prompts.cache, state.kv_cache.cache)
   kept = {id(x) for x in jax.tree.leaves(caches)}
 
   def place(x: Any) -> jax.ShapeDtypeStruct:
@@ -158,7 +158,7 @@ def rings(length: int) -> list[int]:
 def parts_of(state: sampler_state.SamplerState) -> dict[str, float]:
   """Bytes of a rollout under way, on a chip."""
   prompts = memory.of_tree(state.prompts.cache)
-  completions = memory.of_tree(state.rings.cache)
+  completions = memory.of_tree(state.kv_cache.cache)
   return {
     "prompts' keys and values": prompts,
     "completions' keys and values": completions,

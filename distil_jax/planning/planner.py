@@ -193,8 +193,8 @@ class Planner:
         phases.append(self._growing(weights, earlier[-1], last))
       return [*phases, self._choosing(weights, last)]
 
-  def _reading(self, weights: decoding.Weights, ring_length: int) -> Phase:
-    start, prompts = self._start(ring_length)
+  def _reading(self, weights: decoding.Weights, cache_length: int) -> Phase:
+    start, prompts = self._start(cache_length)
     # What it does not read, of the last layer, is there all the same.
     start = jax.jit(start, keep_unused=True)
     return self._phase(
@@ -207,7 +207,7 @@ class Planner:
   def _growing(self, weights: decoding.Weights, old: int, new: int) -> Phase:
     state = self._under_way(weights, old)
     width = state.slots.rows.shape[1]
-    grow = functools.partial(sampler.resize, width=width, ring_length=new)
+    grow = functools.partial(sampler.resize, width=width, cache_length=new)
     grow = jax.jit(grow, keep_unused=True)
     return self._phase(
       GROWING,
@@ -216,8 +216,8 @@ class Planner:
       beside=self._beside(weights) + memory.of_tree(weights),
     )
 
-  def _choosing(self, weights: decoding.Weights, ring_length: int) -> Phase:
-    state, run = self._under_way(weights, ring_length), self.run
+  def _choosing(self, weights: decoding.Weights, cache_length: int) -> Phase:
+    state, run = self._under_way(weights, cache_length), self.run
     advance = functools.partial(
       sampler.advance, graphdef=self.graphdef, eos_ids=_EOS_IDS
     )
@@ -234,7 +234,7 @@ class Planner:
       count=waves * run.completion_length / sampler.BUFFER_STEPS,
     )
 
-  def _start(self, ring_length: int) -> tuple[Callable[..., Any], Any]:
+  def _start(self, cache_length: int) -> tuple[Callable[..., Any], Any]:
     """The function that begins a rollout, and what it takes after weights.
 
     With a tool that of a later turn, which takes most: each row reads all that
@@ -253,7 +253,7 @@ class Planner:
       prefill.prefill,
       graphdef=self.graphdef,
       num_slots=run.num_slots,
-      ring_length=ring_length,
+      cache_length=cache_length,
       max_completion_length=run.completion_length,
       cache_dtype=run.cache_dtype,
     )
@@ -271,9 +271,9 @@ class Planner:
     return max(self.run.num_slots // multiple, 1) * multiple
 
   def _under_way(
-    self, weights: decoding.Weights, ring_length: int
+    self, weights: decoding.Weights, cache_length: int
   ) -> sampler_state.SamplerState:
-    start, prompts = self._start(ring_length)
+    start, prompts = self._start(cache_length)
     return abstract_inputs.rollout_state(
       self.rollout_mesh, start, weights, *prompts
     )

@@ -1,1 +1,1 @@
-"""TODO docstring."""
+"""The training loop and what it is made of."""

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Builds the training step of an objective."""
 
 import functools
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""AdamW with warm-up, schedule and gradient clipping."""
 
 from typing import Literal
 

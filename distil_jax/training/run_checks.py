@@ -161,7 +161,7 @@ def check_shared(config: Config) -> None:
 
 
 def _versions() -> dict[str, Any]:
-  package = pathlib.Path(__file__).resolve().parent
+  package = pathlib.Path(__file__).resolve().parents[1]
   return {
     "Python": platform.python_version(),
     **run_info.package_versions(),

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""The training state and where its arrays live."""
 
 from typing import Any, Literal
 

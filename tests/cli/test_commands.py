@@ -10,10 +10,11 @@ import yaml
 
 import distil_jax as dj
 from distil_jax.cli import main
-from tests.commands import ROOT, run
+from tests.commands import run
+from tests.paths import DATA
 
 SMOKE = "configs/science/smoke.yaml"
-CHEMISTRY = ROOT.parent / "shared/data/sciknoweval/chemistry"
+CHEMISTRY = DATA / "sciknoweval/chemistry"
 needs_data = pytest.mark.skipif(
   not CHEMISTRY.is_dir(), reason=f"no data at {CHEMISTRY}"
 )

@@ -5,8 +5,8 @@ import pathlib
 import pytest
 
 from distil_jax import config as configs
+from tests.paths import ROOT
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Those of comparisons have a schema of their own.
 SHIPPED = sorted(
   path

@@ -1,7 +1,6 @@
 import collections
 import itertools
 import json
-import pathlib
 
 import numpy as np
 import pytest
@@ -9,8 +8,9 @@ import pytest
 from distil_jax.data import datasets
 from distil_jax.envs.multiple_choice import MultipleChoice
 from distil_jax.types import Problem
+from tests.paths import DATA
 
-SCIENCE = pathlib.Path(__file__).parents[3] / "shared/data/sciknoweval"
+SCIENCE = DATA / "sciknoweval"
 GOOD = {"prompt": "2 + 2?", "answer": "4"}
 
 

@@ -1,6 +1,5 @@
 import hashlib
 import json
-import pathlib
 import subprocess
 import sys
 
@@ -8,8 +7,9 @@ import pytest
 
 from distil_jax.data import tokenizer as tokenizer_lib
 from distil_jax.data.tokenizer import Tokenizer, TokenizerError
+from tests.paths import DATA
 
-SCIENCE = pathlib.Path(__file__).parents[3] / "shared/data/sciknoweval"
+SCIENCE = DATA / "sciknoweval"
 TEXTS = [
   "Compute 47 + 8 - 3 + 6.",
   "The correct answer is option B, and the other answer is not correct.",

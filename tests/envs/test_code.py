@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from distil_jax.envs import code_feedback, code_tests, contract, sandbox
 from distil_jax.envs.code import Code, fenced, is_same_output, last_program
 from distil_jax.types import Status
+from tests.paths import DATA
 
-ROWS = pathlib.Path(__file__).parents[3] / "shared/data/humaneval"
+ROWS = DATA / "humaneval"
 needs_data = pytest.mark.skipif(
   not ROWS.is_dir(), reason="HumanEval is not beside the checkout"
 )

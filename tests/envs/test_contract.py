@@ -11,8 +11,9 @@ from distil_jax import config, envs
 from distil_jax.envs import contract
 from distil_jax.training import trainer
 from distil_jax.types import Problem, Status, Verdict
+from tests.paths import ROOT
 
-GUIDE = pathlib.Path(__file__).parents[2] / "docs/environments.md"
+GUIDE = ROOT / "docs/environments.md"
 ROWS = {
   "multiple_choice": {"prompt": "p", "answer": "B"},
   "math": {"prompt": "p", "answer": "x #### 3"},

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from distil_jax.envs import math as maths
 from distil_jax.envs import math_worker, process_pool
 from distil_jax.types import Status
+from tests.paths import DATA, ROOT
 
-GSM8K = pathlib.Path(__file__).parents[3] / "shared/data/gsm8k/test.jsonl"
+GSM8K = DATA / "gsm8k/test.jsonl"
 ENVIRONMENT = maths.Math(seconds=60.0)  # of a loaded machine
 IMPATIENT = maths.Math(seconds=1.0)
 FAST = maths.Math(symbolic=False)
@@ -271,7 +272,7 @@ def worker(numbered):
 
 @pytest.fixture(autouse=True)
 def importable(monkeypatch):
-  root = str(pathlib.Path(__file__).parents[1])
+  root = str(ROOT / "tests")
   path = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
   monkeypatch.setenv("PYTHONPATH", path)
 

@@ -1,5 +1,4 @@
 import json
-import pathlib
 import re
 import time
 
@@ -9,8 +8,9 @@ from distil_jax import envs
 from distil_jax.envs.calculator import Calculator
 from distil_jax.envs.multiple_choice import MultipleChoice
 from distil_jax.types import Status
+from tests.paths import DATA
 
-SCIENCE = pathlib.Path(__file__).parents[3] / "shared/data/sciknoweval"
+SCIENCE = DATA / "sciknoweval"
 ROW = {
   "idx": 7,
   "prompt": "Which one?\n\nA: this\nB: that\n",
@@ -151,7 +151,7 @@ def test_a_huge_completion_is_judged_fast(completion):
   assert time.perf_counter() - start < 0.5
 
 
-@pytest.mark.skipif(not SCIENCE.is_dir(), reason="needs ../shared/data")
+@pytest.mark.skipif(not SCIENCE.is_dir(), reason="no data in {SCIENCE}")
 def test_the_example_in_the_real_system_prompt_is_understood():
   with (SCIENCE / "chemistry/test.json").open(encoding="utf-8") as file:
     row = json.loads(file.readline())

@@ -1,6 +1,5 @@
 import copy
 import json
-import pathlib
 import time
 
 import pytest
@@ -9,8 +8,9 @@ from hypothesis import strategies as st
 
 from distil_jax.envs.tool_calls import ToolCalls
 from distil_jax.types import Status
+from tests.paths import DATA
 
-DATA = pathlib.Path(__file__).parents[3] / "shared/data/tooluse/test.json"
+DATA = DATA / "tooluse/test.json"
 CALLS = [
   ("search", {"query": "a b", "page": 1, "where": {"tags": ["x", "y"]}}),
   ("open", {"id": "7", "exact": True}),

@@ -4,7 +4,6 @@
 """
 
 import json
-import pathlib
 import shutil
 
 import numpy as np
@@ -13,8 +12,8 @@ import tokenizers
 import transformers
 
 import distil_jax as dj
+from tests.paths import GOLDEN
 
-GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 CASES = sorted(path.parent.name for path in GOLDEN.glob("*/golden.npz"))
 
 

@@ -30,16 +30,24 @@ def case():
 
 
 @functools.partial(
-  jax.jit, static_argnames=("graphdef", "dtype", "ring_length")
+  jax.jit, static_argnames=("graphdef", "dtype", "cache_length")
 )
 def stepwise(
-  params, ids, mask, newest, homes, *, graphdef, dtype=None, ring_length=None
+  params,
+  ids,
+  mask,
+  newest,
+  prompt_index,
+  *,
+  graphdef,
+  dtype=None,
+  cache_length=None,
 ):
   """Hidden states of samples in slots, one decoded token at a time.
 
   Args:
     newest: the tokens of each slot, the prompt's last one first. `[W, T]`.
-    homes: which prompt each reads. Shape `[W]`.
+    prompt_index: which prompt each reads. Shape `[W]`.
   """
   weights = decoding.by_layer(graphdef, params)
   dtype = dtype or weights["embedding"].dtype
@@ -47,28 +55,28 @@ def stepwise(
     graphdef, weights, ids[:, :-1], mask[:, :-1], num_parts=1, dtype=dtype
   )
   width, length = newest.shape
-  rings = kv_cache.empty_cache(prompts, width, ring_length or length)
+  cache = kv_cache.empty_cache(prompts, width, cache_length or length)
   in_flight = kv_cache.assign_prompts(
-    homes[None],
+    prompt_index[None],
     jnp.ones((1, width), bool),
     num_prompts=ids.shape[0],
     num_lanes=GROUP_SIZE,
   )
 
-  def one(rings, t):
-    hidden, rings = decoding.decode(
+  def one(cache, t):
+    hidden, cache = decoding.decode(
       graphdef,
       weights,
       newest[None, :, t],
       jnp.full((1, width), t),
-      homes[None],
+      prompt_index[None],
       in_flight,
       prompts,
-      rings,
+      cache,
     )
-    return rings, hidden[0]
+    return cache, hidden[0]
 
-  _, hidden = jax.lax.scan(one, rings, jnp.arange(length))
+  _, hidden = jax.lax.scan(one, cache, jnp.arange(length))
   return jnp.moveaxis(hidden, 0, 1)
 
 
@@ -123,7 +131,7 @@ def test_slots_may_stand_in_any_order(network, case):
 
 def test_a_longer_ring_changes_nothing(network, case):
   np.testing.assert_allclose(
-    decoded(network, case, ring_length=11), decoded(network, case), atol=1e-5
+    decoded(network, case, cache_length=11), decoded(network, case), atol=1e-5
   )
 
 
@@ -159,11 +167,13 @@ def test_a_cache_in_bfloat16_is_less_exact_only(network, case):
 
 
 def test_who_is_not_alive_takes_no_lane():
-  homes = jnp.asarray([[1, 0, 1, 1, 0], [2, 2, 2, 0, 2]])
+  prompt_index = jnp.asarray([[1, 0, 1, 1, 0], [2, 2, 2, 0, 2]])
   is_alive = jnp.asarray(
     [[True, True, False, True, True], [True, False, True, False, False]]
   )
-  found = kv_cache.assign_prompts(homes, is_alive, num_prompts=3, num_lanes=2)
+  found = kv_cache.assign_prompts(
+    prompt_index, is_alive, num_prompts=3, num_lanes=2
+  )
   np.testing.assert_array_equal(found.places[0], [2, 0, 6, 3, 1])
   np.testing.assert_array_equal(found.samples[0, :4], [1, 4, 0, 3])
   np.testing.assert_array_equal(found.places[1], [4, 6, 5, 6, 6])
@@ -174,16 +184,16 @@ def test_who_is_not_alive_takes_no_lane():
 @pytest.mark.parametrize("column", [0, 2, 4])
 def test_a_ring_keeps_its_newest_columns(length, column):
   """Column j holds the age of what was written there: 0 the newest."""
-  ages = (column - 1 - np.arange(5)) % 5
+  positions = (column - 1 - np.arange(5)) % 5
   buffer = jnp.asarray(
-    np.broadcast_to(ages[:, None], (2, 1, 5, 1))
+    np.broadcast_to(positions[:, None], (2, 1, 5, 1))
     + 10.0 * np.arange(2)[:, None, None, None]
   )
-  rings = kv_cache.KVCache(
+  cache = kv_cache.KVCache(
     cache=kv_cache.LayerCaches(keys=(buffer,), values=(buffer,)),
-    column=jnp.int32(column),
+    write_index=jnp.int32(column),
   )
-  resized = kv_cache.resize_cache(rings, jnp.asarray([[1]]), length)
+  resized = kv_cache.resize_cache(cache, jnp.asarray([[1]]), length)
   kept = np.asarray(resized.cache.keys[0])[0, 0, :, 0]
   count = min(length, 5)
   newest = int(resized.column) - 1

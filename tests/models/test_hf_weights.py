@@ -1,5 +1,4 @@
 import json
-import pathlib
 import shutil
 
 import jax
@@ -10,8 +9,8 @@ import safetensors.numpy
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from distil_jax.models import hf_export, hf_weights
+from tests.paths import GOLDEN
 
-GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 L, D, F, N, K, H, V = 3, 16, 40, 4, 2, 6, 24
 CONFIG = {"model_type": "qwen3", "tie_word_embeddings": True}
 

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Held-out evaluation of a trial."""
 
 import functools
 

@@ -29,7 +29,7 @@ from distil_jax.analysis.comparison.trial_store import (
 from distil_jax.models import decoder
 from distil_jax.training.logging import run_info
 
-_PACKAGE = pathlib.Path(__file__).resolve().parents[1]
+_PACKAGE = pathlib.Path(__file__).resolve().parents[2]
 # What decides a base model, beside its family and its number.
 _OF_A_BASE = {
   "network",

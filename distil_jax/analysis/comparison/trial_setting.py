@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""The setting of a trial and how it samples."""
 
 import dataclasses
 from typing import Any

@@ -2,7 +2,7 @@
 
 `bubblewrap` takes away what one process and all its children have in common:
 the file system but for Python's own, the network, the environment. What every
-program gets anew is made inside, see `inside.confine`.
+program gets anew is made inside, see `guest.confine`.
 """
 
 import contextlib
@@ -22,14 +22,14 @@ from distil_jax.envs.sandbox.jobs import SandboxError
 
 INSTALL = "install bubblewrap (`apt install bubblewrap`, or `pip install "
 INSTALL += "'distil_jax[sandbox]'`)"
-_INSIDE = pathlib.Path(__file__).with_name("inside")
+_GUEST = pathlib.Path(__file__).with_name("guest")
 # Where these files stand in the sandbox, as a package without the rest.
 _ROOT = "/sandbox"
-_PACKAGE = "distil_jax/sandbox/inside"
+_PACKAGE = "distil_jax/envs/sandbox/guest"
 _PACKAGES = "/packages"
 _START = (
   "import runpy, sys; sys.path.insert(0, {path!r}); "
-  "runpy.run_module('distil_jax.sandbox.inside', run_name='__main__')"
+  "runpy.run_module('distil_jax.envs.sandbox.guest', run_name='__main__')"
 )
 _LIBRARIES = ("/lib", "/lib32", "/lib64", "/usr/lib", "/usr/lib32")
 _LIBRARIES += ("/usr/lib64", "/nix/store")
@@ -151,7 +151,7 @@ def stage(folder: str) -> None:
   """Lays out in a folder what a process without namespaces imports."""
   place = pathlib.Path(folder) / _PACKAGE
   place.parent.mkdir(parents=True)
-  place.symlink_to(_INSIDE)
+  place.symlink_to(_GUEST)
 
 
 @functools.cache
@@ -244,7 +244,7 @@ def _shown(python: str, packages: str | None) -> list[tuple[str, str]]:
     # No more of it: the prefix of some interpreters is somebody's home.
     folders = (f"{prefix}/{name}" for name in ("lib", "lib64"))
     places += [python, *filter(os.path.isdir, folders)]
-  found = [*_same(places), (str(_INSIDE), f"{_ROOT}/{_PACKAGE}")]
+  found = [*_same(places), (str(_GUEST), f"{_ROOT}/{_PACKAGE}")]
   return found + ([] if packages is None else [(packages, _PACKAGES)])
 
 

@@ -1,1 +1,1 @@
-"""TODO docstring."""
+"""Parameter names of each Hugging Face model family."""

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Qwen3: names and layouts of its parameters."""
 
 from distil_jax.models.hf_layout import Layout, Path
 

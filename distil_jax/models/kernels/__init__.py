@@ -1,1 +1,1 @@
-"""TODO docstring."""
+"""Attention kernels for each platform."""

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Attention over whole sequences: XLA, cuDNN and splash."""
 
 from collections.abc import Callable, Mapping
 from typing import Literal

@@ -1,1 +1,1 @@
-"""TODO docstring."""
+"""Run folders, metrics, tables, plots and progress."""

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Pages of sampled completions to read."""
 
 import dataclasses
 import pathlib

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Versions, devices and revision of a run."""
 
 import importlib.metadata
 import pathlib
@@ -42,7 +42,7 @@ def environment(*, device_kind: str, num_devices: int) -> dict[str, Any]:
     "platform": platform.platform(),
     "devices": {"kind": device_kind, "count": num_devices},
     "packages": package_versions(),
-    "git": source_revision(pathlib.Path(__file__).resolve().parents[1]),
+    "git": source_revision(pathlib.Path(__file__).resolve().parents[2]),
   }
 
 

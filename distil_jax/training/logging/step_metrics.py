@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Metrics of a training step."""
 
 import collections
 import math

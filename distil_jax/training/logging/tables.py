@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Tables of metrics for the terminal."""
 
 import math
 import operator

@@ -1,1 +1,1 @@
-"""TODO docstring."""
+"""Rollouts of a training step, judged by the environment."""

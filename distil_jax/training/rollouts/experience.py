@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""A judged rollout."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence

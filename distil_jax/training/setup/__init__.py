@@ -1,1 +1,1 @@
-"""TODO docstring."""
+"""Builders: from a config to the parts of a run."""

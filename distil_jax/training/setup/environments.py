@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Builds environments and the sandbox."""
 
 import functools
 import json

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Builds the meshes for training and for sampling."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

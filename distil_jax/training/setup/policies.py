@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Builds the policy."""
 
 import itertools
 from collections.abc import Sequence

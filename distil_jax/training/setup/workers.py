@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Builds rollout workers, judges and tools."""
 
 from typing import Any
 

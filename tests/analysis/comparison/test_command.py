@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import pathlib
 import subprocess
 import sys
 import time
@@ -14,10 +13,9 @@ from distil_jax import config as configs
 from distil_jax.analysis.comparison import command, trial_store
 from distil_jax.analysis.comparison.settings import Comparison
 from distil_jax.cli import main
+from tests.paths import ROOT
 
-SMOKE = str(
-  pathlib.Path(__file__).resolve().parents[2] / "configs/comparison/smoke.yaml"
-)
+SMOKE = str(ROOT / "configs/comparison/smoke.yaml")
 TINY = (
   "families.sparse.num_steps=2",
   "families.sparse.evaluate_every=1",

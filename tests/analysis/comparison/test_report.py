@@ -1,11 +1,8 @@
 """What a reader is told who has not seen the comparison run."""
 
-import pathlib
-
 from distil_jax.analysis.comparison import provenance, report, results
 from tests.analysis.comparison.made_up import comparison, rows, trials
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+from tests.paths import ROOT
 
 
 def section(text, title):

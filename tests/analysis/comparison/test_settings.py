@@ -6,8 +6,8 @@ import pytest
 
 from distil_jax import config as configs
 from distil_jax.analysis.comparison.settings import Comparison
+from tests.paths import ROOT
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 SHIPPED = sorted((ROOT / "configs/comparison").glob("*.yaml"))
 TEXT = """
 default: grpo

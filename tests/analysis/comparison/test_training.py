@@ -9,11 +9,9 @@ from distil_jax import config as configs
 from distil_jax.analysis.comparison import study, training
 from distil_jax.analysis.comparison.settings import Arm, Comparison, FamilyRun
 from distil_jax.analysis.comparison.trial_store import Trial
+from tests.paths import ROOT
 
-PATH = str(
-  pathlib.Path(__file__).resolve().parents[2]
-  / "configs/calculator/quickstart.yaml"
-)
+PATH = str(ROOT / "configs/calculator/quickstart.yaml")
 RUN = FamilyRun(config=PATH, num_steps=20, evaluate_every=10)
 
 

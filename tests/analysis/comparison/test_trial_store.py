@@ -1,7 +1,6 @@
 """Which learning rate is chosen, and what is read back from the disk."""
 
 import json
-import pathlib
 
 import pytest
 
@@ -9,8 +8,7 @@ from distil_jax.analysis.comparison import trial_store
 from distil_jax.analysis.comparison.trial_store import Trial
 from tests.analysis.comparison.made_up import GRID
 from tests.analysis.comparison.made_up import tuned_comparison as comparison
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+from tests.paths import ROOT
 
 
 def tuned(finals, *, curves=None, family="sparse", arm="grpo", first=1000):

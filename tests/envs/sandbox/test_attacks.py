@@ -259,7 +259,7 @@ def test_nothing_is_written_but_where_it_is_lost(box):
 import os
 for path in ("/x", "/usr/x", "/usr/lib/x", "/sandbox/x", "/etc/x",
              "/sandbox/distil_jax/x", "/proc/x",
-             "/sandbox/distil_jax/sandbox/inside/programs.py",
+             "/sandbox/distil_jax/envs/sandbox/guest/programs.py",
              "/dev/x", os.path.dirname(os.__file__) + "/x.py"):
   try: open(path, "w").close(); print("WRITTEN", path)
   except OSError: pass

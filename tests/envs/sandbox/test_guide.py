@@ -2,10 +2,11 @@
 
 import contextlib
 import io
-import pathlib
 import re
 
-GUIDE = pathlib.Path(__file__).parents[2] / "docs/sandbox.md"
+from tests.paths import ROOT
+
+GUIDE = ROOT / "docs/sandbox.md"
 
 
 def test_the_example_prints_what_it_says():

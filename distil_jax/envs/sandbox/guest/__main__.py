@@ -44,7 +44,7 @@ import typing  # noqa: F401
 
 from distil_jax.envs.sandbox.guest import confine, examine, programs, supervise
 
-_HIDDEN = ("distil_jax", "distil_jax.sandbox")
+_HIDDEN = ("distil_jax", "distil_jax.envs", "distil_jax.envs.sandbox")
 
 
 def main() -> None:

@@ -1,0 +1,1 @@
+"""Looks at runs beside each other and on paper."""
