@@ -17,7 +17,7 @@ setuptools.setup(
   long_description_content_type="text/markdown",
   python_requires=">=3.11",
   packages=setuptools.find_packages(include=["distil_jax", "distil_jax.*"]),
-  package_data={"distil_jax": ["assets/*/*"]},
+  package_data={"distil_jax": ["models/assets/*/*"]},
   install_requires=[
     "jax>=0.10",
     "flax>=0.12.8",

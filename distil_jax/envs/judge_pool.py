@@ -23,7 +23,7 @@ class JudgePool:
     *,
     num_workers: int | None = None,
     seconds: float = 60.0,
-    tell: warn_once.Tell = warn_once.on_screen,
+    tell: warn_once.Tell = warn_once.to_stderr,
   ):
     """No thread is started yet.
 

@@ -153,11 +153,12 @@ class ProcessPool:
 def _walls() -> tuple[str, ...]:
   """They show Python, what is installed and imported from, and this package."""
   package = pathlib.Path(__file__).parents[1]
-  import_path = os.environ.get("PYTHONPATH", "")
-  found = [sys.base_prefix, sys.prefix, str(package)]
-  found += [x for x in import_path.split(os.pathsep) if os.path.isdir(x)]
+  named = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+  # The worker runs in another directory: relative folders would be lost.
+  import_path = [os.path.abspath(x) for x in named if os.path.isdir(x)]
+  found = [sys.base_prefix, sys.prefix, str(package), *import_path]
   shown = dict.fromkeys(os.path.abspath(x) for x in found)
-  return isolation.isolation_prefix(tuple(shown), import_path)
+  return isolation.isolation_prefix(tuple(shown), os.pathsep.join(import_path))
 
 
 def _kill_all(workers: list[Worker]) -> None:

@@ -1,17 +1,15 @@
-"""Failures that cost a part of a step and no run: each kind is told once."""
+"""Warnings about failures that cost part of a step: each kind is shown once."""
 
+import sys
 import threading
 from collections.abc import Callable
-
-from distil_jax.distributed import process_group
-from distil_jax.training.logging import progress
 
 Tell = Callable[[str], None]
 
 
-def on_screen(text: str) -> None:
-  """Above the live line, with the name of this process if it is not alone."""
-  progress.tell(f"distil-jax: {process_group.label()}{text}")
+def to_stderr(text: str) -> None:
+  """Prints a warning where no progress line is in the way."""
+  print(f"distil-jax: {text}", file=sys.stderr, flush=True)
 
 
 class WarnOnce:

@@ -69,7 +69,7 @@ def resolve_directory(directory: str | os.PathLike[str]) -> pathlib.Path:
   name = str(directory)
   if not name.startswith(_EMBEDDED):
     return pathlib.Path(directory)
-  assets = pathlib.Path(__file__).parents[1] / "assets"
+  assets = pathlib.Path(__file__).parents[1] / "models/assets"
   path = assets / name.removeprefix(_EMBEDDED)
   if not path.is_dir():
     known = sorted(p.name for p in assets.iterdir() if p.is_dir())

@@ -12,6 +12,8 @@ from typing import Any, TextIO
 
 import tqdm
 
+from distil_jax.distributed import process_group
+
 _STAGE_SECONDS = 2.0  # shorter stages are not worth a line in a log file
 _RECENT_STEPS = 50  # the time left follows the pace of these
 
@@ -184,6 +186,11 @@ def tell(text: str) -> None:
   """Prints on stderr what stays, above a live line; from any thread."""
   tqdm.tqdm.write(text, file=sys.stderr)
   sys.stderr.flush()
+
+
+def warn(text: str) -> None:
+  """Prints a warning above a live line, with the name of this process."""
+  tell(f"distil-jax: {process_group.label()}{text}")
 
 
 def _size(terminal: TextIO) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from distil_jax.envs import Environment, SelfJudged, judge_pool
 from distil_jax.envs.tools import Tool, make_tool
 from distil_jax.generation.policy import Policy
 from distil_jax.training import teacher_probe
+from distil_jax.training.logging import progress
 from distil_jax.training.rollouts.rollout_worker import RolloutWorker
 from distil_jax.training.rollouts.self_critique import SelfCritic
 from distil_jax.training.rollouts.tool_pool import ToolPool
@@ -32,7 +33,11 @@ def build_tool_pool(config: Config, policy: Policy) -> ToolPool | None:
   seconds = common.pop("call_seconds")
   try:
     return ToolPool(
-      _tool(config, section), policy.tokenizer, seconds=seconds, **common
+      _tool(config, section),
+      policy.tokenizer,
+      seconds=seconds,
+      tell=progress.warn,
+      **common,
     )
   except ValueError as error:
     raise ConfigError(f"tools: {error}") from None
@@ -49,7 +54,9 @@ def build_judge_pool(
   config: Config, environment: Environment
 ) -> judge_pool.JudgePool:
   """For all that is judged in a run, so that what fails is told once."""
-  return judge_pool.JudgePool(environment, **config.judging.model_dump())
+  return judge_pool.JudgePool(
+    environment, **config.judging.model_dump(), tell=progress.warn
+  )
 
 
 def build_rollout_worker(
