@@ -21,7 +21,7 @@ check: $(VENV)/.test
 base: $(VENV)/.base  ## Make the embedded base model anew (about half an hour).
 	$(RUN)/distil-jax train configs/calculator/base.yaml
 	$(RUN)/distil-jax export configs/calculator/base.yaml \
-	  distil_jax/assets/calculator
+	  distil_jax/models/assets/calculator
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
