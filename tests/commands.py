@@ -35,9 +35,8 @@ def start(
     "PYTHONPATH": str(ROOT),
   }
   # One device, as on a user's machine, and not the eight of the tests.
-  environment["XLA_FLAGS"] = (
-    f"{compiling.QUICKLY} --xla_force_host_platform_device_count={num_devices}"
-  )
+  count = f"--xla_force_host_platform_device_count={num_devices}"
+  environment["XLA_FLAGS"] = f"{compiling.quickly()} {count}"
   return subprocess.Popen(
     [sys.executable, *program, *map(str, arguments)],
     cwd=directory,

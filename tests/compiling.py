@@ -3,18 +3,42 @@
 import atexit
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
+from collections.abc import Sequence
 
-QUICKLY = " ".join(
-  (
-    "--xla_backend_optimization_level=0",
-    "--xla_llvm_disable_expensive_passes=true",
-    # The newer code generator of loops takes three times as long.
-    "--xla_cpu_use_fusion_emitters=false",
-    # The workers keep all cores busy; threads of one would only add to it.
-    "--xla_cpu_parallel_codegen_split_count=1",
-  )
+_FLAGS = (
+  "--xla_backend_optimization_level=0",
+  "--xla_llvm_disable_expensive_passes=true",
+  # The newer code generator of loops takes three times as long.
+  "--xla_cpu_use_fusion_emitters=false",
+  # The workers keep all cores busy; threads of one would only add to it.
+  "--xla_cpu_parallel_codegen_split_count=1",
 )
+_KNOWN = "DISTIL_JAX_TEST_FLAGS"
+
+
+def quickly() -> str:
+  """Returns the flags for it that this version of XLA knows.
+
+  XLA ends a process that has any other, so a process apart tries them; this
+  one's children inherit what it found.
+  """
+  if _KNOWN not in os.environ:
+    are_known = _are_known(_FLAGS)
+    known = _FLAGS if are_known else [x for x in _FLAGS if _are_known([x])]
+    os.environ[_KNOWN] = " ".join(known)
+  return os.environ[_KNOWN]
+
+
+def _are_known(flags: Sequence[str]) -> bool:
+  done = subprocess.run(
+    [sys.executable, "-c", "import jax; jax.devices()"],
+    env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join(flags)},
+    stderr=subprocess.DEVNULL,
+  )
+  return done.returncode == 0
 
 
 def once() -> dict[str, str]:

@@ -10,7 +10,7 @@ from tests import compiling
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
   os.environ.get("XLA_FLAGS", "")
-  + f" {compiling.QUICKLY} --xla_force_host_platform_device_count="
+  + f" {compiling.quickly()} --xla_force_host_platform_device_count="
   + os.environ.get("DISTIL_JAX_TEST_DEVICES", "8")
 )
 os.environ.update(compiling.once())
