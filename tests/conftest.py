@@ -3,6 +3,7 @@
 import gc
 import os
 import pathlib
+import signal
 import time
 
 from tests import compiling
@@ -40,6 +41,17 @@ def pytest_collection_finish() -> None:
   gc.collect()
   gc.freeze()
   gc.set_threshold(50_000, 20, 20)
+
+
+@pytest.fixture
+def interruptible():
+  """Lets SIGINT interrupt this process and those that it starts.
+
+  One that a script starts in the background, or nohup, ignores it.
+  """
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield
+  signal.signal(signal.SIGINT, before)
 
 
 # Seconds; to count the maps after each short test would cost more than these.

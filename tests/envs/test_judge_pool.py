@@ -181,6 +181,7 @@ def test_a_verdict_after_the_deadline_is_none(judge):
   assert judges([PROBLEM], ["b"])[0].feedback == "b"
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_while_waiting_takes_back_what_has_not_begun(judge):
   judges, _ = make(judge, num_workers=1)
   threading.Timer(0.2, _thread.interrupt_main).start()

@@ -148,6 +148,7 @@ run.train()
 """
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_run_interrupted_while_sampling_repeats_the_uninterrupted_one(
   folder, uninterrupted
 ):
