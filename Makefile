@@ -9,9 +9,7 @@ quickstart: $(VENV)/.base  ## Train on the embedded calculator; before and after
 	$(RUN)/distil-jax train configs/calculator/quickstart.yaml
 
 test: check  ## Everything that CI checks.
-# A file in one process: what its tests share is compiled once. The order is
-# that of tests/conftest.py, not that of the number of tests.
-	$(RUN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+	$(RUN)/python tests/run.py
 
 check: $(VENV)/.test
 	$(RUN)/ruff check .
