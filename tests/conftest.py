@@ -25,7 +25,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # These take longest; where they begin first, no worker waits for another.
 _FIRST = (
   "test_hosts",
-  "test_main",
+  "test_commands",
   "test_engine",
   "test_resume",
   "test_two_processes",

@@ -325,12 +325,16 @@ def _brought(x: jax.Array, place: jax.sharding.NamedSharding) -> jax.Array:
   here = x.sharding
   if (
     isinstance(here, jax.sharding.NamedSharding)
-    and np.array_equal(here.mesh.devices.flat, place.mesh.devices.flat)
+    and _devices_in_order(here) == _devices_in_order(place)
     # A program would copy what is there already.
     and not here.is_equivalent_to(place, x.ndim)
   ):
     return jax.jit(_same, out_shardings=place)(x)
   return jax.device_put(x, place)
+
+
+def _devices_in_order(place: jax.sharding.NamedSharding) -> list[int]:
+  return [device.id for device in np.ravel(place.mesh.devices)]
 
 
 def _same(x: jax.Array) -> jax.Array:
