@@ -25,7 +25,6 @@ from distil_jax.config.objectives import (
   SDPOConfig,
   SFTConfig,
   check_teacher,
-  needs_teacher,
 )
 from distil_jax.config.rollout import MeshConfig, RolloutConfig, SamplingConfig
 from distil_jax.config.schema import Config
@@ -74,6 +73,5 @@ __all__ = [
   "check_teacher",
   "load",
   "load_as",
-  "needs_teacher",
   "parse",
 ]

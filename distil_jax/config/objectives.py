@@ -1,6 +1,10 @@
-"""What is minimised, and who teaches."""
+"""Config sections of the objectives, with the traits that others ask for.
 
-from typing import Annotated, Literal
+A trait says what an objective needs, so that no other module has to know the
+kinds: a new objective declares its own.
+"""
+
+from typing import Annotated, ClassVar, Literal
 
 import pydantic
 
@@ -19,17 +23,46 @@ Support = Literal["student", "teacher"]
 
 
 class _BaseConfig(Section):
+  """Settings and traits that every objective has."""
+
+  # True if a teacher with a prompt of its own is asked.
+  needs_teacher: ClassVar[bool] = False
+  # True if a short list of tokens can stand for the teacher's distribution.
+  accepts_lists: ClassVar[bool] = False
+  # False if it learns from demonstrations in place of samples.
+  uses_rollouts: ClassVar[bool] = True
+
   aggregation: Literal["token_mean", "sequence_mean"] = "token_mean"
   """Average over the tokens of the batch, or over its sequences' averages."""
   chunk_size: Positive | None = None
   """Columns of time whose logits are in memory at once; null: by memory."""
 
+  @property
+  def has_score_function(self) -> bool:
+    """Returns True if the loss weighs log π of sampled tokens."""
+    return False
+
+  @property
+  def group_settings(self) -> dict[str, str]:
+    """Returns the settings that compare a group's members, and their cures."""
+    return {}
+
+  def keeps_teacher(self, teacher: TeacherConfig) -> bool:
+    """Returns True if parameters besides the student's are kept."""
+    del teacher
+    return False
+
 
 class _FeedbackConfig(_BaseConfig):
   """An objective whose teacher reads the feedback."""
 
+  needs_teacher: ClassVar[bool] = True
+
   importance_clip: Above | None = 2.0
   """Largest off-policy ratio; used with `optimizer.mini_batch_size`."""
+
+  def keeps_teacher(self, teacher: TeacherConfig) -> bool:
+    return teacher.parameters != "current"
 
 
 class DistilConfig(_FeedbackConfig):
@@ -41,6 +74,8 @@ class DistilConfig(_FeedbackConfig):
   `terminal_neutral=false`, `reward_weight=0`, `failure_weighted=false`, and a
   teacher with `parameters=ema`.
   """
+
+  accepts_lists: ClassVar[bool] = True
 
   kind: Literal["distil"] = "distil"
   """DistIL."""
@@ -75,6 +110,26 @@ class DistilConfig(_FeedbackConfig):
   """Whose most probable tokens they are."""
   tail: bool = True
   """One more bucket for all other tokens; false: renormalise without them."""
+
+  @property
+  def learns_from_rewards(self) -> bool:
+    """Returns True if rewards weigh the score function too."""
+    return self.reward_weight > 0
+
+  @property
+  def has_score_function(self) -> bool:
+    return self.future_weight > 0 or self.learns_from_rewards
+
+  @property
+  def group_settings(self) -> dict[str, str]:
+    found = {}
+    if self.baseline == "leave_one_out":
+      found["baseline=leave_one_out"] = "baseline=batch_mean or null"
+    if self.learns_from_rewards:
+      found["reward_weight"] = "reward_weight=0"
+    if self.failure_weighted:
+      found["failure_weighted"] = "failure_weighted=false"
+    return found
 
 
 class SDPOConfig(_FeedbackConfig):
@@ -121,6 +176,10 @@ class MiniLLMConfig(_FeedbackConfig):
   normalize: bool = True
   """Mean of the future costs, not their sum."""
 
+  @property
+  def has_score_function(self) -> bool:
+    return self.future_weight > 0
+
 
 class GRPOConfig(_BaseConfig):
   """Group-relative rewards with a clipped ratio; no teacher."""
@@ -136,9 +195,23 @@ class GRPOConfig(_BaseConfig):
   kl_weight: Weight = 0.0
   """Weight of the divergence from the initial policy."""
 
+  @property
+  def has_score_function(self) -> bool:
+    return True
+
+  @property
+  def group_settings(self) -> dict[str, str]:
+    return {"kind=grpo": "another objective"}
+
+  def keeps_teacher(self, teacher: TeacherConfig) -> bool:
+    # The reference of the divergence takes the teacher's place.
+    return self.kl_weight > 0
+
 
 class SFTConfig(_BaseConfig):
   """Negative log-likelihood of demonstrations."""
+
+  uses_rollouts: ClassVar[bool] = False
 
   kind: Literal["sft"] = "sft"
   """Supervised."""
@@ -155,11 +228,6 @@ ObjectiveConfig = Annotated[
 ]
 
 
-def needs_teacher(objective: ObjectiveConfig) -> bool:
-  """Whether the objective asks a teacher that has a prompt of its own."""
-  return isinstance(objective, _FeedbackConfig)
-
-
 def check_teacher(objective: ObjectiveConfig, teacher: TeacherConfig) -> None:
   """Refuses a teacher that cannot tell what the objective asks.
 
@@ -173,7 +241,7 @@ def check_teacher(objective: ObjectiveConfig, teacher: TeacherConfig) -> None:
       f"teacher.parameters={teacher.parameters} keeps none; set "
       "teacher.parameters=frozen, or kl_weight=0"
     )
-  if not needs_teacher(objective):
+  if not objective.needs_teacher:
     if teacher.guard:
       raise ConfigError(
         f"teacher.guard is set, but objective.kind={objective.kind} has no "
@@ -184,14 +252,15 @@ def check_teacher(objective: ObjectiveConfig, teacher: TeacherConfig) -> None:
 
 
 def _check_list(objective: ObjectiveConfig, teacher: TeacherConfig) -> None:
-  """What a short list of tokens cannot tell."""
+  """Refuses settings that a short list of tokens cannot serve."""
   access = f"teacher.access={teacher.access}"
-  if not isinstance(objective, DistilConfig):
+  if not objective.accepts_lists:
     raise ConfigError(
       f"objective.kind={objective.kind} needs the probabilities of every "
       f"token, which {access} does not tell; use kind=distil, or "
       "access=probabilities"
     )
+  assert isinstance(objective, DistilConfig), objective.kind
   cures = {}
   if objective.local_cost is None and objective.cost == "kl":
     cures["local_cost=null with cost=kl"] = "local_cost=forward_cross_entropy"

@@ -124,23 +124,7 @@ def _check_deadlines(config: Config) -> None:
 def _check_groups(config: Config) -> None:
   if config.rollout.group_size >= 2:
     return
-  objective = config.objective
-  found = {
-    "kind=grpo": (objective.kind == "grpo", "another objective"),
-    "baseline=leave_one_out": (
-      getattr(objective, "baseline", None) == "leave_one_out",
-      "baseline=batch_mean or null",
-    ),
-    "reward_weight": (
-      getattr(objective, "reward_weight", 0) > 0,
-      "reward_weight=0",
-    ),
-    "failure_weighted": (
-      getattr(objective, "failure_weighted", False),
-      "failure_weighted=false",
-    ),
-  }
-  needs = {name: cure for name, (is_set, cure) in found.items() if is_set}
+  needs = config.objective.group_settings
   if needs:
     names = ", ".join(f"objective.{name}" for name in needs)
     raise ValueError(
@@ -157,9 +141,7 @@ def _check_something_is_told(config: Config) -> None:
     teacher.solution == "sibling" and config.rollout.group_size == 1
   )
   if (
-    objectives.needs_teacher(config.objective)
-    and teacher.feedback == "never"
-    and is_silent
+    config.objective.needs_teacher and teacher.feedback == "never" and is_silent
   ):
     raise ValueError(
       f"teacher.solution={teacher.solution} and teacher.feedback=never with "
@@ -187,9 +169,7 @@ def _check_critiques(config: Config) -> None:
   section, teacher = config.environment, config.teacher
   if section.kind != "self_evaluation":
     return
-  is_told = (
-    objectives.needs_teacher(config.objective) and teacher.feedback != "never"
-  )
+  is_told = config.objective.needs_teacher and teacher.feedback != "never"
   if section.of is not None and not is_told:
     raise ValueError(
       "environment.kind=self_evaluation asks for critiques that no teacher is "

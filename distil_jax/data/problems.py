@@ -96,7 +96,7 @@ def data(
       or a supervised run's problems have no solutions.
   """
   train, num_dropped = problems.train, 0
-  if config.objective.kind == "sft":
+  if not config.objective.uses_rollouts:
     train = _demonstrations(config, environment, train)
   else:
     train, num_dropped = _fitting(config, train, tokenizer, "train")
@@ -141,7 +141,7 @@ def texts(
   config: Config, environment: Environment, problems: Sequence[Problem]
 ) -> Iterator[str]:
   """What a new tokenizer should be good at."""
-  if config.objective.kind == "sft":
+  if not config.objective.uses_rollouts:
     for d in _demonstrations(config, environment, problems):
       yield from (message["content"] for message in d.messages)
       yield d.prefix + d.solution
@@ -190,9 +190,9 @@ def _demonstrations(
   for problem in problems:
     if not problem.solution:
       raise ConfigError(
-        f"objective.kind=sft learns from solutions, but row "
-        f"{problem.index + 1} of {config.data.train} has none; name its field "
-        "with data.fields.solution"
+        f"objective.kind={config.objective.kind} learns from solutions, but "
+        f"row {problem.index + 1} of {config.data.train} has none; name its "
+        "field with data.fields.solution"
       )
     made.append(
       Demonstration(

@@ -13,15 +13,6 @@ from distil_jax.ops import advantages
 from distil_jax.ops.divergences import Divergence
 
 
-def keeps_teacher(
-  objective: config.ObjectiveConfig, teacher: config.TeacherConfig
-) -> bool:
-  """Whether parameters besides the student's are kept."""
-  if isinstance(objective, config.GRPOConfig):
-    return objective.kl_weight > 0
-  return config.needs_teacher(objective) and teacher.parameters != "current"
-
-
 def build_objective(
   objective: config.ObjectiveConfig,
   teacher: config.TeacherConfig,

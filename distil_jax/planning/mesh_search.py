@@ -3,7 +3,6 @@
 from distil_jax.config import Config, ConfigError, MeshConfig
 from distil_jax.models import decoder, sharding
 from distil_jax.models import decoder_config as models_config
-from distil_jax.objectives import build
 from distil_jax.planning import abstract_inputs, estimates
 from distil_jax.planning import planner as planning_planner
 from distil_jax.planning.results import Hardware, Search, Trial
@@ -81,7 +80,7 @@ def _ranked(
     network,
     planning_planner.described(config, hardware, network),
     num_params=abstract_inputs.num_params(decoder.make(network)[1]),
-    num_copies=build.keeps_teacher(config.objective, config.teacher)
+    num_copies=config.objective.keeps_teacher(config.teacher)
     + (guard is not None and guard.action == "roll_back"),
     batch_sizes=list(meshes.sampled_sizes(config).values()),
     mini_batch_size=config.optimizer.mini_batch_size or config.num_sequences,

@@ -14,7 +14,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 
-from distil_jax.config import Config, ConfigError, needs_teacher
+from distil_jax.config import Config, ConfigError
 from distil_jax.generation import prefill, sampler, sampler_state
 from distil_jax.generation.policy import Policy, resolve_directory
 from distil_jax.models import decoder, decoding, sharding
@@ -143,7 +143,7 @@ class Planner:
 
   def plan(self) -> Plan:
     """All phases, compiled one after the other."""
-    is_sampled = self.config.objective.kind != "sft"
+    is_sampled = self.config.objective.uses_rollouts
     phases = [*(self.sampling() if is_sampled else ()), self.training()]
     return self.outcome(phases)
 
@@ -353,7 +353,7 @@ def described(
     prompt_length=settings.max_prompt_length,
     completion_length=settings.max_completion_length,
     teacher_prompt_length=config.teacher.max_prompt_length
-    if needs_teacher(config.objective)
+    if config.objective.needs_teacher
     else 0,
     micro_batch_size=sizes.micro_batch_size or sizes.mini_batch_size or rows,
     num_slots=min(settings.num_slots or rows, rows),

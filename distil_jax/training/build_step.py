@@ -8,7 +8,7 @@ import optax
 from flax import nnx
 
 from distil_jax import config
-from distil_jax.objectives.build import build_objective, keeps_teacher
+from distil_jax.objectives.build import build_objective
 from distil_jax.training import train_step as training_train_step
 from distil_jax.training.train_state import TrainState
 from distil_jax.training.train_step import Metrics
@@ -56,7 +56,7 @@ def train_step(
   _check_divides(
     "mini_batch_size", mini_batch_size, "num_sequences", num_sequences
   )
-  is_ema = keeps_teacher(objective, teacher) and teacher.parameters == "ema"
+  is_ema = objective.keeps_teacher(teacher) and teacher.parameters == "ema"
   return functools.partial(
     training_train_step.train_step,
     method=build_objective(

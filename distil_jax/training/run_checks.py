@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import yaml
 
-from distil_jax.config import Config, ConfigError, ObjectiveConfig
+from distil_jax.config import Config, ConfigError
 from distil_jax.data import problems as data_problems
 from distil_jax.distributed import collectives, process_group
 from distil_jax.generation.policy import resolve_directory
@@ -196,7 +196,7 @@ def warnings(config: Config) -> list[str]:
   r = config.rollout
   truncation = (r.top_k, r.top_p, r.min_p)
   is_changed = r.temperature != 1 or any(x is not None for x in truncation)
-  if is_changed and _has_score_function(config.objective):
+  if is_changed and config.objective.has_score_function:
     found.append(
       f"rollout.temperature={r.temperature}, top_k={r.top_k}, top_p={r.top_p}, "
       f"min_p={r.min_p}: credit and rewards weigh log-probabilities of the "
@@ -206,13 +206,6 @@ def warnings(config: Config) -> list[str]:
       "top_k, top_p and min_p is exact"
     )
   return found
-
-
-def _has_score_function(objective: ObjectiveConfig) -> bool:
-  """Whether the loss has a part that weighs log π of sampled tokens."""
-  weights = ("future_weight", "reward_weight")
-  is_weighted = any(getattr(objective, name, 0) > 0 for name in weights)
-  return objective.kind == "grpo" or is_weighted
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

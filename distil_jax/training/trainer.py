@@ -203,7 +203,7 @@ class _Run:
         )
         break
       clock = [time.monotonic()]
-      if config.objective.kind == "sft":
+      if not config.objective.uses_rollouts:
         experience = None
         lesson = batch_builder.from_demonstrations(
           items,
@@ -486,8 +486,8 @@ class _Run:
     summary = {}
     if jax.process_index() == 0:
       lines = {line.pop("step"): line for line in self.folder.evaluations()}
-      is_supervised = self.config.objective.kind == "sft"
-      rollouts = 0 if is_supervised else step * self.config.num_sequences
+      uses_rollouts = self.config.objective.uses_rollouts
+      rollouts = step * self.config.num_sequences if uses_rollouts else 0
       summary = {
         "before": lines[0],
         "after": lines[step],

@@ -12,7 +12,6 @@ import pytest
 
 from distil_jax import config, objectives
 from distil_jax.models import decoder, sharding
-from distil_jax.objectives import build
 from distil_jax.objectives import teachers as objectives_teacher
 from distil_jax.ops.divergences import Divergence
 from distil_jax.training import build_step, optimizers, train_state
@@ -544,9 +543,9 @@ def test_who_needs_a_teacher_and_who_keeps_one():
     (config.GRPOConfig(kl_weight=0.1), False, True),
     (config.SFTConfig(), False, False),
   ):
-    assert config.needs_teacher(objective) == is_asked
-    assert build.keeps_teacher(objective, moving) == is_kept
-  assert not build.keeps_teacher(config.SDPOConfig(), current)
+    assert objective.needs_teacher == is_asked
+    assert objective.keeps_teacher(moving) == is_kept
+  assert not config.SDPOConfig().keeps_teacher(current)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from distil_jax import config as configs
 from distil_jax.analysis.comparison import tables
 from distil_jax.analysis.comparison.results import Found
 from distil_jax.analysis.comparison.settings import Comparison
@@ -98,8 +97,9 @@ def table(comparison: Comparison, found: Found) -> str | None:
     steps = [[fell_at(curve) for curve in curves]]
     for sign in SIGNS:
       # Without a teacher it would be the student with feedback.
-      counts = sign.measure != "teacher" or configs.needs_teacher(
-        comparison.arms[arm].objective
+      counts = (
+        sign.measure != "teacher"
+        or comparison.arms[arm].objective.needs_teacher
       )
       steps.append([shown_at(c, sign) if counts else None for c in curves])
     if all(step is None for of_seeds in steps for step in of_seeds):

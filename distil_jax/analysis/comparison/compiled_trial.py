@@ -17,7 +17,6 @@ from distil_jax.analysis.comparison.trial_setting import (
   sample,
 )
 from distil_jax.models import decoder
-from distil_jax.objectives import build
 from distil_jax.training import (
   build_step,
   optimizers,
@@ -37,7 +36,7 @@ def init_state(
   return train_state.init_state(
     jax.tree.map(jnp.copy, params),
     optimizer=_optimizer(setting, 1.0),
-    keeps_teacher=build.keeps_teacher(setting.objective, setting.teacher),
+    keeps_teacher=setting.objective.keeps_teacher(setting.teacher),
     seed=seed,
     guard_action=setting.guard.action if setting.guard else None,
   )
@@ -140,7 +139,7 @@ def experience(
     rewards=rewards.reshape(-1),
     old_log_probs=sampled.log_probs,
   )
-  if getattr(setting.objective, "kind", None) == "sft":
+  if not setting.objective.uses_rollouts:
     batch = _demonstrated(family, batch, told, sibling, key)
   return batch, rewards, problems
 

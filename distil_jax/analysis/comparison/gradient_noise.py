@@ -128,10 +128,9 @@ def score_share(
   weights = {
     name: 0.0 for name in _SCORE_WEIGHTS if hasattr(setting.objective, name)
   }
-  if setting.objective.kind == "grpo":
-    return jnp.float32(1)
   if not weights:
-    return jnp.float32(0)
+    # All of the gradient is the score function's, or nothing of it.
+    return jnp.float32(setting.objective.has_score_function)
   local = dataclasses.replace(
     setting, objective=setting.objective.model_copy(update=weights)
   )

@@ -9,7 +9,6 @@ from matplotlib import figure as mpl_figure
 from matplotlib.axes import Axes
 from matplotlib.backends import backend_agg
 
-from distil_jax import config as configs
 from distil_jax.analysis.comparison import results
 from distil_jax.analysis.comparison.settings import Comparison
 from distil_jax.analysis.comparison.trial_store import Done
@@ -175,7 +174,7 @@ def _measures(
 
 def _draw_measure(panel: Axes, comparison, arm, records, name, style) -> None:
   objective = comparison.arms[arm].objective
-  if name == "teacher" and not configs.needs_teacher(objective):
+  if name == "teacher" and not objective.needs_teacher:
     return  # it would be the student with feedback
   records = [r for r in records if all(name in point for point in r["curve"])]
   if records:

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from distil_jax import config as configs
 from distil_jax.analysis.comparison import results
 from distil_jax.analysis.comparison.results import (
   Cell,
@@ -175,9 +174,7 @@ def measures(comparison: Comparison, found: Found) -> str:
     for name in _MEASURES:
       values = [r["curve"][-1][name] for r in records if name in r["curve"][-1]]
       # Where there is no teacher it would be the student with feedback.
-      if name == "teacher" and not configs.needs_teacher(
-        comparison.arms[arm].objective
-      ):
+      if name == "teacher" and not comparison.arms[arm].objective.needs_teacher:
         values = []
       shown.append(_mean(values, 1, 3) if values else NONE)
     seconds = 100 * float(np.median([r["step_seconds"] for r in records]))

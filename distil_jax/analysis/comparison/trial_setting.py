@@ -50,7 +50,7 @@ class Setting:
   @property
   def guard(self) -> configs.GuardConfig | None:
     """Of a teacher that there is."""
-    is_used = configs.needs_teacher(self.objective)
+    is_used = self.objective.needs_teacher
     return self.teacher.guard if is_used else None
 
 

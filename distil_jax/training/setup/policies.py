@@ -9,7 +9,6 @@ from distil_jax.config import (
   Config,
   ConfigError,
   CreateModelConfig,
-  needs_teacher,
 )
 from distil_jax.data import problems as data_problems
 from distil_jax.data import tokenizer as tokenizers
@@ -72,7 +71,7 @@ def check_network(config: Config, network: models_config.DecoderConfig) -> None:
         "set another model.directory, or remove that one"
       )
   prompt = config.rollout.max_prompt_length
-  if needs_teacher(config.objective):
+  if config.objective.needs_teacher:
     prompt = max(prompt, config.teacher.max_prompt_length)
   completion = max(
     config.rollout.max_completion_length,
@@ -103,7 +102,7 @@ def check_network(config: Config, network: models_config.DecoderConfig) -> None:
 def _check_lists(config: Config, vocab_size: int) -> None:
   """No list of tokens is longer than the vocabulary."""
   sizes = {"objective.top_k": getattr(config.objective, "top_k", None)}
-  if needs_teacher(config.objective) and config.teacher.access == "top_k":
+  if config.objective.needs_teacher and config.teacher.access == "top_k":
     sizes["teacher.top_k"] = config.teacher.top_k
   for name, size in sizes.items():
     if size is not None and size > vocab_size:

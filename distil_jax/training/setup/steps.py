@@ -5,10 +5,9 @@ import math
 
 import optax
 
-from distil_jax.config import Config, needs_teacher
+from distil_jax.config import Config
 from distil_jax.generation.policy import Policy
 from distil_jax.models import decoder, sharding
-from distil_jax.objectives import build
 from distil_jax.training import (
   batch_builder,
   build_step,
@@ -21,7 +20,7 @@ def build_teacher_settings(
   config: Config,
 ) -> batch_builder.TeacherSettings | None:
   """What stands in the teacher's prompt; None where no teacher is asked."""
-  if not needs_teacher(config.objective):
+  if not config.objective.needs_teacher:
     return None
   settings = config.teacher.model_dump(
     include={f.name for f in dataclasses.fields(batch_builder.TeacherSettings)}
@@ -72,7 +71,7 @@ def build_train_state(
   return train_state.init_state(
     params,
     optimizer=optimizer,
-    keeps_teacher=build.keeps_teacher(config.objective, config.teacher),
+    keeps_teacher=config.objective.keeps_teacher(config.teacher),
     seed=config.train.seed,
     guard_action=guard.action if guard else None,
   )
