@@ -334,7 +334,9 @@ def _brought(x: jax.Array, place: jax.sharding.NamedSharding) -> jax.Array:
 
 
 def _devices_in_order(place: jax.sharding.NamedSharding) -> list[int]:
-  return [device.id for device in np.ravel(place.mesh.devices)]
+  devices = place.mesh.devices
+  assert devices is not None  # None belongs to an abstract mesh
+  return [device.id for device in devices.flat]
 
 
 def _same(x: jax.Array) -> jax.Array:
