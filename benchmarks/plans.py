@@ -2,7 +2,7 @@
 
   python -m benchmarks.plans                 # what is missing; hours on a core
   python -m benchmarks.plans --only 8b_v5p_16
-  python -m benchmarks.plans --report        # the tables of docs/scaling.md
+  python -m benchmarks.plans --report   # the tables of docs/results/scaling.md
 
 Needs `pip install '.[plan]'`, and no TPU. Each case is kept in
 benchmarks/results/plans.json as soon as it is compiled, and compiled again only
@@ -25,7 +25,7 @@ from distil_jax.training.logging.progress import Progress
 
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results/plans.json"
-DOCUMENT = ROOT / "docs/scaling.md"
+DOCUMENT = ROOT / "docs/results/scaling.md"
 SCIENCE = ROOT / "configs/science/qwen3_8b.yaml"
 GIB = 2.0**30
 

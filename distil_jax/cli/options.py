@@ -34,8 +34,8 @@ def add_common(
 def add_launch(command: argparse.ArgumentParser) -> None:
   group = command.add_argument_group(
     "several hosts",
-    "The same command on every host; see docs/hosts.md. On TPU pods and in "
-    "steps of Slurm nothing need be said.",
+    "Start the same command on every host; see docs/guides/several_hosts.md. "
+    "TPU pods and Slurm steps need no options.",
   )
   group.add_argument(
     "--coordinator",

@@ -68,7 +68,7 @@ class _FeedbackConfig(_BaseConfig):
 class DistilConfig(_FeedbackConfig):
   """A local cost to the teacher, plus future credit.
 
-  The defaults are the row `default` of `docs/comparison/report.md`: feedback
+  The defaults are the row `default` of `docs/results/comparison.md`: feedback
   weighted by failure, reward beside it. As published: `cost=cross_entropy`,
   `local_cost=null`, `future_weight=1`, `baseline=null`,
   `terminal_neutral=false`, `reward_weight=0`, `failure_weighted=false`, and a

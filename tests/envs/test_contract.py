@@ -13,7 +13,7 @@ from distil_jax.training import trainer
 from distil_jax.types import Problem, Status, Verdict
 from tests.paths import ROOT
 
-GUIDE = ROOT / "docs/environments.md"
+GUIDE = ROOT / "docs/guides/your_environment.md"
 ROWS = {
   "multiple_choice": {"prompt": "p", "answer": "B"},
   "math": {"prompt": "p", "answer": "x #### 3"},

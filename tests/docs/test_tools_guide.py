@@ -1,4 +1,4 @@
-"""What docs/tools.md shows: it loads, and does what is said of it."""
+"""What docs/guides/tools.md shows: it loads, and does what is said of it."""
 
 import re
 
@@ -10,7 +10,7 @@ from distil_jax.envs import tools
 from distil_jax.types import Problem
 from tests.paths import ROOT
 
-GUIDE = ROOT / "docs/tools.md"
+GUIDE = ROOT / "docs/guides/tools.md"
 PROBLEM = Problem(index=0, messages=(), answer="")
 
 

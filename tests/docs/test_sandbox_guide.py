@@ -6,7 +6,7 @@ import re
 
 from tests.paths import ROOT
 
-GUIDE = ROOT / "docs/sandbox.md"
+GUIDE = ROOT / "docs/guides/sandbox.md"
 
 
 def test_the_example_prints_what_it_says():
