@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _status(argv: Sequence[str] | None) -> int:
-  arguments = _arguments(argv)
+  arguments = parse_arguments(argv)
   # What orbax has to say below an error is not for the user of a command.
   logging.getLogger("absl").setLevel(logging.ERROR)
   warnings.showwarning = _show_warning
@@ -115,9 +115,9 @@ def _run_together(
   return status
 
 
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   """The command line; settings may stand before and after options."""
-  parser = _parser()
+  parser = build_parser()
   arguments, rest = parser.parse_known_args(argv)
   if arguments.run is generate.run:
     # A text with a space is no option, for argparse neither.
@@ -130,7 +130,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   return arguments
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+  """Returns the parser of all commands."""
   parser = argparse.ArgumentParser(
     prog="distil-jax",
     description="Train language models from rich feedback.",
