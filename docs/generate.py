@@ -185,7 +185,7 @@ def cli_page() -> str:
     "",
     _NOTE,
     "",
-    "`distil-jax COMMAND ...`, or `python -m distil_jax COMMAND ...`. A command",
+    "`distil-jax COMMAND ...` or `python -m distil_jax COMMAND ...`. A command",
     "ends with status 0, with 1 after an error, with 2 if it was called with",
     "wrong arguments, and with 130 if it was interrupted.",
     "",
