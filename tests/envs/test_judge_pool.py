@@ -109,7 +109,7 @@ def test_threads_end_with_their_work(judge):
   [
     ("raise it", "ValueError: no verdict on it"),
     ("exit", "SystemExit: 3"),
-    ("raise_unsaid", "test_judging.UnsaidError: <exception str() failed>"),
+    ("raise_unsaid", f"{__name__}.UnsaidError: <exception str() failed>"),
     ("nothing", "TypeError: judge returned NoneType, no Verdict"),
     (
       "reward nan",
@@ -198,11 +198,11 @@ def test_an_interrupt_while_waiting_takes_back_what_has_not_begun(judge):
 
 _LEFT_BEHIND = """
 import time
-from distil_jax import judging
+from distil_jax.envs import judge_pool
 class Judge:
   def judge(self, problem, completion):
     time.sleep(60)
-judges = judging.Judges(Judge(), num_workers=2)
+judges = judge_pool.JudgePool(Judge(), num_workers=2)
 for _ in range(5):
   judges.submit(None, "")
 """

@@ -411,7 +411,7 @@ class TestAsked:
       "f = 'four-of-two'",
       "",
       "import sys\nsys.modules['__main__'].passed = lambda *a: None\n"
-      "import distil_jax.sandbox.inside.examine\n"
+      "import distil_jax.envs.sandbox.guest.examine\n"
       "def f(x): return 1",
     ],
   )
