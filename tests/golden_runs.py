@@ -1,16 +1,18 @@
 """Golden runs: what the commands compute on fixed seeds, as JSON.
 
-`python tests/golden_runs.py` compares the numbers of today with those in
-`tests/golden/runs.json`; `--write` replaces them. The numbers are compared
-exactly on the machine and the versions that wrote them, and to a relative
-1e-4 elsewhere.
+`python -m tests.golden_runs` compares the numbers of today with those in
+`tests/golden/runs.json` and names every difference; `--write` replaces them.
+The numbers must agree exactly on the machine and the versions that wrote them,
+and to a relative 1e-4 elsewhere. The suite runs one case of every objective.
 """
 
 import argparse
 import contextlib
 import hashlib
 import io
+import itertools
 import json
+import math
 import os
 import pathlib
 import platform
@@ -18,8 +20,10 @@ import sys
 import tempfile
 import warnings
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-GOLDEN = ROOT / "tests/golden/runs.json"
+from tests import paths
+
+ROOT = paths.ROOT
+GOLDEN = paths.GOLDEN / "runs.json"
 QUICKSTART = "configs/calculator/quickstart.yaml"
 SMALL = (
   "rollout.num_problems=4",
@@ -73,17 +77,21 @@ RUNS = {
 _CLOCK = ("seconds", "tokens_per_second")
 
 
-def main(folder: pathlib.Path) -> dict:
-  """Runs everything in this process, in a folder of its own."""
-  found = {}
-  for name, (config, *settings) in RUNS.items():
-    run = folder / name
-    small = [s for s in SMALL if name != "sft" or "group_size" not in s]
-    _command("train", config, *small, *settings, f"train.run_directory={run}")
-    found[name] = {
-      "metrics": _lines(run / "metrics.jsonl"),
-      "evaluations": _lines(run / "evaluations.jsonl"),
-    }
+def train(name: str, folder: pathlib.Path) -> dict:
+  """Trains for three steps and returns what the run folder has."""
+  config, *settings = RUNS[name]
+  run = folder / name
+  small = [s for s in SMALL if name != "sft" or "group_size" not in s]
+  _command("train", config, *small, *settings, f"train.run_directory={run}")
+  return {
+    "metrics": _lines(run / "metrics.jsonl"),
+    "evaluations": _lines(run / "evaluations.jsonl"),
+  }
+
+
+def run_all(folder: pathlib.Path) -> dict:
+  """Runs every case and command in this process."""
+  found = {name: train(name, folder) for name in RUNS}
   run = f"train.run_directory={folder / 'distil'}"
   small = (DEFAULT[0], *SMALL, DEFAULT[1], run)
   _command("export", small[0], str(folder / "exported"), *small[1:])
@@ -147,22 +155,60 @@ def machine() -> dict[str, str]:
   return {"jax": jax.__version__, "jaxlib": jaxlib.__version__, "cpu": model}
 
 
-if __name__ == "__main__":
+def differences(old, new, *, tolerance: float, place: str = "") -> list[str]:
+  """Returns a line for every number or text that differs."""
+  if isinstance(old, dict) and isinstance(new, dict):
+    pairs = [(k, old.get(k), new.get(k)) for k in sorted({*old, *new})]
+  elif isinstance(old, list) and isinstance(new, list):
+    pairs = list(
+      itertools.zip_longest(range(max(len(old), len(new))), old, new)
+    )
+  elif isinstance(old, float | int) and isinstance(new, float | int):
+    # What rounding alone makes, as mismatch/max, is near 0 and differs.
+    close = math.isclose(old, new, rel_tol=tolerance, abs_tol=tolerance / 5)
+    return [] if close else [f"{place}: {old} before, {new} now"]
+  else:
+    return [] if old == new else [f"{place}: {old} before, {new} now"]
+  return [
+    line
+    for key, x, y in pairs
+    for line in differences(x, y, tolerance=tolerance, place=f"{place}/{key}")
+  ]
+
+
+def compare(found: dict, tolerance: float | None = None) -> list[str]:
+  """Returns how numbers of today differ from the golden ones."""
+  golden = json.loads(GOLDEN.read_text())
+  if tolerance is None:
+    tolerance = 0.0 if golden["machine"] == machine() else 1e-4
+  old = {name: golden["found"].get(name) for name in found}
+  return differences(old, found, tolerance=tolerance)
+
+
+def _main() -> int:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--write", action="store_true")
-  parser.add_argument("--out", type=pathlib.Path)
+  parser.add_argument("--only", nargs="+", choices=RUNS, metavar="RUN")
+  parser.add_argument("--tolerance", type=float, metavar="X")
   arguments = parser.parse_args()
   os.chdir(ROOT)
   os.environ["JAX_PLATFORMS"] = "cpu"
-  sys.path.insert(0, str(ROOT))
   warnings.simplefilter("ignore")
   with tempfile.TemporaryDirectory() as name:
-    result = {"machine": None, "found": main(pathlib.Path(name))}
-  result["machine"] = machine()
-  text = json.dumps(result, indent=1, sort_keys=True) + "\n"
-  if arguments.out:
-    arguments.out.write_text(text)
-  elif arguments.write:
-    GOLDEN.write_text(text)
-  elif json.loads(GOLDEN.read_text()) != json.loads(text):
-    raise SystemExit("the numbers differ from tests/golden/runs.json")
+    folder = pathlib.Path(name)
+    if arguments.only:
+      found = {run: train(run, folder) for run in arguments.only}
+    else:
+      found = run_all(folder)
+  found = json.loads(json.dumps(found))
+  if arguments.write:
+    record = {"machine": machine(), "found": found}
+    GOLDEN.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+    return 0
+  lines = compare(found, arguments.tolerance)
+  print("\n".join(lines) or "the numbers are those of tests/golden/runs.json")
+  return int(bool(lines))
+
+
+if __name__ == "__main__":
+  sys.exit(_main())
