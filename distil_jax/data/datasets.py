@@ -148,7 +148,7 @@ def load_problems(
   return problems[:limit], num_skipped
 
 
-def batches(
+def make_batches(
   items: Sequence[T],
   *,
   batch_size: int,

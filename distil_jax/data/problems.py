@@ -70,20 +70,20 @@ class Data:
   num_dropped: int
 
 
-def problems(config: Config, environment: Environment) -> Problems:
+def load_problems(config: Config, environment: Environment) -> Problems:
   """Reads or makes the problems.
 
   Raises:
     DataError: see `io.datasets`.
   """
-  train, skipped = _problems(config, environment, "train")
-  held_out, also_skipped = _problems(config, environment, "evaluation")
+  train, skipped = _load_split(config, environment, "train")
+  held_out, also_skipped = _load_split(config, environment, "evaluation")
   return Problems(
     train=train, evaluation=held_out, num_skipped=skipped + also_skipped
   )
 
 
-def data(
+def build_data(
   config: Config,
   environment: Environment,
   problems: Problems,
@@ -111,7 +111,7 @@ def data(
   )
 
 
-def batches(
+def build_batches(
   config: Config, data: Data, start: int = 0
 ) -> grain.DatasetIterator:
   """This process's training batches, from a step on.
@@ -126,7 +126,7 @@ def batches(
       f"rollout.num_problems={config.rollout.num_problems} is not a multiple "
       f"of the {count} processes; choose one that is"
     )
-  return datasets.batches(
+  return datasets.make_batches(
     data.train,
     batch_size=config.rollout.num_problems // count,
     seed=config.data.seed,
@@ -137,7 +137,7 @@ def batches(
   )
 
 
-def texts(
+def tokenizer_texts(
   config: Config, environment: Environment, problems: Sequence[Problem]
 ) -> Iterator[str]:
   """What a new tokenizer should be good at."""
@@ -153,7 +153,7 @@ def texts(
       yield problem.solution
 
 
-def _problems(
+def _load_split(
   config: Config,
   environment: Environment,
   split: Literal["train", "evaluation"],

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
-import yaml
 
 from distil_jax.config import Config, ConfigError
 from distil_jax.data import problems as data_problems
@@ -40,12 +39,7 @@ _FREE_SECTIONS = (
 )
 
 
-def dump(config: Config) -> str:
-  """The resolved config as YAML."""
-  return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-
-
-def check_place(
+def check_directory(
   setting: str, directory: pathlib.Path, inside: str = ""
 ) -> None:
   """Refuses a folder, or one inside it, that cannot be made."""
@@ -57,7 +51,9 @@ def check_place(
       )
 
 
-def check_same(saved: Mapping[str, Any], config: Config, step: int) -> None:
+def check_same_settings(
+  saved: Mapping[str, Any], config: Config, step: int
+) -> None:
   """Refuses to go on with settings that would make it another run.
 
   Raises:
@@ -133,7 +129,7 @@ def check_same_data(config: Config, problems: data_problems.Problems) -> None:
   )
 
 
-def check_shared(config: Config) -> None:
+def check_shared_directory(config: Config) -> None:
   """Refuses processes whose run folders are not one.
 
   Raises:

@@ -241,7 +241,7 @@ def take(iterator, count):
 
 def test_an_epoch_holds_every_item_once_and_epochs_differ_in_order():
   items = [f"item {i}" for i in range(60)]
-  iterator = datasets.batches(items, batch_size=6, seed=1, num_epochs=3)
+  iterator = datasets.make_batches(items, batch_size=6, seed=1, num_epochs=3)
   dealt = list(iterator)
   assert [len(batch) for batch in dealt] == [6] * 30
   epochs = np.reshape(dealt, (3, 60)).tolist()
@@ -253,7 +253,9 @@ def test_an_epoch_holds_every_item_once_and_epochs_differ_in_order():
 def test_the_seed_decides_the_order():
   def first(seed):
     return next(
-      datasets.batches(range(60), batch_size=60, seed=seed, num_epochs=None)
+      datasets.make_batches(
+        range(60), batch_size=60, seed=seed, num_epochs=None
+      )
     )
 
   assert first(5) == first(5)
@@ -264,9 +266,9 @@ def test_the_seed_decides_the_order():
 @pytest.mark.parametrize("process_count", [1, 2, 3])
 def test_processes_share_global_batches(process_count, num_epochs):
   kwargs = {"seed": 3, "num_epochs": num_epochs}
-  alone = datasets.batches(range(25), batch_size=6, **kwargs)
+  alone = datasets.make_batches(range(25), batch_size=6, **kwargs)
   shares = [
-    datasets.batches(
+    datasets.make_batches(
       range(25),
       batch_size=6 // process_count,
       process_index=index,
@@ -284,7 +286,7 @@ def test_processes_share_global_batches(process_count, num_epochs):
 def test_processes_have_equally_many_batches_and_lose_only_the_rest():
   shares = [
     list(
-      datasets.batches(
+      datasets.make_batches(
         range(7),
         batch_size=2,
         seed=0,
@@ -305,7 +307,7 @@ def test_processes_have_equally_many_batches_and_lose_only_the_rest():
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_a_set_smaller_than_a_batch_fills_it_over_epochs(size):
   for num_epochs in (None, 12):
-    iterator = datasets.batches(
+    iterator = datasets.make_batches(
       range(size), batch_size=4, seed=0, num_epochs=num_epochs
     )
     dealt = take(iterator, size * 3)
@@ -316,11 +318,11 @@ def test_a_set_smaller_than_a_batch_fills_it_over_epochs(size):
 
 def test_too_few_items_are_an_error():
   with pytest.raises(datasets.DataError, match="3 items in 2 epochs"):
-    datasets.batches(
+    datasets.make_batches(
       range(3), batch_size=4, seed=0, num_epochs=2, process_count=2
     )
   with pytest.raises(datasets.DataError, match="no items"):
-    datasets.batches([], batch_size=1, seed=0, num_epochs=None)
+    datasets.make_batches([], batch_size=1, seed=0, num_epochs=None)
 
 
 def test_arguments_out_of_range_are_errors():
@@ -334,7 +336,7 @@ def test_arguments_out_of_range_are_errors():
   ):
     kwargs = {"batch_size": 1, "seed": 0, "num_epochs": None, **wrong}
     with pytest.raises(ValueError, match=r"\d"):
-      datasets.batches([1], **kwargs)
+      datasets.make_batches([1], **kwargs)
 
 
 @pytest.mark.parametrize("num_epochs", [3, None])
@@ -342,7 +344,7 @@ def test_any_number_of_processes_goes_on_where_another_stopped(num_epochs):
   def dealt(count, start, process_count):
     shares = [
       take(
-        datasets.batches(
+        datasets.make_batches(
           range(25),
           batch_size=12 // process_count,
           seed=2,
@@ -366,6 +368,6 @@ def test_any_number_of_processes_goes_on_where_another_stopped(num_epochs):
 
 def test_items_are_passed_on_themselves():
   items = [to_problem(GOOD, index) for index in range(3)]
-  (batch,) = datasets.batches(items, batch_size=3, seed=0, num_epochs=1)
+  (batch,) = datasets.make_batches(items, batch_size=3, seed=0, num_epochs=1)
   assert isinstance(batch, list)
   assert {id(item) for item in batch} == {id(item) for item in items}

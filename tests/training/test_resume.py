@@ -133,17 +133,18 @@ def test_interrupted_run_loses_no_step(folder, number):
 # iterator is one batch ahead of the state.
 _INTERRUPTED_ROLLOUT = """
 import itertools, signal, sys
-from distil_jax import config, learner
+from distil_jax import config
+from distil_jax.training import trainer
 
-run = learner.Learner(config.load(sys.argv[1], sys.argv[2:]))
-sample, count = run.actor, itertools.count(1)
+run = trainer.Trainer(config.load(sys.argv[1], sys.argv[2:]))
+sample, count = run.rollout_worker, itertools.count(1)
 
 def interrupted(*arguments, **settings):
   if next(count) == 6:
     signal.raise_signal(signal.SIGINT)
   return sample(*arguments, **settings)
 
-run.actor = interrupted
+run.rollout_worker = interrupted
 run.train()
 """
 
@@ -183,9 +184,9 @@ def test_evaluation_that_an_interruption_prevented_is_made_up_for(
 # A compiled program that never ends: Python does not come to its handlers.
 _STUCK = """
 import jax
-from distil_jax import interrupts
+from distil_jax.distributed import signals
 spin = jax.jit(lambda x: jax.lax.while_loop(lambda x: x < 2, jax.numpy.sin, x))
-with interrupts.obeyed(), interrupts.held_back():
+with signals.obeyed(), signals.held_back():
   print("stuck", flush=True)
   spin(1.0).block_until_ready()
 """
@@ -212,10 +213,10 @@ def test_second_interruption_ends_the_process_at_once():
 # What is printed is still in Python's buffer when the process ends.
 _ENDED = """
 import atexit
-from distil_jax import interrupts
+from distil_jax.distributed import signals
 atexit.register(print, "registered")
 print("printed")
-interrupts.end()
+signals.end()
 """
 
 

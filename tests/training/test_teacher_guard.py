@@ -247,9 +247,11 @@ def test_failures_of_different_problems_are_asked_first(mesh):
 # Right and wrong by a check sum, so that a random network is both.
 _TRAIN = """
 import sys, zlib
-from distil_jax import assembly, config, learner
+from distil_jax import config
 from distil_jax.envs.calculator import Calculator
-from distil_jax.records import Status, Verdict
+from distil_jax.training import trainer
+from distil_jax.training.setup import environments
+from distil_jax.types import Status, Verdict
 
 class CheckSum(Calculator):
   def judge(self, problem, completion):
@@ -257,8 +259,8 @@ class CheckSum(Calculator):
     status = Status.CORRECT if is_right else Status.WRONG
     return Verdict(float(is_right), "" if is_right else "no", status)
 
-assembly.environment = lambda config: CheckSum()
-learner.Learner(config.load(sys.argv[1], sys.argv[2:])).train()
+environments.build_environment = lambda config: CheckSum()
+trainer.Trainer(config.load(sys.argv[1], sys.argv[2:])).train()
 """
 _CONFIG = """
 model:

@@ -60,7 +60,7 @@ def run(
     ComparisonError: a family could not be run.
   """
   names = list(families or comparison.families)
-  run_checks.check_place("run_directory", comparison.directory)
+  run_checks.check_directory("run_directory", comparison.directory)
   for name in names:
     training.check(comparison, name, arms or list(comparison.arms))
   done = trial_store.read_trials(comparison.directory)
@@ -94,7 +94,7 @@ def write_gradients(comparison: Comparison) -> None:
       "the config measures no gradients; name families and arms under "
       "`gradients`, as configs/comparison/full.yaml does"
     )
-  run_checks.check_place("run_directory", comparison.directory)
+  run_checks.check_directory("run_directory", comparison.directory)
   study.measure_gradients(comparison, _say)
   _say(f"{report.save_gradients(comparison)}: gradients")
 
@@ -106,7 +106,7 @@ def write_report(comparison: Comparison) -> None:
     ConfigError: the place is taken.
     ValueError: no trial is there, or one ran with other settings.
   """
-  run_checks.check_place("run_directory", comparison.directory)
+  run_checks.check_directory("run_directory", comparison.directory)
   done = trial_store.read_trials(comparison.directory)
   if not done:
     raise ValueError(

@@ -1,6 +1,7 @@
 """Metrics of a training step."""
 
 import collections
+import dataclasses
 import math
 from collections.abc import Mapping
 
@@ -11,49 +12,107 @@ from distil_jax.training.rollouts.experience import Experience
 from distil_jax.training.teacher_guard import GuardState
 from distil_jax.types import Status, StopReason
 
-# Of what is counted about critiques, shares of all completions.
-_OF_ALL = ("asked", "no_room")
+# These counts about critiques are divided by all completions, the others by
+# the critiques.
+_SHARES_OF_COMPLETIONS = ("asked", "no_room")
+
+
+@dataclasses.dataclass(frozen=True)
+class StepTimes:
+  """Holds when the parts of a step were done, seconds of a monotonic clock.
+
+  Attributes:
+    started: the step began.
+    sampled: completions were sampled and judged.
+    updated: the update was done, and its metrics were on the host.
+  """
+
+  started: float
+  sampled: float
+  updated: float
+
+  def metrics(
+    self, *, num_tokens: float, has_rollout: bool
+  ) -> dict[str, float]:
+    """Returns seconds of each part, and tokens per second of the step.
+
+    Args:
+      num_tokens: tokens of all completions, of all processes.
+      has_rollout: false if the step learned from demonstrations.
+    """
+    seconds = self.updated - self.started
+    values = {"time/step_seconds": seconds}
+    if has_rollout:
+      values["time/rollout_seconds"] = self.sampled - self.started
+      values["time/update_seconds"] = self.updated - self.sampled
+    return values | {"time/tokens_per_second": num_tokens / seconds}
 
 
 class MismatchWatch:
-  """Says when the sampler is too far from training, and seldom again.
+  """Warns if the sampler is far from training, once for each doubling.
 
-  A run that is resumed begins anew, and may say it once more.
+  A run that is resumed starts with a new watch and may warn once more.
   """
 
   def __init__(self, limit: float | None):
-    """Waits for the limit, nats a token; None: for nothing."""
+    """Sets the limit, nats per token; None never warns."""
     self._limit = limit
     self._next = math.inf if limit is None else limit
 
   def warning(self, step: int, metrics: Mapping[str, float]) -> str | None:
-    """What to tell of a step, the first time and at each doubling.
+    """Returns the warning of a step, or None.
 
     Args:
-      step: counted from 1.
-      metrics: of the step; nothing was sampled where they have no mismatch.
+      step: the training step, counted from 1.
+      metrics: the step's metrics; without a mismatch nothing was sampled.
     """
     mean = metrics.get("mismatch/mean", 0.0)
     if math.isnan(mean):
-      mean = math.inf  # no number is no agreement
+      mean = math.inf  # NaN is no agreement, and must pass any limit
     if mean <= self._next:
       return None
     self._next = 2 * mean
     return (
-      f"step {step}: the log-probabilities that the sampler recorded are "
-      f"{mean:.2g} nats a token from those of the training step, the largest "
-      f"{metrics['mismatch/max']:.2g}, under the same parameters "
-      f"(logging.mismatch_limit={self._limit}): the gradient is that of "
-      "another policy than the one that sampled, and runs have collapsed by "
-      "it. If it is rounding, rollout.cache_dtype=float32 or "
-      "model.compute_dtype=float32 takes it away; if it stays, attention of "
-      "the two passes differs. rollout.temperature, top_k, top_p and "
-      "min_p have no part in it"
+      f"step {step}: the log-probabilities that the sampler recorded differ "
+      f"from those of the training step by {mean:.2g} nats per token on "
+      f"average and by {metrics['mismatch/max']:.2g} at most, under the same "
+      f"parameters; the limit is logging.mismatch_limit={self._limit}. The "
+      "gradient is then not that of the policy that sampled, and runs have "
+      "collapsed for this reason. If rounding is the cause, "
+      "rollout.cache_dtype=float32 or model.compute_dtype=float32 removes the "
+      "difference; if it stays, the attention of the two passes differs. "
+      "rollout.temperature, top_k, top_p and min_p do not cause it"
     )
 
 
+def batch_metrics(
+  experience: Experience | None,
+  lesson: batch_builder.Lesson,
+  guard: GuardState | None,
+  num_sequences: int,
+) -> dict[str, float]:
+  """Returns the metrics of what a step learned from, over all processes.
+
+  Args:
+    experience: sampled and judged completions; None for demonstrations, whose
+      length is all that can be said.
+    lesson: this process's part of the batch.
+    guard: the state of the teacher's guard.
+    num_sequences: sequences of the step, of all processes.
+  """
+  if experience is not None:
+    return (
+      experience_metrics(experience, lesson)
+      | critique_metrics(experience)
+      | guard_metrics(guard)
+    )
+  mask = lesson.batch.completion_mask
+  sums = collectives.global_sums({"tokens": float(mask.sum())})
+  return {"completion_length": sums["tokens"] / num_sequences}
+
+
 def guard_metrics(state: GuardState | None) -> dict[str, float]:
-  """What is known of a guarded teacher; nothing before the first look."""
+  """Returns a guarded teacher's accuracy; empty before the first look."""
   if state is None or not int(state.num_looks):
     return {}
   return {
@@ -65,9 +124,10 @@ def guard_metrics(state: GuardState | None) -> dict[str, float]:
 def experience_metrics(
   experience: Experience, lesson: batch_builder.Lesson
 ) -> dict[str, float]:
-  """Of all completions of the step, of all processes.
+  """Returns metrics of all completions of the step, of all processes.
 
-  Means; under `status/` and `signal/` counts.
+  They are means over completions; those under `status/` and `signal/` are
+  counts.
   """
   statuses = collections.Counter(v.status for v in experience.verdicts)
   num_signals = float(lesson.batch.sample_mask.sum())
@@ -98,13 +158,13 @@ def experience_metrics(
     name: float(total) if name in counts else total / count
     for name, total in sums.items()
   }
-  # All wait for the last.
+  # All processes wait for the slowest, so it is the one to report.
   waited = collectives.global_max(round(1000 * experience.judging_seconds))
   values["time/judging_seconds"] = waited / 1000
   usage = experience.usage
   if usage is None:
     return values
-  # Of all processes already.
+  # These numbers cover all processes already.
   return values | {
     "rollout/slot_efficiency": usage.slot_efficiency,
     "rollout/programs": float(usage.num_programs),
@@ -113,11 +173,13 @@ def experience_metrics(
 
 
 def critique_metrics(experience: Experience) -> dict[str, float]:
-  """Of the critiques of the step, of all processes; nothing without a critic.
+  """Returns metrics of the step's critiques, of all processes.
 
-  Of all completions, the shares that were criticised and that could not be for
-  lack of room. Of the critiques, the shares that were shown part of a
-  completion, that could not be read and that hit their limit, and the tokens.
+  `asked` and `no_room` are the shares of all completions that were criticised
+  and that could not be for lack of room. The others are means over critiques:
+  the shares that were shown only part of a completion, that could not be read
+  and that hit their limit, and the length in tokens. Without a critic there
+  are none.
   """
   if experience.critiques is None:
     return {}
@@ -125,7 +187,8 @@ def critique_metrics(experience: Experience) -> dict[str, float]:
   sums = collectives.global_sums(counts)
   num_asked = max(sums["asked"], 1.0)
   values = {
-    name: sums[name] / (sums["count"] if name in _OF_ALL else num_asked)
+    name: sums[name]
+    / (sums["count"] if name in _SHARES_OF_COMPLETIONS else num_asked)
     for name in experience.critiques
   }
   values["length"] = values.pop("tokens")
@@ -135,7 +198,7 @@ def critique_metrics(experience: Experience) -> dict[str, float]:
 def samples(
   experience: Experience, lesson: batch_builder.Lesson, count: int
 ) -> list[rollout_pages.Sample]:
-  """A few completions of a step, to be read: of as many problems as can be."""
+  """Returns a few completions to read, of as many problems as possible."""
   num_rows = len(experience.completions)
   count = min(count, num_rows)
   return [
@@ -148,6 +211,7 @@ def samples(
       teacher_prompt=lesson.teacher_prompts[i],
       earlier=experience.earlier[i] if experience.earlier else (),
     )
-    # From all over the batch, whose groups stand in a row.
-    for i in (place * num_rows // count for place in range(count))
+    # Even steps through the batch, in which the members of a group are next to
+    # each other.
+    for i in (number * num_rows // count for number in range(count))
   ]

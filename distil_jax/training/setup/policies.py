@@ -121,7 +121,7 @@ def _create(
   """Makes a random model and trains its tokenizer on the training data."""
   if jax.process_index() == 0:
     sizes = create.model_dump(exclude={"seed", "vocab_size"})
-    texts = data_problems.texts(config, environment, problems)
+    texts = data_problems.tokenizer_texts(config, environment, problems)
     tokenizer = tokenizers.train(
       itertools.islice(texts, _NUM_TOKENIZER_TEXTS),
       vocab_size=create.vocab_size,

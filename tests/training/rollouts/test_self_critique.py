@@ -356,7 +356,7 @@ def folder(tmp_path, monkeypatch):
 def test_a_policy_that_rewards_itself_goes_through_all_stations(folder, capsys):
   made = trainer.Trainer(config.load("own.yaml"))
   # There is no other reward to evaluate by.
-  assert isinstance(made.evaluation_actor, self_critique.SelfCritic)
+  assert isinstance(made.evaluation_worker, self_critique.SelfCritic)
   made.train()
   assert "the policy gives itself the reward" in capsys.readouterr().err
   metrics = json.loads((folder / "run/metrics.jsonl").read_text())
@@ -381,6 +381,6 @@ def test_what_does_not_go_together_is_refused():
       trainer.Trainer(loaded)
   loaded = config.load("own.yaml", ["environment.of={kind: math}"])
   made = trainer.Trainer(loaded)
-  assert isinstance(made.actor, self_critique.SelfCritic)
+  assert isinstance(made.rollout_worker, self_critique.SelfCritic)
   # Evaluation needs no critique: nobody would read it.
-  assert isinstance(made.evaluation_actor, RolloutWorker)
+  assert isinstance(made.evaluation_worker, RolloutWorker)

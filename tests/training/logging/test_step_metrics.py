@@ -1,4 +1,4 @@
-"""What a run notes of its steps, and when it speaks of its sampler."""
+"""Metrics of a step, and when a run warns of its sampler."""
 
 import dataclasses
 
@@ -51,7 +51,7 @@ def test_it_says_what_where_and_what_to_do():
   for part in (
     "step 7",
     "0.081 nats",
-    "1.2,",
+    "by 1.2 at most",
     "logging.mismatch_limit=0.05",
     "rollout.cache_dtype=float32",
     "model.compute_dtype=float32",

@@ -1,0 +1,150 @@
+"""Tells a person and the run folder what a run does."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import yaml
+
+from distil_jax.config import Config
+from distil_jax.data.problems import Data
+from distil_jax.distributed import collectives
+from distil_jax.training import batch_builder, run_checks
+from distil_jax.training.logging import plots, run_folder, step_metrics
+from distil_jax.training.logging.progress import Progress
+from distil_jax.training.rollouts.experience import Experience
+from distil_jax.training.teacher_guard import GuardState
+
+
+class Reporter:
+  """Writes the run folder and the lines on the screen.
+
+  Every process holds one and makes the same calls; only the writer's have an
+  effect on the disk.
+  """
+
+  def __init__(self, config: Config, progress: Progress, *, is_writer: bool):
+    """Remembers where to report; nothing is written yet.
+
+    Args:
+      config: the run's settings.
+      progress: the line on the screen.
+      is_writer: true in one process only.
+    """
+    self._config = config
+    self._progress = progress
+    self._folder = run_folder.RunFolder(
+      config.run_directory,
+      is_writer=is_writer,
+      tensorboard=config.logging.tensorboard,
+    )
+    self._mismatch = step_metrics.MismatchWatch(config.logging.mismatch_limit)
+
+  def start(self, resume_step: int | None, data: Data) -> None:
+    """Makes the run folder, or takes it back to the step that is resumed.
+
+    Args:
+      resume_step: the checkpoint's step; None for a new run.
+      data: its skipped rows and dropped prompts are reported.
+    """
+    self._folder.start(
+      yaml.safe_dump(self._config.model_dump(mode="json"), sort_keys=False),
+      resume_step,
+      device_kind=jax.devices()[0].device_kind,
+      num_devices=jax.device_count(),
+    )
+    for count, noun, participle in (
+      (data.num_skipped, "malformed row", "skipped"),
+      (data.num_dropped, "long prompt", "dropped"),
+    ):
+      if count:
+        plural = "" if count == 1 else "s"
+        self._progress.message(f"{count} {noun}{plural} {participle}")
+    for warning in run_checks.warnings(self._config):
+      self._progress.message(warning)
+
+  def step(self, step: int, metrics: Mapping[str, float]) -> None:
+    """Reports a step's metrics; warns if the sampler is far from training.
+
+    Args:
+      step: the training step, counted from 1.
+      metrics: numbers by name.
+    """
+    if step % self._config.logging.every == 0:
+      self._folder.metrics(step, metrics)
+    self._progress.step(step, metrics)
+    if warning := self._mismatch.warning(step, metrics):
+      self._progress.message(warning)
+
+  def rollouts(
+    self, step: int, experience: Experience, lesson: batch_builder.Lesson
+  ) -> None:
+    """Writes samples of the first step and of every `rollouts_every`th."""
+    logging = self._config.logging
+    every = logging.rollouts_every
+    if every and (step == 1 or step % every == 0):
+      samples = step_metrics.samples(experience, lesson, logging.num_rollouts)
+      self._folder.rollouts(step, samples)
+
+  def guard(self, step: int, before: GuardState, after: GuardState) -> None:
+    """Says if the guard has begun to hold the teacher, or has let it go."""
+    was_holding = bool(before.is_holding)
+    if bool(after.is_holding) == was_holding:
+      return
+    guard = self._config.teacher.guard
+    action = "follows again" if was_holding or guard is None else guard.action
+    self._progress.message(
+      f"step {step}: the teacher's accuracy with feedback is "
+      f"{100 * float(after.accuracy):.1f} %, at the start "
+      f"{100 * float(after.start):.1f} %: {action}"
+    )
+
+  def evaluation(
+    self, step: int, values: Mapping[str, float], *, is_shown: bool = True
+  ) -> None:
+    """Writes an evaluation and, if it is to be shown, says the accuracy."""
+    self._folder.evaluation(step, values)
+    if is_shown:
+      accuracy = f"avg@{self._config.evaluation.num_samples}"
+      self._progress.message(
+        f"step {step}: held-out {accuracy} {100 * values[accuracy]:.1f} %"
+      )
+
+  def is_evaluated(self, step: int) -> bool:
+    """Returns True if the run folder has an evaluation of the step.
+
+    All processes go by what the writer finds.
+    """
+    is_found = jax.process_index() == 0 and any(
+      line["step"] == step for line in self._folder.evaluations()
+    )
+    return collectives.global_sums({"found": float(is_found)})["found"] > 0
+
+  def finish(self, step: int, seconds: float) -> dict[str, Any]:
+    """Writes the summary and the plot.
+
+    Args:
+      step: the last step; it and the base model are evaluated.
+      seconds: time that the whole run has taken.
+
+    Returns:
+      The summary; empty in all processes but the writer.
+    """
+    if jax.process_index() != 0:
+      return {}
+    lines = {line.pop("step"): line for line in self._folder.evaluations()}
+    uses_rollouts = self._config.objective.uses_rollouts
+    summary = {
+      "before": lines[0],
+      "after": lines[step],
+      "steps": step,
+      "rollouts": step * self._config.num_sequences if uses_rollouts else 0,
+      "seconds": round(seconds, 1),
+    }
+    self._folder.summary(summary)
+    plots.plot(self._folder.directory)
+    return summary
+
+  def close(self) -> None:
+    """Ends the writing; a second call does nothing."""
+    self._folder.close()

@@ -1,0 +1,87 @@
+"""Saves a run, and finds, checks and restores what it goes on from."""
+
+import dataclasses
+from typing import Any
+
+from distil_jax.config import Config, ConfigError
+from distil_jax.distributed import signals
+from distil_jax.training import checkpoints, run_checks, train_state
+from distil_jax.training.logging.progress import Progress
+
+
+def save_state(
+  config: Config,
+  saved: checkpoints.Checkpoints,
+  state: train_state.TrainState,
+  *,
+  seconds: float,
+) -> None:
+  """Saves the state under its step, with the settings that led to it.
+
+  Args:
+    config: the run's settings; a later start compares its own with them.
+    saved: the run's checkpoints.
+    state: the state after `state.step` steps.
+    seconds: time that the run has taken so far.
+  """
+  notes = {"config": config.model_dump(mode="json"), "seconds": seconds}
+  # An interrupt waits until the checkpoint is handed over as a whole.
+  with signals.held_back():
+    saved.save(int(state.step), _as_dict(state), notes)
+
+
+def check_resumable(
+  config: Config, saved: checkpoints.Checkpoints, step: int
+) -> None:
+  """Refuses a checkpoint that this run must not go on from.
+
+  Raises:
+    ConfigError: `checkpoint.resume` is false, or the checkpoint was made with
+      other settings.
+    CheckpointError: the checkpoint cannot be read.
+  """
+  if not config.checkpoint.resume:
+    raise ConfigError(
+      f"{config.run_directory} has a checkpoint of step {step}, but "
+      "checkpoint.resume=false; set another train.run_directory, or remove "
+      "that folder"
+    )
+  run_checks.check_same_settings(saved.notes(step)["config"], config, step)
+
+
+def restore_state(
+  config: Config,
+  saved: checkpoints.Checkpoints,
+  step: int,
+  template: train_state.TrainState,
+  progress: Progress,
+) -> tuple[train_state.TrainState, float]:
+  """Restores a checkpoint; its step is also the position in the data.
+
+  Args:
+    config: the run's settings.
+    saved: the run's checkpoints.
+    step: the step to restore.
+    template: shape, dtype and sharding of each array of the state.
+    progress: told where the run goes on.
+
+  Returns:
+    The state, and the seconds that the run took to reach it.
+
+  Raises:
+    CheckpointError: the checkpoint cannot be read.
+  """
+  seconds = saved.notes(step)["seconds"]
+  with progress.stage("restoring"):
+    restored = saved.restore(step, _as_dict(template))
+  num_steps = config.train.num_steps
+  progress.message(
+    f"going on from step {step}"
+    if step < num_steps
+    else f"step {step} of {num_steps} is done: raise train.num_steps to go on"
+  )
+  return train_state.TrainState(**restored), seconds
+
+
+def _as_dict(state: train_state.TrainState) -> dict[str, Any]:
+  return {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
