@@ -54,10 +54,16 @@ def free_port() -> int:
 
 
 def run(
-  arguments: Sequence[str], compiled: pathlib.Path, *, num_devices: int = 1
+  arguments: Sequence[str],
+  compiled: pathlib.Path,
+  *,
+  num_devices: int = 1,
+  directory: pathlib.Path = ROOT,
 ) -> subprocess.CompletedProcess[str]:
   """Runs a command to its end."""
-  with start(arguments, compiled, num_devices=num_devices) as process:
+  with start(
+    arguments, compiled, num_devices=num_devices, directory=directory
+  ) as process:
     try:
       out, err = process.communicate(timeout=240)
     except subprocess.TimeoutExpired:

@@ -1,6 +1,6 @@
-"""Checkpoints: state and notes of a step, saved as one.
+"""Checkpoints: the state of a step and notes about it, saved as one.
 
-The position in the data is not in them: it is the step.
+The position in the data is not saved: the step determines it.
 """
 
 import contextlib
@@ -11,26 +11,32 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+# Names and nesting of a checkpoint's arrays and notes. Raise it with every
+# change that older code could not read, and let `restore` read all versions
+# below. Checkpoints without a number are version 1.
+LAYOUT_VERSION = 1
+_LAYOUT = "layout_version"
+
 
 class CheckpointError(RuntimeError):
-  """A checkpoint that cannot be read; the message names it and the cure."""
+  """The error of a checkpoint that cannot be read; names it and the cure."""
 
 
 class Checkpoints:
   """The checkpoints of one run.
 
-  A step is complete or absent: orbax writes under a temporary name. Saving
-  goes on in the background; `close` waits for it. Of several processes all make
-  the same calls, on the same folder.
+  A step is complete or absent, because orbax writes under a temporary name.
+  Saving continues in the background; `close` waits for it. Several processes
+  all make the same calls, on the same folder.
   """
 
   def __init__(self, directory: str | pathlib.Path, *, keep: int | None = None):
     """Opens a folder of checkpoints.
 
     Args:
-      directory: made if this is to write.
-      keep: how many of the latest to keep; None only reads, and may do so
-        while another process writes.
+      directory: the folder; it is made unless `keep` is None.
+      keep: number of latest checkpoints to keep; None only reads, which is
+        safe while another process writes.
     """
     self._manager = ocp.CheckpointManager(
       pathlib.Path(directory).absolute(),
@@ -45,11 +51,13 @@ class Checkpoints:
   def __exit__(self, kind: type[BaseException] | None, *_) -> None:
     is_failing = kind is not None and not issubclass(kind, KeyboardInterrupt)
     if is_failing and jax.process_count() > 1:
-      return  # what is being written needs the others, who may never come
+      # A save in progress needs the other processes, which may never come.
+      return
     self.close()
 
   @property
   def latest_step(self) -> int | None:
+    """The step of the latest checkpoint; None if there is none."""
     return self._manager.latest_step()
 
   def save(
@@ -63,7 +71,7 @@ class Checkpoints:
     Args:
       step: training steps done.
       state: arrays, as a nested dictionary.
-      notes: anything JSON.
+      notes: any JSON values; the version of the layout is added.
     """
     if self.latest_step == step:
       return
@@ -71,20 +79,23 @@ class Checkpoints:
       step,
       args=ocp.args.Composite(
         state=ocp.args.StandardSave(state),
-        notes=ocp.args.JsonSave(notes),
+        notes=ocp.args.JsonSave({**notes, _LAYOUT: LAYOUT_VERSION}),
       ),
     )
 
   def restore(self, step: int, template: dict[str, Any]) -> dict[str, Any]:
-    """Reads a step's arrays, on whatever mesh and however many processes.
+    """Reads a step's arrays onto any mesh and any number of processes.
 
     Args:
-      step: one that was saved.
-      template: `jax.ShapeDtypeStruct` with shardings, same tree as saved.
+      step: a step that was saved.
+      template: the same tree as was saved, of `jax.ShapeDtypeStruct` with
+        shardings.
 
     Raises:
-      CheckpointError: it is damaged, or does not fit the template.
+      CheckpointError: the checkpoint is damaged, does not fit the template, or
+        was written by a newer version of this package.
     """
+    self.notes(step)  # refuses a newer layout
     with self._reading(step):
       restored = self._manager.restore(
         step, args=ocp.args.Composite(state=ocp.args.StandardRestore(template))
@@ -92,11 +103,16 @@ class Checkpoints:
     return restored["state"]
 
   def read_params(self, step: int, template: dict[str, Any]) -> dict[str, Any]:
-    """Reads the student's parameters alone; needs no data and no optimiser.
+    """Reads the student's parameters alone; needs no data and no optimizer.
+
+    Args:
+      step: a step that was saved.
+      template: as for `restore`, of the parameters.
 
     Raises:
       CheckpointError: see `restore`.
     """
+    self.notes(step)  # refuses a newer layout
     path = self._manager.directory / str(step) / "state"
     with self._reading(step), ocp.PyTreeCheckpointer() as reader:
       tree = {"params": template}
@@ -110,7 +126,7 @@ class Checkpoints:
     return restored["params"]
 
   def notes(self, step: int) -> dict[str, Any]:
-    """What was noted with a step.
+    """Returns the notes of a step, without the version of the layout.
 
     Raises:
       CheckpointError: see `restore`.
@@ -119,44 +135,52 @@ class Checkpoints:
       restored = self._manager.restore(
         step, args=ocp.args.Composite(notes=ocp.args.JsonRestore())
       )
-    return restored["notes"]
+    notes = dict(restored["notes"])
+    version = notes.pop(_LAYOUT, 1)
+    if version > LAYOUT_VERSION:
+      raise CheckpointError(
+        f"{self._manager.directory / str(step)} has layout version {version}, "
+        f"but this distil_jax reads versions up to {LAYOUT_VERSION}. Update "
+        "distil_jax to the version that wrote it, or newer"
+      )
+    return notes
 
   def wait(self) -> None:
-    """Returns when all that was saved is on disk."""
+    """Blocks until everything that was saved is on disk."""
     self._manager.wait_until_finished()
 
   def close(self) -> None:
-    """Waits for what is being written."""
+    """Closes the folder, after waiting for saves in progress."""
     self.wait()
     self._manager.close()
 
   @contextlib.contextmanager
   def _reading(self, step: int) -> Iterator[None]:
-    """Says which checkpoint it is that cannot be read."""
+    """Names the checkpoint in the error if it cannot be read."""
     try:
       yield
-    # Which exception depends on the damage; orbax raises plain Exception too.
+    # The kind of exception depends on the damage; orbax raises even Exception.
     except Exception as error:
       raise CheckpointError(
         f"{self._manager.directory / str(step)} was made with another model, "
-        "or is damaged. Restore model.directory if it has changed; if not, "
+        "or is damaged. If model.directory has changed, set it back; if not, "
         "remove this folder to go on from the checkpoint before it.\n"
         f"{error}"
       ) from error
 
 
 def last_params(directory: pathlib.Path, base: Any) -> tuple[int | None, Any]:
-  """The step and the student's parameters of a folder's last checkpoint.
+  """Returns step and student's parameters of a folder's last checkpoint.
 
   Args:
-    directory: of checkpoints; it need not be there.
-    base: parameters of the base model.
+    directory: the folder of checkpoints; it need not exist.
+    base: the parameters of the base model.
 
   Returns:
-    None and those of the base model where there is no checkpoint.
+    Step and parameters; None and the base model's if there is no checkpoint.
 
   Raises:
-    CheckpointError: it cannot be read.
+    CheckpointError: the checkpoint cannot be read.
   """
   if not directory.is_dir():
     return None, base
@@ -168,7 +192,7 @@ def last_params(directory: pathlib.Path, base: Any) -> tuple[int | None, Any]:
 
 
 def template(state: Any) -> Any:
-  """Shapes, types and shardings of arrays, for `restore`."""
+  """Returns shape, dtype and sharding of each array, for `restore`."""
   return jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
   )

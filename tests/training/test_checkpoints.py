@@ -53,6 +53,31 @@ def test_truncated_arrays_are_named(directory):
     read(directory, 6)
 
 
+def test_notes_come_back_without_the_layout(directory):
+  with checkpoints.Checkpoints(directory) as saved:
+    assert saved.notes(3) == {"note": "x"}
+
+
+def test_a_newer_layout_is_refused(directory, monkeypatch):
+  version = checkpoints.LAYOUT_VERSION + 1
+  monkeypatch.setattr(checkpoints, "LAYOUT_VERSION", version)
+  with checkpoints.Checkpoints(directory, keep=2) as saved:
+    saved.save(4, {"params": {"w": jnp.zeros(6)}}, {"note": "new"})
+  monkeypatch.undo()
+  template = checkpoints.template({"w": jnp.zeros(6)})
+  with checkpoints.Checkpoints(directory) as saved:
+    for read_step in (
+      lambda: saved.notes(4),
+      lambda: saved.restore(4, {"params": template}),
+      lambda: saved.read_params(4, template),
+    ):
+      with pytest.raises(
+        checkpoints.CheckpointError,
+        match=rf"4 has layout version {version}, .* up to {version - 1}",
+      ):
+        read_step()
+
+
 def on_mesh(num_devices, value=None):
   """A matrix cut both ways over the first devices, or its template."""
   mesh = sharding.make_mesh(
