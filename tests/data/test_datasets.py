@@ -215,7 +215,7 @@ def test_an_environment_that_fails_names_the_row(tmp_path):
       datasets.load_problems(path, fails, fields={}, malformed=malformed)
 
 
-@pytest.mark.skipif(not SCIENCE.is_dir(), reason="needs ../shared/data")
+@pytest.mark.skipif(not SCIENCE.is_dir(), reason=f"no data in {SCIENCE}")
 @pytest.mark.parametrize(
   ("name", "count"),
   [

@@ -55,7 +55,7 @@ def test_every_text_comes_back(trained, text):
   assert trained.decode(trained.encode(text)) == text
 
 
-@pytest.mark.skipif(not SCIENCE.is_dir(), reason="needs ../shared/data")
+@pytest.mark.skipif(not SCIENCE.is_dir(), reason=f"no data in {SCIENCE}")
 def test_real_questions_come_back():
   lines = (SCIENCE / "chemistry/test.json").read_text("utf-8").split("\n")
   prompts = [json.loads(line)["prompt"] for line in lines if line]
