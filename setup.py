@@ -1,8 +1,15 @@
 import pathlib
+import re
 
 import setuptools
 
-VERSION = "0.1.0"
+ROOT = pathlib.Path(__file__).parent
+# Read, not imported: the package needs jax, which is not installed yet.
+(VERSION,) = re.findall(
+  r'^__version__ = "(.+)"$',
+  (ROOT / "distil_jax/__init__.py").read_text(encoding="utf-8"),
+  re.MULTILINE,
+)
 
 setuptools.setup(
   name="distil_jax",
@@ -11,13 +18,11 @@ setuptools.setup(
     "Reinforcement learning of language models from rich feedback: DistIL in "
     "JAX"
   ),
-  long_description=pathlib.Path(__file__)
-  .with_name("README.md")
-  .read_text(encoding="utf-8"),
+  long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
   long_description_content_type="text/markdown",
   python_requires=">=3.11",
   packages=setuptools.find_packages(include=["distil_jax", "distil_jax.*"]),
-  package_data={"distil_jax": ["models/assets/*/*"]},
+  package_data={"distil_jax": ["py.typed", "models/assets/*/*"]},
   install_requires=[
     "jax>=0.10",
     "flax>=0.12.8",

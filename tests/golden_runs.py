@@ -9,6 +9,7 @@ and to a relative 1e-4 elsewhere. The suite runs one case of every objective.
 import argparse
 import contextlib
 import hashlib
+import importlib.metadata
 import io
 import itertools
 import json
@@ -145,14 +146,14 @@ def _lines(path: pathlib.Path) -> list[dict]:
 def machine() -> dict[str, str]:
   """Returns what decides the last bits of a number."""
   import jax
-  import jaxlib
 
   text = pathlib.Path("/proc/cpuinfo").read_text()
   model = next(
     (x.split(":")[1].strip() for x in text.splitlines() if "model name" in x),
     platform.processor(),
   )
-  return {"jax": jax.__version__, "jaxlib": jaxlib.__version__, "cpu": model}
+  jaxlib = importlib.metadata.version("jaxlib")
+  return {"jax": jax.__version__, "jaxlib": jaxlib, "cpu": model}
 
 
 def differences(old, new, *, tolerance: float, place: str = "") -> list[str]:

@@ -65,8 +65,8 @@ def owner(name: str) -> str | None:
 
 @functools.cache
 def own_imports(name: str) -> frozenset[str]:
-  found = {owner(target) for target in imports(name)} - {None, "distil_jax"}
-  return frozenset(found) - {name}
+  found = {owner(target) for target in imports(name)}
+  return frozenset(x for x in found if x not in (None, "distil_jax", name))
 
 
 def room_of(name: str) -> str:
@@ -146,7 +146,7 @@ def measure() -> dict[str, tuple[int, str]]:
   top = sorted(
     p.name
     for p in PACKAGE.iterdir()
-    if not p.name.startswith("__") and not p.name.startswith(".")
+    if not p.name.startswith(("__", ".")) and p.name != "py.typed"
   )
   sizes = {
     name: len(path.read_text(encoding="utf-8").splitlines())

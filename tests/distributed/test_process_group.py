@@ -7,7 +7,7 @@ import threading
 import time
 
 import pytest
-from jax._src.lib import _jax
+from jax._src.lib import _jax  # pyright: ignore[reportPrivateImportUsage]
 
 from distil_jax.distributed import process_group
 from tests.commands import free_port
