@@ -232,7 +232,7 @@ def _sentence(text: str | None) -> str:
 
 def main() -> int:
   """Writes or checks the pages; returns the exit status."""
-  parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+  parser = argparse.ArgumentParser(description="Writes the reference pages.")
   parser.add_argument("--check", action="store_true", help="write nothing")
   is_check = parser.parse_args().check
   status = 0

@@ -10,6 +10,7 @@ PAGES = sorted(
   [
     *(ROOT / "docs").rglob("*.md"),
     ROOT / "README.md",
+    ROOT / "data/README.md",
     ROOT / "CONTRIBUTING.md",
     ROOT / "CHANGELOG.md",
   ]

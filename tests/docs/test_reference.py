@@ -108,3 +108,15 @@ def test_messages_of_several_processes_are_the_code_s():
       piece = piece.strip(" :;()")
       if len(piece) > 8:
         assert any(piece in string for string in strings), piece
+
+
+@pytest.mark.parametrize(
+  ("walk", "most"), [("a setting, from", 12), ("a completion, from", 10)]
+)
+def test_a_walk_is_short(walk, most):
+  page = ROOT / "docs/explanation/architecture.md"
+  section = page.read_text(encoding="utf-8").split(f"## Walk: {walk}")[1]
+  stops = re.findall(r"\.\./\.\./(distil_jax/[\w/.]+)", section.split("## ")[0])
+  assert 5 <= len(stops) <= most
+  assert len(set(stops)) == len(stops)
+  assert all((ROOT / stop).is_file() for stop in stops)
