@@ -505,14 +505,16 @@ libc.syscall(tgkill, {victim.pid}, {victim.pid}, 15)
     victim.kill()
 
 
-def test_nothing_is_left_once_it_is_closed():
+def test_nothing_is_left_once_it_is_closed(tmp_path, monkeypatch):
+  # Elsewhere others make and remove folders of their own.
+  monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
   before = descendants(os.getpid())
-  folders = set(pathlib.Path(tempfile.gettempdir()).glob("sandbox-*"))
   with local.LocalSandbox(num_processes=2) as made:
     made.run(Job("print(1)"))
     assert descendants(os.getpid()) - before
+    assert list(tmp_path.glob("sandbox-*"))
   assert not descendants(os.getpid()) - before
-  assert set(pathlib.Path(tempfile.gettempdir()).glob("sandbox-*")) <= folders
+  assert not list(tmp_path.iterdir())
 
 
 def test_a_warm_process_that_dies_costs_one_outcome():
