@@ -6,8 +6,9 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-from tests import compiling
+from tests import compiling, warm
 from tests.paths import ROOT
 
 
@@ -18,7 +19,8 @@ def start(
   *,
   num_devices: int = 1,
   directory: pathlib.Path = ROOT,
-) -> subprocess.Popen[str]:
+  is_cold: bool = False,
+) -> warm.Program | subprocess.Popen[str]:
   """Starts a command in the repository's root, or elsewhere.
 
   Args:
@@ -27,6 +29,7 @@ def start(
     program: what Python is to run.
     num_devices: that it sees.
     directory: where it runs.
+    is_cold: it imports all that it needs itself, as a user's does.
   """
   environment = os.environ | {
     "JAX_PLATFORMS": "cpu",
@@ -37,8 +40,11 @@ def start(
   # One device, as on a user's machine, and not the eight of the tests.
   count = f"--xla_force_host_platform_device_count={num_devices}"
   environment["XLA_FLAGS"] = f"{compiling.quickly()} {count}"
+  command = [*program, *map(str, arguments)]
+  if not is_cold:
+    return warm.start(command, environment, directory)
   return subprocess.Popen(
-    [sys.executable, *program, *map(str, arguments)],
+    [sys.executable, *command],
     cwd=directory,
     env=environment,
     stdout=subprocess.PIPE,
@@ -54,16 +60,10 @@ def free_port() -> int:
 
 
 def run(
-  arguments: Sequence[str],
-  compiled: pathlib.Path,
-  *,
-  num_devices: int = 1,
-  directory: pathlib.Path = ROOT,
+  arguments: Sequence[str], compiled: pathlib.Path, **settings: Any
 ) -> subprocess.CompletedProcess[str]:
-  """Runs a command to its end."""
-  with start(
-    arguments, compiled, num_devices=num_devices, directory=directory
-  ) as process:
+  """Runs a command to its end; see `start`."""
+  with start(arguments, compiled, **settings) as process:
     try:
       out, err = process.communicate(timeout=240)
     except subprocess.TimeoutExpired:

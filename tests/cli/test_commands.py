@@ -29,7 +29,7 @@ def folder(tmp_path_factory):
 def smoke(folder):
   """Runs a command on the smoke config; it must succeed."""
 
-  def command(name, *arguments):
+  def command(name, *arguments, **settings):
     done = run(
       [
         name,
@@ -41,6 +41,7 @@ def smoke(folder):
         f"data.evaluation={CHEMISTRY}/test.json",
       ],
       folder / "compiled",
+      **settings,
     )
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
@@ -51,7 +52,7 @@ def smoke(folder):
 
 @pytest.fixture(scope="module")
 def trained(smoke):
-  return smoke("train")
+  return smoke("train", is_cold=True)
 
 
 def read_lines(path):
