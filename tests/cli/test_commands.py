@@ -134,6 +134,7 @@ def test_other_environments_go_through_all_stations(
       "train",
       f"configs/{config}.yaml",
       "train.num_steps=1",
+      "model.create.num_layers=1",  # compiles sooner; others have more
       f"train.run_directory={tmp_path}/run",
       f"model.directory={tmp_path}/model",
       f"data.train={data}",
