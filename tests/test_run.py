@@ -9,7 +9,8 @@ import sys
 import time
 
 import pytest
-from commands import ROOT
+
+from tests.paths import ROOT
 
 pytestmark = pytest.mark.skipif(
   sys.platform != "linux", reason="other systems leave orphans to nobody"
