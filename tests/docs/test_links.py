@@ -1,5 +1,6 @@
 """Checks links, sizes and paths of the documentation."""
 
+import pkgutil
 import re
 
 import pytest
@@ -29,6 +30,33 @@ def test_paths_in_backticks_exist(page):
   )
   for name in names:
     assert (ROOT / name).exists(), f"{name} does not exist"
+
+
+@each_page
+def test_names_of_the_package_exist(page):
+  text = page.read_text(encoding="utf-8")
+  if page.name == "CHANGELOG.md":
+    # Rows of its tables hold the old name and the new one.
+    rows = re.findall(r"^ +\|.*?\|(.*)\|$", text, re.MULTILINE)
+    text = "\n".join(rows)
+  for name in re.findall(r"`(distil_jax(?:\.\w+)+)[`(]", text):
+    assert pkgutil.resolve_name(name) is not None
+
+
+def test_pages_that_the_code_names_exist():
+  paths = [
+    path
+    for folder, kind in (
+      ("distil_jax", "*.py"),
+      ("benchmarks", "*.py"),
+      ("configs", "*.yaml"),
+    )
+    for path in (ROOT / folder).rglob(kind)
+  ]
+  for path in paths:
+    text = path.read_text(encoding="utf-8")
+    for name in re.findall(r"\bdocs/[\w/]+\.(?:md|png)", text):
+      assert (ROOT / name).is_file(), f"{path} names {name}"
 
 
 def test_every_page_can_be_reached_from_the_index():
