@@ -37,12 +37,6 @@ setuptools.setup(
     "Typing :: Typed",
   ],
   python_requires=">=3.11",
-  classifiers=[
-    "Programming Language :: Python :: 3",
-    "Programming Language :: Python :: 3.11",
-    "Programming Language :: Python :: 3.12",
-    "Programming Language :: Python :: 3.13",
-  ],
   packages=setuptools.find_packages(include=["distil_jax", "distil_jax.*"]),
   package_data={"distil_jax": ["py.typed", "models/assets/*/*"]},
   install_requires=[
