@@ -32,8 +32,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import machine, peers
-from distil_jax.generation import engine, prefill, random_keys, sampling_params
+from distil_jax.generation import engine, prefill, random_keys
 from distil_jax.generation import sampler as generation_sampler
+from distil_jax.generation.engine_config import EngineConfig
+from distil_jax.generation.sampler_state import SamplerSizes
+from distil_jax.generation.sampling_params import SamplingParams
+from distil_jax.generation.usage import Usage
 from distil_jax.models import decoder, decoding
 from distil_jax.models import decoder_config as models_config
 
@@ -92,22 +96,18 @@ class Network:
 
   def sampler(
     self, ids: np.ndarray, group_size: int, length: int, **settings: Any
-  ) -> Callable[..., engine.Usage]:
+  ) -> Callable[..., Usage]:
     """A function that samples and tells what it took."""
     run = engine.Engine(
-      self.graphdef,
-      max_completion_length=length,
-      eos_ids=(),
-      pad_id=0,
-      **settings,
+      self.graphdef, EngineConfig(**settings), eos_ids=(), pad_id=0
     )
     names = random_keys.identities(list(range(len(ids))))
     arrays = (jnp.asarray(ids), jnp.ones_like(ids))
 
     def sample(seed: int = 0, temperature: float = 1.0, max_lengths=None):
       keys = random_keys.sample_keys(jax.random.key(seed), names, group_size)
-      choice = sampling_params.choice(temperature=temperature)
-      sampled, usage = run(self.params, *arrays, keys, choice, max_lengths)
+      sampling = SamplingParams(temperature=temperature, max_tokens=length)
+      sampled, usage = run(self.params, *arrays, keys, sampling, max_lengths)
       jax.block_until_ready(sampled.completion_ids)
       return usage
 
@@ -115,9 +115,9 @@ class Network:
 
 
 def keep(
-  usages: dict[str, engine.Usage],
+  usages: dict[str, Usage],
   name: str,
-  function: Callable[[], engine.Usage],
+  function: Callable[[], Usage],
 ) -> None:
   usages[name] = function()
 
@@ -191,7 +191,7 @@ def prompts(network: Network, options: argparse.Namespace) -> list[Row]:
     ids = network.prompts(num_problems, prompt_length)
     shared = network.sampler(ids, group_size, length)
     each = network.sampler(np.repeat(ids, group_size, axis=0), 1, length)
-    usages: dict[str, engine.Usage] = {}
+    usages: dict[str, Usage] = {}
     times = machine.seconds(
       {
         name: functools.partial(keep, usages, name, function)
@@ -256,7 +256,7 @@ def slots(network: Network, options: argparse.Namespace) -> list[Row]:
     versions: dict[str, Callable[[], object]] = {
       "plain loop": functools.partial(plain, network.params, ids, keys, limits)
     }
-    usages: dict[str, engine.Usage] = {}
+    usages: dict[str, Usage] = {}
     for num_slots in (count, 64, 32):
       run = network.sampler(ids, group_size, limit, num_slots=num_slots)
 
@@ -295,12 +295,10 @@ def _plain_loop(params, ids, keys, limits, *, graphdef, length):
     jnp.asarray(ids),
     jnp.ones_like(ids),
     keys,
-    sampling_params.choice(),
+    SamplingParams().arrays(),
     limits,
     graphdef=graphdef,
-    num_slots=keys.size,
-    cache_length=length,
-    max_completion_length=length,
+    sizes=SamplerSizes(keys.size, length, length),
   )
   return generation_sampler.advance(
     weights, state, graphdef=graphdef, eos_ids=(), buffer_length=length

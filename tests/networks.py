@@ -13,6 +13,7 @@ from distil_jax.data import tokenizer as tokenizers
 from distil_jax.generation.policy import Policy
 from distil_jax.models import decoder
 from distil_jax.models import decoder_config as models_config
+from distil_jax.models import layers as models_layers
 from distil_jax.types import TrainBatch
 
 VOCAB_SIZE = 24
@@ -117,7 +118,7 @@ def random_params(template: decoder.Params, seed: int) -> decoder.Params:
 def full_log_probs(params, ids, mask, *, graphdef):
   """Log-softmax after each column of whole sequences. `[B, S, V]`."""
   hidden = decoder.hidden_states(graphdef, params, ids, mask)
-  return jax.nn.log_softmax(hidden @ decoder.unembedding(params), axis=-1)
+  return jax.nn.log_softmax(hidden @ models_layers.unembedding(params), axis=-1)
 
 
 def random_prompts(rng, lengths, length, vocab_size=VOCAB_SIZE):

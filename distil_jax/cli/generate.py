@@ -3,7 +3,6 @@
 import argparse
 import difflib
 import re
-from typing import Any
 
 from distil_jax import config as configs
 from distil_jax.cli.options import (
@@ -16,10 +15,11 @@ from distil_jax.cli.options import (
 
 
 def add_parser(commands) -> None:
+  """Adds the command and its options."""
   command = add_command(commands, "generate", "ask the last checkpoint")
   command.epilog = (
-    "What is not said is as the config evaluates: sections evaluation and "
-    "rollout."
+    "Settings that are not given are those of the config's sections "
+    "evaluation and rollout."
   )
   command.add_argument("config", metavar="CONFIG", help=CONFIG_HELP)
   for name, kind, metavar, text in _GENERATE_OPTIONS:
@@ -47,9 +47,9 @@ def add_parser(commands) -> None:
 
 
 def _is_setting(text: str) -> bool:
-  """Whether a word is a setting rather than a prompt.
+  """Returns True if a word is a setting rather than a prompt.
 
-  A section that is almost right counts, so that nobody's setting is asked.
+  A misspelt section counts as one, so that a setting is not taken for a prompt.
   """
   key, equals, _ = text.partition("=")
   if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
@@ -65,11 +65,12 @@ _GENERATE_OPTIONS = (
     "file",
     str,
     "FILE",
-    "more prompts: .txt has one a line; .jsonl in each line an object with "
-    "prompt, a string, or messages; - is the standard input, one a line",
+    "file with more prompts: .txt with one a line; .jsonl with one object a "
+    "line that has prompt (a string) or messages; - reads the standard input, "
+    "one a line",
   ),
   ("num-samples", positive, "N", "completions of each prompt (default: 1)"),
-  ("max-tokens", positive, "T", "of a completion"),
+  ("max-tokens", positive, "T", "most tokens of a completion"),
   ("temperature", float, "X", "0 takes the most probable token"),
   ("top-k", positive, "K", "sample among the K most probable tokens"),
   ("top-p", float, "P", "among the most probable that reach this mass"),
@@ -77,13 +78,14 @@ _GENERATE_OPTIONS = (
     "min-p",
     float,
     "P",
-    "among those at least so probable as this share of the most probable",
+    "among those whose probability is at least this share of the largest",
   ),
   ("seed", seed, "S", "another one gives other samples (default: 0)"),
 )
 
 
 def run(arguments: argparse.Namespace) -> int:
+  """Prints completions of the prompts; returns the exit status."""
   words = arguments.overrides
   settings = [word for word in words if _is_setting(word)]
   config = configs.load(arguments.config, settings)
@@ -92,6 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
   import jax
 
   from distil_jax.cli import prompt_files
+  from distil_jax.generation.engine_config import EngineConfig
   from distil_jax.training import checkpoints
   from distil_jax.training.logging.progress import Progress
   from distil_jax.training.setup import meshes
@@ -100,75 +103,73 @@ def run(arguments: argparse.Namespace) -> int:
   asked = prompt_files.conversations(
     [word for word in words if word not in settings], arguments.file
   )
-  sampling = _sampling(arguments, config)
+  # Made first: a bad setting is refused before the model is loaded.
+  sampling = _sampling_params(arguments, config)
   mesh = meshes.build_mesh(config)
   with jax.set_mesh(mesh), Progress(None) as progress:
     policy = _existing_policy(arguments, config, mesh)
-    prompt_files.check_prompts(policy, asked, sampling["max_completion_length"])
-    who = f"base model {config.model.directory}"
+    prompt_files.check_prompts(policy, asked, sampling.max_tokens)
+    source = f"base model {config.model.directory}"
     if not arguments.base:
       step, params = checkpoints.last_params(
         config.run_directory / "checkpoints", policy.params
       )
       policy = dataclasses.replace(policy, params=params)
       run = config.run_directory
-      who = (
-        f"no checkpoint in {run}: {who}"
+      source = (
+        f"no checkpoint in {run}: {source}"
         if step is None
         else f"step {step} of {run}"
       )
-    progress.message(who)
+    progress.message(source)
     report = progress.sampling(len(asked) * arguments.num_samples)
     with progress.stage("answering"):
       found = prompt_files.answers(
         policy,
         asked,
         jax.random.key(arguments.seed),
+        sampling,
+        group_size=arguments.num_samples,
+        engine_config=EngineConfig(
+          num_slots=config.rollout.num_slots,
+          cache_dtype=config.rollout.cache_dtype,
+        ),
         report=report,
-        **sampling,
       )
     num_cut_off = sum(a.stop_reason == StopReason.LENGTH for a in found)
     if num_cut_off:
       progress.message(
         f"{num_cut_off} of {len(found)} cut off after "
-        f"{sampling['max_completion_length']} tokens; see --max-tokens"
+        f"{sampling.max_tokens} tokens; see --max-tokens"
       )
   write = prompt_files.to_json if arguments.json else prompt_files.to_text
   print(write(found))
   return 0
 
 
-def _sampling(
-  arguments: argparse.Namespace, config: configs.Config
-) -> dict[str, Any]:
-  """How to sample: as the config evaluates, but for what is said."""
-  from distil_jax.generation import sampling_params
+def _sampling_params(arguments: argparse.Namespace, config: configs.Config):
+  """Returns `SamplingParams`: the config's evaluation, with the options."""
+  from distil_jax.generation.sampling_params import SamplingParams
 
-  names = ("temperature", "top_k", "top_p", "min_p")
-  choice = {name: getattr(config.evaluation, name) for name in names}
-  said = {name: getattr(arguments, name) for name in names}
-  choice |= {name: value for name, value in said.items() if value is not None}
-  sampling_params.choice(
-    **choice
-  )  # refuses now, and not when the model is loaded
   if arguments.stop and not all(arguments.stop):
     raise configs.ConfigError("--stop needs a string that is not empty")
-  return {
-    **choice,
-    "group_size": arguments.num_samples,
-    "max_completion_length": arguments.max_tokens
+  names = ("temperature", "top_k", "top_p", "min_p")
+  settings = {name: getattr(config.evaluation, name) for name in names}
+  given = {name: getattr(arguments, name) for name in names}
+  settings |= {name: x for name, x in given.items() if x is not None}
+  return SamplingParams(
+    **settings,
+    stop=arguments.stop or config.rollout.stop,
+    max_tokens=arguments.max_tokens
     or config.evaluation.max_completion_length
     or config.rollout.max_completion_length,
-    "stop": arguments.stop or config.rollout.stop,
-    "num_slots": config.rollout.num_slots,
-    "cache_dtype": config.rollout.cache_dtype,
-  }
+  )
 
 
 def _existing_policy(
   arguments: argparse.Namespace, config: configs.Config, mesh
 ):
-  """The base model; never makes one, for which it would need the data."""
+  """Loads the base model; never creates one, which would need the data."""
   from distil_jax.data import problems
   from distil_jax.generation.policy import resolve_directory
   from distil_jax.models import hf_weights

@@ -1,4 +1,4 @@
-"""Prompts that a person has, and what a policy answers."""
+"""Reads prompts from words and files, and writes what a policy answers."""
 
 import dataclasses
 import json
@@ -11,7 +11,11 @@ import jax
 import numpy as np
 
 from distil_jax.data import datasets
-from distil_jax.generation import policy as policies
+from distil_jax.generation.engine_config import EngineConfig
+from distil_jax.generation.generate import sample_completions
+from distil_jax.generation.policy import Policy
+from distil_jax.generation.sampling_params import SamplingParams
+from distil_jax.generation.usage import Report
 from distil_jax.types import Message, StopReason
 
 Conversation = tuple[Message, ...]
@@ -23,17 +27,17 @@ _ROWS = (".jsonl", ".json", ".parquet")
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-  """One completion.
+  """Holds one completion.
 
   Attributes:
-    prompt: number of the prompt, from 1.
-    sample: number of the sample of this prompt, from 1.
-    messages: the prompt.
-    completion: its text.
-    stop_reason: why it ended.
-    num_tokens: of the completion, the end token included.
-    log_prob: of the completion under the policy's own softmax, before
-      temperature and truncation, nats.
+    prompt: Number of the prompt, from 1.
+    sample: Number of the sample of this prompt, from 1.
+    messages: The prompt.
+    completion: Text of the completion.
+    stop_reason: Why the completion ended.
+    num_tokens: Tokens of the completion, the end token included.
+    log_prob: Log-probability of the completion under the policy's own softmax,
+      before temperature and truncation, nats.
   """
 
   prompt: int
@@ -48,16 +52,17 @@ class Answer:
 def conversations(
   texts: Sequence[str], file: str | None = None
 ) -> list[Conversation]:
-  """What is asked: first the texts, then what the file holds.
+  """Returns the prompts: first the texts, then those of the file.
 
   Args:
-    texts: each one a user's message.
+    texts: Each one is a user's message.
     file: `.txt` has a prompt a line; a data file (see `datasets.read_rows`)
-      has in each row `prompt`, and `system` where there is one, or `messages`;
-      `-` is the standard input, with a prompt a line. Blank lines do not count.
+      has in each row `prompt` and perhaps `system`, or `messages`; `-` is the
+      standard input, with a prompt a line. Blank lines do not count.
 
   Raises:
-    DataError: nothing is asked, a prompt is empty, or the file cannot be used.
+    DataError: There is no prompt, a prompt is empty, or the file cannot be
+      used.
   """
   found: list[tuple[str, Mapping[str, Any]]] = [
     (f"prompt {number}", {"prompt": text})
@@ -74,14 +79,14 @@ def conversations(
 
 
 def check_prompts(
-  policy: policies.Policy,
+  policy: Policy,
   asked: Sequence[Conversation],
   max_completion_length: int,
 ) -> None:
-  """Each prompt is said as a whole, and leaves room for its completion.
+  """Checks that each prompt is complete and leaves room for its completion.
 
   Raises:
-    ValueError: a prompt is too long, or the chat template refuses it or leaves
+    ValueError: A prompt is too long, or the chat template refuses it or leaves
       a message out.
   """
   positions = policy.config.max_positions
@@ -102,34 +107,37 @@ def check_prompts(
 
 
 def answers(
-  policy: policies.Policy,
+  policy: Policy,
   asked: Sequence[Conversation],
   key: jax.Array,
+  sampling: SamplingParams,
   *,
   group_size: int,
-  max_completion_length: int,
-  **settings: Any,
+  engine_config: EngineConfig,
+  report: Report,
 ) -> list[Answer]:
   """Samples completions of each conversation.
 
   Args:
-    policy: answers.
-    asked: from `conversations`.
-    key: the same one gives the same answers.
-    group_size: G, answers to each.
-    max_completion_length: T, tokens.
-    **settings: see `policy.generate`.
+    policy: Samples the completions.
+    asked: From `conversations`.
+    key: The same key gives the same answers.
+    sampling: How tokens are chosen and where completions end.
+    group_size: G, answers to each conversation.
+    engine_config: Slots and type of the KV cache.
+    report: Called with the number of tokens and of completions that are done.
 
   Raises:
-    ValueError: see `policy.generate`.
+    ValueError: See `generate.generate`.
   """
-  rollout = policies.generate(
+  rollout = sample_completions(
     policy,
     asked,
     key,
+    sampling,
     group_size=group_size,
-    max_completion_length=max_completion_length,
-    **settings,
+    engine_config=engine_config,
+    report=report,
   )
   mask = np.asarray(rollout.completion_mask)
   log_probs = np.asarray(rollout.log_probs, np.float64)
@@ -150,7 +158,7 @@ def answers(
 
 
 def to_text(found: Sequence[Answer]) -> str:
-  """To read: a completion alone, or each one below a line that names it."""
+  """Returns a lone completion, or each one below a line that names it."""
   if len(found) == 1:
     return found[0].completion
   return "\n\n".join(
@@ -161,7 +169,7 @@ def to_text(found: Sequence[Answer]) -> str:
 
 
 def to_json(found: Sequence[Answer]) -> str:
-  """One object a line."""
+  """Returns the answers as JSON, one object a line."""
   return "\n".join(
     json.dumps(
       dataclasses.asdict(a) | {"stop_reason": a.stop_reason.name.lower()}
@@ -171,7 +179,7 @@ def to_json(found: Sequence[Answer]) -> str:
 
 
 def _rows(file: str) -> Sequence[tuple[str, Mapping[str, Any]]]:
-  """Where each prompt of a file stands, and what stands there."""
+  """Returns each prompt's place in a file, and its row."""
   path = pathlib.Path(file)
   kind = path.suffix.lower()
   if file == STDIN:
@@ -205,7 +213,7 @@ def _lines(name: str, content: str) -> list[tuple[str, Mapping[str, Any]]]:
 
 
 def _conversation(row: Mapping[str, Any], place: str) -> Conversation:
-  """The messages of a row; refuses what nobody can have meant."""
+  """Returns the messages of a row; refuses malformed and empty ones."""
   if ("prompt" in row) == ("messages" in row):
     raise datasets.DataError(
       f"{place}: needs either 'prompt' or 'messages', has {sorted(row)}"

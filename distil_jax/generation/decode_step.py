@@ -1,24 +1,25 @@
 """One decode step of all slots."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax.experimental import layout
 
 from distil_jax.generation import token_buffer
 from distil_jax.generation.sampler_state import (
-  Requests,
   SamplerState,
   Slots,
+  assign_prompts,
   group_size_of,
+  requests_of_rows,
 )
-from distil_jax.models import decoder, decoding, kv_cache, sharding
+from distil_jax.models import decoding, layers, sharding
 from distil_jax.ops import fused_linear, sampling
 from distil_jax.types import StopReason
 
-# Tokens of the vocabulary whose logits stand together.
+# Tokens of the vocabulary in one block of the logits.
 _LOGITS_BLOCK = 256
 
 
@@ -27,12 +28,14 @@ def admit_rows(state: SamplerState) -> SamplerState:
   slots, requests = state.slots, state.requests
   num_rows, group_size = state.num_rows, group_size_of(state)
   is_free = ~slots.is_alive
+  # The i-th free slot takes the i-th row that waits, if there are so many.
   order = jnp.cumsum(is_free, axis=1, dtype=jnp.int32) - 1
   rows = state.next_row[:, None] + order
   is_new = is_free & (rows < num_rows)
 
   def admit():
-    # Rows wait only while all prompts are in memory, in their order.
+    # Prompts are dropped from memory only when no row waits, so a waiting row's
+    # problem is also the index of its prompt.
     kept_rows = jnp.where(is_new, rows, slots.rows)
     problems = kept_rows // group_size
     ids = jnp.take_along_axis(requests.last_ids, problems, axis=1)
@@ -47,6 +50,7 @@ def admit_rows(state: SamplerState) -> SamplerState:
     in_flight = assign_prompts(filled, state.prompts, group_size=group_size)
     return filled, in_flight
 
+  # Most steps admit nobody, and skip the work of assigning prompts.
   slots, in_flight = jax.lax.cond(
     jnp.any(is_new), admit, lambda: (slots, state.in_flight)
   )
@@ -59,34 +63,25 @@ def admit_rows(state: SamplerState) -> SamplerState:
   )
 
 
-def requests_of_rows(requests: Requests, rows: jax.Array) -> dict[str, Any]:
-  """What is asked for in some rows of each part. Shape of `rows` each."""
-
-  def of_slots(x):
-    return jax.vmap(lambda x, rows: x[rows])(x, rows)
-
-  return {
-    "keys": of_slots(requests.keys),
-    "choice": jax.tree.map(of_slots, requests.choice),
-    "max_lengths": of_slots(requests.max_lengths),
-  }
-
-
-def assign_prompts(
-  slots: Slots, prompts, *, group_size: int
-) -> kv_cache.PromptAssignment:
-  return kv_cache.assign_prompts(
-    slots.prompt_index,
-    slots.is_alive,
-    num_prompts=prompts.lengths.shape[1],
-    num_lanes=min(group_size, slots.rows.shape[1]),
-  )
-
-
 def decode_step(
-  weights, state: SamplerState, *, graphdef, eos_ids
+  weights: decoding.Weights,
+  state: SamplerState,
+  *,
+  graphdef: nnx.GraphDef,
+  eos_ids: tuple[int, ...],
 ) -> tuple[SamplerState, token_buffer.TokenBuffer]:
-  """One token for every slot at work, and what to write down of it."""
+  """Samples one token for every slot.
+
+  Args:
+    weights: From `decoding.by_layer`.
+    state: A rollout that is under way.
+    graphdef: From `decoder.make`.
+    eos_ids: Tokens that end a completion.
+
+  Returns:
+    The state after the step, whose completions are yet to be written, and the
+    entry of the step for the token buffer, of shape `[D, W]` each.
+  """
   slots = state.slots
   hidden, kv_cache = decoding.decode(
     graphdef,
@@ -98,16 +93,19 @@ def decode_step(
     state.prompts,
     state.kv_cache,
   )
+  # A token's randomness depends on its row's key and its position alone, so it
+  # does not matter which slot samples it or when.
   ids, log_probs, behavior_log_probs = sampling.choose(
     _logits(weights, hidden),
     jax.vmap(jax.vmap(_uniform))(slots.keys, slots.lengths),
-    slots.choice,
+    slots.sampling,
     num_vocab_shards=sharding.num_shards("vocab"),
   )
   is_end = jnp.isin(ids, jnp.asarray(eos_ids, jnp.int32))
   lengths = slots.lengths + 1
   is_full = lengths >= slots.max_lengths
   entry = token_buffer.TokenBuffer(
+    # Slots without a row are computed too; their entries are marked as empty.
     rows=jnp.where(slots.is_alive, slots.rows, state.num_rows),
     positions=slots.lengths,
     ids=ids,
@@ -130,14 +128,11 @@ def decode_step(
 
 
 def _logits(weights: decoding.Weights, hidden: jax.Array) -> jax.Array:
-  """Of the next token of each sample.
-
-  A tied embedding is read as it lies, block by block; a product that turns it
-  round is slower by a quarter on a CPU.
+  """Returns the logits of the next token of each sample.
 
   Args:
-    weights: from `decoding.by_layer`.
-    hidden: shape `[D, W, D']`.
+    weights: From `decoding.by_layer`.
+    hidden: Shape `[D, W, D']`.
 
   Returns:
     float32, shape `[D, W, V]`.
@@ -147,16 +142,21 @@ def _logits(weights: decoding.Weights, hidden: jax.Array) -> jax.Array:
   vocab_size = embedding.shape[0]
   block = _LOGITS_BLOCK * sharding.num_shards("vocab")
   if "unembedding" in weights or vocab_size % block:
-    return fused_linear.logits(hidden, decoder.unembedding(weights))
+    return fused_linear.logits(hidden, layers.unembedding(weights))
+  # A tied embedding is read block by block in the layout that it has: a product
+  # that transposes it is slower by a quarter on a CPU.
   blocks = embedding.reshape(-1, _LOGITS_BLOCK, embedding.shape[-1])
   products = jnp.einsum(
     "dwe,nve->ndwv", hidden, blocks, preferred_element_type=jnp.float32
   )
   logits = jnp.moveaxis(products, 0, 2).reshape(*rows, vocab_size)
-  # Turned round once, not again for each look at them (a seventh of a step).
+  # Transpose the logits once. Otherwise XLA would do so again for each pass
+  # over them, which takes a seventh of a step.
   in_order = layout.Layout(tuple(range(logits.ndim)))
   return layout.with_layout_constraint(logits, in_order)
 
 
-def _uniform(key, t):
-  return jax.random.uniform(jax.random.fold_in(key, t), dtype=jnp.float32)
+def _uniform(key, position):
+  return jax.random.uniform(
+    jax.random.fold_in(key, position), dtype=jnp.float32
+  )

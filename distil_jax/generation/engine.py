@@ -1,16 +1,15 @@
-"""Runs a rollout from the host: looks now and then, and makes room.
+"""Runs a rollout from the host: looks at it now and then, and makes room.
 
-The device samples (`rollout.advance`) until something is to be decided here:
-rings grow in steps of two as completions get longer, slots that nobody needs
-any longer are given up, rows whose text contains a stop string are ended. All
+The device samples (`sampler.advance`) until the host has to decide something:
+the KV cache doubles as completions get longer, slots that no row needs any
+longer are given up, and rows whose text contains a stop string are ended. All
 processes see the same numbers, and so decide the same.
 
-Each width and each length of a ring that comes up is one compiled program.
-There are few: both go in steps whose number is logarithmic.
+Each pair of a number of slots and a length of the KV cache is one compiled
+program. There are few, because both change in logarithmically many steps.
 """
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,44 +18,20 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from distil_jax.generation import finished_rows, prefill, sampler, sampler_state
-from distil_jax.models import decoder, decoder_config, decoding, sharding
-from distil_jax.ops import sampling
+from distil_jax.generation import finished_rows, prefill, sampler
+from distil_jax.generation.engine_config import EngineConfig
+from distil_jax.generation.sampler_state import SamplerSizes, SamplerState
+from distil_jax.generation.sampling_params import SamplingParams
+from distil_jax.generation.stop_strings import StopStringSearch
+from distil_jax.generation.usage import OnFinished, Report, Usage, no_report
+from distil_jax.models import decoding, layers, sharding
 from distil_jax.types import Rollout
 
-Report = Callable[[int, int], None]
-
-
-FIRST_RING = 64
-# Tokens between two looks of the host; fewer where it has text to search.
+# Tokens that the KV cache can hold at first.
+FIRST_CACHE_LENGTH = 64
+# Decode steps between two looks of the host. It looks more often if it has text
+# to search, because slots are wasted on rows that should have ended.
 _STEPS, _STEPS_WITH_STOP = sampler.BUFFER_STEPS, 16
-# A token of a byte-level vocabulary has a byte at least; some have no text.
-_SPARE_TOKENS = 8
-
-
-@dataclasses.dataclass(frozen=True)
-class Usage:
-  """What a rollout took.
-
-  Attributes:
-    num_tokens: that count.
-    num_steps: tokens chosen one after the other.
-    num_slot_steps: tokens that could have been chosen: at each step one for
-      each slot that was computed.
-    cache_bytes: of keys and values at their largest, all devices together.
-    num_programs: compiled for this engine so far to advance a rollout.
-  """
-
-  num_tokens: int
-  num_steps: int
-  num_slot_steps: int
-  cache_bytes: int
-  num_programs: int
-
-  @property
-  def slot_efficiency(self) -> float:
-    """Share of the slots' steps that gave a token that counts."""
-    return self.num_tokens / max(self.num_slot_steps, 1)
 
 
 class Engine:
@@ -65,228 +40,196 @@ class Engine:
   def __init__(
     self,
     graphdef: nnx.GraphDef,
+    config: EngineConfig | None = None,
     *,
-    max_completion_length: int,
     eos_ids: Sequence[int],
     pad_id: int,
-    num_slots: int | None = None,
-    cache_dtype: str | None = None,
-    stop: Sequence[str] = (),
     decode: Callable[[list[int]], str] | None = None,
-    mesh: jax.sharding.Mesh | None = None,
   ):
-    """Nothing is compiled yet.
+    """Prepares the engine; nothing is compiled yet.
 
     Args:
-      graphdef: from `qwen3.make`.
-      max_completion_length: T.
-      eos_ids: any of them ends a completion, and is its last token.
-      pad_id: what stands after the end.
-      num_slots: samples in flight at once; None: all that are asked for.
-      cache_dtype: of keys and values; None: bfloat16 on accelerators, that of
-        the activations on a CPU.
-      stop: strings; the first token with which the text contains one of them
-        is the last of a completion.
-      decode: ids to text; needed with `stop`.
-      mesh: where to sample. Parameters that live on another mesh of the same
-        devices are brought here at each call. None: the mesh in use.
+      graphdef: From `decoder.make`.
+      config: Slots, type of the KV cache and mesh; None means the defaults.
+      eos_ids: Each of them ends a completion, as its last token.
+      pad_id: Fills the completions after their end.
+      decode: Turns token ids into text; needed to find stop strings.
     """
-    if num_slots is not None and num_slots < 1:
-      raise ValueError(f"num_slots={num_slots} must be positive")
-    if isinstance(stop, str) or not all(isinstance(x, str) and x for x in stop):
-      raise ValueError(f"stop={stop!r} must be a list of strings, none empty")
-    if cache_dtype is not None:
-      cache_dtype = decoder_config.float_name("cache_dtype", cache_dtype)
-    if stop and decode is None:
-      raise ValueError(f"stop={stop!r} needs decode, which turns ids to text")
+    self.config = config or EngineConfig()
     self._graphdef = graphdef
-    self._length = max_completion_length
     self._eos_ids = tuple(eos_ids)
     self._pad_id = pad_id
-    self._num_slots = num_slots
-    self._cache_dtype = cache_dtype
-    self._stop = tuple(stop)
     self._decode = decode
-    self._mesh = mesh
     self._programs: set[tuple[int, ...]] = set()
 
   def __call__(
     self,
-    params: decoder.Params,
+    params: layers.Params,
     prompt_ids: jax.Array,
     prompt_mask: jax.Array,
     keys: jax.Array,
-    choice: sampling.Choice | None = None,
+    sampling: SamplingParams,
     max_lengths: Any = None,
     *,
-    report: Report = lambda num_tokens, num_done: None,
-    ended: finished_rows.OnFinished | None = None,
+    report: Report = no_report,
+    on_finished: OnFinished | None = None,
   ) -> tuple[Rollout, Usage]:
     """Samples G completions of each prompt.
 
     Args:
-      params: the student's.
-      prompt_ids: left-padded, at least one token each. Shape `[P, S]`.
-      prompt_mask: shape `[P, S]`.
-      keys: from `rollout.sample_keys`. Shape `[P, G]`.
-      choice: how tokens are chosen; scalars, or shape `[P, G]` each. Other
-        values need no other program. None: as the policy says.
-      max_lengths: of each completion, at most T; a scalar, or shape `[P, G]`.
-        None: T.
-      report: told how many tokens and how many completions are done.
-      ended: told of each row of this process, while others are still sampled:
-        its place among them, and its tokens. All are told by the end.
+      params: Parameters of the student.
+      prompt_ids: Left-padded, at least one token each. Shape `[P, S]`.
+      prompt_mask: 1 where the token counts. Shape `[P, S]`.
+      keys: From `random_keys.sample_keys`. Shape `[P, G]`.
+      sampling: How tokens are chosen and where completions end. Only another
+        `max_tokens` needs another program.
+      max_lengths: Most tokens of each completion, up to T; a scalar, or shape
+        `[P, G]`. None means T.
+      report: Called with the number of tokens and of completions that are done.
+      on_finished: Called once for each row of this process, while others are
+        still sampled: with its number among them, and its tokens.
 
     Returns:
-      the rollout, members of a group in a row, and what it took.
+      The rollout, with the completions of a problem next to each other, and
+      what it took.
+
+    Raises:
+      ValueError: A length is out of its range, or there are stop strings and no
+        `decode`.
     """
-    weights = self.weights(params)
-    with self._context():
-      state = self._start(
-        weights, prompt_ids, prompt_mask, keys, choice, max_lengths
+    if sampling.stop and self._decode is None:
+      raise ValueError(
+        f"stop={sampling.stop!r} needs decode, which turns ids to text"
       )
-      state, usage = self._sample(weights, state, report, ended)
+    weights = self.weights(params)
+    with self._mesh_context():
+      state = self._start(
+        weights, prompt_ids, prompt_mask, keys, sampling, max_lengths
+      )
+      state, usage = self._sample(weights, state, sampling, report, on_finished)
       sampled = _finish(state, prompt_ids, prompt_mask, pad_id=self._pad_id)
     return sampled, usage
 
-  def weights(self, params: decoder.Params) -> decoding.Weights:
-    """The parameters as they are sampled from, on the mesh of this engine."""
-    # What stays as it is is not passed through: it would be copied.
-    same = {k: v for k, v in params.items() if k != "layers"}
-    found = {**same, **_changed_weights(self._graphdef, params)}
-    mesh = self._mesh
+  def weights(self, params: layers.Params) -> decoding.Weights:
+    """Returns the parameters as they are sampled from, on the engine's mesh."""
+    # jit would copy arrays that it returns unchanged, so they are left out.
+    unchanged = {k: v for k, v in params.items() if k != "layers"}
+    weights = {**unchanged, **_changed_weights(self._graphdef, params)}
+    mesh = self.config.mesh
     if mesh is None:
-      return found
-    return jax.tree.map(_brought, found, decoding.shardings(mesh, found))
+      return weights
+    return jax.tree.map(
+      _move_to_mesh, weights, decoding.shardings(mesh, weights)
+    )
 
-  def _context(self):
-    if self._mesh is None:
+  def _mesh_context(self):
+    if self.config.mesh is None:
       return contextlib.nullcontext()
-    return jax.set_mesh(self._mesh)
+    return jax.set_mesh(self.config.mesh)
 
-  def _start(self, weights, ids, mask, keys, choice, max_lengths):
-    num_slots = min(self._num_slots or keys.size, keys.size)
+  def _start(self, weights, ids, mask, keys, sampling, max_lengths):
+    length = sampling.max_tokens
+    num_slots = min(self.config.num_slots or keys.size, keys.size)
     if max_lengths is not None and not isinstance(max_lengths, jax.Array):
       limits = np.asarray(max_lengths)
-      if limits.min() < 1 or limits.max() > self._length:
+      if limits.min() < 1 or limits.max() > length:
         raise ValueError(
           f"max_lengths from {limits.min()} to {limits.max()} must be in 1.."
-          f"max_completion_length={self._length}"
+          f"max_tokens={length}"
         )
     return _start(
       weights,
       ids,
       mask,
       keys,
-      choice or sampling.Choice(),
-      self._length if max_lengths is None else max_lengths,
+      sampling.arrays(),
+      length if max_lengths is None else max_lengths,
       graphdef=self._graphdef,
-      num_slots=num_slots,
-      cache_length=min(FIRST_RING, self._length),
-      max_completion_length=self._length,
-      cache_dtype=self._cache_dtype or _cache_dtype(weights),
+      sizes=SamplerSizes(
+        num_slots=num_slots,
+        cache_length=min(FIRST_CACHE_LENGTH, length),
+        max_completion_length=length,
+        cache_dtype=self.config.cache_dtype or _default_cache_dtype(weights),
+      ),
     )
 
   def _sample(
     self,
     weights: decoding.Weights,
-    state: sampler_state.SamplerState,
+    state: SamplerState,
+    sampling: SamplingParams,
     report: Report,
-    ended: finished_rows.OnFinished | None,
-  ) -> tuple[sampler_state.SamplerState, Usage]:
-    """Until all rows are done."""
-    ends = None if ended is None else finished_rows.FinishedRows(ended, state)
-    searched = np.zeros(state.completions.lengths.shape, np.int32)
+    on_finished: OnFinished | None,
+  ) -> tuple[SamplerState, Usage]:
+    """Samples until all rows are done."""
+    finished = search = None
+    if on_finished is not None:
+      finished = finished_rows.FinishedRows(on_finished, state)
+    if sampling.stop:
+      assert self._decode is not None
+      shape = state.completions.lengths.shape
+      search = StopStringSearch(sampling.stop, self._decode, shape)
     num_parts, width = state.slots.rows.shape
     widths = ladder(width)
-    ring = state.kv_cache.cache.keys[0].shape[2]
-    num_steps = num_slot_steps = largest = 0
+    cache_length = state.cache_length
+    num_steps = num_slot_steps = peak_bytes = 0
     while True:
       narrower = [w for w in widths if w < width]
-      largest = max(largest, cache_bytes(state))
-      self._programs.add((num_parts, width, ring, state.prompts.lengths.size))
+      peak_bytes = max(peak_bytes, cache_bytes(state))
+      self._programs.add(
+        (num_parts, width, cache_length, state.prompts.lengths.size)
+      )
       state = _advance(
         weights,
         state,
-        np.int32(_STEPS_WITH_STOP if self._stop else _STEPS),
+        np.int32(_STEPS_WITH_STOP if search else _STEPS),
         np.int32(max(narrower, default=0)),
         graphdef=self._graphdef,
         eos_ids=self._eos_ids,
       )
-      if ends is not None:
-        ends.tell()  # while the device goes on
-      if self._stop:
-        state = self._end_at_stop_strings(state, searched)
-      seen = {name: np.asarray(x) for name, x in _look(state).items()}
-      if ends is not None:
-        ends.pick(state, seen["num_ended"])
-      look = {name: int(x.sum()) for name, x in seen.items()}
+      # Dispatch is asynchronous: the host reports the rows of the last look
+      # while the device already samples on.
+      if finished is not None:
+        finished.report()
+      if search is not None:
+        state = _end_at_stop_strings(state, search)
+      by_part = {name: np.asarray(x) for name, x in _look(state).items()}
+      if finished is not None:
+        finished.gather(state, by_part["num_ended"])
+      look = {name: int(x.sum()) for name, x in by_part.items()}
       num_slot_steps += (look["num_steps"] - num_steps) * num_parts * width
       num_steps = look["num_steps"]
       report(look["num_tokens"], look["num_ended"])
       if not look["num_alive"] and not look["num_waiting"]:
         break
       fitting = [w for w in narrower if w >= look["num_alive"]]
-      shape = (width, ring)
+      shape = (width, cache_length)
       if not look["num_waiting"]:
         width = min(fitting, default=width)
-      if look["longest"] >= ring:
-        ring = min(2 * ring, self._length)
-      if (width, ring) != shape:
-        # Old and new rings are there together for a moment.
+      if look["longest"] >= cache_length:
+        cache_length = min(2 * cache_length, sampling.max_tokens)
+      if (width, cache_length) != shape:
+        # The old and the new KV cache are in memory together for a moment.
         before = sum(x.nbytes for x in jax.tree.leaves(state.kv_cache.cache))
-        state = _resize(state, width=width, cache_length=ring)
-        largest = max(largest, before + cache_bytes(state))
-    if ends is not None:
-      ends.tell()
+        state = _resize(state, width=width, cache_length=cache_length)
+        peak_bytes = max(peak_bytes, before + cache_bytes(state))
+    if finished is not None:
+      finished.report()
     usage = Usage(
       num_tokens=look["num_tokens"],
       num_steps=num_steps,
       num_slot_steps=num_slot_steps,
-      cache_bytes=largest,
+      cache_bytes=peak_bytes,
       num_programs=len(self._programs),
     )
     return state, usage
 
-  def _end_at_stop_strings(
-    self, state: sampler_state.SamplerState, searched: np.ndarray
-  ) -> sampler_state.SamplerState:
-    """Ends the rows whose text contains a stop string.
-
-    Args:
-      state: under way.
-      searched: tokens of each row that have been looked at; brought up to
-        date. Shape `[D, N]`.
-    """
-    ids, lengths = (np.asarray(x) for x in _written(state))
-    ends = np.full(lengths.shape, -1, np.int32)
-    for row in zip(*np.nonzero(lengths > searched), strict=True):
-      end = self._stop_of(ids[row], int(searched[row]), int(lengths[row]))
-      if end is not None:
-        ends[row] = end
-    searched[...] = lengths
-    return _stop(state, ends) if (ends >= 0).any() else state
-
-  def _stop_of(self, ids: np.ndarray, first: int, last: int) -> int | None:
-    """With how many tokens the text first contains a stop string."""
-    longest = max(len(text.encode()) for text in self._stop)
-    start = max(0, first - longest - _SPARE_TOKENS)
-    if not self._is_in(ids[start:last]):
-      return None
-    return next(
-      (n for n in range(first + 1, last + 1) if self._is_in(ids[:n])), None
-    )
-
-  def _is_in(self, ids: np.ndarray) -> bool:
-    assert self._decode is not None
-    text = self._decode(ids.tolist())
-    return any(string in text for string in self._stop)
-
 
 def ladder(width: int) -> list[int]:
-  """The widths that a rollout steps down: by a quarter, then by a third.
+  """Returns the numbers of slots that a rollout steps down through.
 
-  Halves alone would leave a quarter of the slots idle on average.
+  They fall by a quarter, then by a third, and so on. Halving alone would leave
+  a quarter of the slots idle on average.
   """
   steps = [width]
   while width > 1:
@@ -295,20 +238,30 @@ def ladder(width: int) -> list[int]:
   return sorted(set(steps), reverse=True)
 
 
-def cache_bytes(state: sampler_state.SamplerState) -> int:
-  """Of the keys and values in memory, all devices together."""
+def cache_bytes(state: SamplerState) -> int:
+  """Returns the bytes of all keys and values, on all devices together."""
   arrays = jax.tree.leaves((state.prompts.cache, state.kv_cache.cache))
   return sum(x.nbytes for x in arrays)
 
 
-def _cache_dtype(weights: decoding.Weights) -> str:
+def _end_at_stop_strings(
+  state: SamplerState, search: StopStringSearch
+) -> SamplerState:
+  """Ends the rows whose text contains a stop string."""
+  ends = search.find(*(np.asarray(x) for x in _tokens(state)))
+  return _stop(state, ends) if (ends >= 0).any() else state
+
+
+def _default_cache_dtype(weights: decoding.Weights) -> str:
   array = weights["embedding"]
   platform = next(iter(array.sharding.device_set)).platform
   return array.dtype.name if platform == "cpu" else "bfloat16"
 
 
-def _changed(graphdef: nnx.GraphDef, params: decoder.Params) -> dict[str, Any]:
-  """Of the weights those that are not parameters as they are."""
+def _cast_or_split(
+  graphdef: nnx.GraphDef, params: layers.Params
+) -> dict[str, Any]:
+  """Returns the weights that must be cast or split before decoding."""
   return {
     name: value
     for name, value in decoding.by_layer(graphdef, params).items()
@@ -316,35 +269,40 @@ def _changed(graphdef: nnx.GraphDef, params: decoder.Params) -> dict[str, Any]:
   }
 
 
-def _brought(x: jax.Array, place: jax.sharding.NamedSharding) -> jax.Array:
+def _move_to_mesh(
+  x: jax.Array, target: jax.sharding.NamedSharding
+) -> jax.Array:
   """Lays an array out on another mesh; nothing passes through the host.
 
-  Between meshes of the same devices `device_put` copies through the host in
-  some versions of jax; a program does in none.
+  In some versions of JAX, `device_put` between meshes of the same devices
+  copies through the host. A program does in none.
   """
-  here = x.sharding
+  source = x.sharding
   if (
-    isinstance(here, jax.sharding.NamedSharding)
-    and _devices_in_order(here) == _devices_in_order(place)
-    # A program would copy what is there already.
-    and not here.is_equivalent_to(place, x.ndim)
+    isinstance(source, jax.sharding.NamedSharding)
+    and _device_ids(source) == _device_ids(target)
+    # A program would copy an array that is in its place already.
+    and not source.is_equivalent_to(target, x.ndim)
   ):
-    return jax.jit(_same, out_shardings=place)(x)
-  return jax.device_put(x, place)
+    return jax.jit(_identity, out_shardings=target)(x)
+  return jax.device_put(x, target)
 
 
-def _devices_in_order(place: jax.sharding.NamedSharding) -> list[int]:
-  devices = place.mesh.devices
-  assert devices is not None  # None belongs to an abstract mesh
+def _device_ids(sharding: jax.sharding.NamedSharding) -> list[int]:
+  devices = sharding.mesh.devices
+  assert devices is not None  # only an abstract mesh has none
   return [device.id for device in devices.flat]
 
 
-def _same(x: jax.Array) -> jax.Array:
+def _identity(x: jax.Array) -> jax.Array:
   return x
 
 
-def _look_at(state: sampler_state.SamplerState) -> dict[str, jax.Array]:
-  """What the host decides by. Scalars, but for `num_ended` of each part."""
+def _look_at(state: SamplerState) -> dict[str, jax.Array]:
+  """Returns the numbers by which the host decides.
+
+  Scalars, except for `num_ended`, which has a value for each part.
+  """
   num_ended = state.num_rows - state.num_waiting - state.num_alive
   return {
     "num_alive": jnp.max(state.num_alive),
@@ -352,36 +310,28 @@ def _look_at(state: sampler_state.SamplerState) -> dict[str, jax.Array]:
     "longest": state.longest,
     "num_steps": state.num_steps,
     "num_tokens": jnp.sum(state.completions.lengths),
-    "num_ended": _everywhere(num_ended),
+    "num_ended": _replicate(num_ended),
   }
 
 
-def _whole(state: sampler_state.SamplerState) -> tuple[jax.Array, jax.Array]:
-  """Tokens and lengths of all rows, on every device."""
-  found = state.completions
-  return _everywhere(found.ids), _everywhere(found.lengths)
+def _tokens_of(state: SamplerState) -> tuple[jax.Array, jax.Array]:
+  """Returns tokens and lengths of all rows, on every device."""
+  completions = state.completions
+  return _replicate(completions.ids), _replicate(completions.lengths)
 
 
-def _everywhere(x: jax.Array) -> jax.Array:
+def _replicate(x: jax.Array) -> jax.Array:
   return sharding.constrain(x, *(None,) * x.ndim)
 
 
-# One set of programs for all engines: those of equal shapes share them.
-_changed_weights = jax.jit(_changed, static_argnums=0)
-_start = jax.jit(
-  prefill.prefill,
-  static_argnames=(
-    "graphdef",
-    "num_slots",
-    "cache_length",
-    "max_completion_length",
-    "cache_dtype",
-  ),
-)
+# Compiled functions are shared by all engines, so that engines with equal
+# shapes share their programs.
+_changed_weights = jax.jit(_cast_or_split, static_argnums=0)
+_start = jax.jit(prefill.prefill, static_argnames=("graphdef", "sizes"))
 _advance = jax.jit(
   sampler.advance, static_argnames=("graphdef", "eos_ids"), donate_argnums=1
 )
 _resize = jax.jit(sampler.resize, static_argnames=("width", "cache_length"))
 _stop = jax.jit(sampler.stop, donate_argnums=0)
 _finish = jax.jit(sampler.finish, static_argnames="pad_id")
-_look, _written = jax.jit(_look_at), jax.jit(_whole)
+_look, _tokens = jax.jit(_look_at), jax.jit(_tokens_of)

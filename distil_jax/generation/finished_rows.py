@@ -1,105 +1,114 @@
-"""Which rows of a rollout have ended, told while the device goes on.
+"""Reports the rows of a rollout that have finished, while others go on.
 
-A few rows at a time are picked out on the device, so that what comes to the
-host grows with what has ended and not with what is asked for. One program does
-it, whatever their number.
+The device gathers a few finished rows at a time. What travels to the host
+therefore grows with the number of rows that have finished since, not with the
+size of the rollout. One program serves any number of rows.
 """
 
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from distil_jax.generation import sampler_state
+from distil_jax.generation.usage import OnFinished
 from distil_jax.models import sharding
 
-OnFinished = Callable[[int, np.ndarray], None]
-
-# Rows of each part that are picked out at once.
-_AT_ONCE = 16
+# Rows of each part that one call of the program gathers.
+_ROWS_AT_ONCE = 16
 
 
 class FinishedRows:
-  """Tells of each row once, when it has ended."""
+  """Reports each row of a rollout once, after it has finished."""
 
-  def __init__(self, tell: OnFinished, state: sampler_state.SamplerState):
-    """Nobody has ended yet.
+  def __init__(
+    self, on_finished: OnFinished, state: sampler_state.SamplerState
+  ):
+    """Starts with no row reported.
 
     Args:
-      tell: gets a row of this process, counted as in its part of the rollout,
-        and the row's tokens.
-      state: as it starts.
+      on_finished: Called with a row of this process, counted as in its part of
+        the rollout, and the row's tokens.
+      state: The rollout as it starts.
     """
-    self._tell = tell
+    self._on_finished = on_finished
     self._num_rows = state.num_rows
-    self._is_told = _nobody(state)
-    self._num_told = np.zeros(state.next_row.shape, np.int64)
-    # On its way here: rows, lengths and tokens, and how many of them count.
-    self._picked: list[tuple[list[jax.Array], np.ndarray]] = []
+    self._is_reported = _none_reported(state)
+    self._num_reported = np.zeros(state.next_row.shape, np.int64)
+    # Gathered but not on the host yet: part, rows, lengths and tokens, and how
+    # many rows of each part count.
+    self._gathered: list[tuple[list[jax.Array], np.ndarray]] = []
 
-  def pick(
-    self, state: sampler_state.SamplerState, num_ended: np.ndarray
+  def gather(
+    self, state: sampler_state.SamplerState, num_finished: np.ndarray
   ) -> None:
-    """Has the device pick out what has ended since; waits for nothing.
+    """Has the device gather the rows that finished since; does not wait.
 
     Args:
-      state: before the device goes on with it.
-      num_ended: rows of each part that have ended so far. Shape `[D]`.
+      state: The rollout; call this before the state is donated.
+      num_finished: Rows of each part that have finished so far. Shape `[D]`.
     """
-    at_once = min(_AT_ONCE, self._num_rows)
-    while (num_new := num_ended - self._num_told).any():
+    at_once = min(_ROWS_AT_ONCE, self._num_rows)
+    while (num_new := num_finished - self._num_reported).any():
       num_new = np.minimum(num_new, at_once)
-      self._num_told = self._num_told + num_new
-      self._is_told, *picked = _pick(state, self._is_told, at_once=at_once)
-      self._picked.append((picked, num_new))
+      self._num_reported = self._num_reported + num_new
+      self._is_reported, *gathered = _gather(
+        state, self._is_reported, at_once=at_once
+      )
+      self._gathered.append((gathered, num_new))
 
-  def tell(self) -> None:
-    """Tells of what was picked out; waits for it, and for nothing later."""
-    for picked, num_new in self._picked:
-      parts, rows, lengths, ids = (sharding.local_rows(x) for x in picked)
-      for place, part in enumerate(parts):
+  def report(self) -> None:
+    """Reports the gathered rows; waits for them, but for no later step."""
+    for gathered, num_new in self._gathered:
+      parts, rows, lengths, ids = (sharding.local_rows(x) for x in gathered)
+      for local_part, part in enumerate(parts):
         for i in range(num_new[part]):
-          row = place * self._num_rows + int(rows[place, i])
-          self._tell(row, ids[place, i, : lengths[place, i]])
-    self._picked.clear()
+          row = local_part * self._num_rows + int(rows[local_part, i])
+          self._on_finished(row, ids[local_part, i, : lengths[local_part, i]])
+    self._gathered.clear()
 
 
 @jax.jit
-def _nobody(state: sampler_state.SamplerState) -> jax.Array:
+def _none_reported(state: sampler_state.SamplerState) -> jax.Array:
   return _by_part(jnp.zeros(state.completions.lengths.shape, bool))
 
 
 @functools.partial(jax.jit, static_argnames="at_once")
-def _pick(
-  state: sampler_state.SamplerState, is_told: jax.Array, *, at_once: int
+def _gather(
+  state: sampler_state.SamplerState, is_reported: jax.Array, *, at_once: int
 ) -> tuple[jax.Array, ...]:
-  """The first rows of each part that have ended and are not told of.
+  """Gathers the first rows of each part that have finished and are unreported.
+
+  Args:
+    state: A rollout that is under way.
+    is_reported: True for rows that were gathered before. Shape `[D, N]`.
+    at_once: n, rows of each part to gather.
 
   Returns:
-    `is_told` from now on, `[D, N]`; the number of each part, `[D]`; the rows,
-    their lengths, `[D, n]` each, and their tokens, `[D, n, T]`.
+    `is_reported` with the new rows, `[D, N]`; the number of each part, `[D]`;
+    the rows and their lengths, `[D, n]` each; and their tokens, `[D, n, T]`.
   """
-  num_parts, num_rows = is_told.shape
+  num_parts, num_rows = is_reported.shape
   rows = jnp.arange(num_rows)[None]
   slots = state.slots
-  is_at_work = jnp.any(
+  is_in_flight = jnp.any(
     (slots.rows[:, None, :] == rows[:, :, None]) & slots.is_alive[:, None, :],
     axis=2,
   )
-  is_new = (rows < state.next_row[:, None]) & ~is_at_work & ~is_told
+  has_started = rows < state.next_row[:, None]
+  is_new = has_started & ~is_in_flight & ~is_reported
   order = jnp.argsort(~is_new, axis=1, stable=True)[:, :at_once]
-  is_told = is_told | (is_new & (jnp.cumsum(is_new, axis=1) <= at_once))
-  found = state.completions
-  picked = (
-    is_told,
+  is_reported = is_reported | (is_new & (jnp.cumsum(is_new, axis=1) <= at_once))
+  completions = state.completions
+  gathered = (
+    is_reported,
     jnp.arange(num_parts),
     order,
-    jnp.take_along_axis(found.lengths, order, axis=1),
-    jnp.take_along_axis(found.ids, order[:, :, None], axis=1),
+    jnp.take_along_axis(completions.lengths, order, axis=1),
+    jnp.take_along_axis(completions.ids, order[:, :, None], axis=1),
   )
-  return tuple(_by_part(x) for x in picked)
+  return tuple(_by_part(x) for x in gathered)
 
 
 def _by_part(x: jax.Array) -> jax.Array:

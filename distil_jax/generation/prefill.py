@@ -7,18 +7,21 @@ import jax.numpy as jnp
 from flax import nnx
 
 from distil_jax.generation import token_buffer
-from distil_jax.generation.decode_step import assign_prompts, requests_of_rows
 from distil_jax.generation.sampler_state import (
   Requests,
+  SamplerSizes,
   SamplerState,
   Slots,
+  assign_prompts,
   constrain,
+  requests_of_rows,
 )
 from distil_jax.models import decoding, kv_cache, sharding
-from distil_jax.ops import sampling
+from distil_jax.ops.sampling import SamplingArrays
 from distil_jax.types import StopReason
 
-# Tokens of prompts that are read at once, in each part of the batch.
+# Tokens of prompts that are read at once, in each part of the batch. More would
+# need more memory for activations and would not be faster.
 _PREFILL_TOKENS = 16384
 
 
@@ -27,28 +30,30 @@ def prefill(
   prompt_ids: jax.Array,
   prompt_mask: jax.Array,
   keys: jax.Array,
-  choice: sampling.Choice,
+  sampling: SamplingArrays,
   max_lengths: Any,
   *,
   graphdef: nnx.GraphDef,
-  num_slots: int,
-  cache_length: int,
-  max_completion_length: int,
-  cache_dtype: Any = None,
+  sizes: SamplerSizes,
 ) -> SamplerState:
-  """Reads the prompts; no token is chosen yet.
+  """Reads the prompts; no token is sampled yet.
 
   Args:
-    weights: from `decoding.by_layer`.
-    prompt_ids, prompt_mask, keys: as for `generate`.
-    choice, max_lengths: of each row; scalars, or shape `[P, G]`.
-    graphdef: from `qwen3.make`.
-    num_slots: in all parts together; at most P * G.
-    cache_length: tokens of a completion that can be looked back at.
-    max_completion_length: T.
-    cache_dtype: of keys and values; None for that of the activations.
+    weights: From `decoding.by_layer`.
+    prompt_ids: Left-padded, at least one token each. Shape `[P, S]`.
+    prompt_mask: 1 where the token counts. Shape `[P, S]`.
+    keys: From `random_keys.sample_keys`. Shape `[P, G]`.
+    sampling: How tokens are chosen; scalars, or arrays that broadcast to
+      `[P, G]`.
+    max_lengths: Most tokens of each row; a scalar, or shape `[P, G]`.
+    graphdef: From `decoder.make`.
+    sizes: Sizes of the state's arrays.
+
+  Returns:
+    A state in which all rows wait.
   """
   num_parts = _num_parts(keys.shape[0])
+  max_length = sizes.max_completion_length
 
   def of_rows(x):
     rows = jnp.broadcast_to(x, keys.shape).reshape(num_parts, -1)
@@ -60,22 +65,23 @@ def prefill(
     prompt_mask,
     graphdef=graphdef,
     num_parts=num_parts,
-    dtype=cache_dtype,
+    dtype=sizes.cache_dtype,
   )
-  width = -(-num_slots // num_parts)
+  width = -(-sizes.num_slots // num_parts)
   requests = Requests(
     keys=keys.reshape(num_parts, -1),
     last_ids=prompt_ids[:, -1].reshape(num_parts, -1),
-    choice=sampling.Choice(
-      temperature=of_rows(jnp.asarray(choice.temperature, jnp.float32)),
-      top_k=of_rows(jnp.asarray(choice.top_k, jnp.int32)),
-      top_p=of_rows(jnp.asarray(choice.top_p, jnp.float32)),
-      min_p=of_rows(jnp.asarray(choice.min_p, jnp.float32)),
+    sampling=SamplingArrays(
+      temperature=of_rows(jnp.asarray(sampling.temperature, jnp.float32)),
+      top_k=of_rows(jnp.asarray(sampling.top_k, jnp.int32)),
+      top_p=of_rows(jnp.asarray(sampling.top_p, jnp.float32)),
+      min_p=of_rows(jnp.asarray(sampling.min_p, jnp.float32)),
     ),
     max_lengths=of_rows(
-      jnp.clip(jnp.asarray(max_lengths, jnp.int32), 1, max_completion_length)
+      jnp.clip(jnp.asarray(max_lengths, jnp.int32), 1, max_length)
     ),
   )
+  # No slot is alive: the first decode step admits the first rows.
   zeros = jnp.zeros((num_parts, width), jnp.int32)
   slots = Slots(
     rows=zeros,
@@ -86,11 +92,11 @@ def prefill(
     **requests_of_rows(requests, zeros),
   )
   rows_shape = (num_parts, keys.size // num_parts)
-  tokens_shape = (*rows_shape, max_completion_length)
+  tokens_shape = (*rows_shape, max_length)
   state = SamplerState(
     requests=requests,
     prompts=prompts,
-    kv_cache=kv_cache.empty_cache(prompts, width, cache_length),
+    kv_cache=kv_cache.empty_cache(prompts, width, sizes.cache_length),
     slots=slots,
     in_flight=assign_prompts(slots, prompts, group_size=keys.shape[1]),
     completions=token_buffer.Completions(
@@ -107,17 +113,18 @@ def prefill(
 
 
 def _num_parts(num_problems: int) -> int:
-  """Into how many parts the batch is cut; each looks after its own rows."""
+  """Returns the parts of the batch, each of which keeps to its own rows."""
   num_shards = sharding.num_shards("batch")
   return num_shards if num_problems % num_shards == 0 else 1
 
 
 def _read_prompts(weights, ids, mask, *, graphdef, num_parts, dtype):
-  """All but the last token of each prompt, some prompts at a time."""
+  """Reads all but the last token of each prompt, some prompts at a time."""
   dtype = dtype or weights["embedding"].dtype
   if ids.shape[1] > 1:
     ids, mask = ids[:, :-1], mask[:, :-1]
   else:
+    # A cache needs a column at least; this one does not count.
     mask = jnp.zeros_like(mask)
 
   def read(ids, mask):
@@ -133,17 +140,18 @@ def _read_prompts(weights, ids, mask, *, graphdef, num_parts, dtype):
   if count == 1:
     return read(ids, mask)
 
+  # A chunk takes prompts from every part, so that all devices have work.
   def cut(x):
     parts = x.reshape(num_parts, count, -1, x.shape[-1])
-    pieces = jnp.swapaxes(parts, 0, 1).reshape(count, -1, x.shape[-1])
-    return sharding.constrain(pieces, None, "batch", None)
+    chunks = jnp.swapaxes(parts, 0, 1).reshape(count, -1, x.shape[-1])
+    return sharding.constrain(chunks, None, "batch", None)
 
-  def joined(x):
+  def join(x):
     parts = x.reshape(count, num_parts, -1, *x.shape[2:])
     return jnp.swapaxes(parts, 0, 1).reshape(-1, *x.shape[2:])
 
-  pieces = jax.lax.map(lambda piece: read(*piece), (cut(ids), cut(mask)))
+  chunks = jax.lax.map(lambda chunk: read(*chunk), (cut(ids), cut(mask)))
   return kv_cache.PromptCache(
-    cache=jax.tree.map(joined, pieces.cache),
-    lengths=joined(pieces.lengths.reshape(count, -1)).reshape(num_parts, -1),
+    cache=jax.tree.map(join, chunks.cache),
+    lengths=join(chunks.lengths.reshape(count, -1)).reshape(num_parts, -1),
   )

@@ -1,7 +1,7 @@
-"""Keys of what is sampled, on the mesh where it is sampled.
+"""Random keys of samples, on the mesh where they are sampled.
 
-Each sample has its own, by its identity; and so has each of its turns. So what
-is sampled does not depend on who else is.
+Each sample has a key that depends on its identity alone, and so has each of its
+turns. What is sampled therefore does not depend on the rest of the batch.
 """
 
 import collections
@@ -16,42 +16,42 @@ import numpy as np
 from distil_jax.models import sharding
 from distil_jax.types import Array
 
-# Added to the number of a turn that is not the first, which is folded into its
-# sample's key: above all numbers of tokens, that go into the same key.
+# Added to the number of a later turn, which is folded into the sample's key.
+# Token positions are folded into the same key, and none of them is so large.
 _TURN = 2**31
 
 
-def of_samples(
+def sample_keys_on_mesh(
   mesh: jax.sharding.Mesh,
   key: jax.Array,
   identities: np.ndarray,
   group_size: int,
 ) -> jax.Array:
-  """See `rollout.sample_keys`.
+  """Returns the keys of the samples of all processes; see `sample_keys`.
 
   Args:
-    mesh: where to sample.
-    key: of this step, made under any mesh.
-    identities: this process's. Shape `[P, 2]`.
+    mesh: Mesh on which to sample.
+    key: Key of this step, made under any mesh.
+    identities: Identities of this process's problems. Shape `[P, 2]`.
     group_size: G.
 
   Returns:
-    those of all processes. Shape `[P, G]`.
+    Keys of all processes' samples. Shape `[P, G]`.
   """
-  names = sharding.put_batch(mesh, identities)
-  # Anew: its type names the mesh under which it was made.
+  identities = sharding.put_batch(mesh, identities)
+  # Rebuild the key: its type is tied to the mesh that created it.
   data = np.asarray(jax.random.key_data(key))
   with jax.set_mesh(mesh):
     impl = jax.random.key_impl(key)
     key = jax.random.wrap_key_data(jnp.asarray(data), impl=impl)
-    return _sample_keys(key, names, group_size)
+    return _sample_keys(key, identities, group_size)
 
 
 class TurnKeys:
-  """Of the turns that come after the first."""
+  """Makes the keys of the turns after the first."""
 
   def __init__(self, mesh: jax.sharding.Mesh, keys: jax.Array):
-    """Takes those of the first turns, from `of_samples`."""
+    """Takes the keys of the first turns, from `sample_keys_on_mesh`."""
     self._mesh = mesh
     self._impl = jax.random.key_impl(keys)
     with jax.set_mesh(mesh):
@@ -61,15 +61,16 @@ class TurnKeys:
   def __call__(
     self, rows: Sequence[int], numbers: Sequence[int], size: int
   ) -> jax.Array:
-    """Of some rows of this process.
+    """Returns the keys of the next turns of some rows.
 
     Args:
-      rows: which.
-      numbers: of each row's turn, above 0.
-      size: of the result; what is not a row's is nobody's.
+      rows: Rows of this process.
+      numbers: Number of each row's turn, above 0.
+      size: Number of keys to return for this process; keys beyond the rows
+        belong to no sample.
 
     Returns:
-      those of all processes. Shape `[n, 1]`.
+      Keys of all processes. Shape `[n, 1]`.
     """
     data = np.zeros((size, *self._data.shape[1:]), self._data.dtype)
     data[: len(rows)] = self._data[list(rows)]
@@ -82,7 +83,7 @@ class TurnKeys:
 
 @jax.jit
 def _key_data(keys: jax.Array) -> jax.Array:
-  """Where the rows are. Shape `[P, G, …]`."""
+  """Returns the keys' data, each row on its device. Shape `[P, G, ...]`."""
   data = jax.random.key_data(keys)
   return sharding.constrain(data, "batch", None, None)
 
@@ -94,14 +95,14 @@ def _turn_keys(data: jax.Array, folded: jax.Array, *, impl: Any) -> jax.Array:
 
 
 def identities(names: Sequence[int]) -> np.ndarray:
-  """What tells the problems of a batch apart, when sampling.
+  """Returns what distinguishes the problems of a batch when sampling.
 
   Args:
-    names: one non-negative number for each problem, below 2**32.
+    names: One non-negative number for each problem, below 2**32.
 
   Returns:
-    the name and how often it stood earlier in the batch, so that a problem
-    that comes twice gets other samples. uint32, shape `[P, 2]`.
+    The name, and how often it occurred earlier in the batch, so that a problem
+    that occurs twice gets other samples. uint32, shape `[P, 2]`.
   """
   seen = collections.Counter()
   rows = []
@@ -114,23 +115,24 @@ def identities(names: Sequence[int]) -> np.ndarray:
 def sample_keys(
   key: jax.Array, identities: Array, group_size: int
 ) -> jax.Array:
-  """One key for each (problem, sample).
+  """Returns one key for each problem and sample.
 
-  A sample's noise depends on the key and on its own identity alone: not on
-  its place in the batch, nor on who else is there.
+  A sample's key depends on the step's key and on the sample's identity alone:
+  not on its place in the batch, nor on the other problems.
 
   Args:
-    key: of this step; no two steps may use the same.
-    identities: from `identities`. Shape `[P, 2]`.
+    key: Key of this step; no two steps may use the same.
+    identities: From `identities`. Shape `[P, 2]`.
     group_size: G.
 
   Returns:
-    keys of shape `[P, G]`.
+    Keys of shape `[P, G]`.
   """
   fold = jax.random.fold_in
   data = jax.random.key_data(key)
   if data.shape[-1] > 2:
-    # Batched, other generators than threefry draw all rows from one key.
+    # In a batch, generators other than threefry draw all rows from one key, so
+    # that a row would depend on the others.
     key = jax.random.wrap_key_data(data[..., :2], impl="threefry2x32")
 
   def of_problem(identity):

@@ -1,13 +1,13 @@
-"""Sampling completions: prompts are read once, then tokens are chosen.
+"""Samples completions: prefill once, then one decode step after another.
 
-What is asked for is a number of rows, G for each problem; what is computed at
-once is a number of slots. A slot whose completion has ended takes the next row
-that waits, on the device and in the same step. `generate` is the whole of it in
-one program; the functions that it is made of let a host stop in between, look,
-and make room (`engine`).
+G completions of each problem are requested as rows. A number of slots is
+computed at once. A slot whose completion has ended takes the next waiting row,
+on the device and in the same step. `generate` is all of it in one program; the
+functions that it consists of let a host stop in between, look at the state and
+make room (`engine`).
 
-A completion depends on its key, its prompt, its settings and the parameters
-alone: not on the slot, on who is beside it or on when it is taken up.
+A completion depends only on its key, its prompt, its sampling settings and the
+parameters: not on its slot, on the rows beside it or on when it starts.
 """
 
 import dataclasses
@@ -18,79 +18,80 @@ import jax.numpy as jnp
 from flax import nnx
 
 from distil_jax.generation import token_buffer
-from distil_jax.generation.decode_step import (
-  admit_rows,
-  assign_prompts,
-  decode_step,
-)
+from distil_jax.generation.decode_step import admit_rows, decode_step
 from distil_jax.generation.prefill import prefill
 from distil_jax.generation.sampler_state import (
+  SamplerSizes,
   SamplerState,
+  assign_prompts,
   constrain,
   group_size_of,
 )
-from distil_jax.models import decoder, decoding, kv_cache, sharding
-from distil_jax.ops import sampling
+from distil_jax.generation.sampling_params import SamplingParams
+from distil_jax.models import decoding, kv_cache, layers, sharding
 from distil_jax.types import Rollout, StopReason
 
-# Tokens that slots choose before what they chose is sorted in.
+# Decode steps after which the token buffer is sorted into the rows.
 BUFFER_STEPS = 128
 
 
 def generate(
-  params: decoder.Params,
+  params: layers.Params,
   prompt_ids: jax.Array,
   prompt_mask: jax.Array,
   keys: jax.Array,
+  sampling: SamplingParams,
   *,
   graphdef: nnx.GraphDef,
-  max_completion_length: int,
   eos_ids: tuple[int, ...],
   pad_id: int,
-  choice: sampling.Choice | None = None,
-  cache_dtype: Any = None,
 ) -> Rollout:
   """Samples G completions of each prompt, all at once, in one program.
 
-  Pure; it may stand inside another compiled function. Runs as long as the
-  longest completion; see `engine` for more rows than slots.
+  Pure; it may be part of another compiled function. It runs as long as the
+  longest completion. `engine` samples more rows than there are slots.
 
   Args:
-    params: the student's parameters.
-    prompt_ids: left-padded, at least one token each. Shape `[P, S]`.
-    prompt_mask: shape `[P, S]`.
-    keys: from `sample_keys`. Shape `[P, G]`.
-    graphdef: from `qwen3.make`.
-    max_completion_length: T.
-    eos_ids: any of them ends a completion, and is its last token.
-    pad_id: what stands after the end.
-    choice: how tokens are chosen; scalars, or shape `[P, G]`. None: as the
-      policy says, at temperature 1.
-    cache_dtype: of keys and values; None for that of the activations.
+    params: Parameters of the student.
+    prompt_ids: Left-padded, at least one token each. Shape `[P, S]`.
+    prompt_mask: 1 where the token counts. Shape `[P, S]`.
+    keys: From `random_keys.sample_keys`. Shape `[P, G]`.
+    sampling: How tokens are chosen and how many; static under jit.
+    graphdef: From `decoder.make`.
+    eos_ids: Each of them ends a completion, as its last token.
+    pad_id: Fills the completions after their end.
 
   Returns:
-    the rollout; members of a group stand in a row.
+    The rollout, with the completions of a problem next to each other.
+
+  Raises:
+    ValueError: There are stop strings, which only the host can find.
   """
+  if sampling.stop:
+    raise ValueError(
+      f"stop={sampling.stop!r} cannot be found on the device; sample with an "
+      "Engine, or without stop strings"
+    )
+  length = sampling.max_tokens
   weights = decoding.by_layer(graphdef, params)
   state = prefill(
     weights,
     prompt_ids,
     prompt_mask,
     keys,
-    choice or sampling.Choice(),
-    max_completion_length,
+    sampling.arrays(),
+    length,
     graphdef=graphdef,
-    num_slots=keys.size,
-    cache_length=max_completion_length,
-    max_completion_length=max_completion_length,
-    cache_dtype=cache_dtype,
+    sizes=SamplerSizes(
+      num_slots=keys.size, cache_length=length, max_completion_length=length
+    ),
   )
   state = advance(
     weights,
     state,
     graphdef=graphdef,
     eos_ids=eos_ids,
-    buffer_length=max_completion_length,
+    buffer_length=length,
   )
   return finish(state, prompt_ids, prompt_mask, pad_id=pad_id)
 
@@ -105,28 +106,28 @@ def advance(
   eos_ids: tuple[int, ...],
   buffer_length: int = BUFFER_STEPS,
 ) -> SamplerState:
-  """Chooses tokens until all rows are done, or the host has to look.
+  """Runs decode steps until all rows are done or the host has to decide.
 
   Args:
-    weights: from `decoding.by_layer`.
-    state: donate it.
-    num_steps: at most so many tokens for each slot; None: `buffer_length`.
-    shrink_at: stops when nothing waits and no part has more slots at work.
-    graphdef: from `qwen3.make`.
-    eos_ids: any of them ends a completion.
-    buffer_length: C, more steps are not taken.
+    weights: From `decoding.by_layer`.
+    state: A rollout that is under way; donate it.
+    num_steps: Most decode steps; None means `buffer_length`.
+    shrink_at: Stop when no row waits and no part has more slots alive.
+    graphdef: From `decoder.make`.
+    eos_ids: Tokens that end a completion.
+    buffer_length: C, an upper limit of `num_steps`.
 
   Returns:
-    the state, where all rows are done, or so many steps are taken, or the
-    longest completion in flight fills its ring, or it can shrink.
+    The state once all rows are done, or so many steps are taken, or the
+    longest completion in flight fills the KV cache, or slots can be given up.
   """
-  first = state.num_steps
-  cache_length = state.kv_cache.cache.keys[0].shape[2]
+  first_step = state.num_steps
+  cache_length = state.cache_length
   limit = buffer_length
   if num_steps is not None:
     limit = jnp.minimum(num_steps, limit)
 
-  def goes_on(carry):
+  def continues(carry):
     state, _ = carry
     num_alive, num_waiting = (
       jnp.max(state.num_alive),
@@ -134,16 +135,16 @@ def advance(
     )
     is_running = (num_alive > shrink_at) | (num_waiting > 0)
     has_room = state.longest < cache_length
-    return is_running & has_room & (state.num_steps - first < limit)
+    return is_running & has_room & (state.num_steps - first_step < limit)
 
   def step(carry):
     state, buffer = carry
     state, entry = decode_step(
       weights, admit_rows(state), graphdef=graphdef, eos_ids=eos_ids
     )
-    t = state.num_steps - first - 1
+    t = state.num_steps - first_step - 1
     buffer = jax.tree.map(
-      lambda book, x: jax.lax.dynamic_update_index_in_dim(book, x, t, 0),
+      lambda entries, x: jax.lax.dynamic_update_index_in_dim(entries, x, t, 0),
       buffer,
       entry,
     )
@@ -152,7 +153,7 @@ def advance(
   blank = token_buffer.blank(
     buffer_length, *state.slots.rows.shape, num_rows=state.num_rows
   )
-  state, buffer = jax.lax.while_loop(goes_on, step, (state, blank))
+  state, buffer = jax.lax.while_loop(continues, step, (state, blank))
   completions = token_buffer.write_back(state.completions, buffer)
   return constrain(dataclasses.replace(state, completions=completions))
 
@@ -160,18 +161,18 @@ def advance(
 def resize(
   state: SamplerState, *, width: int, cache_length: int
 ) -> SamplerState:
-  """Fewer slots, or longer rings.
+  """Returns the state with fewer slots or a longer KV cache.
 
-  Fewer slots only where no row waits and no part has more at work; prompts
-  that nobody reads any longer are let go of then.
+  Slots can be given up only if no row waits and no part has more of them alive.
+  Prompts that no slot reads any longer are dropped then.
 
   Args:
-    state: under way.
-    width: slots of each part from now on.
-    cache_length: tokens that can be looked back at.
+    state: A rollout that is under way.
+    width: New number of slots of each part.
+    cache_length: New number of tokens that the KV cache can hold.
   """
   slots = state.slots
-  # Those at work come first, in the order in which they stand.
+  # The sort is stable: slots that are alive come first and keep their order.
   order = jnp.argsort(~slots.is_alive, axis=1, stable=True)[:, :width]
   is_shrinking = width < slots.rows.shape[1]
   kept = jax.tree.map(
@@ -180,11 +181,12 @@ def resize(
   prompts = state.prompts
   num_prompts = prompts.lengths.shape[1]
   if is_shrinking and width < num_prompts:
-    # A prompt for each slot; several of them may be the same.
+    # Keep one prompt for each slot. Several slots may have the same prompt:
+    # then all of them point to its first copy, and the others are unused.
     prompts = kv_cache.keep_prompts(prompts, kept.prompt_index)
-    first = kept.prompt_index[:, :, None] == kept.prompt_index[:, None, :]
+    same = kept.prompt_index[:, :, None] == kept.prompt_index[:, None, :]
     kept = dataclasses.replace(
-      kept, prompt_index=jnp.argmax(first, axis=2).astype(jnp.int32)
+      kept, prompt_index=jnp.argmax(same, axis=2).astype(jnp.int32)
     )
   group_size = group_size_of(state)
   return constrain(
@@ -199,12 +201,12 @@ def resize(
 
 
 def stop(state: SamplerState, lengths: jax.Array) -> SamplerState:
-  """Ends rows at what the host found in their text.
+  """Ends the rows in whose text the host has found a stop string.
 
   Args:
-    state: donate it.
-    lengths: tokens that the row keeps; negative where nothing was found.
-      Shape `[D, N]`.
+    state: A rollout that is under way; donate it.
+    lengths: Tokens that a row keeps; negative for rows that go on. Shape
+      `[D, N]`.
   """
   is_found = lengths >= 0
   completions = state.completions
@@ -230,21 +232,24 @@ def finish(
   *,
   pad_id: int,
 ) -> Rollout:
-  """What has been sampled, as the rest of the package knows it."""
-  found = state.completions
-  length = found.ids.shape[-1]
-  counts = jnp.arange(length)[None, None] < found.lengths[..., None]
+  """Returns the completions of a finished state as a rollout."""
+  completions = state.completions
+  length = completions.ids.shape[-1]
+  counts = jnp.arange(length)[None, None] < completions.lengths[..., None]
 
   def flat(x):
     x = x.reshape(-1, *x.shape[2:])
     return sharding.constrain(x, "batch", *(None,) * (x.ndim - 1))
 
+  # Tokens after the end may be left over from before a stop string was found.
   return Rollout(
     prompt_ids=prompt_ids,
     prompt_mask=prompt_mask,
-    completion_ids=flat(jnp.where(counts, found.ids, pad_id)),
+    completion_ids=flat(jnp.where(counts, completions.ids, pad_id)),
     completion_mask=flat(counts.astype(jnp.int32)),
-    log_probs=flat(jnp.where(counts, found.log_probs, 0.0)),
-    behavior_log_probs=flat(jnp.where(counts, found.behavior_log_probs, 0.0)),
-    stop_reasons=flat(found.stop_reasons),
+    log_probs=flat(jnp.where(counts, completions.log_probs, 0.0)),
+    behavior_log_probs=flat(
+      jnp.where(counts, completions.behavior_log_probs, 0.0)
+    ),
+    stop_reasons=flat(completions.stop_reasons),
   )

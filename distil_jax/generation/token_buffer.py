@@ -1,6 +1,7 @@
-"""What is sampled: as it comes, step by step, and row by row.
+"""Sampled tokens: step by step as they come, and sorted into rows.
 
-Letters as in `rollout`: D parts of the batch with N rows and W slots each.
+Letters besides those of `types`: D parts of the batch with N rows and W slots
+each; C decode steps.
 """
 
 import jax
@@ -13,13 +14,14 @@ from distil_jax.types import StopReason
 
 @struct.dataclass
 class Completions:
-  """What has been sampled.
+  """Holds what has been sampled so far, row by row.
 
   Attributes:
-    ids: beyond the length they mean nothing. Shape `[D, N, T]`.
-    log_probs: of the policy itself. Shape `[D, N, T]`.
-    behavior_log_probs: of the distribution that was sampled. `[D, N, T]`.
-    lengths: tokens so far. Shape `[D, N]`.
+    ids: Token ids; beyond the length they mean nothing. Shape `[D, N, T]`.
+    log_probs: Log-probabilities under the policy itself, nats. `[D, N, T]`.
+    behavior_log_probs: Log-probabilities under the distribution that was
+      sampled from, nats. `[D, N, T]`.
+    lengths: Number of tokens so far. Shape `[D, N]`.
     stop_reasons: `StopReason.LENGTH` until another is known. Shape `[D, N]`.
   """
 
@@ -32,16 +34,17 @@ class Completions:
 
 @struct.dataclass
 class TokenBuffer:
-  """What the last steps chose, C of them at most. Shape `[C, D, W]` each.
+  """Holds the tokens of the last C decode steps. Shape `[C, D, W]` each.
 
-  Steps write here, in one place, and it is sorted into `Completions` once: to
-  write each row in a place of its own is slow on every platform.
+  A step writes one slice of this buffer, which is sorted into `Completions`
+  once at the end: scattering each token to its row at each step would be slow
+  on every platform.
 
   Attributes:
-    rows: which row the slot worked on; N and more where on none.
-    positions: the token's place in its completion.
-    ids, log_probs, behavior_log_probs: as in `Completions`.
-    stop_reasons: why the row ended, where it did.
+    rows: Row that the slot worked on; N or more for none.
+    positions: The token's place in its completion.
+    ids, log_probs, behavior_log_probs: As in `Completions`.
+    stop_reasons: Why the row ended, if it did.
   """
 
   rows: jax.Array
@@ -55,7 +58,14 @@ class TokenBuffer:
 def blank(
   length: int, num_parts: int, width: int, *, num_rows: int
 ) -> TokenBuffer:
-  """A buffer without entries: C, D, W; and N."""
+  """Returns a buffer without entries.
+
+  Args:
+    length: C.
+    num_parts: D.
+    width: W.
+    num_rows: N, which marks an entry as empty.
+  """
   shape = (length, num_parts, width)
 
   def full(value, dtype):
@@ -73,59 +83,71 @@ def blank(
   )
 
 
-def write_back(found: Completions, buffer: TokenBuffer) -> Completions:
-  """Takes the entries of a buffer to their rows.
+def write_back(completions: Completions, buffer: TokenBuffer) -> Completions:
+  """Sorts the entries of a buffer into their rows.
 
   Args:
-    found: what was sampled before.
-    buffer: what was chosen since; `buffer.rows` is N where nothing was.
+    completions: What was sampled before.
+    buffer: What was sampled since.
+
+  Returns:
+    The completions with the entries in them.
   """
-  return jax.vmap(_sorted_in_part, in_axes=(0, 1))(found, buffer)
+  return jax.vmap(_write_back_part, in_axes=(0, 1))(completions, buffer)
 
 
-def _sorted_in_part(found: Completions, buffer: TokenBuffer) -> Completions:
-  """The same of one part: `[N, ...]` and `[C, W]`.
+def _write_back_part(
+  completions: Completions, buffer: TokenBuffer
+) -> Completions:
+  """Sorts the entries of one part: `[N, ...]` and `[C, W]`.
 
-  A slot works on a row in steps that follow each other, so where a row begins
-  and ends in the buffer tells where all of it is.
+  A slot works on a row in consecutive steps, so the first and the last entry of
+  a row determine where all of its entries are.
   """
   num_steps, width = buffer.rows.shape
-  num_rows, length = found.ids.shape
+  num_rows, length = completions.ids.shape
   rows = buffer.rows
-  places = jnp.arange(num_steps * width, dtype=jnp.int32)
-  nobody = jnp.full((1, width), num_rows, rows.dtype)
+  indices = jnp.arange(num_steps * width, dtype=jnp.int32)
+  no_row = jnp.full((1, width), num_rows, rows.dtype)
 
   def flat(x):
     return x.reshape(-1)
 
-  def whereabouts(beside):
-    """Where the one entry of each row is that has another row beside it."""
-    edges = flat(jnp.where(rows != beside, rows, num_rows))
-    edges, ordered = jax.lax.sort((edges, places), num_keys=1)
+  def find_edges(neighbours):
+    """Returns each row's entry whose neighbour in time has another row.
+
+    Returns:
+      The entry's index in the flattened buffer, and whether there is one.
+      Shape `[N]` each.
+    """
+    edges = flat(jnp.where(rows != neighbours, rows, num_rows))
+    # Sorted by row, an edge is found by binary search, without a scatter.
+    edges, ordered = jax.lax.sort((edges, indices), num_keys=1)
     wanted = jnp.arange(num_rows, dtype=rows.dtype)
-    at = jnp.minimum(jnp.searchsorted(edges, wanted), len(places) - 1)
+    at = jnp.minimum(jnp.searchsorted(edges, wanted), len(indices) - 1)
     return ordered[at], edges[at] == wanted
 
-  first, is_here = whereabouts(jnp.concatenate([nobody, rows[:-1]]))
-  last, _ = whereabouts(jnp.concatenate([rows[1:], nobody]))
+  first, has_entries = find_edges(jnp.concatenate([no_row, rows[:-1]]))
+  last, _ = find_edges(jnp.concatenate([rows[1:], no_row]))
   begin, end = flat(buffer.positions)[first], flat(buffer.positions)[last]
   column = jnp.arange(length)[None]
   is_new = (column >= begin[:, None]) & (column <= end[:, None])
-  is_new &= is_here[:, None]
-  where = first[:, None] + (column - begin[:, None]) * width
-  where = jnp.clip(where, 0, len(places) - 1)
+  is_new &= has_entries[:, None]
+  # Consecutive tokens of a row are `width` entries apart in the flat buffer.
+  source = first[:, None] + (column - begin[:, None]) * width
+  source = jnp.clip(source, 0, len(indices) - 1)
 
   def take(old, entries):
-    return jnp.where(is_new, flat(entries)[where], old)
+    return jnp.where(is_new, flat(entries)[source], old)
 
   return Completions(
-    ids=take(found.ids, buffer.ids),
-    log_probs=take(found.log_probs, buffer.log_probs),
+    ids=take(completions.ids, buffer.ids),
+    log_probs=take(completions.log_probs, buffer.log_probs),
     behavior_log_probs=take(
-      found.behavior_log_probs, buffer.behavior_log_probs
+      completions.behavior_log_probs, buffer.behavior_log_probs
     ),
-    lengths=jnp.where(is_here, end + 1, found.lengths),
+    lengths=jnp.where(has_entries, end + 1, completions.lengths),
     stop_reasons=jnp.where(
-      is_here, flat(buffer.stop_reasons)[last], found.stop_reasons
+      has_entries, flat(buffer.stop_reasons)[last], completions.stop_reasons
     ),
   )

@@ -1,13 +1,14 @@
-"""Decoding: one token further for every sample in flight.
+"""Prefill and decode steps with a KV cache.
 
-Keys and values stand in one buffer a layer, heads before time: this is what a
-batched product reads without moving anything. A prompt's are stored once, and
-read once a step, for all samples of its group; each sample has a ring of
-columns for its own tokens. All rings are written at the same index, so that a
-step writes one slice however old its samples are.
+Keys and values of a layer stand in one buffer with heads before time, which is
+the layout that a batched product reads without a transposition. A prompt's keys
+and values are stored once, and read once a step, for all samples of its group.
+Each sample has a circular buffer of columns for its own tokens. All samples
+write at the same index, so that a step writes one slice whatever the ages of
+the samples are.
 
-Layers are laid out one after the other, where the passes over whole sequences
-scan them: a scan would copy a layer's cache each time it takes it out.
+The layers are unrolled here, where passes over whole sequences scan them: a
+scan would copy a layer's cache each time it takes it out of the stack.
 """
 
 from typing import Any
@@ -16,32 +17,32 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from distil_jax.models import attention, decoder, sharding
+from distil_jax.models import attention, layers, sharding
 from distil_jax.models.kv_cache import (
   KVCache,
   LayerCaches,
   PromptAssignment,
   PromptCache,
-  placed,
+  constrain_cache,
   take,
 )
 
 Weights = dict[str, Any]
 
 
-def by_layer(graphdef: nnx.GraphDef, params: decoder.Params) -> Weights:
-  """Parameters as decoding wants them: layer by layer, in the compute dtype.
+def by_layer(graphdef: nnx.GraphDef, params: layers.Params) -> Weights:
+  """Returns the parameters layer by layer and in the compute dtype.
 
-  Cast and cut once for a rollout, not once a token.
+  They are cast and split once for a rollout, not once a token.
 
   Args:
-    graphdef: from `qwen3.make`.
-    params: of the network, layers stacked.
+    graphdef: From `decoder.make`.
+    params: Parameters of the network, with stacked layers.
   """
-  config = decoder.merge(graphdef, params).config
+  config = layers.merge(graphdef, params).config
 
   def cast(path, x):
-    # Scales of norms act in float32, here as in the passes over sequences.
+    # Scales of norms act in float32, as in the passes over whole sequences.
     is_scale = path[-1].key.endswith("norm")
     return x if is_scale else x.astype(config.compute_dtype)
 
@@ -49,7 +50,7 @@ def by_layer(graphdef: nnx.GraphDef, params: decoder.Params) -> Weights:
 
   def layer(i):
     return {
-      name: sharding.constrain(x[i], *decoder.AXES[name])
+      name: sharding.constrain(x[i], *layers.AXES[name])
       for name, x in whole["layers"].items()
     }
 
@@ -57,15 +58,15 @@ def by_layer(graphdef: nnx.GraphDef, params: decoder.Params) -> Weights:
 
 
 def shardings(mesh: jax.sharding.Mesh, weights: Weights) -> Any:
-  """`NamedSharding` of each array, same tree."""
+  """Returns the `NamedSharding` of each array, in the same tree."""
 
-  def place(name: str) -> jax.sharding.NamedSharding:
-    return sharding.sharding(mesh, *decoder.AXES[name])
+  def sharding_of(name: str) -> jax.sharding.NamedSharding:
+    return sharding.sharding(mesh, *layers.AXES[name])
 
   return {
-    name: tuple({k: place(k) for k in layer} for layer in value)
+    name: tuple({k: sharding_of(k) for k in layer} for layer in value)
     if name == "layers"
-    else place(name)
+    else sharding_of(name)
     for name, value in weights.items()
   }
 
@@ -82,15 +83,15 @@ def prefill(
   """Reads prompts and keeps their keys and values.
 
   Args:
-    graphdef: from `qwen3.make`.
-    weights: from `by_layer`.
-    ids: shape `[P, S]`.
+    graphdef: From `decoder.make`.
+    weights: From `by_layer`.
+    ids: Shape `[P, S]`.
     mask: 1 where the token counts; a row may have none. Shape `[P, S]`.
     num_parts: D, which divides P.
-    dtype: of the keys and values that are kept.
+    dtype: Type of the keys and values that are kept.
   """
   model, graph = _merge_weights(graphdef, weights)
-  ids = decoder.pack(ids, mask)
+  ids = layers.pack(ids, mask)
   angles = model.angles(jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape))
 
   def attend(query, key, value):
@@ -100,7 +101,7 @@ def prefill(
     return attended, (key, value)
 
   def heads_first(x):
-    return placed(jnp.swapaxes(x, 1, 2).astype(dtype))
+    return constrain_cache(jnp.swapaxes(x, 1, 2).astype(dtype))
 
   x = model.embed(ids)
   keys, values = [], []
@@ -125,33 +126,32 @@ def decode(
   prompts: PromptCache,
   kv_cache: KVCache,
 ) -> tuple[jax.Array, KVCache]:
-  """One token further for every sample in flight.
+  """Runs the network on the newest token of every sample in flight.
 
   Args:
-    graphdef: from `qwen3.make`.
-    weights: from `by_layer`.
-    ids: the newest token of each sample. Shape `[D, W]`.
-    positions: how many of its tokens are in its cache; below T. `[D, W]`.
-    prompt_index: which prompt it reads. Shape `[D, W]`.
-    in_flight: from `members`.
-    prompts: R in each part.
-    kv_cache: the tokens before.
+    graphdef: From `decoder.make`.
+    weights: From `by_layer`.
+    ids: The newest token of each sample. Shape `[D, W]`.
+    positions: Number of the sample's tokens in the KV cache; below T. `[D, W]`.
+    prompt_index: Prompt that each sample reads. Shape `[D, W]`.
+    in_flight: From `kv_cache.assign_prompts`.
+    prompts: R prompts in each part.
+    kv_cache: Keys and values of the earlier tokens.
 
   Returns:
-    hidden states `[D, W, D']` from which the next token is chosen, and the
-    kv_cache with this token in them.
+    Hidden states `[D, W, D']` from which the next token is chosen, and the KV
+    cache with the newest token in it.
   """
   model, graph = _merge_weights(graphdef, weights)
   length = kv_cache.cache.keys[0].shape[2]
-  before = jnp.take_along_axis(prompts.lengths, prompt_index, axis=1)
-  angles = model.angles(before + positions)
-  # How long ago a column was written; what is older is another sample's.
-  ago = (kv_cache.write_index - jnp.arange(length)) % length
-  own_allowed = ago[None] <= positions.reshape(-1, 1)
-  prompt_length = prompts.cache.keys[0].shape[2]
-  prompt_allowed = jnp.arange(prompt_length)[None] < prompts.lengths.reshape(
-    -1, 1
-  )
+  prompt_lengths = jnp.take_along_axis(prompts.lengths, prompt_index, axis=1)
+  angles = model.angles(prompt_lengths + positions)
+  # Steps since each column was written. A column older than the sample's first
+  # token belongs to a sample that had the slot before, so it is masked.
+  steps_ago = (kv_cache.write_index - jnp.arange(length)) % length
+  own_allowed = steps_ago[None] <= positions.reshape(-1, 1)
+  prompt_columns = jnp.arange(prompts.cache.keys[0].shape[2])
+  prompt_allowed = prompt_columns[None] < prompts.lengths.reshape(-1, 1)
 
   def attend(query, key, value, layer):
     def write(buffer, new):
@@ -171,8 +171,10 @@ def decode(
       prompt_allowed,
       in_flight,
     )
-    read, log_sums = zip(own, shared, strict=True)
-    attended = attention.merge_parts(read, [x[..., 0] for x in log_sums])
+    # Prompt and completion are separate buffers, so each has a softmax of its
+    # own, and the two are merged by their denominators.
+    outputs, log_sums = zip(own, shared, strict=True)
+    attended = attention.merge_parts(outputs, [x[..., 0] for x in log_sums])
     return attended.astype(query.dtype).reshape(query.shape), (keys, values)
 
   x = model.embed(ids)
@@ -191,29 +193,34 @@ def decode(
 
 
 def _merge_weights(graphdef: nnx.GraphDef, weights: Weights):
-  """The network, with its first layer for all, and the graph of a layer."""
-  model = decoder.merge(graphdef, {**weights, "layers": weights["layers"][0]})
+  """Returns the network and the graph of one layer.
+
+  The network holds the first layer in place of the stack; its own layers are
+  not used.
+  """
+  model = layers.merge(graphdef, {**weights, "layers": weights["layers"][0]})
   return model, nnx.split(model.layers)[0]
 
 
 def _by_kv_head(query: jax.Array, num_kv_heads: int) -> jax.Array:
-  """Scaled queries of `[D, W, N, H]`, as `[D * W, K, N / K, H]`."""
+  """Scales queries `[D, W, N, H]` and groups them as `[D * W, K, N / K, H]`."""
   num_heads, head_size = query.shape[2:]
   query = query * jnp.asarray(head_size**-0.5, query.dtype)
   return query.reshape(-1, num_kv_heads, num_heads // num_kv_heads, head_size)
 
 
 def _attend(query, keys, values, allowed):
-  """Attention over some columns, and the log of its softmax's denominator.
+  """Returns attention over some columns, and log Σ exp of its logits.
 
   Args:
-    query: scaled. Shape `[n, K, Q, H]`.
-    keys, values: shape `[n, K, T, H]`.
-    allowed: which columns may be read; perhaps none. Shape `[n, T]`.
+    query: Scaled. Shape `[n, K, Q, H]`.
+    keys, values: Shape `[n, K, T, H]`.
+    allowed: True where a column may be read; may be False everywhere. Shape
+      `[n, T]`.
 
   Returns:
-    what is read `[n, K, Q, H]`, 0 where nothing may be, and the log-sum-exp of
-    the scores `[n, K, Q, 1]`, -inf there. Both float32.
+    The attention output `[n, K, Q, H]`, 0 for a row without allowed columns,
+    and log Σ exp of its logits `[n, K, Q, 1]`, -inf there. Both float32.
   """
   scores = jnp.einsum(
     "nkqh,nkth->nkqt",
@@ -222,33 +229,37 @@ def _attend(query, keys, values, allowed):
     preferred_element_type=jnp.float32,
   )
   scores = jnp.where(allowed[:, None, None], scores, -jnp.inf)
+  # A finite maximum and a positive denominator keep rows without any allowed
+  # column free of NaN.
   largest = jnp.max(scores, axis=-1, keepdims=True)
   largest = jnp.maximum(largest, jnp.finfo(jnp.float32).min)
   exponentials = jnp.exp(scores - largest)
   total = jnp.sum(exponentials, axis=-1, keepdims=True)
-  read = jnp.einsum(
+  output = jnp.einsum(
     "nkqt,nkth->nkqh",
     exponentials.astype(values.dtype),
     values,
     preferred_element_type=jnp.float32,
   )
-  read = read / jnp.maximum(total, jnp.finfo(jnp.float32).tiny)
-  return read, largest + jnp.log(total)
+  output = output / jnp.maximum(total, jnp.finfo(jnp.float32).tiny)
+  return output, largest + jnp.log(total)
 
 
 def _attend_prompts(query, keys, values, allowed, in_flight: PromptAssignment):
-  """The same over the prompts, each read once for all its samples.
+  """Returns `_attend` over the prompts, each read once for all its samples.
 
   Args:
-    query: scaled. Shape `[D * W, K, Q, H]`.
-    keys, values: shape `[D * R, K, S, H]`.
-    allowed: shape `[D * R, S]`.
-    in_flight: who reads which.
+    query: Scaled. Shape `[D * W, K, Q, H]`.
+    keys, values: Shape `[D * R, K, S, H]`.
+    allowed: True where a column counts. Shape `[D * R, S]`.
+    in_flight: Table of the samples of each prompt.
   """
   num_prompts, num_kv_heads = keys.shape[:2]
   num_queries = query.shape[2]
-  num_places = in_flight.samples.shape[1]
+  table_size = in_flight.samples.shape[1]
 
+  # The queries of all samples of a prompt become the queries of one row, so
+  # that one product reads the prompt's keys for all of them.
   def by_prompt(x):
     x = x.reshape(num_prompts, -1, *x.shape[1:])
     x = jnp.swapaxes(x, 1, 2)
@@ -258,8 +269,8 @@ def _attend_prompts(query, keys, values, allowed, in_flight: PromptAssignment):
     x = x.reshape(num_prompts, num_kv_heads, -1, num_queries, x.shape[-1])
     x = jnp.swapaxes(x, 1, 2)
     x = x.reshape(-1, num_kv_heads, num_queries, x.shape[-1])
-    # Who is in no lane may read anything: it is no longer alive.
-    return take(x, jnp.minimum(in_flight.places, num_places - 1))
+    # A sample outside the table is no longer alive, so it may read any row.
+    return take(x, jnp.minimum(in_flight.table_index, table_size - 1))
 
   table = by_prompt(take(query, in_flight.samples))
   return jax.tree.map(by_sample, _attend(table, keys, values, allowed))

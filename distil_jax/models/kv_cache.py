@@ -1,4 +1,8 @@
-"""KV caches of prompts and of samples in flight."""
+"""KV caches of prompts and of samples in flight.
+
+Letters besides those of `types`: D parts of the batch, each with R prompts and
+W samples in flight; here S and T are the columns of a cache.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +13,11 @@ from distil_jax.models import sharding
 
 @struct.dataclass
 class LayerCaches:
-  """Of every layer: a tuple of L arrays each.
+  """Holds keys and values of every layer, in a tuple of L arrays each.
 
-  Of prompts `[D * R, K, S, H]`, of completions `[D * W, K, T, H]`, where D is
-  the number of parts that the batch is cut into, R the prompts of a part and W
-  the samples in flight there. (With an axis of its own for the parts, XLA on a
-  CPU would copy them for each product.)
+  An array has shape `[D * R, K, S, H]` for prompts and `[D * W, K, T, H]` for
+  completions. (With a separate axis for the parts, XLA would copy the arrays on
+  a CPU for each product.)
   """
 
   keys: tuple[jax.Array, ...]
@@ -23,12 +26,11 @@ class LayerCaches:
 
 @struct.dataclass
 class PromptCache:
-  """What samples of a group share.
+  """Holds the keys and values of prompts, once for all samples of a group.
 
   Attributes:
-    cache: column i holds the prompt's i-th token. `[D * R, K, S, H]` a
-      layer.
-    lengths: how many columns count; may be 0. Shape `[D, R]`.
+    cache: Column i holds the prompt's i-th token. `[D * R, K, S, H]` a layer.
+    lengths: Number of columns that count; may be 0. Shape `[D, R]`.
   """
 
   cache: LayerCaches
@@ -37,12 +39,12 @@ class PromptCache:
 
 @struct.dataclass
 class KVCache:
-  """What each sample in flight has for itself.
+  """Holds the keys and values of the samples in flight, in a circular buffer.
 
   Attributes:
-    cache: the last columns written, up to `write_index`. `[D * W, K, T, H]` a
+    cache: The columns written last, up to `write_index`. `[D * W, K, T, H]` a
       layer.
-    write_index: where the next token is written. Scalar.
+    write_index: Column of the next token, the same for all samples. Scalar.
   """
 
   cache: LayerCaches
@@ -51,54 +53,59 @@ class KVCache:
 
 @struct.dataclass
 class PromptAssignment:
-  """Which sample in flight reads which prompt, both ways round.
+  """Tells which sample in flight reads which prompt, in both directions.
+
+  Samples are arranged in a table with one row a prompt and M columns, so that
+  one batched product serves all samples of a prompt.
 
   Attributes:
-    places: of each sample, in a table of M lanes a prompt; R * M and more
-      where it is in none. Shape `[D, W]`.
-    samples: the sample in each lane; any where there is none. `[D, R * M]`.
+    table_index: Index of each sample in the flattened table; R * M for a sample
+      that is not in it. Shape `[D, W]`.
+    samples: Sample at each index of the table; arbitrary where there is none.
+      Shape `[D, R * M]`.
   """
 
-  places: jax.Array
+  table_index: jax.Array
   samples: jax.Array
 
 
 def empty_cache(prompts: PromptCache, width: int, length: int) -> KVCache:
-  """Room for samples in flight.
+  """Returns an empty KV cache for samples in flight.
 
   Args:
-    prompts: whose completions they are.
+    prompts: Prompts of the samples.
     width: W, samples in flight in each part.
-    length: T, tokens of one of them that can be looked back at.
+    length: T, tokens of a completion that the cache can hold.
   """
   num_parts = prompts.lengths.shape[0]
   _, num_kv_heads, _, head_size = prompts.cache.keys[0].shape
   shape = (num_parts * width, num_kv_heads, length, head_size)
   return KVCache(
     cache=jax.tree.map(
-      lambda x: placed(jnp.zeros(shape, x.dtype)), prompts.cache
+      lambda x: constrain_cache(jnp.zeros(shape, x.dtype)), prompts.cache
     ),
     write_index=jnp.zeros((), jnp.int32),
   )
 
 
 def resize_cache(kv_cache: KVCache, samples: jax.Array, length: int) -> KVCache:
-  """Keeps some samples, with more or less to look back at.
+  """Returns the KV cache of some samples, with another length.
 
   Args:
-    kv_cache: of W samples with T columns.
-    samples: which to keep. Shape `[D, W']`.
-    length: columns from now on; no sample in flight may need more.
+    kv_cache: Of W samples with T columns.
+    samples: Samples to keep. Shape `[D, W']`.
+    length: New number of columns; no sample in flight may need more.
   """
   old = kv_cache.cache.keys[0].shape[2]
-  # The oldest column first, so that what is new follows what is newest.
+  # The buffer is unrolled with the oldest column first, so that the added
+  # columns follow the newest one.
   order = (kv_cache.write_index + jnp.arange(old)) % old
   kept = order[max(old - length, 0) :]
 
   def resize(buffer):
     taken = jnp.take(take(buffer, samples), kept, axis=2)
-    room = [(0, 0)] * 2 + [(0, length - len(kept)), (0, 0)]
-    return placed(jnp.pad(taken, room))
+    padding = [(0, 0)] * 2 + [(0, length - len(kept)), (0, 0)]
+    return constrain_cache(jnp.pad(taken, padding))
 
   return KVCache(
     cache=jax.tree.map(resize, kv_cache.cache),
@@ -106,11 +113,18 @@ def resize_cache(kv_cache: KVCache, samples: jax.Array, length: int) -> KVCache:
   )
 
 
-def keep_prompts(prompts: PromptCache, which: jax.Array) -> PromptCache:
-  """Those that are still read. `which` has shape `[D, R']`."""
+def keep_prompts(prompts: PromptCache, index: jax.Array) -> PromptCache:
+  """Returns the cache of some prompts of each part.
+
+  Args:
+    prompts: R in each part.
+    index: Prompts to keep. Shape `[D, R']`.
+  """
   return PromptCache(
-    cache=jax.tree.map(lambda x: placed(take(x, which)), prompts.cache),
-    lengths=jnp.take_along_axis(prompts.lengths, which, axis=1),
+    cache=jax.tree.map(
+      lambda x: constrain_cache(take(x, index)), prompts.cache
+    ),
+    lengths=jnp.take_along_axis(prompts.lengths, index, axis=1),
   )
 
 
@@ -119,44 +133,48 @@ def assign_prompts(
   is_alive: jax.Array,
   *,
   num_prompts: int,
-  num_lanes: int,
+  num_columns: int,
 ) -> PromptAssignment:
-  """Gives each sample in flight a lane of its prompt.
+  """Gives each sample in flight a column in the row of its prompt.
 
   Args:
-    prompt_index: the prompt that each sample reads. Shape `[D, W]`.
-    is_alive: others take no lane. Shape `[D, W]`.
+    prompt_index: Prompt that each sample reads. Shape `[D, W]`.
+    is_alive: True for samples in flight; others get no column. Shape `[D, W]`.
     num_prompts: R.
-    num_lanes: M; no prompt has more samples in flight.
+    num_columns: M, at least the samples in flight of any prompt.
   """
   width = prompt_index.shape[1]
+  # A sample's column is the number of earlier samples of the same prompt.
   same = prompt_index[:, :, None] == prompt_index[:, None, :]
   earlier = jnp.tri(width, k=-1, dtype=bool)
   counts = same & earlier[None] & is_alive[:, None, :]
-  lanes = jnp.sum(counts, axis=2, dtype=jnp.int32)
-  nowhere = num_prompts * num_lanes
-  places = jnp.where(is_alive, prompt_index * num_lanes + lanes, nowhere)
+  columns = jnp.sum(counts, axis=2, dtype=jnp.int32)
+  table_size = num_prompts * num_columns
+  table_index = jnp.where(
+    is_alive, prompt_index * num_columns + columns, table_size
+  )
 
-  taken = places[:, None, :] == jnp.arange(nowhere)[None, :, None]
-  samples = jnp.argmax(taken, axis=2).astype(jnp.int32)
-  return PromptAssignment(places=places, samples=samples)
+  is_taken = table_index[:, None, :] == jnp.arange(table_size)[None, :, None]
+  samples = jnp.argmax(is_taken, axis=2).astype(jnp.int32)
+  return PromptAssignment(table_index=table_index, samples=samples)
 
 
-def take(buffer: jax.Array, which: jax.Array) -> jax.Array:
-  """Rows of each part.
+def take(buffer: jax.Array, index: jax.Array) -> jax.Array:
+  """Returns some rows of each part.
 
   Args:
-    buffer: shape `[D * R, ...]`.
-    which: shape `[D, R']`.
+    buffer: Shape `[D * R, ...]`.
+    index: Rows of each part. Shape `[D, R']`.
 
   Returns:
-    shape `[D * R', ...]`.
+    Shape `[D * R', ...]`.
   """
-  parts = buffer.reshape(which.shape[0], -1, *buffer.shape[1:])
-  rows = which.reshape(*which.shape, *[1] * (buffer.ndim - 1))
+  parts = buffer.reshape(index.shape[0], -1, *buffer.shape[1:])
+  rows = index.reshape(*index.shape, *[1] * (buffer.ndim - 1))
   taken = jnp.take_along_axis(parts, rows, axis=1)
   return taken.reshape(-1, *buffer.shape[1:])
 
 
-def placed(buffer: jax.Array) -> jax.Array:
+def constrain_cache(buffer: jax.Array) -> jax.Array:
+  """Pins one layer's keys or values to the mesh: by batch and by head."""
   return sharding.constrain(buffer, "batch", "kv_heads", None, None)

@@ -9,7 +9,7 @@ import functools
 import jax
 from flax import nnx
 
-from distil_jax.models import decoder, sharding
+from distil_jax.models import decoder, layers, sharding
 from distil_jax.objectives import scoring
 from distil_jax.ops import (
   chunking,
@@ -149,7 +149,7 @@ def _keep(hidden: jax.Array) -> jax.Array:
 
 def _unembedding_of(params: decoder.Params, batch: TrainBatch) -> jax.Array:
   """With whole columns on each device: they are moved once, not by chunk."""
-  weights = decoder.unembedding(params)
+  weights = layers.unembedding(params)
   _, vocab = _logits_axes(batch.completion_ids, weights)
   return sharding.constrain(weights, None, vocab)
 
@@ -204,9 +204,7 @@ def ask_teacher(
 def _top_k_fn(
   params: decoder.Params, batch: TrainBatch
 ) -> fused_statistics.TopKFn:
-  rows, columns = _logits_axes(
-    batch.completion_ids, decoder.unembedding(params)
-  )
+  rows, columns = _logits_axes(batch.completion_ids, layers.unembedding(params))
   return functools.partial(sharding.top_k, batch=rows, vocab=columns)
 
 

@@ -14,7 +14,7 @@ _SMALLER = (128, 64)
 
 
 @struct.dataclass
-class Choice:
+class SamplingArrays:
   """How rows choose their token.
 
   Arrays that broadcast to the rows, `[...]`: other values need no other
@@ -38,7 +38,7 @@ class Choice:
 def choose(
   logits: jax.Array,
   uniforms: jax.Array,
-  choice: Choice,
+  choice: SamplingArrays,
   *,
   num_vocab_shards: int = 1,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -203,7 +203,7 @@ def _weights(logits, top, temperature=None, floor=None) -> jax.Array:
   return weights
 
 
-def _floor(blocks, peaks, top, temperature, is_greedy, choice: Choice):
+def _floor(blocks, peaks, top, temperature, is_greedy, choice: SamplingArrays):
   """The smallest logit that truncation keeps; −inf where it keeps all.
 
   Returns:

@@ -98,7 +98,7 @@ def prompts(
   group_size: int,
   prompt_length: int,
 ) -> tuple[Any, ...]:
-  """What `rollout.start` takes between weights and keywords."""
+  """What `prefill.prefill` takes between weights and keywords."""
   place = sharding.sharding(mesh, "batch")
   everywhere = sharding.sharding(mesh)
   ids = jax.ShapeDtypeStruct(
@@ -114,8 +114,8 @@ def prompts(
     kind = jnp.int32 if np.issubdtype(dtype, np.integer) else jnp.float32
     return jax.ShapeDtypeStruct((), kind, sharding=everywhere)
 
-  choice = jax.tree.map(scalar, sampling.Choice())
-  return ids, ids, keys, choice, scalar(1)
+  arrays = jax.tree.map(scalar, sampling.SamplingArrays())
+  return ids, ids, keys, arrays, scalar(1)
 
 
 def rollout_state(
@@ -149,7 +149,7 @@ def rings(length: int) -> list[int]:
   Args:
     length: the longest completion.
   """
-  found = [min(engine.FIRST_RING, length)]
+  found = [min(engine.FIRST_CACHE_LENGTH, length)]
   while found[-1] < length:
     found.append(min(2 * found[-1], length))
   return found

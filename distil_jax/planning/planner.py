@@ -252,10 +252,12 @@ class Planner:
     start = functools.partial(
       prefill.prefill,
       graphdef=self.graphdef,
-      num_slots=run.num_slots,
-      cache_length=cache_length,
-      max_completion_length=run.completion_length,
-      cache_dtype=run.cache_dtype,
+      sizes=sampler_state.SamplerSizes(
+        num_slots=run.num_slots,
+        cache_length=cache_length,
+        max_completion_length=run.completion_length,
+        cache_dtype=run.cache_dtype,
+      ),
     )
     return start, abstract_inputs.prompts(
       self.rollout_mesh,
@@ -266,7 +268,7 @@ class Planner:
 
   @property
   def _num_at_once(self) -> int:
-    """Rows that read what was said to them, see `episodes.play`."""
+    """Rows that read what was said to them, see `multi_turn.play`."""
     multiple = sharding.batch_size_multiple(self.rollout_mesh)
     return max(self.run.num_slots // multiple, 1) * multiple
 

@@ -1,4 +1,4 @@
-"""How often the teacher is right when the feedback stands before it."""
+"""Measures how often the teacher is right when it sees the feedback."""
 
 import dataclasses
 
@@ -9,27 +9,27 @@ from distil_jax.distributed import collectives
 from distil_jax.envs.judge_pool import JudgePool
 from distil_jax.generation import random_keys
 from distil_jax.generation.policy import Policy
-from distil_jax.models import decoder
+from distil_jax.models import layers
 from distil_jax.training.batch_builder import Lesson
 from distil_jax.training.rollouts.experience import Experience
-from distil_jax.training.rollouts.rollout_worker import RolloutWorker
+from distil_jax.training.rollouts.self_critique import PromptSampler
 from distil_jax.types import Status
 
 
 @dataclasses.dataclass(frozen=True)
 class TeacherProbe:
-  """Lets the teacher answer where the student has failed.
+  """Lets the teacher answer problems on which the student has failed.
 
   Attributes:
-    actor: samples one completion for each teacher's prompt.
-    policy: turns tokens to text.
-    judges: judge them.
-    mesh: the mesh in use.
-    num_answers: of this process in one inspection.
-    success_threshold: a reward from here on is right.
+    worker: Samples one completion for each teacher's prompt.
+    policy: Turns tokens into text.
+    judges: Judge the teacher's answers.
+    mesh: The mesh in use.
+    num_answers: Answers of this process at each call.
+    success_threshold: A reward of at least this is right.
   """
 
-  actor: RolloutWorker
+  worker: PromptSampler
   policy: Policy
   judges: JudgePool
   mesh: jax.sharding.Mesh
@@ -38,16 +38,16 @@ class TeacherProbe:
 
   def __call__(
     self,
-    teacher_params: decoder.Params,
+    teacher_params: layers.Params,
     experience: Experience,
     lesson: Lesson,
     key: jax.Array,
   ) -> tuple[float, float]:
-    """Right answers and answers, of all processes.
+    """Returns the numbers of right answers and of answers, of all processes.
 
-    Failures of different problems come first. Where there are fewer than are
-    asked for, the rest is sampled (one program serves all steps) and not
-    counted.
+    Failures of different problems come first. If there are fewer failures than
+    `num_answers`, other rows are sampled too, so that one program serves all
+    steps, but they are not counted.
     """
     rows = self._failures(experience, lesson)
     filled = rows + [0] * (self.num_answers - len(rows))
@@ -57,7 +57,7 @@ class TeacherProbe:
       lesson.teacher_prompt_mask[filled],
       random_keys.identities([problem.index for problem in problems]),
     )
-    sampled, _ = self.actor.sample(teacher_params, *arrays, key)
+    sampled, _ = self.worker.sample(teacher_params, *arrays, key)
     texts = self.policy.texts(sampled.completion_ids, sampled.completion_mask)
     verdicts = self.judges(problems[: len(rows)], texts[: len(rows)])
     rewards = [v.reward for v in verdicts if v.status != Status.CRASHED]
@@ -68,9 +68,11 @@ class TeacherProbe:
     return sums["correct"], sums["answers"]
 
   def _failures(self, experience: Experience, lesson: Lesson) -> list[int]:
-    """Rows that failed and have something to tell, at most `num_answers`."""
+    """Returns failed rows with a teacher signal, at most `num_answers`."""
     is_failure = experience.rewards < self.success_threshold
     has_signal = lesson.batch.sample_mask.reshape(is_failure.shape) == 1
-    members, problems = np.nonzero((is_failure & has_signal).T)
-    rows = problems * experience.group_size + members
+    # Transposed, so that the first sample of every problem comes before the
+    # second one of any.
+    samples, problems = np.nonzero((is_failure & has_signal).T)
+    rows = problems * experience.group_size + samples
     return rows[: self.num_answers].tolist()

@@ -78,13 +78,13 @@ class Trainer:
     tool_pool = workers.build_tool_pool(config, bare_policy)
     self.rollout_worker = workers.add_self_critique(
       *parts,
-      actor=workers.build_rollout_worker(*parts, tool_pool),
+      worker=workers.build_rollout_worker(*parts, tool_pool),
       environment=self.environment,
     )
     self.evaluation_worker = workers.build_evaluation_worker(*parts, tool_pool)
     if getattr(self.environment, "is_rewarded_by_critique", False):
       self.evaluation_worker = workers.add_self_critique(
-        *parts, actor=self.evaluation_worker, environment=self.environment
+        *parts, worker=self.evaluation_worker, environment=self.environment
       )
     self.teacher_probe = workers.build_teacher_probe(*parts)
     with jax.set_mesh(self.mesh):  # how prompts are split depends on the mesh

@@ -18,12 +18,11 @@ from distil_jax.generation.policy import resolve_directory
 from distil_jax.models import decoder, sharding
 from distil_jax.training.rollouts import (
   experience,
-  rollout_worker,
   self_critique,
   tool_pool,
 )
 from distil_jax.types import Problem, Status, Verdict
-from tests import networks
+from tests import networks, rollout_workers
 
 CASES = {
   "plain": {},
@@ -58,12 +57,12 @@ def sample(mesh: jax.sharding.Mesh, rows: slice) -> dict[str, Any]:
   )
   found = {}
   for name, changed in CASES.items():
-    settings = {"temperature": 1.0, "top_k": None, "top_p": None, **changed}
+    settings = dict(changed)
     if "rollout_mesh" in settings:
       settings["rollout_mesh"] = sharding.make_mesh(
         *settings["rollout_mesh"], devices=mesh.devices.flatten().tolist()
       )
-    sampler = rollout_worker.RolloutWorker(
+    sampler = rollout_workers.make(
       whole,
       None,  # pyright: ignore[reportArgumentType]
       mesh,
@@ -84,7 +83,9 @@ def sample(mesh: jax.sharding.Mesh, rows: slice) -> dict[str, Any]:
         mask[rows],
         names,
         jax.random.key(0),
-        ended=lambda row, ids, told=told: told.update({row: ids.tolist()}),
+        on_finished=lambda row, ids, told=told: told.update(
+          {row: ids.tolist()}
+        ),
       )
     for row, counts in enumerate(rolled.completion_mask):
       length = counts.sum()
@@ -129,16 +130,13 @@ def criticise(
   )
   critic = self_critique.SelfCritic(
     student,
-    rollout_worker.RolloutWorker(
+    rollout_workers.make(
       whole,
       None,  # pyright: ignore[reportArgumentType]
       mesh,
       group_size=1,
       max_prompt_length=24,
       max_completion_length=12,
-      temperature=1.0,
-      top_k=None,
-      top_p=None,
     ),
     environment,
     whole.tokenizer,
@@ -169,18 +167,15 @@ def converse(
     return str(len(turns)) if problem.index in NAMES[:4] else None
 
   student: Any = Attempts()
-  player = rollout_worker.RolloutWorker(
+  player = rollout_workers.make(
     whole,
     judge_pool.JudgePool(student),
     mesh,
     group_size=2,
     max_prompt_length=12,
     max_completion_length=60,
-    temperature=1.0,
-    top_k=None,
-    top_p=None,
     stop=tuple("0123456789"),  # turns are short
-    tooling=tool_pool.ToolPool(
+    tool_pool=tool_pool.ToolPool(
       tool, whole.tokenizer, max_turns=3, max_output_tokens=16
     ),
   )

@@ -14,9 +14,10 @@ from distil_jax.generation import (
   finished_rows,
   prefill,
   random_keys,
-  sampling_params,
 )
 from distil_jax.generation import sampler as generation_sampler
+from distil_jax.generation.engine_config import EngineConfig
+from distil_jax.generation.sampling_params import SamplingParams
 from distil_jax.models import decoder, sharding
 from distil_jax.types import StopReason
 from tests import networks
@@ -38,9 +39,9 @@ def prompts():
 
 
 @pytest.fixture(autouse=True)
-def short_rings(monkeypatch):
-  """So that rings of these short completions have to grow."""
-  monkeypatch.setattr(engine, "FIRST_RING", 8)
+def short_cache(monkeypatch):
+  """So that the KV cache of these short completions has to grow."""
+  monkeypatch.setattr(engine, "FIRST_CACHE_LENGTH", 8)
 
 
 def decode(ids):
@@ -48,14 +49,18 @@ def decode(ids):
   return "".join(chr(ord("a") + i) for i in ids if i < 20)
 
 
-def make(network, **settings):
-  defaults = {
-    "max_completion_length": LENGTH,
-    "eos_ids": EOS,
-    "pad_id": PAD,
-    "decode": decode,
-  }
-  return engine.Engine(network.graphdef, **{**defaults, **settings})
+def make(network, *, eos_ids=EOS, decode=decode, **settings):
+  return engine.Engine(
+    network.graphdef,
+    EngineConfig(**settings),
+    eos_ids=eos_ids,
+    pad_id=PAD,
+    decode=decode,
+  )
+
+
+def sampling_of(**settings):
+  return SamplingParams(**{"max_tokens": LENGTH, **settings})
 
 
 def keys_of(names=NAMES, group_size=GROUP_SIZE, seed=0):
@@ -69,7 +74,9 @@ def sample(
   *,
   names=NAMES,
   group_size=GROUP_SIZE,
-  choice=None,
+  sampling=None,
+  stop=(),
+  max_tokens=LENGTH,
   max_lengths=None,
   report=None,
   **settings,
@@ -80,7 +87,7 @@ def sample(
     ids,
     mask,
     keys_of(names, group_size),
-    choice,
+    sampling or sampling_of(stop=stop, max_tokens=max_tokens),
     max_lengths,
     **({"report": report} if report else {}),
   )
@@ -98,20 +105,20 @@ def assert_same(rolled, expected):
     )
 
 
-CHOICES = {
-  "sampled": {"temperature": 1.0},
-  "greedy": {"temperature": 0.0},
-  "truncated": {"temperature": 1.2, "top_k": 9, "top_p": 0.9, "min_p": 0.01},
+SAMPLING = {
+  "sampled": sampling_of(temperature=1.0),
+  "greedy": sampling_of(temperature=0.0),
+  "truncated": sampling_of(temperature=1.2, top_k=9, top_p=0.9, min_p=0.01),
 }
 
 
-def one_program(network, prompts, settings):
+def one_program(network, prompts, sampling):
   ids, mask = (jnp.asarray(x) for x in prompts)
   rolled = jax.jit(
     functools.partial(
       generation_sampler.generate,
+      sampling=sampling,
       graphdef=network.graphdef,
-      max_completion_length=LENGTH,
       eos_ids=EOS,
       pad_id=PAD,
     )
@@ -120,27 +127,25 @@ def one_program(network, prompts, settings):
     ids,
     mask,
     keys_of(),
-    choice=sampling_params.choice(**settings),
   )
   return jax.tree.map(np.asarray, rolled)
 
 
 @pytest.fixture(scope="module")
 def plain(network, prompts):
-  """Each choice, and what the plain loop makes of it."""
+  """Settings, and what the plain loop makes of them."""
   return [
-    (
-      sampling_params.choice(**settings),
-      one_program(network, prompts, settings),
-    )
-    for settings in CHOICES.values()
+    (sampling, one_program(network, prompts, sampling))
+    for sampling in SAMPLING.values()
   ]
 
 
 @pytest.mark.parametrize("num_slots", [1, 5, None])
 def test_slots_change_nothing(network, prompts, plain, num_slots):
-  for choice, expected in plain:
-    rolled, usage = sample(network, prompts, num_slots=num_slots, choice=choice)
+  for sampling, expected in plain:
+    rolled, usage = sample(
+      network, prompts, num_slots=num_slots, sampling=sampling
+    )
     assert_same(rolled, expected)
     assert usage.num_tokens == expected.completion_mask.sum()
     assert {StopReason.EOS} <= set(rolled.stop_reasons)
@@ -153,14 +158,14 @@ def test_company_changes_nothing(network, prompts, plain):
   """Other problems beside it, fewer samples, another order, few slots."""
   ids, mask = prompts
   order = [2, 0]
-  for choice, expected in plain:
+  for sampling, expected in plain:
     rolled, _ = sample(
       network,
       (ids[order], mask[order]),
       names=[NAMES[i] for i in order],
       group_size=1,
       num_slots=1,
-      choice=choice,
+      sampling=sampling,
     )
     by_group = expected.completion_ids.reshape(4, GROUP_SIZE, LENGTH)
     np.testing.assert_array_equal(
@@ -184,13 +189,13 @@ def on_mesh(network, mesh):
 def test_devices_change_nothing(network, prompts, plain, sizes, num_slots):
   devices = jax.devices()[: int(np.prod(list(sizes.values())))]
   mesh = sharding.make_mesh(**sizes, devices=devices)
-  for choice, expected in plain:
+  for sampling, expected in plain:
     with jax.set_mesh(mesh):
       rolled, _ = make(network, num_slots=num_slots)(
         on_mesh(network, mesh),
         *sharding.put_batch(mesh, prompts),
         keys_of(),
-        choice,
+        sampling,
       )
     assert_same(jax.tree.map(np.asarray, rolled), expected)
 
@@ -204,9 +209,9 @@ def test_sampling_on_another_mesh(network, prompts, plain):
   with jax.set_mesh(trained):
     with jax.transfer_guard_device_to_host("disallow"):
       weights = jax.block_until_ready(sampler.weights(params))
-    for choice, expected in plain:
+    for sampling, expected in plain:
       rolled, _ = sampler(
-        params, *sharding.put_batch(sampled, prompts), keys_of(), choice
+        params, *sharding.put_batch(sampled, prompts), keys_of(), sampling
       )
       assert_same(jax.tree.map(np.asarray, rolled), expected)
   query = weights["layers"][0]["query"]
@@ -220,7 +225,7 @@ def test_rows_choose_by_settings_of_their_own(network, prompts):
   mixed, _ = sample(
     network,
     prompts,
-    choice=sampling_params.choice(
+    sampling=sampling_of(
       temperature=[0, 1, 1.2, 0.5],
       top_k=[None, None, 9, 3],
       top_p=[1, None, 0.9, None],
@@ -234,17 +239,15 @@ def test_rows_choose_by_settings_of_their_own(network, prompts):
     {"temperature": 0.5, "top_k": 3, "min_p": 0.2},
   ]
   for group, settings in enumerate(expected):
-    alone, _ = sample(
-      network, prompts, choice=sampling_params.choice(**settings)
-    )
+    alone, _ = sample(network, prompts, sampling=sampling_of(**settings))
     rows = slice(group * GROUP_SIZE, (group + 1) * GROUP_SIZE)
     np.testing.assert_array_equal(
       mixed.completion_ids[rows], alone.completion_ids[rows]
     )
   # Other widths may have come up; other settings have compiled nothing.
   widths = len(engine.ladder(8))
-  rings = 2  # 8, 16
-  assert engine._advance._cache_size() <= before + widths * rings
+  cache_lengths = 2  # 8, 16
+  assert engine._advance._cache_size() <= before + widths * cache_lengths
 
 
 def test_lengths_of_their_own(network, prompts):
@@ -268,7 +271,7 @@ def test_a_second_rollout_compiles_nothing(network, prompts):
   sampler = make(network, num_slots=5)
   ids, mask = (jnp.asarray(x) for x in prompts)
   run = functools.partial(sampler, network.params, ids, mask)
-  _, first = run(keys_of())
+  _, first = run(keys_of(), sampling_of())
   programs = [
     engine._start,
     engine._advance,
@@ -277,16 +280,14 @@ def test_a_second_rollout_compiles_nothing(network, prompts):
     engine._look,
   ]
   sizes = [program._cache_size() for program in programs]
-  again, usage = run(keys_of())
+  again, usage = run(keys_of(), sampling_of())
   assert [program._cache_size() for program in programs] == sizes
   assert usage.num_programs == first.num_programs
-  other, _ = run(
-    keys_of(seed=1), sampling_params.choice(temperature=0.5, top_k=4)
-  )
+  other, _ = run(keys_of(seed=1), sampling_of(temperature=0.5, top_k=4))
   assert (
     np.asarray(other.completion_ids) != np.asarray(again.completion_ids)
   ).any()
-  # What another rollout adds is bounded by the widths and the rings there are.
+  # What another rollout adds is bounded by the widths and the cache lengths.
   assert len(sampler._programs) <= len(engine.ladder(5)) * 2
 
 
@@ -304,7 +305,7 @@ def test_the_number_of_programs_is_logarithmic():
 @pytest.mark.parametrize("draw", ["exponential", "bimodal", "uniform"])
 def test_few_slots_are_busy(network, draw, monkeypatch):
   """Long tails: nine slot-steps of ten give a token that counts."""
-  monkeypatch.setattr(engine, "FIRST_RING", LENGTH)
+  monkeypatch.setattr(engine, "FIRST_CACHE_LENGTH", LENGTH)
   rng = np.random.default_rng(1)
   count = 128
   lengths = {
@@ -340,7 +341,7 @@ def test_memory_grows_with_prompts_and_completions(network):
       prompts,
       names=list(range(P)),
       group_size=G,
-      max_completion_length=T,
+      max_tokens=T,
       eos_ids=(),
     )
     return usage.cache_bytes / column
@@ -427,9 +428,7 @@ class TestEdges:
 
   def test_one_row_of_one_token(self, network, prompts):
     one = tuple(x[2:3] for x in prompts)
-    rolled, usage = sample(
-      network, one, names=[19], group_size=1, max_completion_length=1
-    )
+    rolled, usage = sample(network, one, names=[19], group_size=1, max_tokens=1)
     assert rolled.completion_ids.shape == (1, 1)
     assert usage.num_tokens == usage.num_slot_steps == 1
 
@@ -444,18 +443,20 @@ class TestEdges:
     ("settings", "said"),
     [
       ({"num_slots": 0}, "num_slots=0"),
-      ({"stop": "ab"}, "must be a list of strings"),
-      ({"stop": ("a", 3)}, "must be a list of strings"),
       ({"cache_dtype": "int8"}, "cache_dtype='int8' must be a type"),
       ({"cache_dtype": "foo"}, "cache_dtype='foo' must be a type"),
-      ({"stop": ("",)}, "none empty"),
-      ({"stop": ("a",), "decode": None}, "needs decode"),
     ],
     ids=str,
   )
-  def test_unusable_settings(self, network, settings, said):
+  def test_unusable_settings(self, settings, said):
     with pytest.raises(ValueError, match=said):
-      make(network, **settings)
+      EngineConfig(**settings)
+
+  def test_stop_strings_need_text(self, network, prompts):
+    with pytest.raises(ValueError, match="needs decode"):
+      sample(network, prompts, stop=("a",), decode=None)
+    with pytest.raises(ValueError, match="cannot be found on the device"):
+      one_program(network, prompts, sampling_of(stop=("a",)))
 
   @pytest.mark.parametrize(
     ("settings", "said"),
@@ -468,12 +469,16 @@ class TestEdges:
       ({"top_k": 2.5}, "top_k=2.5 must be a whole number"),
       ({"top_p": [0.5, 0]}, "top_p=0 must be above 0"),
       ({"min_p": 1.5}, "min_p=1.5 must be in"),
+      ({"stop": "ab"}, "must be a list of strings"),
+      ({"stop": ("a", 3)}, "must be a list of strings"),
+      ({"stop": ("",)}, "none empty"),
+      ({"max_tokens": 0}, "max_tokens=0 must be a positive"),
     ],
     ids=str,
   )
-  def test_unusable_choices(self, settings, said):
+  def test_unusable_sampling_params(self, settings, said):
     with pytest.raises(ValueError, match=said):
-      sampling_params.choice(**settings)
+      SamplingParams(**settings)
 
 
 def test_lengths_that_do_not_fit_are_refused(network, prompts):
@@ -495,6 +500,7 @@ def test_other_generators_draw_each_row_by_its_own_key(network, prompts):
         random_keys.identities(NAMES),
         GROUP_SIZE,
       ),
+      sampling_of(),
     )[0].completion_ids
     for num_slots in (5, None)
   ]
@@ -522,14 +528,14 @@ def test_progress_is_reported(network, prompts, monkeypatch):
   assert told[-1] == (usage.num_tokens, 8)
 
 
-def told_of(network, prompts, monkeypatch, mesh=None, **settings):
+def told_of(network, prompts, monkeypatch, mesh=None, stop=(), **settings):
   """Each row's tokens as told, when, and the rollout itself."""
   monkeypatch.setattr(engine, "_STEPS", 4)
-  monkeypatch.setattr(finished_rows, "_AT_ONCE", 2)
+  monkeypatch.setattr(finished_rows, "_ROWS_AT_ONCE", 2)
   told, tokens = [], []
   sampler = make(network, **settings)
 
-  def ended(row, ids):
+  def on_finished(row, ids):
     told.append((row, ids.tolist(), tokens[-1]))
 
   params = network.params if mesh is None else on_mesh(network, mesh)
@@ -539,8 +545,9 @@ def told_of(network, prompts, monkeypatch, mesh=None, **settings):
       params,
       *put(mesh, prompts),
       keys_of(),
+      sampling_of(stop=stop),
       report=lambda num_tokens, _: tokens.append(num_tokens),
-      ended=ended,
+      on_finished=on_finished,
     )
   return told, tokens, jax.tree.map(np.asarray, rolled)
 
@@ -573,8 +580,8 @@ def test_each_row_is_told_of_once_as_it_ends(
 def test_telling_compiles_nothing_new(network, prompts, monkeypatch):
   told_of(network, prompts, monkeypatch, num_slots=5)
   programs = [
-    finished_rows._pick,
-    finished_rows._nobody,
+    finished_rows._gather,
+    finished_rows._none_reported,
     engine._look,
     engine._advance,
   ]

@@ -7,7 +7,7 @@ import pytest
 
 import distil_jax as dj
 from distil_jax.data import tokenizer as tokenizers
-from distil_jax.models import decoder
+from distil_jax.models import decoder, layers
 from tests import networks
 
 TEXTS = ["Compute 47 + 8 - 3.", "The answer is 52.", "What is 6 - 2?"]
@@ -75,7 +75,7 @@ def test_logits_do_not_depend_on_the_side_of_padding(policy):
   hidden = decoder.hidden_states(
     policy.graphdef, policy.params, jnp.asarray([tokens]), jnp.ones((1, 4), int)
   )
-  by_hand = hidden[0] @ decoder.unembedding(policy.params)
+  by_hand = hidden[0] @ layers.unembedding(policy.params)
   np.testing.assert_allclose(alone, by_hand, atol=1e-5)
 
 

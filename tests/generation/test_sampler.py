@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distil_jax.generation import random_keys, sampler, sampling_params
-from distil_jax.models import decoder
+from distil_jax.generation import random_keys, sampler
+from distil_jax.generation.sampling_params import SamplingParams
+from distil_jax.models import layers
 from distil_jax.objectives import scoring
 from distil_jax.ops import fused_statistics
 from distil_jax.types import StopReason
@@ -17,21 +18,12 @@ from tests import networks
 PAD, EOS = networks.PAD, (3, 11)
 LENGTH = 6
 NAMES = [40, 7, 19]
-CHOICE = ("temperature", "top_k", "top_p", "min_p")
-DEFAULTS = {
-  "max_completion_length": LENGTH,
-  "eos_ids": EOS,
-  "pad_id": PAD,
-}
+DEFAULTS = {"eos_ids": EOS, "pad_id": PAD}
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "max_tokens")
 
 _generate = jax.jit(
   sampler.generate,
-  static_argnames=(
-    "graphdef",
-    "max_completion_length",
-    "eos_ids",
-    "pad_id",
-  ),
+  static_argnames=("sampling", "graphdef", "eos_ids", "pad_id"),
 )
 _sample_keys = jax.jit(random_keys.sample_keys, static_argnums=2)
 
@@ -52,14 +44,14 @@ def sample(network, prompts, names=NAMES, group_size=4, seed=0, **settings):
   keys = _sample_keys(
     jax.random.key(seed), random_keys.identities(names), group_size
   )
-  chosen = {k: settings.pop(k) for k in CHOICE if k in settings}
+  sampling = {k: settings.pop(k) for k in SAMPLING if k in settings}
   return _generate(
     network.params,
     ids,
     mask,
     keys,
+    SamplingParams(**{"max_tokens": LENGTH, **sampling}),
     graphdef=network.graphdef,
-    choice=sampling_params.choice(**chosen),
     **{**DEFAULTS, **settings},
   )
 
@@ -81,7 +73,7 @@ def scored(params, rolled, *, graphdef, group_size):
     graphdef=graphdef,
   )
   return fused_statistics.token_log_probs(
-    hidden, decoder.unembedding(params), rolled.completion_ids
+    hidden, layers.unembedding(params), rolled.completion_ids
   )[0]
 
 
@@ -143,7 +135,7 @@ def test_a_lower_limit_cuts_and_changes_nothing_else(network, prompts):
   limit = int(lengths[ends].max())  # so that one ends in the last column
   assert limit > 1
   for cut in (1, limit):
-    part = sample(network, prompts, max_completion_length=cut)
+    part = sample(network, prompts, max_tokens=cut)
     assert part.completion_ids.shape == (12, cut)
     for name in ("completion_ids", "completion_mask"):
       np.testing.assert_array_equal(
@@ -290,7 +282,7 @@ def test_frequencies_are_the_probabilities(
     one,
     [40],
     group_size=count,
-    max_completion_length=1,
+    max_tokens=1,
     temperature=temperature,
     top_k=top_k,
     top_p=top_p,

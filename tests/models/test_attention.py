@@ -15,7 +15,7 @@ from tests import networks
 
 LANES = 128
 SHAPE = re.compile(r"f32\[([0-9,]+)\]")
-splash = functools.partial(sequence_attention.splash, interpret=True)
+splash = functools.partial(attention.splash, interpret=True)
 
 
 def made_up(shape_of_heads=(4, 2), *, batch=2, length=5, size=8, seed=0):
@@ -74,7 +74,7 @@ def gradient_of(attend):
 def test_the_kernel_of_tpus_has_the_gradient_of_xla(length):
   """300 tokens are padded to 384, and stand in blocks of 384."""
   arrays = made_up(length=length, size=LANES)
-  expected = gradient_of(sequence_attention.xla)(*arrays)
+  expected = gradient_of(attention.xla)(*arrays)
   for found, gradient in zip(
     gradient_of(splash)(*arrays), expected, strict=True
   ):
@@ -85,7 +85,7 @@ def test_the_kernel_of_tpus_has_the_gradient_of_xla(length):
 def test_the_kernel_of_tpus_runs_on_each_device_s_part(axes):
   """A batch of 4 is cut over 4 devices, and one of 8 ways is not."""
   arrays = made_up(batch=4, length=9, size=LANES)
-  expected = gradient_of(sequence_attention.xla)(*arrays)
+  expected = gradient_of(attention.xla)(*arrays)
   with jax.set_mesh(sharding.make_mesh(*axes)):
     found = gradient_of(splash)(*arrays)
     text = jax.jit(splash).lower(*arrays[:3]).as_text()
@@ -98,9 +98,9 @@ def test_the_kernel_of_tpus_runs_on_each_device_s_part(axes):
 @pytest.mark.parametrize(
   ("kernel", "length", "batch"),
   [
-    (sequence_attention.xla, 10, 4),
-    (sequence_attention.xla, 10, 3),
-    (sequence_attention.xla, 1300, 2),
+    (attention.xla, 10, 4),
+    (attention.xla, 10, 3),
+    (attention.xla, 1300, 2),
     (splash, 10, 4),
     (splash, 512, 2),
     (splash, 600, 3),
@@ -110,8 +110,8 @@ def test_devices_share_the_queries_of_a_sequence(kernel, length, batch):
   """A batch of 3 is cut nowhere; 600 tokens are no multiple of lanes."""
   size = LANES if kernel is splash else 8
   arrays = made_up(batch=batch, length=length, size=size)
-  expected = gradient_of(sequence_attention.xla)(*arrays)
-  attended = sequence_attention.xla(*arrays[:3])
+  expected = gradient_of(attention.xla)(*arrays)
+  attended = attention.xla(*arrays[:3])
   with jax.set_mesh(sharding.make_mesh(1, 2, 2, context=2)):
     found = gradient_of(kernel)(*arrays)
     actual = jax.jit(kernel)(*arrays[:3])
@@ -119,7 +119,7 @@ def test_devices_share_the_queries_of_a_sequence(kernel, length, batch):
   np.testing.assert_allclose(actual, attended, atol=1e-5)
   for part, gradient in zip(found, expected, strict=True):
     np.testing.assert_allclose(part, gradient, atol=3e-5)
-  if kernel is sequence_attention.xla:
+  if kernel is attention.xla:
     # Each device has the logits of its own queries alone.
     local = batch // 2 if batch % 2 == 0 else batch
     shapes = {tuple(map(int, x.split(","))) for x in SHAPE.findall(text)}
@@ -134,12 +134,12 @@ def test_a_long_row_is_read_some_queries_at_a_time(length):
   def whole(query, key, value):
     return jax.nn.dot_product_attention(query, key, value, is_causal=True)
 
-  compiled = jax.jit(sequence_attention.xla).lower(*arrays[:3]).compile()
+  compiled = jax.jit(attention.xla).lower(*arrays[:3]).compile()
   np.testing.assert_allclose(
     compiled(*arrays[:3]), whole(*arrays[:3]), atol=1e-5
   )
   for part, gradient in zip(
-    gradient_of(sequence_attention.xla)(*arrays),
+    gradient_of(attention.xla)(*arrays),
     gradient_of(whole)(*arrays),
     strict=True,
   ):
@@ -328,7 +328,7 @@ def test_the_choice_for_another_platform_costs_nothing():
 )
 def test_each_platform_gets_what_suits(head_size, dtype, has_cudnn, expected):
   """JAX traces the kernel of GPUs where it finds one, and so nowhere here."""
-  found = attention.by_platform(
+  found = sequence_attention.by_platform(
     head_size=head_size, dtype=dtype, has_cudnn=has_cudnn
   )
   assert found == expected

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distil_jax.models import decoder, sharding
+from distil_jax.models import decoder, layers, sharding
 from tests import networks
 
 
@@ -225,6 +225,6 @@ def test_random_parameters_have_the_shapes_of_the_template(tie_embeddings):
     template,
   )
   assert ("unembedding" in params) != tie_embeddings
-  assert decoder.unembedding(params).shape == (16, networks.VOCAB_SIZE)
+  assert layers.unembedding(params).shape == (16, networks.VOCAB_SIZE)
   queries = np.asarray(params["layers"]["query"])
   assert np.abs(queries[0] - queries[1]).max() > 1e-3  # layers differ

@@ -60,7 +60,7 @@ def stepwise(
     prompt_index[None],
     jnp.ones((1, width), bool),
     num_prompts=ids.shape[0],
-    num_lanes=GROUP_SIZE,
+    num_columns=GROUP_SIZE,
   )
 
   def one(cache, t):
@@ -172,11 +172,11 @@ def test_who_is_not_alive_takes_no_lane():
     [[True, True, False, True, True], [True, False, True, False, False]]
   )
   found = kv_cache.assign_prompts(
-    prompt_index, is_alive, num_prompts=3, num_lanes=2
+    prompt_index, is_alive, num_prompts=3, num_columns=2
   )
-  np.testing.assert_array_equal(found.places[0], [2, 0, 6, 3, 1])
+  np.testing.assert_array_equal(found.table_index[0], [2, 0, 6, 3, 1])
   np.testing.assert_array_equal(found.samples[0, :4], [1, 4, 0, 3])
-  np.testing.assert_array_equal(found.places[1], [4, 6, 5, 6, 6])
+  np.testing.assert_array_equal(found.table_index[1], [4, 6, 5, 6, 6])
   np.testing.assert_array_equal(found.samples[1, 4:], [0, 2])
 
 

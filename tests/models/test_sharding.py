@@ -9,8 +9,9 @@ import optax
 import pytest
 
 from distil_jax import config
-from distil_jax.generation import random_keys, sampler, sampling_params
-from distil_jax.models import decoder, sharding
+from distil_jax.generation import random_keys, sampler
+from distil_jax.generation.sampling_params import SamplingParams
+from distil_jax.models import decoder, layers, sharding
 from distil_jax.training import build_step, train_state
 from tests import networks
 
@@ -83,7 +84,7 @@ def test_every_parameter_has_a_place():
 @pytest.mark.parametrize(
   "axes",
   [
-    *decoder.AXES.values(),
+    *layers.AXES.values(),
     ("batch", "sequence", "heads", "head_size"),
     ("batch", None, "kv_heads", "head_size"),
     ("batch", "sequence", None),
@@ -118,7 +119,7 @@ def test_context_joins_fsdp_without_moving_a_parameter():
   mesh = sharding.make_mesh(fsdp=2, context=2, tensor=2)
   joined = sharding.without_context(mesh)
   assert dict(joined.shape) == {"data": 1, "fsdp": 4, "context": 1, "tensor": 2}
-  for name, axes in decoder.AXES.items():
+  for name, axes in layers.AXES.items():
     shape = (8,) * len(axes)
     before, after = (
       sharding.sharding(m, *axes).devices_indices_map(shape)
@@ -152,18 +153,21 @@ def whole_step(network, mesh):
   generate = functools.partial(
     sampler.generate,
     graphdef=network.graphdef,
-    max_completion_length=LENGTH,
     eos_ids=(3, 11),
     pad_id=networks.PAD,
   )
 
   def sample(params, ids, mask, identities):
     keys = random_keys.sample_keys(jax.random.key(0), identities, GROUP_SIZE)
-    return (
+    return tuple(
       generate(
-        params, ids, mask, keys, choice=sampling_params.choice(temperature=0.0)
-      ),
-      generate(params, ids, mask, keys),
+        params,
+        ids,
+        mask,
+        keys,
+        SamplingParams(temperature=temperature, max_tokens=LENGTH),
+      )
+      for temperature in (0.0, 1.0)
     )
 
   step = build_step.train_step(

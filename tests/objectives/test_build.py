@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from distil_jax import config, objectives
-from distil_jax.models import decoder, sharding
+from distil_jax.models import decoder, layers, sharding
 from distil_jax.objectives import teachers as objectives_teacher
 from distil_jax.ops.divergences import Divergence
 from distil_jax.training import build_step, optimizers, train_state
@@ -102,7 +102,7 @@ def logits(params, graphdef, batch, ids, mask):
     jnp.concatenate([ids, batch.completion_ids], axis=1),
     jnp.concatenate([mask, batch.completion_mask], axis=1),
   )
-  return hidden[:, ids.shape[1] - 1 : -1] @ decoder.unembedding(params)
+  return hidden[:, ids.shape[1] - 1 : -1] @ layers.unembedding(params)
 
 
 def student_logits(params, graphdef, batch):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distil_jax.models import decoder
+from distil_jax.models import layers
 from distil_jax.objectives import scoring
 from tests import networks
 
@@ -17,7 +17,7 @@ def score(params, prompt_ids, prompt_mask, ids, mask, *, graphdef):
   hidden = scoring.completion_hidden_states(
     params, prompt_ids, prompt_mask, ids, mask, graphdef=graphdef
   )
-  logits = hidden @ decoder.unembedding(params)
+  logits = hidden @ layers.unembedding(params)
   return jax.nn.log_softmax(logits, axis=-1)
 
 

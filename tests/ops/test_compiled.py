@@ -11,7 +11,8 @@ import pytest
 
 from distil_jax import config, objectives
 from distil_jax.generation import sampler
-from distil_jax.models import decoder
+from distil_jax.generation.sampling_params import SamplingParams
+from distil_jax.models import decoder, layers
 from distil_jax.objectives import scoring
 from distil_jax.training import build_step, train_state
 from distil_jax.types import TrainBatch
@@ -109,8 +110,8 @@ def test_logits_in_memory_would_be_seen(network, batch):
       *completion,
     )
     return objectives.distil(
-      student @ decoder.unembedding(params),
-      expert @ decoder.unembedding(teacher),
+      student @ layers.unembedding(params),
+      expert @ layers.unembedding(teacher),
       *completion,
       sample_mask=batch.sample_mask,
     ).value
@@ -125,8 +126,8 @@ def test_sampling_holds_the_logits_of_one_token(network):
   keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), (4, 2)))
   generate = functools.partial(
     sampler.generate,
+    sampling=SamplingParams(max_tokens=T),
     graphdef=network.graphdef,
-    max_completion_length=T,
     eos_ids=(1,),
     pad_id=0,
   )

@@ -168,11 +168,11 @@ def _parallel_cumsum(x, axis=-1):
   return jax.lax.associative_scan(jnp.add, x, axis=axis % x.ndim)
 
 
-def choice_of(rows, **settings):
+def arrays_of(rows, **settings):
   """Settings for rows, each a number or an array."""
   values = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
-  dtypes = sampling.Choice(np.float32, np.int32, np.float32, np.float32)
-  return sampling.Choice(
+  dtypes = sampling.SamplingArrays(np.float32, np.int32, np.float32, np.float32)
+  return sampling.SamplingArrays(
     **{
       name: np.full(rows, value, getattr(dtypes, name))
       for name, value in (values | settings).items()
@@ -182,8 +182,8 @@ def choice_of(rows, **settings):
 
 def choose(logits, uniforms, **settings):
   uniforms = np.asarray(uniforms, np.float32)
-  choice = choice_of(uniforms.shape, **settings)
-  return jax.tree.map(np.asarray, _choose(logits, uniforms, choice))
+  arrays = arrays_of(uniforms.shape, **settings)
+  return jax.tree.map(np.asarray, _choose(logits, uniforms, arrays))
 
 
 def drawn(logits, num_draws=4000, **settings):
@@ -387,7 +387,7 @@ class TestChooseAgainstSorting:
       jnp.max(peaks, -1),
       jnp.ones(1),
       jnp.zeros(1, bool),
-      choice_of(1, top_k=top_k),
+      arrays_of(1, top_k=top_k),
     )
     assert np.sum(logits >= np.asarray(floor)) == top_k
 
@@ -438,7 +438,7 @@ class TestChooseDistribution:
     ids, log_probs, own = choose(logits, uniforms)
     np.testing.assert_array_equal(ids, sampling.sample(logits, uniforms))
     np.testing.assert_array_equal(log_probs, own)
-    whole = _choose(logits, uniforms, sampling.Choice())
+    whole = _choose(logits, uniforms, sampling.SamplingArrays())
     np.testing.assert_array_equal(whole[0], ids)
 
 
@@ -462,14 +462,16 @@ class TestChooseRows:
     logits = rng.normal(0, 2, (3, 4, 50)).astype(np.float32)
     uniforms = rng.random((3, 4), np.float32)
     top_k = np.array([1, 0, 5], np.int32)[:, None]
-    short = _choose(logits, uniforms, sampling.Choice(top_k=top_k))
+    short = _choose(logits, uniforms, sampling.SamplingArrays(top_k=top_k))
     long = choose(logits, uniforms, top_k=np.tile(top_k, (1, 4)))
     np.testing.assert_array_equal(short[0], long[0])
     np.testing.assert_array_equal(short[0][0], np.argmax(logits[0], -1))
 
   def test_shapes_must_agree(self):
     with pytest.raises(AssertionError):
-      sampling.choose(jnp.zeros((2, 5)), jnp.zeros(3), sampling.Choice())
+      sampling.choose(
+        jnp.zeros((2, 5)), jnp.zeros(3), sampling.SamplingArrays()
+      )
 
   @pytest.mark.parametrize("temperature", [0.0, 1e-44, 1e-38, 0.5, 1e30])
   @pytest.mark.parametrize("scale", [1e4, 1e30])
@@ -505,12 +507,12 @@ class TestChooseProgram:
     rng = np.random.default_rng(7)
     for _ in range(3):
       settings = random_settings(rng, 4)
-      run(np.zeros((4, 300), np.float32), np.zeros(4), choice_of(4, **settings))
+      run(np.zeros((4, 300), np.float32), np.zeros(4), arrays_of(4, **settings))
     assert run._cache_size() == 1
 
   def test_sorts_nothing(self):
     arguments = jax.eval_shape(
-      lambda: (jnp.zeros((4, 3000)), jnp.zeros(4), choice_of(4))
+      lambda: (jnp.zeros((4, 3000)), jnp.zeros(4), arrays_of(4))
     )
     traced = jax.jit(sampling.choose).trace(*arguments)
     assert not re.search(r"\b(sort|top_k|random_bits)\[", str(traced.jaxpr))
@@ -531,7 +533,7 @@ class TestChooseProgram:
       is_cut = vocab_size % num_shards == 0
       place = functools.partial(sharding.sharding, mesh, "batch", None)
       arguments = jax.device_put(
-        (logits, uniforms, choice_of((8, 3), **settings)),
+        (logits, uniforms, arrays_of((8, 3), **settings)),
         (place("vocab" if is_cut else None), place(), place()),
       )
       run = jax.jit(

@@ -10,9 +10,8 @@ import pytest
 from distil_jax.envs.judge_pool import JudgePool
 from distil_jax.models import sharding
 from distil_jax.training import evaluation
-from distil_jax.training.rollouts.rollout_worker import RolloutWorker
 from distil_jax.types import Problem, Status, Verdict
-from tests import networks
+from tests import networks, rollout_workers
 
 NUM_SAMPLES = 4
 NUM_PROBLEMS = 11  # the batches below have 8 and 16
@@ -58,27 +57,24 @@ def policy(mesh):
 
 
 @pytest.fixture(scope="module")
-def actor(policy, judge, mesh):
-  return RolloutWorker(
+def worker(policy, judge, mesh):
+  return rollout_workers.make(
     policy,
     JudgePool(judge, num_workers=1),  # in the order in which they end
     mesh,
     group_size=NUM_SAMPLES,
     max_prompt_length=40,
     max_completion_length=5,
-    temperature=1.0,
-    top_k=None,
-    top_p=None,
   )
 
 
 @pytest.fixture(scope="module")
-def measure(actor, policy, judge, mesh):
+def measure(worker, policy, judge, mesh):
   def measure(problems=PROBLEMS, key=0, num_problems=8, **settings):
     judge.seen.clear()
     with jax.set_mesh(mesh):
       return evaluation.evaluate(
-        actor,
+        worker,
         policy.params,
         problems,
         jax.random.key(key),

@@ -8,6 +8,7 @@ import pytest
 
 from distil_jax import config
 from distil_jax.generation import random_keys, sampler
+from distil_jax.generation.sampling_params import SamplingParams
 from distil_jax.models import sharding
 from distil_jax.training import build_step, train_state
 from tests import networks
@@ -196,8 +197,8 @@ def test_what_was_just_sampled_differs_by_rounding(network, teacher, kind):
       ids,
       mask,
       keys,
+      SamplingParams(max_tokens=12),
       graphdef=network.graphdef,
-      max_completion_length=12,
       eos_ids=(3, 11),
       pad_id=networks.PAD,
     )

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from distil_jax import config, objectives
-from distil_jax.models import decoder, sharding
+from distil_jax.models import decoder, layers, sharding
 from distil_jax.training import build_step, train_state
 from tests import networks
 from tests.networks import assert_close, distance
@@ -84,7 +84,7 @@ def logits(params, ids, mask, batch, *, graphdef):
     jnp.concatenate([ids, batch.completion_ids], axis=1),
     jnp.concatenate([mask, batch.completion_mask], axis=1),
   )
-  return hidden[:, ids.shape[1] - 1 : -1] @ decoder.unembedding(params)
+  return hidden[:, ids.shape[1] - 1 : -1] @ layers.unembedding(params)
 
 
 def cut_out(logits, batch):

@@ -24,9 +24,8 @@ from distil_jax.training import (
   train_state,
 )
 from distil_jax.training.rollouts.experience import Experience
-from distil_jax.training.rollouts.rollout_worker import RolloutWorker
 from distil_jax.types import Rollout, Status, StopReason, Verdict
-from tests import commands, networks
+from tests import commands, networks, rollout_workers
 
 
 def watch(accuracies, margin=0.1, num_answers=20):
@@ -179,19 +178,16 @@ def test_a_spoiled_teacher_is_caught_reading(mesh):
     ),
   )
   judges = JudgePool(environment)
-  actor = RolloutWorker(
+  worker = rollout_workers.make(
     policy,
     judges,
     mesh,
     group_size=1,
     max_prompt_length=120,
     max_completion_length=48,
-    temperature=1.0,
-    top_k=None,
-    top_p=None,
   )
   inspect = teacher_probe.TeacherProbe(
-    actor, policy, judges, mesh, num_answers, success_threshold=1.0
+    worker, policy, judges, mesh, num_answers, success_threshold=1.0
   )
   with jax.set_mesh(mesh):
     good = inspect(policy.params, experience, lesson, jax.random.key(0))

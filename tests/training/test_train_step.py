@@ -10,7 +10,7 @@ import pytest
 
 import distil_jax as dj
 from distil_jax import config
-from distil_jax.models import decoder
+from distil_jax.models import decoder, layers
 from distil_jax.training import build_step, optimizers, train_state
 from distil_jax.training.setup import steps as setup_step
 from tests import networks
@@ -108,7 +108,7 @@ def dense_statistics(params, teacher, batch, *, graphdef, cost):
       jnp.concatenate([mask, batch.completion_mask], axis=1),
     )
     before = hidden[:, ids.shape[1] - 1 : -1]
-    tables.append(jax.nn.log_softmax(before @ decoder.unembedding(policy)))
+    tables.append(jax.nn.log_softmax(before @ layers.unembedding(policy)))
   student, expert = tables[0], jax.lax.stop_gradient(tables[1])
   costs = -jnp.sum(jnp.exp(expert) * student, axis=-1)
   if cost == "kl":

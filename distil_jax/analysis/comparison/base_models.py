@@ -19,7 +19,7 @@ import numpy as np
 import optax
 
 from distil_jax.analysis.comparison import tasks
-from distil_jax.models import decoder, hf_export, hf_weights
+from distil_jax.models import decoder, hf_export, hf_weights, layers
 from distil_jax.models import decoder_config as models_config
 
 Settings = Mapping[str, Any]
@@ -196,7 +196,7 @@ def _loss(params, key, graphdef, family, batch_size):
   hidden = decoder.hidden_states(graphdef, params, sequences, sequence_mask)
   hidden = hidden[:, prompts.shape[1] - 1 : -1]
   # Twenty tokens: the whole of the logits is small here.
-  logits = hidden @ decoder.unembedding(params)
+  logits = hidden @ layers.unembedding(params)
   costs = optax.losses.kl_divergence(jax.nn.log_softmax(logits), targets)
   return jnp.sum(costs * mask) / jnp.sum(mask)
 

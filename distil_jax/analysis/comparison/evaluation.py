@@ -12,7 +12,7 @@ from distil_jax.analysis.comparison.trial_setting import (
   repeat,
   sample,
 )
-from distil_jax.models import decoder
+from distil_jax.models import decoder, layers
 from distil_jax.objectives import scoring
 from distil_jax.ops import fused_statistics, masking
 
@@ -76,7 +76,7 @@ def evaluate(
     graphdef=setting.graphdef,
   )
   ends, entropies = fused_statistics.token_log_probs(
-    hidden, decoder.unembedding(params), jnp.full_like(ids, tasks.EOS)
+    hidden, layers.unembedding(params), jnp.full_like(ids, tasks.EOS)
   )
   is_last = jnp.pad(mask[:, 1:], ((0, 0), (0, 1))) == 0
   before = mask * (1 - is_last)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from distil_jax import config as configs
 from distil_jax.analysis.comparison import tasks
 from distil_jax.generation import random_keys, sampler
+from distil_jax.generation.sampling_params import SamplingParams
 from distil_jax.models import decoder, decoder_config
 from distil_jax.types import Rollout
 
@@ -75,8 +76,8 @@ def sample(
     prompt_ids,
     prompt_mask,
     random_keys.sample_keys(key, names, group_size),
+    SamplingParams(max_tokens=setting.family.completion_length),
     graphdef=setting.graphdef,
-    max_completion_length=setting.family.completion_length,
     eos_ids=(tasks.EOS,),
     pad_id=tasks.PAD,
   )

@@ -1,13 +1,13 @@
-"""Episodes: turns of the student, and what a tool says between them.
+"""Multi-turn rollouts: turns of the student, and a tool's outputs in between.
 
-All rows sample their first turn together, as they would without a tool. Those
-that the tool has answered then sample their next one, each from its own prompt
-and all that was said since, and so on until nobody is left. What a turn is
-sampled from is read anew: reading is cheap beside sampling. But its keys and
-values take memory for each row, where they were shared in the first turn.
+All rows sample their first turn together, as they would without a tool. Rows
+that the tool has answered then sample their next turn, each from its own prompt
+and all that was said since, and so on until no row is left. The prompt of a
+later turn is read anew. This is cheap beside sampling, but its keys and values
+take memory for each row, where in the first turn they are shared by a group.
 
-A row's tokens depend on its key, its prompt and the tool's words alone, not on
-who else goes on.
+A row's tokens depend on its key, its prompt and the tool's outputs alone, not
+on the other rows.
 """
 
 import dataclasses
@@ -21,24 +21,24 @@ import numpy as np
 from distil_jax.data import padding, shared_prefixes
 from distil_jax.data.tokenizer import Tokenizer
 from distil_jax.distributed import collectives
-from distil_jax.generation import engine, finished_rows
+from distil_jax.generation.usage import OnFinished, Report, Usage
 from distil_jax.training.rollouts.tool_pool import ToolPool
 from distil_jax.types import Message, Problem, Rollout, StopReason
 
-# A row whose episode is over, and the text of its last turn.
-Over = Callable[[int, str], None]
+# Called with a row whose episode is over, and the text of its last turn.
+OnEpisodeEnd = Callable[[int, str], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Turns:
-  """What is sampled next: one completion for each of n prompts.
+  """Holds the turns to sample next: one completion for each of n prompts.
 
   Attributes:
-    rows: whose turn it is; where they are fewer than n the last ones are
+    rows: Rows whose turn it is; if they are fewer than n, the last prompts are
       stand-ins.
-    numbers: of each row's turn, 0 for the first.
-    prompt_ids, prompt_mask: left-padded. Shape `[n, S + T]`.
-    max_lengths: tokens that each may have. Shape `[n]`.
+    numbers: Number of each row's turn, 0 for the first.
+    prompt_ids, prompt_mask: Left-padded. Shape `[n, S + T]`.
+    max_lengths: Most tokens of each turn. Shape `[n]`.
   """
 
   rows: Sequence[int]
@@ -48,16 +48,16 @@ class Turns:
   max_lengths: np.ndarray
 
 
-FirstFn = Callable[..., tuple[Rollout, engine.Usage]]
-LaterFn = Callable[..., tuple[Rollout, engine.Usage]]
+SampleFirstFn = Callable[..., tuple[Rollout, Usage]]
+SampleLaterFn = Callable[..., tuple[Rollout, Usage]]
 
 
 class Episodes:
-  """The rows of one rollout, on the host: B of them, G for each problem."""
+  """Holds the rows of one rollout on the host: B of them, G a problem."""
 
   def __init__(
     self,
-    tooling: ToolPool,
+    tool_pool: ToolPool,
     tokenizer: Tokenizer,
     problems: Sequence[Problem],
     prompt_ids: np.ndarray,
@@ -65,27 +65,27 @@ class Episodes:
     *,
     group_size: int,
     max_completion_length: int,
-    over: Over,
+    on_episode_end: OnEpisodeEnd,
   ):
-    """Nobody has said anything yet.
+    """Starts with empty episodes.
 
     Args:
-      tooling: the tool.
-      tokenizer: ids to text.
-      problems: P of them.
-      prompt_ids, prompt_mask: of the first turns. Shape `[P, S]`.
+      tool_pool: Answers the student's turns.
+      tokenizer: Turns token ids into text.
+      problems: P problems.
+      prompt_ids, prompt_mask: Prompts of the first turns. Shape `[P, S]`.
       group_size: G.
-      max_completion_length: T, of all that is said in an episode.
-      over: told of each row as soon as its episode is over.
+      max_completion_length: T, the most tokens of a whole episode.
+      on_episode_end: Called for each row as soon as its episode is over.
     """
     self.num_rows = len(problems) * group_size
-    self._tooling, self._tokenizer = tooling, tokenizer
+    self._tool_pool, self._tokenizer = tool_pool, tokenizer
     self._problems, self._group_size = problems, group_size
     self.prompt_ids, self.prompt_mask = prompt_ids, prompt_mask
-    self._over = over
+    self._on_episode_end = on_episode_end
     shape = (self.num_rows, max_completion_length)
     self._ids = np.full(shape, tokenizer.pad_id, np.int32)
-    self._own = np.zeros(shape, np.int32)
+    self._student_mask = np.zeros(shape, np.int32)
     self._log_probs, self._behavior_log_probs = np.zeros(
       (2, *shape), np.float32
     )
@@ -93,68 +93,81 @@ class Episodes:
     self._stop_reasons = np.zeros(self.num_rows, np.int32)
     self._turns: list[list[str]] = [[] for _ in range(self.num_rows)]
     self._outputs: list[list[str]] = [[] for _ in range(self.num_rows)]
+    # Rows that wait for the tool.
     self.calls: dict[int, Future[str | None]] = {}
 
-  def listener(self, rows: Sequence[int]) -> finished_rows.OnFinished:
-    """Told of the rows of a turn as they end; has the tool asked meanwhile."""
-
-    def ended(place: int, ids: np.ndarray) -> None:
-      if place < len(rows):
-        self._end_turn(rows[place], ids)
-      self._look()
-
-    return ended
-
-  def take(self, rows: Sequence[int], sampled: Rollout) -> None:
-    """Writes down the turns that have been sampled.
+  def on_finished(self, rows: Sequence[int]) -> OnFinished:
+    """Returns a callback that asks the tool as soon as a turn has finished.
 
     Args:
-      rows: whose turn it was.
-      sampled: theirs first; what comes after them is nobody's.
+      rows: Rows whose turns are sampled.
+    """
+
+    def on_finished(index: int, ids: np.ndarray) -> None:
+      if index < len(rows):  # stand-ins come after the rows
+        self._end_turn(rows[index], ids)
+      self._end_unanswered()
+
+    return on_finished
+
+  def add_turns(self, rows: Sequence[int], sampled: Rollout) -> None:
+    """Appends the turns that have been sampled.
+
+    Args:
+      rows: Rows whose turns they are.
+      sampled: Turns of the rows, followed by those of the stand-ins.
     """
     counts = np.asarray(sampled.completion_mask).sum(axis=1)
-    for place, row in enumerate(rows):
-      span = self._extend(row, sampled.completion_ids[place, : counts[place]])
-      self._own[row, span] = 1
-      for kept, found in (
+    for i, row in enumerate(rows):
+      span = self._extend(row, sampled.completion_ids[i, : counts[i]])
+      self._student_mask[row, span] = 1
+      for kept, turn in (
         (self._log_probs, sampled.log_probs),
         (self._behavior_log_probs, sampled.behavior_log_probs),
       ):
-        kept[row, span] = found[place, : counts[place]]
-      self._stop_reasons[row] = sampled.stop_reasons[place]
+        kept[row, span] = turn[i, : counts[i]]
+      self._stop_reasons[row] = sampled.stop_reasons[i]
 
-  def answered(self) -> list[int]:
-    """Waits for the tool, shows what it says, and tells whose turn it is."""
-    going_on = []
+  def add_outputs(self) -> list[int]:
+    """Waits for the tool and appends its outputs.
+
+    Returns:
+      The rows that have a next turn.
+    """
+    continuing = []
     for row in sorted(self.calls):
       output = self.calls[row].result()
-      if output is not None and self._show(row, output):
-        going_on.append(row)
+      if output is not None and self._add_output(row, output):
+        continuing.append(row)
       else:
-        self._over(row, self._turns[row][-1])
+        self._on_episode_end(row, self._turns[row][-1])
     self.calls.clear()
-    return going_on
+    return continuing
 
   def turns(self, rows: Sequence[int], size: int) -> Turns:
-    """The next turns of some rows, with stand-ins up to a size.
+    """Returns the next turns of some rows, filled up with stand-ins.
 
-    Stand-ins have one token to read and one to say.
+    A stand-in has one token to read and samples one.
+
+    Args:
+      rows: Rows whose turn it is.
+      size: Number of turns, stand-ins included.
     """
     width = self.prompt_ids.shape[1] + self._ids.shape[1]
     pad_id = self._tokenizer.pad_id
-    heads = [self._said_to(row) for row in rows]
-    heads += [[pad_id]] * (size - len(rows))
+    prompts = [self._tokens_so_far(row) for row in rows]
+    prompts += [[pad_id]] * (size - len(rows))
     max_lengths = np.ones(size, np.int32)
     max_lengths[: len(rows)] = self._ids.shape[1] - self._lengths[list(rows)]
     return Turns(
       rows,
       [len(self._turns[row]) for row in rows],
-      *padding.pad_left(heads, width, pad_id),
+      *padding.pad_left(prompts, width, pad_id),
       max_lengths,
     )
 
   def rollout(self) -> Rollout:
-    """All of it; a tool's words are tokens that the student did not choose."""
+    """Returns the episodes; the tool's tokens are not the student's."""
     columns = np.arange(self._ids.shape[1])
     return Rollout(
       prompt_ids=self.prompt_ids,
@@ -164,11 +177,14 @@ class Episodes:
       log_probs=self._log_probs,
       behavior_log_probs=self._behavior_log_probs,
       stop_reasons=self._stop_reasons,
-      student_mask=self._own,
+      student_mask=self._student_mask,
     )
 
   def earlier_turns(self) -> list[list[Message]]:
-    """What was said before the turns that are judged, by whom; of each row."""
+    """Returns what was said before the last turn of each row.
+
+    Messages alternate between the roles `student` and `tool`.
+    """
     return [
       [
         {"role": role, "content": text}
@@ -179,27 +195,32 @@ class Episodes:
     ]
 
   def _end_turn(self, row: int, ids: np.ndarray) -> None:
+    """Asks the tool about a finished turn, unless it is the last one."""
     turns = self._turns[row]
     turns.append(self._tokenizer.decode(ids.tolist()))
     is_full = self._lengths[row] + len(ids) >= self._ids.shape[1]
-    if is_full or len(turns) == self._tooling.max_turns:
-      self._over(row, turns[-1])
+    if is_full or len(turns) == self._tool_pool.max_turns:
+      self._on_episode_end(row, turns[-1])
       return
     problem = self._problems[row // self._group_size]
-    self.calls[row] = self._tooling.ask(problem, turns, self._outputs[row])
+    self.calls[row] = self._tool_pool.ask(problem, turns, self._outputs[row])
 
-  def _look(self) -> None:
-    """Ends the episodes of those to whom the tool has nothing to say."""
+  def _end_unanswered(self) -> None:
+    """Ends the episodes to which the tool has nothing to say."""
     for row, call in list(self.calls.items()):
       if call.done() and call.result() is None:
         del self.calls[row]
-        self._over(row, self._turns[row][-1])
+        self._on_episode_end(row, self._turns[row][-1])
 
-  def _show(self, row: int, output: str) -> bool:
-    """Whether the output, and a token after it, fit into what is left."""
+  def _add_output(self, row: int, output: str) -> bool:
+    """Appends a tool's output if it fits, with a token to spare.
+
+    Returns:
+      True if it does; otherwise the episode is over.
+    """
     length = self._lengths[row]
     last_id = int(self._ids[row, length - 1])
-    ids = self._tooling.shown(output, last_id=last_id)
+    ids = self._tool_pool.shown(output, last_id=last_id)
     if length + len(ids) >= self._ids.shape[1]:
       self._stop_reasons[row] = StopReason.LENGTH
       return False
@@ -208,13 +229,15 @@ class Episodes:
     return True
 
   def _extend(self, row: int, ids: Sequence[int] | np.ndarray) -> slice:
+    """Appends tokens to a row; returns their columns."""
     start = int(self._lengths[row])
     span = slice(start, start + len(ids))
     self._ids[row, span] = ids
     self._lengths[row] = span.stop
     return span
 
-  def _said_to(self, row: int) -> list[int]:
+  def _tokens_so_far(self, row: int) -> list[int]:
+    """Returns a row's prompt and all that was said since."""
     problem = row // self._group_size
     prompt = self.prompt_ids[problem][self.prompt_mask[problem] == 1]
     return [*prompt.tolist(), *self._ids[row, : self._lengths[row]].tolist()]
@@ -222,63 +245,66 @@ class Episodes:
 
 def play(
   episodes: Episodes,
-  first: FirstFn,
-  later: LaterFn,
+  sample_first: SampleFirstFn,
+  sample_later: SampleLaterFn,
   *,
   multiple: int,
   at_once: int,
-  report: engine.Report,
-) -> engine.Usage:
+  report: Report,
+) -> Usage:
   """Samples turn after turn until all episodes are over.
 
   Args:
-    episodes: as they begin.
-    first: samples the first turn of all rows; called with the keywords
-      `report` and `ended`, see `engine.Engine`.
-    later: the same for `Turns`, which it is given.
-    multiple: of this process's rows that can be sampled at once.
-    at_once: of this process's rows that read all that was said to them; the
-      others wait. A multiple of the former.
-    report: told how many tokens are sampled, and how many episodes were over
-      when the latest turns began; of all processes.
+    episodes: Empty episodes.
+    sample_first: Samples the first turn of all rows; called with the keywords
+      `report` and `on_finished`, see `engine.Engine`.
+    sample_later: Samples `Turns`, its first argument; called with the same
+      keywords.
+    multiple: The number of this process's rows that are sampled at once is a
+      multiple of this.
+    at_once: Most rows of this process in a later turn, a multiple of
+      `multiple`; the others wait.
+    report: Called with the number of sampled tokens and of the episodes that
+      were over when the latest turns began, of all processes.
 
   Returns:
-    what all turns took together.
+    What all turns took together.
   """
   rows = list(range(episodes.num_rows))
   num_processes = jax.process_count()
   num_rows = num_processes * episodes.num_rows
-  sampled, usage = first(
-    report=functools.partial(_report, report, 0, 0, num_stand_ins=0),
-    ended=episodes.listener(rows),
+  sampled, usage = sample_first(
+    report=functools.partial(_report_turn, report, 0, 0, num_stand_ins=0),
+    on_finished=episodes.on_finished(rows),
   )
-  episodes.take(rows, sampled)
-  waiting = episodes.answered()
+  episodes.add_turns(rows, sampled)
+  waiting = episodes.add_outputs()
+  # All processes leave the loop together, because `_size` is the same for all.
   while size := _size(len(waiting), at_once, multiple):
     rows, left = waiting[:size], waiting[size:]
     sums = {"rows": float(len(rows)), "left": float(len(left))}
     sums = {k: round(x) for k, x in collectives.global_sums(sums).items()}
     num_stand_ins = num_processes * size - sums["rows"]
-    sampled, more = later(
+    sampled, more = sample_later(
       episodes.turns(rows, size),
       report=functools.partial(
-        _report,
+        _report_turn,
         report,
         usage.num_tokens,
         num_rows - sum(sums.values()),
         num_stand_ins=num_stand_ins,
       ),
-      ended=episodes.listener(rows),
+      on_finished=episodes.on_finished(rows),
     )
-    episodes.take(rows, sampled)
-    usage = _together(usage, more, num_stand_ins)
-    waiting = left + episodes.answered()
+    episodes.add_turns(rows, sampled)
+    usage = _add_usage(usage, more, num_stand_ins)
+    waiting = left + episodes.add_outputs()
   report(usage.num_tokens, num_rows)
   return usage
 
 
-def _report(
-  report: engine.Report,
+def _report_turn(
+  report: Report,
   tokens_before: int,
   num_over: int,
   num_tokens: int,
@@ -286,15 +312,23 @@ def _report(
   *,
   num_stand_ins: int,
 ) -> None:
-  """Of a turn, what the episodes have come to; stand-ins say one token each."""
-  del num_done  # with a turn, not with the episode
+  """Reports the progress of a turn as that of the episodes."""
+  # A turn that is done is not an episode that is over.
+  del num_done
+  # Each stand-in samples one token, which does not count.
   report(tokens_before + max(num_tokens - num_stand_ins, 0), num_over)
 
 
 def _size(num_rows: int, most: int, multiple: int) -> int:
-  """How many are sampled in place of so many: few sizes, so few programs.
+  """Returns how many rows to sample at once, stand-ins included.
 
-  The same for all processes, at most `most`; 0 where none of them has a row.
+  The same for all processes, at most `most`, and 0 if none has a row. There are
+  few such sizes, because each of them is a program.
+
+  Args:
+    num_rows: Rows of this process that wait for their turn.
+    most: Most rows of a process.
+    multiple: Divides the size.
   """
   longest = collectives.global_max(num_rows)
   if not longest:
@@ -303,10 +337,8 @@ def _size(num_rows: int, most: int, multiple: int) -> int:
   return -(-min(fitting, default=most) // multiple) * multiple
 
 
-def _together(
-  before: engine.Usage, more: engine.Usage, num_stand_ins: int
-) -> engine.Usage:
-  return engine.Usage(
+def _add_usage(before: Usage, more: Usage, num_stand_ins: int) -> Usage:
+  return Usage(
     num_tokens=before.num_tokens + more.num_tokens - num_stand_ins,
     num_steps=before.num_steps + more.num_steps,
     num_slot_steps=before.num_slot_steps + more.num_slot_steps,

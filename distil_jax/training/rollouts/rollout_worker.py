@@ -1,4 +1,4 @@
-"""Problems to prompts, to completions, to verdicts.
+"""Turns problems into prompts, completions and verdicts.
 
 Shared by training and evaluation; this is where arrays meet strings.
 """
@@ -6,116 +6,112 @@ Shared by training and evaluation; this is where arrays meet strings.
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 
 from distil_jax.data import padding, shared_prefixes
+from distil_jax.data.tokenizer import Tokenizer
 from distil_jax.envs import deadline_pool, judge_pool
-from distil_jax.generation import (
-  engine,
-  finished_rows,
-  random_keys,
-  sampling_params,
-)
-from distil_jax.generation.policy import Policy
-from distil_jax.models import decoder, sharding
+from distil_jax.generation import random_keys
+from distil_jax.generation.engine_config import EngineConfig
+from distil_jax.generation.sampling_params import SamplingParams
+from distil_jax.generation.usage import OnFinished, Report, Usage, no_report
+from distil_jax.models import layers, sharding
 from distil_jax.training.rollouts import multi_turn
 from distil_jax.training.rollouts.experience import Experience
 from distil_jax.training.rollouts.tool_pool import ToolPool
 from distil_jax.types import Problem, Rollout, Verdict
 
 
+class SamplingEngine(Protocol):
+  """Describes what a worker needs of `engine.Engine`."""
+
+  @property
+  def config(self) -> EngineConfig: ...
+
+  def __call__(
+    self,
+    params: layers.Params,
+    prompt_ids: jax.Array,
+    prompt_mask: jax.Array,
+    keys: jax.Array,
+    sampling: SamplingParams,
+    max_lengths: Any = None,
+    *,
+    report: Report,
+    on_finished: OnFinished | None,
+  ) -> tuple[Rollout, Usage]: ...
+
+
 class RolloutWorker:
-  """Samples from a policy, and has what has ended judged meanwhile."""
+  """Samples from a policy, and has finished completions judged meanwhile."""
 
   def __init__(
     self,
-    policy: Policy,
+    engine: SamplingEngine,
+    tokenizer: Tokenizer,
     judges: judge_pool.JudgePool,
     mesh: jax.sharding.Mesh,
+    sampling: SamplingParams,
     *,
     group_size: int,
     max_prompt_length: int,
-    max_completion_length: int,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    min_p: float | None = None,
-    stop: Sequence[str] = (),
-    num_slots: int | None = None,
-    cache_dtype: str | None = None,
-    rollout_mesh: jax.sharding.Mesh | None = None,
-    tooling: ToolPool | None = None,
+    tool_pool: ToolPool | None = None,
   ):
-    """Nothing is compiled yet.
+    """Prepares the worker; nothing is compiled yet.
 
     Args:
-      policy: network and tokenizer; its parameters are not kept.
-      judges: of the environment.
-      mesh: where batches come from.
+      engine: Samples on its own mesh, or on `mesh` if it has none.
+      tokenizer: Tokenizer of the policy.
+      judges: Judge the completions.
+      mesh: Mesh of the training batches.
+      sampling: How completions are sampled; its `max_tokens` is T.
       group_size: G.
       max_prompt_length: S.
-      max_completion_length, num_slots, cache_dtype, stop: see
-        `engine.Engine`.
-      temperature, top_k, top_p, min_p: see `engine.choice`.
-      rollout_mesh: of the same devices, where to sample; None: `mesh`.
-      tooling: what the student may use between its turns; None: it has one
-        turn.
+      tool_pool: Tool that the student may use between its turns; None means
+        that it has one turn.
     """
     self.group_size = group_size
-    self._tokenizer = policy.tokenizer
+    self._engine = engine
+    self._tokenizer = tokenizer
     self._judges = judges
-    self._mesh = rollout_mesh or mesh
+    self._mesh = engine.config.mesh or mesh
+    self._sampling = sampling
     self._max_prompt_length = max_prompt_length
-    self._max_completion_length = max_completion_length
-    self._num_slots = num_slots
-    self._tooling = tooling
-    self._choice = sampling_params.choice(
-      temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p
-    )
-    self._engine = engine.Engine(
-      policy.graphdef,
-      max_completion_length=max_completion_length,
-      eos_ids=policy.tokenizer.eos_ids,
-      pad_id=policy.tokenizer.pad_id,
-      num_slots=num_slots,
-      cache_dtype=cache_dtype,
-      stop=stop,
-      decode=policy.tokenizer.decode,
-      mesh=rollout_mesh,
-    )
+    self._tool_pool = tool_pool
 
   def sample(
     self,
-    params: decoder.Params,
+    params: layers.Params,
     prompt_ids: np.ndarray,
     prompt_mask: np.ndarray,
     identities: np.ndarray,
     key: jax.Array,
     *,
-    report: engine.Report = lambda num_tokens, num_done: None,
-    ended: finished_rows.OnFinished | None = None,
+    report: Report = no_report,
+    on_finished: OnFinished | None = None,
     max_lengths: np.ndarray | None = None,
-  ) -> tuple[Rollout, engine.Usage]:
+  ) -> tuple[Rollout, Usage]:
     """Samples G completions of each prompt.
 
     Args:
-      params: of the policy.
-      prompt_ids: this process's, left-padded. Shape `[P, S]`.
-      prompt_mask: shape `[P, S]`.
-      identities: from `rollout.identities`. Shape `[P, 2]`.
-      key: another one for every step.
-      report: told how many tokens and how many completions are done, of all
-        processes.
-      ended: see `engine.Engine`.
-      max_lengths: of the completions of each prompt, at most T; None: T. Shape
-        `[P]`.
+      params: Parameters of the policy.
+      prompt_ids: This process's prompts, left-padded. Shape `[P, S]`.
+      prompt_mask: 1 where the token counts. Shape `[P, S]`.
+      identities: From `random_keys.identities`. Shape `[P, 2]`.
+      key: Another one for every step.
+      report: Called with the number of tokens and of completions that are done,
+        of all processes.
+      on_finished: Called for each row as it finishes; see `engine.Engine`.
+      max_lengths: Most tokens of each prompt's completions, up to T; None means
+        T. Shape `[P]`.
 
     Returns:
-      this process's rows, NumPy, and what all of them took.
+      This process's rows as NumPy arrays, and what all processes' rows took.
     """
-    sample_keys = random_keys.of_samples(
+    sample_keys = random_keys.sample_keys_on_mesh(
       self._mesh, key, identities, self.group_size
     )
     limits = None
@@ -128,24 +124,24 @@ class RolloutWorker:
       sample_keys,
       limits,
       report=report,
-      ended=ended,
+      on_finished=on_finished,
     )
 
   def __call__(
     self,
-    params: decoder.Params,
+    params: layers.Params,
     problems: Sequence[Problem],
     key: jax.Array,
     *,
-    report: engine.Report = lambda num_tokens, num_done: None,
+    report: Report = no_report,
   ) -> Experience:
     """Samples G completions of each problem and judges them.
 
     Args:
-      params: of the student.
-      problems: this process's; the same number on every call.
-      key: another one for every step.
-      report: as for `sample`.
+      params: Parameters of the student.
+      problems: This process's problems; the same number on every call.
+      key: Another one for every step.
+      report: As for `sample`.
     """
     ids, mask = padding.pad_left(
       [self._tokenizer.encode_messages(p.messages) for p in problems],
@@ -161,23 +157,20 @@ class RolloutWorker:
       problem = problems[row // self.group_size]
       pending[row] = self._judges.submit(problem, text)
 
-    played = self._episodes(problems, ids, mask, judge)
+    def judge_ids(row: int, ids: np.ndarray) -> None:
+      judge(row, self._tokenizer.decode(ids.tolist()))
+
+    episodes = self._episodes(problems, ids, mask, judge)
     with deadline_pool.cancelled_on_failure(pending):
-      if played is None:
+      if episodes is None:
         sampled, usage = self.sample(
-          params,
-          ids,
-          mask,
-          names,
-          key,
-          report=report,
-          ended=lambda row, ids: judge(
-            row, self._tokenizer.decode(ids.tolist())
-          ),
+          params, ids, mask, names, key, report=report, on_finished=judge_ids
         )
       else:
-        usage = self._play(params, played, names, key, report)
-        sampled = played.rollout()
+        usage = self._play(params, episodes, names, key, report)
+        sampled = episodes.rollout()
+      # Judges have worked since the first completion finished; only the time
+      # after the last one delays the step.
       begun = time.monotonic()
       verdicts = [pending[row].result() for row in range(len(completions))]
     return Experience(
@@ -188,7 +181,7 @@ class RolloutWorker:
       completions=completions,
       verdicts=verdicts,
       judging_seconds=time.monotonic() - begun,
-      earlier=played and played.earlier_turns(),
+      earlier=episodes and episodes.earlier_turns(),
     )
 
   def _episodes(
@@ -196,58 +189,61 @@ class RolloutWorker:
     problems: Sequence[Problem],
     prompt_ids: np.ndarray,
     prompt_mask: np.ndarray,
-    over: multi_turn.Over,
+    on_episode_end: multi_turn.OnEpisodeEnd,
   ) -> multi_turn.Episodes | None:
-    """None without a tool."""
-    if self._tooling is None:
+    """Returns the episodes as they begin, or None without a tool."""
+    if self._tool_pool is None:
       return None
     return multi_turn.Episodes(
-      self._tooling,
+      self._tool_pool,
       self._tokenizer,
       problems,
       prompt_ids,
       prompt_mask,
       group_size=self.group_size,
-      max_completion_length=self._max_completion_length,
-      over=over,
+      max_completion_length=self._sampling.max_tokens,
+      on_episode_end=on_episode_end,
     )
 
   def _play(
     self,
-    params: decoder.Params,
-    played: multi_turn.Episodes,
+    params: layers.Params,
+    episodes: multi_turn.Episodes,
     identities: np.ndarray,
     key: jax.Array,
-    report: engine.Report,
-  ) -> engine.Usage:
-    """Samples all turns; those after the first by keys of their own."""
-    first_keys = random_keys.of_samples(
+    report: Report,
+  ) -> Usage:
+    """Samples all turns; each turn after the first has its own keys."""
+    first_keys = random_keys.sample_keys_on_mesh(
       self._mesh, key, identities, self.group_size
     )
     turn_keys = random_keys.TurnKeys(self._mesh, first_keys)
 
-    def first(**told):
-      prompts = (played.prompt_ids, played.prompt_mask)
-      return self._sample(params, *prompts, first_keys, None, **told)
+    def sample_first(**callbacks):
+      prompts = (episodes.prompt_ids, episodes.prompt_mask)
+      return self._sample(params, *prompts, first_keys, None, **callbacks)
 
-    def later(turns: multi_turn.Turns, **told):
+    def sample_later(turns: multi_turn.Turns, **callbacks):
       limits = turns.max_lengths[:, None]
-      own_keys = turn_keys(turns.rows, turns.numbers, len(limits))
+      keys = turn_keys(turns.rows, turns.numbers, len(limits))
       prompts = (turns.prompt_ids, turns.prompt_mask)
-      return self._sample(params, *prompts, own_keys, limits, **told)
+      return self._sample(params, *prompts, keys, limits, **callbacks)
 
     num_processes = jax.process_count()
     multiple = sharding.batch_size_multiple(self._mesh, ("data", "fsdp"))
     multiple = max(multiple // num_processes, 1)
-    at_once = played.num_rows
-    if self._num_slots is not None:
-      num_slots = self._num_slots // num_processes // multiple * multiple
+    # Each row of a later turn has a prompt of its own in memory, so no more
+    # rows than slots are sampled at once.
+    at_once = episodes.num_rows
+    if self._engine.config.num_slots is not None:
+      num_slots = self._engine.config.num_slots // num_processes
+      num_slots = num_slots // multiple * multiple
       at_once = min(at_once, max(num_slots, multiple))
-    with deadline_pool.cancelled_on_failure(played.calls):
+    with deadline_pool.cancelled_on_failure(episodes.calls):
       return multi_turn.play(
-        played,
-        first,
-        later,
+        episodes,
+        sample_first,
+        sample_later,
         multiple=multiple,
         at_once=at_once,
         report=report,
@@ -255,16 +251,18 @@ class RolloutWorker:
 
   def _sample(
     self,
-    params: decoder.Params,
+    params: layers.Params,
     prompt_ids: np.ndarray,
     prompt_mask: np.ndarray,
     sample_keys: jax.Array,
     limits: np.ndarray | None,
     *,
-    report: engine.Report,
-    ended: finished_rows.OnFinished | None,
-  ) -> tuple[Rollout, engine.Usage]:
-    """As many completions of each prompt as it has keys."""
+    report: Report,
+    on_finished: OnFinished | None,
+  ) -> tuple[Rollout, Usage]:
+    """Samples as many completions of each prompt as it has keys."""
+    # Columns that are padding in all rows are cut off; few widths are allowed,
+    # because each of them is a program.
     longest = int(prompt_mask.sum(axis=1).max())
     width = shared_prefixes.narrowest(longest, prompt_mask.shape[1])
     arrays = (prompt_ids[:, -width:], prompt_mask[:, -width:])
@@ -276,10 +274,10 @@ class RolloutWorker:
       ids,
       mask,
       sample_keys,
-      self._choice,
+      self._sampling,
       limits,
       report=report,
-      ended=ended,
+      on_finished=on_finished,
     )
     rows = jax.tree.map(sharding.local_rows, sampled)
     return rows.replace(prompt_ids=prompt_ids, prompt_mask=prompt_mask), usage

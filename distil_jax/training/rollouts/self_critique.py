@@ -1,8 +1,9 @@
-"""The policy on its own completions: what it says becomes their feedback."""
+"""Self-critique: what the policy says of its completions is their feedback."""
 
 import collections
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 import jax
 import numpy as np
@@ -11,61 +12,91 @@ from distil_jax.data import padding
 from distil_jax.data.tokenizer import Tokenizer
 from distil_jax.distributed import collectives
 from distil_jax.envs import SelfJudged
-from distil_jax.generation import engine, random_keys
-from distil_jax.models import decoder
+from distil_jax.generation import random_keys
+from distil_jax.generation.usage import Report, Usage, no_report
+from distil_jax.models import layers
 from distil_jax.training.rollouts.experience import Experience
-from distil_jax.training.rollouts.rollout_worker import RolloutWorker
 from distil_jax.types import Message, Problem, Rollout, StopReason, Verdict
 
-# Folded into a step's key, to keep the noise of critiques apart from that of
-# completions.
+# Folded into a step's key, so that critiques and completions share no noise.
 _CRITIQUES = 2**31 + 2
-# What is counted; all but `asked` and `no_room` of what is asked.
+# Names of the counts. All but the first two are numbers of requested critiques,
+# or of their tokens.
 COUNTS = ("asked", "no_room", "prompt_cut", "unreadable", "cut_off", "tokens")
 LEFT_OUT = "\n[… part of the attempt is left out here …]\n"
 
 
 @dataclasses.dataclass(frozen=True)
 class CritiquePrompt:
-  """A prompt that fits its limit.
+  """Holds a prompt that fits its limit.
 
   Attributes:
-    ids: the prompt up to and with the marker of the assistant's turn.
-    was_cut: whether part of the completion is left out.
+    ids: The prompt, up to the marker that begins the assistant's turn.
+    was_cut: True if part of the completion is left out.
   """
 
   ids: list[int]
   was_cut: bool
 
 
-class SelfCritic:
-  """Samples and judges as an actor does, then has the policy criticise.
+class ExperienceFn(Protocol):
+  """Samples and judges; `rollout_worker.RolloutWorker` does."""
 
-  One critique of each completion that there is something to ask about, by the
-  parameters that sampled it. All processes take part, also one that has nothing
-  to ask, and the number of rows is always the same: a row that asks nothing
-  ends with its first token.
+  group_size: int
+
+  def __call__(
+    self,
+    params: layers.Params,
+    problems: Sequence[Problem],
+    key: jax.Array,
+    *,
+    report: Report,
+  ) -> Experience: ...
+
+
+class PromptSampler(Protocol):
+  """Samples completions of prompts; `rollout_worker.RolloutWorker` does."""
+
+  def sample(
+    self,
+    params: layers.Params,
+    prompt_ids: np.ndarray,
+    prompt_mask: np.ndarray,
+    identities: np.ndarray,
+    key: jax.Array,
+    *,
+    max_lengths: np.ndarray | None = None,
+  ) -> tuple[Rollout, Usage]: ...
+
+
+class SelfCritic:
+  """Samples and judges as a worker does, then has the policy criticise.
+
+  The parameters that sampled a completion sample one critique of it, if there
+  is something to ask. All processes take part, even one that has nothing to
+  ask, and the number of rows is always the same: a row without a request ends
+  with its first token.
   """
 
   def __init__(
     self,
-    student: RolloutWorker,
-    critic: RolloutWorker,
+    student: ExperienceFn,
+    critic: PromptSampler,
     environment: SelfJudged,
     tokenizer: Tokenizer,
     *,
     max_prompt_length: int,
     max_length: int,
   ):
-    """Nothing is compiled yet.
+    """Prepares the critic; nothing is compiled yet.
 
     Args:
-      student: samples and judges.
-      critic: samples critiques; its group size is 1.
-      environment: asks, and reads what is answered.
-      tokenizer: of the policy.
-      max_prompt_length: of what is asked, tokens.
-      max_length: of a critique, tokens.
+      student: Samples and judges.
+      critic: Samples critiques; its group size is 1.
+      environment: Writes the request and reads the critique.
+      tokenizer: Tokenizer of the policy.
+      max_prompt_length: Most tokens of a request.
+      max_length: Most tokens of a critique.
     """
     self.group_size = student.group_size
     self._student = student
@@ -77,44 +108,44 @@ class SelfCritic:
 
   def __call__(
     self,
-    params: decoder.Params,
+    params: layers.Params,
     problems: Sequence[Problem],
     key: jax.Array,
     *,
-    report: engine.Report = lambda num_tokens, num_done: None,
+    report: Report = no_report,
   ) -> Experience:
-    """An experience whose verdicts are those that the critiques make.
+    """Returns an experience whose verdicts are made by the critiques.
 
-    The completions are those that the actor alone would sample. A critique
-    depends on the key, its own prompt, problem and number within the group: not
-    on who else is criticised.
+    The completions are those that the student alone would sample. A critique
+    depends on the key, its own prompt, its problem and its number within the
+    group: not on the other critiques.
 
     Args:
-      params, problems, key, report: see `Actor`.
+      params, problems, key, report: As for `RolloutWorker`.
     """
     experience = self._student(params, problems, key, report=report)
-    asked, counts = self._asked(experience)
+    requests, counts = self._requests(experience)
     verdicts = list(experience.verdicts)
-    if collectives.global_max(len(asked)):
-      sampled = self._sampled(params, experience, asked, key)
-      for row in asked:
+    if collectives.global_max(len(requests)):
+      sampled = self._sample(params, experience, requests, key)
+      for row in requests:
         ids = sampled.completion_ids[row][sampled.completion_mask[row] == 1]
         text = self._tokenizer.decode(ids.tolist())
-        found = self._environment.with_critique(verdicts[row], text)
+        verdict = self._environment.with_critique(verdicts[row], text)
         is_cut_off = sampled.stop_reasons[row] == StopReason.LENGTH
         counts["tokens"] += len(ids)
         counts["cut_off"] += int(is_cut_off)
-        counts["unreadable"] += not found.details.get("has_critique", True)
-        verdicts[row] = found
+        counts["unreadable"] += not verdict.details.get("has_critique", True)
+        verdicts[row] = verdict
     return dataclasses.replace(
       experience, verdicts=verdicts, critiques=dict(counts)
     )
 
-  def _asked(
+  def _requests(
     self, experience: Experience
   ) -> tuple[dict[int, list[int]], collections.Counter[str]]:
-    """Token ids of what is asked, by row, and counts for the report."""
-    asked: dict[int, list[int]] = {}
+    """Returns the token ids of each request, by row, and counts."""
+    requests: dict[int, list[int]] = {}
     counts: collections.Counter[str] = collections.Counter()
     counts.update(dict.fromkeys(COUNTS, 0))
     for row, verdict in enumerate(experience.verdicts):
@@ -125,15 +156,16 @@ class SelfCritic:
       if not prompt.ids:
         counts["no_room"] += 1
         continue
-      asked[row] = prompt.ids
+      requests[row] = prompt.ids
       counts["asked"] += 1
       counts["prompt_cut"] += prompt.was_cut
-    return asked, counts
+    return requests, counts
 
   def _prompt(
     self, problem: Problem, completion: str, verdict: Verdict
   ) -> CritiquePrompt | None:
-    """None: there is nothing to ask."""
+    """Returns the request, or None if there is nothing to ask."""
+    # Text that the student has written must not become a special token.
     disarmed = self._tokenizer.disarmed
     verdict = dataclasses.replace(verdict, feedback=disarmed(verdict.feedback))
 
@@ -149,33 +181,34 @@ class SelfCritic:
       limit=self._max_prompt_length,
     )
 
-  def _sampled(
+  def _sample(
     self,
-    params: decoder.Params,
+    params: layers.Params,
     experience: Experience,
-    asked: Mapping[int, list[int]],
+    requests: Mapping[int, list[int]],
     key: jax.Array,
   ) -> Rollout:
-    """A critique for each row; of a row that asks nothing it means nothing."""
+    """Samples a critique for each row; without a request it is meaningless."""
     pad_id, num_rows = self._tokenizer.pad_id, len(experience.completions)
     ids, mask = padding.pad_left(
-      [asked.get(row, [pad_id]) for row in range(num_rows)],
+      [requests.get(row, [pad_id]) for row in range(num_rows)],
       self._max_prompt_length,
       pad_id,
     )
     names = random_keys.identities([p.index for p in experience.problems])
-    # Of each member of a group another one.
+    # Each sample of a group gets an identity of its own, so that equal
+    # completions get different critiques.
     names = np.repeat(names, self.group_size, axis=0)
     members = np.arange(num_rows) % self.group_size
     names[:, 1] = names[:, 1] * self.group_size + members
-    is_asked = np.isin(np.arange(num_rows), list(asked))
+    is_requested = np.isin(np.arange(num_rows), list(requests))
     sampled, _ = self._critic.sample(
       params,
       ids,
       mask,
       names,
       jax.random.fold_in(key, _CRITIQUES),
-      max_lengths=np.where(is_asked, self._max_length, 1),
+      max_lengths=np.where(is_requested, self._max_length, 1),
     )
     return sampled
 
@@ -189,22 +222,22 @@ def fit_critique_prompt(
   decode: Callable[[Sequence[int]], str],
   limit: int,
 ) -> CritiquePrompt | None:
-  """What is asked about a completion, as ids, cut where it is too long.
+  """Returns the request for a critique, cut if it is too long.
 
-  Of the completion the middle is left out, with a sign, between tokens; all
+  The middle of the completion is replaced by a mark, between two tokens; all
   else stays whole.
 
   Args:
-    build: a completion, or what is left of it -> messages.
-    completion: to be criticised.
-    encode: messages -> ids of the whole prompt.
-    encode_text: text -> ids.
-    decode: ids -> text.
-    limit: most tokens in the prompt.
+    build: Makes the messages from a completion, or what is left of it.
+    completion: Text to be criticised.
+    encode: Turns messages into the ids of the whole prompt.
+    encode_text: Turns text into ids.
+    decode: Turns ids into text.
+    limit: Most tokens of the prompt.
 
   Returns:
-    None where `build` asks nothing; without ids where not even a prompt fits
-    that leaves out the whole completion.
+    None if `build` asks nothing; a prompt without ids if it does not fit even
+    without the completion.
   """
   messages = build(completion)
   if messages is None:
@@ -213,8 +246,9 @@ def fit_critique_prompt(
   if len(ids) <= limit:
     return CritiquePrompt(ids, was_cut=False)
   tokens = encode_text(completion)
+  # Binary search, in which `low` tokens fit and `high` do not.
   best, low, high = [], -1, min(len(tokens), limit) + 1
-  while low + 1 < high:  # `low` tokens fit, `high` do not
+  while low + 1 < high:
     middle = (low + high) // 2
     messages = build(_without_middle(tokens, middle, decode))
     ids = encode(messages or ())
@@ -228,11 +262,11 @@ def fit_critique_prompt(
 def _without_middle(
   tokens: Sequence[int], num_kept: int, decode: Callable[[Sequence[int]], str]
 ) -> str:
-  """The first and the last tokens, as many of each."""
+  """Returns the text of the first and the last tokens, half of each."""
   num_last = num_kept // 2
   first = tokens[: num_kept - num_last]
   last = tokens[len(tokens) - num_last :]
-  # A cut may go through a character, whose other part is no text.
+  # A cut inside a character leaves bytes that decode to U+FFFD.
   return (
     decode(first).rstrip("\ufffd") + LEFT_OUT + decode(last).lstrip("\ufffd")
   )

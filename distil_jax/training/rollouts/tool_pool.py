@@ -1,7 +1,7 @@
-"""A tool at the student's side: asked in threads, shown in the chat's own form.
+"""A pool of threads that ask a tool, and the form in which the student sees it.
 
-The student's tokens are never tokenised again; what the tool says is, and what
-the chat template puts around it.
+The student's tokens are never tokenised again. Only the tool's outputs are,
+with what the chat template puts around them.
 """
 
 import traceback
@@ -13,15 +13,15 @@ from distil_jax.envs import deadline_pool, warn_once
 from distil_jax.envs.tools import Tool
 from distil_jax.types import Problem
 
-# Shown in place of what a tool could not say.
+# Shown in place of the output of a tool that has failed.
 FAILED = "(the tool has failed)"
 _CUT = "\n(cut)"
 
 
 class ToolPool:
-  """What the student may use between its turns, and how much of it.
+  """Asks a tool in threads, and limits how much the student may use it.
 
-  A tool that raises or that hangs costs its output, and nothing else.
+  A tool that raises or hangs costs its output, and nothing else.
   """
 
   def __init__(
@@ -35,20 +35,22 @@ class ToolPool:
     seconds: float = 60.0,
     tell: warn_once.Tell = warn_once.to_stderr,
   ):
-    """No thread is started yet.
+    """Prepares the pool; no thread is started yet.
 
     Args:
-      tool: called by several threads at once.
-      tokenizer: its chat template puts the output between two turns.
-      max_turns: of the student, in one episode.
-      max_output_tokens: of one output; what is longer is cut, with a sign.
-      num_workers: threads at the most; None: one for each core.
-      seconds: for one answer, from when the tool begins.
-      tell: is told, once each, of a tool that raises and of one that hangs.
+      tool: Called by several threads at once.
+      tokenizer: Its chat template puts the output between two turns.
+      max_turns: Most turns of the student in one episode.
+      max_output_tokens: Most tokens of one output; a longer one is cut and
+        marked as such.
+      num_workers: Most threads; None means one for each core.
+      seconds: Time limit of one answer, from when the tool begins.
+      tell: Called with a warning, once each, when the tool raises and when it
+        exceeds the limit.
 
     Raises:
-      TokenizerError: the chat template has no place for a tool's output.
-      ValueError: an output may not even be as long as the sign of a cut.
+      TokenizerError: The chat template has no place for a tool's output.
+      ValueError: An output may not even be as long as the mark of a cut.
     """
     self.max_turns = max_turns
     self._tool = tool
@@ -59,7 +61,7 @@ class ToolPool:
     if max_output_tokens <= shortest:
       raise ValueError(
         f"max_output_tokens={max_output_tokens} must be more than the "
-        f"{shortest} tokens that say that an output is cut"
+        f"{shortest} tokens that mark an output as cut"
       )
     self._threads = deadline_pool.DeadlinePool[str | None](
       num_workers=num_workers, seconds=seconds
@@ -70,22 +72,32 @@ class ToolPool:
   def ask(
     self, problem: Problem, turns: Sequence[str], outputs: Sequence[str]
   ) -> Future[str | None]:
-    """Asks the tool, see `envs.tools.Tool`; `FAILED` where it has failed."""
+    """Asks the tool in a thread.
+
+    Args:
+      problem: Problem of the episode.
+      turns: Turns of the student so far.
+      outputs: Outputs of the tool so far.
+
+    Returns:
+      The output, None if the tool has nothing to say (see `envs.tools.Tool`),
+      or `FAILED` if it has failed.
+    """
     turns, outputs = tuple(turns), tuple(outputs)
     return self._threads.submit(
       lambda: self._answer(problem, turns, outputs),
-      lambda: self._given_up(problem),
+      lambda: self._give_up(problem),
     )
 
   def shown(self, output: str, *, last_id: int) -> list[int]:
-    """The tokens from one turn of the student to its next.
+    """Returns the tokens between one turn of the student and its next.
 
-    A turn that did not end by an end token, but by a stop string, is ended
-    here: that token is the template's and not the student's.
+    If a turn ended by a stop string, the end token is added here: it is then
+    the template's and not the student's.
 
     Args:
-      output: of the tool.
-      last_id: the last token of the turn before.
+      output: Output of the tool.
+      last_id: Last token of the turn before.
     """
     before = self._before
     eos_ids = self._tokenizer.eos_ids
@@ -94,15 +106,17 @@ class ToolPool:
     return [*before, *self._cut(output), *self._after]
 
   def _cut(self, output: str) -> list[int]:
+    """Returns the tokens of an output, cut to the limit."""
     encode, limit = self._tokenizer.encode, self._max_output_tokens
-    # What cannot be shown takes no time; half a character cannot be encoded.
+    # Text beyond the limit is not tokenised. The cut may leave half of a
+    # surrogate pair, which `replace` removes because it cannot be encoded.
     start = output[: limit * self._tokenizer.longest_token + 1]
     ids = encode(start.encode("utf-8", "replace").decode("utf-8"))
     if len(ids) <= limit and len(start) == len(output):
       return ids
     kept = limit - len(encode(_CUT))
     while True:
-      # The cut may go through a character, whose rest is no text.
+      # A cut inside a character leaves bytes that decode to U+FFFD.
       text = self._tokenizer.decode(ids[:kept]).rstrip("\ufffd")
       shorter = encode(text + _CUT)
       if len(shorter) <= limit:
@@ -112,26 +126,29 @@ class ToolPool:
   def _answer(
     self, problem: Problem, turns: Sequence[str], outputs: Sequence[str]
   ) -> str | None:
+    """Runs the tool; a tool that raises costs its output alone."""
     try:
       output = self._tool(problem, turns, outputs)
       if output is not None and not isinstance(output, str):
         raise TypeError(f"the tool returned {type(output).__name__}, no text")
-    except BaseException as error:  # sys.exit too: here it would end in silence
+    # SystemExit too: in a thread it would end the tool without a word.
+    except BaseException as error:
       text = "".join(traceback.format_exception(error))
       self._complain(
         "raised",
-        f"problem {problem.index}: the tool raised instead of answering; the "
-        f"student is shown {FAILED!r}, then and whenever this happens:\n{text}",
+        f"problem {problem.index}: the tool raised an error; the student is "
+        f"shown {FAILED!r}, now and whenever this happens:\n{text}",
       )
       return FAILED
     return output
 
-  def _given_up(self, problem: Problem) -> str:
+  def _give_up(self, problem: Problem) -> str:
+    """Warns of a tool that exceeds its time limit."""
     self._complain(
       "hangs",
       f"problem {problem.index}: the tool has not answered within "
-      f"{self._seconds:g} s; the thread in which it hangs stays until the end, "
-      f"and the student is shown {FAILED!r}, then and whenever this happens. "
-      "The tool needs a deadline of its own",
+      f"{self._seconds:g} s; its thread stays busy until the end of the run, "
+      f"and the student is shown {FAILED!r}, now and whenever this happens. "
+      "Give the tool a time limit of its own",
     )
     return FAILED

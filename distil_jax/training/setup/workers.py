@@ -1,5 +1,6 @@
-"""Builds rollout workers, judges and tools."""
+"""Builds rollout workers, judges and tools from the config."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -7,7 +8,10 @@ import jax
 from distil_jax.config import Config, ConfigError, SamplingConfig, ToolsConfig
 from distil_jax.envs import Environment, SelfJudged, judge_pool
 from distil_jax.envs.tools import Tool, make_tool
+from distil_jax.generation.engine import Engine
+from distil_jax.generation.engine_config import EngineConfig
 from distil_jax.generation.policy import Policy
+from distil_jax.generation.sampling_params import SamplingParams
 from distil_jax.training import teacher_probe
 from distil_jax.training.logging import progress
 from distil_jax.training.rollouts.rollout_worker import RolloutWorker
@@ -18,13 +22,14 @@ from distil_jax.training.setup.meshes import build_rollout_mesh
 
 
 def build_tool_pool(config: Config, policy: Policy) -> ToolPool | None:
-  """What the student may use between its turns; None: nothing.
+  """Builds the tool that the student may use; None without one.
 
-  For all that is sampled in a run, so that what fails is told once.
+  One pool serves all that is sampled in a run, so that each kind of failure is
+  reported once.
 
   Raises:
-    ConfigError: there is no such tool, or the model's chat template has no
-      place for what it says.
+    ConfigError: There is no such tool, or the model's chat template has no
+      place for its outputs.
   """
   section = config.tools
   if section is None:
@@ -53,9 +58,48 @@ def _tool(config: Config, section: Any) -> Tool:
 def build_judge_pool(
   config: Config, environment: Environment
 ) -> judge_pool.JudgePool:
-  """For all that is judged in a run, so that what fails is told once."""
+  """Builds the judges.
+
+  One pool serves all that is judged in a run, so that each kind of failure is
+  reported once.
+  """
   return judge_pool.JudgePool(
     environment, **config.judging.model_dump(), tell=progress.warn
+  )
+
+
+def build_sampling_params(
+  section: SamplingConfig, config: Config, *, max_tokens: int | None = None
+) -> SamplingParams:
+  """Builds the sampling settings of a config section.
+
+  Args:
+    section: Section with temperature, top-k, top-p and min-p.
+    config: Config of the run; its `rollout` has the stop strings.
+    max_tokens: T; None means `rollout.max_completion_length`.
+  """
+  return SamplingParams(
+    temperature=section.temperature,
+    top_k=section.top_k,
+    top_p=section.top_p,
+    min_p=section.min_p,
+    stop=config.rollout.stop,
+    max_tokens=max_tokens or config.rollout.max_completion_length,
+  )
+
+
+def build_engine(config: Config, policy: Policy) -> Engine:
+  """Builds an engine on the mesh for rollouts."""
+  return Engine(
+    policy.graphdef,
+    EngineConfig(
+      num_slots=config.rollout.num_slots,
+      cache_dtype=config.rollout.cache_dtype,
+      mesh=build_rollout_mesh(config),
+    ),
+    eos_ids=policy.tokenizer.eos_ids,
+    pad_id=policy.tokenizer.pad_id,
+    decode=policy.tokenizer.decode,
   )
 
 
@@ -64,16 +108,18 @@ def build_rollout_worker(
   policy: Policy,
   judges: judge_pool.JudgePool,
   mesh: jax.sharding.Mesh,
-  tooling: ToolPool | None = None,
+  tool_pool: ToolPool | None = None,
 ) -> RolloutWorker:
-  settings = config.rollout.model_dump(exclude={"num_problems", "mesh"})
+  """Builds the worker that samples for training."""
   return RolloutWorker(
-    policy,
+    build_engine(config, policy),
+    policy.tokenizer,
     judges,
     mesh,
-    rollout_mesh=build_rollout_mesh(config),
-    tooling=tooling,
-    **settings,
+    build_sampling_params(config.rollout, config),
+    group_size=config.rollout.group_size,
+    max_prompt_length=config.rollout.max_prompt_length,
+    tool_pool=tool_pool,
   )
 
 
@@ -82,26 +128,22 @@ def build_evaluation_worker(
   policy: Policy,
   judges: judge_pool.JudgePool,
   mesh: jax.sharding.Mesh,
-  tooling: ToolPool | None = None,
+  tool_pool: ToolPool | None = None,
 ) -> RolloutWorker:
-  e = config.evaluation
+  """Builds the worker that samples for evaluation."""
   return RolloutWorker(
-    policy,
+    build_engine(config, policy),
+    policy.tokenizer,
     judges,
     mesh,
-    group_size=e.num_samples,
+    build_sampling_params(
+      config.evaluation,
+      config,
+      max_tokens=config.evaluation.max_completion_length,
+    ),
+    group_size=config.evaluation.num_samples,
     max_prompt_length=config.rollout.max_prompt_length,
-    max_completion_length=e.max_completion_length
-    or config.rollout.max_completion_length,
-    temperature=e.temperature,
-    top_k=e.top_k,
-    top_p=e.top_p,
-    min_p=e.min_p,
-    stop=config.rollout.stop,
-    num_slots=config.rollout.num_slots,
-    cache_dtype=config.rollout.cache_dtype,
-    rollout_mesh=build_rollout_mesh(config),
-    tooling=tooling,
+    tool_pool=tool_pool,
   )
 
 
@@ -111,32 +153,33 @@ def add_self_critique(
   judges: judge_pool.JudgePool,
   mesh: jax.sharding.Mesh,
   *,
-  actor: RolloutWorker,
+  worker: RolloutWorker,
   environment: Environment,
 ) -> RolloutWorker | SelfCritic:
-  """The actor, and what has the policy criticise what it samples.
+  """Adds a critic that has the policy criticise what the worker samples.
 
-  The actor alone where the environment asks for no critiques.
+  Returns:
+    The critic; the worker itself if the environment needs no critiques.
   """
   if config.environment.kind != "self_evaluation":
-    return actor
+    return worker
   assert isinstance(environment, SelfJudged)
   lengths = config.environment.critique
-  settings = config.rollout.model_dump(
-    include={*SamplingConfig.model_fields, "num_slots", "cache_dtype"}
+  sampling = build_sampling_params(
+    config.rollout, config, max_tokens=lengths.max_length
   )
   critic = RolloutWorker(
-    policy,
+    build_engine(config, policy),
+    policy.tokenizer,
     judges,
     mesh,
-    rollout_mesh=build_rollout_mesh(config),
+    # Stop strings belong to the student's format, not to critiques.
+    dataclasses.replace(sampling, stop=()),
     group_size=1,
     max_prompt_length=lengths.max_prompt_length,
-    max_completion_length=lengths.max_length,
-    **settings,
   )
   return SelfCritic(
-    actor,
+    worker,
     critic,
     environment,
     policy.tokenizer,
@@ -151,23 +194,20 @@ def build_teacher_probe(
   judges: judge_pool.JudgePool,
   mesh: jax.sharding.Mesh,
 ) -> teacher_probe.TeacherProbe | None:
-  """Looks at a guarded teacher; None without a guard."""
+  """Builds the probe of a guarded teacher; None without a guard."""
   if config.teacher.guard is None:
     return None
-  settings = config.rollout.model_dump(
-    exclude={"num_problems", "group_size", "max_prompt_length", "mesh"}
-  )
-  actor = RolloutWorker(
-    policy,
+  worker = RolloutWorker(
+    build_engine(config, policy),
+    policy.tokenizer,
     judges,
     mesh,
-    rollout_mesh=build_rollout_mesh(config),
+    build_sampling_params(config.rollout, config),
     group_size=1,
     max_prompt_length=config.teacher.max_prompt_length,
-    **settings,
   )
   return teacher_probe.TeacherProbe(
-    actor=actor,
+    worker=worker,
     policy=policy,
     judges=judges,
     mesh=mesh,

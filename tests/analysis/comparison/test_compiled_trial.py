@@ -11,7 +11,7 @@ import pytest
 
 from distil_jax import config as configs
 from distil_jax.analysis.comparison import compiled_trial, evaluation, tasks
-from distil_jax.models import decoder
+from distil_jax.models import decoder, layers
 from distil_jax.objectives import scoring
 from distil_jax.ops import fused_statistics
 from tests.analysis.comparison import tiny
@@ -51,7 +51,7 @@ def scored(params, batch):
     graphdef=setting.graphdef,
   )
   return fused_statistics.token_log_probs(
-    hidden, decoder.unembedding(params), batch.completion_ids
+    hidden, layers.unembedding(params), batch.completion_ids
   )[0]
 
 

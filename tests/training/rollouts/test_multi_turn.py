@@ -18,9 +18,8 @@ from distil_jax.generation.policy import Policy
 from distil_jax.models import decoder, sharding
 from distil_jax.models import decoder_config as models_config
 from distil_jax.training.rollouts import multi_turn, tool_pool
-from distil_jax.training.rollouts.rollout_worker import RolloutWorker
 from distil_jax.types import Problem, Rollout, Status, StopReason, Verdict
-from tests import networks
+from tests import networks, rollout_workers
 
 GROUP_SIZE, LENGTH, PROMPT_LENGTH = 2, 60, 24
 MAX_TURNS, MAX_OUTPUT_TOKENS = 3, 12
@@ -107,19 +106,18 @@ def make(policy, mesh, tool=words, *, told=None, seconds=60.0, **settings):
     "group_size": GROUP_SIZE,
     "max_prompt_length": PROMPT_LENGTH,
     "max_completion_length": LENGTH,
-    "temperature": 1.0,
-    "top_k": None,
-    "top_p": None,
     "stop": ("z", "Z"),
     # Half of the rows: others wait, and turns of several numbers meet.
     "num_slots": 4,
-    "tooling": made,
+    "tool_pool": made,
   }
-  return RolloutWorker(policy, JudgePool(Echo()), mesh, **defaults | settings)
+  return rollout_workers.make(
+    policy, JudgePool(Echo()), mesh, **defaults | settings
+  )
 
 
-def play(actor, policy, problems=PROBLEMS, seed=0, **settings):
-  return actor(policy.params, problems, jax.random.key(seed), **settings)
+def play(worker, policy, problems=PROBLEMS, seed=0, **settings):
+  return worker(policy.params, problems, jax.random.key(seed), **settings)
 
 
 @pytest.fixture(scope="module")
@@ -322,15 +320,15 @@ def test_an_output_needs_a_token_after_it(policy, num_spare):
     np.array([[0, 1, 1]], np.int32),
     group_size=1,
     max_completion_length=length,
-    over=lambda row, text: over.append((row, text)),
+    on_episode_end=lambda row, text: over.append((row, text)),
   )
   said = np.array([80, 81, end], np.int32)
   ids = np.pad(said, (0, length - 3))[None]
   log_probs = np.where(ids > 0, -2.0, 0.0).astype(np.float32)
-  played.listener([0])(0, said)
+  played.on_finished([0])(0, said)
   turn = rollout_of(ids, log_probs, StopReason.EOS)
-  played.take([0], turn)
-  going_on = played.answered()
+  played.add_turns([0], turn)
+  going_on = played.add_outputs()
   rolled = played.rollout()
   np.testing.assert_array_equal(
     rolled.student_mask[0], [1] * 3 + [0] * (length - 3)

@@ -11,9 +11,8 @@ import pytest
 from distil_jax.envs.judge_pool import JudgePool
 from distil_jax.generation import engine
 from distil_jax.models import sharding
-from distil_jax.training.rollouts.rollout_worker import RolloutWorker
 from distil_jax.types import Problem, Status, Verdict
-from tests import networks
+from tests import networks, rollout_workers
 
 GROUP_SIZE, LENGTH = 2, 5
 PROBLEMS = [
@@ -63,20 +62,17 @@ def act(policy, mesh, monkeypatch):
   monkeypatch.setattr(engine, "_STEPS", 1)
 
   def act(judges, **settings):
-    actor = RolloutWorker(
+    worker = rollout_workers.make(
       policy,
       judges,
       mesh,
       group_size=GROUP_SIZE,
       max_prompt_length=40,
       max_completion_length=LENGTH,
-      temperature=1.0,
-      top_k=None,
-      top_p=None,
       num_slots=4,
     )
     with jax.set_mesh(mesh):
-      return actor(policy.params, PROBLEMS, jax.random.key(0), **settings)
+      return worker(policy.params, PROBLEMS, jax.random.key(0), **settings)
 
   return act
 

@@ -15,14 +15,13 @@ from distil_jax import config
 from distil_jax.envs.judge_pool import JudgePool
 from distil_jax.envs.self_evaluation import SelfEvaluation
 from distil_jax.generation import engine
-from distil_jax.generation import policy as policies
+from distil_jax.generation.generate import generate
 from distil_jax.models import sharding
 from distil_jax.training import batch_builder, trainer
 from distil_jax.training.logging import step_metrics
-from distil_jax.training.rollouts import self_critique
-from distil_jax.training.rollouts.rollout_worker import RolloutWorker
+from distil_jax.training.rollouts import rollout_worker, self_critique
 from distil_jax.types import Problem, Status, Verdict
-from tests import networks
+from tests import networks, rollout_workers
 
 GROUP_SIZE, LENGTH, PROMPT_LENGTH = 2, 6, 48
 RUBRIC = "Q: {problem}\nA: {completion}\nBad?"
@@ -70,8 +69,8 @@ def policy(mesh):
 def critic_of(policy, mesh):
   def make(environment, temperature=1.0):
     judges = JudgePool(environment)
-    sampling = {"temperature": temperature, "top_k": None, "top_p": None}
-    actor = RolloutWorker(
+    sampling = {"temperature": temperature}
+    worker = rollout_workers.make(
       policy,
       judges,
       mesh,
@@ -80,7 +79,7 @@ def critic_of(policy, mesh):
       max_completion_length=5,
       **sampling,
     )
-    critic = RolloutWorker(
+    critic = rollout_workers.make(
       policy,
       judges,
       mesh,
@@ -89,8 +88,8 @@ def critic_of(policy, mesh):
       max_completion_length=LENGTH,
       **sampling,
     )
-    return actor, self_critique.SelfCritic(
-      actor,
+    return worker, self_critique.SelfCritic(
+      worker,
       critic,
       environment,
       policy.tokenizer,
@@ -140,8 +139,8 @@ def test_every_failure_has_a_critique_and_no_success_has_one(experience):
 
 
 def test_the_rollout_is_that_of_the_actor_alone(critic, policy, experience):
-  actor, _ = critic
-  alone = actor(policy.params, PROBLEMS, jax.random.key(1))
+  worker, _ = critic
+  alone = worker(policy.params, PROBLEMS, jax.random.key(1))
   assert alone.completions == experience.completions
   assert alone.critiques is None
   for name in ("completion_ids", "log_probs", "stop_reasons"):
@@ -297,7 +296,7 @@ def test_a_critique_is_what_the_policy_says_to_the_prompt(critic_of, policy):
   for row in (0, 11):
     question = PROBLEMS[row // GROUP_SIZE].messages[0]["content"]
     asked = f"Q: {question}\nA: {found.completions[row]}\nBad?"
-    said = policies.generate(
+    said = generate(
       policy,
       [asked],
       jax.random.key(9),
@@ -383,4 +382,4 @@ def test_what_does_not_go_together_is_refused():
   made = trainer.Trainer(loaded)
   assert isinstance(made.rollout_worker, self_critique.SelfCritic)
   # Evaluation needs no critique: nobody would read it.
-  assert isinstance(made.evaluation_worker, RolloutWorker)
+  assert isinstance(made.evaluation_worker, rollout_worker.RolloutWorker)

@@ -1,0 +1,41 @@
+"""What an engine reports: its progress, finished rows and the work it took."""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+# Called with the number of tokens and of completions that are done.
+Report = Callable[[int, int], None]
+# Called with a row of this process and the row's tokens.
+OnFinished = Callable[[int, np.ndarray], None]
+
+
+def no_report(num_tokens: int, num_done: int) -> None:
+  """Ignores the progress of a rollout."""
+  del num_tokens, num_done
+
+
+@dataclasses.dataclass(frozen=True)
+class Usage:
+  """Holds what a rollout took.
+
+  Attributes:
+    num_tokens: Number of sampled tokens that count.
+    num_steps: Decode steps, one after the other.
+    num_slot_steps: Tokens that could have been sampled: the slots that were
+      computed, summed over the steps.
+    cache_bytes: Largest size of the KV caches, on all devices together.
+    num_programs: Programs compiled so far for the engine's decode steps.
+  """
+
+  num_tokens: int
+  num_steps: int
+  num_slot_steps: int
+  cache_bytes: int
+  num_programs: int
+
+  @property
+  def slot_efficiency(self) -> float:
+    """Share of the slots' steps that gave a token that counts."""
+    return self.num_tokens / max(self.num_slot_steps, 1)
