@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   """
   status = _status(argv)
   if argv is None and status == signals.EXIT_STATUS:
-    signals.end()
+    signals.end_process()
   return status
 
 
@@ -44,7 +44,7 @@ def _status(argv: Sequence[str] | None) -> int:
   logging.getLogger("absl").setLevel(logging.ERROR)
   warnings.showwarning = _show_warning
   try:
-    with signals.obeyed():
+    with signals.raised():
       place = _place(arguments)
       if place is None:
         return arguments.run(arguments)

@@ -1,1 +1,1 @@
-"""Several processes that train together."""
+"""Lets several processes start, train, stop and fail together."""

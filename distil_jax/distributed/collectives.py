@@ -1,4 +1,4 @@
-"""Reductions over all processes."""
+"""Reduces numbers over all processes, on their devices."""
 
 from collections.abc import Mapping
 
@@ -8,38 +8,44 @@ from jax.experimental import multihost_utils
 
 
 def block(size: int) -> slice:
-  """This process's part of a global batch of so many items."""
+  """Returns this process's part of a global batch.
+
+  Args:
+    size: Items of the global batch; a multiple of the number of processes.
+  """
   share = size // jax.process_count()
   return slice(jax.process_index() * share, (jax.process_index() + 1) * share)
 
 
 def global_sums(values: Mapping[str, float]) -> dict[str, float]:
-  """Sums over processes; a name that one of them lacks counts as 0 there."""
+  """Sums values by name; a name that a process lacks counts as 0 there."""
   if jax.process_count() == 1:
     return dict(values)
-  names = sorted(set().union(*gather_names(sorted(values))))
-  mine = np.asarray([values.get(name, 0.0) for name in names], np.float64)
-  # As bytes: float64 would be cut to float32 on its way through a device.
-  rows = multihost_utils.process_allgather(mine.view(np.uint8))
+  names = sorted(set().union(*_gather_names(sorted(values))))
+  own = np.asarray([values.get(name, 0.0) for name in names], np.float64)
+  # As bytes, because float64 would become float32 on its way through a device.
+  rows = multihost_utils.process_allgather(own.view(np.uint8))
   sums = np.asarray(rows).view(np.float64).reshape(-1, len(names)).sum(axis=0)
   return dict(zip(names, sums.tolist(), strict=True))
 
 
 def global_max(value: int) -> int:
-  """The largest of all processes."""
+  """Returns the largest value of all processes."""
   if jax.process_count() == 1:
     return value
   return int(np.max(multihost_utils.process_allgather(np.int32(value))))
 
 
 def wait_for_all(reason: str) -> None:
-  """Returns when every process is here."""
+  """Waits until every process has called this with the same reason."""
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(reason)
 
 
-def gather_names(names: list[str]) -> list[set[str]]:
+def _gather_names(names: list[str]) -> list[set[str]]:
+  """Returns the names that each process has."""
   text = "\n".join(names).encode()
+  # Gathered arrays must have one shape, so shorter texts are padded.
   length = global_max(len(text))
   padded = np.frombuffer(text.ljust(length, b"\n"), np.uint8)
   rows = np.asarray(multihost_utils.process_allgather(padded))

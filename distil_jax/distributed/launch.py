@@ -1,7 +1,10 @@
-"""Which of several processes this one is: as it was told, or as a cluster says.
+"""Finds out if this process is one of several: from flags or from a cluster.
 
-On one machine nothing is said and no cluster is found, and a command runs as if
-there were no others. Nothing here imports jax.
+Without flags, variables or a cluster the command runs alone. jax's own
+detection of clusters is used to connect the processes, but it can only be asked
+by `jax.distributed.initialize`, which fails if there is no cluster. A command
+has to know earlier if it runs alone, so this module looks for the same
+variables. Nothing here imports jax.
 """
 
 import dataclasses
@@ -9,13 +12,13 @@ import glob
 import importlib.util
 from collections.abc import Callable, Mapping
 
-# What the flags are called; and the environment, where a flag is not given.
+# The flag of each setting, and the variable that replaces a missing flag.
 _NAMES = {
   "coordinator": ("--coordinator", "JAX_COORDINATOR_ADDRESS"),
   "num_processes": ("--num-processes", "JAX_NUM_PROCESSES"),
   "process_id": ("--process-id", "JAX_PROCESS_ID"),
 }
-# Of a step of Slurm (`srun`); a batch script itself has not all of them.
+# Slurm sets all of these for a step (`srun`), but not for the batch script.
 _SLURM = (
   "SLURM_JOB_ID",
   "SLURM_STEP_NODELIST",
@@ -24,22 +27,26 @@ _SLURM = (
   "SLURM_LOCALID",
 )
 _TPU_WORKERS = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
-_ALONE = "to run on this host alone give --num-processes 1"
+_ALONE_HINT = "to run on this host alone give --num-processes 1"
 
 
 class LaunchError(ValueError):
-  """A process that does not know its place; the message says why."""
+  """Says why the processes of a run cannot start together."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ProcessSpec:
-  """Of one process among several.
+  """Describes one process among several.
 
   Attributes:
-    coordinator: HOST:PORT where process 0 listens; None: the cluster knows it.
-    num_processes: of all hosts; None: the cluster knows it.
-    process_id: from 0; None: the cluster knows it.
-    cluster: who knows, `slurm` or `tpu`; None: all was said.
+    coordinator: HOST:PORT at which process 0 listens. None means that the
+      cluster provides it.
+    num_processes: Number of processes on all hosts. None means that the cluster
+      provides it.
+    process_id: Number of this process, from 0. None means that the cluster
+      provides it.
+    cluster: `slurm` or `tpu`. None means that everything was given by flags or
+      variables.
   """
 
   coordinator: str | None = None
@@ -49,7 +56,7 @@ class ProcessSpec:
 
   @property
   def cluster_method(self) -> str | None:
-    """How jax is to find what was not said; None: as on any TPU."""
+    """Returns how jax finds missing settings; None is its way on TPUs."""
     return {None: "deactivate", "slurm": "slurm", "tpu": None}[self.cluster]
 
   def __str__(self) -> str:
@@ -59,7 +66,7 @@ class ProcessSpec:
 
 
 def has_tpu() -> bool:
-  """Whether this host has TPUs, as far as one sees without starting them."""
+  """Returns True if this host seems to have TPUs; does not start them."""
   devices = glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*")
   return bool(devices) and importlib.util.find_spec("libtpu") is not None
 
@@ -72,28 +79,27 @@ def find(
   process_id: int | None = None,
   has_tpu: Callable[[], bool] = has_tpu,
 ) -> ProcessSpec | None:
-  """This process's place; None: it is alone.
+  """Describes this process; returns None if it runs alone.
 
   Args:
-    environ: of the process.
-    coordinator, num_processes, process_id: as given on the command line. What
-      is not given is taken from `JAX_COORDINATOR_ADDRESS`,
-      `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`. One process is alone,
-      whatever cluster it is on.
-    has_tpu: asked last.
+    environ: The environment of the process.
+    coordinator, num_processes, process_id: Flags of the command line. A missing
+      flag is taken from `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` or
+      `JAX_PROCESS_ID`. One process runs alone on any cluster.
+    has_tpu: Returns True if the host has TPUs; called last.
 
   Raises:
-    LaunchError: only a part is said, or it cannot be.
+    LaunchError: Only a part of the settings is given, or one is invalid.
   """
-  said = {
+  given = {
     "coordinator": coordinator or environ.get(_NAMES["coordinator"][1]),
     "num_processes": _number("num_processes", num_processes, environ),
     "process_id": _number("process_id", process_id, environ),
   }
-  if said["num_processes"] == 1 and not said["process_id"]:
+  if given["num_processes"] == 1 and not given["process_id"]:
     return None
-  if any(value is not None for value in said.values()):
-    return _said(**said)
+  if any(value is not None for value in given.values()):
+    return _checked_spec(**given)
   if all(name in environ for name in _SLURM):
     return _on_slurm(environ)
   if _is_on_tpu(environ) and has_tpu():
@@ -102,32 +108,34 @@ def find(
 
 
 def _number(
-  name: str, given: int | None, environ: Mapping[str, str]
+  name: str, flag: int | None, environ: Mapping[str, str]
 ) -> int | None:
+  """Returns a flag or, if it is missing, the number in its variable."""
   variable = _NAMES[name][1]
   text = environ.get(variable)
-  if given is not None or not text:
-    return given
+  if flag is not None or not text:
+    return flag
   if not text.isdecimal():
     raise LaunchError(f"{variable}={text!r} must be a whole number")
   return int(text)
 
 
-def _said(
+def _checked_spec(
   coordinator: str | None, num_processes: int | None, process_id: int | None
 ) -> ProcessSpec:
-  said = {
+  """Builds the description from settings that must all be there and fit."""
+  given = {
     "coordinator": coordinator,
     "num_processes": num_processes,
     "process_id": process_id,
   }
-  missing = [name for name, value in said.items() if value is None]
+  missing = [name for name, value in given.items() if value is None]
   if missing:
     names = ", ".join(f"{_NAMES[n][0]} (or {_NAMES[n][1]})" for n in missing)
-    found = ", ".join(f"{n}={v}" for n, v in said.items() if v is not None)
+    found = ", ".join(f"{n}={v}" for n, v in given.items() if v is not None)
     raise LaunchError(
       f"several processes need all three of --coordinator, --num-processes and "
-      f"--process-id: there is {found}, but no {names}; {_ALONE}"
+      f"--process-id: {found} is given, but no {names}; {_ALONE_HINT}"
     )
   assert coordinator is not None
   assert num_processes is not None
@@ -135,8 +143,8 @@ def _said(
   host, colon, port = coordinator.rpartition(":")
   if not host or not colon or not port.isdecimal() or int(port) > 65535:
     raise LaunchError(
-      f"--coordinator {coordinator} must be HOST:PORT, the host of process 0 "
-      "as the others reach it and a free port there"
+      f"--coordinator {coordinator} must be HOST:PORT: the address at which other "
+      "hosts reach the host of process 0, and a free port there"
     )
   if num_processes < 1 or not 0 <= process_id < num_processes:
     raise LaunchError(
@@ -158,10 +166,10 @@ def _on_slurm(environ: Mapping[str, str]) -> ProcessSpec | None:
 
 
 def _is_on_tpu(environ: Mapping[str, str]) -> bool:
-  """Whether TPUs are wanted, and may be part of something larger."""
+  """Returns True if TPUs may be used, and may span several hosts."""
   platforms = environ.get("JAX_PLATFORMS", "")
   is_wanted = not platforms or "tpu" in platforms.split(",")
-  # Where this is set, as on hosted notebooks, a host stands for itself.
+  # If this is set, as on hosted notebooks, the host is no part of a slice.
   return is_wanted and (
     "TPU_SKIP_MDS_QUERY" not in environ
     or any(name in environ for name in _TPU_WORKERS)
@@ -169,7 +177,11 @@ def _is_on_tpu(environ: Mapping[str, str]) -> bool:
 
 
 def _on_tpu(environ: Mapping[str, str]) -> ProcessSpec | None:
-  """On Kubernetes the environment counts the hosts; elsewhere jax asks."""
+  """Describes a process on TPUs; returns None if there is only one host.
+
+  On Kubernetes the environment lists the hosts. Elsewhere jax asks the metadata
+  server when the processes connect.
+  """
   for name in _TPU_WORKERS:
     if name in environ:
       count = len(environ[name].split(","))

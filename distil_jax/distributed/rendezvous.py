@@ -1,8 +1,9 @@
-"""Whether all processes have come, before jax waits for them.
+"""Checks that all processes have started, before jax waits for them.
 
-Jax itself ends a process without a word to Python when others do not come. So
-they meet before, at the port that its coordinator will have: each says who it
-is, and process 0 says to all whether they can begin, or why not.
+jax (0.10 and 0.12) aborts a process with a stack trace when the others do not
+connect in time, and cannot say which one is missing. So the processes meet
+before, at the port that jax's coordinator will use: each sends its number, and
+process 0 answers all of them if they can start, or why they cannot.
 """
 
 import contextlib
@@ -15,58 +16,59 @@ from typing import Any
 from distil_jax.distributed.launch import LaunchError, ProcessSpec
 
 _RETRY_SECONDS = 0.2
-_HELLO_SECONDS = 5.0  # a stranger at the port says nothing
-_LONGEST = 2**16
+_HELLO_SECONDS = 5.0  # for a first line; others may connect to the port too
+_MAX_BYTES = 2**16
 
 
-def call(place: ProcessSpec, timeout: float) -> list[socket.socket]:
-  """Returns when every process is here.
+def meet(spec: ProcessSpec, timeout: float) -> list[socket.socket]:
+  """Waits until every process has started.
 
   Args:
-    place: of this process; all of it is said.
-    timeout: seconds.
+    spec: Describes this process; the cluster must provide nothing.
+    timeout: Seconds to wait.
 
   Returns:
-    connections: in process 0 to all others, in each of those to process 0. They
-    stay open as long as both live.
+    In process 0 the connections to all others, in each of those the connection
+    to process 0. They stay open as long as both processes live.
 
   Raises:
-    LaunchError: some do not come, one comes twice, they expect another number,
-      or process 0 cannot be reached. All that came raise it.
+    LaunchError: A process is missing, two have the same number, they expect
+      different numbers of processes, or process 0 cannot be reached. All
+      processes that have connected raise it.
   """
-  assert place.coordinator is not None
-  host, _, port = place.coordinator.rpartition(":")
+  assert spec.coordinator is not None
+  host, _, port = spec.coordinator.rpartition(":")
   address = (host.strip("[]"), int(port))
   deadline = time.monotonic() + timeout
-  if place.process_id == 0:
-    return _ask(place, address, deadline, timeout)
-  return [_answer(place, address, deadline, timeout)]
+  if spec.process_id == 0:
+    return _accept_all(spec, address, deadline, timeout)
+  return [_introduce(spec, address, deadline, timeout)]
 
 
-def _ask(
-  place: ProcessSpec, address: tuple[str, int], deadline: float, timeout: float
+def _accept_all(
+  spec: ProcessSpec, address: tuple[str, int], deadline: float, timeout: float
 ) -> list[socket.socket]:
-  """Process 0 waits for the others, and tells them what it found."""
-  come: dict[int, tuple[str, socket.socket]] = {}
+  """Waits in process 0 for the others, and sends them the result."""
+  arrived: dict[int, tuple[str, socket.socket]] = {}
   reason = None
   with _listening(address[1]) as server:
-    while reason is None and len(come) + 1 < (place.num_processes or 0):
+    while reason is None and len(arrived) + 1 < (spec.num_processes or 0):
       server.settimeout(max(deadline - time.monotonic(), 0.01))
       try:
         connection, _ = server.accept()
       except TimeoutError:
-        reason = _missing(place, set(come) | {0}, timeout)
+        reason = _missing(spec, set(arrived) | {0}, timeout)
         break
       hello = _receive(connection, _HELLO_SECONDS)
       if hello is None or "id" not in hello:
         connection.close()
         continue
-      reason = _objection(place, hello, come)
+      reason = _objection(spec, hello, arrived)
       if reason is None:
-        come[hello["id"]] = hello["name"], connection
+        arrived[hello["id"]] = hello["name"], connection
       else:
         _send(connection, {"error": reason})
-  connections = [connection for _, connection in come.values()]
+  connections = [connection for _, connection in arrived.values()]
   for connection in connections:
     _send(connection, {"error": reason})
   if reason is not None:
@@ -74,39 +76,40 @@ def _ask(
   return connections
 
 
-def _answer(
-  place: ProcessSpec, address: tuple[str, int], deadline: float, timeout: float
+def _introduce(
+  spec: ProcessSpec, address: tuple[str, int], deadline: float, timeout: float
 ) -> socket.socket:
-  """Another process says who it is, and waits for the answer."""
-  connection = _connected(place, address, deadline, timeout)
+  """Tells process 0 the number of this process, and waits for its answer."""
+  connection = _connected(spec, address, deadline, timeout)
   _send(
     connection,
-    {"id": place.process_id, "count": place.num_processes, "name": _name()},
+    {"id": spec.process_id, "count": spec.num_processes, "name": _name()},
   )
-  # Process 0 may have begun to wait a little later.
-  found = _receive(connection, deadline - time.monotonic() + timeout)
-  if found is None or "error" not in found:
+  # Process 0 may have started its own timeout a little later.
+  answer = _receive(connection, deadline - time.monotonic() + timeout)
+  if answer is None or "error" not in answer:
     raise LaunchError(
-      f"process 0 at {place.coordinator} ended, or is no process of this run, "
-      "before all had come; see its output"
+      f"process 0 at {spec.coordinator} ended before all processes had "
+      "connected, or is no process of this run; see its output"
     )
-  if found["error"] is not None:
-    raise LaunchError(found["error"])
+  if answer["error"] is not None:
+    raise LaunchError(answer["error"])
   return connection
 
 
 def _objection(
-  place: ProcessSpec, hello: dict[str, Any], come: dict[int, tuple[str, Any]]
+  spec: ProcessSpec, hello: dict[str, Any], arrived: dict[int, tuple[str, Any]]
 ) -> str | None:
+  """Returns why a process cannot take part; None means that it can."""
   number, count = hello["id"], hello["count"]
-  if count != place.num_processes:
+  if count != spec.num_processes:
     return (
       f"process {number} ({hello['name']}) was started with --num-processes "
-      f"{count}, process 0 ({_name()}) with {place.num_processes}; give all of "
+      f"{count}, process 0 ({_name()}) with {spec.num_processes}; give all of "
       "them the same"
     )
-  if number in come or number == 0:
-    other = come[number][0] if number in come else _name()
+  if number in arrived or number == 0:
+    other = arrived[number][0] if number in arrived else _name()
     return (
       f"two processes were started with --process-id {number}: one on {other}, "
       f"one on {hello['name']}; give each another one, from 0 to {count - 1}"
@@ -114,11 +117,11 @@ def _objection(
   return None
 
 
-def _missing(place: ProcessSpec, come: set[int], timeout: float) -> str:
-  missing = sorted(set(range(place.num_processes or 0)) - come)
+def _missing(spec: ProcessSpec, arrived: set[int], timeout: float) -> str:
+  missing = sorted(set(range(spec.num_processes or 0)) - arrived)
   return (
-    f"{len(come)} of {place.num_processes} processes came to "
-    f"{place.coordinator} within {timeout:g} s; missing: --process-id "
+    f"{len(arrived)} of {spec.num_processes} processes came to "
+    f"{spec.coordinator} within {timeout:g} s; missing: --process-id "
     f"{', '.join(map(str, missing))}. Start them too, let --num-processes say "
     "how many there are, or wait longer with --initialization-timeout"
   )
@@ -139,7 +142,7 @@ def _listening(port: int) -> socket.socket:
 
 
 def _connected(
-  place: ProcessSpec, address: tuple[str, int], deadline: float, timeout: float
+  spec: ProcessSpec, address: tuple[str, int], deadline: float, timeout: float
 ) -> socket.socket:
   while True:
     left = deadline - time.monotonic()
@@ -148,15 +151,15 @@ def _connected(
     except OSError as error:
       if left <= 0:
         raise LaunchError(
-          f"process {place.process_id} could not reach process 0 at "
-          f"{place.coordinator} within {timeout:g} s ({error}): is it started, "
+          f"process {spec.process_id} could not reach process 0 at "
+          f"{spec.coordinator} within {timeout:g} s ({error}): is it started, "
           "is that the address of its host, and is the port open?"
         ) from error
     time.sleep(_RETRY_SECONDS)
 
 
 def _send(connection: socket.socket, message: dict[str, Any]) -> None:
-  # Whoever is gone by now will be missed in other ways.
+  # If the other process has ended, its connection shows that later anyway.
   with contextlib.suppress(OSError):
     connection.sendall(json.dumps(message).encode() + b"\n")
 
@@ -164,11 +167,11 @@ def _send(connection: socket.socket, message: dict[str, Any]) -> None:
 def _receive(
   connection: socket.socket, seconds: float
 ) -> dict[str, Any] | None:
-  """One line; None where none comes, or one of somebody else."""
+  """Returns the message in the next line; None if there is no valid one."""
   connection.settimeout(max(seconds, 0.1))
   text = b""
   try:
-    while not text.endswith(b"\n") and len(text) < _LONGEST:
+    while not text.endswith(b"\n") and len(text) < _MAX_BYTES:
       part = connection.recv(4096)
       if not part:
         return None

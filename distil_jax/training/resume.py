@@ -26,7 +26,7 @@ def save_state(
   """
   notes = {"config": config.model_dump(mode="json"), "seconds": seconds}
   # An interrupt waits until the checkpoint is handed over as a whole.
-  with signals.held_back():
+  with signals.deferred():
     saved.save(int(state.step), _as_dict(state), notes)
 
 

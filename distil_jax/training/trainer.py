@@ -127,7 +127,7 @@ class Trainer:
           guard = self.probe_teacher(step, experience, lesson)
           batch = sharding.put_batch(self.mesh, lesson.batch)
           # An interrupt in between would leave a step without its report.
-          with signals.held_back():
+          with signals.deferred():
             metrics = self.update(step, batch, guard)
             times = step_metrics.StepTimes(started, sampled, time.monotonic())
             self.check_finite(step, metrics)

@@ -212,9 +212,10 @@ def test_another_number_goes_on_and_all_stop_at_one_step(folder, alone, killed):
 # The second process fails once it has judged its second batch.
 _FAILING = """
 import itertools, sys
-from distil_jax import actor, main
+from distil_jax.cli import main
+from distil_jax.training.rollouts.rollout_worker import RolloutWorker
 
-call, count = actor.Actor.__call__, itertools.count()
+call, count = RolloutWorker.__call__, itertools.count()
 
 def failing(self, *arguments, **settings):
   experience = call(self, *arguments, **settings)
@@ -222,7 +223,7 @@ def failing(self, *arguments, **settings):
     raise OSError("No space left on device")
   return experience
 
-actor.Actor.__call__ = failing
+RolloutWorker.__call__ = failing
 sys.exit(main.main())
 """
 

@@ -105,7 +105,7 @@ def meet(*places, timeout=20):
 
   def come(place):
     try:
-      for connection in rendezvous.call(place, timeout):
+      for connection in rendezvous.meet(place, timeout):
         connection.close()
     except launch.LaunchError as error:
       return str(error)

@@ -6,10 +6,14 @@ import random
 import threading
 import time
 
+import jax
 import pytest
+from jax._src import distributed
 from jax._src.lib import _jax  # pyright: ignore[reportPrivateImportUsage]
 
-from distil_jax.distributed import process_group
+from distil_jax.distributed import heartbeat, private_api, process_group
+from distil_jax.distributed.launch import LaunchError
+from distil_jax.distributed.private_api import CoordinationService
 from tests.commands import free_port
 
 COUNT = 4
@@ -27,22 +31,21 @@ def group():
   with concurrent.futures.ThreadPoolExecutor(COUNT) as pool:
     list(pool.map(lambda client: client.connect(), clients))
     members = [
-      process_group.ProcessGroup(client, index, COUNT, [])
+      process_group.ProcessGroup(CoordinationService(client), index, COUNT, [])
       for index, client in enumerate(clients)
     ]
     try:
       yield members, pool
     finally:
       for member in members:
-        member._is_over.set()
-        member._listener.join()
+        member.stop_watching()
       list(pool.map(lambda client: client.shutdown(), clients))
   service.shutdown()
 
 
 @pytest.mark.parametrize("askers", [(2,), (0, 1, 2, 3)])
 def test_all_stop_at_the_same_place(monkeypatch, askers):
-  monkeypatch.setattr(process_group, "_POLL_SECONDS", 0.05)
+  monkeypatch.setattr(heartbeat, "POLL_SECONDS", 0.05)
   # As collectives do: nobody is a place ahead of another for long.
   step = threading.Barrier(COUNT)
 
@@ -98,3 +101,11 @@ def test_all_are_told_who_differs():
     ]
     * COUNT
   )
+
+
+def test_another_jax_is_named(monkeypatch):
+  with pytest.raises(LaunchError, match="no blocking_key_value_get, key_value"):
+    CoordinationService(object())
+  monkeypatch.delattr(distributed, "global_state")
+  with pytest.raises(LaunchError, match=f"jax {jax.__version__} does not"):
+    private_api.connected_service()
