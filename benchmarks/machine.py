@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import distil_jax
-from distil_jax.analysis.comparison import run_trial
+from distil_jax.analysis.comparison import study
 from distil_jax.training.logging import run_info
 
 
@@ -22,7 +22,7 @@ def description() -> str:
     commit = revision["commit"] + (" (changed)" if revision["dirty"] else "")
   return "\n".join(
     [
-      f"device: {run_trial.device()}",
+      f"device: {study.device_name()}",
       f"jax {jax.__version__}, numpy {np.__version__}",
       f"commit: {commit}",
     ]

@@ -1,7 +1,7 @@
-"""Objectives compared on small families of problems, made for a question each.
+"""Compares objectives on small families of problems, each with its question.
 
 Problems, judgement and feedback of the families that come with the package are
-arrays, so that rollout, verdict, teacher and update of many steps are one
-compiled program; others are training configs and run as these do. Everything
-from the rollout to the optimiser is the package's own corridor.
+arrays, so that rollouts, verdicts, teacher and updates of many steps are one
+compiled program. Other families are training configs and run like these.
+Everything from the sampler to the optimizer is the package's own code.
 """

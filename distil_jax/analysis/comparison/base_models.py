@@ -143,7 +143,7 @@ def _steps(state, keys, begin, end, *, plan: Plan):
   return jax.lax.fori_loop(begin, end, step, state)
 
 
-def keep(
+def save(
   folder: pathlib.Path, params: decoder.Params, plan: Plan, settings: Settings
 ) -> None:
   """Writes a base model with the settings that made it.
@@ -159,7 +159,7 @@ def keep(
   hf_export.save(folder, params, config_json=hugging_face)
 
 
-def is_kept(folder: pathlib.Path) -> bool:
+def is_saved(folder: pathlib.Path) -> bool:
   """Whether a whole base model is there; its config is what comes last."""
   return (folder / hf_weights.CONFIG).is_file()
 

@@ -1,17 +1,17 @@
-"""Whether a run collapses, and which measure shows it first."""
+"""Finds runs that collapse, and the measure that shows it first."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from distil_jax.analysis.comparison import tables
-from distil_jax.analysis.comparison.results import Found
+from distil_jax.analysis.comparison import markdown, statistics
 from distil_jax.analysis.comparison.settings import Comparison
+from distil_jax.analysis.comparison.trial_record import Found
 
 Curve = Sequence[Mapping[str, Any]]
 
-# Accuracy that a run must have lost for good.
-_LOST = 0.1
+# Accuracy that a collapsed run has lost for good.
+_LOST_ACCURACY = 0.1
 _NOTE = (
   "Seed by seed. accuracy fell: the first step from which it stays more than "
   "ten points below its best. The others: the first step at which a measure is "
@@ -24,13 +24,14 @@ _NOTE = (
 
 @dataclasses.dataclass(frozen=True)
 class Sign:
-  """A measure that leaves the best that it has been.
+  """Describes a measure that warns by leaving its best value so far.
 
   Attributes:
-    measure: of the learning curves.
-    limit: how far from its highest, or its lowest where it `rises`, it must be.
-    rises: whether it is a rise that is bad.
-    is_share: whether the limit is a share of the highest, not a difference.
+    measure: Name of the measure on the learning curves.
+    limit: Distance from its highest value that counts as a warning; from its
+      lowest value if it `rises`.
+    rises: True if a rise is bad.
+    is_share: True if the limit is a share of the best value, not a difference.
   """
 
   measure: str
@@ -52,28 +53,28 @@ SIGNS = (
 )
 
 
-def fell_at(curve: Curve) -> int | None:
-  """The first step from which accuracy stays well below its best.
+def collapse_step(curve: Curve) -> int | None:
+  """Returns the first step from which accuracy stays well below its best.
 
   Args:
-    curve: points with `step` and `avg`, in order.
+    curve: Points with `step` and `avg`, in order.
 
   Returns:
-    the step; None where the end is within a tenth of the best.
+    The step; None if the end is within a tenth of the best.
   """
   best = max(point["avg"] for point in curve)
   step = None
   for point in reversed(curve):
-    if point["avg"] > best - _LOST:
+    if point["avg"] > best - _LOST_ACCURACY:
       return step
     step = point["step"]
   return step
 
 
-def shown_at(curve: Curve, sign: Sign) -> int | None:
-  """The first step at which a measure is past its limit; None if it never is.
+def warning_step(curve: Curve, sign: Sign) -> int | None:
+  """Returns the first step at which a measure passes its limit, or None.
 
-  Points that do not have the measure are passed over.
+  Points without the measure are skipped.
   """
   best = None
   for point in curve:
@@ -89,19 +90,19 @@ def shown_at(curve: Curve, sign: Sign) -> int | None:
 
 
 def table(comparison: Comparison, found: Found) -> str | None:
-  """Arms whose accuracy fell or that showed a sign; None if there is none."""
+  """Returns arms that collapsed or showed a sign; None if there are none."""
   heads = [sign.label for sign in SIGNS]
   rows = [["family", "arm", "best, %", "end, %", "accuracy fell", *heads]]
-  for family, arm, records in tables.rows_of(found, list(comparison.arms)):
+  for family, arm, records in statistics.rows_of(found, list(comparison.arms)):
     curves = [r["curve"] for r in sorted(records, key=lambda r: r["seed"])]
-    steps = [[fell_at(curve) for curve in curves]]
+    steps = [[collapse_step(curve) for curve in curves]]
     for sign in SIGNS:
-      # Without a teacher it would be the student with feedback.
+      # Without a teacher it would measure the student, given feedback.
       counts = (
         sign.measure != "teacher"
         or comparison.arms[arm].objective.needs_teacher
       )
-      steps.append([shown_at(c, sign) if counts else None for c in curves])
+      steps.append([warning_step(c, sign) if counts else None for c in curves])
     if all(step is None for of_seeds in steps for step in of_seeds):
       continue
     best = [max(point["avg"] for point in curve) for curve in curves]
@@ -111,8 +112,8 @@ def table(comparison: Comparison, found: Found) -> str | None:
       for values in (best, ends)
     ]
     rows.append([family, arm, *accuracies, *map(_listed, steps)])
-  return f"{tables.markdown(rows)}\n\n{_NOTE}" if len(rows) > 1 else None
+  return f"{markdown.table(rows)}\n\n{_NOTE}" if len(rows) > 1 else None
 
 
 def _listed(values: Sequence[object]) -> str:
-  return ", ".join(tables.NONE if v is None else str(v) for v in values)
+  return ", ".join(markdown.NONE if v is None else str(v) for v in values)

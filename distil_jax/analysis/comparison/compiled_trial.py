@@ -1,4 +1,8 @@
-"""One trial: an objective on a family, many steps in one compiled program."""
+"""Compiles a trial: sampling, training steps and held-out evaluation.
+
+All problems are arrays, so many training steps run in one program without
+returning to Python.
+"""
 
 import dataclasses
 import functools
@@ -6,17 +10,18 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from distil_jax.analysis.comparison import tasks
-from distil_jax.analysis.comparison.evaluation import teacher_accuracy
+from distil_jax.analysis.comparison import tasks, trial_batch
 from distil_jax.analysis.comparison.trial_setting import (
   FEEDBACK_KEY,
   PROBLEMS_KEY,
   SAMPLES_KEY,
   Setting,
-  repeat,
-  sample,
 )
-from distil_jax.models import decoder
+from distil_jax.generation import random_keys, sampler
+from distil_jax.generation.sampling_params import SamplingParams
+from distil_jax.models import decoder, layers
+from distil_jax.objectives import scoring
+from distil_jax.ops import fused_statistics, masking
 from distil_jax.training import (
   build_step,
   optimizers,
@@ -24,7 +29,7 @@ from distil_jax.training import (
   train_state,
   train_step,
 )
-from distil_jax.types import TrainBatch
+from distil_jax.types import Rollout, TrainBatch
 
 _WARMUP_STEPS = 10
 
@@ -32,7 +37,7 @@ _WARMUP_STEPS = 10
 def init_state(
   setting: Setting, params: decoder.Params, seed: int
 ) -> train_state.TrainState:
-  """State before the first step."""
+  """Returns the state before the first step; copies the parameters."""
   return train_state.init_state(
     jax.tree.map(jnp.copy, params),
     optimizer=_optimizer(setting, 1.0),
@@ -52,16 +57,16 @@ def train(
   setting: Setting,
   num_steps: int,
 ) -> tuple[train_state.TrainState, train_step.Metrics]:
-  """Some steps: problems, rollouts, verdicts, teacher prompts, updates.
+  """Runs training steps: problems, rollouts, verdicts, feedback, updates.
 
   Args:
-    state: where to begin; its key and step decide all noise.
-    learning_rate: an array, so that a grid of rates compiles once.
-    setting: what is trained.
-    num_steps: how many steps.
+    state: State to start from; its key and step determine all noise.
+    learning_rate: A scalar array, so that a grid of rates compiles once.
+    setting: What the trial is compiled for.
+    num_steps: Number of steps.
 
   Returns:
-    the next state, and the mean of each metric over the steps.
+    The next state, and the mean of each metric over the steps.
   """
   step_fn = build_step.train_step(
     setting.objective,
@@ -93,61 +98,191 @@ def train(
 def experience(
   params: decoder.Params, key: jax.Array, *, setting: Setting
 ) -> tuple[TrainBatch, jax.Array, tasks.Problems]:
-  """A batch to learn from: of rollouts or, for `sft`, of demonstrations.
+  """Samples a training batch; for `sft` it holds demonstrations.
 
   Returns:
-    the batch, rewards `[P, G]`, and the problems `[P]`.
+    The batch, rewards `[P, G]`, and the problems `[P]`.
   """
-  family = setting.family
-  fold = jax.random.fold_in
   problems = tasks.make_problems(
-    family, fold(key, PROBLEMS_KEY), setting.num_problems
+    setting.family, jax.random.fold_in(key, PROBLEMS_KEY), setting.num_problems
   )
-  sampled = sample(
+  rollout = sample(
     params,
     problems,
     tasks.prompts(problems),
-    fold(key, SAMPLES_KEY),
+    jax.random.fold_in(key, SAMPLES_KEY),
     setting=setting,
     group_size=setting.group_size,
   )
-  shape = (setting.num_problems, setting.group_size, -1)
-  ids = sampled.completion_ids.reshape(shape)
-  mask = sampled.completion_mask.reshape(shape)
-  rewards = tasks.judge(family, problems, ids, mask)
-  repeated = repeat(problems, setting.group_size)
-  sibling, has_sibling = _siblings(ids, rewards)
-  told = _wrong_for_some(
-    family, repeated, fold(key, FEEDBACK_KEY), setting.group_size
+  batch, rewards = trial_batch.build_batch(
+    problems, rollout, key, setting=setting
   )
-  hint_ids, hint_mask = tasks.hints(family, told, sibling)
-  teacher_ids, teacher_mask = tasks.teacher_prompts(
-    repeated, hint_ids, hint_mask
-  )
-  prompt_ids = tasks.prompts(repeated)
-  has_signal = jnp.ones(setting.num_sequences, jnp.int32)
-  if family.feedback == "sibling":
-    has_signal = has_sibling
-  batch = TrainBatch(
-    prompt_ids=prompt_ids,
-    prompt_mask=jnp.ones_like(prompt_ids),
-    teacher_prompt_ids=teacher_ids,
-    teacher_prompt_mask=teacher_mask,
-    completion_ids=sampled.completion_ids,
-    completion_mask=sampled.completion_mask,
-    sample_mask=has_signal,
-    rewards=rewards.reshape(-1),
-    old_log_probs=sampled.log_probs,
-  )
-  if not setting.objective.uses_rollouts:
-    batch = _demonstrated(family, batch, told, sibling, key)
   return batch, rewards, problems
+
+
+@functools.partial(
+  jax.jit, static_argnames=("setting", "num_problems", "num_samples")
+)
+def held_out_rewards(
+  params: decoder.Params,
+  key: jax.Array,
+  *,
+  setting: Setting,
+  num_problems: int,
+  num_samples: int,
+) -> jax.Array:
+  """Returns rewards on held-out problems `[num_problems, num_samples]`."""
+  problems, rollout = _held_out(params, key, setting, num_problems, num_samples)
+  shape = (num_problems, num_samples, -1)
+  return tasks.judge(
+    setting.family,
+    problems,
+    rollout.completion_ids.reshape(shape),
+    rollout.completion_mask.reshape(shape),
+  )
+
+
+@functools.partial(
+  jax.jit, static_argnames=("setting", "num_problems", "num_samples")
+)
+def evaluate(
+  params: decoder.Params,
+  teacher_params: decoder.Params,
+  key: jax.Array,
+  *,
+  setting: Setting,
+  num_problems: int,
+  num_samples: int,
+) -> dict[str, jax.Array]:
+  """Evaluates student and teacher on held-out problems.
+
+  Returns:
+    Scalars: `avg` (mean reward), `length` (tokens), `entropy` (nats per token),
+    `p_eos` (mean probability of the end before the last token), `good_route`
+    (share of the first route), `teacher` (accuracy of the teacher's own
+    samples, with feedback in its prompt).
+  """
+  family = setting.family
+  problems, rollout = _held_out(params, key, setting, num_problems, num_samples)
+  shape = (num_problems, num_samples, -1)
+  ids, mask = rollout.completion_ids, rollout.completion_mask
+  rewards = tasks.judge(
+    family, problems, ids.reshape(shape), mask.reshape(shape)
+  )
+  prompt_ids = tasks.prompts(tasks.repeat(problems, num_samples))
+  hidden = scoring.completion_hidden_states(
+    params,
+    prompt_ids,
+    jnp.ones_like(prompt_ids),
+    ids,
+    mask,
+    graphdef=setting.graphdef,
+  )
+  end_log_probs, entropies = fused_statistics.token_log_probs(
+    hidden, layers.unembedding(params), jnp.full_like(ids, tasks.EOS)
+  )
+  is_last = jnp.pad(mask[:, 1:], ((0, 0), (0, 1))) == 0
+  before_last = mask * (1 - is_last)
+  return {
+    "avg": jnp.mean(rewards),
+    "length": jnp.mean(jnp.sum(mask, axis=1)),
+    "entropy": _mean(entropies, mask),
+    "p_eos": _mean(jnp.exp(end_log_probs), before_last),
+    "good_route": jnp.mean(ids[:, 0] == tasks.ROUTES[0]),
+    "teacher": teacher_accuracy(
+      teacher_params, key, setting=setting, num_problems=num_problems
+    ),
+  }
+
+
+def teacher_accuracy(
+  teacher_params: decoder.Params,
+  key: jax.Array,
+  *,
+  setting: Setting,
+  num_problems: int,
+) -> jax.Array:
+  """Returns the mean reward of the teacher's samples, given feedback."""
+  family = setting.family
+  key = jax.random.fold_in(key, FEEDBACK_KEY)
+  keys = jax.random.split(key, 4)
+  problems = tasks.make_problems(family, keys[0], num_problems)
+  route = jax.random.randint(keys[1], (num_problems,), 0, len(family.routes))
+  sibling, _ = tasks.reference_completion(family, problems, route, keys[2])
+  prompt_ids, prompt_mask = tasks.teacher_prompts(
+    problems, *tasks.hints(family, problems, sibling)
+  )
+  rollout = sample(
+    teacher_params,
+    problems,
+    prompt_ids,
+    keys[3],
+    setting=setting,
+    group_size=1,
+    prompt_mask=prompt_mask,
+  )
+  rewards = tasks.judge(
+    family,
+    problems,
+    rollout.completion_ids[:, None],
+    rollout.completion_mask[:, None],
+  )
+  return jnp.mean(rewards)
+
+
+def sample(
+  params: decoder.Params,
+  problems: tasks.Problems,
+  prompt_ids: jax.Array,
+  key: jax.Array,
+  *,
+  setting: Setting,
+  group_size: int,
+  prompt_mask: jax.Array | None = None,
+) -> Rollout:
+  """Samples completions of prompts at temperature 1."""
+  if prompt_mask is None:
+    prompt_mask = jnp.ones_like(prompt_ids)
+  # Problems are drawn at random and may repeat, so their row in the batch is
+  # part of the name that seeds their samples.
+  count = jnp.arange(prompt_ids.shape[0], dtype=jnp.uint32)
+  names = jnp.stack([problems.index, count], axis=1)
+  return sampler.generate(
+    params,
+    prompt_ids,
+    prompt_mask,
+    random_keys.sample_keys(key, names, group_size),
+    SamplingParams(max_tokens=setting.family.completion_length),
+    graphdef=setting.graphdef,
+    eos_ids=(tasks.EOS,),
+    pad_id=tasks.PAD,
+  )
+
+
+def _held_out(
+  params: decoder.Params,
+  key: jax.Array,
+  setting: Setting,
+  num_problems: int,
+  num_samples: int,
+) -> tuple[tasks.Problems, Rollout]:
+  problems_key, samples_key = jax.random.split(key)
+  problems = tasks.make_problems(setting.family, problems_key, num_problems)
+  rollout = sample(
+    params,
+    problems,
+    tasks.prompts(problems),
+    samples_key,
+    setting=setting,
+    group_size=num_samples,
+  )
+  return problems, rollout
 
 
 def _guarded(
   state: train_state.TrainState, key: jax.Array, setting: Setting
 ) -> train_state.TrainState:
-  """The state after a look at its teacher, where one is due."""
+  """Returns the state after its teacher was checked, if a check is due."""
   settings = setting.guard
   assert settings is not None
 
@@ -172,8 +307,8 @@ def _guarded(
 
 
 def _optimizer(setting, learning_rate):
-  # Warmed up: large rates live or die by their first steps otherwise, and a
-  # grid would choose by luck.
+  # Without a warm-up the first steps decide whether a large rate survives, and
+  # a grid of rates would be chosen from by luck.
   mini_batch_size = setting.mini_batch_size or setting.num_sequences
   return optimizers.make_optimizer(
     learning_rate=learning_rate,
@@ -185,54 +320,6 @@ def _optimizer(setting, learning_rate):
   )[0]
 
 
-def _siblings(ids, rewards):
-  """The first other success of the group `[B, T]`, and whether there is one."""
-  group_size = rewards.shape[1]
-  others = rewards[:, None, :] * (1 - jnp.eye(group_size))[None]
-  first = jnp.argmax(others > 0, axis=-1)
-  chosen = jnp.take_along_axis(ids, first[..., None], axis=1)
-  has_one = jnp.any(others > 0, axis=-1).astype(jnp.int32)
-  return chosen.reshape(-1, ids.shape[-1]), has_one.reshape(-1)
-
-
-def _wrong_for_some(family, problems, key, group_size):
-  """Problems whose feedback is told: here and there another's."""
-  if not family.wrong_feedback:
-    return problems
-  num_problems = problems.index.shape[0] // group_size
-  is_wrong = jax.random.bernoulli(key, family.wrong_feedback, (num_problems,))
-  is_wrong = jnp.repeat(is_wrong, group_size)[:, None]
-  return tasks.Problems(
-    digits=jnp.where(
-      is_wrong, jnp.roll(problems.digits, group_size, axis=0), problems.digits
-    ),
-    fresh=jnp.where(
-      is_wrong, jnp.roll(problems.fresh, group_size, axis=0), problems.fresh
-    ),
-    index=problems.index,
-  )
-
-
-def _demonstrated(family, batch, problems, sibling, key):
-  """The batch with an expert's completions in place of the student's.
-
-  The expert has the teacher's habits: it takes each route as often as the base
-  model does. Where siblings are the only feedback they are the experts.
-  """
-  if family.feedback == "sibling":
-    ids = sibling
-  else:
-    route_key, filler_key = jax.random.split(
-      jax.random.fold_in(key, FEEDBACK_KEY + 1)
-    )
-    preferences = jnp.asarray([route.preference for route in family.routes])
-    route = jax.random.categorical(
-      route_key, jnp.log(preferences), shape=(batch.rewards.shape[0],)
-    )
-    ids, _ = tasks.reference_completion(family, problems, route, filler_key)
-  return batch.replace(
-    completion_ids=ids,
-    completion_mask=(ids != tasks.PAD).astype(jnp.int32),
-    teacher_prompt_ids=batch.teacher_prompt_ids[:, :0],
-    teacher_prompt_mask=batch.teacher_prompt_mask[:, :0],
-  )
+def _mean(values: jax.Array, mask: jax.Array) -> jax.Array:
+  total = jnp.sum(masking.where_counts(values, mask))
+  return total / jnp.maximum(jnp.sum(mask), 1)

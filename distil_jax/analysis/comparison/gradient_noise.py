@@ -1,7 +1,8 @@
-"""How good an estimate of the gradient a batch gives."""
+"""Measures how well one batch estimates the gradient."""
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,13 +10,16 @@ import jax.numpy as jnp
 import optax
 
 from distil_jax import config as configs
-from distil_jax.analysis.comparison import compiled_trial, trial_setting
+from distil_jax.analysis.comparison import trial_setting
 from distil_jax.models import decoder
 from distil_jax.training import build_step
 
-# The loss whose gradient is the measure: the summed cross-entropy to the
-# teacher, credit included, without anything that trades exactness for less
-# variance.
+# Samples a batch: (params, key, *, setting) -> (batch, rewards, problems).
+Experience = Callable[..., tuple[Any, Any, Any]]
+
+# Estimators are compared with the gradient of this loss: the summed
+# cross-entropy to the teacher with its credit, without anything that trades
+# exactness for less variance.
 EXACT = configs.DistilConfig(
   local_cost=None,
   cost="cross_entropy",
@@ -26,19 +30,19 @@ EXACT = configs.DistilConfig(
   reward_weight=0.0,
   failure_weighted=False,
 )
-# Parts of a gradient that are a score function's.
+# Weights of the parts of a gradient that come from a score function.
 _SCORE_WEIGHTS = ("future_weight", "reward_weight")
 
 
 @dataclasses.dataclass(frozen=True)
 class Quality:
-  """An estimator against the exact gradient.
+  """Compares an estimator with the exact gradient.
 
   Attributes:
-    noise: standard deviation of one batch over the norm of the mean.
-    cosine_of_mean: of the mean over all batches to the exact gradient.
-    cosine_of_batch: mean over batches.
-    variance: trace of the covariance of one batch.
+    noise: Standard deviation of one batch over the norm of the mean.
+    cosine_of_mean: Cosine of the mean over all batches to the exact gradient.
+    cosine_of_batch: Mean over batches of the cosine of one batch.
+    variance: Trace of the covariance of one batch.
   """
 
   noise: float
@@ -51,6 +55,7 @@ def qualities(
   settings: dict[str, trial_setting.Setting],
   params: decoder.Params,
   *,
+  experience: Experience,
   num_batches: int,
   num_reference: int,
   seed: int = 0,
@@ -58,17 +63,23 @@ def qualities(
   """Compares estimators at the same parameters, on the same batches.
 
   Args:
-    settings: an estimator each; they differ in their objectives alone.
-    params: of student and teacher.
-    num_batches: on which each is measured.
-    num_reference: other batches, whose mean is taken for the exact gradient.
-    seed: of the batches.
+    settings: One estimator each; they differ only in their objectives.
+    params: Parameters of student and teacher.
+    experience: Samples a batch.
+    num_batches: Number of batches on which each estimator is measured.
+    num_reference: Number of other batches, whose mean gradient stands for the
+      exact one.
+    seed: Seed of the batches.
   """
   key = jax.random.key(seed)
   some = next(iter(settings.values()))
   exact = dataclasses.replace(some, objective=EXACT)
   reference, _, _ = _moments(
-    params, jax.random.fold_in(key, 0), setting=exact, num_batches=num_reference
+    params,
+    jax.random.fold_in(key, 0),
+    setting=exact,
+    experience=experience,
+    num_batches=num_reference,
   )
   found = {}
   for name, setting in settings.items():
@@ -77,6 +88,7 @@ def qualities(
       jax.random.fold_in(key, 1),
       reference,
       setting=setting,
+      experience=experience,
       num_batches=num_batches,
     )
     norm = optax.tree.norm(mean)
@@ -90,17 +102,20 @@ def qualities(
   return found
 
 
-@functools.partial(jax.jit, static_argnames=("setting", "num_batches"))
+@functools.partial(
+  jax.jit, static_argnames=("setting", "experience", "num_batches")
+)
 def _moments(
   params: decoder.Params,
   key: jax.Array,
   reference: Any = None,
   *,
   setting: trial_setting.Setting,
+  experience: Experience,
   num_batches: int,
 ) -> tuple[Any, jax.Array, jax.Array]:
-  """Mean gradient, mean squared norm, mean cosine to the reference."""
-  gradient_fn = _gradient_fn(setting)
+  """Returns means of gradient, squared norm and cosine to the reference."""
+  gradient_fn = _gradient_fn(setting, experience)
 
   def one(totals, key):
     gradient = gradient_fn(params, params, key)
@@ -116,15 +131,19 @@ def _moments(
   return jax.tree.map(lambda x: x / num_batches, totals)
 
 
-@functools.partial(jax.jit, static_argnames="setting")
+@functools.partial(jax.jit, static_argnames=("setting", "experience"))
 def score_share(
   params: decoder.Params,
   teacher_params: decoder.Params,
   key: jax.Array,
   *,
   setting: trial_setting.Setting,
+  experience: Experience,
 ) -> jax.Array:
-  """‖score part‖ / (‖local part‖ + ‖score part‖) of one batch's gradient."""
+  """Returns the score function's share of the norm of one batch's gradient.
+
+  ‖score part‖ / (‖local part‖ + ‖score part‖)
+  """
   weights = {
     name: 0.0 for name in _SCORE_WEIGHTS if hasattr(setting.objective, name)
   }
@@ -134,13 +153,14 @@ def score_share(
   local = dataclasses.replace(
     setting, objective=setting.objective.model_copy(update=weights)
   )
-  whole = _gradient_fn(setting)(params, teacher_params, key)
-  part = _gradient_fn(local)(params, teacher_params, key)
+  whole = _gradient_fn(setting, experience)(params, teacher_params, key)
+  part = _gradient_fn(local, experience)(params, teacher_params, key)
   score = optax.tree.norm(optax.tree.sub(whole, part))
   return score / jnp.maximum(score + optax.tree.norm(part), 1e-30)
 
 
-def _gradient_fn(setting: trial_setting.Setting):
+def _gradient_fn(setting: trial_setting.Setting, experience: Experience):
+  """Returns a function that samples a batch and computes its gradient."""
   gradients = build_step.gradients(
     setting.objective,
     setting.teacher,
@@ -150,7 +170,7 @@ def _gradient_fn(setting: trial_setting.Setting):
   )
 
   def gradient(params, teacher_params, key):
-    batch, _, _ = compiled_trial.experience(params, key, setting=setting)
+    batch, _, _ = experience(params, key, setting=setting)
     return gradients(params, teacher_params, batch, key)[0]
 
   return gradient

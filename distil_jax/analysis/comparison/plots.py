@@ -1,4 +1,4 @@
-"""What a comparison found, as pictures."""
+"""Draws the results of a comparison."""
 
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,17 +9,16 @@ from matplotlib import figure as mpl_figure
 from matplotlib.axes import Axes
 from matplotlib.backends import backend_agg
 
-from distil_jax.analysis.comparison import results
 from distil_jax.analysis.comparison.settings import Comparison
-from distil_jax.analysis.comparison.trial_store import Done
+from distil_jax.analysis.comparison.trial_record import Found
 
 Against = Literal["rollouts", "seconds"]
-# Of a line, in matplotlib's words.
+# Keywords that matplotlib takes for a line.
 Style = Mapping[str, Any]
 Styles = Mapping[str, Style]
 
-# Okabe and Ito's colours, then line styles, so that a dozen arms stay apart;
-# black is the default's.
+# The colors of Okabe and Ito, then line styles, so that a dozen arms can be
+# told apart. Black is for the default arm.
 _COLORS = (
   "#0072B2",
   "#D55E00",
@@ -31,7 +30,7 @@ _COLORS = (
 )
 _STYLES = ("-", (0, (4, 1.5)), (0, (1, 1)))
 _DEFAULT_COLOR = "black"
-# What the measures of a curve are called, and which are shares.
+# Labels of the measures on a curve; those that are shares run from 0 to 1.
 _LABELS = {
   "avg": "held-out accuracy (avg@4)",
   "good_route": "good route's share",
@@ -44,72 +43,69 @@ _LABELS = {
   "seconds": "seconds of training",
 }
 _SHARES = ("avg", "good_route", "teacher", "score_share")
-# What is drawn of every arm beside its accuracy.
+# Measures that are drawn for every arm beside its accuracy.
 _MEASURES = ("entropy", "length", "p_eos", "teacher", "score_share")
 # Inches.
 _PANEL_WIDTH, _PANEL_HEIGHT, _LEGEND_WIDTH = 2.8, 2.5, 1.7
 
 
-def save(comparison: Comparison, done: Done) -> list[pathlib.Path]:
-  """Draws all pictures into the comparison's folder; returns their paths."""
+def save(comparison: Comparison, found: Found) -> list[pathlib.Path]:
+  """Draws all figures into the comparison's folder; returns their paths."""
   paths = []
-  for name, picture in draw(comparison, done).items():
+  for name, picture in draw(comparison, found).items():
     paths.append(comparison.directory / name)
     paths[-1].parent.mkdir(exist_ok=True)
     picture.savefig(paths[-1], dpi=110)
   return paths
 
 
-def draw(comparison: Comparison, done: Done) -> dict[str, mpl_figure.Figure]:
-  """The pictures of a comparison, by the names of their files.
+def draw(comparison: Comparison, found: Found) -> dict[str, mpl_figure.Figure]:
+  """Draws the figures of a comparison, by the names of their files.
 
   Returns:
     `accuracy.png` (against rollouts), `time.png` (against seconds),
-    `measures.png`, and `figures/NAME.png` of each figure of the config;
-    without those that have nothing to draw.
+    `measures.png`, and `figures/NAME.png` for each figure of the config.
+    Figures without data are left out.
   """
-  collected = results.collect(comparison, done)
-  main = results.main_arms(comparison)
-  found = _some(collected, comparison.families, main)
+  main = comparison.main_arms
+  shown = _some(found, comparison.families, main)
   pictures = {}
-  if found:
+  if shown:
     styles = _styles(comparison, main)
     pictures = {
-      "accuracy.png": _accuracy(found, styles, "rollouts"),
-      "time.png": _accuracy(found, styles, "seconds"),
-      "measures.png": _measures(comparison, found, styles, _MEASURES),
+      "accuracy.png": _accuracy(shown, styles, "rollouts"),
+      "time.png": _accuracy(shown, styles, "seconds"),
+      "measures.png": _measures(comparison, shown, styles, _MEASURES),
     }
   for name, figure in comparison.figures.items():
-    found = _some(collected, figure.families, figure.arms)
-    if found:
+    shown = _some(found, figure.families, figure.arms)
+    if shown:
       styles = _styles(comparison, figure.arms)
       pictures[f"figures/{name}.png"] = _measures(
-        comparison, found, styles, figure.measures
+        comparison, shown, styles, figure.measures
       )
   return pictures
 
 
-def _some(
-  found: results.Found, families: Iterable[str], arms: Sequence[str]
-) -> results.Found:
-  """What there is of some families and arms, in their order."""
+def _some(found: Found, families: Iterable[str], arms: Sequence[str]) -> Found:
+  """Returns the records of some families and arms, in the given order."""
   some = {
     family: {arm: found[family][arm] for arm in arms if arm in found[family]}
     for family in families
     if family in found
   }
-  return {family: of_arms for family, of_arms in some.items() if of_arms}
+  return {family: by_arm for family, by_arm in some.items() if by_arm}
 
 
 def _styles(comparison: Comparison, arms: Sequence[str]) -> Styles:
-  """How each arm's line is drawn."""
+  """Returns the style of each arm's line."""
   others = [arm for arm in arms if arm != comparison.default]
   styles = {}
   for i, arm in enumerate(others):
-    round_, place = divmod(i, len(_COLORS))
+    style, color = divmod(i, len(_COLORS))
     styles[arm] = {
-      "color": _COLORS[place],
-      "linestyle": _STYLES[round_ % len(_STYLES)],
+      "color": _COLORS[color],
+      "linestyle": _STYLES[style % len(_STYLES)],
       "linewidth": 1.3,
       "zorder": 2,
     }
@@ -122,13 +118,13 @@ def _styles(comparison: Comparison, arms: Sequence[str]) -> Styles:
 
 
 def _accuracy(
-  found: results.Found, styles: Styles, against: Against
+  found: Found, styles: Styles, against: Against
 ) -> mpl_figure.Figure:
   columns = min(5, len(found))
   rows = -(-len(found) // columns)
   picture, axes = _panels(rows, columns)
-  for i, (family, of_arms) in enumerate(found.items()):
-    for arm, records in of_arms.items():
+  for i, (family, by_arm) in enumerate(found.items()):
+    for arm, records in by_arm.items():
       x = np.asarray([0, *_horizontal(records, against)])
       curves = [
         [r["before"]["avg"], *(p["avg"] for p in r["curve"])] for r in records
@@ -137,7 +133,7 @@ def _accuracy(
     axes[i].set_title(family)
     axes[i].set_ylim(-0.02, 1.02)
     axes[i].set_xlim(left=0)
-    if i + columns >= len(found):  # nothing stands below
+    if i + columns >= len(found):  # no panel is below
       axes[i].set_xlabel(_LABELS[against])
     if i % columns == 0:
       axes[i].set_ylabel(_LABELS["avg"])
@@ -147,15 +143,15 @@ def _accuracy(
 
 def _measures(
   comparison: Comparison,
-  found: results.Found,
+  found: Found,
   styles: Styles,
   names: Sequence[str],
 ) -> mpl_figure.Figure:
   picture, axes = _panels(len(found), len(names))
-  for row, (family, of_arms) in enumerate(found.items()):
+  for row, (family, by_arm) in enumerate(found.items()):
     for column, name in enumerate(names):
       panel = axes[row * len(names) + column]
-      for arm, records in of_arms.items():
+      for arm, records in by_arm.items():
         _draw_measure(panel, comparison, arm, records, name, styles[arm])
       if name in _SHARES:
         panel.set_ylim(-0.02, 1.02)
@@ -166,7 +162,7 @@ def _measures(
         panel.set_ylabel(family)
       if row == len(found) - 1:
         panel.set_xlabel(_LABELS["rollouts"])
-      if not panel.lines:  # measured in other families alone
+      if not panel.lines:  # measured only in other families
         panel.set_axis_off()
   _legend(picture, axes, found)
   return picture
@@ -175,7 +171,7 @@ def _measures(
 def _draw_measure(panel: Axes, comparison, arm, records, name, style) -> None:
   objective = comparison.arms[arm].objective
   if name == "teacher" and not objective.needs_teacher:
-    return  # it would be the student with feedback
+    return  # it would measure the student, given feedback
   records = [r for r in records if all(name in point for point in r["curve"])]
   if records:
     curves = np.asarray([[p[name] for p in r["curve"]] for r in records])
@@ -207,7 +203,7 @@ def _horizontal(
 def _band(
   panel: Axes, x: np.ndarray, curves: np.ndarray, arm: str, style: Style
 ) -> None:
-  """Mean over the seeds, and one standard error to either side."""
+  """Draws the mean over seeds, and one standard error to either side."""
   mean = curves.mean(axis=0)
   panel.plot(x, mean, label=arm, **style)
   if len(curves) > 1:
@@ -222,17 +218,15 @@ def _band(
     )
 
 
-def _legend(
-  picture: mpl_figure.Figure, axes: list[Axes], found: results.Found
-) -> None:
-  """Names the lines; panels without any are taken away."""
+def _legend(picture: mpl_figure.Figure, axes: list[Axes], found: Found) -> None:
+  """Adds the legend, and hides panels without lines."""
   handles = {}
   for panel in axes:
     if not panel.lines and not panel.get_title():
       panel.set_visible(False)
     for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
       handles.setdefault(label, handle)
-  counts = {len(r) for of_arms in found.values() for r in of_arms.values()}
+  counts = {len(r) for by_arm in found.values() for r in by_arm.values()}
   seeds = " to ".join(map(str, sorted({min(counts), max(counts)})))
   picture.legend(
     [*handles.values()],

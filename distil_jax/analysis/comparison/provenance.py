@@ -1,26 +1,26 @@
-"""Under which circumstances a comparison was run, as text."""
+"""Describes how and on what a comparison was run."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from flax import traverse_util
+
 from distil_jax import config as configs
 from distil_jax.analysis.comparison import (
   base_models,
-  results,
-  tables,
+  markdown,
+  statistics,
   task_list,
-  trial_store,
 )
-from distil_jax.analysis.comparison.results import Found
 from distil_jax.analysis.comparison.settings import Comparison, FamilyRun
-from distil_jax.analysis.comparison.trial_store import Done
+from distil_jax.analysis.comparison.trial_record import Found, Records
 
 _AS_CONFIGURED = " and, in a family with a training config, is the config's"
 
 
 def basis(comparison: Comparison, found: Found, arms: Sequence[str]) -> str:
-  """How many seeds, bases, parameters and rollouts a table rests on."""
-  cells = [*tables.rows_of(found, arms)]
+  """Returns numbers of seeds, bases, parameters and rollouts of a table."""
+  cells = [*statistics.rows_of(found, arms)]
   if not cells:
     return "No trial of these arms is done."
   all_records = [record for *_, records in cells for record in records]
@@ -32,29 +32,31 @@ def basis(comparison: Comparison, found: Found, arms: Sequence[str]) -> str:
   networks = dict.fromkeys(
     _network(comparison.families[family]) for family in families
   )
-  rollouts = _range(map(results.num_rollouts, all_records), "rollout")
+  rollouts = _range(map(statistics.num_rollouts, all_records), "rollout")
   return f"{seeds} on {num_bases} ({'; '.join(networks)}); {rollouts} a trial."
 
 
 def made_by(records: Sequence[Mapping[str, Any]]) -> str:
-  """The commits that trials or measurements were made at, and on what."""
+  """Returns commits and devices of trials or measurements."""
   commits = sorted({_revision(r["revision"]) for r in records})
-  # Records of earlier versions do not say.
+  # Records of earlier versions do not hold a device.
   devices = sorted({r.get("device", "unknown") for r in records})
   return (
-    f"Commits: {', '.join(commits) or tables.NONE}.\n"
-    f"Computed on: {', '.join(devices) or tables.NONE}.\n"
+    f"Commits: {', '.join(commits) or markdown.NONE}.\n"
+    f"Computed on: {', '.join(devices) or markdown.NONE}.\n"
   )
 
 
 def families(comparison: Comparison, found: Found) -> str:
-  """The question of each family, and how it is run."""
+  """Returns the question of each family, and how it is run."""
   head = ["family", "question", "base, %", "steps", "rollouts", "network"]
   rows = [[*head, "bases", "seeds", "tuning seeds"]]
   for name, run in comparison.families.items():
-    records = [r for of_arm in found.get(name, {}).values() for r in of_arm]
+    records = [
+      r for arm_records in found.get(name, {}).values() for r in arm_records
+    ]
     before = {r["base"]: r["before"]["avg"] for r in records}
-    base = tables.NONE
+    base = markdown.NONE
     if before:
       base = f"{100 * sum(before.values()) / len(before):.1f}"
     rollouts = run.num_steps * _num_sequences(run, records)
@@ -62,20 +64,20 @@ def families(comparison: Comparison, found: Found) -> str:
     num_bases = 1 if run.config else comparison.num_bases
     counts = [
       num_bases,
-      results.planned_seeds(comparison, name),
+      comparison.planned_seeds(name),
       comparison.tuning_seeds_of(name),
     ]
     question = run.question or task_list.FAMILIES[name].question
     rows.append([name, question, base, *sizes, *map(str, counts)])
   return (
-    f"{tables.markdown(rows)}\n\nbase: held-out accuracy before training. "
+    f"{markdown.table(rows)}\n\nbase: held-out accuracy before training. "
     f"Every accuracy is of {comparison.num_held_out} held-out problems, four "
     "samples each; a family with a training config has those of its config."
   )
 
 
 def arms(comparison: Comparison) -> str:
-  """What each arm is; of an ablation what differs from the arm it is like."""
+  """Describes each arm; an ablation by its differences."""
   rows = [["arm", "objective", "teacher", "beside"]]
   with_config = [run.config is not None for run in comparison.families.values()]
   for name, arm in comparison.arms.items():
@@ -88,62 +90,69 @@ def arms(comparison: Comparison) -> str:
       )
       if value not in (None, 1)
     ]
-    told = [*beside, *filter(None, [arm.note])]
+    remarks = [*beside, *filter(None, [arm.note])]
     if arm.like:
       like = comparison.arms[arm.like]
       objective = _changes(arm.objective, like.objective)
       teacher = _changes(arm.teacher, like.teacher)
     else:
       objective = _settings(arm.objective.model_dump(mode="json"))
-      told_of = arm.teacher.model_dump(mode="json", exclude_unset=True)
+      shown = arm.teacher.model_dump(mode="json", exclude_unset=True)
       if not all(with_config):
-        told_of = {"parameters": arm.teacher.parameters, **told_of}
-      teacher = _settings(told_of)
-    rows.append([name, objective, teacher, " ".join(told)])
+        shown = {"parameters": arm.teacher.parameters, **shown}
+      teacher = _settings(shown)
+    rows.append([name, objective, teacher, " ".join(remarks)])
   return (
-    f"{tables.markdown(rows)}\n\nlike: an ablation, of which only what it "
+    f"{markdown.table(rows)}\n\nlike: an ablation, of which only what it "
     "changes is named. Of others, what is not named is off or, of the teacher, "
     f"has its default{_AS_CONFIGURED if any(with_config) else ''}."
   )
 
 
-def learning_rates(comparison: Comparison, done: Done) -> str:
-  """What each arm chose in each family."""
+def learning_rates(
+  comparison: Comparison, chosen: Mapping[tuple[str, str], float | None]
+) -> str:
+  """Returns the rate that each arm chose in each family.
+
+  Args:
+    comparison: Holds the grids.
+    chosen: The rates by family and arm; None if tuning is not done.
+  """
   rows = [["arm", *comparison.families]]
-  for arm in results.main_arms(comparison):
+  for arm in comparison.main_arms:
     rates = [
-      _rate(comparison, done, family, arm) for family in comparison.families
+      _rate(chosen[family, arm], comparison.learning_rates_of(family, arm))
+      for family in comparison.families
     ]
     rows.append([arm, *rates])
-  return f"{tables.markdown(rows)}\n\nAn asterisk: at an end of its grid."
+  return f"{markdown.table(rows)}\n\nAn asterisk: at an end of its grid."
 
 
-def _rate(comparison: Comparison, done: Done, family: str, arm: str) -> str:
-  rate = trial_store.chosen_rate(comparison, family, arm, done)
+def _rate(rate: float | None, grid: Sequence[float]) -> str:
   if rate is None:
-    return tables.NONE
-  grid = comparison.learning_rates_of(family, arm)
+    return markdown.NONE
   is_end = len(grid) > 1 and rate in (min(grid), max(grid))
   return f"{rate:g}{'*' if is_end else ''}"
 
 
 def _settings(tree: Mapping[str, Any]) -> str:
-  """All that is not off."""
-  values = sorted(
-    trial_store.flat(tree).items(), key=lambda kv: kv[0] != "kind"
-  )
+  """Returns all settings that are not off, the kind first."""
+  values = sorted(_flat(tree).items(), key=lambda kv: kv[0] != "kind")
   return " ".join(f"{k}={v}" for k, v in values if v not in (None, False))
 
 
 def _changes(section: configs.Section, like: configs.Section) -> str:
-  new, old = (
-    trial_store.flat(x.model_dump(mode="json")) for x in (section, like)
-  )
+  new, old = (_flat(x.model_dump(mode="json")) for x in (section, like))
   return " ".join(f"{k}={v}" for k, v in new.items() if old.get(k) != v)
 
 
-def _num_sequences(run: FamilyRun, records: results.Records) -> int:
-  """Of a step."""
+def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns values by their dotted keys."""
+  return traverse_util.flatten_dict(tree, sep=".")
+
+
+def _num_sequences(run: FamilyRun, records: Records) -> int:
+  """Returns the number of rollouts in a training step."""
   if not run.config:
     return run.num_problems * run.group_size
   if records:

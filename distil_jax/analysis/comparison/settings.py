@@ -1,4 +1,4 @@
-"""What a comparison is asked to do."""
+"""Declares the config of a comparison: arms, families and seeds."""
 
 import pathlib
 import re
@@ -8,28 +8,32 @@ import pydantic
 
 from distil_jax import config as configs
 from distil_jax.analysis.comparison import task_list
+from distil_jax.analysis.comparison.trial_record import (
+  FIRST_TUNING_SEED,
+  Trial,
+)
 
 Positive = Annotated[int, pydantic.Field(ge=1)]
 Rate = Annotated[float, pydantic.Field(gt=0)]
 Grid = Annotated[tuple[Rate, ...], pydantic.Field(min_length=1)]
 _Some = pydantic.Field(min_length=1)
 
-# What the learning curves hold.
+# The measures that learning curves hold.
 Measure = Literal[
   "avg", "good_route", "entropy", "length", "p_eos", "teacher", "score_share"
 ]
 
 
 class Network(configs.Section):
-  """Sizes of student and teacher."""
+  """Holds the sizes of student and teacher."""
 
   width: Positive = 48
   num_layers: Positive = 2
   num_heads: Positive = 4
 
 
-# What a training config says of a family that has one.
-_OF_TOYS = {
+# Settings that a family with a training config takes from that config.
+_BUILTIN_SETTINGS = {
   "num_problems",
   "group_size",
   "network",
@@ -40,10 +44,10 @@ _OF_TOYS = {
 
 
 class FamilyRun(configs.Section):
-  """How a family is run.
+  """Says how a family is run.
 
-  Its problems are `comparison.catalogue`'s or, where it has a `config`, those
-  of a training config, whose model is then the only base.
+  Its problems come from `task_list` or, if it has a `config`, from that
+  training config, whose model is then the only base.
   """
 
   config: str | None = None
@@ -52,37 +56,41 @@ class FamilyRun(configs.Section):
   evaluate_every: Positive = 10
   num_problems: Positive = 16
   group_size: Positive = 8
-  # Of the learning rate. null: the config's; without one, constant.
+  # Schedule of the learning rate. null: that of the config, else constant.
   schedule: Literal["constant", "cosine"] | None = None
   network: Network = Network()
   base_steps: Positive = 500
   base_batch_size: Positive = 128
   base_learning_rate: Rate = 4e-3
-  question: str = ""  # what the family is for; only with a config
-  seeds: Positive | None = None  # null: the comparison's
+  question: str = ""  # why the family is there; only with a config
+  seeds: Positive | None = None  # null: those of the comparison
   tuning_seeds: Positive | None = None
   learning_rates: Grid | None = None
   arms: tuple[str, ...] | None = None  # null: all
-  score_shares: bool = True  # on the curves; one more program for each arm
+  score_shares: bool = True  # measures score_share; one more program per arm
 
   @pydantic.model_validator(mode="after")
-  def _of_config(self):
-    ignored = sorted(self.model_fields_set & _OF_TOYS) if self.config else []
+  def _check_config(self):
+    ignored = (
+      sorted(self.model_fields_set & _BUILTIN_SETTINGS) if self.config else []
+    )
     if ignored:
       raise ValueError(
-        f"{', '.join(ignored)} beside config={self.config}, which says how "
-        "large a step and a model are; set it there, and drop it here"
+        f"{', '.join(ignored)} has no effect beside config={self.config}, "
+        "which sets the sizes of steps and model; set it there, and drop it "
+        "here"
       )
     return self
 
 
 class Arm(configs.Section):
-  """One row of the table.
+  """Describes one row of the table: an objective with its teacher.
 
-  An arm without learning rates of its own chooses from the comparison's. An
-  ablation takes over what the arm named in `like` has chosen, and runs only in
-  the families that it names. In a family with a training config only those
-  settings of the teacher count that the arm names; others are the config's.
+  An arm without learning rates chooses from those of the comparison. An
+  ablation (an arm with `like`) uses the rate that the arm named there has
+  chosen, and runs only in the families that it names. In a family with a
+  training config the arm replaces only those settings of the teacher that it
+  names.
   """
 
   objective: configs.ObjectiveConfig
@@ -96,7 +104,7 @@ class Arm(configs.Section):
 
 
 class GradientRun(configs.Section):
-  """Whose gradients are measured at the base, in which families."""
+  """Names arms and families whose gradients are measured at the base."""
 
   families: tuple[str, ...] = ()
   arms: tuple[str, ...] = ()
@@ -105,7 +113,7 @@ class GradientRun(configs.Section):
 
 
 class Figure(configs.Section):
-  """A picture of some arms, with a row a family and a column a measure."""
+  """Describes a figure with a row per family and a column per measure."""
 
   families: Annotated[tuple[str, ...], _Some]
   arms: Annotated[tuple[str, ...], _Some]
@@ -113,11 +121,11 @@ class Figure(configs.Section):
 
 
 class Comparison(configs.Section):
-  """Arms, families, seeds."""
+  """Holds the whole config of a comparison."""
 
   name: str = "comparison"
   run_directory: str | None = None  # null: runs/<name of the file>
-  default: str  # the arm that claims to be first or tied everywhere
+  default: str  # the arm that is claimed to be first or tied everywhere
   families: dict[str, FamilyRun]
   arms: dict[str, Arm]
   learning_rates: Grid = (3e-4, 1e-3, 3e-3)
@@ -128,13 +136,16 @@ class Comparison(configs.Section):
   pass_at: Annotated[tuple[Positive, ...], _Some] = (1, 4, 16, 64)
   num_pass_problems: Positive = 64
   gradients: GradientRun = GradientRun()
-  # Each is drawn as figures/NAME.png.
+  # Each figure is written to figures/NAME.png.
   figures: Annotated[dict[str, Figure], pydantic.Field(default_factory=dict)]
   jobs: Positive = 1
 
   @property
   def accuracy_name(self) -> str:
-    """Of held-out problems; a training config has samples of its own."""
+    """Returns the name of held-out accuracy.
+
+    Training configs may use another number of samples than four.
+    """
     has_configs = any(run.config for run in self.families.values())
     return "accuracy" if has_configs else "avg@4"
 
@@ -142,8 +153,13 @@ class Comparison(configs.Section):
   def directory(self) -> pathlib.Path:
     return pathlib.Path(self.run_directory or f"runs/{self.name}")
 
+  @property
+  def main_arms(self) -> list[str]:
+    """Returns the arms that choose a learning rate; others are ablations."""
+    return [name for name, arm in self.arms.items() if arm.like is None]
+
   @pydantic.model_validator(mode="after")
-  def _together(self):
+  def _check_together(self):
     for name, run in self.families.items():
       if name not in task_list.FAMILIES and run.config is None:
         raise ValueError(
@@ -158,8 +174,8 @@ class Comparison(configs.Section):
       self._check_names(f"families.{name}.arms", run.arms or (), self.arms)
     self._check_names("default", (self.default,), self.arms)
     self._check_names("gradients.arms", self.gradients.arms, self.arms)
-    toys = [name for name, run in self.families.items() if not run.config]
-    self._check_names("gradients.families", self.gradients.families, toys)
+    builtin = [name for name, run in self.families.items() if not run.config]
+    self._check_names("gradients.families", self.gradients.families, builtin)
     for name, figure in self.figures.items():
       where = f"figures.{name}"
       if not re.fullmatch(r"[\w-]+", name):
@@ -184,21 +200,21 @@ class Comparison(configs.Section):
             f"arms.{name}.like={arm.like}, which itself is like another; name "
             "an arm that chooses its own learning rate"
           )
-    for family in toys:
+    for family in builtin:
       for name in filter(lambda arm: self.runs(family, arm), self.arms):
-        self._check_toy(family, name)
+        self._check_builtin(family, name)
     return self
 
   def runs(self, family: str, arm: str) -> bool:
-    """Whether an arm is to run in a family."""
-    of_family = self.families[family].arms
-    if of_family is not None:
-      return arm in of_family
-    of_arm = self.arms[arm].families
-    return of_arm is None or family in of_arm
+    """Returns True if an arm is to run in a family."""
+    arms = self.families[family].arms
+    if arms is not None:
+      return arm in arms
+    families = self.arms[arm].families
+    return families is None or family in families
 
   def learning_rates_of(self, family: str, arm: str) -> tuple[float, ...]:
-    """The grid that an arm chooses from in a family."""
+    """Returns the grid from which an arm chooses in a family."""
     return (
       self.arms[arm].learning_rates
       or self.families[family].learning_rates
@@ -208,10 +224,27 @@ class Comparison(configs.Section):
   def tuning_seeds_of(self, family: str) -> int:
     return self.families[family].tuning_seeds or self.tuning_seeds
 
-  def _check_toy(self, family: str, name: str) -> None:
-    """What a training config would be refused for."""
+  def planned_seeds(self, family: str) -> int:
+    return self.families[family].seeds or self.seeds
+
+  def base_of(self, family: str, seed: int) -> int:
+    """Returns the number of the base model from which a seed starts."""
+    if self.families[family].config:
+      return 0  # the config's model is the only base
+    is_tuning = seed >= FIRST_TUNING_SEED
+    return (seed - FIRST_TUNING_SEED * is_tuning) % self.num_bases
+
+  def is_planned(self, trial: Trial) -> bool:
+    """Returns True if a trial's base is the one that its seed has now.
+
+    A changed `num_bases` gives some seeds another base.
+    """
+    return trial.base == self.base_of(trial.family, trial.seed)
+
+  def _check_builtin(self, family: str, name: str) -> None:
+    """Checks what the schema of a training config would check."""
     run, arm = self.families[family], self.arms[name]
-    # A group is learned from at once.
+    # All samples of a problem belong to one update.
     if run.num_problems % arm.mini_batches:
       raise ValueError(
         f"arms.{name}: mini_batches={arm.mini_batches} must divide "

@@ -123,6 +123,11 @@ def make_problems(
   )
 
 
+def repeat(problems: Problems, group_size: int) -> Problems:
+  """Repeats each problem for the samples of its group."""
+  return jax.tree.map(lambda x: jnp.repeat(x, group_size, axis=0), problems)
+
+
 def prompts(problems: Problems) -> jax.Array:
   """The student's prompts: the digits and a question mark. `[P, S]`."""
   ask = jnp.full((problems.digits.shape[0], 1), ASK)

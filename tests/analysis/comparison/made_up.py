@@ -1,7 +1,7 @@
 """Comparisons of a few arms, and trials that are made up."""
 
 from distil_jax.analysis.comparison.settings import Comparison
-from distil_jax.analysis.comparison.trial_store import Trial
+from distil_jax.analysis.comparison.trial_record import Trial
 
 RATE = 1e-3
 GRID = (3e-4, 1e-3, 3e-3)

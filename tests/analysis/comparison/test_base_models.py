@@ -7,9 +7,8 @@ import pytest
 
 from distil_jax.analysis.comparison import (
   base_models,
-  evaluation,
+  compiled_trial,
   tasks,
-  trial_setting,
 )
 from tests.analysis.comparison import tiny
 
@@ -43,9 +42,9 @@ SETTINGS = {"base_steps": 250, "network": {"width": 32}}
 
 def test_a_base_comes_back_with_its_settings(base, tmp_path):
   folder = tmp_path / "base"
-  assert not base_models.is_kept(folder)
-  base_models.keep(folder, base, tiny.PLAN, SETTINGS)
-  assert base_models.is_kept(folder)
+  assert not base_models.is_saved(folder)
+  base_models.save(folder, base, tiny.PLAN, SETTINGS)
+  assert base_models.is_saved(folder)
   found = base_models.load(folder, tiny.PLAN)
   jax.tree.map(np.testing.assert_array_equal, found, base)
   assert base_models.differences(folder, SETTINGS) == []
@@ -62,9 +61,9 @@ def test_a_base_comes_back_with_its_settings(base, tmp_path):
 def test_a_base_that_is_half_written_is_not_kept(base, tmp_path):
   (tmp_path / "model.safetensors").mkdir()  # where the weights are to go
   with pytest.raises(OSError, match=r"model\.safetensors"):
-    base_models.keep(tmp_path, base, tiny.PLAN, SETTINGS)
+    base_models.save(tmp_path, base, tiny.PLAN, SETTINGS)
   assert (tmp_path / "base.json").is_file()
-  assert not base_models.is_kept(tmp_path)
+  assert not base_models.is_saved(tmp_path)
 
 
 def test_the_number_of_parameters(base):
@@ -76,7 +75,7 @@ def test_its_student_is_as_unsure_as_the_family_says(base):
   """.25 of route 0, right with .6, and .75 of route 1, right with .1."""
   problems = tasks.make_problems(tiny.FAMILY, jax.random.key(5), 512)
   sampled = jax.jit(
-    lambda params, prompts: trial_setting.sample(
+    lambda params, prompts: compiled_trial.sample(
       params,
       problems,
       prompts,
@@ -96,7 +95,7 @@ def test_its_student_is_as_unsure_as_the_family_says(base):
 
 def test_its_teacher_reads_feedback(base):
   accuracy = jax.jit(
-    lambda params: evaluation.teacher_accuracy(
+    lambda params: compiled_trial.teacher_accuracy(
       params, jax.random.key(7), setting=tiny.setting(), num_problems=256
     )
   )(base)

@@ -33,7 +33,7 @@ def curve(**measures):
   ],
 )
 def test_accuracy_fell_where_it_stays_below_its_best(avg, step):
-  assert collapse.fell_at(curve(avg=avg)) == step
+  assert collapse.collapse_step(curve(avg=avg)) == step
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_accuracy_fell_where_it_stays_below_its_best(avg, step):
 )
 def test_a_sign_is_seen_past_its_limit(sign, values, step):
   points = curve(**{sign.measure: values})
-  assert collapse.shown_at(points, sign) == step
+  assert collapse.warning_step(points, sign) == step
 
 
 def test_a_label_says_which_way_and_how_far():

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from distil_jax import config as configs
-from distil_jax.analysis.comparison import compiled_trial, evaluation, tasks
+from distil_jax.analysis.comparison import compiled_trial, tasks
 from distil_jax.models import decoder, layers
 from distil_jax.objectives import scoring
 from distil_jax.ops import fused_statistics
@@ -231,7 +231,7 @@ def test_a_spoiled_teacher_is_held(moved, base):
 def test_held_out_problems_are_the_same_for_all(base):
   key = jax.random.key(11)
   setting = dataclasses.replace(tiny.setting(), objective=None, teacher=None)
-  values = evaluation.evaluate(
+  values = compiled_trial.evaluate(
     base,
     base,
     key,
@@ -239,7 +239,7 @@ def test_held_out_problems_are_the_same_for_all(base):
     num_problems=256,
     num_samples=4,
   )
-  rewards = evaluation.held_out_rewards(
+  rewards = compiled_trial.held_out_rewards(
     base,
     key,
     setting=setting,

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from distil_jax import config as configs
-from distil_jax.analysis.comparison import gradient_noise
+from distil_jax.analysis.comparison import compiled_trial, gradient_noise
 from tests.analysis.comparison import tiny
 
 KEY = jax.random.key(2)
@@ -14,7 +14,11 @@ LOCAL = tiny.PUBLISHED.model_copy(update={"future_weight": 0.0})
 
 def share(base, objective):
   return gradient_noise.score_share(
-    base, base, KEY, setting=tiny.setting(objective)
+    base,
+    base,
+    KEY,
+    setting=tiny.setting(objective),
+    experience=compiled_trial.experience,
   )
 
 
@@ -40,6 +44,7 @@ def qualities(base):
       "again": tiny.setting(gradient_noise.EXACT),
     },
     base,
+    experience=compiled_trial.experience,
     num_batches=24,
     num_reference=96,
   )
@@ -61,7 +66,9 @@ def test_all_are_measured_on_the_same_batches(qualities):
 def test_noise_is_variance_in_units_of_the_mean(qualities, base):
   """By hand, from the gradients themselves."""
   setting = tiny.setting(gradient_noise.EXACT)
-  gradient_fn = jax.jit(gradient_noise._gradient_fn(setting))
+  gradient_fn = jax.jit(
+    gradient_noise._gradient_fn(setting, compiled_trial.experience)
+  )
   # The batches of `qualities` with its seed 0.
   keys = jax.random.split(jax.random.fold_in(jax.random.key(0), 1), 24)
   rows = []

@@ -3,7 +3,7 @@
 import pytest
 
 from distil_jax import config as configs
-from distil_jax.analysis.comparison import plots
+from distil_jax.analysis.comparison import plots, results
 from tests.analysis.comparison.made_up import comparison, trials
 
 FIGURE = {
@@ -19,12 +19,17 @@ def made(tmp_path, **figure):
   )
 
 
+def drawn(draw, tmp_path, done):
+  comparison = made(tmp_path)
+  return draw(comparison, results.collect(comparison, done))
+
+
 def test_a_figure_has_a_row_a_family_and_a_column_a_measure(tmp_path):
   done = trials("sparse", "mine", [0.5, 0.7])
   done |= trials("sparse", "less", [0.25])
   done |= trials("sparse", "grpo", [1.0])
   done |= trials("early", "mine", [1.0])
-  panels = plots.draw(made(tmp_path), done)["figures/why.png"].axes
+  panels = drawn(plots.draw, tmp_path, done)["figures/why.png"].axes
   assert len(panels) == 6
   assert [panel.get_ylabel() for panel in panels[::3]] == ["early", "sparse"]
   assert "avg@4" in panels[0].get_title()
@@ -38,12 +43,12 @@ def test_a_figure_has_a_row_a_family_and_a_column_a_measure(tmp_path):
 
 
 def test_nothing_is_drawn_of_nothing(tmp_path):
-  assert plots.save(made(tmp_path), {}) == []
+  assert drawn(plots.save, tmp_path, {}) == []
   done = trials("sparse", "grpo", [1.0])
-  names = {path.name for path in plots.save(made(tmp_path), done)}
+  names = {path.name for path in drawn(plots.save, tmp_path, done)}
   assert names == {"accuracy.png", "time.png", "measures.png"}
   done = trials("sparse", "mine", [1.0])
-  *_, path = plots.save(made(tmp_path), done)
+  *_, path = drawn(plots.save, tmp_path, done)
   assert path == tmp_path / "figures/why.png"
   assert path.read_bytes()[:4] == b"\x89PNG"
 

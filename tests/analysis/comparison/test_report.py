@@ -1,6 +1,11 @@
 """What a reader is told who has not seen the comparison run."""
 
-from distil_jax.analysis.comparison import provenance, report, results
+from distil_jax.analysis.comparison import (
+  provenance,
+  report,
+  results,
+  statistics,
+)
 from tests.analysis.comparison.made_up import comparison, rows, trials
 from tests.paths import ROOT
 
@@ -55,7 +60,9 @@ def test_rates_at_an_end_of_their_grid_are_marked():
     done |= trials("sparse", "grpo", [rate], rate=rate, first=1000)
     middle = 0.5 if rate == 1e-3 else 0.1
     done |= trials("sparse", "mine", [middle], rate=rate, first=1000)
-  shown = rows(provenance.learning_rates(changed, done))
+  shown = rows(
+    provenance.learning_rates(changed, report._chosen_rates(changed, done))
+  )
   assert shown["grpo"] == ["0.01*", "–"]
   assert shown["mine"] == ["0.001", "–"]
 
@@ -86,7 +93,7 @@ def test_where_it_was_made():
   second["revision"] = {"commit": "f" * 40, "dirty": True}
   second["device"] = "1 x TPU"
   text = provenance.made_by(
-    results.records_of(results.collect(comparison(), done))
+    statistics.records_of(results.collect(comparison(), done))
   )
   assert text == (
     "Commits: 0123456789ab, ffffffffffff with changes, unknown.\n"

@@ -1,6 +1,6 @@
 """What stands in the tables, cell by cell."""
 
-from distil_jax.analysis.comparison import results, tables
+from distil_jax.analysis.comparison import results, statistics, tables
 from tests.analysis.comparison import made_up
 from tests.analysis.comparison.made_up import rows, trials
 
@@ -22,7 +22,7 @@ def test_the_accuracy_table():
     "mine": ["**90.0 ± 5.8**", "–", "1 of 1"],
   }
   assert "Seeds still missing: grpo in early (2 of 3)." in text
-  curve = made_of(tables.accuracies, done, results.mean_accuracy)
+  curve = made_of(tables.accuracies, done, statistics.mean_accuracy)
   assert rows(curve)["mine"][0] == "**45.0 ± 2.9**"
 
 
@@ -128,7 +128,7 @@ def test_ablations_stand_against_what_they_are_like():
     "less": ["**-20.0 ± 5.8**"],
   }
   assert "missing" not in text
-  text = ablations([0.3, 0.6, 0.9], [0.2, 0.4, 0.6], results.mean_accuracy)
+  text = ablations([0.3, 0.6, 0.9], [0.2, 0.4, 0.6], statistics.mean_accuracy)
   assert rows(text)["less"] == ["**-10.0 ± 2.9**"]
 
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from distil_jax.analysis.comparison import trial_store
-from distil_jax.analysis.comparison.trial_store import Trial
+from distil_jax.analysis.comparison import results, trial_settings, trial_store
+from distil_jax.analysis.comparison.trial_record import Trial
 from tests.analysis.comparison.made_up import GRID
 from tests.analysis.comparison.made_up import tuned_comparison as comparison
 from tests.paths import ROOT
@@ -26,7 +26,7 @@ def tuned(finals, *, curves=None, family="sparse", arm="grpo", first=1000):
 
 
 def chosen(done, arm="grpo", family="sparse"):
-  return trial_store.chosen_rate(comparison(), family, arm, done)
+  return results.chosen_rate(comparison(), family, arm, done)
 
 
 def test_the_best_final_accuracy_is_chosen():
@@ -91,7 +91,7 @@ def line(seed):
       "seed": seed,
       "learning_rate": 3e-4,
       "value": seed / 3,
-      **dict.fromkeys(trial_store._FOUND),
+      **dict.fromkeys(trial_store._REQUIRED),
     }
   )
 
@@ -134,13 +134,13 @@ def ran(**changed):
   """A record as it was written with these settings."""
   made = comparison(**changed)
   return {
-    "settings": json.loads(json.dumps(trial_store.settings_of(made, TRIAL)))
+    "settings": json.loads(json.dumps(trial_settings.settings_of(made, TRIAL)))
   }
 
 
 def refusal(record, **now):
   with pytest.raises(ValueError, match="other settings") as error:
-    trial_store.check_same(comparison(**now), TRIAL, record)
+    trial_settings.check_same(comparison(**now), TRIAL, record)
   return str(error.value)
 
 
@@ -154,7 +154,7 @@ def test_a_trial_with_other_settings_is_refused():
     "pass_at: [1, 4, 16, 64] then, [1, 2] now",
   ):
     assert words in message
-  trial_store.check_same(
+  trial_settings.check_same(
     comparison(
       families={"sparse": {"num_steps": 80, "seeds": 9}, "early": {}},
       seeds=7,
@@ -169,7 +169,7 @@ def test_a_setting_that_came_later_had_its_default():
   record = ran()
   del record["settings"]["run"]["base_batch_size"]
   del record["settings"]["arm"]["objective"]["clip_low"]
-  trial_store.check_same(comparison(), TRIAL, record)
+  trial_settings.check_same(comparison(), TRIAL, record)
   changed = {"sparse": {"base_batch_size": 64}, "early": {}}
   message = refusal(record, families=changed)
   assert "run.base_batch_size: 128 then, 64 now" in message
@@ -187,17 +187,19 @@ def test_only_what_the_report_counts_must_have_the_same_settings():
     Trial("sparse", "gone", 0, 0, 3e-4),
     Trial("sparse", "grpo", 0, 0, 2e-4),
   ):
-    trial_store.check_counted(made, {TRIAL: ran(), trial: other})
+    trial_settings.check_counted(made, {TRIAL: ran(), trial: other})
   with pytest.raises(ValueError, match="num_steps"):
-    trial_store.check_counted(made, {TRIAL: other})
+    trial_settings.check_counted(made, {TRIAL: other})
 
 
 def test_trials_of_bases_that_are_not_planned_do_not_count():
   done = tuned({3e-4: [0.5, 0.5], 1e-3: [0.6, 0.6], 3e-3: [0.7, 0.7]})
   made = comparison(num_bases=1)  # the second tuning seed was on base 1
-  assert trial_store.chosen_rate(made, "sparse", "grpo", done) is None
+  assert results.chosen_rate(made, "sparse", "grpo", done) is None
   other = ran(families={"sparse": {"num_steps": 80}, "early": {}})
-  trial_store.check_counted(made, {Trial("sparse", "grpo", 1, 1, 3e-4): other})
+  trial_settings.check_counted(
+    made, {Trial("sparse", "grpo", 1, 1, 3e-4): other}
+  )
 
 
 def test_an_edited_training_config_is_another_trial(tmp_path):
@@ -206,20 +208,19 @@ def test_an_edited_training_config_is_another_trial(tmp_path):
   path.write_text(text)
   made = comparison(families={"sums": {"config": str(path)}, "early": {}})
   trial = Trial("sums", "grpo", 0, 0, 3e-4)
-  record = {"settings": trial_store.settings_of(made, trial)}
-  trial_store.check_same(made, trial, record)
+  record = {"settings": trial_settings.settings_of(made, trial)}
+  trial_settings.check_same(made, trial, record)
   path.write_text(text.replace("group_size: 8", "group_size: 4"))
   with pytest.raises(ValueError, match=r"config\.rollout\.group_size: 8 then"):
-    trial_store.check_same(made, trial, record)
+    trial_settings.check_same(made, trial, record)
 
 
 def test_what_is_appended_is_read(tmp_path):
-  made = comparison(run_directory=str(tmp_path))
-  path = trial_store.file_of(made, "sparse")
+  path = trial_store.file_of(tmp_path, "sparse")
   trial_store.append(path, json.loads(line(0)))
   trial_store.append(path, json.loads(line(1)))
   with path.open("a") as file:
     file.write(line(2)[:30])
-  trial_store.mend(path)
+  trial_store.repair(path)
   trial_store.append(path, json.loads(line(3)))
   assert [t.seed for t in trial_store.read_trials(tmp_path)] == [0, 1, 3]

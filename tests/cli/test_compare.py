@@ -10,7 +10,12 @@ import jax
 import pytest
 
 from distil_jax import config as configs
-from distil_jax.analysis.comparison import command, trial_store
+from distil_jax.analysis.comparison import (
+  trial_record,
+  trial_settings,
+  trial_store,
+)
+from distil_jax.analysis.comparison.processes import end_all
 from distil_jax.analysis.comparison.settings import Comparison
 from distil_jax.cli import main
 from tests.paths import ROOT
@@ -88,10 +93,10 @@ def test_other_settings_are_refused_before_anything_is_run(tmp_path, capsys):
   comparison = configs.load_as(
     Comparison, SMOKE, [*TINY, f"run_directory={tmp_path}"]
   )
-  trial = trial_store.Trial("sparse", "grpo", 0, 0, 1e-3)
-  record = dataclasses.asdict(trial) | dict.fromkeys(trial_store._FOUND)
-  record["settings"] = trial_store.settings_of(comparison, trial)
-  trial_store.append(trial_store.file_of(comparison, "sparse"), record)
+  trial = trial_record.Trial("sparse", "grpo", 0, 0, 1e-3)
+  record = dataclasses.asdict(trial) | dict.fromkeys(trial_store._REQUIRED)
+  record["settings"] = trial_settings.settings_of(comparison, trial)
+  trial_store.append(trial_store.file_of(tmp_path, "sparse"), record)
   assert compare(tmp_path, "num_held_out=5") == 1
   assert "num_held_out: 4 then, 5 now" in capsys.readouterr().err
   assert [path.name for path in tmp_path.iterdir()] == ["trials"]
@@ -130,7 +135,7 @@ def test_no_process_outlives_its_end():
   for process in processes:
     process.stdout.readline()
   begun = time.monotonic()
-  command._end(processes, seconds=0.3)
+  end_all(processes, seconds=0.3)
   assert [process.poll() for process in processes] == [-15, -9]
   assert time.monotonic() - begun < 30
   for process in processes:

@@ -6,9 +6,10 @@ import pytest
 import yaml
 
 from distil_jax import config as configs
-from distil_jax.analysis.comparison import study, training
+from distil_jax.analysis.comparison import study, trial_settings
 from distil_jax.analysis.comparison.settings import Arm, Comparison, FamilyRun
-from distil_jax.analysis.comparison.trial_store import Trial
+from distil_jax.analysis.comparison.trial_record import Trial
+from distil_jax.cli import compare
 from tests.paths import ROOT
 
 PATH = str(ROOT / "configs/calculator/quickstart.yaml")
@@ -17,7 +18,7 @@ RUN = FamilyRun(config=PATH, num_steps=20, evaluate_every=10)
 
 def made(arm, **changed):
   settings = {"learning_rate": 2e-4, "seed": 7, "directory": "runs/x"}
-  return training.run_config(RUN, arm, **{**settings, **changed})
+  return trial_settings.run_config(RUN, arm, **{**settings, **changed})
 
 
 def changes(before, after, path=""):
@@ -93,7 +94,7 @@ def test_another_kind_of_teacher_takes_the_olds_settings_along(
   arm = Arm.model_validate(
     {"objective": {"kind": "distil"}, "teacher": teacher}
   )
-  found = training.run_config(
+  found = trial_settings.run_config(
     RUN.model_copy(update={"config": str(path)}),
     arm,
     learning_rate=1e-3,
@@ -126,7 +127,9 @@ def test_a_run_that_diverges_is_a_record_like_others(tmp_path):
       "arms": {"it": {"objective": {"kind": "minillm"}}},
     }
   )
-  record = study._trained(comparison, Trial("sums", "it", 0, 0, 1e38))
+  record = study._run_config_trial(
+    comparison, Trial("sums", "it", 0, 0, 1e38), compare.train_or_none
+  )
   assert record["diverged_at"] in (1, 2)
   assert record["after"] == {"avg": 0.0, "pass@1": 0.0}
   assert record["before"].keys() == record["after"].keys()
@@ -147,7 +150,7 @@ def test_the_schedule_is_the_configs_unless_a_family_sets_it(original):
   assert original["optimizer"]["schedule"] == "constant"
   for schedule in (None, "constant", "cosine"):
     run = RUN.model_copy(update={"schedule": schedule})
-    config = training.run_config(
+    config = trial_settings.run_config(
       run,
       Arm(objective=configs.GRPOConfig()),
       learning_rate=1,
@@ -172,13 +175,13 @@ def test_configs_are_checked_before_anything_is_run():
       },
     }
   )
-  training.check(comparison, "sums", ["good"])
-  training.check(comparison, "sparse", ["bad"])
+  trial_settings.check_configs(comparison, "sums", ["good"])
+  trial_settings.check_configs(comparison, "sparse", ["bad"])
   elsewhere = comparison.arms["bad"].model_copy(update={"families": ("a",)})
   arms = {**comparison.arms, "bad": elsewhere}
-  training.check(
+  trial_settings.check_configs(
     comparison.model_copy(update={"arms": arms}), "sums", ["good", "bad"]
   )
   with pytest.raises(configs.ConfigError, match="mini_batch_size") as error:
-    training.check(comparison, "sums", ["good", "bad"])
+    trial_settings.check_configs(comparison, "sums", ["good", "bad"])
   assert f"families.sums.config={PATH} with arm bad" in str(error.value)
