@@ -1,10 +1,10 @@
-"""What training would take on slices that nobody has here, compiled.
+"""Plans training on TPU slices by compiling for them; needs no TPU.
 
   python -m benchmarks.plans                 # what is missing; hours on a core
   python -m benchmarks.plans --only 8b_v5p_16
   python -m benchmarks.plans --report   # the tables of docs/results/scaling.md
 
-Needs `pip install '.[plan]'`, and no TPU. Each case is kept in
+Needs `pip install '.[plan]'`. Each case is kept in
 benchmarks/results/plans.json as soon as it is compiled, and compiled again only
 when it is named with --only.
 """
@@ -29,14 +29,14 @@ DOCUMENT = ROOT / "docs/results/scaling.md"
 SCIENCE = ROOT / "configs/science/qwen3_8b.yaml"
 GIB = 2.0**30
 
-_DOING = {
-  results.READING: "prompts are read",
-  results.GROWING: "rings are made longer",
+_ACTIVITIES = {
+  results.PREFILL: "prompts are read",
+  results.CACHE_GROWTH: "rings are made longer",
   results.SAMPLING: "tokens are chosen",
   results.TRAINING: "learning",
 }
-# Weak scaling: so many problems for each chip, one sequence at once on each.
-_PER_CHIP = 4
+# Weak scaling: problems per chip; the micro-batch has one sequence per chip.
+_PROBLEMS_PER_CHIP = 4
 
 
 def _sizes(num_problems: int, chips: int, **settings: Any) -> list[str]:
@@ -52,7 +52,7 @@ def _weak(shape: str, topology: str, chips: int, *more: str) -> dict[str, Any]:
   return {
     "shape": shape,
     "topology": topology,
-    "overrides": [*_sizes(_PER_CHIP * chips, chips), *more],
+    "overrides": [*_sizes(_PROBLEMS_PER_CHIP * chips, chips), *more],
     "programs": "training",
   }
 
@@ -68,7 +68,7 @@ def _science(
   }
 
 
-# Whole lanes of 128 for each chip, of widths of 4096 and 5120.
+# Each chip holds multiples of 128 columns of widths 4096 and 5120.
 _COPIES = ("mesh.data=64", "mesh.fsdp=8")
 _TENSOR = (
   "mesh.data=8", "mesh.fsdp=8", "mesh.tensor=8",
@@ -113,30 +113,33 @@ def main() -> None:
 
 
 def _run(case: dict[str, Any]) -> dict[str, Any]:
-  """One case, compiled."""
-  began = time.monotonic()
+  """Compiles one case."""
+  start = time.monotonic()
   config = configs.load(SCIENCE, case["overrides"])
-  hardware = planning_hardware.hardware(case["topology"])
+  hardware = planning_hardware.find_hardware(case["topology"])
   shape = ROOT / f"configs/shapes/qwen3_{case['shape']}.json"
   with Progress(None) as progress:
     planner = planning_planner.Planner(
-      config, hardware, planning_planner.network(config, str(shape)), progress
+      config,
+      hardware,
+      planning_planner.load_network(config, str(shape)),
+      progress,
     )
     phases = []
     if case["programs"] != "training":
-      phases += planner.sampling()
+      phases += planner.sampling_phases()
     if case["programs"] != "sampling":
-      phases.append(planner.training())
+      phases.append(planner.training_phase())
   return {
     **case,
-    **report.to_dict(planner.outcome(phases)),
-    "seconds_to_compile": round(time.monotonic() - began),
+    **report.to_dict(planner.build_plan(phases)),
+    "seconds_to_compile": round(time.monotonic() - start),
     "made_with": machine.description(),
   }
 
 
 def _write(found: dict[str, Any]) -> None:
-  """The tables into the document, between their marks."""
+  """Writes the tables into the document, between their markers."""
   text = DOCUMENT.read_text()
   tables = {
     "summary": _summary(found),
@@ -163,7 +166,7 @@ def _summary(found: dict[str, Any]) -> str:
     lines.append(
       f"* {case['hardware']}, {case['num_chips']} chips (`{name}`): {verdict}; "
       f"at the most {_gib(peak)} of {_gib(case['memory_bytes'])} GiB, while "
-      f"{_DOING[program]}"
+      f"{_ACTIVITIES[program]}"
     )
   return "\n".join(lines)
 
@@ -271,7 +274,9 @@ def _weak_scaling(found: dict[str, Any]) -> str:
   for case in sorted(
     found.values(), key=lambda c: (len(c["shape"]), c["shape"], c["num_chips"])
   ):
-    is_even = case["num_sequences"] == 8 * _PER_CHIP * case["num_chips"]
+    is_even = (
+      case["num_sequences"] == 8 * _PROBLEMS_PER_CHIP * case["num_chips"]
+    )
     training = [p for p in case["phases"] if p["name"] == results.TRAINING]
     if not is_even or not training or "v5p" not in case["hardware"]:
       continue

@@ -32,11 +32,13 @@ def add_parser(commands) -> None:
     help="try meshes and micro-batches, and rank those that fit",
   )
   command.add_argument(
+    "--candidates",
     "--tries",
+    dest="num_candidates",
     type=positive,
     default=6,
     metavar="N",
-    help="of a search: compile so many (default: 6)",
+    help="number of candidates that a search compiles (default: 6)",
   )
   command.add_argument(
     "--json", action="store_true", help="print one JSON object"
@@ -50,14 +52,24 @@ def run(arguments: argparse.Namespace) -> int:
   from distil_jax.planning import mesh_search, planner, report
   from distil_jax.training.logging.progress import Progress
 
-  hardware = planning_hardware.hardware(arguments.topology)
-  network = planner.network(config, arguments.num_params_from)
+  hardware = planning_hardware.find_hardware(arguments.topology)
+  network = planner.load_network(config, arguments.num_params_from)
   with Progress(None) as progress:
     if arguments.search:
+
+      def plan_training(candidate: configs.Config):
+        planned = planner.Planner(candidate, hardware, network, progress)
+        return planned.build_plan([planned.training_phase()])
+
       found = mesh_search.search(
-        config, hardware, network, progress, tries=arguments.tries
+        config,
+        hardware,
+        network,
+        progress,
+        num_candidates=arguments.num_candidates,
+        plan_training=plan_training,
       )
-      write = report.trials_to_json if arguments.json else report.trials_to_text
+      write = report.search_to_json if arguments.json else report.search_to_text
       print(write(found))
     else:
       planned = planner.Planner(config, hardware, network, progress).plan()

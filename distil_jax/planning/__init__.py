@@ -1,1 +1,1 @@
-"""What a compiled program asks of hardware that need not be here."""
+"""Plans memory, FLOPs and traffic of a run on hardware that is not here."""

@@ -1,7 +1,8 @@
-"""Arguments of a run's programs as shapes with shardings, holding no memory.
+"""Builds inputs of programs that have shapes and shardings but no memory.
 
-Devices of the mesh need not be here. What samples is called with the mesh in
-use (`jax.set_mesh`); what trains is not, for optax makes arrays on the way.
+The devices of the mesh need not exist here. Programs that sample are traced
+within `jax.set_mesh`. Building a training state is not, because optax creates
+real arrays on the way.
 """
 
 import math
@@ -14,7 +15,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from distil_jax.generation import engine, sampler_state
+from distil_jax.generation import sampler_state
 from distil_jax.models import decoder, decoding, sharding
 from distil_jax.ops import sampling
 from distil_jax.planning import memory
@@ -23,12 +24,12 @@ from distil_jax.types import TrainBatch
 
 
 def params(shapes: decoder.Params, mesh: jax.sharding.Mesh) -> decoder.Params:
-  """Parameters where they live while training.
+  """Returns parameters with their shardings for training.
 
   Raises:
-    ValueError: the mesh does not cut one of them evenly.
+    ValueError: The mesh does not shard a parameter evenly.
   """
-  return _placed(shapes, decoder.shardings(mesh, shapes))
+  return _with_shardings(shapes, decoder.shardings(mesh, shapes))
 
 
 def train_state(
@@ -37,9 +38,9 @@ def train_state(
   mesh: jax.sharding.Mesh,
   optimizer: optax.GradientTransformation,
 ) -> training_train_state.TrainState:
-  """What one training step hands to the next; `init` makes the first."""
+  """Returns the state of training that a function creates."""
   state = jax.eval_shape(init, shapes)
-  return _placed(
+  return _with_shardings(
     state, training_train_state.state_shardings(state, mesh, optimizer)
   )
 
@@ -53,21 +54,21 @@ def batch(
   completion_length: int,
   has_tools: bool = False,
 ) -> TrainBatch:
-  """What a training step learns from; whole teacher's prompts.
+  """Returns the batch of a training step, with whole prompts of the teacher.
 
   Args:
-    mesh: the mesh in use.
+    mesh: The mesh of the training step.
     num_sequences: B.
     prompt_length: S.
-    teacher_prompt_length: S'; 0: there is no teacher.
+    teacher_prompt_length: Prompt length of the teacher. 0 means no teacher.
     completion_length: T.
-    has_tools: not all of a completion's tokens are the student's.
+    has_tools: True if completions contain the output of tools.
   """
-  place = sharding.sharding(mesh, "batch")
+  by_row = sharding.sharding(mesh, "batch")
 
   def rows(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
     shape = (num_sequences, *shape)
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=by_row)
 
   return TrainBatch(
     prompt_ids=rows(prompt_length),
@@ -86,9 +87,9 @@ def batch(
 def weights(
   graphdef: nnx.GraphDef, shapes: decoder.Params, mesh: jax.sharding.Mesh
 ) -> decoding.Weights:
-  """The parameters as they are sampled from."""
+  """Returns the parameters in the layout that the sampler uses."""
   found = jax.eval_shape(lambda p: decoding.by_layer(graphdef, p), shapes)
-  return _placed(found, decoding.shardings(mesh, found))
+  return _with_shardings(found, decoding.shardings(mesh, found))
 
 
 def prompts(
@@ -98,16 +99,16 @@ def prompts(
   group_size: int,
   prompt_length: int,
 ) -> tuple[Any, ...]:
-  """What `prefill.prefill` takes between weights and keywords."""
-  place = sharding.sharding(mesh, "batch")
+  """Returns the positional arguments of `prefill.prefill` after weights."""
+  by_row = sharding.sharding(mesh, "batch")
   everywhere = sharding.sharding(mesh)
   ids = jax.ShapeDtypeStruct(
-    (num_problems, prompt_length), jnp.int32, sharding=place
+    (num_problems, prompt_length), jnp.int32, sharding=by_row
   )
   keys = jax.eval_shape(
     lambda: jax.random.split(jax.random.key(0), (num_problems, group_size))
   )
-  keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=place)
+  keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=by_row)
 
   def scalar(x: Any) -> jax.ShapeDtypeStruct:
     dtype = np.asarray(x).dtype
@@ -123,52 +124,56 @@ def rollout_state(
   start: Callable[..., sampler_state.SamplerState],
   *arguments: Any,
 ) -> sampler_state.SamplerState:
-  """A rollout under way, from the function that begins it."""
+  """Returns the state of a rollout, from the function that starts it."""
   state = jax.eval_shape(start, *arguments)
   caches = (state.prompts.cache, state.kv_cache.cache)
-  kept = {id(x) for x in jax.tree.leaves(caches)}
+  cache_ids = {id(x) for x in jax.tree.leaves(caches)}
 
-  def place(x: Any) -> jax.ShapeDtypeStruct:
+  def shard(x: Any) -> jax.ShapeDtypeStruct:
     axes = ("batch", *(None,) * (x.ndim - 1)) if x.ndim else ()
-    if id(x) in kept:
+    if id(x) in cache_ids:
       axes = ("batch", "kv_heads", None, None)
-    found = sharding.sharding(mesh, *axes)
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=found)
+    return jax.ShapeDtypeStruct(
+      x.shape, x.dtype, sharding=sharding.sharding(mesh, *axes)
+    )
 
-  return jax.tree.map(place, state)
+  return jax.tree.map(shard, state)
 
 
 def num_params(shapes: decoder.Params) -> int:
-  """Of a network."""
+  """Returns the number of parameters of a network."""
   return sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
 
 
-def rings(length: int) -> list[int]:
-  """The lengths that rings have, one after the other, as `engine` makes them.
+def cache_lengths(first: int, length: int) -> list[int]:
+  """Returns the lengths that the KV cache has, one after the other.
+
+  The engine doubles the cache when completions outgrow it.
 
   Args:
-    length: the longest completion.
+    first: Length at the start.
+    length: Length of the longest completion.
   """
-  found = [min(engine.FIRST_CACHE_LENGTH, length)]
+  found = [min(first, length)]
   while found[-1] < length:
     found.append(min(2 * found[-1], length))
   return found
 
 
-def parts_of(state: sampler_state.SamplerState) -> dict[str, float]:
-  """Bytes of a rollout under way, on a chip."""
-  prompts = memory.of_tree(state.prompts.cache)
-  completions = memory.of_tree(state.kv_cache.cache)
+def parts_of_state(state: sampler_state.SamplerState) -> dict[str, float]:
+  """Returns the bytes of a rollout's state on a chip, part by part."""
+  prompts = memory.tree_bytes(state.prompts.cache)
+  completions = memory.tree_bytes(state.kv_cache.cache)
   return {
     "prompts' keys and values": prompts,
     "completions' keys and values": completions,
-    "completions": memory.of_tree(state) - prompts - completions,
+    "completions": memory.tree_bytes(state) - prompts - completions,
   }
 
 
-def _placed(shapes: Any, places: Any) -> Any:
+def _with_shardings(shapes: Any, shardings: Any) -> Any:
   return jax.tree.map(
-    lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
     shapes,
-    places,
+    shardings,
   )

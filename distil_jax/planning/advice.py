@@ -1,10 +1,10 @@
-"""Which setting to change where a plan does not fit."""
+"""Suggests settings for a plan that does not fit."""
 
 import math
 
 from distil_jax.planning.results import (
-  GROWING,
-  READING,
+  CACHE_GROWTH,
+  PREFILL,
   SAMPLING,
   TRAINING,
   Phase,
@@ -13,7 +13,7 @@ from distil_jax.planning.results import (
 
 
 def advice(plan: Plan) -> list[str]:
-  """Settings, each with a value to try; [] where everything fits."""
+  """Returns settings with values to try; none if everything fits."""
   found: list[str] = []
   for phase in plan.phases:
     if not plan.is_too_large(phase):
@@ -21,20 +21,20 @@ def advice(plan: Plan) -> list[str]:
     match phase.name:
       case name if name == TRAINING:
         found += _training(plan, phase)
-      case name if name in (SAMPLING, GROWING):
+      case name if name in (SAMPLING, CACHE_GROWTH):
         found += _sampling(plan, phase)
-      case name if name == READING:
-        found += _reading(plan)
+      case name if name == PREFILL:
+        found += _prefill(plan)
   return list(dict.fromkeys(found))
 
 
 def hints(plan: Plan) -> list[str]:
-  """What may be faster, where everything fits."""
+  """Returns settings that may be faster, for a plan that fits."""
   run = plan.run
   waits = [
     phase.name
     for phase in plan.phases
-    if phase.name in (READING, SAMPLING)
+    if phase.name in (PREFILL, SAMPLING)
     and phase.times is not None
     and phase.times.bound == "network"
   ]
@@ -45,19 +45,19 @@ def hints(plan: Plan) -> list[str]:
   if SAMPLING not in waits or is_cut or run.num_problems % data:
     return []
   return [
-    f"{SAMPLING} waits for the network, over which weights are gathered for "
-    f"every token; cut along heads they stay where they are, if there is room: "
+    f"{SAMPLING} waits for the network, because weights are gathered for every "
+    f"token; sharded along heads they stay in place, if they fit: "
     f"'rollout.mesh={{data: {data}, fsdp: 1, tensor: {tensor}}}'"
   ]
 
 
 def _training(plan: Plan, phase: Phase) -> list[str]:
-  """State, or what is computed from it: what is more decides."""
-  run, room = plan.run, plan.room or 0.0
+  """Suggests how to shrink the training state, or else the activations."""
+  run, capacity = plan.run, plan.capacity or 0.0
   state = sum(plan.parts.values())
-  # Accumulated in float32, and a slice's besides while it is added.
+  # Gradients are accumulated in float32, like each moment of the optimizer.
   gradient = plan.parts["optimizer"] / 2
-  if state + gradient > 0.9 * room:
+  if state + gradient > 0.9 * capacity:
     return _smaller_state(plan, state + gradient)
   shards = batch_shards(run.mesh)
   if run.micro_batch_size > shards:
@@ -78,13 +78,13 @@ def _training(plan: Plan, phase: Phase) -> list[str]:
     if axis in run.mesh and fsdp % 2 == 0:
       size = 2 * run.mesh[axis]
       found.append(
-        f"{phase.name}: one sequence a chip is too much: mesh.{axis}={size} "
+        f"{phase.name}: one sequence per chip is too large: mesh.{axis}={size} "
         f"mesh.fsdp={fsdp // 2} "
         f"optimizer.micro_batch_size={max(shards // 2, 1)}"
       )
   if run.chunk_size is not None and run.chunk_size > 1:
     found.append(
-      f"{phase.name}: fewer logits at once: objective.chunk_size="
+      f"{phase.name}: to compute fewer logits at once: objective.chunk_size="
       f"{run.chunk_size // 2}"
     )
   return found
@@ -92,18 +92,20 @@ def _training(plan: Plan, phase: Phase) -> list[str]:
 
 def _smaller_state(plan: Plan, needed: float) -> list[str]:
   run = plan.run
-  share = f"{needed / 2**30:.1f} GiB a chip for state and gradient"
+  share = f"{needed / 2**30:.1f} GiB per chip for state and gradient"
   found = []
   if run.mesh["data"] > 1:
     size = run.mesh["data"] * run.mesh["fsdp"]
-    found.append(f"{share}: mesh.data=1 mesh.fsdp={size} cuts them further")
+    found.append(f"{share}: mesh.data=1 mesh.fsdp={size} shards them further")
   if run.param_dtype == "float32":
     found.append(
-      f"{share}: model.param_dtype=bfloat16 halves parameters and teacher, and "
-      "rounds small updates away"
+      f"{share}: model.param_dtype=bfloat16 halves parameters and teacher, but "
+      "loses small updates to rounding"
     )
   chips = len(plan.hardware.devices)
-  factor = 2 ** math.ceil(math.log2(max(needed / (0.8 * (plan.room or 1)), 2)))
+  factor = 2 ** math.ceil(
+    math.log2(max(needed / (0.8 * (plan.capacity or 1)), 2))
+  )
   found.append(f"{share}: {chips * factor} chips")
   return found
 
@@ -114,31 +116,34 @@ def _sampling(plan: Plan, phase: Phase) -> list[str]:
     x for name, x in memory.by_hand.items() if name.startswith("completions'")
   )
   if run.cache_dtype == "float32":
-    return [f"{phase.name}: rollout.cache_dtype=bfloat16 halves the rings"]
+    return [f"{phase.name}: rollout.cache_dtype=bfloat16 halves the KV cache"]
   rest = memory.peak - caches
   shards = batch_shards(run.rollout_mesh)
-  left = (plan.room or 0.0) - rest
-  # Temporaries grow with the slots too: a fifth is left for them.
+  left = (plan.capacity or 0.0) - rest
+  # Temporaries grow with the slots too, so a fifth of the space is left free.
   slots = int(0.8 * left / caches * run.num_slots) if caches else 0
   slots -= slots % shards
   if slots >= shards:
     return [
-      f"{phase.name}: keys and values are too many: rollout.num_slots={slots}"
+      f"{phase.name}: the KV cache is too large: rollout.num_slots={slots}"
     ]
   found = []
   if run.num_slots > shards:
     found.append(f"{phase.name}: rollout.num_slots={shards}")
-  return [*found, f"{phase.name}: more chips, or mesh.fsdp in place of data"]
+  return [
+    *found,
+    f"{phase.name}: use more chips, or mesh.fsdp instead of mesh.data",
+  ]
 
 
-def _reading(plan: Plan) -> list[str]:
+def _prefill(plan: Plan) -> list[str]:
   if plan.run.mesh.get("data", 1) > 1:
     return [
-      f"{READING}: weights are too large: mesh.fsdp in place of mesh.data"
+      f"{PREFILL}: weights are too large: use mesh.fsdp instead of mesh.data"
     ]
-  return [f"{READING}: more chips, or fewer rollout.num_problems"]
+  return [f"{PREFILL}: use more chips, or fewer rollout.num_problems"]
 
 
 def batch_shards(mesh) -> int:
-  """Parts into which a mesh cuts a batch."""
+  """Returns the number of parts into which a mesh shards a batch."""
   return mesh["data"] * mesh["fsdp"]

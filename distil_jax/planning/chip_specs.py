@@ -1,4 +1,4 @@
-"""What a chip can do at most, as its maker publishes it."""
+"""Lists the published peaks of chips."""
 
 import dataclasses
 
@@ -7,18 +7,18 @@ _GB, _GIB = 1e9, 2.0**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """Peaks of one chip.
+  """Holds the peaks of one chip.
 
   Attributes:
-    name: as people call it.
-    flops: bfloat16 products, FLOP/s.
-    memory_bytes: of its own memory.
-    memory_bandwidth: bytes/s.
-    link_bandwidth: of one link to another chip, one way, bytes/s.
-    num_axes: dimensions of the network, two links each; 0: a switch, to which
-      there is one link.
-    cores: TensorCores that the names of slices count for a chip.
-    device_kind: how JAX calls it.
+    name: Common name.
+    flops: Peak of bfloat16 matrix products, FLOP/s.
+    memory_bytes: Size of its memory.
+    memory_bandwidth: Bytes/s.
+    link_bandwidth: Bytes/s of one link to another chip, one way.
+    num_axes: Dimensions of the network, with two links each. 0 means a switch,
+      to which there is one link.
+    cores: TensorCores per chip in the names of slices.
+    device_kind: Name that JAX gives the device.
   """
 
   name: str
@@ -31,7 +31,7 @@ class Chip:
   cores: int = 1
 
 
-# Bandwidth between chips is published for all links and both ways together.
+# Makers publish the bandwidth of all links and both directions together.
 CHIPS = {
   chip.name: chip
   for chip in (
@@ -61,5 +61,5 @@ CHIPS = {
 
 
 def by_device_kind(kind: str) -> Chip | None:
-  """The chip that JAX calls so; None: its peaks are not known, as of a CPU."""
+  """Returns the chip of a JAX device; None if its peaks are not known."""
   return next((c for c in CHIPS.values() if c.device_kind == kind), None)

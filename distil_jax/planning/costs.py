@@ -1,7 +1,8 @@
-"""What a compiled program does: operations, bytes, messages between chips.
+"""Counts the operations, bytes and messages of a compiled program.
 
-XLA's own analysis counts the body of a loop once. Here it counts as often as
-it runs. A loop that data end (sampling) runs as often as the caller says.
+XLA's own analysis counts the body of a loop once. Here it is counted as often
+as it runs. For a loop whose end depends on data (sampling), the caller gives
+the number of its trips.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ KINDS = (
   "collective-permute",
 )
 
-# How groups of partitions are written: see `group_of`.
+# Notations of groups of partitions, see `group_of`.
 _RANGE = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
 _MESH = re.compile(
   r"mesh\[([^\]]*)\](?:, device_ids=\(" + _RANGE + r"\))? ?\{([^}]*)\}"
@@ -30,11 +31,11 @@ _MESH = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Route:
-  """Messages of one kind among the same chips.
+  """Identifies messages of one kind between the same chips.
 
   Attributes:
-    kind: one of `KINDS`.
-    group: numbers of the partitions of one group; a permutation's first pair.
+    kind: One of `KINDS`.
+    group: Partitions of one group; for a permutation its first pair.
   """
 
   kind: str
@@ -43,8 +44,10 @@ class Route:
 
 @dataclasses.dataclass(frozen=True)
 class Messages:
-  """How many, and the bytes of all of them on each chip: of the whole array
-  where a part is gathered or scattered."""
+  """Holds number and total bytes of messages on each chip.
+
+  For a gather or scatter, the bytes are those of the whole array.
+  """
 
   count: float = 0.0
   num_bytes: float = 0.0
@@ -55,14 +58,14 @@ class Messages:
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-  """Of one chip.
+  """Holds the costs of a program on one chip.
 
   Attributes:
-    flops: of products.
-    num_bytes: read from and written to the chip's memory.
-    messages: by their route.
-    open_loops: names of the loops that data end.
-    unknown_kernels: names of those whose operations are not counted.
+    flops: Operations of matrix products.
+    num_bytes: Bytes read from and written to the chip's memory.
+    messages: Messages by their route.
+    open_loops: Names of loops whose end depends on data.
+    unknown_kernels: Names of kernels whose operations are not counted.
   """
 
   flops: float = 0.0
@@ -84,7 +87,7 @@ class Costs:
     )
 
   def times(self, count: float) -> "Costs":
-    """So often."""
+    """Returns the costs of running the program several times."""
     return dataclasses.replace(
       self,
       flops=self.flops * count,
@@ -96,63 +99,65 @@ class Costs:
     )
 
   def by_kind(self) -> dict[str, Messages]:
-    """Messages of each kind that there is."""
+    """Returns the messages of each kind."""
     found: dict[str, Messages] = {}
     for route, messages in self.messages.items():
       found[route.kind] = found.get(route.kind, Messages()) + messages
     return found
 
 
-def of_text(text: str, *, open_trips: int = 1) -> Costs:
-  """What running a program once costs a chip.
+def count_costs(text: str, *, open_trips: int = 1) -> Costs:
+  """Returns what one run of a program costs a chip.
 
   Args:
-    text: of the compiled program, from `compiled.as_text()`.
-    open_trips: how often a loop runs that data end. Inside another such loop
-      it runs once.
+    text: The compiled program, from `compiled.as_text()`.
+    open_trips: Number of trips of a loop whose end depends on data. Such a loop
+      inside another one is counted once.
   """
-  return _Counter(hlo.parse(text), open_trips).whole()
+  return _Counter(hlo.parse(text), open_trips).count()
 
 
 class _Counter:
-  """Costs of computations, each found once."""
+  """Counts the costs of computations, each of them once."""
 
   def __init__(self, module: hlo.Module, open_trips: int):
     self._module = module
     self._computations = module.computations
     self._open_trips = open_trips
-    self._found: dict[tuple[str, bool], Costs] = {}
+    self._costs: dict[tuple[str, bool], Costs] = {}
 
-  def whole(self) -> Costs:
-    return self._of(self._module.entry, False)
+  def count(self) -> Costs:
+    return self._computation(self._module.entry, False)
 
-  def _of(self, name: str, is_in_open_loop: bool) -> Costs:
+  def _computation(self, name: str, is_in_open_loop: bool) -> Costs:
     key = (name, is_in_open_loop)
-    if key not in self._found:
+    if key not in self._costs:
       computation = self._computations[name]
       parts = (
-        self._of_instruction(computation, x, is_in_open_loop)
+        self._instruction(computation, x, is_in_open_loop)
         for x in computation.instructions.values()
       )
-      self._found[key] = sum(parts, Costs())
-    return self._found[key]
+      self._costs[key] = sum(parts, Costs())
+    return self._costs[key]
 
-  def _of_instruction(self, computation, instruction, is_in_open_loop) -> Costs:
+  def _instruction(self, computation, instruction, is_in_open_loop) -> Costs:
     opcode = instruction.opcode
     called = [n for n in instruction.called if n in self._computations]
     if opcode == "while":
       return self._loop(computation, instruction, called, is_in_open_loop)
     if opcode == "conditional":
-      branches = [self._of(name, is_in_open_loop) for name in called]
+      branches = [self._computation(name, is_in_open_loop) for name in called]
       return max(branches, key=lambda c: (c.flops, c.num_bytes))
     if opcode in ("call", "async-start"):
-      return sum((self._of(n, is_in_open_loop) for n in called), Costs())
+      return sum(
+        (self._computation(n, is_in_open_loop) for n in called), Costs()
+      )
     own = Costs(num_bytes=self._bytes(computation, instruction))
     if opcode == "fusion":
-      # What is fused reads and writes no memory in between.
-      inside = (self._of(name, is_in_open_loop) for name in called)
+      # Inside a fusion nothing is read from or written to memory.
+      inside = (self._computation(name, is_in_open_loop) for name in called)
       return sum((dataclasses.replace(c, num_bytes=0.0) for c in inside), own)
-    return own + _computing(computation, instruction)
+    return own + _own_costs(computation, instruction)
 
   def _loop(self, computation, instruction, called, is_in_open_loop) -> Costs:
     trips = hlo_loops.trip_count(self._module, computation, instruction)
@@ -160,7 +165,8 @@ class _Counter:
     if is_open:
       trips = 1 if is_in_open_loop else self._open_trips
     once = sum(
-      (self._of(name, is_in_open_loop or is_open) for name in called), Costs()
+      (self._computation(name, is_in_open_loop or is_open) for name in called),
+      Costs(),
     )
     names = frozenset([instruction.name] if is_open else ())
     return once.times(trips) + Costs(open_loops=names)
@@ -177,8 +183,8 @@ class _Counter:
     return hlo_collectives.num_bytes(computation, instruction, fused)
 
 
-def _computing(computation, instruction) -> Costs:
-  """Operations and messages of an instruction that calls nothing."""
+def _own_costs(computation, instruction) -> Costs:
+  """Returns operations or messages of an instruction that calls nothing."""
   opcode = instruction.opcode
   kind = opcode.removesuffix("-start")
   if kind in KINDS:
@@ -190,11 +196,12 @@ def _computing(computation, instruction) -> Costs:
 
 
 def _messages(kind: str, computation, instruction) -> Costs:
-  """A collective; `-start` has what it reads in what it makes as well."""
+  """Returns the messages of a collective."""
   read = sum(
     x.num_bytes for xs in computation.arrays_of(instruction) for x in xs
   )
   made = sum(x.num_bytes for x in instruction.arrays)
+  # The result of an asynchronous start holds the operand as well.
   if instruction.opcode.endswith("-start") and made > read:
     made -= read
   whole = made if kind == "all-gather" else read
@@ -205,7 +212,10 @@ def _messages(kind: str, computation, instruction) -> Costs:
 
 
 def _is_scattered(computation, instruction) -> bool:
-  """Whether each chip keeps a part alone: how TPUs write a reduce-scatter."""
+  """Returns True if each chip keeps only a part of an all-reduce.
+
+  The compiler for TPUs writes a reduce-scatter in this way.
+  """
   users = computation.users.get(instruction.name, [])
   return "all-reduce-scatter" in computation.name or (
     len(users) == 1 and "reduce-scatter" in users[0].name
@@ -213,10 +223,13 @@ def _is_scattered(computation, instruction) -> bool:
 
 
 def group_of(instruction: hlo.Instruction) -> tuple[int, ...]:
-  """One group of partitions that exchange messages; (): all of them.
+  """Returns one group of partitions that exchange messages.
 
-  XLA writes all groups, `{{0,1},{2,3}}`, or how to make them from a range,
+  XLA writes all groups, `{{0,1},{2,3}}`, or a reshaped and transposed range,
   `[2,2]<=[2,2]T(1,0)`, or axes of a mesh, `mesh['a'=2,'b'=2] {'b'}`.
+
+  Returns:
+    Numbers of the partitions; empty for all partitions.
   """
   pairs = instruction.attribute("source_target_pairs")
   if pairs:
@@ -232,7 +245,7 @@ def group_of(instruction: hlo.Instruction) -> tuple[int, ...]:
 
 
 def _range(sizes: str, order: str | None) -> np.ndarray:
-  """Numbers from 0, in an array whose axes are then put in another order."""
+  """Returns a range from 0, reshaped and then transposed."""
   shape = tuple(map(int, sizes.split(",")))
   axes = [int(axis) for axis in order.split(",")] if order else None
   return np.transpose(np.arange(math.prod(shape)).reshape(shape), axes)
@@ -241,12 +254,14 @@ def _range(sizes: str, order: str | None) -> np.ndarray:
 def _along(
   mesh: str, sizes: str | None, order: str | None, axes: str
 ) -> tuple[int, ...]:
-  """Partitions along some axes of a mesh, or along parts of axes.
+  """Returns the partitions along some axes of a mesh, or parts of axes.
 
   Args:
-    mesh: `'a'=2,'b'=4`.
-    sizes, order: of the range that the partitions are in; None: as they come.
-    axes: `'a','b':(2)2`, which is the second half of b.
+    mesh: Sizes of all axes, such as `'a'=2,'b'=4`.
+    sizes, order: Shape and transposition of the range that numbers the
+      partitions. None means in their order.
+    axes: Axes of the group, such as `'a','b':(2)2`. The latter is an axis of
+      size 2 that is the inner factor of b.
   """
   shape = {name: int(n) for name, n in re.findall(r"'(\w+)'=(\d+)", mesh)}
   chosen = {

@@ -1,5 +1,5 @@
-"""What cannot be planned."""
+"""Defines the error of planning."""
 
 
 class PlanError(ValueError):
-  """A machine or a program that cannot be planned; the message says why."""
+  """Says why a run cannot be planned for some hardware."""

@@ -1,6 +1,7 @@
-"""Meshes and micro-batches by arithmetic: what is worth compiling.
+"""Estimates time and memory of a training step for many meshes.
 
-Rough on purpose: it orders what a compiler then judges.
+The estimates are rough on purpose: they only order what the compiler then
+judges.
 """
 
 import dataclasses
@@ -17,14 +18,14 @@ _BYTES = {"float32": 4, "bfloat16": 2}
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-  """A way to arrange a training step.
+  """Estimates a training step on a mesh.
 
   Attributes:
-    mesh: sizes of its axes.
-    micro_batch_size: sequences whose gradient is computed at once.
-    seconds: at published peaks, products and messages at once.
-    network_seconds: messages alone.
-    num_bytes: on a chip.
+    mesh: Sizes of the mesh axes.
+    micro_batch_size: Sequences whose gradient is computed at once.
+    seconds: Time at published peaks, if products and messages overlap.
+    network_seconds: Time of the messages alone.
+    num_bytes: Memory on each chip.
   """
 
   mesh: Mapping[str, int]
@@ -34,79 +35,87 @@ class Estimate:
   num_bytes: float
 
 
+@dataclasses.dataclass(frozen=True)
+class Step:
+  """Describes the training step that is estimated.
+
+  Attributes:
+    network: Sizes of the network.
+    run: Numbers of the run; mesh and micro-batch size are not used.
+    num_params: Parameters of the network.
+    num_copies: Copies of the parameters beside the student's.
+    batch_sizes: Batches that every mesh must shard evenly.
+    mini_batch_size: Sequences of an update.
+  """
+
+  network: DecoderConfig
+  run: Workload
+  num_params: int
+  num_copies: int
+  batch_sizes: Sequence[int]
+  mini_batch_size: int
+
+
 def estimate_all(
-  axes: Sequence[str],
-  num_chips: int,
-  chip: Chip,
-  network: DecoderConfig,
-  run: Workload,
-  num_params: int,
-  num_copies: int,
-  batch_sizes: Sequence[int],
-  mini_batch_size: int,
+  axes: Sequence[str], num_chips: int, chip: Chip, step: Step
 ) -> list[Estimate]:
-  """All that cut batches and network evenly, the fastest first.
+  """Estimates all meshes and micro-batch sizes that shard the step evenly.
 
   Args:
-    axes: of the mesh.
-    num_chips: that there are.
-    chip: each of them.
-    network: its sizes.
-    run: what runs; its mesh and micro-batch do not matter.
-    num_params: of the network.
-    num_copies: of the parameters besides the student's.
-    batch_sizes: all must be cut evenly over a mesh's batch axes.
-    mini_batch_size: sequences of an update.
+    axes: Names of the mesh axes.
+    num_chips: Number of chips.
+    chip: Peaks of each chip.
+    step: The training step.
+
+  Returns:
+    The estimates, the fastest first.
   """
-  compute = _compute(network, run, num_params) / num_chips / chip.flops
+  compute = _flops(step) / num_chips / chip.flops
   bandwidth = max(chip.num_axes, 1) * chip.link_bandwidth
 
-  def guess(mesh: Mapping[str, int], micro: int) -> Estimate:
-    sent = _network(mesh, micro, network, run, num_params) / bandwidth
-    needed = _memory(mesh, micro, network, run, num_params, num_copies)
-    return Estimate(mesh, micro, max(compute, sent), sent, needed)
+  def estimate(mesh: Mapping[str, int], micro: int) -> Estimate:
+    network = _network_bytes(mesh, micro, step) / bandwidth
+    memory = _memory_bytes(mesh, micro, step)
+    return Estimate(mesh, micro, max(compute, network), network, memory)
 
   found = [
-    guess(mesh, micro)
-    for mesh in meshes(axes, num_chips, network, run, batch_sizes)
-    for micro in _micro_batches(mesh, mini_batch_size)
+    estimate(mesh, micro)
+    for mesh in meshes(axes, num_chips, step)
+    for micro in _micro_batch_sizes(mesh, step.mini_batch_size)
   ]
-  # Of those as fast, the ones with least to overlap.
-  return sorted(found, key=lambda g: (g.seconds, g.network_seconds))
+  # Between equals, prefer those with the fewest messages to overlap.
+  return sorted(found, key=lambda e: (e.seconds, e.network_seconds))
 
 
 def meshes(
-  axes: Sequence[str],
-  num_chips: int,
-  network: DecoderConfig,
-  run: Workload,
-  batch_sizes: Sequence[int],
+  axes: Sequence[str], num_chips: int, step: Step
 ) -> Iterator[dict[str, int]]:
-  """All sizes of the axes that cut everything evenly; see `guesses`."""
+  """Yields all meshes that shard network and batches evenly."""
+  network = step.network
   divisors = [n for n in range(1, num_chips + 1) if num_chips % n == 0]
   for sizes in itertools.product(divisors, repeat=len(axes)):
     if math.prod(sizes) != num_chips:
       continue
     mesh = dict(zip(axes, sizes, strict=True))
     context, tensor = mesh.get("context", 1), mesh.get("tensor", 1)
-    parts = mesh["data"] * mesh["fsdp"] * context
-    by_tensor = (
+    batch_shards = mesh["data"] * mesh["fsdp"] * context
+    tensor_sizes = (
       network.num_kv_heads,
       network.num_heads,
       network.mlp_size,
       network.vocab_size,
     )
     if (
-      all(size % tensor == 0 for size in by_tensor)
+      all(size % tensor == 0 for size in tensor_sizes)
       and network.width % (mesh["fsdp"] * context) == 0
-      and run.completion_length % context == 0
-      and all(size % parts == 0 for size in batch_sizes)
+      and step.run.completion_length % context == 0
+      and all(size % batch_shards == 0 for size in step.batch_sizes)
     ):
       yield mesh
 
 
-def _micro_batches(mesh: Mapping[str, int], whole: int) -> Iterator[int]:
-  """One sequence for each part of the batch, two, four, ..."""
+def _micro_batch_sizes(mesh: Mapping[str, int], whole: int) -> Iterator[int]:
+  """Yields sizes with one, two, four, ... sequences on each batch shard."""
   size = mesh["data"] * mesh["fsdp"]
   while size <= whole:
     if whole % size == 0:
@@ -115,62 +124,68 @@ def _micro_batches(mesh: Mapping[str, int], whole: int) -> Iterator[int]:
 
 
 def _lengths(run: Workload) -> tuple[int, int]:
-  """Tokens of a student's and of a teacher's sequence."""
+  """Returns the tokens of a student's and of a teacher's sequence."""
   student = run.prompt_length + run.completion_length
   if not run.teacher_prompt_length:
     return student, 0
   return student, run.teacher_prompt_length + run.completion_length
 
 
-def _compute(network: DecoderConfig, run: Workload, num_params: int) -> float:
-  """FLOP of all chips together."""
+def _flops(step: Step) -> float:
+  """Returns the operations of all chips together."""
+  network, run = step.network, step.run
   student, teacher = _lengths(run)
-  # Forward, two backward, and forward again where layers are not kept.
+  # One forward pass, two for the backward pass, and another forward pass if
+  # activations of the layers are not kept.
   passes = 4 if run.remat == "layer" else 3
   pairs = network.num_layers * network.num_heads * network.head_size
 
   def one_pass(length: int) -> float:
-    return 2.0 * length * (num_params + length * pairs)
+    return 2.0 * length * (step.num_params + length * pairs)
 
   return run.num_sequences * (passes * one_pass(student) + one_pass(teacher))
 
 
-def _network(
-  mesh, micro, network: DecoderConfig, run: Workload, num_params
-) -> float:
-  """Bytes that a chip sends."""
+def _network_bytes(mesh: Mapping[str, int], micro: int, step: Step) -> float:
+  """Returns the bytes that each chip sends."""
+  network, run = step.network, step.run
   student, teacher = _lengths(run)
   tensor, context = mesh.get("tensor", 1), mesh.get("context", 1)
-  cut = mesh["fsdp"] * context
-  num_slices = run.num_sequences / micro
+  param_shards = mesh["fsdp"] * context
+  num_micro_batches = run.num_sequences / micro
   size = _BYTES[run.compute_dtype]
-  of_params = num_params / tensor
+  params = step.num_params / tensor
   total = 0.0
-  if cut > 1:
+  if param_shards > 1:
+    # Parameters are gathered for each pass over each micro-batch, and its
+    # gradient is scattered in float32.
     gathers = (2 if run.remat == "layer" else 1) + 1 + (teacher > 0)
-    total += num_slices * of_params * (gathers * size + 4)
+    total += num_micro_batches * params * (gathers * size + 4)
   if mesh["data"] > 1:
-    total += num_slices * 2 * 4 * of_params / cut
+    total += num_micro_batches * 2 * 4 * params / param_shards
   rows = run.num_sequences / (mesh["data"] * mesh["fsdp"]) / context
   tokens = rows * (3 * student + teacher)
   if tensor > 1:
+    # Activations are summed after attention and after the MLP of each layer.
     total += 2 * 2 * network.num_layers * tokens * network.width * size
   if context > 1:
+    # Keys and values are exchanged along the sequence.
     heads = 2 * network.num_kv_heads * network.head_size
     total += network.num_layers * tokens * context * heads * size / tensor
   return total
 
 
-def _memory(
-  mesh, micro, network: DecoderConfig, run: Workload, num_params, num_copies
-) -> float:
-  """Bytes on a chip: state, gradients, and one micro-batch's activations."""
+def _memory_bytes(mesh: Mapping[str, int], micro: int, step: Step) -> float:
+  """Returns bytes on a chip: state, gradients, and one micro-batch."""
+  network, run = step.network, step.run
   student, teacher = _lengths(run)
   tensor, context = mesh.get("tensor", 1), mesh.get("context", 1)
-  cut = mesh["fsdp"] * context * tensor
-  kept = _BYTES[run.param_dtype]
+  shards = mesh["fsdp"] * context * tensor
+  param_size = _BYTES[run.param_dtype]
   size = _BYTES[run.compute_dtype]
-  state = num_params * ((1 + num_copies) * kept + 8 + 4 + 4) / cut
+  # Beside the copies: two moments, the gradient and its sum, in float32.
+  copies = (1 + step.num_copies) * param_size
+  state = step.num_params * (copies + 8 + 4 + 4) / shards
   rows = micro / (mesh["data"] * mesh["fsdp"]) / context
   layer = (
     2 * network.width * tensor
@@ -178,9 +193,10 @@ def _memory(
     + 2 * network.num_heads * network.head_size
   ) / tensor
   kept_layers = network.num_layers if run.remat == "layer" else 0
-  of_layers = rows * student * network.width * size * kept_layers
+  activations = rows * student * network.width * size * kept_layers
   if run.remat == "none":
-    of_layers = rows * student * layer * size * network.num_layers
+    activations = rows * student * layer * size * network.num_layers
   working = rows * max(student, teacher) * layer * size * 3
   vocabulary = 3 * 4 * network.width * network.vocab_size / tensor
-  return state + of_layers + working + vocabulary + 2**29
+  # The last term is room for the runtime and for fragmentation.
+  return state + activations + working + vocabulary + 2**29

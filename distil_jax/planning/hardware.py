@@ -1,4 +1,4 @@
-"""What is planned for: a slice by its name, or the devices at hand."""
+"""Finds the hardware of a plan: a slice by its name, or local devices."""
 
 import jax
 
@@ -6,11 +6,14 @@ from distil_jax.planning import chip_specs, topologies
 from distil_jax.planning.results import Hardware
 
 
-def hardware(topology: str | None) -> Hardware:
-  """Devices by the name of a slice; None: those at hand.
+def find_hardware(topology: str | None) -> Hardware:
+  """Returns the devices of a slice.
+
+  Args:
+    topology: Name of the slice. None means the local devices.
 
   Raises:
-    ValueError: there is no such slice, or no compiler for it.
+    PlanError: There is no such slice, or no compiler for it.
   """
   if topology is None:
     devices = jax.devices()
@@ -18,7 +21,7 @@ def hardware(topology: str | None) -> Hardware:
     return Hardware(
       f"{len(devices)} x {kind}", devices, chip_specs.by_device_kind(kind)
     )
-  topologies.only_host()
-  found = topologies.parse(topology)
-  name = f"{found.cloud_name} ({found.name})"
-  return Hardware(name, topologies.devices(found), found.chip, found)
+  topologies.use_cpu_only()
+  slice_ = topologies.parse(topology)
+  name = f"{slice_.cloud_name} ({slice_.name})"
+  return Hardware(name, topologies.devices(slice_), slice_.chip, slice_)

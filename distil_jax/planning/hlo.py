@@ -1,10 +1,10 @@
-"""The text of a compiled program, read into instructions.
+"""Parses the text of a compiled program into instructions.
 
-XLA prints a program as computations, one instruction a line:
+XLA prints a program as computations with one instruction per line:
 
   %dot.3 = f32[8,16]{1,0} dot(%x, %w), lhs_contracting_dims={1}, ...
 
-Only what costs are counted from is kept.
+Only what is needed to count costs is kept.
 """
 
 import dataclasses
@@ -37,12 +37,13 @@ _TRIPS = re.compile(r'known_trip_count"?:\s*\{\s*"?n"?:\s*"?(\d+)')
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-  """Type and shape of an array.
+  """Holds type and shape of an array.
 
   Attributes:
-    dtype: as XLA writes it.
-    shape: sizes of its axes.
-    space: 0 is the memory of the chip; others are small and on it.
+    dtype: Type as XLA writes it.
+    shape: Sizes of the axes.
+    space: Memory space. 0 is the chip's main memory; others are small and on
+      the chip.
   """
 
   dtype: str
@@ -56,23 +57,23 @@ class Array:
   @property
   def num_bytes(self) -> int:
     bits = _BITS.get(self.dtype)
-    if bits is None:  # eight-bit floats have many names; tokens have no size
+    if bits is None:  # 8-bit floats have many names; a token has no size
       bits = 8 if self.dtype.startswith("f8") else 0
     return -(-self.size * bits // 8)
 
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-  """One operation.
+  """Describes one operation.
 
   Attributes:
-    name: unique in its computation.
-    opcode: what it does.
-    arrays: what it makes; several for a tuple.
-    operands: names of what it reads.
-    text: attributes, after the operands.
-    is_root: whether it is what the computation returns.
-    number: of a parameter: which one it is; of a whole constant: its value.
+    name: Name that is unique in its computation.
+    opcode: Kind of operation.
+    arrays: Results; several for a tuple.
+    operands: Names of the instructions that it reads.
+    text: Attributes, which follow the operands.
+    is_root: True if the computation returns its result.
+    number: Index of a parameter, or value of an integer constant.
   """
 
   name: str
@@ -85,7 +86,7 @@ class Instruction:
 
   @functools.cached_property
   def called(self) -> tuple[str, ...]:
-    """Names of the computations that it runs."""
+    """Returns the names of the computations that it runs."""
     found = _CALLED.findall(self.text)
     for names in _BRANCHES.findall(self.text):
       found += [name.strip().lstrip("%") for name in names.split(",")]
@@ -93,21 +94,21 @@ class Instruction:
 
   @property
   def trip_count(self) -> int | None:
-    """Of a loop: how often it runs; None where data decide."""
+    """Returns the trips of a loop, if the compiler has written them down."""
     match = _TRIPS.search(self.text)
     return int(match[1]) if match else None
 
   @property
   def tuple_index(self) -> int:
-    """Of an element of a tuple: which one it is."""
+    """Returns the index of an element of a tuple."""
     return int(self.attribute("index") or 0)
 
   def attribute_name(self, name: str) -> str:
-    """The computation that `name=%computation` calls."""
+    """Returns the computation of an attribute `name=%computation`."""
     return (self.attribute(name) or "").lstrip("%")
 
   def attribute(self, name: str) -> str | None:
-    """The value of `name=value`, braces and all; None: it has none."""
+    """Returns the value of `name=value` with its braces, or None."""
     match = re.search(rf"\b{name}=", self.text)
     if not match:
       return None
@@ -117,20 +118,20 @@ class Instruction:
     return re.split(r",\s|$", rest, maxsplit=1)[0]
 
   def sizes(self, name: str) -> tuple[int, ...]:
-    """The value of `name={0,1}`; () where it has none."""
+    """Returns the numbers of `name={0,1}`; none if it is missing."""
     value = self.attribute(name) or ""
     return tuple(map(int, re.findall(r"\d+", value)))
 
 
 @dataclasses.dataclass(frozen=True)
 class Computation:
-  """Instructions in their order, by name."""
+  """Holds instructions in their order, by name."""
 
   name: str
   instructions: Mapping[str, Instruction]
 
   def arrays_of(self, instruction: Instruction) -> list[tuple[Array, ...]]:
-    """What each operand is; tuples of several arrays for tuples."""
+    """Returns the arrays of each operand; several for a tuple."""
     return [
       self.instructions[name].arrays
       for name in instruction.operands
@@ -139,7 +140,7 @@ class Computation:
 
   @functools.cached_property
   def users(self) -> Mapping[str, list[Instruction]]:
-    """Who reads what."""
+    """Returns the instructions that read each instruction."""
     found: dict[str, list[Instruction]] = {}
     for instruction in self.instructions.values():
       for name in set(instruction.operands):
@@ -156,11 +157,11 @@ class Computation:
 
 @dataclasses.dataclass(frozen=True)
 class Module:
-  """A program.
+  """Holds a program.
 
   Attributes:
-    computations: by name.
-    entry: the name of the one that is run.
+    computations: Computations by name.
+    entry: Name of the computation at which the program starts.
   """
 
   computations: Mapping[str, Computation]
@@ -168,10 +169,10 @@ class Module:
 
 
 def parse(text: str) -> Module:
-  """Reads what `compiled.as_text()` prints.
+  """Parses what `compiled.as_text()` returns.
 
   Raises:
-    ValueError: there is no computation to begin with.
+    ValueError: The text has no ENTRY computation.
   """
   computations: dict[str, Computation] = {}
   entry = ""
@@ -193,7 +194,7 @@ def parse(text: str) -> Module:
 
 
 def arrays(text: str) -> tuple[Array, ...]:
-  """The arrays of a type, flat."""
+  """Returns the arrays of a type; those of nested tuples in one row."""
   return tuple(_arrays(_ARRAY.finditer(text)))
 
 
@@ -235,12 +236,12 @@ def _number(opcode: str, inside: str) -> int | None:
 def _end_of_type(line: str, start: int) -> int:
   if line[start] == "(":
     return _end_of_parens(line, start) + 1
-  # A layout has no space, and neither has an array's type.
+  # Neither the type of an array nor its layout contains a space.
   return line.find(" ", start)
 
 
 def _end_of_parens(line: str, start: int) -> int:
-  """Where the parenthesis that opens at `start` closes."""
+  """Returns the position that closes the parenthesis at `start`."""
   depth = 0
   for match in _PARENS.finditer(line, start):
     depth += 1 if match[0] == "(" else -1

@@ -1,10 +1,10 @@
-"""Bytes that an instruction reads from and writes to a chip's memory."""
+"""Counts the bytes that an instruction moves to and from a chip's memory."""
 
 from collections.abc import Iterable
 
 from distil_jax.planning.hlo import Array, Computation, Instruction
 
-# They name what is there, or wait for it, or are counted by what they call.
+# These only name a value, wait for one, or are counted by what they call.
 _FREE = frozenset(
   (
     "parameter",
@@ -31,12 +31,12 @@ _VIEWS = frozenset(("bitcast", "get-tuple-element", "reshape", "copy"))
 def num_bytes(
   computation: Computation, instruction: Instruction, fused: Computation | None
 ) -> float:
-  """Of one instruction.
+  """Returns the bytes that one instruction reads and writes.
 
   Args:
-    computation: where it stands.
-    instruction: what is counted.
-    fused: of a fusion, what is fused.
+    computation: The computation of the instruction.
+    instruction: The instruction.
+    fused: The computation inside a fusion; None for other instructions.
   """
   opcode = instruction.opcode
   if opcode in _FREE or opcode.endswith(("-done", "-update")):
@@ -50,14 +50,17 @@ def num_bytes(
   if opcode == "scatter":
     return 3 * _total(operands[-1])
   if opcode.endswith("-start"):
-    return made  # which holds what it reads as well
+    return made  # the result holds the operand as well
   if fused is not None:
     return _fusion(instruction, operands, fused)
   return made + sum(map(_total, operands))
 
 
 def _fusion(instruction, operands, fused: Computation) -> float:
-  """A fusion reads of a parameter what it slices, and all of it otherwise."""
+  """Returns the bytes of a fusion.
+
+  If a fusion only slices a parameter, it reads just the slices.
+  """
   parameters = {
     inner.number: inner
     for inner in fused.instructions.values()
@@ -72,7 +75,7 @@ def _fusion(instruction, operands, fused: Computation) -> float:
 
 
 def _read(fused: Computation, value: Instruction, whole: float) -> float:
-  """What is read of a value inside a fusion."""
+  """Returns the bytes that are read of a value inside a fusion."""
   total = 0.0
   for user in fused.users.get(value.name, []):
     if user.opcode in _SLICES and user.operands[0] == value.name:
@@ -80,7 +83,7 @@ def _read(fused: Computation, value: Instruction, whole: float) -> float:
     elif (
       user.opcode == "dynamic-update-slice" and user.operands[0] == value.name
     ):
-      continue  # written in place
+      continue  # updated in place, so not read
     elif user.opcode in _VIEWS and not user.is_root:
       total += _read(fused, user, whole)
     else:
@@ -89,7 +92,10 @@ def _read(fused: Computation, value: Instruction, whole: float) -> float:
 
 
 def _written(fused: Computation, root: Instruction, whole: float) -> float:
-  """What a fusion writes: of an array that is updated in place, the part."""
+  """Returns the bytes that a fusion writes.
+
+  Of an array that is updated in place only the updated part is written.
+  """
   if root.opcode == "dynamic-update-slice":
     return _bytes_anywhere(fused.instructions[root.operands[1]].arrays)
   if root.opcode == "bitcast":
@@ -104,7 +110,7 @@ def _written(fused: Computation, root: Instruction, whole: float) -> float:
 
 
 def _total(arrays: Iterable[Array]) -> float:
-  """In the memory of the chip; what is kept nearer costs nothing."""
+  """Returns bytes in the chip's main memory; nearer memory costs nothing."""
   return float(sum(x.num_bytes for x in arrays if x.space == 0))
 
 

@@ -1,4 +1,7 @@
-"""Floating-point operations of products: what a chip's peak is counted in."""
+"""Counts floating-point operations of matrix products.
+
+The published peak of a chip counts only these.
+"""
 
 import functools
 import math
@@ -8,8 +11,8 @@ import numpy as np
 
 from distil_jax.planning.hlo import Array, Computation, Instruction
 
-# Kernels that stand in a program as closed boxes, by a part of their name:
-# products of [queries, keys, head size] that each makes.
+# Number of [queries, keys, head size] products in kernels whose bodies a
+# program does not show, by a part of their names.
 _ATTENTION_KERNELS = {
   "splash_mha_fwd": 2,
   "splash_mha_dq": 3,
@@ -19,9 +22,11 @@ _COST = re.compile(r'"?flops"?:\s*"?(\d+)')
 
 
 def flops(computation: Computation, instruction: Instruction) -> float | None:
-  """Of one instruction; None: a kernel of which they are not known.
+  """Returns the operations of one instruction.
 
-  Additions and the like are not counted: no peak is made of them.
+  Returns:
+    Operations of products; 0 for other operations, and None for a kernel whose
+    operations are not known.
   """
   match instruction.opcode:
     case "dot":
@@ -40,9 +45,10 @@ def _dot(computation: Computation, instruction: Instruction) -> float:
 
 
 def _convolution(computation: Computation, instruction: Instruction) -> float:
-  """A product too: on TPUs every `dot` has become one.
+  """Returns the operations of a convolution.
 
-  What lies in padding, or between dilated columns, is not computed.
+  On TPUs the compiler turns every `dot` into one. Products with padding, or
+  with the gaps of a dilation, are not computed.
   """
   (left,), (right,) = computation.arrays_of(instruction)[:2]
   output = instruction.arrays[0]
@@ -67,7 +73,7 @@ _Window = tuple[int, int, int, int, int]
 
 
 def _windows(instruction: Instruction) -> list[_Window]:
-  """Size, stride, padding and dilations along each axis of the window."""
+  """Returns size, stride, padding and dilations of each window axis."""
   window = instruction.attribute("window") or "{}"
   sizes = _window_field(window, "size", [])
   count = len(sizes)
@@ -89,7 +95,7 @@ def _window_field(window: str, name: str, default: list[str]) -> list[str]:
 
 @functools.lru_cache(maxsize=4096)
 def _pairs(size: int, num_outputs: int, window: _Window) -> int:
-  """Products along one axis: (output, window column) that meet an input."""
+  """Returns the pairs of output and window column that meet an input."""
   width, stride, padding, left_dilation, right_dilation = window
   if width == 1 and stride == 1 and padding == 0 and left_dilation == 1:
     return num_outputs
@@ -97,9 +103,9 @@ def _pairs(size: int, num_outputs: int, window: _Window) -> int:
   starts = np.arange(num_outputs, dtype=np.int64) * stride - padding
   count = 0
   for column in range(width):
-    places = starts + column * right_dilation
-    is_inside = (places >= 0) & (places <= last)
-    count += int((is_inside & (places % left_dilation == 0)).sum())
+    positions = starts + column * right_dilation
+    is_inside = (positions >= 0) & (positions <= last)
+    count += int((is_inside & (positions % left_dilation == 0)).sum())
   return count
 
 
@@ -118,7 +124,7 @@ def _kernel(computation: Computation, instruction: Instruction) -> float | None:
 
 
 def _label(instruction: Instruction) -> str:
-  """Where the names of a kernel stand: not in its body, which may be long."""
+  """Returns the text that names a kernel, without its long body."""
   metadata = instruction.attribute("metadata") or ""
   return f"{instruction.name} {metadata}"
 
@@ -126,7 +132,10 @@ def _label(instruction: Instruction) -> str:
 def _library_product(
   computation: Computation, instruction: Instruction
 ) -> float:
-  """Of a library: contracted is what of the left operand is not made."""
+  """Returns the operations of a product that a library computes.
+
+  Without a note of the contracted axes it is the last one of the left operand.
+  """
   left = computation.arrays_of(instruction)[0][0]
   match = re.search(
     r'lhs_contracting_dimensions"?:\s*\[([^\]]*)\]', instruction.text
@@ -138,9 +147,9 @@ def _library_product(
 def _causal_attention(
   computation: Computation, instruction: Instruction, num_products: int
 ) -> float:
-  """Half of all pairs of queries and keys, which is what such a kernel visits.
+  """Returns the operations of causal attention: half of all pairs.
 
-  The queries, `[..., N, S, H]`, are the largest operand; keys have fewer heads.
+  The largest operand are the queries, `[..., N, S, H]`; keys have fewer heads.
   """
   arrays = [x for xs in computation.arrays_of(instruction) for x in xs]
   queries = max(

@@ -1,8 +1,8 @@
-"""How often a loop runs.
+"""Finds the number of trips of a loop.
 
-Compilers for CPUs and GPUs write it down; that for TPUs does not. There it is
-read off the loop: a counter, compared with a constant before each turn, and
-raised by another in it.
+Compilers for CPUs and GPUs write it down. The one for TPUs does not, so it is
+derived from the loop: a counter is compared with a constant before each trip,
+and another constant is added to it in the trip.
 """
 
 from distil_jax.planning.hlo import Computation, Instruction, Module
@@ -11,12 +11,12 @@ from distil_jax.planning.hlo import Computation, Instruction, Module
 def trip_count(
   module: Module, computation: Computation, loop: Instruction
 ) -> int | None:
-  """Of one loop; None where data decide.
+  """Returns the number of trips of a loop; None if data decide.
 
   Args:
-    module: the program.
-    computation: where the loop stands.
-    loop: its instruction.
+    module: The program.
+    computation: The computation of the loop.
+    loop: The instruction of the loop.
   """
   if loop.trip_count is not None:
     return loop.trip_count
@@ -44,24 +44,26 @@ def trip_count(
 def _comparison(
   module: Module, test: Computation
 ) -> tuple[int, int | str, str] | None:
-  """Which element of what the loop carries is compared, and with what.
+  """Returns what the condition of a loop compares; None if it is unknown.
 
-  With a constant, or with another element, whose index is text.
+  Returns:
+    The index of the carried element; the constant that it is compared with, or
+    as text the index of another element; and the direction, such as `LT`.
   """
   root = test.root
   arguments: dict[int | None, str] = {}
-  where = test
+  scope = test
   if root.opcode == "fusion":
     (name,) = root.called
     arguments |= enumerate(root.operands)
-    where = module.computations[name]
-    root = where.root
+    scope = module.computations[name]
+    root = scope.root
   if root.opcode != "compare":
     return None
 
   def outside(name: str) -> Instruction:
-    found = where.instructions[name]
-    is_argument = found.opcode == "parameter" and where is not test
+    found = scope.instructions[name]
+    is_argument = found.opcode == "parameter" and scope is not test
     return test.instructions[arguments[found.number]] if is_argument else found
 
   left, right = map(outside, root.operands)
@@ -79,7 +81,7 @@ def _comparison(
 def _at_start(
   computation: Computation, loop: Instruction, index: int
 ) -> int | None:
-  """A number that the loop begins with; None: it is not a constant."""
+  """Returns the initial value of an element; None if it is no constant."""
   carried = computation.instructions[loop.operands[0]]
   if carried.opcode != "tuple":
     return None
@@ -94,17 +96,17 @@ def _constant(computation: Computation, name: str) -> int | None:
 
 
 def _step(module: Module, body: Computation, index: int) -> int | None:
-  """What is added to a number in each turn; None: something else is done."""
+  """Returns what is added to an element per trip; None if it is unclear."""
   root = body.root
   if root.opcode != "tuple":
     return None
-  where, found = body, body.instructions[root.operands[index]]
+  scope, found = body, body.instructions[root.operands[index]]
   while found.opcode in ("copy", "bitcast"):
     found = body.instructions[found.operands[0]]
   if found.opcode == "fusion":
-    where = module.computations[found.called[0]]
-    found = where.root
+    scope = module.computations[found.called[0]]
+    found = scope.root
   if found.opcode != "add":
     return None
-  numbers = [_constant(where, name) for name in found.operands]
+  numbers = [_constant(scope, name) for name in found.operands]
   return next((number for number in numbers if number is not None), None)

@@ -1,4 +1,4 @@
-"""Bytes on a chip: by arithmetic, and as the compiler finds them."""
+"""Computes bytes on a chip: by arithmetic, and from the compiler."""
 
 import dataclasses
 import math
@@ -15,15 +15,16 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-  """What a program needs of a chip's memory, bytes.
+  """Holds the bytes of a chip's memory that a program needs.
 
   Attributes:
-    by_hand: its arguments, part by part, from shapes and shardings.
-    arguments: the same by the compiler; None where it refused.
-    temporaries: activations, gradients, what is gathered, and results that
-      take no argument's place; None where the compiler refused.
-    beside: what else is there while it runs.
-    refused: what the program would need where the compiler found no room.
+    by_hand: Its arguments, part by part, from shapes and shardings.
+    arguments: The same from the compiler. None if it refused the program.
+    temporaries: Activations, gradients, gathered arrays, and results that do
+      not replace an argument. None if the compiler refused the program.
+    beside: Other arrays that stay in memory while the program runs.
+    refused: Bytes that the program would need, if the compiler refused it
+      because it does not fit; otherwise None.
   """
 
   by_hand: Mapping[str, float]
@@ -38,23 +39,23 @@ class Memory:
 
   @property
   def peak(self) -> float:
-    """At once, at the most."""
+    """Returns the largest number of bytes in use at the same time."""
     if self.refused is not None:
       return self.beside + self.refused
     return self.beside + (self.arguments or 0.0) + (self.temporaries or 0.0)
 
 
-def of_tree(tree: Any) -> float:
-  """Bytes of a tree of shapes with shardings, on one device.
+def tree_bytes(tree: Any) -> float:
+  """Returns the bytes of a tree of shapes with shardings, on one device.
 
-  What has no sharding is on every device.
+  A shape without a sharding is on every device.
   """
-  return float(sum(map(_of_leaf, jax.tree.leaves(tree))))
+  return float(sum(map(_leaf_bytes, jax.tree.leaves(tree))))
 
 
-def _of_leaf(x: Any) -> float:
-  place = getattr(x, "sharding", None)
-  shape = x.shape if place is None else place.shard_shape(x.shape)
+def _leaf_bytes(x: Any) -> float:
+  sharding = getattr(x, "sharding", None)
+  shape = x.shape if sharding is None else sharding.shard_shape(x.shape)
   if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
     data = jax.eval_shape(
       jax.random.key_data, jax.ShapeDtypeStruct((), x.dtype)
@@ -63,18 +64,17 @@ def _of_leaf(x: Any) -> float:
   return math.prod(shape) * x.dtype.itemsize
 
 
-def of_program(
+def from_compiled(
   compiled: Any, by_hand: Mapping[str, float], beside: float
 ) -> Memory:
-  """As the compiler finds it.
+  """Returns the memory of a compiled program.
 
   Args:
-    compiled: the program.
-    by_hand: see `Memory`.
-    beside: see `Memory`.
+    compiled: The program.
+    by_hand, beside: See `Memory`.
   """
   found = compiled.memory_analysis()
-  # A CPU's `peak_memory_in_bytes` leaves out the temporaries.
+  # `peak_memory_in_bytes` leaves out the temporaries on a CPU.
   results = found.output_size_in_bytes - found.alias_size_in_bytes
   return Memory(
     by_hand=by_hand,
@@ -84,10 +84,18 @@ def of_program(
   )
 
 
-def of_refusal(
+def from_refusal(
   error: Exception, by_hand: Mapping[str, float], beside: float
 ) -> Memory | None:
-  """What a compiler says that found no room; None: the error is another."""
+  """Returns the memory that a refused program would need.
+
+  Args:
+    error: What the compiler raised.
+    by_hand, beside: See `Memory`.
+
+  Returns:
+    The memory; None if the error has another reason than memory.
+  """
   match = _USED.search(str(error))
   if "RESOURCE_EXHAUSTED" not in str(error) or not match:
     return None

@@ -1,7 +1,7 @@
-"""What a run would take on hardware that need not be here.
+"""Plans memory, FLOPs and traffic of a run on hardware that is not here.
 
 Sampling and the training step are compiled ahead of time, from a config and
-the sizes of its network alone: no weights, no tokenizer, no data.
+the sizes of its network. Weights, tokenizer and data are not needed.
 """
 
 import dataclasses
@@ -15,47 +15,47 @@ import jax
 import jax.numpy as jnp
 
 from distil_jax.config import Config, ConfigError
-from distil_jax.generation import prefill, sampler, sampler_state
+from distil_jax.generation import engine, prefill, sampler, sampler_state
 from distil_jax.generation.policy import Policy, resolve_directory
 from distil_jax.models import decoder, decoding, sharding
 from distil_jax.models import decoder_config as models_config
 from distil_jax.models import hf_weights as weights_io
 from distil_jax.models.kernels import sequence_attention
 from distil_jax.planning import abstract_inputs, costs, memory, roofline
+from distil_jax.planning.build_workload import build_workload
 from distil_jax.planning.results import (
-  GROWING,
-  READING,
+  CACHE_GROWTH,
+  PREFILL,
   SAMPLING,
   TRAINING,
   Hardware,
   Phase,
   Plan,
-  Workload,
 )
 from distil_jax.training.logging.progress import Progress
 from distil_jax.training.setup import meshes, policies
 from distil_jax.training.setup import steps as setup_step
 
 _WEIGHTS = "weights for sampling"
-# Which tokens end a completion changes nothing that is planned.
+# The ids that end a completion do not change what is planned.
 _EOS_IDS = (0,)
 
 
-def network(
+def load_network(
   config: Config, sizes_from: str | None
 ) -> models_config.DecoderConfig:
-  """Sizes of the run's network.
+  """Returns the sizes of a run's network.
 
   Args:
-    config: of the run.
-    sizes_from: a `config.json` in place of the model's; None: the model's, or
-      what `model.create` says where there is none yet.
+    config: The run.
+    sizes_from: Path of a `config.json`. None means that of the model, or the
+      sizes in `model.create` if the model does not exist yet.
 
   Raises:
-    ConfigError: there is no such file, or the run does not suit the network.
+    ConfigError: There is no such file, or the run does not suit the network.
   """
   model = config.model
-  computing: dict[str, Any] = {
+  settings: dict[str, Any] = {
     "param_dtype": model.param_dtype,
     "compute_dtype": model.compute_dtype,
     "remat": model.remat,
@@ -71,10 +71,10 @@ def network(
       sizes = weights_io.read_json(path)
     except weights_io.WeightsError as error:
       raise ConfigError(str(error)) from error
-    found = models_config.from_hugging_face(sizes, **computing)
+    found = models_config.from_hugging_face(sizes, **settings)
   elif model.create is not None and not sizes_from:
     sizes = model.create.model_dump(exclude={"seed"})
-    found = models_config.DecoderConfig(**sizes, **computing)
+    found = models_config.DecoderConfig(**sizes, **settings)
   else:
     raise ConfigError(
       f"there is no {path}; a plan needs the sizes of the network: set "
@@ -89,7 +89,7 @@ def network(
 
 
 class Planner:
-  """A run's programs for some hardware."""
+  """Compiles the programs of a run for some hardware."""
 
   def __init__(
     self,
@@ -98,16 +98,16 @@ class Planner:
     network: models_config.DecoderConfig,
     progress: Progress,
   ):
-    """Nothing is compiled yet.
+    """Builds meshes and training state; compiles nothing yet.
 
     Args:
-      config: the run.
-      hardware: what it is planned for.
-      network: its sizes, see `network`.
-      progress: told what is being done.
+      config: The run.
+      hardware: What it is planned for.
+      network: Sizes of the network, see `load_network`.
+      progress: Shows what is being done.
 
     Raises:
-      ConfigError: the meshes do not fit hardware or network.
+      ConfigError: The meshes do not fit hardware or network.
     """
     self.config = config
     self.hardware = hardware
@@ -119,7 +119,7 @@ class Planner:
     self.rollout_mesh = (
       meshes.build_rollout_mesh(config, hardware.devices) or self.mesh
     )
-    self.run = described(
+    self.run = build_workload(
       config, hardware, network, self.mesh, self.rollout_mesh
     )
     self.optimizer, _ = setup_step.build_optimizer(config)
@@ -135,20 +135,20 @@ class Planner:
     except ValueError as error:
       raise ConfigError(str(error)) from None
     self.parts = {
-      "parameters": memory.of_tree(self.state.params),
-      "teacher": memory.of_tree(self.state.teacher_params),
-      "initial parameters": memory.of_tree(self.state.initial_params),
-      "optimizer": memory.of_tree(self.state.opt_state),
+      "parameters": memory.tree_bytes(self.state.params),
+      "teacher": memory.tree_bytes(self.state.teacher_params),
+      "initial parameters": memory.tree_bytes(self.state.initial_params),
+      "optimizer": memory.tree_bytes(self.state.opt_state),
     }
 
   def plan(self) -> Plan:
-    """All phases, compiled one after the other."""
+    """Compiles all phases."""
     is_sampled = self.config.objective.uses_rollouts
-    phases = [*(self.sampling() if is_sampled else ()), self.training()]
-    return self.outcome(phases)
+    sampling = self.sampling_phases() if is_sampled else ()
+    return self.build_plan([*sampling, self.training_phase()])
 
-  def outcome(self, phases: Sequence[Phase]) -> Plan:
-    """These phases as a plan."""
+  def build_plan(self, phases: Sequence[Phase]) -> Plan:
+    """Returns a plan of the given phases."""
     return Plan(
       hardware=self.hardware,
       run=self.run,
@@ -157,12 +157,12 @@ class Planner:
       phases=phases,
     )
 
-  def training(self) -> Phase:
-    """Loss, gradients, optimiser, teacher: all of it is one program."""
+  def training_phase(self) -> Phase:
+    """Compiles the training step, which is one program."""
     policy = Policy(self.network, self.graphdef, {}, cast(Any, None))
     step = setup_step.build_train_step(self.config, policy, self.optimizer)
-    places = jax.tree.map(lambda x: x.sharding, self.state)
-    step = jax.jit(step, donate_argnums=0, out_shardings=(places, None))
+    shardings = jax.tree.map(lambda x: x.sharding, self.state)
+    step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
     with jax.set_mesh(self.mesh):
       batch = abstract_inputs.batch(
         self.mesh,
@@ -175,79 +175,95 @@ class Planner:
       return self._phase(
         TRAINING,
         lambda: step.lower(self.state, batch),
-        {**self.parts, "batch": memory.of_tree(batch)},
+        {**self.parts, "batch": memory.tree_bytes(batch)},
       )
 
-  def sampling(self) -> list[Phase]:
-    """Reading prompts, making room, and choosing tokens.
+  def sampling_phases(self) -> list[Phase]:
+    """Compiles prefill, growth of the KV cache, and decode steps.
 
-    With all slots at work, and rings as long as a completion may be.
+    All slots are in use, and the cache is as long as the longest completion.
     """
     with jax.set_mesh(self.rollout_mesh):
       weights = abstract_inputs.weights(
         self.graphdef, self.shapes, self.rollout_mesh
       )
-      *earlier, last = abstract_inputs.rings(self.run.completion_length)
-      phases = [self._reading(weights, min([*earlier, last]))]
+      *earlier, last = abstract_inputs.cache_lengths(
+        engine.FIRST_CACHE_LENGTH, self.run.completion_length
+      )
+      phases = [self._prefill_phase(weights, min([*earlier, last]))]
       if earlier:
-        phases.append(self._growing(weights, earlier[-1], last))
-      return [*phases, self._choosing(weights, last)]
+        phases.append(self._growth_phase(weights, earlier[-1], last))
+      return [*phases, self._decode_phase(weights, last)]
 
-  def _reading(self, weights: decoding.Weights, cache_length: int) -> Phase:
+  def _prefill_phase(
+    self, weights: decoding.Weights, cache_length: int
+  ) -> Phase:
     start, prompts = self._start(cache_length)
-    # What it does not read, of the last layer, is there all the same.
+    # Prefill does not read all weights of the last layer, but they are in
+    # memory, so they must be counted.
     start = jax.jit(start, keep_unused=True)
     return self._phase(
-      READING,
+      PREFILL,
       lambda: start.lower(weights, *prompts),
-      {_WEIGHTS: memory.of_tree(weights), "prompts": memory.of_tree(prompts)},
+      {
+        _WEIGHTS: memory.tree_bytes(weights),
+        "prompts": memory.tree_bytes(prompts),
+      },
       beside=self._beside(weights),
     )
 
-  def _growing(self, weights: decoding.Weights, old: int, new: int) -> Phase:
-    state = self._under_way(weights, old)
+  def _growth_phase(
+    self, weights: decoding.Weights, old: int, new: int
+  ) -> Phase:
+    state = self._rollout_state(weights, old)
     width = state.slots.rows.shape[1]
     grow = functools.partial(sampler.resize, width=width, cache_length=new)
     grow = jax.jit(grow, keep_unused=True)
     return self._phase(
-      GROWING,
+      CACHE_GROWTH,
       lambda: grow.lower(state),
-      abstract_inputs.parts_of(state),
-      beside=self._beside(weights) + memory.of_tree(weights),
+      abstract_inputs.parts_of_state(state),
+      beside=self._beside(weights) + memory.tree_bytes(weights),
     )
 
-  def _choosing(self, weights: decoding.Weights, cache_length: int) -> Phase:
-    state, run = self._under_way(weights, cache_length), self.run
+  def _decode_phase(
+    self, weights: decoding.Weights, cache_length: int
+  ) -> Phase:
+    state, run = self._rollout_state(weights, cache_length), self.run
     advance = functools.partial(
       sampler.advance, graphdef=self.graphdef, eos_ids=_EOS_IDS
     )
     advance = jax.jit(advance, donate_argnums=1)
-    # Every completion as long as it may be, slots taking turns.
+    # Every completion has the maximum length, and slots are reused in waves.
     waves = math.ceil(run.num_sequences / run.num_slots)
     number = jax.ShapeDtypeStruct((), jnp.int32)
     return self._phase(
       SAMPLING,
       lambda: advance.lower(weights, state, number, number),
-      {_WEIGHTS: memory.of_tree(weights)} | abstract_inputs.parts_of(state),
+      {_WEIGHTS: memory.tree_bytes(weights)}
+      | abstract_inputs.parts_of_state(state),
       beside=self._beside(weights),
       open_trips=sampler.BUFFER_STEPS,
       count=waves * run.completion_length / sampler.BUFFER_STEPS,
     )
 
   def _start(self, cache_length: int) -> tuple[Callable[..., Any], Any]:
-    """The function that begins a rollout, and what it takes after weights.
+    """Returns the function that starts a rollout, and its inputs.
 
-    With a tool that of a later turn, which takes most: each row reads all that
-    was said to it, which may be a whole completion.
+    With a tool it is the start of a later turn, which needs the most memory:
+    each row reads its whole conversation, which may be as long as a completion.
+
+    Returns:
+      The function, and its positional arguments after the weights.
     """
     run = self.run
     if self.config.tools is not None:
       run = dataclasses.replace(
         run,
-        num_problems=self._num_at_once,
+        num_problems=self._num_rows_per_turn,
         group_size=1,
         prompt_length=run.prompt_length + run.completion_length,
-        num_slots=min(run.num_slots, self._num_at_once),
+        num_slots=min(run.num_slots, self._num_rows_per_turn),
       )
     start = functools.partial(
       prefill.prefill,
@@ -267,12 +283,12 @@ class Planner:
     )
 
   @property
-  def _num_at_once(self) -> int:
-    """Rows that read what was said to them, see `multi_turn.play`."""
+  def _num_rows_per_turn(self) -> int:
+    """Returns the rows that start a turn together, see `multi_turn`."""
     multiple = sharding.batch_size_multiple(self.rollout_mesh)
     return max(self.run.num_slots // multiple, 1) * multiple
 
-  def _under_way(
+  def _rollout_state(
     self, weights: decoding.Weights, cache_length: int
   ) -> sampler_state.SamplerState:
     start, prompts = self._start(cache_length)
@@ -290,30 +306,30 @@ class Planner:
     open_trips: int = 1,
     count: float = 1.0,
   ) -> Phase:
-    """Compiles a program, and counts.
+    """Compiles a program and counts its costs.
 
     Args:
-      name: of the phase.
-      lower: makes the program.
-      by_hand, beside: see `memory.Memory`.
-      open_trips: how often a loop runs that data end.
-      count: how often the program runs in a training step.
+      name: Name of the phase.
+      lower: Lowers the program.
+      by_hand, beside: See `memory.Memory`.
+      open_trips: Trips of a loop whose end depends on data.
+      count: Runs of the program in a training step.
     """
     with self.progress.stage(f"compiling: {name}"):
       lowered = lower()
       try:
         compiled = lowered.compile()
       except jax.errors.JaxRuntimeError as error:
-        refused = memory.of_refusal(error, by_hand, beside)
+        refused = memory.from_refusal(error, by_hand, beside)
         if refused is None:
           raise
         return Phase(name, refused, None, None)
     with self.progress.stage(f"counting: {name}"):
-      once = costs.of_text(compiled.as_text(), open_trips=open_trips)
+      once = costs.count_costs(compiled.as_text(), open_trips=open_trips)
     found, machine = once.times(count), self._machine()
     return Phase(
       name,
-      memory.of_program(compiled, by_hand, beside),
+      memory.from_compiled(compiled, by_hand, beside),
       found,
       machine and machine.times(found),
     )
@@ -325,10 +341,13 @@ class Planner:
     return roofline.Machine(self.hardware.chip, devices, self.hardware.slice_)
 
   def _beside(self, weights: decoding.Weights) -> float:
-    """What stays while sampling: the state, but for what is sampled from."""
+    """Returns the bytes of the training state that sampling does not use.
+
+    Weights that the sampler shares with the training state are counted once.
+    """
     shared = 0.0
     if self.config.rollout.mesh is None:
-      shared = memory.of_tree(
+      shared = memory.tree_bytes(
         [
           x
           for name, x in weights.items()
@@ -336,36 +355,3 @@ class Planner:
         ]
       )
     return sum(self.parts.values()) - shared
-
-
-def described(
-  config: Config,
-  hardware: Hardware,
-  network: models_config.DecoderConfig,
-  mesh: jax.sharding.Mesh | None = None,
-  rollout_mesh: jax.sharding.Mesh | None = None,
-) -> Workload:
-  """What a config says, in numbers."""
-  settings, sizes, model = config.rollout, config.optimizer, config.model
-  rows = config.num_sequences
-  is_cpu = hardware.devices[0].platform == "cpu"
-  return Workload(
-    num_problems=settings.num_problems,
-    group_size=settings.group_size,
-    prompt_length=settings.max_prompt_length,
-    completion_length=settings.max_completion_length,
-    teacher_prompt_length=config.teacher.max_prompt_length
-    if config.objective.needs_teacher
-    else 0,
-    micro_batch_size=sizes.micro_batch_size or sizes.mini_batch_size or rows,
-    num_slots=min(settings.num_slots or rows, rows),
-    cache_dtype=settings.cache_dtype
-    or (model.compute_dtype if is_cpu else "bfloat16"),
-    chunk_size=config.objective.chunk_size,
-    num_kv_heads=network.num_kv_heads,
-    remat=model.remat,
-    param_dtype=model.param_dtype,
-    compute_dtype=model.compute_dtype,
-    mesh=dict(mesh.shape) if mesh else {},
-    rollout_mesh=dict(rollout_mesh.shape) if rollout_mesh else {},
-  )

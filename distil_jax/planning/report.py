@@ -1,4 +1,4 @@
-"""A plan for people, and for programs."""
+"""Formats plans and searches as text and as JSON."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -16,16 +16,16 @@ _UNITS = (
 _NOTES = (
   "Teacher-forced scoring, of student and teacher, is part of the training "
   "step.",
-  "Times are the least there can be: published peaks, and everything that can "
-  "overlap does. Sampling is counted with every completion as long as it may "
-  "be and the longest rings.",
-  "FLOPs are those of products. Bytes of a message are of the whole array, "
-  "where a part is gathered or scattered.",
+  "Times are lower bounds: published peaks, and everything that can overlap "
+  "does. Sampling is counted with every completion at its maximum length and "
+  "the longest KV cache.",
+  "FLOPs are those of matrix products. Bytes of a gather or scatter are those "
+  "of the whole array.",
 )
 
 
 def to_text(plan: Plan) -> str:
-  """All of a plan, to read in a terminal."""
+  """Returns a whole plan as text for a terminal."""
   parts = [
     _head(plan),
     _state(plan),
@@ -39,12 +39,12 @@ def to_text(plan: Plan) -> str:
 
 
 def to_json(plan: Plan) -> str:
-  """All of a plan as one JSON object; sizes in bytes, times in seconds."""
+  """Returns a whole plan as a JSON object, in bytes and seconds."""
   return json.dumps(to_dict(plan), indent=2)
 
 
 def to_dict(plan: Plan) -> dict[str, Any]:
-  """All of a plan in plain values; sizes in bytes, times in seconds."""
+  """Returns a whole plan as plain values, in bytes and seconds."""
   run = plan.run
   return {
     "hardware": plan.hardware.name,
@@ -55,7 +55,7 @@ def to_dict(plan: Plan) -> dict[str, Any]:
     "num_sequences": run.num_sequences,
     "micro_batch_size": run.micro_batch_size,
     "num_slots": run.num_slots,
-    "memory_bytes": plan.room,
+    "memory_bytes": plan.capacity,
     "state_by_hand": dict(plan.parts),
     "phases": [_phase(phase) for phase in plan.phases],
     "seconds": plan.seconds,
@@ -108,7 +108,7 @@ def _head(plan: Plan) -> str:
       else " tokens"
     ),
     f"at once: {run.num_slots} completions sampled, {run.micro_batch_size} "
-    "sequences learned from",
+    "sequences trained on",
   ]
   if dict(run.rollout_mesh) != dict(run.mesh):
     axes = " ".join(f"{k}={v}" for k, v in run.rollout_mesh.items())
@@ -139,7 +139,7 @@ def _memory(plan: Plan) -> str:
         bytes_text(memory.beside),
       )
     rows.append((phase.name, *middle, bytes_text(memory.peak)))
-  room = "" if plan.room is None else f" of {bytes_text(plan.room)}"
+  capacity = "" if plan.capacity is None else f" of {bytes_text(plan.capacity)}"
   return table(
     (
       "memory of each chip",
@@ -147,7 +147,7 @@ def _memory(plan: Plan) -> str:
       "by compiler",
       "temporaries",
       "beside",
-      f"peak{room}",
+      f"peak{capacity}",
     ),
     rows,
   )
@@ -188,7 +188,7 @@ def _verdict(plan: Plan) -> str:
     assert training.times is not None
     lines.append(
       f"least time of a training step: {seconds_text(plan.seconds)}, of which "
-      f"{seconds_text(training.times.least)} learning; "
+      f"{seconds_text(training.times.least)} training; "
       f"{_si(tokens / plan.seconds)} tokens/s"
     )
   unknown = sorted(
@@ -204,62 +204,62 @@ def _verdict(plan: Plan) -> str:
   verdicts = {
     True: "It fits.",
     False: "It does not fit.",
-    None: "How much memory there is, and how fast it is, is not known here.",
+    None: "Size and speed of the memory are not known here.",
   }
   lines.append(verdicts[plan.fits])
-  said = advice.advice(plan) or advice.hints(plan)
-  return "\n".join([*lines, *(f"- {line}" for line in said)])
+  suggestions = advice.advice(plan) or advice.hints(plan)
+  return "\n".join([*lines, *(f"- {line}" for line in suggestions)])
 
 
-def trials_to_text(search: Search) -> str:
-  """What was tried, the best first, and the best as settings."""
+def search_to_text(search: Search) -> str:
+  """Returns the candidates, the best first, and the best as settings."""
   rows = []
-  for trial in search.ranked:
-    (phase,) = trial.plan.phases
-    seconds = trial.plan.seconds
+  for candidate in search.ranked:
+    (phase,) = candidate.plan.phases
+    seconds = candidate.plan.seconds
     rows.append(
       (
-        " ".join(trial.overrides),
+        " ".join(candidate.overrides),
         bytes_text(phase.memory.peak),
-        {True: "yes", False: "no", None: "?"}[trial.plan.fits],
+        {True: "yes", False: "no", None: "?"}[candidate.plan.fits],
         "" if seconds is None else seconds_text(seconds),
         "" if phase.times is None else phase.times.bound,
-        seconds_text(trial.guess.seconds),
+        seconds_text(candidate.estimate.seconds),
       )
     )
-  head = ("training step", "peak", "fits", "least time", "bound", "guessed")
+  head = ("training step", "peak", "fits", "least time", "bound", "estimate")
   best = search.best
   verdict = (
-    "Nothing that was tried fits; more chips are needed, or shorter sequences."
+    "No candidate fits; use more chips or shorter sequences."
     if best is None
     else f"best: {' '.join(best.overrides)}"
   )
   return "\n\n".join(
     (
-      f"{search.hardware.name}: {len(search.trials)} of {search.num_guesses} "
-      "arrangements compiled, those that arithmetic finds fastest",
+      f"{search.hardware.name}: compiled {len(search.candidates)} of "
+      f"{search.num_estimates} candidates, those with the least estimated time",
       table(head, rows),
       verdict,
     )
   )
 
 
-def trials_to_json(search: Search) -> str:
-  """What was tried as one JSON object, the best first."""
+def search_to_json(search: Search) -> str:
+  """Returns the candidates as one JSON object, the best first."""
   best = search.best
   return json.dumps(
     {
       "hardware": search.hardware.name,
-      "num_guesses": search.num_guesses,
+      "num_guesses": search.num_estimates,
       "best": None if best is None else best.overrides,
       "trials": [
         {
-          "overrides": trial.overrides,
-          "guessed_seconds": trial.guess.seconds,
-          "guessed_bytes": trial.guess.num_bytes,
-          **to_dict(trial.plan),
+          "overrides": candidate.overrides,
+          "guessed_seconds": candidate.estimate.seconds,
+          "guessed_bytes": candidate.estimate.num_bytes,
+          **to_dict(candidate.plan),
         }
-        for trial in search.ranked
+        for candidate in search.ranked
       ],
     },
     indent=2,
@@ -267,7 +267,7 @@ def trials_to_json(search: Search) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-  """Columns of text; the first is flush left, the others flush right."""
+  """Aligns columns: the first to the left, the others to the right."""
   lines = [head, *rows]
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
   return "\n".join(
@@ -280,14 +280,14 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def seconds_text(seconds: float) -> str:
-  """With a unit that suits."""
+  """Formats a time with a suitable unit."""
   if seconds >= 120:
     return f"{seconds / 60:.1f} min"
   return f"{seconds:.2f} s" if seconds >= 0.1 else f"{1e3 * seconds:.2f} ms"
 
 
 def bytes_text(num_bytes: float | None) -> str:
-  """With a unit that suits; nothing for None."""
+  """Formats bytes with a suitable unit; returns nothing for None."""
   if num_bytes is None:
     return ""
   for unit, size in _UNITS:

@@ -1,4 +1,4 @@
-"""What a plan consists of."""
+"""Defines what a plan and a search consist of."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -12,21 +12,22 @@ from distil_jax.planning.roofline import Times
 from distil_jax.planning.topologies import Slice
 from distil_jax.planning.workload import Workload
 
-READING = "reading prompts"
-GROWING = "lengthening rings"
+# Names of the phases; kept plans (JSON) hold them.
+PREFILL = "reading prompts"
+CACHE_GROWTH = "lengthening rings"
 SAMPLING = "sampling"
 TRAINING = "training step"
 
 
 @dataclasses.dataclass(frozen=True)
 class Hardware:
-  """What is planned for.
+  """Describes the hardware of a plan.
 
   Attributes:
-    name: as people call it.
-    devices: to compile for.
-    chip: their peaks; None: not known.
-    slice_: how they are joined; None: by a switch.
+    name: Common name.
+    devices: Devices to compile for.
+    chip: Peaks of each device. None means that they are not known.
+    slice_: How the chips are connected. None means by a switch.
   """
 
   name: str
@@ -37,13 +38,14 @@ class Hardware:
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-  """One program of a training step.
+  """Describes one program of a training step.
 
   Attributes:
-    name: of the phase.
-    memory: bytes on a chip.
-    costs: of a whole training step; None where the compiler found no room.
-    times: at published peaks; None where costs or peaks are not known.
+    name: Name of the phase.
+    memory: Bytes on a chip.
+    costs: Costs in a whole training step. None if the compiler refused the
+      program because it does not fit.
+    times: Times at published peaks. None if costs or peaks are not known.
   """
 
   name: str
@@ -54,14 +56,15 @@ class Phase:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """What a run would take.
+  """Holds what a run would need on some hardware.
 
   Attributes:
-    hardware: what is planned for.
-    run: what runs there.
-    num_params: of the network.
-    parts: bytes on a chip of what is there whatever runs, by arithmetic.
-    phases: in their order.
+    hardware: The hardware.
+    run: The run.
+    num_params: Parameters of the network.
+    parts: Bytes on a chip of the training state, by arithmetic. It stays in
+      memory during all phases.
+    phases: Programs in the order in which they run.
   """
 
   hardware: Hardware
@@ -71,74 +74,77 @@ class Plan:
   phases: Sequence[Phase]
 
   @property
-  def room(self) -> float | None:
-    """Bytes of a chip's memory; None where they are not known."""
+  def capacity(self) -> float | None:
+    """Returns the bytes of a chip's memory; None if not known."""
     chip = self.hardware.chip
     return None if chip is None else chip.memory_bytes
 
   @property
   def fits(self) -> bool | None:
-    """Whether all phases find room; None: nobody knows how much there is."""
-    if self.room is None:
+    """Returns True if all phases fit; None if the capacity is not known."""
+    if self.capacity is None:
       return None
     return all(not self.is_too_large(phase) for phase in self.phases)
 
   def is_too_large(self, phase: Phase) -> bool:
-    """Whether a phase finds no room."""
+    """Returns True if a phase does not fit."""
     if phase.memory.refused is not None:
       return True
-    return self.room is not None and phase.memory.peak > self.room
+    return self.capacity is not None and phase.memory.peak > self.capacity
 
   @property
   def seconds(self) -> float | None:
-    """Of a training step at the least; None where a phase's are not known."""
+    """Returns the least time of a training step; None if not known."""
     found = [phase.times.least for phase in self.phases if phase.times]
     return sum(found) if len(found) == len(self.phases) else None
 
 
 @dataclasses.dataclass(frozen=True)
-class Trial:
-  """A mesh and a micro-batch, and the training step compiled for them."""
+class Candidate:
+  """Holds a mesh and micro-batch size with the plan compiled for them."""
 
-  guess: Estimate
+  estimate: Estimate
   plan: Plan
 
   @property
   def overrides(self) -> list[str]:
-    """Settings that say the same."""
-    axes = [f"mesh.{name}={size}" for name, size in self.guess.mesh.items()]
-    return [*axes, f"optimizer.micro_batch_size={self.guess.micro_batch_size}"]
+    """Returns the settings of mesh and micro-batch size."""
+    axes = [f"mesh.{name}={size}" for name, size in self.estimate.mesh.items()]
+    return [
+      *axes,
+      f"optimizer.micro_batch_size={self.estimate.micro_batch_size}",
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-  """What was tried.
+  """Holds the result of a mesh search.
 
   Attributes:
-    hardware: what is planned for.
-    num_guesses: so many were ranked by arithmetic.
-    trials: those that were compiled.
+    hardware: The hardware.
+    num_estimates: Number of meshes and micro-batch sizes that were estimated.
+    candidates: Those that were compiled.
   """
 
   hardware: Hardware
-  num_guesses: int
-  trials: Sequence[Trial]
+  num_estimates: int
+  candidates: Sequence[Candidate]
 
   @property
-  def ranked(self) -> list[Trial]:
-    """Those that fit, the fastest first; then the smallest of the others."""
+  def ranked(self) -> list[Candidate]:
+    """Returns those that fit by time, then the others by memory."""
     return sorted(
-      self.trials,
-      key=lambda t: (
-        not t.plan.fits,
-        (t.plan.seconds or 0.0)
-        if t.plan.fits
-        else t.plan.phases[0].memory.peak,
+      self.candidates,
+      key=lambda c: (
+        not c.plan.fits,
+        (c.plan.seconds or 0.0)
+        if c.plan.fits
+        else c.plan.phases[0].memory.peak,
       ),
     )
 
   @property
-  def best(self) -> Trial | None:
-    """None: nothing fits."""
+  def best(self) -> Candidate | None:
+    """Returns the fastest candidate that fits; None if none fits."""
     first = next(iter(self.ranked), None)
     return first if first and first.plan.fits else None

@@ -1,4 +1,4 @@
-"""How long a program takes at the least, and what holds it up."""
+"""Computes the least time of a program and the resource that bounds it."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,12 +10,12 @@ from distil_jax.planning.chip_specs import Chip
 
 @dataclasses.dataclass(frozen=True)
 class Times:
-  """Seconds, each as if there were nothing else to do, at published peaks.
+  """Holds the seconds that each resource needs at published peaks.
 
   Attributes:
-    compute: products, as if all were bfloat16.
-    memory: what is read from and written to the chip's memory.
-    network: messages, one after the other, every link that they can use busy.
+    compute: Matrix products, as if all were in bfloat16.
+    memory: Bytes read from and written to the chip's memory.
+    network: Messages one after the other, each using all links that it can.
   """
 
   compute: float
@@ -24,19 +24,19 @@ class Times:
 
   @property
   def least(self) -> float:
-    """All three at once, the longest of them deciding."""
+    """Returns the time if all three overlap completely."""
     return max(self.compute, self.memory, self.network)
 
   @property
   def bound(self) -> str:
-    """What decides: `compute`, `memory` or `network`."""
+    """Returns the slowest: `compute`, `memory` or `network`."""
     return max(
       ("compute", "memory", "network"), key=lambda name: getattr(self, name)
     )
 
 
 class Machine:
-  """Chips and what joins them."""
+  """Describes chips and the network between them."""
 
   def __init__(
     self,
@@ -44,46 +44,52 @@ class Machine:
     devices: Sequence[Any],
     slice_: topologies.Slice | None = None,
   ):
-    """As a program uses it.
+    """Describes the chips that run a program.
 
     Args:
-      chip: each of them.
-      devices: in the order of the program's partitions.
-      slice_: how they are joined; None: by a switch.
+      chip: Peaks of each chip.
+      devices: Devices in the order of the program's partitions.
+      slice_: How the chips are connected. None means by a switch.
     """
     self.chip = chip
     self._slice = slice_
-    self._places = [getattr(device, "coords", None) for device in devices]
+    self._coordinates = [getattr(device, "coords", None) for device in devices]
 
-  def times(self, found: costs.Costs) -> Times:
-    """Of a program with these costs."""
+  def times(self, program: costs.Costs) -> Times:
+    """Returns the times of a program with these costs."""
     return Times(
-      compute=found.flops / self.chip.flops,
-      memory=found.num_bytes / self.chip.memory_bandwidth,
+      compute=program.flops / self.chip.flops,
+      memory=program.num_bytes / self.chip.memory_bandwidth,
       network=sum(
         self._seconds(route, messages)
-        for route, messages in found.messages.items()
+        for route, messages in program.messages.items()
       ),
     )
 
   def _seconds(self, route: costs.Route, messages: costs.Messages) -> float:
-    size = len(route.group) or len(self._places)
+    size = len(route.group) or len(self._coordinates)
     if route.kind == "collective-permute":
       return messages.num_bytes / self.chip.link_bandwidth
-    # A ring passes on all but one's own part, for a sum twice.
+    # On a ring each chip passes on all parts but its own; an all-reduce does
+    # so twice, to add the parts and to spread the sums.
     passes = 2 if route.kind == "all-reduce" else 1
     share = (size - 1) / size
     return passes * share * messages.num_bytes / self._bandwidth(route.group)
 
   def _bandwidth(self, group: Sequence[int]) -> float:
-    """One way, of the links that join the members of a group."""
+    """Returns the bandwidth between the members of a group, one way.
+
+    Links along an axis help only if the group spans that axis.
+    """
     if self._slice is None:
       return self.chip.link_bandwidth
-    members = group or range(len(self._places))
-    places = [self._places[i] for i in members if i < len(self._places)]
+    members = group or range(len(self._coordinates))
+    coordinates = [
+      self._coordinates[i] for i in members if i < len(self._coordinates)
+    ]
     links = sum(
       self._slice.links(axis)
       for axis in range(len(self._slice.shape))
-      if len({place[axis] for place in places if place}) > 1
+      if len({c[axis] for c in coordinates if c}) > 1
     )
     return max(links, 1) * self.chip.link_bandwidth

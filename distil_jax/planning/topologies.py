@@ -1,8 +1,8 @@
-"""From the name of a slice to its devices, which need not be here.
+"""Finds the devices of a TPU slice by its name; no TPU is needed.
 
-`v5p:2x2x2` says how chips are arranged. `v5p-16` is how Google Cloud calls the
-same slice: the number counts TensorCores on v4 and v5p, which have two a chip,
-and chips on v5e and v6e.
+`v5p:2x2x2` gives the shape of a slice in chips. `v5p-16` is Google Cloud's name
+for the same slice: the number counts TensorCores on v4 and v5p, which have two
+per chip, and chips on v5e and v6e.
 """
 
 import dataclasses
@@ -27,18 +27,18 @@ _SHAPES = {
   ),
   2: ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16)),
 }  # fmt: skip
-# Chips from which the links of an axis close to a ring: whole cubes of 4, and
-# whole pods of 16.
+# Chips along an axis from which its links close to a ring: whole cubes of 4
+# (v4, v5p), or a whole pod of 16 (v5e, v6e).
 _CUBE, _POD = 4, 16
 
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-  """Chips of one kind, joined by links.
+  """Describes chips of one kind that are connected by links.
 
   Attributes:
-    chip: each of them.
-    shape: chips along each axis of the network.
+    chip: Peaks of each chip.
+    shape: Chips along each axis of the network.
   """
 
   chip: chip_specs.Chip
@@ -50,16 +50,16 @@ class Slice:
 
   @property
   def name(self) -> str:
-    """As in `v5p:2x2x2`."""
+    """Returns the name by shape, such as `v5p:2x2x2`."""
     return f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
 
   @property
   def cloud_name(self) -> str:
-    """As in `v5p-16`."""
+    """Returns the name in Google Cloud, such as `v5p-16`."""
     return f"{self.chip.name}-{self.num_chips * self.chip.cores}"
 
   def links(self, axis: int) -> int:
-    """Links of a chip along an axis that one stream of data can use."""
+    """Returns the links of a chip along an axis; two if they form a ring."""
     size = self.shape[axis]
     if self.chip.num_axes == 3:
       return 2 if all(n % _CUBE == 0 for n in self.shape) else 1
@@ -67,10 +67,10 @@ class Slice:
 
 
 def parse(name: str) -> Slice:
-  """The slice of a name such as `v5p:4x4x4` or `v5p-128`.
+  """Returns the slice of a name such as `v5p:4x4x4` or `v5p-128`.
 
   Raises:
-    PlanError: there is no such slice; says which are near.
+    PlanError: There is no such slice; names the nearest ones.
   """
   kind, colon, sizes = name.strip().lower().partition(":")
   if colon:
@@ -81,7 +81,7 @@ def parse(name: str) -> Slice:
         + _known(chip)
       )
     shape = tuple(map(int, sizes.split("x")))
-    return Slice(chip, _checked(name, chip, shape))
+    return Slice(chip, _checked_shape(name, chip, shape))
   match = re.fullmatch(r"(.+)-(\d+)", kind)
   if not match:
     raise PlanError(
@@ -104,63 +104,63 @@ def parse(name: str) -> Slice:
   return Slice(chip, found[count])
 
 
-def devices(of: Slice) -> Sequence[Any]:
-  """Its devices, for which can be compiled, and on which nothing can run.
+def devices(slice_: Slice) -> Sequence[Any]:
+  """Returns devices to compile for; nothing can run on them.
 
   Raises:
-    PlanError: libtpu is missing, or knows no such slice.
+    PlanError: libtpu is missing, or does not know the slice.
   """
-  # It would look for the machine it runs on, in vain.
+  # Otherwise libtpu asks for the TPU machine that it runs on, and waits.
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
   os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-  os.environ.setdefault("TPU_ACCELERATOR_TYPE", of.cloud_name)
-  # Nothing runs: others may plan at the same time.
+  os.environ.setdefault("TPU_ACCELERATOR_TYPE", slice_.cloud_name)
+  # Nothing runs on the TPU, so several processes may load the compiler.
   os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
   settings: dict[str, Any] = {}
-  if of.chip.cores > 1:
-    # As on a real slice: both cores of a chip are one device.
+  if slice_.chip.cores > 1:
+    # On a real slice, too, both cores of a chip are one device.
     settings["chip_config_name"] = "megacore"
-  if of.chip.num_axes == 2 and of.num_chips == 1:
+  if slice_.chip.num_axes == 2 and slice_.num_chips == 1:
     settings["chips_per_host_bounds"] = (1, 1, 1)
   try:
     found = topologies.get_topology_desc(
-      topology_name=of.name, platform="tpu", **settings
+      topology_name=slice_.name, platform="tpu", **settings
     )
   except (RuntimeError, ValueError) as error:
     if "not installed" in str(error):
       raise PlanError(_NO_LIBTPU) from error
     raise PlanError(
-      f"libtpu cannot plan for {of.name}: {_first_line(error)}; "
-      + _known(of.chip, of.num_chips)
+      f"libtpu cannot plan for {slice_.name}: {_first_line(error)}; "
+      + _known(slice_.chip, slice_.num_chips)
     ) from error
   return found.devices
 
 
-def only_host() -> None:
-  """Keeps JAX from looking for accelerators; before it is first used."""
+def use_cpu_only() -> None:
+  """Keeps JAX from looking for accelerators; call it before JAX is used."""
   jax.config.update("jax_platforms", "cpu")
 
 
 _NO_LIBTPU = (
-  "a TPU is planned for with its compiler, libtpu, which is not installed: "
-  "pip install 'jax[tpu]', the extra [plan] of this package (Linux on x86-64; "
-  "no TPU is needed)"
+  "planning for a TPU needs its compiler, libtpu, which is not installed: "
+  "pip install 'jax[tpu]', or this package with its extra [plan] (Linux on "
+  "x86-64; no TPU is needed)"
 )
 
 
-def _checked(
+def _checked_shape(
   name: str, chip: chip_specs.Chip, shape: tuple[int, ...]
 ) -> tuple[int, ...]:
   if len(shape) != chip.num_axes or 0 in shape:
     raise PlanError(
-      f"topology {name!r}: {chip.name} is arranged along {chip.num_axes} axes; "
+      f"topology {name!r}: a slice of {chip.name} has {chip.num_axes} axes; "
       + _known(chip, math.prod(shape))
     )
   return shape
 
 
 def _known(chip: chip_specs.Chip, num_chips: int | None = None) -> str:
-  """The usual shapes, the nearest first."""
+  """Lists the usual shapes, or those with a similar number of chips."""
   shapes = list(_SHAPES[chip.num_axes])
   if num_chips:
     shapes.sort(key=lambda s: abs(math.log(math.prod(s) / num_chips)))

@@ -1,4 +1,4 @@
-"""A config in numbers."""
+"""Describes a run by the numbers that its costs depend on."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -6,19 +6,20 @@ from collections.abc import Mapping
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-  """What a config says, in numbers.
+  """Holds the numbers of a run.
 
   Attributes:
     num_problems, group_size: P and G of a training step.
     prompt_length, completion_length: S and T.
-    teacher_prompt_length: S'; 0: there is no teacher.
-    micro_batch_size: sequences whose gradient is computed at once.
-    num_slots: completions in flight.
-    cache_dtype: of keys and values.
-    chunk_size: columns of time whose logits are there at once; None: by memory.
-    num_kv_heads, remat, param_dtype, compute_dtype: of the network.
-    mesh: sizes of its axes, while training.
-    rollout_mesh: the same while sampling.
+    teacher_prompt_length: Prompt length of the teacher. 0 means no teacher.
+    micro_batch_size: Sequences whose gradient is computed at once.
+    num_slots: Completions that are sampled at the same time.
+    cache_dtype: Type of keys and values in the KV cache.
+    chunk_size: Positions whose logits are in memory at once. None means that
+      the memory decides.
+    num_kv_heads, remat, param_dtype, compute_dtype: Those of the network.
+    mesh: Sizes of the mesh axes while training.
+    rollout_mesh: Sizes of the mesh axes while sampling.
   """
 
   num_problems: int
@@ -39,5 +40,5 @@ class Workload:
 
   @property
   def num_sequences(self) -> int:
-    """B."""
+    """Returns B."""
     return self.num_problems * self.group_size

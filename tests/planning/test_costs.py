@@ -13,13 +13,13 @@ BY_HAND = pathlib.Path(__file__).with_name("by_hand.hlo").read_text()
 
 
 def test_loops_count_as_often_as_they_run():
-  found = costs.of_text(BY_HAND)
+  found = costs.count_costs(BY_HAND)
   assert found.flops == 3 * 5 * 2 * 8 * 4 * 4
   assert found.open_loops == frozenset()
 
 
 def test_messages_by_kind_each_once():
-  found = costs.of_text(BY_HAND)
+  found = costs.count_costs(BY_HAND)
   block = 8 * 4 * 4
   assert found.by_kind() == {
     "all-reduce": costs.Messages(15, 15 * block),
@@ -62,15 +62,15 @@ def test_groups_in_all_their_forms(groups, expected):
 
 def test_loop_that_data_end_runs_as_often_as_is_said():
   text = BY_HAND.replace(', backend_config={"known_trip_count":{"n":"3"}}', "")
-  found = costs.of_text(text, open_trips=7)
+  found = costs.count_costs(text, open_trips=7)
   assert found.flops == 7 * 5 * 2 * 8 * 4 * 4
   assert found.open_loops == {"outer"}
 
 
 def test_memory_that_is_not_the_chips_costs_nothing():
   line = "f32[8,4]{1,0:T(8,128)S(1)}"
-  near = costs.of_text(BY_HAND.replace("f32[8,4]{1,0}", line))
-  assert near.num_bytes < costs.of_text(BY_HAND).num_bytes
+  near = costs.count_costs(BY_HAND.replace("f32[8,4]{1,0}", line))
+  assert near.num_bytes < costs.count_costs(BY_HAND).num_bytes
   (array,) = hlo.arrays(line)
   assert array == hlo.Array("f32", (8, 4), space=1)
 
@@ -138,12 +138,12 @@ def test_other_kernels_are_named():
     '  %k = f32[4]{0} custom-call(%x), custom_call_target="tpu_custom_call"\n'
     "  ROOT %done",
   )
-  assert costs.of_text(text).unknown_kernels == {"k"}
+  assert costs.count_costs(text).unknown_kernels == {"k"}
 
 
 def of_function(function, *arguments, **settings):
   compiled = jax.jit(function, **settings).lower(*arguments).compile()
-  return costs.of_text(compiled.as_text())
+  return costs.count_costs(compiled.as_text())
 
 
 def test_nested_scans_of_products():

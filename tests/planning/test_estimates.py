@@ -42,31 +42,29 @@ NUM_PARAMS = 8_190_000_000
 
 
 def found(num_chips=8, run=RUN, batch_sizes=(32, 64)):
-  return estimates.estimate_all(
-    AXES,
-    num_chips,
-    chip_specs.CHIPS["v5p"],
-    NETWORK,
-    run,
+  step = estimates.Step(
+    network=NETWORK,
+    run=run,
     num_params=NUM_PARAMS,
     num_copies=1,
     batch_sizes=batch_sizes,
     mini_batch_size=256,
   )
+  return estimates.estimate_all(AXES, num_chips, chip_specs.CHIPS["v5p"], step)
 
 
 def test_meshes_cut_everything_evenly():
-  for guess in found():
-    mesh = guess.mesh
+  for estimate in found():
+    mesh = estimate.mesh
     assert math.prod(mesh.values()) == 8
-    assert guess.micro_batch_size % (mesh["data"] * mesh["fsdp"]) == 0
-    assert 256 % guess.micro_batch_size == 0
+    assert estimate.micro_batch_size % (mesh["data"] * mesh["fsdp"]) == 0
+    assert 256 % estimate.micro_batch_size == 0
   assert len({tuple(g.mesh.values()) for g in found()}) == 20
 
 
 def test_batches_bound_the_meshes():
-  for guess in found(batch_sizes=(4,)):
-    mesh = guess.mesh
+  for estimate in found(batch_sizes=(4,)):
+    mesh = estimate.mesh
     assert 4 % (mesh["data"] * mesh["fsdp"] * mesh["context"]) == 0
 
 
@@ -75,33 +73,33 @@ def test_nothing_is_left_where_nothing_divides():
 
 
 def test_fastest_come_first():
-  keys = [(guess.seconds, guess.network_seconds) for guess in found()]
+  keys = [(estimate.seconds, estimate.network_seconds) for estimate in found()]
   assert keys == sorted(keys)
 
 
 def test_state_is_a_lower_bound_of_memory():
-  for guess in found():
-    mesh = guess.mesh
+  for estimate in found():
+    mesh = estimate.mesh
     cut = mesh["fsdp"] * mesh["context"] * mesh["tensor"]
-    assert guess.num_bytes > 16 * NUM_PARAMS / cut
+    assert estimate.num_bytes > 16 * NUM_PARAMS / cut
 
 
 def test_less_at_once_takes_less():
   by_micro = {
-    guess.micro_batch_size: guess.num_bytes
-    for guess in found()
-    if guess.mesh["fsdp"] == 8
+    estimate.micro_batch_size: estimate.num_bytes
+    for estimate in found()
+    if estimate.mesh["fsdp"] == 8
   }
   assert by_micro[8] < by_micro[16] < by_micro[256]
   kept = dataclasses.replace(RUN, remat="none")
-  largest = max(guess.num_bytes for guess in found(run=kept))
-  assert largest > max(guess.num_bytes for guess in found())
+  largest = max(estimate.num_bytes for estimate in found(run=kept))
+  assert largest > max(estimate.num_bytes for estimate in found())
 
 
 def test_compute_by_hand():
   # At one sequence a chip and everything cut, products decide.
-  guess = next(g for g in found() if g.mesh["fsdp"] == 8)
+  estimate = next(g for g in found() if g.mesh["fsdp"] == 8)
   student = 10240 * (NUM_PARAMS + 10240 * 36 * 4096)
   teacher = 18432 * (NUM_PARAMS + 18432 * 36 * 4096)
   expected = 256 * 2 * (4 * student + teacher) / 8 / 459e12
-  assert guess.seconds == pytest.approx(expected)
+  assert estimate.seconds == pytest.approx(expected)

@@ -75,6 +75,6 @@ def test_trips_are_read_off_the_counter(settings, expected):
 
 
 def test_costs_count_them():
-  assert costs.of_text(text()).flops == 32 * 2 * 4**3
+  assert costs.count_costs(text()).flops == 32 * 2 * 4**3
   open_ended = text(bound="%n", carried="%m")
-  assert costs.of_text(open_ended, open_trips=9).flops == 9 * 2 * 4**3
+  assert costs.count_costs(open_ended, open_trips=9).flops == 9 * 2 * 4**3

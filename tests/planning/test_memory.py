@@ -33,29 +33,31 @@ def test_trees_by_hand(mesh):
     "nowhere": jax.ShapeDtypeStruct((5,), jnp.int8),
     "nothing": None,
   }
-  assert memory.of_tree(tree) == 16 * 8 * 4 / 8 + 16 * 8 * 2 / 4 + 12 + 5
+  assert memory.tree_bytes(tree) == 16 * 8 * 4 / 8 + 16 * 8 * 2 / 4 + 12 + 5
 
 
 def test_keys_are_two_words(mesh):
   keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 8))
   place = NamedSharding(mesh, PartitionSpec("a"))
   tree = jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=place)
-  assert memory.of_tree(tree) == 4 * 2 * 4
+  assert memory.tree_bytes(tree) == 4 * 2 * 4
 
 
 def test_program_by_its_compiler(mesh):
   x = shape(mesh, (64, 64), jnp.float32, "a", "b")
   add = jax.jit(lambda x, y: x + y, donate_argnums=0)
   compiled = add.lower(x, x).compile()
-  found = memory.of_program(compiled, {"both": 2 * memory.of_tree(x)}, 100.0)
+  found = memory.from_compiled(
+    compiled, {"both": 2 * memory.tree_bytes(x)}, 100.0
+  )
   assert found.arguments == found.arguments_by_hand == 2 * 64 * 64 * 4 / 8
   # The result takes the place of the first argument.
   assert found.peak == pytest.approx(100 + found.arguments, abs=64)
 
 
 def test_refusal_says_what_would_be_needed():
-  found = memory.of_refusal(RuntimeError(REFUSAL), {"state": 5.0}, 2**30)
+  found = memory.from_refusal(RuntimeError(REFUSAL), {"state": 5.0}, 2**30)
   assert found is not None
   assert found.refused == 63.80 * 2**30
   assert found.peak == 64.80 * 2**30
-  assert memory.of_refusal(RuntimeError("INTERNAL: broken"), {}, 0.0) is None
+  assert memory.from_refusal(RuntimeError("INTERNAL: broken"), {}, 0.0) is None

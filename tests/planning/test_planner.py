@@ -8,6 +8,7 @@ import pytest
 
 from distil_jax import config
 from distil_jax.cli import main
+from distil_jax.generation import engine
 from distil_jax.planning import (
   abstract_inputs,
   advice,
@@ -50,8 +51,8 @@ SETTINGS = {
 
 def planner(hardware=None, **changes):
   settings = config.parse({**SETTINGS, **changes})
-  hardware = hardware or planning_hardware.hardware(None)
-  network = planning_planner.network(settings, None)
+  hardware = hardware or planning_hardware.find_hardware(None)
+  network = planning_planner.load_network(settings, None)
   return planning_planner.Planner(settings, hardware, network, Progress(None))
 
 
@@ -67,8 +68,8 @@ def phase(planned, name):
 def test_arguments_by_hand_are_those_of_the_compiler(planned):
   names = [found.name for found in planned.phases]
   assert names == [
-    results.READING,
-    results.GROWING,
+    results.PREFILL,
+    results.CACHE_GROWTH,
     results.SAMPLING,
     results.TRAINING,
   ]
@@ -87,7 +88,7 @@ def test_with_a_tool_each_row_has_a_prompt_of_its_own(planned):
   name = "prompts' keys and values"
   alone, shared = (
     phase(found, results.SAMPLING).memory.by_hand[name]
-    for found in (made.outcome(made.sampling()), planned)
+    for found in (made.build_plan(made.sampling_phases()), planned)
   )
   # All but the last token of each, of one layer in place of three.
   assert alone * 3 / shared == pytest.approx(16 * 159 / (8 * 31))
@@ -149,10 +150,11 @@ def test_what_runs_on_several_devices_talks(planned):
   assert {"all-gather", "all-reduce"} <= set(kinds)
 
 
-def test_rings_are_those_of_the_engine():
-  assert abstract_inputs.rings(200) == [64, 128, 200]
-  assert abstract_inputs.rings(64) == [64]
-  assert abstract_inputs.rings(24) == [24]
+def test_lengths_of_the_cache_are_those_of_the_engine():
+  assert engine.FIRST_CACHE_LENGTH == 64
+  assert abstract_inputs.cache_lengths(64, 200) == [64, 128, 200]
+  assert abstract_inputs.cache_lengths(64, 64) == [64]
+  assert abstract_inputs.cache_lengths(64, 24) == [24]
 
 
 def test_peaks_that_nobody_knows_leave_it_open(planned):
@@ -197,7 +199,7 @@ def test_no_sizes_are_refused_with_the_cure(tmp_path):
     {**SETTINGS, "model": {"directory": str(tmp_path / "nowhere")}}
   )
   with pytest.raises(config.ConfigError, match="--num-params-from"):
-    planning_planner.network(settings, None)
+    planning_planner.load_network(settings, None)
 
 
 def test_sizes_that_are_none_are_refused(tmp_path):
@@ -205,7 +207,7 @@ def test_sizes_that_are_none_are_refused(tmp_path):
   for text, words in (("{", "not valid JSON"), ("[]", "a JSON object")):
     path.write_text(text)
     with pytest.raises(config.ConfigError, match=words):
-      planning_planner.network(config.parse(SETTINGS), str(path))
+      planning_planner.load_network(config.parse(SETTINGS), str(path))
 
 
 def test_attention_that_does_not_run_there_is_refused():
@@ -230,10 +232,10 @@ def test_sizes_of_a_config_alone(tmp_path):
   path.write_text(json.dumps(sizes))
   model = {"directory": str(tmp_path)}
   settings = config.parse({**SETTINGS, "model": model})
-  assert planning_planner.network(settings, None).width == 8
+  assert planning_planner.load_network(settings, None).width == 8
   model = {"directory": str(tmp_path / "nowhere")}
   settings = config.parse({**SETTINGS, "model": model})
-  assert planning_planner.network(settings, str(path)).width == 8
+  assert planning_planner.load_network(settings, str(path)).width == 8
 
 
 def test_batches_that_cannot_be_cut_are_refused():
@@ -279,7 +281,7 @@ has_compiler = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def tpu():
   """Four chips of a TPU, by its own compiler, on any machine."""
-  return planning_hardware.hardware("v5e-4")
+  return planning_hardware.find_hardware("v5e-4")
 
 
 @has_compiler
@@ -287,7 +289,7 @@ def tpu():
   "name", ["v4-8", "v5e:1x1", "v5e-8", "v5p-16", "v5p:8x8x8", "v6e-256"]
 )
 def test_devices_are_the_chips_of_a_slice(name):
-  found = planning_hardware.hardware(name)
+  found = planning_hardware.find_hardware(name)
   assert found.slice_ is not None
   assert len(found.devices) == found.slice_.num_chips
   assert {d.device_kind for d in found.devices} == {found.chip.device_kind}
@@ -300,7 +302,7 @@ def test_devices_are_the_chips_of_a_slice(name):
 
 @has_compiler
 def test_mesh_that_does_not_suit_the_chips_is_refused():
-  chips_of_a_cube = planning_hardware.hardware("v5p:4x4x4")
+  chips_of_a_cube = planning_hardware.find_hardware("v5p:4x4x4")
   changes = {"mesh": {"data": 2, "fsdp": 32}, "optimizer": {}}
   sizes = {**TPU["rollout"], "num_problems": 64}
   with pytest.raises(config.ConfigError, match="how the chips are joined"):
@@ -310,7 +312,7 @@ def test_mesh_that_does_not_suit_the_chips_is_refused():
 @has_compiler
 def test_training_step_for_a_tpu(tpu):
   found = planner(tpu, **TPU)
-  step = found.training()
+  step = found.training_phase()
   by_hand = step.memory.arguments_by_hand
   assert by_hand == pytest.approx(step.memory.arguments, rel=0.1)
   # Each of 4 micro-batches of one row: forward twice and backward, with a
@@ -322,7 +324,7 @@ def test_training_step_for_a_tpu(tpu):
   assert step.costs.flops == pytest.approx(expected, rel=0.1)
   assert not step.costs.open_loops
   assert not step.costs.unknown_kernels
-  planned = found.outcome([step])
+  planned = found.build_plan([step])
   assert planned.fits
   assert planned.seconds == step.times.least
   assert "It fits." in report.to_text(planned)
@@ -331,15 +333,27 @@ def test_training_step_for_a_tpu(tpu):
 @has_compiler
 def test_search_for_a_tpu_ranks_what_fits(tpu):
   settings = config.parse({**SETTINGS, **TPU})
-  network = planning_planner.network(settings, None)
-  found = mesh_search.search(settings, tpu, network, Progress(None), tries=1)
-  assert found.num_guesses > 1
+  network = planning_planner.load_network(settings, None)
+
+  def plan_training(candidate):
+    made = planning_planner.Planner(candidate, tpu, network, Progress(None))
+    return made.build_plan([made.training_phase()])
+
+  found = mesh_search.search(
+    settings,
+    tpu,
+    network,
+    Progress(None),
+    num_candidates=1,
+    plan_training=plan_training,
+  )
+  assert found.num_estimates > 1
   assert found.best is not None
   chosen = found.best.overrides
   assert "mesh.data=" in chosen[0]
-  text = report.trials_to_text(found)
+  text = report.search_to_text(found)
   assert f"best: {' '.join(chosen)}" in text
-  again = json.loads(report.trials_to_json(found))
+  again = json.loads(report.search_to_json(found))
   assert again["best"] == chosen
 
 
@@ -358,4 +372,4 @@ def test_missing_compiler_is_named_with_the_cure(monkeypatch):
 
   monkeypatch.setattr(topologies.topologies, "get_topology_desc", missing)
   with pytest.raises(ValueError, match=r"pip install 'jax\[tpu\]'"):
-    planning_hardware.hardware("v5e-4")
+    planning_hardware.find_hardware("v5e-4")
