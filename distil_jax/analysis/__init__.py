@@ -1,1 +1,1 @@
-"""Looks at runs beside each other and on paper."""
+"""Compares training runs, and checks the method's claims on paper."""

@@ -1,4 +1,4 @@
-"""Imitating successes bounds the chance of success; its reading as Pass@N."""
+"""Bounds the probability of success, and Pass@N, by imitation of successes."""
 
 import numpy as np
 
@@ -6,28 +6,28 @@ from distil_jax.analysis.theory import Array, bandits
 
 
 def success_probability(completions: Array, is_success: Array) -> Array:
-  """P(success) = Σ_y π(y) 1[y succeeds]. Shape `[...]`.
+  """Returns P(success) = Σ_y π(y) 1[y succeeds]. Shape `[...]`.
 
   Args:
     completions: π(y). Shape `[..., Y]`.
-    is_success: shape `[..., Y]`.
+    is_success: 1 for successes. Shape `[..., Y]`.
   """
   return np.sum(completions * is_success, axis=-1)
 
 
 def success_posterior(completions: Array, is_success: Array) -> Array:
-  """π(y | success), the ideal teacher. Shape `[..., Y]`."""
+  """Returns π(y | success), the ideal teacher. Shape `[..., Y]`."""
   chance = success_probability(completions, is_success)
   return completions * is_success / chance[..., None]
 
 
 def likelihood_bound(completions: Array, teacher: Array) -> Array:
-  """Σ_y q(y) [log π(y) − log q(y)], nats. Shape `[...]`.
+  """Returns Σ_y q(y) [log π(y) − log q(y)], nats. Shape `[...]`.
 
     log P(success) = bound + KL(q ‖ π(·|success))  ≥  bound
 
-  for every teacher q that only writes successes; so its cross-entropy
-  bounds −log P(success) up to the teacher's own entropy.
+  for every teacher q that only writes successes. So its cross-entropy bounds
+  −log P(success) up to the teacher's own entropy.
 
   Args:
     completions: π(y). Shape `[..., Y]`.
@@ -39,20 +39,20 @@ def likelihood_bound(completions: Array, teacher: Array) -> Array:
 
 
 def pass_at(chance: float | Array, num_samples: int | Array) -> Array:
-  """Pass@N = 1 − (1−p)^N."""
+  """Returns Pass@N = 1 − (1−p)^N."""
   return -np.expm1(num_samples * np.log1p(-np.asarray(chance)))
 
 
 def pass_at_bound(bound: float | Array, num_samples: int | Array) -> Array:
-  """What a likelihood bound b promises: Pass@N ≥ 1 − (1 − e^b)^N."""
+  """Returns the bound on Pass@N from a likelihood bound: 1 − (1 − e^b)^N."""
   return pass_at(np.exp(bound), num_samples)
 
 
 def harmonic_mixture(chance: float | Array, num_terms: int) -> Array:
-  """Σ_{k=1}^{K} (1−p)^k / k → −log p, nats.
+  """Returns Σ_{k=1}^{K} (1−p)^k / k, which tends to −log p, nats.
 
   So log-likelihood weighs the failures (1−p)^k of all Pass@k, each by 1/k,
-  where expected reward sees k = 1 alone. What is left out lies between 0 and
+  while expected reward counts only k = 1. The remainder lies between 0 and
   (1−p)^{K+1} / ((K+1) p).
 
   Args:
@@ -67,12 +67,12 @@ def harmonic_mixture(chance: float | Array, num_terms: int) -> Array:
 def posterior_gap(
   completions: Array, teacher: Array, is_success: Array
 ) -> Array:
-  """KL(q ‖ π(·|success)), what the bound lacks, nats. Shape `[...]`.
+  """Returns KL(q ‖ π(·|success)), the gap of the bound, nats. Shape `[...]`.
 
   Args:
     completions: π(y). Shape `[..., Y]`.
     teacher: q(y) > 0 at successes and 0 at failures. Shape `[..., Y]`.
-    is_success: shape `[..., Y]`.
+    is_success: 1 for successes. Shape `[..., Y]`.
   """
   posterior = success_posterior(completions, is_success)
   succeeds = np.asarray(is_success, dtype=bool)

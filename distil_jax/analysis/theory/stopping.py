@@ -1,11 +1,11 @@
-"""Stopping early: an optimum of the summed cost, and what other credit does.
+"""Shows that the summed cost favors stopping early, and how credit helps.
 
-Costs end with the completion. At a state where the teacher stops with q and
-the student with e, the sum H + (cost still ahead) is
+Costs end with the completion. At a state in which the teacher stops with
+probability q and the student with e, the sum H + (future cost) is
 
   −q ln e − (1−q) ln(1−e) + (1−e) C
 
-with C the future cost of going on, nats. That is the plateau of
+with C the future cost of continuing, in nats. Its minimum is
 `plateaus.cross_entropy_plateau` with stopping as the good route.
 """
 
@@ -17,9 +17,9 @@ from distil_jax.analysis.theory import Array, plateaus
 def stop_probability(
   teacher_stop: float | Array, cost_ahead: float | Array
 ) -> Array:
-  """The e that minimises the sum above.
+  """Returns the e that minimizes the sum above.
 
-  For a teacher that never stops: 1 − 1/C where C > 1 nat, else 0.
+  For a teacher that never stops it is 1 − 1/C if C > 1 nat, else 0.
 
   Args:
     teacher_stop: q in [0, 1].
@@ -31,27 +31,27 @@ def stop_probability(
 def optimal_stopping(
   costs: Array, teacher_stop: float = 0.0
 ) -> tuple[Array, Array]:
-  """Minimises the summed cost over the stop probability at every token.
+  """Minimizes the summed cost over the stop probability at every token.
 
     Wₜ = cₜ + min_e [ H×(q, e) + (1−e) Wₜ₊₁ ]        W after the last = 0
 
-  The cost cₜ of a state is paid there whether or not the student stops.
-  Backwards, as later stops make going on cheaper.
+  The cost cₜ of a state is paid whether or not the student stops there. The
+  recursion runs backwards, because later stops make continuing cheaper.
 
   Args:
-    costs: cost that cannot be learnt at each token, nats. Shape `[..., T]`.
-    teacher_stop: q in [0, 1), the teacher's at every token but the last.
+    costs: Cost at each token that cannot be learned, nats. Shape `[..., T]`.
+    teacher_stop: q in [0, 1) at every token but the last.
 
   Returns:
-    the stop probabilities (1 at the last token), and W; shape `[..., T]` each.
+    The stop probabilities (1 at the last token), and W; shape `[..., T]` each.
 
   Raises:
-    ValueError: q outside [0, 1).
+    ValueError: q is outside [0, 1).
   """
   if not 0 <= teacher_stop < 1:
     raise ValueError(
-      f"teacher_stop={teacher_stop} is not in [0, 1): a teacher that always "
-      "stops leaves no token to come; give fewer costs"
+      f"teacher_stop={teacher_stop} must be in [0, 1): after a teacher that "
+      "always stops no token follows; give fewer costs"
     )
   length = costs.shape[-1]
   stops, totals = np.ones_like(costs), np.array(costs, dtype=np.float64)
@@ -59,7 +59,7 @@ def optimal_stopping(
     ahead = totals[..., t + 1]
     stop = stop_probability(teacher_stop, ahead)
     stops[..., t] = stop
-    # 0 · ln 0 = 0 for a teacher that never stops.
+    # For a teacher that never stops, 0 · ln 0 counts as 0.
     stopping = -teacher_stop * np.log(stop) if teacher_stop else 0.0
     going_on = -(1 - teacher_stop) * np.log1p(-stop)
     totals[..., t] = costs[..., t] + stopping + going_on + (1 - stop) * ahead
@@ -67,7 +67,7 @@ def optimal_stopping(
 
 
 def expected_length(stops: Array) -> Array:
-  """Σₜ P(token t is reached). Shape `[...]`."""
+  """Returns Σₜ P(token t is reached). Shape `[...]`."""
   reached = np.cumprod(1 - stops[..., :-1], axis=-1)
   return 1 + reached.sum(axis=-1)
 
@@ -78,14 +78,14 @@ def terminal_neutral_drift(
   cost_ahead: float | Array,
   group_size: int,
 ) -> Array:
-  """Drift of logit e under terminal-neutral, leave-one-out credit.
+  """Returns the drift of logit e under terminal-neutral credit.
 
     q − e + C e^G (1−e)
 
-  The last token has no future credit, and the others' baseline does not count
-  it. Going on then costs C − C = 0 compared with siblings that also go on:
-  the future says nothing on stopping. But if all G − 1 siblings stop, there is
-  no baseline left (chance e^{G−1}), and going on is charged C once more.
+  The last token has no future credit, and the leave-one-out baseline does not
+  count it. Continuing then costs C − C = 0 compared with siblings that continue
+  too, so future credit is neutral about stopping. But if all G − 1 siblings
+  stop (probability e^{G−1}), there is no baseline, and continuing is charged C.
 
   Args:
     stop: e.
@@ -98,26 +98,26 @@ def terminal_neutral_drift(
 
 
 def terminal_neutral_limit(group_size: int) -> float:
-  """Cost ahead, nats, from which terminal-neutral credit too has a trap.
+  """Returns the future cost from which terminal-neutral credit has a trap.
 
-  For a teacher that never stops, a second resting point near e = 1 appears at
-  C = 1 / max_e e^{G−1} (1−e) = G^G / (G−1)^{G−1}, about G · e. A student that
-  begins with rare stops does not get there; one that has fallen in stays.
+  For a teacher that never stops, a second stable point near e = 1 appears at
+  C = 1 / max_e e^{G−1} (1−e) = G^G / (G−1)^{G−1} nats, about 2.718 G. A student
+  that starts with rare stops does not get there; one that is there stays.
   """
   return group_size**group_size / (group_size - 1) ** (group_size - 1)
 
 
 def differential_cost_ahead(costs: Array, mean_cost: float | Array) -> Array:
-  """Σ_{i>t} (Hᵢ − ρ): what going on costs beyond the average token.
+  """Returns Σ_{i>t} (Hᵢ − ρ), the future cost beyond the average token.
 
   Args:
-    costs: of the tokens if the student goes on to the end. Shape `[..., T]`.
-    mean_cost: ρ, nats per token; one or of shape `[..., 1]`.
+    costs: Costs of the tokens up to the end, nats. Shape `[..., T]`.
+    mean_cost: ρ, nats per token; a scalar or of shape `[..., 1]`.
 
   Returns:
-    nats. Shape `[..., T]`; 0 at the last token. Where every token costs ρ it is
-    0 everywhere and the stop probability is the teacher's own; where what
-    follows is cheaper than ρ it is negative and pays for going on.
+    Nats, shape `[..., T]`; 0 at the last token. If every token costs ρ it is 0
+    everywhere, and the stop probability is that of the teacher. If the tokens
+    to come are cheaper than ρ it is negative, which rewards continuing.
   """
   excess = costs - mean_cost
   return excess.sum(axis=-1, keepdims=True) - np.cumsum(excess, axis=-1)
@@ -126,13 +126,13 @@ def differential_cost_ahead(costs: Array, mean_cost: float | Array) -> Array:
 def rambling_mean_cost(
   stop: float | Array, num_tokens: float | Array, cost: float | Array
 ) -> Array:
-  """Mean cost per token of a student that rambles on after the end.
+  """Returns the mean cost per token of a student that continues too long.
 
     ρ(e) = (n c − (ln e) / e) / (n + 1/e)
 
-  n tokens of c nats; then the teacher asks for the end at every token, and the
-  student gives it with e: 1/e tokens that cost −ln e each. Differential credit
-  is the gradient of exactly this mean, and not of the sum.
+  First come n tokens of c nats. Then the teacher asks for the end at every
+  token, and the student ends with probability e: 1/e tokens that cost −ln e
+  each. Differential credit is the gradient of this mean, and not of the sum.
 
   Args:
     stop: e in (0, 1].
@@ -144,17 +144,17 @@ def rambling_mean_cost(
 
 
 def rambling_stop_probability(num_tokens: float, cost: float) -> float:
-  """The e that minimises `rambling_mean_cost`.
+  """Returns the e that minimizes `rambling_mean_cost`.
 
-    ln e = 1 − c + 1/(n e)        if c > 1 + 1/n, else 1: no rambling
+    ln e = 1 − c + 1/(n e)        if c > 1 + 1/n, otherwise e = 1
 
-  So beyond about one nat per token that the student cannot save, the mean is
-  lowered by adding cheap tokens. There ln e = 1 − ρ(e), which is the resting
-  point of `stop_probability` with differential costs ahead. As n grows, e tends
-  to exp(1 − c).
+  So if tokens cost more than about one nat that the student cannot save, adding
+  cheap tokens lowers the mean. There ln e = 1 − ρ(e), which is the fixed point
+  of `stop_probability` with differential costs ahead. As n grows, e tends to
+  exp(1 − c).
   """
-  # ln e + c − 1 − 1/(n e) rises with e from −∞; if it is not > 0 even at 1, the
-  # upper end stays there.
+  # ln e + c − 1 − 1/(n e) rises with e from −∞. If it is not positive at 1
+  # either, bisection leaves the upper end at 1.
   low, high = 0.0, 1.0
   for _ in range(100):
     middle = (low + high) / 2

@@ -1,8 +1,8 @@
-"""All completions of a small tree: the exact gradient and its two terms.
+"""Enumerates a small tree of completions for the exact gradient's two terms.
 
-V words, T tokens, so V^T completions. A state is what has been written; the
-states stand in order of length: (), 0, 1, 00, 01, … Student and teacher are
-tables of shape `[..., N, V]` over the N states shorter than T.
+V words and T tokens give V^T completions. A state is a prefix; states are in
+order of their lengths: (), 0, 1, 00, 01, … Student and teacher are tables of
+shape `[..., N, V]` over the N states shorter than T.
 
   ∇ E_y Σₜ Hₜ = E_y Σₜ [ ∇Hₜ + ∇log π(yₜ|sₜ) Rₜ ]        Rₜ = Σ_{i>t} Hᵢ
 """
@@ -15,10 +15,10 @@ from distil_jax.analysis.theory import Array
 
 
 def completions(num_words: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-  """Every completion and the states through which it goes.
+  """Returns every completion and the states that it passes.
 
   Returns:
-    ids, and the row of the table at which each token is chosen; shape
+    Token ids, and the row of the table at which each token is chosen; shape
     `[V^T, T]` each.
   """
   ids = np.array(list(itertools.product(range(num_words), repeat=length)))
@@ -29,33 +29,33 @@ def completions(num_words: int, length: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def num_states(num_words: int, length: int) -> int:
-  """N = 1 + V + … + V^{T−1}."""
+  """Returns N = 1 + V + … + V^{T−1}."""
   return sum(num_words**t for t in range(length))
 
 
 def softmax(logits: Array) -> Array:
-  """Over the last axis."""
+  """Returns the softmax over the last axis."""
   weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
   return weights / weights.sum(axis=-1, keepdims=True)
 
 
 def state_costs(logits: Array, teacher: Array) -> Array:
-  """H×(π_T, π) at every state, nats. Shape `[..., N]`."""
+  """Returns H×(π_T, π) at every state, nats. Shape `[..., N]`."""
   return -np.sum(teacher * np.log(softmax(logits)), axis=-1)
 
 
 def chances(logits: Array, length: int) -> Array:
-  """π(y) of every completion. Shape `[..., V^T]`."""
+  """Returns π(y) of every completion. Shape `[..., V^T]`."""
   ids, states = completions(logits.shape[-1], length)
   return np.prod(softmax(logits)[..., states, ids], axis=-1)
 
 
 def expected_cost(logits: Array, teacher: Array, length: int) -> Array:
-  """L = E_y Σₜ Hₜ, nats. Shape `[...]`.
+  """Returns L = E_y Σₜ Hₜ, nats. Shape `[...]`.
 
   Args:
-    logits: the student's. Shape `[..., N, V]`.
-    teacher: π_T, probabilities. Shape `[..., N, V]`.
+    logits: Logits of the student. Shape `[..., N, V]`.
+    teacher: π_T, as probabilities. Shape `[..., N, V]`.
     length: T.
   """
   _, states = completions(logits.shape[-1], length)
@@ -66,11 +66,11 @@ def expected_cost(logits: Array, teacher: Array, length: int) -> Array:
 def future_costs(
   logits: Array, teacher: Array, length: int, *, normalize: bool = False
 ) -> Array:
-  """Rₜ of every completion, nats. Shape `[..., V^T, T]`.
+  """Returns Rₜ of every completion, nats. Shape `[..., V^T, T]`.
 
   Args:
-    logits, teacher, length: as in `expected_cost`.
-    normalize: divide by the number of tokens still to come.
+    logits, teacher, length: See `expected_cost`.
+    normalize: True divides by the number of tokens still to come.
   """
   _, states = completions(logits.shape[-1], length)
   costs = state_costs(logits, teacher)[..., states]
@@ -81,9 +81,9 @@ def future_costs(
 
 
 def local_term(logits: Array, teacher: Array, length: int) -> Array:
-  """π(y) Σₜ ∇Hₜ of every completion. Shape `[..., V^T, N, V]`.
+  """Returns π(y) Σₜ ∇Hₜ of every completion. Shape `[..., V^T, N, V]`.
 
-  By the logits of its state, ∇H = π − π_T.
+  With respect to the logits of its state, ∇H = π − π_T.
   """
   _, states = completions(logits.shape[-1], length)
   visits = _indicator(states, logits.shape[-2]).sum(axis=1)
@@ -95,9 +95,10 @@ def local_term(logits: Array, teacher: Array, length: int) -> Array:
 def score_term(
   logits: Array, teacher: Array, length: int, *, normalize: bool = False
 ) -> Array:
-  """π(y) Σₜ ∇log π(yₜ|sₜ) Rₜ of every completion. Shape `[..., V^T, N, V]`.
+  """Returns π(y) Σₜ ∇log π(yₜ|sₜ) Rₜ of every completion.
 
-  By the logits of its state, ∇log π(yₜ|sₜ) = 1[yₜ] − π.
+  With respect to the logits of its state, ∇log π(yₜ|sₜ) = 1[yₜ] − π. The shape
+  is `[..., V^T, N, V]`.
   """
   num_words = logits.shape[-1]
   ids, states = completions(num_words, length)
@@ -109,5 +110,5 @@ def score_term(
 
 
 def _indicator(indices: np.ndarray, size: int) -> Array:
-  """1 at the index. Shape `[..., size]`."""
+  """Returns one-hot vectors of shape `[..., size]`."""
   return np.eye(size)[indices]
