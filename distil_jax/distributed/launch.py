@@ -143,8 +143,8 @@ def _checked_spec(
   host, colon, port = coordinator.rpartition(":")
   if not host or not colon or not port.isdecimal() or int(port) > 65535:
     raise LaunchError(
-      f"--coordinator {coordinator} must be HOST:PORT: the address at which other "
-      "hosts reach the host of process 0, and a free port there"
+      f"--coordinator {coordinator} must be HOST:PORT: the address at which "
+      "other hosts reach the host of process 0, and a free port there"
     )
   if num_processes < 1 or not 0 <= process_id < num_processes:
     raise LaunchError(
