@@ -1,9 +1,9 @@
-"""Base models whose competence is set, not hoped for.
+"""Trains base models to a competence that their family prescribes.
 
-A base model is trained on soft targets: at each place it learns the very
-distribution that its family prescribes, with feedback in the prompt and
-without. Its success rate, its preference between routes and its trust in
-feedback are then what the comparison says they are.
+A base model is trained on soft targets: at each position it learns the
+distribution that its family prescribes, with and without feedback in the
+prompt. This fixes its success rate, its preference between routes and its trust
+in feedback.
 """
 
 import dataclasses
@@ -25,21 +25,21 @@ from distil_jax.models import decoder_config as models_config
 Settings = Mapping[str, Any]
 Report = Callable[[int, float], None]
 
-# Of a base model, beside its weights.
+# File with the settings of a base model, beside its weights.
 _SETTINGS = "base.json"
 
-# Share of the demonstrations that have feedback in their prompt: copying out
-# of it is harder to learn than the rest.
-_TOLD = 0.7
-# How much of a prefix is spoilt: the teacher must be right after the student's
-# errors too.
-_SPOILT = (0.2, 0.8)
+# Share of demonstrations with feedback in the prompt. It is large because
+# copying from feedback is harder to learn than the rest.
+_FEEDBACK_SHARE = 0.7
+# Shares of digits that are corrupted, because the teacher must also be right
+# after errors of the student.
+_CORRUPTED_SHARES = (0.2, 0.8)
 
 
 def network(
   *, width: int, num_layers: int, num_heads: int, max_positions: int = 512
 ) -> models_config.DecoderConfig:
-  """A Qwen3 of the comparison's vocabulary."""
+  """Returns the config of a small Qwen3 with the comparison's vocabulary."""
   return models_config.DecoderConfig(
     vocab_size=tasks.VOCAB_SIZE,
     width=width,
@@ -57,7 +57,7 @@ def network(
 
 @functools.cache
 def num_params(*, width: int, num_layers: int, num_heads: int) -> int:
-  """Size of a network."""
+  """Returns the number of parameters of a network."""
   config = network(width=width, num_layers=num_layers, num_heads=num_heads)
   _, shapes = decoder.make(config)
   return sum(leaf.size for leaf in jax.tree.leaves(shapes))
@@ -65,14 +65,14 @@ def num_params(*, width: int, num_layers: int, num_heads: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """How a base model is trained; static under jit.
+  """Holds how a base model is trained; static under jit.
 
   Attributes:
-    family: what it learns.
-    network: its sizes.
-    num_steps: optimiser steps.
-    batch_size: demonstrations of a step.
-    learning_rate: the highest, after a warm-up and before a cosine.
+    family: Family that it learns.
+    network: Sizes of the network.
+    num_steps: Optimizer steps.
+    batch_size: Demonstrations per step.
+    learning_rate: Peak rate, after a warm-up and before a cosine decay.
   """
 
   family: tasks.Family
@@ -96,18 +96,18 @@ def train(
   report: Report = lambda step, excess: None,
   steps_between: int = 20,
 ) -> tuple[decoder.Params, np.ndarray]:
-  """Trains a base model from nothing.
+  """Trains a base model from scratch.
 
   Args:
-    key: of its initial parameters and its demonstrations.
-    plan: what to train and how.
-    report: gets each number of steps done, and the mean excess of the steps
-      since the number before.
-    steps_between: two reports; it changes nothing else.
+    key: Key of initial parameters and demonstrations.
+    plan: What to train and how.
+    report: Called with the number of steps done, and the mean excess of the
+      steps since the last call.
+    steps_between: Steps between two reports; does not change the result.
 
   Returns:
-    its parameters, and the excess of its cross-entropy over the targets' own
-    entropy in each step, nats per token; shape `[num_steps]`.
+    The parameters, and per step the excess of the cross-entropy over the
+    entropy of the targets, nats per token; shape `[num_steps]`.
   """
   init_key, data_key = jax.random.split(key)
   keys = jax.random.split(data_key, plan.num_steps)
@@ -121,14 +121,14 @@ def train(
 
 @functools.partial(jax.jit, static_argnames="plan")
 def _init(key: jax.Array, *, plan: Plan):
-  """Parameters, state of the optimiser, and room for the excess."""
+  """Returns parameters, optimizer state, and zeros for the excess."""
   params = decoder.init(plan.network, key)
   return params, plan.optimizer.init(params), jnp.zeros(plan.num_steps)
 
 
 @functools.partial(jax.jit, static_argnames="plan", donate_argnames="state")
 def _steps(state, keys, begin, end, *, plan: Plan):
-  """The steps from `begin` to before `end`, by one program for any number."""
+  """Runs steps `begin` to `end` - 1; one program serves all ranges."""
   graphdef, _ = decoder.make(plan.network)
 
   def step(i, state):
@@ -146,9 +146,9 @@ def _steps(state, keys, begin, end, *, plan: Plan):
 def save(
   folder: pathlib.Path, params: decoder.Params, plan: Plan, settings: Settings
 ) -> None:
-  """Writes a base model with the settings that made it.
+  """Saves a base model with the settings that made it.
 
-  Before it has been written whole it `is_kept` no more than before.
+  `is_saved` is True only after everything has been written.
   """
   folder.mkdir(parents=True, exist_ok=True)
   text = json.dumps(settings, indent=2) + "\n"
@@ -160,34 +160,37 @@ def save(
 
 
 def is_saved(folder: pathlib.Path) -> bool:
-  """Whether a whole base model is there; its config is what comes last."""
+  """Returns True if a complete base model is there.
+
+  Its config is written last.
+  """
   return (folder / hf_weights.CONFIG).is_file()
 
 
 def differences(folder: pathlib.Path, settings: Settings) -> list[str]:
-  """Settings with which a base model was made, and which would differ now.
+  """Describes the settings in which a saved base model differs.
 
-  Those of older base models are not known and count as the same.
+  Base models of earlier versions have no settings, and count as the same.
   """
   path = folder / _SETTINGS
   if not path.is_file():
     return []
-  made_with = json.loads(path.read_text(encoding="utf-8"))
+  saved = json.loads(path.read_text(encoding="utf-8"))
   return [
-    f"{name}={made_with.get(name)} then, {settings.get(name)} now"
-    for name in sorted(made_with.keys() | settings.keys())
-    if made_with.get(name) != settings.get(name)
+    f"{name}={saved.get(name)} then, {settings.get(name)} now"
+    for name in sorted(saved.keys() | settings.keys())
+    if saved.get(name) != settings.get(name)
   ]
 
 
 def load(folder: pathlib.Path, plan: Plan) -> decoder.Params:
-  """A base model that `is_kept`."""
+  """Loads a base model for which `is_saved` is True."""
   _, template = decoder.make(plan.network)
   return hf_weights.load(folder, template, tie_embeddings=False)
 
 
 def _loss(params, key, graphdef, family, batch_size):
-  """KL from the targets to the model, nats per token."""
+  """Returns the KL divergence from targets to model, nats per token."""
   prompts, prompt_mask, ids, mask, targets = _demonstrations(
     family, key, batch_size
   )
@@ -195,14 +198,14 @@ def _loss(params, key, graphdef, family, batch_size):
   sequence_mask = jnp.concatenate([prompt_mask, mask], axis=1)
   hidden = decoder.hidden_states(graphdef, params, sequences, sequence_mask)
   hidden = hidden[:, prompts.shape[1] - 1 : -1]
-  # Twenty tokens: the whole of the logits is small here.
+  # The vocabulary has twenty tokens, so all logits fit in memory.
   logits = hidden @ layers.unembedding(params)
   costs = optax.losses.kl_divergence(jax.nn.log_softmax(logits), targets)
   return jnp.sum(costs * mask) / jnp.sum(mask)
 
 
 def _demonstrations(family, key, batch_size):
-  """Prompts with and without feedback, spoilt completions, targets."""
+  """Returns prompts with and without feedback, completions and targets."""
   keys = jax.random.split(key, 9)
   problems = tasks.make_problems(family, keys[0], batch_size)
   preferences = jnp.asarray([r.preference for r in family.routes])
@@ -218,18 +221,19 @@ def _demonstrations(family, key, batch_size):
     family, problems, sibling_route, keys[3]
   )
   hint_ids, hint_mask = tasks.hints(family, problems, sibling)
-  is_told = jax.random.bernoulli(keys[4], _TOLD, (batch_size,))
-  told, told_mask = tasks.teacher_prompts(problems, hint_ids, hint_mask)
-  # Without feedback the same row holds the bare problem, padded on the left.
-  is_problem = jnp.arange(told.shape[1]) > hint_ids.shape[1]
-  told_mask = told_mask * (is_told[:, None] | is_problem[None])
+  has_feedback = jax.random.bernoulli(keys[4], _FEEDBACK_SHARE, (batch_size,))
+  prompts, prompt_mask = tasks.teacher_prompts(problems, hint_ids, hint_mask)
+  # Without feedback the same row holds only the problem, padded on the left.
+  is_problem = jnp.arange(prompts.shape[1]) > hint_ids.shape[1]
+  prompt_mask = prompt_mask * (has_feedback[:, None] | is_problem[None])
   ids, mask = tasks.reference_completion(family, problems, route, keys[5])
-  share = jnp.asarray(_SPOILT)[
-    jax.random.randint(keys[6], (batch_size, 1), 0, len(_SPOILT))
+  share = jnp.asarray(_CORRUPTED_SHARES)[
+    jax.random.randint(keys[6], (batch_size, 1), 0, len(_CORRUPTED_SHARES))
   ]
-  spoils = jax.random.bernoulli(keys[7], share, ids.shape) & (ids < 10)
-  ids = jnp.where(spoils, jax.random.randint(keys[8], ids.shape, 0, 10), ids)
+  is_corrupted = jax.random.bernoulli(keys[7], share, ids.shape) & (ids < 10)
+  random_digits = jax.random.randint(keys[8], ids.shape, 0, 10)
+  ids = jnp.where(is_corrupted, random_digits, ids)
   targets = tasks.base_targets(
-    family, problems, route, ids, is_told, sibling_route
+    family, problems, route, ids, has_feedback, sibling_route
   )
-  return told, told_mask, ids, mask, targets
+  return prompts, prompt_mask, ids, mask, targets

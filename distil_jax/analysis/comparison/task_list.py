@@ -1,4 +1,4 @@
-"""The families that come with the package, each with its question."""
+"""Lists the families that come with the package, each with its question."""
 
 import functools
 
@@ -6,7 +6,7 @@ from distil_jax.analysis.comparison.tasks import Family, Route
 
 
 def _codes(length: int, preference: float, *, num_known: int = 0):
-  """A code that can be learned beside one that never can."""
+  """Returns a route with a code that can be learned, and one with noise."""
   return (
     Route(("code",) * length, preference, 0.1, num_known),
     Route(("fresh",) * length, 1.0 - preference, 0.1),
@@ -16,9 +16,9 @@ def _codes(length: int, preference: float, *, num_known: int = 0):
 def _work_or_guess(
   num_steps: int, accuracy: float, *, before: int = 0, others_before: int = 0
 ):
-  """Steps of a code, beside one digit that can only be guessed.
+  """Returns a route with steps of a code, and one with a guessed digit.
 
-  Fillers may stand before either.
+  Fillers may precede both.
   """
   return (
     Route(("filler",) * before + ("code",) * num_steps, 0.25, accuracy),
@@ -26,14 +26,15 @@ def _work_or_guess(
   )
 
 
-# Running totals, which the base can do, beside the sum at once.
+# Running totals, which the base model can do, and the sum in one step.
 _TOTALS = (
   Route(("total",) * 4, 0.25, 0.98),
   Route(("sum",), 0.75, 0.1),
 )
 
 
-# Feedback holds the digits of every route, and every digit counts.
+# Families whose feedback holds the digits of all routes, and in which every
+# digit counts.
 _traced = functools.partial(Family, feedback="traces", checks_all=True)
 
 FAMILIES: dict[str, Family] = {

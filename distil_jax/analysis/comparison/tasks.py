@@ -1,11 +1,11 @@
-"""Families of small problems whose difficulty is known exactly.
+"""Defines families of small problems whose difficulty is known exactly.
 
 A problem is a row of digits. A completion chooses a *route* with its first
-token, writes that route's steps, and ends. What the base model can do of each
-step is set by soft targets (`bases`), so a family isolates one question: what
-happens where the base never succeeds, where an early choice decides, and so on.
+token, writes the steps of that route, and ends. Soft targets (`base_models`)
+set what the base model can do of each step, so a family isolates one question,
+such as: what happens if the base never succeeds, or if an early choice decides?
 
-Everything is on the device: arrays in, arrays out.
+All functions run on the device, on arrays.
 """
 
 import dataclasses
@@ -16,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-# The vocabulary: ten digits, four fillers, and
+# The vocabulary: ten digits (0 to 9), these special tokens, and four fillers.
 PAD, EOS, ASK, HINT = 10, 11, 12, 13
 ROUTES = (14, 15)
 FILLERS = (16, 17, 18, 19)
 VOCAB_SIZE = 20
-# What no token is, in `expected`.
+# Placeholders in the result of `expected`; no token has a negative id.
 _ANY_FILLER, _ANY_DIGIT, _NOTHING = -1, -2, -3
 
 Step = Literal["code", "fresh", "total", "sum", "filler"]
@@ -30,18 +30,20 @@ Feedback = Literal["answer", "traces", "sibling"]
 
 @dataclasses.dataclass(frozen=True)
 class Route:
-  """One way to answer.
+  """Describes one way to answer.
 
   Attributes:
-    steps: what is written after the route's own token.
-      code: the digit's image under a fixed code.
-      fresh: a digit drawn anew for each problem; only feedback shows it.
-      total: the running total of the digits, mod 10.
-      sum: the total of all digits at once, mod 10.
-      filler: any of four tokens.
-    preference: the base model's probability of the route.
-    accuracy: its probability of each step's right digit, without feedback.
-    num_known: so many digits of the code it knows with probability 0.95.
+    steps: Tokens to write after the token of the route.
+      code: The image of a digit under a fixed code.
+      fresh: A random digit of the problem, which only feedback shows.
+      total: The running total of the digits, mod 10.
+      sum: The total of all digits in one step, mod 10.
+      filler: Any of four tokens.
+    preference: The base model's probability of the route.
+    accuracy: The base model's probability of the right digit in each step,
+      without feedback.
+    num_known: Digits of the code that the base model knows with probability
+      0.95.
   """
 
   steps: tuple[Step, ...]
@@ -52,19 +54,19 @@ class Route:
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-  """A distribution of problems and what feedback tells about them.
+  """Describes a distribution of problems and their feedback.
 
   Attributes:
-    question: why the family is there.
-    num_digits: length of a problem.
-    routes: one or two.
-    feedback: what stands in the teacher's prompt. `answer`: the last digit;
-      `traces`: the digits of every route; `sibling`: a successful completion
-      of the group, and nothing where there is none.
-    checks_all: whether every digit counts, or the last one alone.
-    sibling_weight: probability with which the teacher takes the sibling's
-      route.
-    wrong_feedback: share of problems that get another problem's feedback.
+    question: Why the family is there.
+    num_digits: Length of a problem.
+    routes: One or two routes.
+    feedback: What the teacher's prompt holds. `answer`: the last digit;
+      `traces`: the digits of every route; `sibling`: a successful completion of
+      the group, or nothing if there is none.
+    checks_all: True if every digit counts, False if only the last one does.
+    sibling_weight: Probability with which the teacher takes the route of the
+      sibling.
+    wrong_feedback: Share of problems that get the feedback of another problem.
   """
 
   question: str
@@ -81,7 +83,7 @@ class Family:
 
   @property
   def completion_length(self) -> int:
-    """Route token, steps, end token of the longest route."""
+    """Returns the length of the longest route with its first and end token."""
     return max(len(route.steps) for route in self.routes) + 2
 
   @property
@@ -96,12 +98,14 @@ class Family:
 
 @struct.dataclass
 class Problems:
-  """Problems on the device.
+  """Holds problems on the device.
 
   Attributes:
-    digits: what stands in the prompt. Shape `[P, n]`.
-    fresh: what nobody can know. Shape `[P, longest route]`.
-    index: identity within the run; seeds the samples. Shape `[P]`, uint32.
+    digits: Digits of the prompt. Shape `[P, n]`.
+    fresh: Random digits that the prompt does not show. Shape
+      `[P, longest route]`.
+    index: Identity within the run, which seeds the samples. Shape `[P]`,
+      uint32.
   """
 
   digits: jax.Array
@@ -129,7 +133,7 @@ def repeat(problems: Problems, group_size: int) -> Problems:
 
 
 def prompts(problems: Problems) -> jax.Array:
-  """The student's prompts: the digits and a question mark. `[P, S]`."""
+  """Returns the student's prompts: the digits and a question mark. `[P, S]`."""
   ask = jnp.full((problems.digits.shape[0], 1), ASK)
   return jnp.concatenate([problems.digits, ask], axis=1)
 
@@ -137,17 +141,17 @@ def prompts(problems: Problems) -> jax.Array:
 def step_digits(
   family: Family, problems: Problems, route: int, before: jax.Array | None
 ) -> jax.Array:
-  """The right digit of each step of a route. Shape `[P, steps]`.
+  """Returns the right digit of each step of a route. Shape `[P, steps]`.
 
   Args:
-    family, problems: whose.
-    route: its number.
-    before: what has been written before each step, `[P, steps]`; a running
-      total goes on from there. None: everything written was right.
+    family, problems: The family and P problems of it.
+    route: Number of the route.
+    before: Tokens written before each step, from which a running total
+      continues. Shape `[P, steps]`. None means that all of them were right.
   """
   code = jnp.asarray(_code())
   totals = jnp.cumsum(problems.digits, axis=1) % 10
-  columns, position = [], 0  # position: of the next digit to be used
+  columns, position = [], 0  # position of the next digit to use
   for i, step in enumerate(family.routes[route].steps):
     if step == "code":
       column = code[problems.digits[:, position]]
@@ -170,9 +174,9 @@ def step_digits(
 
 
 def expected(family: Family, problems: Problems, route: int) -> jax.Array:
-  """What a right completion has at each place. Shape `[P, T]`.
+  """Returns the tokens of a right completion. Shape `[P, T]`.
 
-  Negative entries stand for any filler, any digit, and nothing at all.
+  Negative entries stand for any filler, any digit, and no token.
   """
   steps = family.routes[route].steps
   tokens = step_digits(family, problems, route, None)
@@ -194,15 +198,15 @@ def expected(family: Family, problems: Problems, route: int) -> jax.Array:
 def judge(
   family: Family, problems: Problems, ids: jax.Array, mask: jax.Array
 ) -> jax.Array:
-  """1 for completions that follow a route to its right end.
+  """Returns reward 1 for completions that follow a route to its right end.
 
   Args:
-    family, problems: P of them.
-    ids: completions, shape `[P, G, T]`.
-    mask: shape `[P, G, T]`.
+    family, problems: The family and P problems of it.
+    ids: Completions. Shape `[P, G, T]`.
+    mask: 1 where the token counts. Shape `[P, G, T]`.
 
   Returns:
-    rewards, float32, shape `[P, G]`.
+    Rewards, float32, shape `[P, G]`.
   """
   counts = mask.astype(bool)
   is_right = jnp.zeros(ids.shape[:2], bool)
@@ -218,15 +222,15 @@ def judge(
 def hints(
   family: Family, problems: Problems, sibling: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-  """What feedback says, and which of its tokens count.
+  """Returns the tokens of the feedback and their mask.
 
   Args:
-    family, problems: P of them.
-    sibling: a successful completion for each row, `[P, T]`, PAD after its
-      end; for `feedback=sibling` alone.
+    family, problems: The family and P problems of it.
+    sibling: A successful completion for each row, with PAD after its end. Shape
+      `[P, T]`; needed only for `feedback=sibling`.
 
   Returns:
-    ids and mask, shape `[P, hint_length]`.
+    Ids and mask, shape `[P, hint_length]`.
   """
   routes = range(len(family.routes))
   references = [step_digits(family, problems, r, None) for r in routes]
@@ -243,7 +247,7 @@ def hints(
 def teacher_prompts(
   problems: Problems, hint_ids: jax.Array, hint_mask: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """Feedback, then the problem. Ids and mask, shape `[P, S']`."""
+  """Returns prompts with feedback, then the problem: ids and mask."""
   student = prompts(problems)
   marker = jnp.full((student.shape[0], 1), HINT)
   ids = jnp.concatenate([marker, hint_ids, student], axis=1)
@@ -255,7 +259,7 @@ def teacher_prompts(
 def reference_completion(
   family: Family, problems: Problems, route: jax.Array, key: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """A right completion on the given route of each problem. `[P, T]` each."""
+  """Returns a right completion on a route per problem: ids and mask."""
   fillers = jax.random.choice(
     key, jnp.asarray(FILLERS), (route.shape[0], family.completion_length)
   )
@@ -276,23 +280,23 @@ def base_targets(
   problems: Problems,
   route: jax.Array,
   ids: jax.Array,
-  is_told: jax.Array,
+  has_feedback: jax.Array,
   sibling_route: jax.Array,
 ) -> jax.Array:
-  """The distribution that the base model learns at each place.
+  """Returns the distribution that the base model learns at each position.
 
   Args:
-    family, problems: P of them.
-    route: the one that `ids` are on. Shape `[P]`.
-    ids: completions, some of their digits spoilt. Shape `[P, T]`.
-    is_told: whether feedback stands in the prompt. Shape `[P]`, bool.
-    sibling_route: whose completion the feedback is, where it is one. `[P]`.
+    family, problems: The family and P problems of it.
+    route: Route of each completion. Shape `[P]`.
+    ids: Completions, with some digits corrupted. Shape `[P, T]`.
+    has_feedback: True if the prompt holds feedback. Shape `[P]`, bool.
+    sibling_route: Route of the sibling, if siblings are the feedback. `[P]`.
 
   Returns:
-    probabilities, shape `[P, T, V]`.
+    Probabilities, shape `[P, T, V]`.
   """
   options = [
-    _route_targets(family, problems, r, ids, is_told)
+    _route_targets(family, problems, r, ids, has_feedback)
     for r in range(len(family.routes))
   ]
   targets = jnp.stack(options)[route, jnp.arange(route.shape[0])]
@@ -305,16 +309,16 @@ def base_targets(
     follows = jax.nn.one_hot(taken, VOCAB_SIZE)
     others = jnp.sum(jax.nn.one_hot(jnp.asarray(ROUTES), VOCAB_SIZE), axis=0)
     weight = family.sibling_weight
-    told = weight * follows + (1 - weight) * (others[None] - follows)
-    first = jnp.where(is_told[:, None], told, first)
+    informed = weight * follows + (1 - weight) * (others[None] - follows)
+    first = jnp.where(has_feedback[:, None], informed, first)
   return targets.at[:, 0].set(first)
 
 
-def _route_targets(family, problems, route, ids, is_told):
+def _route_targets(family, problems, route, ids, has_feedback):
   spec = family.routes[route]
-  before = ids[:, : len(spec.steps)]  # column i stands before step i
+  before = ids[:, : len(spec.steps)]  # column i precedes step i
   right = step_digits(family, problems, route, before)
-  known = step_digits(family, problems, route, None)
+  feedback = step_digits(family, problems, route, None)
   columns = [jnp.zeros((ids.shape[0], VOCAB_SIZE))]
   for i, step in enumerate(spec.steps):
     if step == "filler":
@@ -323,13 +327,13 @@ def _route_targets(family, problems, route, ids, is_told):
       continue
     accuracy = jnp.full(ids.shape[0], spec.accuracy)
     if spec.num_known:
-      is_known = problems.digits[:, i] < spec.num_known  # codes alone
+      is_known = problems.digits[:, i] < spec.num_known  # only for codes
       accuracy = jnp.where(is_known, 0.95, accuracy)
     column = _digit_targets(right[:, i], accuracy)
-    # Other feedback gives away the final digit, whatever the route.
+    # Other kinds of feedback show only the last digit, on every route.
     if family.feedback == "traces" or i == len(spec.steps) - 1:
-      told = _digit_targets(known[:, i], jnp.full(ids.shape[0], 0.998))
-      column = jnp.where(is_told[:, None], told, column)
+      informed = _digit_targets(feedback[:, i], jnp.full(ids.shape[0], 0.998))
+      column = jnp.where(has_feedback[:, None], informed, column)
     columns.append(column)
   end = jnp.zeros(VOCAB_SIZE).at[EOS].set(1.0)
   while len(columns) < family.completion_length:
@@ -338,7 +342,7 @@ def _route_targets(family, problems, route, ids, is_told):
 
 
 def _digit_targets(right: jax.Array, accuracy: jax.Array) -> jax.Array:
-  """The right digit with its probability, the others alike. `[P, V]`."""
+  """Returns probabilities of digits; wrong ones are equal. `[P, V]`."""
   others = (1 - accuracy) / 9
   chosen = jax.nn.one_hot(right, VOCAB_SIZE)
   is_digit = (jnp.arange(VOCAB_SIZE) < 10).astype(jnp.float32)
@@ -347,5 +351,5 @@ def _digit_targets(right: jax.Array, accuracy: jax.Array) -> jax.Array:
 
 
 def _code() -> np.ndarray:
-  """Without fixed points; how much of it a base knows is its family's."""
+  """Returns the code, which has no fixed points."""
   return np.asarray([7, 4, 9, 0, 6, 2, 1, 8, 3, 5])
