@@ -186,7 +186,7 @@ _STUCK = """
 import jax
 from distil_jax.distributed import signals
 spin = jax.jit(lambda x: jax.lax.while_loop(lambda x: x < 2, jax.numpy.sin, x))
-with signals.obeyed(), signals.held_back():
+with signals.raised(), signals.deferred():
   print("stuck", flush=True)
   spin(1.0).block_until_ready()
 """
