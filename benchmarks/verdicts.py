@@ -20,6 +20,7 @@ import sys
 from collections.abc import Callable
 
 from benchmarks import machine
+from distil_jax.config.environments import CodeConfig
 from distil_jax.envs import sandbox
 from distil_jax.envs.code import Code, fenced
 from distil_jax.envs.sandbox import isolation
@@ -45,7 +46,7 @@ def main() -> None:
     sandbox.make(num_processes=workers) as box,
     concurrent.futures.ThreadPoolExecutor(workers) as pool,
   ):
-    code = Code(box=box)
+    code = Code(CodeConfig(), box)
     functions: dict[str, Callable[[], object]] = {}
     for name, (row, program) in _ROWS.items():
       judge = functools.partial(_judge, code, code.problem(row), program)

@@ -8,80 +8,94 @@ from distil_jax.config.base import Above, Positive, Section, Seed
 
 
 class MultipleChoiceConfig(Section):
-  """The letter in the last `<answer>…</answer>` against the row's answer."""
+  """Compares the letter in the last `<answer>…</answer>` with the row's."""
 
   kind: Literal["multiple_choice"] = "multiple_choice"
   feedback: bool = True
+  """Say in the verdict what was wrong."""
   reveal_answer: bool = False
+  """Name the correct option in the feedback."""
 
 
 class MathConfig(Section):
-  """The last `\\boxed{…}` against the row's answer."""
+  """Compares the last `\\boxed{…}` with the row's answer."""
 
   kind: Literal["math"] = "math"
   feedback: bool = True
+  """Say in the verdict what was wrong."""
   reveal_answer: bool = False
+  """Name the expected answer in the feedback."""
   instruction: str = "Put the final answer in \\boxed{}."
-  """Stands after each question; empty adds nothing."""
+  """Appended to each question; an empty text adds nothing."""
   symbolic: bool = True
-  """Compare by algebra where texts differ; needs the extra `math`."""
+  """Compare by algebra if the texts differ; needs the extra `math`. If false,
+  only equal numbers and equal texts match."""
   seconds: Above = 5.0
-  """For one comparison."""
+  """Time limit of one comparison in seconds."""
 
 
 class CodeConfig(Section):
-  """The program in the last ``` block against the row's tests."""
+  """Runs the program in the last ``` block against the row's tests."""
 
   kind: Literal["code"] = "code"
   feedback: bool = True
+  """Say in the verdict what was wrong."""
   reveal_hidden_tests: bool = False
-  """Whether feedback may tell what is in tests that the row calls hidden."""
+  """Let the feedback show the content of tests that the row calls hidden."""
   instruction: str | None = None
-  """Stands after each question; null: one that suits the row; empty adds
-  nothing."""
+  """Appended to each question; null chooses one that suits the row, an empty
+  text adds nothing."""
   seconds: Above = 6.0
-  """Of CPU, for one test."""
+  """CPU time of one test in seconds."""
   total_seconds: Above = 40.0
-  """Of the clock, for all of them; then no further one is begun."""
+  """Wall-clock time of all tests in seconds; no test starts after that."""
   memory_gib: Above = 1.0
-  """Of a program."""
+  """Memory of a program in GiB."""
 
 
 class ToolCallsConfig(Section):
-  """Calls of tools, `Action:` and `Action Input:`, against the row's."""
+  """Compares tool calls, `Action:` and `Action Input:`, with the row's."""
 
   kind: Literal["tool_calls"] = "tool_calls"
   feedback: bool = True
+  """Say in the verdict what was wrong."""
   reveal_answer: bool = False
+  """Append the expected calls to the feedback."""
 
 
 class ReasoningGymConfig(Section):
-  """A task of reasoning_gym, which makes problems and scores answers."""
+  """Lets a task of reasoning_gym make problems and score answers."""
 
   kind: Literal["reasoning_gym"] = "reasoning_gym"
   task: Annotated[str, pydantic.Field(min_length=1)]
-  """Its name there, such as `chain_sum`; `composite` mixes several."""
+  """Name of the task in reasoning_gym, such as `chain_sum`; `composite` mixes
+  several."""
   settings: dict[str, Any] = pydantic.Field(default={})
-  """Of the task, without its `seed` and `size`."""
+  """Settings of the task, without its `seed` and `size`."""
   seed: Seed = 0
-  """Of everything that is made."""
+  """Seed of all problems."""
   feedback: bool = True
+  """Say in the verdict what was wrong."""
   reveal_answer: bool = False
+  """Name the expected answer in the feedback."""
   instruction: str = (
     "Put the final answer, and nothing else, between <answer> and </answer>."
   )
-  """Stands after each question; empty adds nothing."""
+  """Appended to each question; an empty text adds nothing."""
   seconds: Above = 5.0
-  """To score one answer."""
+  """Time limit for scoring one answer in seconds."""
 
 
 class CalculatorConfig(Section):
-  """Running arithmetic, step by step; feedback is an execution trace."""
+  """Makes running arithmetic whose feedback is an execution trace."""
 
   kind: Literal["calculator"] = "calculator"
   num_steps: tuple[Positive, Positive] = (3, 4)
+  """Fewest and most operations in a problem."""
   seed: Seed = 0
+  """Seed of all problems and demonstrations."""
   slip_rate: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.25
+  """Probability that a step of a demonstration without feedback is wrong."""
 
   @pydantic.model_validator(mode="after")
   def _range(self):
@@ -94,7 +108,7 @@ class CalculatorConfig(Section):
 
 
 class OwnEnvironmentConfig(Section):
-  """One that is not in this package.
+  """Names an environment that is not in this package.
 
   Written as `{kind: my_package.my_module:make, …}`, with the settings of the
   function beside it.
@@ -104,9 +118,9 @@ class OwnEnvironmentConfig(Section):
   function: Annotated[
     str, pydantic.Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
   ]
-  """`module:function`; what it returns is the environment."""
+  """`module:function`; the function returns the environment."""
   settings: dict[str, Any] = pydantic.Field(default={})
-  """Its arguments."""
+  """Keyword arguments of the function."""
 
 
 _Judge = (
@@ -121,32 +135,34 @@ _Judge = (
 
 
 class CritiqueConfig(Section):
-  """How long what the policy is asked, and what it says, may be."""
+  """Limits the length of a critique and of its prompt in tokens."""
 
   max_prompt_length: Positive = 1024
-  """Where it is longer the middle of the completion is left out; all else
-  stays."""
+  """Tokens of the prompt. If it would be longer, the middle of the completion
+  is left out; all else stays."""
   max_length: Positive = 256
+  """Tokens of the critique."""
 
 
 class SelfEvaluationConfig(Section):
-  """The policy criticises its own completions: that becomes the feedback.
+  """Lets the policy criticise its own completions; that is the feedback.
 
-  It is sampled from once more for each completion, as `rollout` says.
+  The policy is sampled once more for each completion, with the settings of
+  `rollout`.
   """
 
   kind: Literal["self_evaluation"] = "self_evaluation"
   of: _Judge | None = pydantic.Field(default=None, discriminator="kind")
-  """The environment that gives reward and status; null: the critique does,
-  which a policy may learn to exploit."""
+  """The environment that gives reward and status; null takes them from the
+  critique, which a policy may learn to exploit."""
   rubric: str | None = None
-  """What is asked, with places for `{problem}` and `{completion}`; what the
-  environment says, `{feedback}`, and the reference `{answer}` are shown where
-  they have a place. null: a general one."""
+  """The critic's prompt, with the placeholders `{problem}` and `{completion}`;
+  `{feedback}` shows what the environment says and `{answer}` the reference,
+  only if the rubric has them. null takes a general one."""
   only_failures: bool = True
-  """Ask nothing about what is correct."""
+  """Ask for no critique of a correct completion."""
   keep_feedback: bool = False
-  """Leave what the environment says in front of the critique."""
+  """Keep the environment's feedback in front of the critique."""
   max_feedback_length: Positive = 4000
   """Characters of a critique that are kept."""
   critique: CritiqueConfig = CritiqueConfig()
@@ -157,32 +173,46 @@ EnvironmentConfig = Annotated[
 ]
 
 
+def name_own_environment(section: dict[str, Any]) -> dict[str, Any]:
+  """Returns a section as the schema has it, also inside `of`.
+
+  `{kind: module:function, …}` becomes `{kind: own, function: …, settings: …}`.
+  """
+  settings = dict(section)
+  if ":" in str(settings.get("kind")):
+    function = settings.pop("kind")
+    return {"kind": "own", "function": function, "settings": settings}
+  if isinstance(inner := settings.get("of"), dict):
+    settings["of"] = name_own_environment(inner)
+  return settings
+
+
 class JudgingConfig(Section):
-  """How verdicts are found, while others are still sampled."""
+  """Sets how completions are judged while others are still sampled."""
 
   num_workers: Positive | None = None
-  """Threads that judge at once; null: one for each core."""
+  """Threads that judge at once; null takes one for each core."""
   seconds: Above = 60.0
-  """For one verdict, after which it is `timeout`: above the deadlines that the
-  environment has itself, for a judge that hangs."""
+  """Time limit of one verdict in seconds, after which it is `timeout`. It must
+  exceed the environment's own limits: it is for a judge that hangs."""
 
 
 class SandboxConfig(Section):
-  """Where programs run that a model has written."""
+  """Sets where programs run that a model has written."""
 
   kind: Literal["bubblewrap", "weak", "remote"] = "bubblewrap"
-  """`bubblewrap` keeps them apart from this machine; `remote` sends them to
-  another, where `distil-jax sandbox` runs. `weak` only limits what they take:
-  they can read what you can."""
+  """`bubblewrap` isolates them from this machine; `remote` sends them to
+  another one where `distil-jax sandbox` runs; `weak` only limits time, memory
+  and output: programs can read what you can."""
   num_processes: Positive | None = None
-  """Programs at once; null: as many as there are cores."""
+  """Programs that run at once; null takes one for each core."""
   python: str | None = None
-  """The interpreter they run in; null: this one, without its packages."""
+  """Interpreter of the programs; null takes this one, without its packages."""
   packages: str | None = None
-  """A folder of packages that they may import, made by `pip install
+  """Folder of packages that programs may import, made by `pip install
   --target`."""
   url: str | None = None
-  """Of a remote one, such as http://host:8765."""
+  """Address of a remote sandbox, such as http://host:8765."""
 
   @pydantic.model_validator(mode="after")
   def _url(self):

@@ -57,7 +57,7 @@ class Config(Section):
         kind = cls.model_fields[name].default.kind
         filled[name] = {"kind": kind, **filled[name]}
     if isinstance(section := filled.get("environment"), dict):
-      filled["environment"] = _own(section)
+      filled["environment"] = environments.name_own_environment(section)
     if isinstance(section := filled.get("tools"), dict):
       filled["tools"] = tool_sections.with_kind(section)
     return filled
@@ -73,17 +73,6 @@ class Config(Section):
     _check_tools(self)
     _check_deadlines(self)
     return self
-
-
-def _own(environment: dict[str, Any]) -> dict[str, Any]:
-  """One's own environment as the schema has it, also inside another one."""
-  settings = dict(environment)
-  if ":" in str(settings.get("kind")):
-    function = settings.pop("kind")
-    return {"kind": "own", "function": function, "settings": settings}
-  if isinstance(inner := settings.get("of"), dict):
-    settings["of"] = _own(inner)
-  return settings
 
 
 def _check_sizes(config: Config) -> None:

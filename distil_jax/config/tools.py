@@ -1,4 +1,4 @@
-"""What the student may use between its turns."""
+"""Config sections of tools, which the student may use between its turns."""
 
 from typing import Annotated, Any, Literal
 
@@ -8,17 +8,20 @@ from distil_jax.config.base import Above, Positive, Section
 
 
 class ToolsConfig(Section):
-  """What holds for every tool. An episode fits `max_completion_length`."""
+  """Holds the settings of every tool.
+
+  All turns and outputs of an episode fit `rollout.max_completion_length`.
+  """
 
   max_turns: Annotated[int, pydantic.Field(ge=2)] = 4
-  """Of the student, in one episode."""
+  """Turns of the student in one episode."""
   max_output_tokens: Annotated[int, pydantic.Field(ge=16)] = 256
-  """Of one output; what is longer is cut, with a sign."""
+  """Tokens of one output; a longer one is cut and marked."""
   num_workers: Positive | None = None
-  """Outputs that are found at once; null: one for each core."""
+  """Tool calls that run at once; null takes one for each core."""
   call_seconds: Above = 60.0
-  """For one output, after which the tool has failed: above the deadlines that
-  the tool has itself, for one that hangs."""
+  """Time limit of one call in seconds, after which the tool has failed. It
+  must exceed the tool's own limits: it is for a tool that hangs."""
 
 
 class PythonToolConfig(ToolsConfig):
@@ -29,15 +32,15 @@ class PythonToolConfig(ToolsConfig):
 
   kind: Literal["python"] = "python"
   seconds: Above = 5.0
-  """Of CPU, for a block and those before it."""
+  """CPU time in seconds of a block and those before it."""
   memory_gib: Above = 1.0
-  """Of the program."""
+  """Memory of the program in GiB."""
   max_characters: Annotated[int, pydantic.Field(ge=100)] = 2000
-  """Of one output; beginning and end stay."""
+  """Characters of one output; its beginning and end are kept."""
 
 
 class OwnToolConfig(ToolsConfig):
-  """One that is not in this package.
+  """Names a tool that is not in this package.
 
   Written as `{kind: my_package.my_module:make, …}`, with the settings of the
   function beside those of every tool.
@@ -47,16 +50,16 @@ class OwnToolConfig(ToolsConfig):
   function: Annotated[
     str, pydantic.Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
   ]
-  """`module:function`; what it returns is the tool."""
+  """`module:function`; the function returns the tool."""
   settings: dict[str, Any] = pydantic.Field(default={})
-  """Its arguments."""
+  """Keyword arguments of the function."""
 
 
 ToolConfig = PythonToolConfig | OwnToolConfig
 
 
 def with_kind(section: dict[str, Any]) -> dict[str, Any]:
-  """A section as the schema has it: with a kind, and one's own tool named."""
+  """Returns a section as the schema has it: with a kind, own tools named."""
   settings = {"kind": "python", **section}
   if ":" not in str(settings["kind"]):
     return settings

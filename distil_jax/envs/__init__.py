@@ -1,9 +1,23 @@
-"""Environments: a completion -> a verdict, on the host."""
+"""Environments turn a completion into a verdict, on the host.
+
+To add one:
+
+1. Declare its settings as a section in `config/environments.py`, and add the
+   section to the union there.
+2. Write a class with `problem` and `judge` (see `Environment`) that takes the
+   section as `config`, in a file of its own here.
+3. Add the two to `ENVIRONMENTS` below.
+4. Hold it to what every environment promises: `contract.check` in a test.
+
+An environment of the user's own needs none of this: `kind: module:function`.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from distil_jax.envs import registry
+from distil_jax.config import environments as sections
+from distil_jax.config.base import Section
+from distil_jax.envs import registry, sandbox
 from distil_jax.envs.calculator import Calculator
 from distil_jax.envs.code import Code
 from distil_jax.envs.math import Math
@@ -13,30 +27,32 @@ from distil_jax.envs.self_evaluation import SelfEvaluation
 from distil_jax.envs.tool_calls import ToolCalls
 from distil_jax.types import Demonstration, Message, Problem, Verdict
 
-ENVIRONMENTS = {
-  "multiple_choice": MultipleChoice,
-  "math": Math,
-  "code": Code,
-  "tool_calls": ToolCalls,
-  "reasoning_gym": ReasoningGym,
-  "self_evaluation": SelfEvaluation,
-  "calculator": Calculator,
+# The kind that a config names, the section of its settings, and its class.
+ENVIRONMENTS: dict[str, tuple[type[Section], Callable[..., Any]]] = {
+  "multiple_choice": (sections.MultipleChoiceConfig, MultipleChoice),
+  "math": (sections.MathConfig, Math),
+  "code": (sections.CodeConfig, Code),
+  "tool_calls": (sections.ToolCallsConfig, ToolCalls),
+  "reasoning_gym": (sections.ReasoningGymConfig, ReasoningGym),
+  "self_evaluation": (sections.SelfEvaluationConfig, SelfEvaluation),
+  "calculator": (sections.CalculatorConfig, Calculator),
 }
 
 
 class Environment(Protocol):
-  """What every environment can do.
+  """Reads problems and judges completions.
 
-  One that has `required_fields`, names of texts that no row may lack, lets a
-  data file be refused with the fields that it has instead.
+  An environment may have `required_fields`, the names of texts that every row
+  must have: a data file that lacks them is refused early, with the names of
+  the fields that it has instead.
   """
 
   def problem(self, row: Mapping[str, Any], index: int = 0) -> Problem:
-    """Reads a data row; a ValueError says what is wrong with it."""
+    """Reads a data row; raises ValueError if it is malformed."""
     ...
 
   def judge(self, problem: Problem, completion: str) -> Verdict:
-    """Judges a completion; whatever it says, there is a verdict."""
+    """Judges a completion; returns a verdict whatever the completion says."""
     ...
 
 
@@ -47,35 +63,35 @@ class Generator(Environment, Protocol):
   def generate(
     self, index: int, split: Literal["train", "evaluation"]
   ) -> Problem:
-    """Makes a problem; the splits have none in common."""
+    """Makes a problem; no problem is in both splits."""
     ...
 
   def demonstration(
     self, index: int, teacher_prompt: Callable[..., Sequence[Message]]
   ) -> Demonstration:
-    """Makes a supervised example on a problem of the training split."""
+    """Makes a supervised example from a problem of the training split."""
     ...
 
 
 @runtime_checkable
 class SelfJudged(Environment, Protocol):
-  """An environment whose verdicts the policy completes, by critiques."""
+  """An environment whose verdicts the policy completes by critiques."""
 
   @property
   def is_rewarded_by_critique(self) -> bool:
-    """Whether there is no reward before there is a critique."""
+    """Returns True if there is no reward before there is a critique."""
     ...
 
   def critique_prompt(
     self, problem: Problem, completion: str, verdict: Verdict
   ) -> Sequence[Message] | None:
-    """What the policy is asked about a completion; None: nothing."""
+    """Returns the critic's prompt; None means that no critique is needed."""
     ...
 
   def with_critique(self, verdict: Verdict, critique: str) -> Verdict:
-    """What becomes of a verdict; whatever the critique says, there is one.
+    """Returns the verdict that includes the critique, whatever that says.
 
-    In `details`, `has_critique` may say whether it could be read.
+    In `details`, `has_critique` may say if the critique could be read.
     """
     ...
 
@@ -84,20 +100,57 @@ def make_environment(kind: str, **settings: Any) -> Environment:
   """Makes an environment by its name.
 
   Args:
-    kind: a key of `ENVIRONMENTS`, or `module:function` for one of your own; the
+    kind: A key of `ENVIRONMENTS`, or `module:function` for one of your own; the
       module may lie in the current directory.
-    **settings: of that environment; another environment as a mapping of its
-      kind and settings.
+    **settings: Fields of the environment's config section; another environment,
+      as `of`, is a mapping of its kind and settings.
 
   Raises:
-    ValueError: there is no such environment, it has no such setting, a setting
-      has a value that it cannot have, or what the function returns is no
-      environment.
+    ValueError: There is no such environment or setting, a value does not fit,
+      or what the function returns is no environment.
   """
-  inner = settings.get("of")
-  if kind in ENVIRONMENTS and isinstance(inner, Mapping):
-    settings["of"] = make_environment(**inner)
-  made = registry.make("environment", kind, ENVIRONMENTS, settings)
+  return build_environment(_read_section(kind, settings))
+
+
+def build_environment(
+  config: Any, make_sandbox: Callable[[], sandbox.Sandbox] = sandbox.make
+) -> Environment:
+  """Builds an environment from its config section.
+
+  Args:
+    config: A section of `config.environments`.
+    make_sandbox: Makes the sandbox, called only if programs are to be run.
+
+  Raises:
+    ValueError: The environment cannot be made, for instance because a package
+      is missing.
+  """
+  if isinstance(config, sections.OwnEnvironmentConfig):
+    return _call_own(config)
+  _, environment = ENVIRONMENTS[config.kind]
+  if isinstance(config, sections.CodeConfig):
+    return environment(config, make_sandbox())
+  if isinstance(config, sections.SelfEvaluationConfig) and config.of:
+    return environment(config, build_environment(config.of, make_sandbox))
+  return environment(config)
+
+
+def _read_section(kind: str, settings: Mapping[str, Any]) -> Section:
+  if ":" in kind:
+    return sections.OwnEnvironmentConfig.model_construct(
+      function=kind, settings=dict(settings)
+    )
+  known = {name: section for name, (section, _) in ENVIRONMENTS.items()}
+  settings = dict(settings)
+  if isinstance(inner := settings.get("of"), Mapping):
+    inner = dict(inner)
+    settings["of"] = _read_section(inner.pop("kind", ""), inner)
+  return registry.read_section("environment", kind, known, settings)
+
+
+def _call_own(config: sections.OwnEnvironmentConfig) -> Environment:
+  kind = config.function
+  made = registry.call_function("environment", kind, config.settings)
   for method in ("problem", "judge"):
     if not callable(getattr(made, method, None)):
       raise ValueError(

@@ -1,4 +1,4 @@
-"""Running arithmetic whose feedback is an execution trace.
+"""Makes running arithmetic whose feedback is an execution trace.
 
 A problem is a running total, worked off from left to right:
 
@@ -11,10 +11,9 @@ and a completion is one step a line, then the answer:
   52 + 6 = 58
   <answer>58</answer>
 
-Totals stay within 0..99, so that every step can be learnt by a tiny model, and
-each step is determined by the problem, so that the first wrong one can be
-named. What the environment generates depends on the seed, the index and the
-split alone.
+Totals stay within 0..99, so that a tiny model can learn every step, and each
+step is determined by the problem, so that the first wrong one can be named.
+Generated problems depend on the seed, the index and the split alone.
 """
 
 import dataclasses
@@ -23,6 +22,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
+from distil_jax.config.environments import CalculatorConfig
 from distil_jax.envs import completion_text
 from distil_jax.envs.calculator_steps import (
   INTEGER,
@@ -42,16 +42,16 @@ from distil_jax.envs.calculator_steps import (
 )
 from distil_jax.types import Demonstration, Message, Problem, Status, Verdict
 
-# Of the demonstrations, by what stands in the prompt.
+# Shares of the demonstrations, by the blocks in their prompts.
 BLOCK_SHARES = {
   (): 0.4,
   ("solution",): 0.25,
   ("feedback",): 0.35,
 }
-# Of the demonstrations without and with a block, those that begin in the middle
+# Shares of the demonstrations without and with a block that begin in the middle
 # of an attempt.
 PREFIX_SHARES = {False: 0.25, True: 0.5}
-# Of the failed attempts, those that also break off.
+# Share of the failed attempts that also break off.
 CUT_SHARE = 0.125
 
 
@@ -60,36 +60,22 @@ class Calculator:
   """Makes arithmetic problems, judges completions, demonstrates solutions.
 
   Attributes:
-    num_steps: fewest and most operations in a problem.
-    seed: of everything that is generated.
-    slip_rate: how often a step of a demonstration without feedback is careless.
+    config: Length of the problems, seed, and how often demonstrations slip.
   """
 
-  num_steps: tuple[int, int] = (3, 4)
-  seed: int = 0
-  slip_rate: float = 0.25
+  config: CalculatorConfig = dataclasses.field(default_factory=CalculatorConfig)
   required_fields: ClassVar = ("prompt", "answer")
-
-  def __post_init__(self) -> None:
-    low, high = self.num_steps
-    if not 1 <= low <= high:
-      raise ValueError(
-        f"num_steps={self.num_steps} must be (fewest, most) with "
-        "1 <= fewest <= most"
-      )
-    if not 0 <= self.slip_rate < 1:
-      raise ValueError(f"slip_rate={self.slip_rate} must be in [0, 1)")
 
   def problem(self, row: Mapping[str, Any], index: int = 0) -> Problem:
     """Reads a row of a data file.
 
     Args:
       row: `prompt` and `answer`, both strings; optionally `system` and
-        `solution`. Without a solution the worked one is taken.
-      index: identity of the row within its data set.
+        `solution`. Without a solution the problem is worked here.
+      index: Identity of the row within its data set.
 
     Raises:
-      ValueError: a field is missing or no string, the prompt is not of the form
+      ValueError: A field is missing or no string, the prompt is not of the form
         "Compute 47 + 8 - 3." with operands in 1..99, its running total leaves
         0..99, or the answer is not its last total.
     """
@@ -121,10 +107,10 @@ class Calculator:
   def generate(
     self, index: int, split: Literal["train", "evaluation"]
   ) -> Problem:
-    """Makes a problem; the splits have no expression in common.
+    """Makes a problem; no expression is in both splits.
 
     Raises:
-      ValueError: there is no such split.
+      ValueError: There is no such split.
     """
     if split not in ("train", "evaluation"):
       raise ValueError(f"split={split!r} must be 'train' or 'evaluation'")
@@ -135,7 +121,7 @@ class Calculator:
 
     The reward is 1 if and only if the integer in the last answer tag is the
     problem's answer. The trace reads the lines before the first answer tag;
-    blank lines and space around a line do not count. Unless the answer is
+    blank lines and space around a line are ignored. Unless the answer is
     correct, the feedback names the first fault in one of these forms:
 
       Step 2 is wrong: you wrote 55 - 3 = 51, it should be 55 - 3 = 52.
@@ -147,12 +133,12 @@ class Calculator:
       The answer is missing: it should be <answer>58</answer>.
 
     Args:
-      problem: one of this environment.
-      completion: any text.
+      problem: A problem of this environment.
+      completion: Any text.
 
     Returns:
-      A verdict that is UNPARSABLE where no integer of at most nine digits
-      stands in the last answer tag. Details: `parsed`, that integer or None;
+      A verdict that is UNPARSABLE if the last answer tag does not hold an
+      integer of at most nine digits. Details: `parsed`, that integer or None;
       `first_wrong_step`, counted from 1, or None; `num_right_steps`, the steps
       before the first wrong one.
     """
@@ -184,30 +170,30 @@ class Calculator:
   def demonstration(
     self, index: int, teacher_prompt: Callable[..., Sequence[Message]]
   ) -> Demonstration:
-    """One example for the base model, which must be fallible but can listen.
+    """Makes one example for a base model that errs but follows feedback.
 
-    What stands in the prompt (`BLOCK_SHARES`) decides how well is worked:
+    The blocks in the prompt (`BLOCK_SHARES`) decide how many slips there are:
 
       nothing    each step slips with probability `slip_rate`, and the steps
-                 after it go on from the slipped total
+                 after it continue from the slipped total
       solution   the reference solution is given: no slips
       feedback   the verdict on a failed attempt is given: no slips up to the
-                 step that it is about; as without feedback after it
+                 step that it names; as without feedback after it
 
-    A part of them (`PREFIX_SHARES`) begins with a piece of a failed attempt,
-    with blocks the one that the feedback is about: half of these cut anywhere,
-    half in front of the first slip's first wrong token or later.
+    A share of them (`PREFIX_SHARES`) begins with a piece of a failed attempt,
+    with blocks the attempt that the feedback is about: half of these are cut
+    anywhere, half in front of the first slip's first wrong token or later.
 
-    What follows such a prefix takes it as it stands. A finished line is
-    believed, also where it is wrong: the next step starts from the total as
-    written, and only its own arithmetic is answered for. To jump back to the
-    right total would show the student a step that nothing on its page leads
-    to, knowledge that only the feedback has; slips, on the contrary, it can
-    learn to avoid. Where half a number has been written that the right result
-    does not begin with, the smallest slip that begins so is finished.
+    The continuation never corrects its prefix. A finished line is taken as it
+    is, even if it is wrong: the next step starts from the total as written, and
+    only its own arithmetic is right. A jump back to the right total would show
+    the student a step that nothing in its own prompt leads to, because only the
+    feedback knows that total; slips, in contrast, it can learn to avoid. If the
+    prefix ends inside a number that the right result does not begin with, the
+    smallest slip that begins with these digits is completed.
 
     Args:
-      index: identity of the demonstration; independent of the problems' ones.
+      index: Identity of the demonstration, independent of problem indices.
       teacher_prompt: `(problem, *, solution, feedback) -> messages`, with None
         for a block that is not wanted.
 
@@ -224,11 +210,12 @@ class Calculator:
     if rng.random() < PREFIX_SHARES[bool(blocks)]:
       first_fault = first_difference(attempt, solve(totals))
       prefix = cut_steps(rng, attempt, rng.choice((0, first_fault)))
-    # What the page tells is worked without slips.
-    num_told = num_steps if "solution" in blocks else 0
+    # Steps that the prompt gives away are worked without slips.
+    num_given = num_steps if "solution" in blocks else 0
     if blocks == ("feedback",):
-      num_told = verdict.details["first_wrong_step"] or num_steps
-    slip_rates = [0.0] * num_told + [self.slip_rate] * (num_steps - num_told)
+      num_given = verdict.details["first_wrong_step"] or num_steps
+    slip_rates = [0.0] * num_given
+    slip_rates += [self.config.slip_rate] * (num_steps - num_given)
     return Demonstration(
       index=index,
       messages=tuple(
@@ -243,8 +230,8 @@ class Calculator:
     )
 
   def _random(self, stream: str, index: int) -> random.Random:
-    # Seeded with a string: a tuple would go through the salted `hash`.
-    return random.Random(f"calculator/{self.seed}/{stream}/{index}")
+    # The seed is a string because a tuple would go through the salted `hash`.
+    return random.Random(f"calculator/{self.config.seed}/{stream}/{index}")
 
   def _draw(
     self,
@@ -253,7 +240,9 @@ class Calculator:
     split: Literal["train", "evaluation"],
   ) -> Problem:
     while True:
-      expression, total = draw_expression(rng, rng.randint(*self.num_steps))
+      expression, total = draw_expression(
+        rng, rng.randint(*self.config.num_steps)
+      )
       if is_held_out(expression) == (split == "evaluation"):
         row = {"prompt": f"Compute {expression}.", "answer": str(total)}
         return self.problem(row, index)
@@ -261,15 +250,15 @@ class Calculator:
   def _failed_attempt(
     self, rng: random.Random, problem: Problem
   ) -> tuple[str, Verdict]:
-    """An attempt that slips at least once and fails, and its verdict."""
+    """Returns an attempt with a slip that fails, and its verdict."""
     totals = problem.details["totals"]
     while True:
-      slip_rates = [self.slip_rate] * (len(totals) - 1)
+      slip_rates = [self.config.slip_rate] * (len(totals) - 1)
       slip_rates[rng.randrange(len(slip_rates))] = 1.0
       attempt = continue_steps(rng, totals, "", slip_rates)
       if rng.random() < CUT_SHARE:
         attempt = cut_steps(rng, attempt, 0)
       verdict = self.judge(problem, attempt)
-      # Slips can cancel each other out; then there is no feedback.
+      # Slips can cancel each other out; such an attempt has no feedback.
       if verdict.status != Status.CORRECT:
         return attempt, verdict

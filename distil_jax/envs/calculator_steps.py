@@ -1,4 +1,4 @@
-"""Expressions, solutions and faults of the calculator's problems."""
+"""Writes and reads the steps of the calculator's problems."""
 
 import itertools
 import random
@@ -8,35 +8,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 MAX_TOTAL = 99
-
-
 MAX_OPERAND = 9
-
-
-# One expression in so many is held out, whatever the seed.
+# One expression in ten belongs to the evaluation split, whatever the seed.
 HELD_OUT_ONE_IN = 10
-
-
-# Careless mistakes, the smallest first.
+# Errors that a careless step makes, the smallest first.
 SLIPS = (1, -1, 2, -2, 10, -10)
-
-
 OPEN, CLOSE = "<answer>", "</answer>"
-
-
 PROMPT = re.compile(r"Compute ([1-9]?[0-9])((?: [-+] [1-9][0-9]?)+)\.")
-
-
-# At most nine digits: nothing longer can be right, and `int` refuses to read
-# thousands.
+# At most nine digits: a longer number cannot be right, and `int` refuses to
+# read thousands of digits.
 STEP = re.compile(r"[0-9]{1,9} [-+] [0-9]{1,9} = -?[0-9]{1,9}")
-
-
 INTEGER = re.compile(r"-?[0-9]{1,9}")
-
-
-# Where an attempt may be cut: a tokenizer that takes digits one by one has a
-# token boundary on both sides of each digit, whatever else it merges.
+# An attempt is cut only between these pieces: a tokenizer that encodes each
+# digit as a token has a boundary on both sides of it, whatever else it merges.
 PIECE = re.compile(r"[0-9]|[^0-9]+")
 
 
@@ -48,7 +32,7 @@ def text_of(row: Mapping[str, Any], field: str) -> str:
 
 
 def parse(prompt: str) -> tuple[int, list[int]]:
-  """The first number and the signed operands."""
+  """Returns the first number and the signed operands of a prompt."""
   match = PROMPT.fullmatch(prompt.strip())
   if not match:
     raise ValueError(
@@ -61,7 +45,7 @@ def parse(prompt: str) -> tuple[int, list[int]]:
 
 
 def draw_expression(rng: random.Random, num_steps: int) -> tuple[str, int]:
-  """An expression whose totals stay in range, and its last total."""
+  """Draws an expression with totals in range; returns its last total too."""
   total = rng.randint(0, MAX_TOTAL)
   expression = str(total)
   for _ in range(num_steps):
@@ -107,7 +91,7 @@ def solve(totals: Sequence[int]) -> str:
 def first_fault(
   written: Sequence[str], steps: Sequence[str], answer: str
 ) -> tuple[int, str]:
-  """Number of right steps before the first fault, and the fault in words."""
+  """Returns the number of right steps before the first fault, and the fault."""
   pairs = itertools.zip_longest(written, steps)
   for num_right, (line, step) in enumerate(pairs):
     name = f"Step {num_right + 1}"
@@ -142,9 +126,9 @@ def first_difference(text: str, other: str) -> int:
 
 
 def cut_steps(rng: random.Random, attempt: str, at_least: int) -> str:
-  """A beginning of the attempt, `at_least` characters long, but not all of it.
+  """Returns a proper beginning of the attempt of `at_least` characters.
 
-  An attempt that breaks off anyway may be returned as it is.
+  An attempt that breaks off anyway may be returned whole.
   """
   ends = [
     piece.end()
@@ -160,13 +144,13 @@ def continue_steps(
   prefix: str,
   slip_rates: Sequence[float],
 ) -> str:
-  """What is written after the prefix, up to and with the answer.
+  """Writes what follows the prefix, up to and including the answer.
 
   Args:
-    rng: source of the slips.
-    totals: the problem's, start first.
-    prefix: beginning of a completion of this problem; its totals may be wrong.
-    slip_rates: of each step, finished ones included.
+    rng: Draws the slips.
+    totals: The problem's running totals, the start first.
+    prefix: Beginning of a completion of this problem; its totals may be wrong.
+    slip_rates: Probability of a slip in each step, including finished ones.
   """
   operands = find_operands(totals)
   *finished, begun = prefix.split("\n")
@@ -194,18 +178,19 @@ def result(
   digits: str,
   slip_rate: float,
 ) -> int:
-  """The result of one step, given the digits of it that are written already.
+  """Draws the result of one step, given the digits that are written already.
 
   Args:
-    rng: source of the slip.
-    right: the right result.
-    later: operands of the steps to come; no slip takes them out of range.
-    digits: those written already.
-    slip_rate: before any digit was written.
+    rng: Draws the slip.
+    right: The right result.
+    later: Operands of the steps to come; no slip takes them out of range.
+    digits: Those written already.
+    slip_rate: Probability of a slip before any digit was written.
 
   Returns:
-    A draw from the law of slips, conditional on the digits. Where nothing slips
-    but the digits are wrong: the smallest slip that begins with them.
+    A draw from the distribution of results, conditional on the digits. If the
+    slip rate is 0 but the digits are wrong, the smallest slip that begins with
+    them.
   """
   later = list(later)
   slips = [right + slip for slip in SLIPS if stays_in(right + slip, later)]

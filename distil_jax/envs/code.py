@@ -1,4 +1,4 @@
-"""Programs: the last fenced block, run against tests in a sandbox."""
+"""Judges programs: the last fenced block runs against tests in a sandbox."""
 
 import dataclasses
 import decimal
@@ -8,13 +8,24 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from distil_jax.envs import code_feedback, code_tests, rows, sandbox
+from distil_jax.config.environments import CodeConfig
+from distil_jax.envs import code_feedback, code_tests, rows
 from distil_jax.envs.code_feedback import Trial
 from distil_jax.envs.code_tests import Asserts, Case
+from distil_jax.envs.sandbox import (
+  Call,
+  End,
+  Job,
+  Limits,
+  Outcome,
+  Sandbox,
+  Tests,
+)
 from distil_jax.envs.sandbox.guest import values
 from distil_jax.types import Problem, Status, Verdict
 
-# Nothing is tried twice: a line of a million letters is soon read.
+# Possessive quantifiers never backtrack, so a line of a million letters is read
+# in linear time.
 _FENCE = re.compile(r"^[ \t]*+```[ \t]*+(\w*+)[^\n`]*+$", re.MULTILINE)
 _LANGUAGES = ("", "py", "python", "python3")
 _MAX_PROGRAM = 200_000
@@ -35,45 +46,25 @@ class Code:
   """Judges by what a program does.
 
   Attributes:
-    feedback: whether a verdict says what was wrong.
-    reveal_hidden_tests: whether that may tell what is in hidden tests.
-    instruction: stands before or after each question; None: one that suits the
-      row; empty adds nothing.
-    seconds: of CPU, for one test.
-    total_seconds: of the clock, after which no further test is begun.
-    memory_gib: of a program, GiB.
-    box: where programs run; None: made when it is first needed.
+    config: Feedback, instruction and limits.
+    sandbox: Runs the programs.
   """
 
-  feedback: bool = True
-  reveal_hidden_tests: bool = False
-  instruction: str | None = None
-  seconds: float = 6.0
-  total_seconds: float = 40.0
-  memory_gib: float = 1.0
-  box: sandbox.Sandbox | None = dataclasses.field(
-    default=None, repr=False, compare=False
-  )
+  config: CodeConfig
+  sandbox: Sandbox = dataclasses.field(repr=False, compare=False)
   required_fields: ClassVar = ("prompt",)
-
-  def __post_init__(self) -> None:
-    if not self.total_seconds > 0:
-      raise ValueError(f"total_seconds={self.total_seconds} must be above 0")
-    self._limits()  # refuses the others
-    if self.box is None:
-      object.__setattr__(self, "box", sandbox.make())
 
   def problem(self, row: Mapping[str, Any], index: int = 0) -> Problem:
     """Reads a row of a data file.
 
     Args:
-      row: `prompt`, and tests, see `code_tests`. Optionally `system`,
-        `starter_code`, and `solution`, or `canonical_solution`: what completes
+      row: `prompt`, and tests as `code_tests` reads them. Optionally `system`,
+        `starter_code`, and `solution`; or `canonical_solution`, which completes
         the prompt.
-      index: identity of the row within its data set.
+      index: Identity of the row within its data set.
 
     Raises:
-      ValueError: a field is missing or malformed, or there is no test.
+      ValueError: A field is missing or malformed, or there is no test.
     """
     messages = list(rows.messages(row))
     tests = code_tests.read(row)
@@ -89,13 +80,12 @@ class Code:
   def judge(self, problem: Problem, completion: str) -> Verdict:
     """Runs the program of the last closed ``` block against all tests.
 
-    Each test has a process of its own. After one that takes too long no other
-    is begun.
+    Each test has a process of its own. No test starts after one that exceeds
+    its time limit.
 
     Returns:
-      The reward is 1 if all tests pass, else 0; `details` has
-      `num_passed`, `num_tests` (assertions, where tests have any) and
-      `pass_rate`.
+      A verdict whose reward is 1 if all tests pass, else 0; `details` has
+      `num_passed`, `num_tests` (assertions, if tests have any) and `pass_rate`.
     """
     program, fault = last_program(completion)
     if program is None:
@@ -106,7 +96,7 @@ class Code:
     if len(trials) == len(tests) and all(x.is_passed for x in trials):
       return self._verdict(1.0, "", Status.CORRECT, trials, tests)
     feedback = code_feedback.trace(
-      trials, tells_hidden=self.reveal_hidden_tests
+      trials, tells_hidden=self.config.reveal_hidden_tests
     )
     status = code_feedback.status(trials)
     return self._verdict(0.0, feedback, status, trials, tests)
@@ -128,7 +118,7 @@ class Code:
     rate = details["num_passed"] / max(1, details["num_tests"])
     return Verdict(
       reward,
-      feedback if self.feedback else "",
+      feedback if self.config.feedback else "",
       status,
       {**details, "pass_rate": rate},
     )
@@ -137,28 +127,27 @@ class Code:
     self, program: str, tests: Sequence[Case | Asserts]
   ) -> list[Trial]:
     trials: list[Trial] = []
-    deadline = time.monotonic() + self.total_seconds
+    deadline = time.monotonic() + self.config.total_seconds
     for test in tests:
       trials.append(self._trial(program, test))
-      is_late = trials[-1].outcome.end is sandbox.End.TIMEOUT
+      is_late = trials[-1].outcome.end is End.TIMEOUT
       if is_late or time.monotonic() > deadline:
         break
     if trials and len(trials) < len(tests) and trials[-1].is_passed:
-      # Each was fast enough, and all together were not.
-      late = sandbox.Outcome(sandbox.End.TIMEOUT)
+      # Each test was fast enough, but all together exceeded `total_seconds`.
+      late = Outcome(End.TIMEOUT)
       trials.append(Trial(tests[len(trials)], late, is_passed=False))
     return trials
 
   def _trial(self, program: str, test: Case | Asserts) -> Trial:
-    assert self.box is not None
-    outcome = self.box.run(self._job(program, test))
-    is_over = outcome.end is sandbox.End.EXITED and not outcome.exit_code
+    outcome = self.sandbox.run(self._job(program, test))
+    is_over = outcome.end is End.EXITED and not outcome.exit_code
     if isinstance(test, Asserts):
       checks = outcome.checks
       is_passed = (
         is_over
         and checks is not None
-        and checks.num_passed > 0  # a loop over nothing asserts nothing
+        and checks.num_passed > 0  # a loop over an empty list asserts nothing
         and not checks.num_failed
         and not checks.stopped_at
         and not checks.broken
@@ -172,32 +161,34 @@ class Code:
     shown = returned or _shown(value)
     return Trial(test, outcome, is_passed, returned=shown, program=program)
 
-  def _job(self, program: str, test: Case | Asserts) -> sandbox.Job:
+  def _job(self, program: str, test: Case | Asserts) -> Job:
     if isinstance(test, Asserts):
-      asked = sandbox.Tests(test.source, test.prelude, test.names)
-      return sandbox.Job(program, tests=asked, limits=self._limits())
+      tests = Tests(test.source, test.prelude, test.names)
+      return Job(program, tests=tests, limits=self._limits())
     if test.function is None:
-      return sandbox.Job(program, stdin=test.input, limits=self._limits())
+      return Job(program, stdin=test.input, limits=self._limits())
     name = test.function
+    # LeetCode's programs put the function into a class of this name.
     if re.search(r"^class Solution\b", program, re.MULTILINE) and (
       "." not in name
     ):
       name = f"Solution.{name}"
-    call = sandbox.Call(name, test.arguments)
-    return sandbox.Job(program, call=call, limits=self._limits())
+    call = Call(name, test.arguments)
+    return Job(program, call=call, limits=self._limits())
 
-  def _limits(self) -> sandbox.Limits:
-    return sandbox.Limits(
-      seconds=self.seconds,
-      wall_seconds=2 * self.seconds + 2,
-      memory_bytes=int(self.memory_gib * (1 << 30)),
+  def _limits(self) -> Limits:
+    return Limits(
+      seconds=self.config.seconds,
+      wall_seconds=2 * self.config.seconds + 2,
+      memory_bytes=int(self.config.memory_gib * (1 << 30)),
     )
 
   def _question(self, row: Mapping[str, Any]) -> str:
     prompt = rows.text(row, "prompt") or ""
     starter = rows.text(row, "starter_code")
-    if self.instruction is not None:
-      return f"{prompt}\n\n{self.instruction}" if self.instruction else prompt
+    instruction = self.config.instruction
+    if instruction is not None:
+      return f"{prompt}\n\n{instruction}" if instruction else prompt
     if starter and starter.strip():
       return f"{prompt}\n\n{_STARTER}\n\n{fenced(starter)}"
     if rows.text(row, "entry_point"):
@@ -208,7 +199,7 @@ class Code:
 
 
 def last_program(text: str) -> tuple[str | None, str]:
-  """The last closed block of Python, or what is wrong.
+  """Returns the last closed block of Python, or None and what is wrong.
 
   A block without a language counts as Python.
   """
@@ -219,7 +210,7 @@ def last_program(text: str) -> tuple[str | None, str]:
     elif not match[1]:
       blocks.append((start[1].lower(), text[start.end() + 1 : match.start()]))
       start = None
-    # A block within a block does not end it.
+    # A fence with a language inside a block does not close the block.
   found = [code for language, code in blocks if language in _LANGUAGES]
   if not found:
     is_open = start is not None and start[1].lower() in _LANGUAGES
@@ -235,15 +226,15 @@ def last_program(text: str) -> tuple[str | None, str]:
 
 
 def fenced(code: str) -> str:
-  """Code as a block of Markdown."""
+  """Returns the code as a block of Markdown."""
   return f"```python\n{code.strip(chr(10))}\n```"
 
 
 def is_same_output(written: str, expected: str) -> bool:
-  """Whether two outputs are the same, up to space and how numbers look.
+  """Returns True if two outputs are the same, up to space and number format.
 
-  Line by line, without the space around each and blank lines at the end;
-  in a line that differs, word by word, and numbers by value.
+  Lines are compared without the space around each and blank lines at the end;
+  a line that differs is compared word by word, and numbers by value.
   """
   lines, wanted = (
     [line.split() for line in text.rstrip().splitlines()]
@@ -266,8 +257,8 @@ def _is_same_word(a: str, b: str) -> bool:
     return False
 
 
-def _returned(outcome: sandbox.Outcome) -> tuple[Any, str]:
-  """The value of a call; or what is wrong with it."""
+def _returned(outcome: Outcome) -> tuple[Any, str]:
+  """Returns the value of a call, and an error text or an empty one."""
   if outcome.not_plain:
     return None, outcome.not_plain
   try:
@@ -279,7 +270,7 @@ def _returned(outcome: sandbox.Outcome) -> tuple[Any, str]:
 def _shown(value: Any) -> str:
   try:
     return json.dumps(value)
-  except ValueError:  # Python does not write numbers of so many digits
+  except ValueError:  # Python refuses to print integers of so many digits
     return "a value with too large a number to show"
 
 
@@ -292,7 +283,7 @@ def _solution(row: Mapping[str, Any]) -> str | None:
 
 
 def _counts(trial: Trial) -> tuple[int, int]:
-  """Tests that passed, and tests."""
+  """Returns how many tests passed and how many there are."""
   checks = trial.outcome.checks
   if isinstance(trial.test, Asserts) and checks is not None:
     total = checks.num_passed + checks.num_failed

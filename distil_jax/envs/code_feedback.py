@@ -1,7 +1,7 @@
-"""What came of running a program, in words: an execution trace.
+"""Writes the feedback on a program: an execution trace as on LeetCode.
 
-In the manner of LeetCode: the first runtime error, else the first time-out,
-else up to two wrong answers, the shortest first.
+It shows the first runtime error, else the first time-out, else up to two wrong
+answers, the shortest first.
 """
 
 import builtins
@@ -29,11 +29,11 @@ class Trial:
   """One test of a program.
 
   Attributes:
-    test: what was asked.
-    outcome: what came of it.
-    is_passed: whether it was right.
-    returned: what a call returned, as text; empty: nothing.
-    program: source.
+    test: The test.
+    outcome: Outcome of its run in the sandbox.
+    is_passed: True if the program passed.
+    returned: The value that a call returned, as text; empty if there is none.
+    program: Source of the program.
   """
 
   test: Case | Asserts
@@ -44,7 +44,7 @@ class Trial:
 
 
 def status(trials: list[Trial]) -> Status:
-  """Of a program, by its trials; at least one of them has not passed."""
+  """Returns a program's status; at least one of its trials has failed."""
   failed = [trial for trial in trials if not trial.is_passed]
   ends = [_kind(trial.outcome) for trial in failed]
   for kind in (Status.CRASHED, Status.ERROR, Status.TIMEOUT):
@@ -54,16 +54,16 @@ def status(trials: list[Trial]) -> Status:
 
 
 def trace(trials: list[Trial], *, tells_hidden: bool) -> str:
-  """Of the failed trials, within `MAX_LENGTH` characters.
+  """Describes the failed trials in at most `MAX_LENGTH` characters.
 
   Args:
-    trials: of one program.
-    tells_hidden: say what is in hidden tests.
+    trials: Trials of one program.
+    tells_hidden: Show the content of hidden tests.
   """
   failed = [trial for trial in trials if not trial.is_passed]
   worst = status(trials)
   if worst is Status.CRASHED:
-    return ""  # the sandbox, not the program, is at fault
+    return ""  # The sandbox has failed, not the program.
   if worst is Status.WRONG:
     shortest = sorted(failed, key=lambda x: (x.test.is_hidden, _size(x.test)))
     text = "\n\n".join(_wrong(x, tells_hidden) for x in shortest[:_MAX_WRONG])
@@ -113,7 +113,7 @@ def _late(trial: Trial, tells_hidden: bool) -> str:
 
 
 def _where(trial: Trial, is_told: bool, label: str) -> list[str]:
-  """At which test."""
+  """Says at which test it happened."""
   if not is_told:
     return [f"{_HIDDEN} ends so."]
   if isinstance(trial.test, Asserts):
@@ -126,9 +126,10 @@ def _where(trial: Trial, is_told: bool, label: str) -> list[str]:
 
 
 def _bare(fault: Fault, program: str) -> Fault:
-  """Of an exception what no test's input can have been put into.
+  """Removes all of an exception that may contain a test's input.
 
-  A program names its exceptions, and can make up where they come from.
+  A program can raise exceptions of its own names and forge their frames, so
+  only names of built-in exceptions and lines of the program itself are kept.
   """
   kind = getattr(builtins, fault.type, None)
   is_known = isinstance(kind, type) and issubclass(kind, BaseException)
@@ -142,7 +143,7 @@ def _bare(fault: Fault, program: str) -> Fault:
 
 
 def _fault(fault: Fault) -> list[str]:
-  """An exception, with the program's frames."""
+  """Describes an exception with the program's frames."""
   message = _shortened(fault.message, _MAX_PART)
   lines = [f"{fault.type}: {message}" if message else fault.type]
   half = len(fault.frames) // 2

@@ -1,14 +1,14 @@
-"""Tests of programs, as data rows have them.
+"""Reads the tests of programs from data rows.
 
-Four layouts are read:
+Four layouts are known:
 
-  asserts     `test` with `entry_point` (HumanEval), or `test_list` with
-              `test_setup_code` or `test_imports`, and `code` (MBPP)
-  cases       `tests`: a list of `{input, output, testtype}`, or
-              `{inputs, outputs, fn_name}`, as an object or as JSON text
+  assertions     `test` with `entry_point` (HumanEval), or `test_list` with
+                 `test_setup_code` or `test_imports`, and `code` (MBPP)
+  cases          `tests`: a list of `{input, output, testtype}`, or
+                 `{inputs, outputs, fn_name}`, as an object or as JSON text
   LiveCodeBench  `public_test_cases` and `private_test_cases`: such lists, the
-              latter perhaps packed; `metadata` with `func_name`
-  hidden ones `hidden_tests` and `hidden_test`: as `tests` and `test`
+                 latter perhaps packed; `metadata` with `func_name`
+  hidden tests   `hidden_tests` and `hidden_test`: as `tests` and `test`
 """
 
 import ast
@@ -32,14 +32,15 @@ _MAX_UNPACKED = 256 << 20
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-  """One test: a run with what it reads, or a call.
+  """One test: a run of the program as a script, or a call of a function.
 
   Attributes:
-    input: what the program reads; or the arguments, JSON, a line each.
-    output: what it should write; or the value, JSON.
-    function: what to call, `A.f` for a method of `A()`; None: the program is
-      run as a script.
-    is_hidden: feedback may not tell what is in it.
+    input: Standard input of the script; or the arguments, one line of JSON for
+      each.
+    output: Expected standard output; or the expected value as JSON.
+    function: Name of the function, `A.f` for a method of `A()`; None means that
+      the program runs as a script.
+    is_hidden: If True, feedback must not show the test's content.
   """
 
   input: str
@@ -49,20 +50,20 @@ class Case:
 
   @property
   def arguments(self) -> tuple[Any, ...]:
-    """Of the call."""
+    """Returns the arguments of the call."""
     lines = filter(str.strip, self.input.split("\n"))
     return tuple(json.loads(line) for line in lines)
 
 
 @dataclasses.dataclass(frozen=True)
 class Asserts:
-  """A test in Python, whose assertions call the program's functions.
+  """A test in Python whose assertions call the program's functions.
 
   Attributes:
-    source: the test.
-    prelude: runs before it.
-    names: of the program's functions.
-    is_hidden: feedback may not tell what is in it.
+    source: The test.
+    prelude: Python that runs before it.
+    names: Names of the program's functions.
+    is_hidden: If True, feedback must not show the test's content.
   """
 
   source: str
@@ -72,10 +73,10 @@ class Asserts:
 
 
 def read(row: Mapping[str, Any]) -> list[Case | Asserts]:
-  """All tests of a row, those that may be told first.
+  """Returns all tests of a row, hidden ones last.
 
   Raises:
-    ValueError: there are none, or one is malformed.
+    ValueError: There are none, or one is malformed.
   """
   found: list[Case | Asserts] = []
   name = _function_name(row)
@@ -101,12 +102,12 @@ def read(row: Mapping[str, Any]) -> list[Case | Asserts]:
 
 
 def as_data(tests: Sequence[Case | Asserts]) -> list[dict[str, Any]]:
-  """Tests as JSON, for a problem to carry."""
+  """Converts tests to JSON, for a problem's details."""
   return [dataclasses.asdict(test) for test in tests]
 
 
 def from_data(data: Sequence[Mapping[str, Any]]) -> list[Case | Asserts]:
-  """The same back."""
+  """Converts the JSON of `as_data` back to tests."""
   return [
     Asserts(**{**test, "names": tuple(test["names"])})
     if "source" in test
@@ -116,7 +117,7 @@ def from_data(data: Sequence[Mapping[str, Any]]) -> list[Case | Asserts]:
 
 
 def _asserts(row, source: str, is_hidden: bool) -> Asserts:
-  """As in HumanEval: a function `check`, to be called with the program's."""
+  """Reads a test as in HumanEval: `check` is called with the function."""
   if not _has_assertion(source):
     raise ValueError("the test has no assert statement")
   entry = rows.text(row, "entry_point")
@@ -136,12 +137,12 @@ def _has_assertion(source: str) -> bool:
   try:
     nodes = ast.walk(ast.parse(source))
   except (SyntaxError, ValueError):
-    return True  # the sandbox's Python may be newer, and will say
+    return True  # The sandbox's Python may be newer and will report it if not.
   return any(isinstance(node, ast.Assert) for node in nodes)
 
 
 def _prelude(row) -> str:
-  """The prompt, which defines what tests may use; if it is Python at all."""
+  """Returns the prompt if it is Python: tests may use what it defines."""
   prompt = rows.text(row, "prompt") or ""
   try:
     compile(prompt, "prompt", "exec")
@@ -151,7 +152,7 @@ def _prelude(row) -> str:
 
 
 def _listed(row) -> list[Asserts]:
-  """As in MBPP: assertions, a text each."""
+  """Reads tests as in MBPP: a list of assertions."""
   asserts = row.get("test_list")
   if asserts is None:
     return []
@@ -170,9 +171,9 @@ def _listed(row) -> list[Asserts]:
 
 
 def _named_as_builtins(row) -> tuple[str, ...]:
-  """Functions of the reference solution that Python has by the same name.
+  """Returns functions of the reference solution that are named as built-ins.
 
-  Tests that call `sum` mean Python's, unless there is one to be written.
+  Tests that call `sum` mean Python's, unless the program is to define one.
   """
   solution = rows.text(row, "code") or rows.text(row, "solution") or ""
   try:
@@ -212,7 +213,7 @@ def _cases(value: Any, field: str, name: str | None) -> list[Case]:
 
 
 def _listed_apart(value, field: str, name: str | None):
-  """Inputs and outputs in two lists."""
+  """Reads inputs and outputs that stand in two lists."""
   inputs, outputs = value.get("inputs"), value.get("outputs")
   if not isinstance(inputs, list) or not isinstance(outputs, list):
     raise ValueError(f"{field} must have inputs and outputs, two lists")
@@ -244,7 +245,8 @@ def _case(test: Any, where: str, name: str | None) -> Case:
     raise ValueError(f"{where}: testtype {kind!r} is not stdin or functional")
   if name is None:
     raise ValueError(f"{where}: no func_name or fn_name says what to call")
-  if not isinstance(given, str):  # arguments as they are
+  # Some data sets have the arguments as values, others as JSON text.
+  if not isinstance(given, str):
     given = "\n".join(json.dumps(x) for x in given)
   if not isinstance(wanted, str):
     wanted = json.dumps(wanted)
@@ -258,14 +260,14 @@ def _case(test: Any, where: str, name: str | None) -> Case:
 
 
 def _lines(value: Any) -> Any:
-  """Some data sets have the lines of a text in a list."""
+  """Joins the lines of a text, which some data sets have in a list."""
   if isinstance(value, list) and all(isinstance(x, str) for x in value):
     return "\n".join(value)
   return value
 
 
 def _json(value: Any, field: str) -> Any:
-  """What a text holds: JSON, or JSON packed as LiveCodeBench packs it."""
+  """Decodes JSON text, also if it is packed as in LiveCodeBench."""
   if not isinstance(value, str):
     return value
   if not value.strip():
@@ -281,7 +283,7 @@ def _json(value: Any, field: str) -> Any:
 
 
 class _TextOnly(pickle.Unpickler):
-  """Of pickled data a text alone; anything else could be a program."""
+  """Unpickles texts alone, because other objects could run programs."""
 
   def find_class(self, module_name: str, global_name: str) -> Any:
     raise pickle.UnpicklingError(f"{module_name}.{global_name} is no text")

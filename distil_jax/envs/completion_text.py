@@ -1,4 +1,4 @@
-"""How feedback quotes what a completion says."""
+"""Reads and shortens the text of completions for feedback."""
 
 import re
 
@@ -7,21 +7,21 @@ _ENDED_THOUGHT = re.compile(r"\A.*</think>\n*", re.DOTALL)
 
 
 def shortened(text: str, length: int = 40) -> str:
-  """At most so many characters, and a sign where some are left out."""
+  """Returns at most `length` characters, marked if some are left out."""
   return text if len(text) <= length else f"{text[:length]}…"
 
 
 def without_thought(text: str) -> str:
-  """What a completion says after and between its thoughts.
+  """Returns a completion without its thoughts.
 
-  A thought that is never closed reaches to the end. Where the chat template
-  opens the thought the completion only closes it: all before counts as thought.
+  A thought that is never closed reaches to the end. If the chat template opens
+  the thought, the completion only closes it: all text before counts as thought.
   """
   return _ENDED_THOUGHT.sub("", _THOUGHT.sub("", text))
 
 
 def shortened_inside(text: str, length: int, sign: str = "\n[…]\n") -> str:
-  """At most so many characters: the beginning and the end, a sign between."""
+  """Returns at most `length` characters: beginning, sign and end."""
   if len(text) <= length:
     return text
   half, rest = divmod(length - len(sign), 2)
@@ -29,10 +29,10 @@ def shortened_inside(text: str, length: int, sign: str = "\n[…]\n") -> str:
 
 
 def last_tagged(text: str, name: str) -> str | None:
-  """What stands in the last pair of `<name>…</name>`; None: there is none.
+  """Returns the content of the last `<name>…</name>`, or None.
 
-  Of nested tags the innermost counts, and a tag that is never closed does not.
-  In time linear in the length of the text.
+  If tags are nested, the innermost one counts; a tag that is never closed does
+  not. Takes time linear in the length of the text.
   """
   opening, closing = f"<{name}>", f"</{name}>"
   last_close = text.rfind(closing)

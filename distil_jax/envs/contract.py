@@ -1,4 +1,4 @@
-"""What every environment promises, to be checked of one's own in a test.
+"""Checks what every environment promises, for use in tests.
 
 contract.check(MyEnvironment(), rows)
 """
@@ -13,7 +13,7 @@ from distil_jax.envs import Environment, SelfJudged
 from distil_jax.envs import completion_text as envs_text
 from distil_jax.types import Problem, Status, Verdict
 
-# What a model may write; none of it may stop a run.
+# Hostile completions that a model may write; none of them may stop a run.
 COMPLETIONS: Sequence[str] = (
   "",
   " \n\t",
@@ -25,7 +25,7 @@ COMPLETIONS: Sequence[str] = (
   "{" * 5000,
   '{"a": ' * 5000,
   "9" * 100_000,
-  "\x00\x1b[2J\ud800",  # no text that could be encoded
+  "\x00\x1b[2J\ud800",  # A lone surrogate cannot be encoded.
   "\u202e\u2066rtl\u2069",
   "e\u0301" * 10_000,
   "None",
@@ -33,12 +33,12 @@ COMPLETIONS: Sequence[str] = (
   "</think>",
   "x" * 1_000_000,
 )
-# Longer feedback would push the problem itself out of a teacher's prompt.
+# Longer feedback would push the problem itself out of the teacher's prompt.
 MAX_FEEDBACK_LENGTH = 10_000
 
 
 class ContractError(AssertionError):
-  """A promise that an environment does not keep."""
+  """Means that an environment breaks a promise; says which one."""
 
 
 def check(
@@ -46,15 +46,15 @@ def check(
   rows: Iterable[Mapping[str, Any]],
   completions: Sequence[str] = (),
 ) -> None:
-  """Holds an environment to what the rest of the package relies on.
+  """Checks all that the rest of the package expects of an environment.
 
   Args:
-    environment: any.
-    rows: good ones, at least one.
-    completions: to be judged besides `COMPLETIONS`, such as right ones.
+    environment: Any environment.
+    rows: Valid data rows, at least one.
+    completions: Texts to judge besides `COMPLETIONS`, such as correct ones.
 
   Raises:
-    ContractError: names the promise, the row and the completion.
+    ContractError: Names the promise, the row and the completion.
   """
   count = 0
   for index, row in enumerate(rows):
@@ -83,14 +83,14 @@ def _problems(
     for broken in (rest, {**rest, name: None}, {**rest, name: object()}):
       _check_refusal(environment, broken, index)
   yield problem
-  # Judges may work in processes of their own.
+  # Judges may run in processes of their own, so problems must be picklable.
   yield pickle.loads(pickle.dumps(problem))
 
 
 def _check_refusal(
   environment: Environment, row: Mapping[str, Any], index: int
 ) -> None:
-  """Of a row that may lack something."""
+  """Checks that a malformed row, if refused, is refused by a ValueError."""
   where = f"problem({_shown(row)}, {index})"
   try:
     environment.problem(row, index)
@@ -128,10 +128,10 @@ def _check_verdict(
   again = environment.judge(problem, completion)
   _require(again == verdict, where, "has another verdict the second time")
   if isinstance(environment, SelfJudged):
-    asked = environment.critique_prompt(problem, completion, verdict)
-    if asked is not None:
-      _check_messages(asked, where.replace("judge", "critique_prompt", 1))
-    # The policy may answer with anything, too.
+    prompt = environment.critique_prompt(problem, completion, verdict)
+    if prompt is not None:
+      _check_messages(prompt, where.replace("judge", "critique_prompt", 1))
+    # The critic is a model too and may write anything.
     found = environment.with_critique(verdict, completion)
     _check_is_good(found, where.replace("judge", "with_critique", 1))
 

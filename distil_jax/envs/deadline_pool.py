@@ -1,8 +1,13 @@
-"""Work that is asked for now and read later, in threads, each by a deadline.
+"""Runs tasks in threads, each within a time limit.
 
-Threads suffice: what is heavy runs in processes of its own, and who waits for
-a process lets others run. They are there only while there is work; all of them
-end with the process.
+Threads suffice because heavy work runs in processes of its own, and a thread
+that waits for a process lets the others run.
+
+`concurrent.futures.ThreadPoolExecutor` and pebble's `ThreadPool` cannot replace
+this pool. Neither has a time limit for a task: the caller may stop waiting, but
+a task that hangs keeps its place in the pool, and a few of them stop all work.
+And the interpreter waits for the executor's threads when it exits, so that one
+that hangs would keep a finished run alive.
 """
 
 import collections
@@ -21,45 +26,54 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(eq=False)
 class _Task(Generic[T]):
-  """What is to be done, and what stands in where it takes too long."""
+  """A function to call, and the one that gives its result after a timeout."""
 
-  do: Callable[[], T]
-  give_up: Callable[[], T]
+  function: Callable[[], T]
+  on_timeout: Callable[[], T]
   future: Future[T] = dataclasses.field(default_factory=Future)
 
 
 class DeadlinePool(Generic[T]):
-  """Does several things at once. What hangs costs its thread, not its place."""
+  """Runs several tasks at once; a task that hangs does not keep its place.
 
-  def __init__(self, *, num_workers: int | None = None, seconds: float = 60.0):
-    """No thread is started yet.
+  Threads exist only while there is work, and all of them end with the process.
+  """
+
+  def __init__(self, *, num_workers: int | None, seconds: float):
+    """Starts no thread yet.
 
     Args:
-      num_workers: at once at the most; None: one for each core.
-      seconds: for one task, from when it begins.
+      num_workers: Largest number of tasks at once; None means one for each
+        core.
+      seconds: Time limit of one task, from its beginning.
+
+    Raises:
+      ValueError: One of the two is not positive.
     """
     if num_workers is not None and num_workers < 1:
-      raise ValueError(f"num_workers={num_workers} must be positive")
+      raise ValueError(f"num_workers={num_workers} must be at least 1")
     if not seconds > 0:
       raise ValueError(f"seconds={seconds} must be above 0")
     self._num_workers = num_workers or pipes.num_cores()
     self._seconds = seconds
     self._waiting: collections.deque[_Task[T]] = collections.deque()
-    # With their deadlines, the next one first: all have the same time.
+    # Deadlines by task, the earliest first: all tasks have the same time limit.
     self._running: dict[_Task[T], float] = {}
     self._num_threads = 0
     self._is_watched = False
     self._changed = threading.Condition()
 
-  def submit(self, do: Callable[[], T], give_up: Callable[[], T]) -> Future[T]:
-    """Has it done; `result` of what is returned waits for it.
+  def submit(
+    self, function: Callable[[], T], on_timeout: Callable[[], T]
+  ) -> Future[T]:
+    """Queues a task and returns its future.
 
     Args:
-      do: what it raises is raised to who waits. What is cancelled before its
-        turn is not done.
-      give_up: the same, in place of `do` where it is not back by its deadline.
+      function: Gives the result, or the exception. It is not called if the
+        future is cancelled before its turn.
+      on_timeout: Gives the result if `function` exceeds the time limit.
     """
-    task = _Task(do, give_up)
+    task = _Task(function, on_timeout)
     with self._changed:
       self._waiting.append(task)
       if self._num_threads < self._num_workers:
@@ -71,13 +85,13 @@ class DeadlinePool(Generic[T]):
     threading.Thread(target=self._work, daemon=True).start()
 
   def _work(self) -> None:
-    """Does what waits, until nothing does."""
+    """Runs waiting tasks until there are none."""
     while (task := self._next()) is not None:
       done: Future[T] = Future()
-      _settle(done, task.do)
+      _settle(done, task.function)
       with self._changed:
         if self._running.pop(task, None) is None:
-          return  # given up, and another thread has its place
+          return  # It timed out, and another thread has its place.
         if not self._running:
           self._changed.notify()
       _settle(task.future, done.result)
@@ -97,12 +111,12 @@ class DeadlinePool(Generic[T]):
     return None
 
   def _watch(self) -> None:
-    """Gives up what is not done by its deadline, while anything is."""
+    """Settles tasks that exceed their deadline, while any task runs."""
     while (task := self._overdue()) is not None:
-      _settle(task.future, task.give_up)
+      _settle(task.future, task.on_timeout)
 
   def _overdue(self) -> _Task[T] | None:
-    """Waits for a task to come to its deadline; None where none runs."""
+    """Waits for a task to reach its deadline; returns None if none runs."""
     with self._changed:
       while self._running:
         task, deadline = next(iter(self._running.items()))
@@ -110,7 +124,7 @@ class DeadlinePool(Generic[T]):
         if left > 0:
           self._changed.wait(left)
           continue
-        # Its thread cannot be ended; another one takes its place.
+        # A thread cannot be stopped, so another one takes its place.
         del self._running[task]
         self._num_threads -= 1
         if self._waiting:
@@ -120,10 +134,10 @@ class DeadlinePool(Generic[T]):
       return None
 
 
-def _settle(future: Future[T], do: Callable[[], T]) -> None:
-  """Does it; who waits hears of it, however it ends."""
+def _settle(future: Future[T], function: Callable[[], T]) -> None:
+  """Puts the function's result or exception into the future."""
   try:
-    result = do()
+    result = function()
   except BaseException as error:
     future.set_exception(error)
   else:
@@ -132,7 +146,7 @@ def _settle(future: Future[T], do: Callable[[], T]) -> None:
 
 @contextlib.contextmanager
 def cancelled_on_failure(pending: Mapping[int, Future[Any]]) -> Iterator[None]:
-  """Where the block fails or is interrupted, what waits is not done."""
+  """Cancels waiting tasks if the block fails or is interrupted."""
   try:
     yield
   except BaseException:

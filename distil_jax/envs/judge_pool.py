@@ -1,60 +1,63 @@
-"""Verdicts from several threads at once, each by its deadline."""
+"""Judges completions in several threads, each within a time limit."""
 
 import dataclasses
 import traceback
 from collections.abc import Iterable
 from concurrent.futures import Future
 
+from distil_jax.config.environments import JudgingConfig
 from distil_jax.envs import Environment, deadline_pool, warn_once
 from distil_jax.types import Problem, Status, Verdict
 
+_DEFAULTS = JudgingConfig()
+
 
 class JudgePool:
-  """An environment whose verdicts are asked for now and read later.
+  """Judges in the background and returns futures of verdicts.
 
-  A judge that raises or that hangs costs its verdict, and nothing else. Threads
-  are there only while something is to be judged; all of them end with the
-  process.
+  A judge that raises returns `crashed`, and one that exceeds the limit returns
+  `timeout`, both with reward 0; other verdicts are not affected. Threads exist
+  only while there is something to judge, and all of them end with the process.
   """
 
   def __init__(
     self,
     environment: Environment,
+    config: JudgingConfig = _DEFAULTS,
     *,
-    num_workers: int | None = None,
-    seconds: float = 60.0,
-    tell: warn_once.Tell = warn_once.to_stderr,
+    warn: warn_once.Warn = warn_once.to_stderr,
   ):
-    """No thread is started yet.
+    """Starts no thread yet.
 
     Args:
-      environment: its `judge` is called by several threads at once.
-      num_workers: threads at the most; None: one for each core.
-      seconds: for one verdict, from when its judge begins.
-      tell: is told, once each, of a judge that raises and of one that hangs.
+      environment: Its `judge` is called by several threads at once.
+      config: Number of threads, and the time limit of one verdict, which counts
+        from the beginning of its judge.
+      warn: Is called once for judges that raise and once for those that hang.
     """
     self._threads = deadline_pool.DeadlinePool[Verdict](
-      num_workers=num_workers, seconds=seconds
+      num_workers=config.num_workers, seconds=config.seconds
     )
     self._environment = environment
-    self._seconds = seconds
-    self._complain = warn_once.WarnOnce(tell)
+    self._seconds = config.seconds
+    self._warn_once = warn_once.WarnOnce(warn)
 
   def submit(self, problem: Problem, completion: str) -> Future[Verdict]:
-    """Has it judged; `result` of what is returned waits for the verdict.
+    """Queues a completion and returns the future of its verdict.
 
-    Where the judge raises the verdict is `Status.CRASHED`, where it takes too
-    long `Status.TIMEOUT`. What is cancelled before its turn is not judged.
+    The verdict is `Status.CRASHED` if the judge raises and `Status.TIMEOUT` if
+    it exceeds the limit. A future that is cancelled before its turn is not
+    judged.
     """
     return self._threads.submit(
-      lambda: self._judged(problem, completion),
-      lambda: self._given_up(problem),
+      lambda: self._judge(problem, completion),
+      lambda: self._time_out(problem),
     )
 
   def __call__(
     self, problems: Iterable[Problem], completions: Iterable[str]
   ) -> list[Verdict]:
-    """Judges one completion of each problem, and waits for all of them."""
+    """Judges one completion of each problem and waits for all verdicts."""
     pending = {}
     with deadline_pool.cancelled_on_failure(pending):
       pairs = zip(problems, completions, strict=True)
@@ -62,40 +65,42 @@ class JudgePool:
         pending[i] = self.submit(problem, completion)
       return [future.result() for future in pending.values()]
 
-  def _judged(self, problem: Problem, completion: str) -> Verdict:
+  def _judge(self, problem: Problem, completion: str) -> Verdict:
     try:
       verdict = _checked(self._environment.judge(problem, completion))
-    except BaseException as error:  # sys.exit too: here it would end in silence
+    # Also `sys.exit`, which would end this thread without a word.
+    except BaseException as error:
       text = "".join(traceback.format_exception(error))
-      self._complain(
+      self._warn_once(
         Status.CRASHED,
-        f"problem {problem.index}: the environment raised instead of "
-        "judging; nothing is learned from that completion, nor from others to "
-        f"which this happens, which are counted as {Status.CRASHED}:\n{text}",
+        f"problem {problem.index}: the environment raised instead of judging. "
+        "Nothing is learned from this completion; others to which this happens "
+        f"are counted as {Status.CRASHED} and not reported:\n{text}",
       )
-      said = "".join(traceback.format_exception_only(error)).strip()
-      return Verdict(0.0, "", Status.CRASHED, {"error": said})
+      message = "".join(traceback.format_exception_only(error)).strip()
+      return Verdict(0.0, "", Status.CRASHED, {"error": message})
     return verdict
 
-  def _given_up(self, problem: Problem) -> Verdict:
-    self._complain(
+  def _time_out(self, problem: Problem) -> Verdict:
+    self._warn_once(
       Status.TIMEOUT,
       f"problem {problem.index}: the environment has not judged within "
-      f"judging.seconds={self._seconds:g}; the thread in which it hangs "
-      "stays until the end, and so do others to which this happens, which "
-      f"are counted as {Status.TIMEOUT}. Its judge needs a deadline of its "
-      "own",
+      f"judging.seconds={self._seconds:g}. Its thread cannot be stopped and "
+      "stays until the end of the run; others to which this happens are "
+      f"counted as {Status.TIMEOUT} and not reported. Give the judge a time "
+      "limit of its own, or raise judging.seconds",
     )
     return Verdict(0.0, "", Status.TIMEOUT, {"seconds": self._seconds})
 
 
 def _checked(verdict: Verdict) -> Verdict:
-  """The verdict, in the types that a step counts and reads.
+  """Returns the verdict with fields of the declared types.
 
-  Half a character in its feedback, which no tokenizer takes, is replaced.
+  Lone surrogates in its feedback, which no tokenizer accepts, are replaced.
 
   Raises:
-    TypeError, ValueError: it is none, or one that nothing can be done with.
+    TypeError: It is no verdict, or its feedback is no text.
+    ValueError: Its reward is not in [0, 1], or its status is unknown.
   """
   if not isinstance(verdict, Verdict):
     raise TypeError(f"judge returned {type(verdict).__name__}, no Verdict")

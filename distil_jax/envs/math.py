@@ -1,4 +1,4 @@
-"""Mathematics: the answer in the last box, up to how it is written."""
+"""Judges mathematics by the value of the answer in the last box."""
 
 import dataclasses
 import re
@@ -6,20 +6,22 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any, ClassVar
 
+from distil_jax.config.environments import MathConfig
 from distil_jax.envs import completion_text as envs_text
 from distil_jax.envs import math_worker, process_pool, rows
 from distil_jax.types import Problem, Status, Verdict
 
 _BOX = "\\boxed{"
 _NUMBER = re.compile(r"([-+]?)(\d{1,40}|\d{1,3}(?:,\d{3}){1,12})?(\.\d{1,40})?")
-# What surrounds a number without being part of it.
+# LaTeX that may surround a number without being part of it.
 _ORNAMENT = re.compile(r"\\[,!;: ]|\\?\$|\\(?:left|right)|\s")
-# GSM8K: what a calculator said, and where the answer begins.
+# GSM8K marks calculator results, and the beginning of the answer.
 _CALCULATOR = re.compile(r"<<[^<>\n]*>>")
 _MARKER = "####"
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _MAX_LENGTH = 1000
-# Of a box after which nothing is looked for in what is left.
+# Braces that are read in all boxes together, so that a completion of nothing
+# but boxes takes linear time.
 _MAX_BRACES = 10_000
 
 
@@ -28,19 +30,10 @@ class Math:
   """Judges by the last `\\boxed{…}`.
 
   Attributes:
-    feedback: whether a verdict says what was wrong.
-    reveal_answer: whether that feedback names the expected answer.
-    instruction: stands after each question; empty adds nothing.
-    symbolic: compares by algebra where the texts differ, which needs the extra
-      `math`; without it only numbers and equal texts are the same.
-    seconds: for one comparison.
+    config: Feedback, instruction, and how answers are compared.
   """
 
-  feedback: bool = True
-  reveal_answer: bool = False
-  instruction: str = "Put the final answer in \\boxed{}."
-  symbolic: bool = True
-  seconds: float = 5.0
+  config: MathConfig = dataclasses.field(default_factory=MathConfig)
   required_fields: ClassVar = ("prompt", "answer")
   _workers: process_pool.ProcessPool = dataclasses.field(
     default_factory=lambda: process_pool.ProcessPool(math_worker.__name__),
@@ -50,13 +43,11 @@ class Math:
   )
 
   def __post_init__(self) -> None:
-    if self.symbolic and not math_worker.is_installed():
+    if self.config.symbolic and not math_worker.is_installed():
       raise ValueError(
         "environment math compares by algebra with math-verify, which is not "
         f"installed: {math_worker.INSTALL}, or set symbolic=false"
       )
-    if not self.seconds > 0:
-      raise ValueError(f"seconds={self.seconds} must be above 0")
 
   def problem(self, row: Mapping[str, Any], index: int = 0) -> Problem:
     """Reads a row of a data file.
@@ -65,16 +56,16 @@ class Math:
       row: `prompt`, and `answer`: the answer alone; or a worked solution with
         the answer after `####`, as in GSM8K, or in a last `\\boxed{…}`.
         Optionally `system`, and `solution` in place of the worked one.
-      index: identity of the row within its data set.
+      index: Identity of the row within its data set.
 
     Raises:
-      ValueError: a field is missing or malformed, or there is no answer.
+      ValueError: A field is missing or malformed, or there is no answer.
     """
     messages = list(rows.messages(row))
     text, solution = rows.text(row, "answer"), rows.text(row, "solution")
     answer, worked = _reference(text or "")
-    if self.instruction:
-      question = f"{messages[-1]['content']}\n\n{self.instruction}"
+    if self.config.instruction:
+      question = f"{messages[-1]['content']}\n\n{self.config.instruction}"
       messages[-1] = {**messages[-1], "content": question}
     return Problem(
       index=index,
@@ -84,15 +75,15 @@ class Math:
     )
 
   def judge(self, problem: Problem, completion: str) -> Verdict:
-    """Compares what is in the last box that is closed.
+    """Compares the content of the last closed box with the answer.
 
-    Numbers are equal by value, whatever stands around them and between their
-    thousands; anything else by algebra, in a process that is killed at the
+    Numbers are compared by value, without currency signs, spaces and thousands
+    separators; anything else by algebra, in a process that is killed at the
     deadline.
 
     Returns:
-      The reward is 1 or 0; `details` has what was in the box, or None, as
-      `parsed`.
+      A verdict whose reward is 1 or 0; `details` has the content of the box, or
+      None, as `parsed`.
     """
     found = last_boxed(completion)
     details = {"parsed": found and found[:_MAX_LENGTH]}
@@ -108,9 +99,11 @@ class Math:
       status, feedback = self._compared(found.strip(), problem.answer)
     if status is Status.CORRECT:
       return Verdict(1.0, "", status, details)
-    if self.reveal_answer:
+    if self.config.reveal_answer:
       feedback += f" The correct answer is {problem.answer}."
-    return Verdict(0.0, feedback if self.feedback else "", status, details)
+    return Verdict(
+      0.0, feedback if self.config.feedback else "", status, details
+    )
 
   def _compared(self, found: str, expected: str) -> tuple[Status, str]:
     shown = envs_text.shortened(found)
@@ -120,29 +113,29 @@ class Math:
     numbers = _number(found), _number(expected)
     if None not in numbers:
       return (Status.CORRECT, "") if numbers[0] == numbers[1] else wrong
-    if not self.symbolic:
+    if not self.config.symbolic:
       return wrong
     try:
-      said = self._workers.ask([expected, found], self.seconds)
+      answer = self._workers.ask([expected, found], self.config.seconds)
     except process_pool.WorkerTimeoutError:
       return Status.TIMEOUT, (
         f"{shown} could not be compared with the correct answer within "
-        f"{self.seconds:g} s; write it out, as simply as it can be."
+        f"{self.config.seconds:g} s; write it out, as simply as it can be."
       )
     except process_pool.WorkerCrashError:
-      said = {"error": "crash"}
-    if "error" in said:
+      answer = {"error": "crash"}
+    if "error" in answer:
       return Status.ERROR, (
         f"{shown} could not be compared with the correct answer; write it as "
         "simply as it can be."
       )
-    return (Status.CORRECT, "") if said["is_equal"] else wrong
+    return (Status.CORRECT, "") if answer["is_equal"] else wrong
 
 
 def last_boxed(text: str) -> str | None:
-  """What is in the last `\\boxed{…}` that is closed; None where there is none.
+  """Returns the content of the last closed `\\boxed{…}`, or None.
 
-  In time linear in the length of the text.
+  Takes time linear in the length of the text.
   """
   start = text.rfind(_BOX)
   num_braces = 0
@@ -161,7 +154,7 @@ def last_boxed(text: str) -> str | None:
 
 
 def _reference(text: str) -> tuple[str, str | None]:
-  """The answer of a row, and a worked solution where there is one."""
+  """Returns the answer of a row, and its worked solution or None."""
   if _MARKER in text:
     worked, _, answer = text.rpartition(_MARKER)
     worked = _CALCULATOR.sub("", worked).strip()
@@ -180,7 +173,7 @@ def _reference(text: str) -> tuple[str, str | None]:
 
 
 def _number(text: str) -> Fraction | None:
-  """A plain number; None for anything else."""
+  """Returns the value of a plain number, or None for anything else."""
   plain = _ORNAMENT.sub("", text)
   match = _NUMBER.fullmatch(plain)
   if match is None or (match[2] is None and match[3] is None):

@@ -1,4 +1,4 @@
-"""Whether two mathematical expressions are equal; runs in a `workers.Worker`.
+"""Compares mathematical expressions in a `process_pool.Worker`.
 
 python -m distil_jax.envs.math_worker
 """
@@ -12,27 +12,30 @@ from distil_jax.envs import process_pool
 
 INSTALL = "pip install 'distil_jax[math]'"
 _MEMORY_BYTES = 4 * 2**30
-# Of CPU. The one who asks has a deadline of its own, which comes before.
-_SECONDS = 60
+# The parent has a time limit of its own, which is shorter.
+_CPU_SECONDS = 60
 
 
 def is_installed() -> bool:
-  """Whether what compares is there."""
+  """Returns True if math-verify is installed."""
   return importlib.util.find_spec("math_verify") is not None
 
 
 def answer(question: list[str]) -> dict[str, Any]:
-  """`[reference, expression]`, LaTeX without its dollars.
+  """Compares two expressions.
+
+  Args:
+    question: `[reference, expression]`, LaTeX without its dollars.
 
   Returns:
-    `is_equal`; or `error`, where the comparison fails.
+    `is_equal`, or `error` if the comparison fails.
   """
   import math_verify
 
   reference, expression = question
   try:
     found = _parsed(expression)
-    # By its own timeouts it would set alarms.
+    # Its own time limits would set alarm signals; this process is killed.
     is_equal = math_verify.verify(
       list(_reference(reference)), found, timeout_seconds=None
     )
@@ -43,7 +46,7 @@ def answer(question: list[str]) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=1024)
 def _reference(text: str) -> tuple[Any, ...]:
-  """Members of a group have the same one."""
+  """Parses a reference; completions of a group share one, so it is cached."""
   return tuple(_parsed(text))
 
 
@@ -60,4 +63,4 @@ def _parsed(text: str) -> list[Any]:
 if __name__ == "__main__":
   logging.disable()
   importlib.import_module("math_verify")
-  process_pool.serve(answer, memory_bytes=_MEMORY_BYTES, seconds=_SECONDS)
+  process_pool.serve(answer, memory_bytes=_MEMORY_BYTES, seconds=_CPU_SECONDS)

@@ -1,10 +1,11 @@
-"""Multiple choice: the letter in the last answer tag, as in SciKnowEval."""
+"""Judges multiple choice by the last answer tag, as in SciKnowEval."""
 
 import dataclasses
 import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from distil_jax.config.environments import MultipleChoiceConfig
 from distil_jax.envs import completion_text, rows
 from distil_jax.types import Problem, Status, Verdict
 
@@ -17,12 +18,12 @@ class MultipleChoice:
   """Judges by the letter alone.
 
   Attributes:
-    feedback: whether a verdict says what was wrong.
-    reveal_answer: whether that feedback names the correct option.
+    config: How much the feedback says.
   """
 
-  feedback: bool = True
-  reveal_answer: bool = False
+  config: MultipleChoiceConfig = dataclasses.field(
+    default_factory=MultipleChoiceConfig
+  )
   required_fields: ClassVar = ("prompt", "answer")
 
   def problem(self, row: Mapping[str, Any], index: int = 0) -> Problem:
@@ -30,13 +31,13 @@ class MultipleChoice:
 
     Args:
       row: `prompt`, and `answer`, one capital letter; optionally `system` and
-        `solution`, where null and empty are the same as none. The texts are
-        kept as they are; other fields are not read.
-      index: identity of the row within its data set.
+        `solution`, for which null and empty mean none. The texts are kept
+        unchanged; other fields are not read.
+      index: Identity of the row within its data set.
 
     Raises:
-      ValueError: prompt or answer is missing, a field is no string, or the
-        answer is not one letter A to Z.
+      ValueError: The prompt or the answer is missing, a field is no string, or
+        the answer is not one letter A to Z.
     """
     messages, answer = rows.messages(row), rows.text(row, "answer")
     solution = rows.text(row, "solution")
@@ -52,13 +53,14 @@ class MultipleChoice:
   def judge(self, problem: Problem, completion: str) -> Verdict:
     """Compares the letter in the last `<answer>…</answer>`.
 
-    Around the letter, spaces and line feeds, one pair of brackets and a full
-    stop after it do not count, nor does its case: `(b).` is B. Anything else,
-    such as the text of the option, cannot be read as an answer. Of nested tags
-    the innermost counts, and a tag that is never closed does not.
+    White space around the letter, one pair of brackets and a full stop after
+    it are ignored, and so is its case: `(b).` is B. Anything else, such as the
+    text of the option, cannot be read as an answer. If tags are nested, the
+    innermost one counts; a tag that is never closed does not.
 
     Returns:
-      The reward is 1 or 0; `details` has the letter, or None, as `parsed`.
+      A verdict whose reward is 1 or 0; `details` has the letter, or None, as
+      `parsed`.
     """
     content = completion_text.last_tagged(completion, "answer")
     match = None if content is None else _LETTER.fullmatch(content.strip())
@@ -70,9 +72,9 @@ class MultipleChoice:
     else:
       status = Status.WRONG
       feedback = f"Option {parsed} is not the correct answer."
-    if self.reveal_answer:
+    if self.config.reveal_answer:
       feedback += f" The correct answer is option {problem.answer}."
-    if not self.feedback:
+    if not self.config.feedback:
       feedback = ""
     return Verdict(0.0, feedback, status, {"parsed": parsed})
 

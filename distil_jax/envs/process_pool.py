@@ -1,9 +1,16 @@
-"""Processes that answer questions, and can be killed if they take too long.
+"""Runs code that may hang in processes that are killed at a time limit.
 
-For what is trusted but may hang, such as symbolic algebra: a deadline that
-needs no signal, so it holds in any thread. As libraries may be talked into more
-than they are meant for, they work behind the sandbox's outer walls where this
-system has them: without network, and without a view of the user's files.
+It is for libraries that are trusted but may hang, such as symbolic algebra. The
+time limit needs no signal, so it holds in any thread. As crafted input may make
+a library do more than it is meant for, workers run in the sandbox's namespaces
+if this system has them: without network, and without the user's files.
+
+Pebble's `ProcessPool`, which also kills a worker at its time limit and keeps
+the others, cannot replace this pool: its workers are `multiprocessing` children
+whose queues and semaphores belong to the parent's namespaces, so they cannot be
+started by a command prefix such as bubblewrap. It also starts them by `fork` on
+Linux, which is unsafe in a process that runs JAX, or by importing the user's
+main module again.
 """
 
 import contextlib
@@ -18,130 +25,134 @@ from typing import Any
 
 from distil_jax.envs.sandbox import isolation, pipes
 
-# To import what the worker needs; not counted as time of the first question.
+# Importing the worker's libraries does not count as time of the first question.
 _START_SECONDS = 120.0
-_MOST = 16
+_MAX_WORKERS = 16
 
 
 class WorkerTimeoutError(RuntimeError):
-  """No answer came in time; the process is gone, the next has another."""
+  """Means that no answer came in time; the next question starts a process."""
 
 
 class WorkerCrashError(RuntimeError):
-  """The process ended before it answered; the next question has another."""
+  """Means that the process ended; the next question starts another one."""
 
 
 class Worker:
   """Asks a module that runs `serve`, one question after the other."""
 
   def __init__(self, module: str):
-    """Nothing is started yet.
+    """Starts no process yet.
 
     Args:
-      module: run as `python -m module`.
+      module: Runs as `python -m module`.
     """
     self._module = module
     self._process: pipes.Child | None = None
     self._lock = threading.Lock()
 
   def __reduce__(self):
-    return Worker, (self._module,)  # elsewhere it starts a process of its own
+    # A copy in another process starts a process of its own.
+    return Worker, (self._module,)
 
   def ask(self, question: Any, seconds: float) -> Any:
-    """Waits for the answer.
+    """Asks a question and waits for the answer.
 
     Args:
       question: JSON.
-      seconds: until the process is killed.
+      seconds: Time limit after which the process is killed.
 
     Raises:
-      WorkerTimeoutError, WorkerCrashError: there is none.
+      WorkerTimeoutError: There is no answer within the time limit.
+      WorkerCrashError: The process does not start, or ends before it answers.
     """
     with self._lock:
-      process = self._started()
+      process = self._running_process()
       deadline = time.monotonic() + seconds
       try:
         process.write(json.dumps(question).encode() + b"\n", deadline)
         return json.loads(process.line(deadline))
       except pipes.LateError as error:
-        self._end()
+        self._stop()
         raise WorkerTimeoutError(str(error)) from None
       except pipes.GoneError as error:
-        self._end()
+        self._stop()
         raise WorkerCrashError(str(error)) from None
 
   def close(self) -> None:
     """Ends the process, if there is one."""
     with self._lock:
-      self._end()
+      self._stop()
 
   def kill(self) -> None:
-    """Ends the process, also under who waits for its answer."""
+    """Ends the process even if a thread waits for its answer."""
     process = self._process
     if process is not None:
       process.kill()
 
-  def _started(self) -> pipes.Child:
+  def _running_process(self) -> pipes.Child:
     if self._process is not None and self._process.is_running:
       return self._process
-    self._end()
+    self._stop()
     self._process = pipes.Child(
-      [*_walls(), sys.executable, "-m", self._module],
-      # Sets of strings have one order, in every process and run.
+      [*_isolation_prefix(), sys.executable, "-m", self._module],
+      # Sets of strings have the same order in every process and run.
       environment=os.environ | {"PYTHONHASHSEED": "0"},
     )
     try:
       self._process.line(time.monotonic() + _START_SECONDS)
     except (pipes.LateError, pipes.GoneError) as error:
-      self._end()
+      self._stop()
       raise WorkerCrashError(
         f"{self._module} does not start: {error}"
       ) from None
     return self._process
 
-  def _end(self) -> None:
+  def _stop(self) -> None:
     process, self._process = self._process, None
     if process is not None:
       process.end()
 
 
 class ProcessPool:
-  """As many workers as threads that ask at once, each started when needed."""
+  """Holds a worker for each thread that asks at once, started when needed."""
 
   def __init__(self, module: str, size: int | None = None):
-    """Nothing is started yet.
+    """Starts no process yet.
 
     Args:
-      module: run as `python -m module`.
-      size: workers at the most; None: one for each core, up to 16, as each
-        has all that it imports in memory.
+      module: Runs as `python -m module`.
+      size: Largest number of workers; None means one for each core, up to 16,
+        because each holds all that it imports in memory.
     """
     self._module = module
-    self._size = size or min(pipes.num_cores(), _MOST)
+    self._size = size or min(pipes.num_cores(), _MAX_WORKERS)
     self._turns = threading.BoundedSemaphore(self._size)
-    # Who was asked last comes first: what it has in memory is warm.
+    # A stack: the worker that was asked last is asked first, as its caches and
+    # imports are loaded.
     self._free: list[Worker] = []
     self._workers: list[Worker] = []
-    # At the end of the program at the latest.
+    # Also runs when the program ends, if nobody has called it before.
     self.close = weakref.finalize(self, _kill_all, self._workers)
 
   def __reduce__(self):
-    return ProcessPool, (self._module, self._size)  # with processes of its own
+    # A copy in another process starts processes of its own.
+    return ProcessPool, (self._module, self._size)
 
   def ask(self, question: Any, seconds: float) -> Any:
-    """Waits for a worker, and for its answer; see `Worker.ask`."""
+    """Waits for a free worker and for its answer; see `Worker.ask`."""
     with self._turns:
       if not self.close.alive:
         raise WorkerCrashError("the pool is closed")
-      worker = self._taken()
+      worker = self._take()
       try:
         return worker.ask(question, seconds)
       finally:
         self._free.append(worker)
 
-  def _taken(self) -> Worker:
-    """A worker that nobody asks."""
-    # Several threads may be here: each operation is done whole.
+  def _take(self) -> Worker:
+    """Returns a worker that no thread asks."""
+    # No lock is needed: `pop` and `append` of a list are atomic.
     try:
       return self._free.pop()
     except IndexError:
@@ -150,14 +161,14 @@ class ProcessPool:
       return worker
 
 
-def _walls() -> tuple[str, ...]:
-  """They show Python, what is installed and imported from, and this package."""
+def _isolation_prefix() -> tuple[str, ...]:
+  """Returns a prefix that shows Python, its import path and this package."""
   package = pathlib.Path(__file__).parents[1]
   named = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-  # The worker runs in another directory: relative folders would be lost.
+  # The worker runs in another directory, so relative folders must be resolved.
   import_path = [os.path.abspath(x) for x in named if os.path.isdir(x)]
-  found = [sys.base_prefix, sys.prefix, str(package), *import_path]
-  shown = dict.fromkeys(os.path.abspath(x) for x in found)
+  folders = [sys.base_prefix, sys.prefix, str(package), *import_path]
+  shown = dict.fromkeys(os.path.abspath(x) for x in folders)
   return isolation.isolation_prefix(tuple(shown), os.pathsep.join(import_path))
 
 
@@ -167,16 +178,16 @@ def _kill_all(workers: list[Worker]) -> None:
 
 
 def serve(answer, *, memory_bytes: int, seconds: int) -> None:
-  """Answers the questions of a `Worker`, until there are none.
+  """Answers the questions of a `Worker` until its input ends.
 
   Args:
-    answer: JSON to JSON.
-    memory_bytes: more is refused by the system.
-    seconds: of CPU for one question, after which the process ends by itself
-      should nobody be left to kill it.
+    answer: Maps the JSON of a question to the JSON of its answer.
+    memory_bytes: Limit of the process's memory.
+    seconds: CPU time of one question, after which the process ends by itself if
+      its parent no longer exists to kill it.
   """
   questions = sys.stdin.buffer
-  # What anything prints must not be taken for an answer.
+  # Whatever a library prints must not be taken for an answer.
   answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
   os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
   _limit("RLIMIT_AS", memory_bytes)
@@ -187,7 +198,7 @@ def serve(answer, *, memory_bytes: int, seconds: int) -> None:
 
 
 def _limit(name: str, value: int) -> None:
-  """Lowers a limit; a system that has none goes without."""
+  """Lowers a resource limit, if this system has it."""
   with contextlib.suppress(ImportError, AttributeError, ValueError, OSError):
     import resource
 

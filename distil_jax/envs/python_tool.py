@@ -1,25 +1,28 @@
-"""Python between a student's turns: the last block of the turn is run.
+"""Runs the last Python block of a student's turn.
 
-Nothing is kept between two calls: the blocks of the turns before run again,
-first, without their output, and so their variables are there.
+No process is kept between two calls: the blocks of the earlier turns run again
+first, without their output, so that their variables are there.
 """
 
 import dataclasses
 import re
 from collections.abc import Sequence
 
+from distil_jax.config.tools import PythonToolConfig
 from distil_jax.envs import completion_text as envs_text
-from distil_jax.envs import sandbox
+from distil_jax.envs.sandbox import End, Job, Limits, Outcome, Sandbox
 from distil_jax.types import Problem
 
-# Nothing is tried twice: a block that is never closed is soon read.
+# Possessive quantifiers never backtrack, so a block that is never closed is
+# read in linear time.
 _FENCE = re.compile(
   r"^[ \t]*+```[ \t]*+(python3?|py)?[ \t]*+$", re.MULTILINE | re.IGNORECASE
 )
-# Lines of an error that are shown: the last of them say what it is.
+# Lines of an error that are shown: its last lines say what went wrong.
 _NUM_ERROR_LINES = 8
 _SILENT = "(nothing was printed)"
-# Blocks are data here, so that none can end another by a quote or an error.
+# Blocks are string literals here, so that no quote or syntax error in one can
+# affect another.
 _PROGRAM = """\
 import contextlib, linecache, os, sys, traceback
 
@@ -72,35 +75,20 @@ class PythonTool:
   """Runs the last fenced block of Python of a turn, if there is one.
 
   Attributes:
-    seconds: of CPU, for the block and those before it.
-    memory_gib: of the program, GiB.
-    max_characters: that are shown; what is left out leaves a sign.
-    box: where programs run; None: the safest that this machine has.
+    config: Limits of the program and of its output.
+    sandbox: Runs the programs.
   """
 
-  seconds: float = 5.0
-  memory_gib: float = 1.0
-  max_characters: int = 2000
-  box: sandbox.Sandbox | None = dataclasses.field(
-    default=None, repr=False, compare=False
-  )
-
-  def __post_init__(self) -> None:
-    if self.max_characters < 100:
-      raise ValueError(
-        f"max_characters={self.max_characters} must be at least 100"
-      )
-    self._limits()  # refuses the others
-    if self.box is None:
-      object.__setattr__(self, "box", sandbox.make())
+  config: PythonToolConfig
+  sandbox: Sandbox = dataclasses.field(repr=False, compare=False)
 
   def __call__(
     self, problem: Problem, turns: Sequence[str], outputs: Sequence[str]
   ) -> str | None:
-    """What the block prints, and the last lines of its error.
+    """Returns what the block prints, and the last lines of its error.
 
     Raises:
-      RuntimeError: the sandbox has failed.
+      RuntimeError: The sandbox has failed.
     """
     del problem, outputs
     newest = last_block(turns[-1])
@@ -109,36 +97,36 @@ class PythonTool:
     blocks = (last_block(turn) for turn in turns[:-1])
     earlier = tuple(block for block in blocks if block is not None)
     program = _PROGRAM.format(earlier=earlier, newest=newest)
-    assert self.box is not None
-    outcome = self.box.run(sandbox.Job(program, limits=self._limits()))
-    if outcome.end is sandbox.End.CRASHED:
+    outcome = self.sandbox.run(Job(program, limits=self._limits()))
+    if outcome.end is End.CRASHED:
       raise RuntimeError(f"the sandbox has failed: {outcome.stderr}")
     shown = "\n".join(
       part.rstrip("\n")
       for part in (outcome.stdout, self._error(outcome))
       if part.strip()
     )
-    return envs_text.shortened_inside(shown or _SILENT, self.max_characters)
+    length = self.config.max_characters
+    return envs_text.shortened_inside(shown or _SILENT, length)
 
-  def _limits(self) -> sandbox.Limits:
-    return sandbox.Limits(
-      seconds=self.seconds,
-      wall_seconds=2 * self.seconds + 2,
-      memory_bytes=round(self.memory_gib * 2**30),
+  def _limits(self) -> Limits:
+    return Limits(
+      seconds=self.config.seconds,
+      wall_seconds=2 * self.config.seconds + 2,
+      memory_bytes=round(self.config.memory_gib * 2**30),
     )
 
-  def _error(self, outcome: sandbox.Outcome) -> str:
-    """In words; empty where there is none."""
+  def _error(self, outcome: Outcome) -> str:
+    """Returns the error in words, or an empty text."""
     match outcome.end:
-      case sandbox.End.TIMEOUT:
-        return f"(stopped after {self.seconds:g} s)"
-      case sandbox.End.MEMORY:
-        return f"(stopped: more than {self.memory_gib:g} GiB of memory)"
-      case sandbox.End.OUTPUT:
+      case End.TIMEOUT:
+        return f"(stopped after {self.config.seconds:g} s)"
+      case End.MEMORY:
+        return f"(stopped: more than {self.config.memory_gib:g} GiB of memory)"
+      case End.OUTPUT:
         return "(stopped: too much was printed)"
-      case sandbox.End.PROCESSES:
+      case End.PROCESSES:
         return "(stopped: too many processes were started)"
-      case sandbox.End.KILLED:
+      case End.KILLED:
         return f"(killed by signal {outcome.signal})"
       case _:
         lines = outcome.stderr.rstrip("\n").split("\n")
@@ -146,7 +134,7 @@ class PythonTool:
 
 
 def last_block(text: str) -> str | None:
-  """The source in the last closed block of Python; None: there is none."""
+  """Returns the source of the last closed block of Python, or None."""
   found = start = None
   for fence in _FENCE.finditer(text):
     if start is None:

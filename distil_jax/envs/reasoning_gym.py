@@ -1,17 +1,19 @@
-"""Tasks of reasoning_gym, which make their problems and score answers."""
+"""Lets tasks of reasoning_gym make problems and score answers."""
 
 import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
+from distil_jax.config.environments import ReasoningGymConfig
 from distil_jax.envs import completion_text as envs_text
 from distil_jax.envs import process_pool, reasoning_gym_worker, rows
 from distil_jax.types import Demonstration, Message, Problem, Status, Verdict
 
 _OPEN, _CLOSE = "<answer>", "</answer>"
 _MAX_LENGTH = 10_000
-# To make one problem, candidates of the other split included.
+# Time limit for making one problem, including rejected candidates of the other
+# split.
 _MAKE_SECONDS = 120.0
 
 
@@ -20,24 +22,10 @@ class ReasoningGym:
   """Makes problems of one task, and judges by that task's own scorer.
 
   Attributes:
-    task: its name in reasoning_gym; `composite` mixes several.
-    settings: of the task, by name; JSON.
-    seed: of everything that is made.
-    feedback: whether a verdict says what was wrong.
-    reveal_answer: whether that feedback names the expected answer.
-    instruction: stands after each question; empty adds nothing.
-    seconds: to score one answer.
+    config: The task, its settings and seed, and how much the feedback says.
   """
 
-  task: str
-  settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  seed: int = 0
-  feedback: bool = True
-  reveal_answer: bool = False
-  instruction: str = (
-    "Put the final answer, and nothing else, between <answer> and </answer>."
-  )
-  seconds: float = 5.0
+  config: ReasoningGymConfig
   required_fields: ClassVar = ("prompt", "answer")
   _workers: process_pool.ProcessPool = dataclasses.field(
     default_factory=lambda: process_pool.ProcessPool(
@@ -54,26 +42,23 @@ class ReasoningGym:
         "environment reasoning_gym needs the package of that name, which is "
         f"not installed: {reasoning_gym_worker.INSTALL}"
       )
-    if not self.seconds > 0:
-      raise ValueError(f"seconds={self.seconds} must be above 0")
+    settings = self.config.settings
     try:
-      json.dumps(dict(self.settings))
+      json.dumps(settings)
     except (TypeError, ValueError) as error:
-      raise ValueError(f"settings={self.settings} are no JSON: {error}") from (
-        None
-      )
-    self._told(_MAKE_SECONDS, do="check")
+      raise ValueError(f"settings={settings} are no JSON: {error}") from None
+    self._ask(_MAKE_SECONDS, do="check")
 
   def problem(self, row: Mapping[str, Any], index: int = 0) -> Problem:
-    """Reads a row of a data file, such as the package itself may write.
+    """Reads a row of a data file, which reasoning_gym may have written.
 
     Args:
       row: `prompt` and `answer`, optionally `system`, and `metadata`, which
         the scorers of many tasks read.
-      index: identity of the row within its data set.
+      index: Identity of the row within its data set.
 
     Raises:
-      ValueError: a field is missing or malformed.
+      ValueError: A field is missing or malformed.
     """
     messages = list(rows.messages(row))
     answer, metadata = rows.text(row, "answer"), row.get("metadata", {})
@@ -85,43 +70,44 @@ class ReasoningGym:
       )
     question = messages[-1]["content"]
     entry = {"question": question, "answer": answer, "metadata": metadata}
-    messages[-1] = self._asked(question)
+    messages[-1] = self._user_message(question)
     return _problem(index, messages, answer, entry)
 
   def generate(
     self, index: int, split: Literal["train", "evaluation"]
   ) -> Problem:
-    """Makes a problem; the splits have no question in common.
+    """Makes a problem; no question is in both splits.
 
-    Which of the two a question belongs to is in its text, half of them to each.
+    A hash of the question's text decides to which split it belongs, half of
+    them to each.
 
     Raises:
-      ValueError: there is no such split, or the task makes no problem for it:
-        it fails, takes too long, or has too few.
+      ValueError: There is no such split, or the task makes no problem for it:
+        it fails, exceeds its time limit, or has too few questions.
     """
     if split not in ("train", "evaluation"):
       raise ValueError(f"split={split!r} must be 'train' or 'evaluation'")
-    made = self._told(
-      _MAKE_SECONDS, do="make", seed=self.seed, index=index, split=split
+    made = self._ask(
+      _MAKE_SECONDS, do="make", seed=self.config.seed, index=index, split=split
     )
     entry = {"number": made["number"], "digest": made["digest"]}
     return _problem(
-      index, [self._asked(made["question"])], made["answer"], entry
+      index, [self._user_message(made["question"])], made["answer"], entry
     )
 
   def demonstration(
     self, index: int, teacher_prompt: Callable[..., Sequence[Message]]
   ) -> Demonstration:
-    """The answer in its tags: the tasks have no worked solutions.
+    """Returns the answer in its tags: the tasks have no worked solutions.
 
     Raises:
-      ValueError: the task has no answer to show, where many are right.
+      ValueError: The task has no answer to show because many are right.
     """
     problem = self.generate(index, "train")
     if problem.solution is None:
       raise ValueError(
-        f"task {self.task} makes problems without an answer to show; it can "
-        "be learned from rewards and feedback alone"
+        f"task {self.config.task} makes problems without an answer to show; "
+        "it can be learned from rewards and feedback alone"
       )
     return Demonstration(
       index=index,
@@ -130,16 +116,16 @@ class ReasoningGym:
     )
 
   def judge(self, problem: Problem, completion: str) -> Verdict:
-    """Has the task score what stands in the last `<answer>…</answer>`.
+    """Lets the task score the content of the last `<answer>…</answer>`.
 
-    Space around it does not count. The scorer runs in a process that is killed
-    at the deadline, and may give part of the reward.
+    Space around it is ignored. The scorer runs in a process that is killed at
+    the deadline, and may give part of the reward.
 
     Returns:
-      A verdict that is CORRECT with a score of 1 alone, ERROR where the scorer
-      raises, and CRASHED where it gives no score or the task has made another
-      problem than the one that was asked; `details` has the answer, or None,
-      as `parsed`.
+      A verdict that is CORRECT only with a score of 1, ERROR if the scorer
+      raises, and CRASHED if it gives no score or the task makes another problem
+      than the one that was asked; `details` has the answer, or None, as
+      `parsed`.
     """
     found = envs_text.last_tagged(completion, "answer")
     text = (found or "").strip()
@@ -151,63 +137,67 @@ class ReasoningGym:
       reward, status, feedback = self._scored(problem, text)
     if status is Status.CORRECT:
       return Verdict(1.0, "", status, details)
-    if self.reveal_answer and problem.answer and feedback:
+    if self.config.reveal_answer and problem.answer and feedback:
       feedback += f" The correct answer is {problem.answer}."
-    return Verdict(reward, feedback if self.feedback else "", status, details)
+    return Verdict(
+      reward, feedback if self.config.feedback else "", status, details
+    )
 
   def _scored(self, problem: Problem, text: str) -> tuple[float, Status, str]:
     shown = envs_text.shortened(text)
     question = {"do": "score", "entry": problem.details, "answer": text}
-    said: dict[str, Any]
+    answer: dict[str, Any]
     try:
-      said = self._workers.ask(self._about(question), self.seconds)
+      answer = self._workers.ask(self._about(question), self.config.seconds)
     except process_pool.WorkerTimeoutError:
       return (
         0.0,
         Status.TIMEOUT,
-        f"{shown} could not be scored within {self.seconds:g} s; write the "
-        "answer as simply as it can be.",
+        f"{shown} could not be scored within {self.config.seconds:g} s; write "
+        "the answer as simply as it can be.",
       )
     except process_pool.WorkerCrashError:
-      said = {"error": "crash"}
-    if said.get("is_broken"):
+      answer = {"error": "crash"}
+    if answer.get("is_broken"):
       return 0.0, Status.CRASHED, ""
-    if "error" in said:
+    if "error" in answer:
       return (
         0.0,
         Status.ERROR,
         f"{shown} could not be read as an answer; write it in the form that "
         "was asked for.",
       )
-    score = said["score"]
+    score = answer["score"]
     if score == 1:
       return 1.0, Status.CORRECT, ""
     part = f"; its score is {score:.3g} of 1" if score > 0 else ""
     return score, Status.WRONG, f"{shown} is not the correct answer{part}."
 
-  def _asked(self, question: str) -> Message:
-    if self.instruction:
-      question = f"{question}\n\n{self.instruction}"
+  def _user_message(self, question: str) -> Message:
+    if self.config.instruction:
+      question = f"{question}\n\n{self.config.instruction}"
     return {"role": "user", "content": question}
 
   def _about(self, question: Mapping[str, Any]) -> dict[str, Any]:
-    return {"task": self.task, "settings": dict(self.settings), **question}
+    task, settings = self.config.task, self.config.settings
+    return {"task": task, "settings": settings, **question}
 
-  def _told(self, seconds: float, **question: Any) -> dict[str, Any]:
-    """What the task says; raises ValueError where it says nothing."""
+  def _ask(self, seconds: float, **question: Any) -> dict[str, Any]:
+    """Returns the worker's answer; raises ValueError if it is an error."""
     try:
-      said = self._workers.ask(self._about(question), seconds)
+      answer = self._workers.ask(self._about(question), seconds)
     except process_pool.WorkerTimeoutError:
-      said = {"error": f"nothing came of it within {seconds:g} s"}
+      answer = {"error": f"it gave no answer within {seconds:g} s"}
     except process_pool.WorkerCrashError as error:
-      said = {"error": str(error)}
-    if said.get("refused"):
-      raise ValueError(f"environment reasoning_gym: {said['error']}")
-    if "error" in said:
+      answer = {"error": str(error)}
+    if answer.get("refused"):
+      raise ValueError(f"environment reasoning_gym: {answer['error']}")
+    if "error" in answer:
+      task = self.config.task
       raise ValueError(
-        f"environment reasoning_gym: task {self.task}: {said['error']}"
+        f"environment reasoning_gym: task {task}: {answer['error']}"
       )
-    return said
+    return answer
 
 
 def _problem(

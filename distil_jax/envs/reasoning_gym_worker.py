@@ -1,4 +1,4 @@
-"""Tasks of reasoning_gym, made and scored; runs in a `workers.Worker`.
+"""Makes and scores tasks of reasoning_gym in a `process_pool.Worker`.
 
 python -m distil_jax.envs.reasoning_gym_worker
 """
@@ -21,36 +21,36 @@ from typing import Any
 from distil_jax.envs import process_pool, restricted_eval
 
 INSTALL = "pip install 'distil_jax[reasoning-gym]'"
-# Problems of one of its data sets, as many as it makes by itself; more come
-# from data sets of other seeds.
+# Problems in one data set, the package's own default; further problems come
+# from data sets with other seeds.
 _SIZE = 500
-# One candidate in two is of the split that is asked for.
+# On average every second candidate belongs to the requested split.
 _MAX_ATTEMPTS = 64
-_MAX_CHOICES = 12  # that a message lists
+_MAX_CHOICES = 12  # Names that an error message lists.
 _MEMORY_BYTES = 4 * 2**30
 _CPU_SECONDS = 240
 
 
 def is_installed() -> bool:
-  """Whether the package is there."""
+  """Returns True if reasoning_gym is installed."""
   return importlib.util.find_spec("reasoning_gym") is not None
 
 
 def answer(question: dict[str, Any]) -> dict[str, Any]:
-  """Does one thing.
+  """Checks a task's settings, makes a problem, or scores an answer.
 
   Args:
-    question: `task` and its `settings`, and with `do`
+    question: `task` and its `settings`, and depending on `do`:
 
       check  nothing else
       make   `seed`, `index` and `split`
-      score  `answer`, and as `entry` what was made: `number` and `digest`, or
-        `question`, `answer` and `metadata` of a row
+      score  `answer`, and as `entry` either `number` and `digest` of a problem
+        that was made, or `question`, `answer` and `metadata` of a row
 
   Returns:
-    with `make` `question`, `answer` (None: there is no single one), `number`
-    and `digest`; with `score` `score`. Or `error`, with `refused` where it is
-    the settings that are wrong, with `is_broken` where it is the scorer.
+    For `make`: `question`, `answer` (None if there is no single one), `number`
+    and `digest`. For `score`: `score`. Or `error`, with `refused` if the
+    settings are wrong and with `is_broken` if the scorer is.
   """
   task, settings = question["task"], question["settings"]
   try:
@@ -69,10 +69,10 @@ def answer(question: dict[str, Any]) -> dict[str, Any]:
 
 
 def _config(task: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-  """The settings of a task, as its constructor takes them.
+  """Returns the settings of a task as its constructor takes them.
 
   Raises:
-    ValueError: there is no such task or setting, or a value that it refuses.
+    ValueError: There is no such task or setting, or the task refuses a value.
   """
   from reasoning_gym import composite, factory
 
@@ -106,7 +106,7 @@ def _config(task: str, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _part(settings: Mapping[str, Any]) -> dict[str, Any]:
-  """One task of several: `name`, and optionally `weight` and `config`."""
+  """Reads one task of a composite: `name`, optionally `weight`, `config`."""
   part = {"weight": 1.0, "config": {}, **settings}
   if set(part) != {"name", "weight", "config"}:
     raise ValueError(
@@ -134,12 +134,13 @@ def _data_set(task: str, settings: str, seed: int) -> Any:
 
 @functools.lru_cache(maxsize=4096)
 def _entry(task: str, settings: str, seed: int, place: int) -> dict[str, Any]:
-  random.seed(seed + place)  # for a task that draws from the global one
+  # Some tasks draw from the global generator.
+  random.seed(seed + place)
   return _data_set(task, settings, seed)[place]
 
 
 def _checked(task: str, settings: dict[str, Any]) -> dict[str, Any]:
-  """Refuses a scorer to which every answer is right: there is one."""
+  """Refuses a scorer that calls every answer right; the package has one."""
   scorer = _data_set(task, json.dumps(settings), 0)
   with contextlib.suppress(Exception), restricted_eval.confined():
     if all(scorer.score_answer("#", scorer[i]) == 1 for i in range(2)):
@@ -150,9 +151,9 @@ def _checked(task: str, settings: dict[str, Any]) -> dict[str, Any]:
 def _made(
   task: str, settings: dict[str, Any], seed: int, index: int, split: str
 ) -> dict[str, Any]:
-  """The first candidate whose question belongs to the split.
+  """Returns the first candidate whose question belongs to the split.
 
-  Its text alone says to which, so that no question is in both.
+  A hash of the question decides, so that no question is in both splits.
   """
   block, place = divmod(index, _SIZE)
   for attempt in range(_MAX_ATTEMPTS):

@@ -1,10 +1,10 @@
-"""Scorers that evaluate what a model wrote, made to evaluate no more than that.
+"""Restricts the `eval` of scorers to literals and mathematics.
 
-Some scorers of reasoning_gym pass an answer to `eval`, at once or by way of
-sympy, which would run it as a program. Here they read lists and numbers, and
-expressions of mathematics; and while an answer is scored nothing is written,
-started or connected to. It is no sandbox: it closes the ways that these scorers
-open.
+Some scorers of reasoning_gym pass an answer to `eval`, directly or through
+sympy, which would run it as a program. With this module they only read
+literals and mathematical expressions; and while an answer is scored, the
+process cannot write files, start processes or open connections. This is no
+sandbox: it closes the ways that these scorers open.
 """
 
 import ast
@@ -15,14 +15,14 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-# The modules that pass an answer to `eval`, which should be a list.
-_LISTS = (
+# Modules that pass an answer to `eval` although it should be a list.
+_LIST_MODULES = (
   "reasoning_gym.algorithmic.binary_matrix",
   "reasoning_gym.algorithmic.spiral_matrix",
   "reasoning_gym.algorithmic.string_insertion",
   "reasoning_gym.games.n_queens",
 )
-_NODES = (
+_ALLOWED_NODES = (
   ast.Expression,
   ast.BinOp,
   ast.UnaryOp,
@@ -34,20 +34,20 @@ _NODES = (
   ast.Constant,
   ast.Tuple,
 )
-# Functions, where all else that is called must be a class of expressions.
+# Plain functions that may be called; all others must be classes of expressions.
 _FUNCTIONS = ("abs", "cbrt", "root", "sqrt")
 _HARMLESS = frozenset(
   ("os.listdir", "os.scandir", "os.walk", "os.fwalk", "os.getxattr")
 )
 _REFUSED = ("os.", "subprocess.", "socket.", "shutil.", "ctypes.", "pty.")
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-# An audit hook cannot be taken away; this says whether it is at work.
+# An audit hook cannot be removed, so it acts only while this is positive.
 _depth = 0
 
 
 def install() -> None:
-  """Once in a process that scores."""
-  for name in _LISTS:
+  """Replaces the scorers' `eval`; called once in a process that scores."""
+  for name in _LIST_MODULES:
     vars(importlib.import_module(name))["eval"] = ast.literal_eval
   parser = importlib.import_module("sympy.parsing.sympy_parser")
   vars(parser)["eval_expr"] = _evaluated
@@ -57,7 +57,7 @@ def install() -> None:
 
 @contextlib.contextmanager
 def confined() -> Iterator[None]:
-  """While this lasts, nothing is written, started or connected to."""
+  """Refuses writing, starting processes and connecting within the block."""
   global _depth
   _depth += 1
   try:
@@ -77,10 +77,10 @@ def _audit(event: str, args: tuple[Any, ...]) -> None:
 def _evaluated(
   code: str, local_dict: dict[str, Any], global_dict: dict[str, Any]
 ) -> Any:
-  """In place of sympy's `eval_expr`: mathematics, and nothing else."""
+  """Replaces sympy's `eval_expr`; evaluates nothing but mathematics."""
   tree = ast.parse(code.strip(), mode="eval")
   for node in ast.walk(tree):
-    if not isinstance(node, _NODES):
+    if not isinstance(node, _ALLOWED_NODES):
       raise ValueError(f"{type(node).__name__} is no mathematics")
     if isinstance(node, ast.Call) and not _is_mathematics(
       node.func, {**global_dict, **local_dict}

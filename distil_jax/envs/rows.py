@@ -1,4 +1,4 @@
-"""Fields of data rows that environments have in common."""
+"""Reads the fields of data rows that environments have in common."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,10 +7,10 @@ from distil_jax.types import Message
 
 
 def text(row: Mapping[str, Any], name: str) -> str | None:
-  """A field as it is; None where it is missing or null.
+  """Returns a text field unchanged, or None if it is missing or null.
 
   Raises:
-    ValueError: it is no string.
+    ValueError: The field is no string.
   """
   value = row.get(name)
   if value is not None and not isinstance(value, str):
@@ -19,10 +19,10 @@ def text(row: Mapping[str, Any], name: str) -> str | None:
 
 
 def messages(row: Mapping[str, Any]) -> tuple[Message, ...]:
-  """`prompt` as a user's message, after `system` where there is one.
+  """Returns `prompt` as a user's message, after `system` if there is one.
 
   Raises:
-    ValueError: there is no prompt, or one of the two is no string.
+    ValueError: There is no prompt, or one of the two is no string.
   """
   prompt, system = text(row, "prompt"), text(row, "system")
   if not prompt:

@@ -1,8 +1,9 @@
-"""The policy itself says what is wrong with a completion.
+"""Lets the policy itself say what is wrong with a completion.
 
-An environment around another one: that one gives reward and status, and what
-the policy writes when it is shown its own attempt becomes the feedback. Without
-another one the policy rewards itself, which it may learn to exploit.
+This environment wraps another one, which gives reward and status; the critique
+that the policy writes when it is shown its own attempt becomes the feedback.
+Without an inner environment the policy rewards itself, which it may learn to
+exploit.
 """
 
 import dataclasses
@@ -10,13 +11,14 @@ import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from distil_jax.config.environments import SelfEvaluationConfig
 from distil_jax.envs import completion_text as envs_text
 from distil_jax.envs import rows
 from distil_jax.types import Message, Problem, Status, Verdict
 
-# The places that a rubric may have.
-_PLACES = ("problem", "completion", "feedback", "answer")
-_NEEDED = _PLACES[:2]
+# Placeholders that a rubric may have, and those that it must have.
+_PLACEHOLDERS = ("problem", "completion", "feedback", "answer")
+_NEEDED = _PLACEHOLDERS[:2]
 
 _PAGE = """\
 Below are a problem and an attempt to solve it.
@@ -71,60 +73,53 @@ _SAID = {
 
 @dataclasses.dataclass(frozen=True)
 class SelfEvaluation:
-  """Has the policy criticise its own completions.
+  """Lets the policy criticise its own completions.
 
   Attributes:
-    of: the environment that judges; None: the policy does that too, with
-      `<verdict>correct</verdict>` or `<verdict>wrong</verdict>`.
-    rubric: what the policy is asked, with places for `{problem}` and
-      `{completion}`; `{feedback}` shows what `of` says and `{answer}` the
-      reference, else neither is shown. A brace of its own is written twice.
-      None: `RUBRIC`, or `RUBRIC_WITH_VERDICT` without `of`.
-    only_failures: asks nothing about what is correct, of which no teacher is
-      told anyway. Without `of` all are asked about.
-    keep_feedback: leaves what `of` says in front of the critique.
-    max_feedback_length: characters of a critique that are kept.
+    config: The rubric, and which completions are criticised. A brace that
+      stands for itself in the rubric is written twice. Without a rubric it is
+      `RUBRIC`, or `RUBRIC_WITH_VERDICT` if there is no inner environment; then
+      correct completions are criticised too.
+    of: The inner environment, which judges; None lets the policy judge too,
+      with `<verdict>correct</verdict>` or `<verdict>wrong</verdict>`.
   """
 
+  config: SelfEvaluationConfig = dataclasses.field(
+    default_factory=SelfEvaluationConfig
+  )
   of: Any = None
-  rubric: str | None = None
-  only_failures: bool = True
-  keep_feedback: bool = False
-  max_feedback_length: int = 4000
 
   def __post_init__(self) -> None:
-    if self.max_feedback_length < 1:
-      raise ValueError(
-        f"max_feedback_length={self.max_feedback_length} must be positive"
-      )
-    check_rubric(self._rubric, has_judge=self.of is not None)
-    # What the other one can do, and nothing that it cannot.
+    _check_rubric(self._rubric, has_judge=self.of is not None)
+    # A protocol is recognised by its methods, so this environment must have
+    # these exactly if the inner one does.
     for name in ("generate", "demonstration"):
       if method := getattr(self.of, name, None):
         object.__setattr__(self, name, method)
 
   @property
   def required_fields(self) -> Sequence[str]:
-    """Texts that no row may lack."""
+    """Returns the names of the texts that every row must have."""
     if self.of is None:
       return ("prompt",)
     return getattr(self.of, "required_fields", ())
 
   @property
   def is_rewarded_by_critique(self) -> bool:
-    """Whether there is no reward before there is a critique."""
+    """Returns True if there is no reward before there is a critique."""
     return self.of is None
 
   def problem(self, row: Mapping[str, Any], index: int = 0) -> Problem:
-    """Reads a row as the other environment does.
+    """Reads a row as the inner environment does.
 
     Args:
-      row: without another one `prompt`, optionally `system`, `solution` and
-        `answer`, which only a rubric with that place shows.
-      index: identity of the row within its data set.
+      row: Without an inner environment `prompt`, optionally `system`,
+        `solution` and `answer`, which only a rubric with that placeholder
+        shows.
+      index: Identity of the row within its data set.
 
     Raises:
-      ValueError: a field is missing or malformed.
+      ValueError: A field is missing or malformed.
     """
     if self.of is not None:
       return self.of.problem(row, index)
@@ -136,9 +131,9 @@ class SelfEvaluation:
     )
 
   def judge(self, problem: Problem, completion: str) -> Verdict:
-    """Judges as the other environment does.
+    """Judges as the inner environment does.
 
-    Without one nothing is known before the critique, and the verdict says so.
+    Without one, nothing is known before the critique: the verdict is CRASHED.
     """
     if self.of is not None:
       return self.of.judge(problem, completion)
@@ -147,20 +142,20 @@ class SelfEvaluation:
   def critique_prompt(
     self, problem: Problem, completion: str, verdict: Verdict
   ) -> list[Message] | None:
-    """What the policy is asked about a completion.
+    """Returns the prompt of the critic.
 
     Args:
-      problem: one of this environment.
-      completion: or as much of it as there is room for.
-      verdict: from `judge`.
+      problem: A problem of this environment.
+      completion: The completion, or as much of it as there is room for.
+      verdict: Its verdict from `judge`.
 
     Returns:
-      None where there is nothing to say: of what is correct with
-      `only_failures`, and of what the judge failed to judge.
+      None if no critique is needed: for a correct completion with
+      `only_failures`, and for one that the judge failed to judge.
     """
     if self.of is not None and (
       verdict.status is Status.CRASHED
-      or (verdict.status is Status.CORRECT and self.only_failures)
+      or (verdict.status is Status.CORRECT and self.config.only_failures)
     ):
       return None
     known = f"The attempt {_SAID[verdict.status]}. {verdict.feedback}"
@@ -178,57 +173,58 @@ class SelfEvaluation:
     return [{"role": "user", "content": "".join(pieces)}]
 
   def with_critique(self, verdict: Verdict, critique: str) -> Verdict:
-    """The verdict as the critique makes it.
+    """Returns the verdict with the critique as its feedback.
 
-    Thoughts are left out of it, and what is too long is cut at its end with a
-    sign. Where nothing is left the feedback is what it was.
+    Thoughts are removed from the critique, and a long one is cut at its end and
+    marked. If nothing is left, the feedback stays as it was.
 
     Args:
-      verdict: from `judge`.
-      critique: what the policy wrote.
+      verdict: From `judge`.
+      critique: The text that the policy wrote.
 
     Returns:
-      A verdict in whose `details` `has_critique` says whether the critique
-      could be read. Without another environment it is UNPARSABLE where it
-      could not.
+      A verdict with `has_critique` in its `details`, which is True if the
+      critique could be read. Without an inner environment, the status is
+      UNPARSABLE if it could not.
     """
     text = envs_text.without_thought(critique).strip()
     if self.of is None:
       return self._judged(text)
     details = {**verdict.details, "has_critique": bool(text)}
-    kept = verdict.feedback.strip() if self.keep_feedback or not text else ""
-    said = envs_text.shortened(text, self.max_feedback_length)
-    feedback = "\n\n".join(part for part in (kept, said) if part)
+    keeps_feedback = self.config.keep_feedback or not text
+    kept = verdict.feedback.strip() if keeps_feedback else ""
+    added = envs_text.shortened(text, self.config.max_feedback_length)
+    feedback = "\n\n".join(part for part in (kept, added) if part)
     return dataclasses.replace(verdict, feedback=feedback, details=details)
 
   def _judged(self, critique: str) -> Verdict:
-    """The policy's own verdict, in the last tags of its critique."""
+    """Returns the policy's own verdict, in the last tags of its critique."""
     found = (envs_text.last_tagged(critique, "verdict") or "").strip().lower()
     details = {"has_critique": found in ("correct", "wrong")}
     if found == "correct":
       return Verdict(1.0, "", Status.CORRECT, details)
     if found != "wrong":
       return Verdict(0.0, "", Status.UNPARSABLE, details)
-    said = critique[: critique.rindex("<verdict>")].strip()
-    feedback = envs_text.shortened(said, self.max_feedback_length)
+    text = critique[: critique.rindex("<verdict>")].strip()
+    feedback = envs_text.shortened(text, self.config.max_feedback_length)
     return Verdict(0.0, feedback, Status.WRONG, details)
 
   @property
   def _rubric(self) -> str:
-    if self.rubric is not None:
-      return self.rubric
+    if self.config.rubric is not None:
+      return self.config.rubric
     return RUBRIC_WITH_VERDICT if self.of is None else RUBRIC
 
 
-def check_rubric(rubric: str, *, has_judge: bool) -> None:
-  """Refuses a rubric with other places than there are, or without some.
+def _check_rubric(rubric: str, *, has_judge: bool) -> None:
+  """Refuses a rubric with unknown placeholders or without a needed one.
 
   Args:
-    rubric: see `SelfEvaluation`.
-    has_judge: whether another environment says what to put into `{feedback}`.
+    rubric: The text with its placeholders.
+    has_judge: True if an inner environment fills `{feedback}`.
 
   Raises:
-    ValueError: names the place.
+    ValueError: Names the placeholder.
   """
   try:
     parsed = list(string.Formatter().parse(rubric))
@@ -240,19 +236,19 @@ def check_rubric(rubric: str, *, has_judge: bool) -> None:
     (name, kind, how) for _, name, kind, how in parsed if name is not None
   ]
   for name, kind, how in named:
-    if name not in _PLACES or kind or how:
+    if name not in _PLACEHOLDERS or kind or how:
       raise ValueError(
-        f"rubric: there is no place {{{name}}}; known: "
-        + ", ".join(f"{{{place}}}" for place in _PLACES)
+        f"rubric: there is no placeholder {{{name}}}; known: "
+        + ", ".join(f"{{{known}}}" for known in _PLACEHOLDERS)
         + "; write a brace that stands for itself twice"
       )
   found = {name for name, _, _ in named}
   for name in _NEEDED:
     if name not in found:
-      raise ValueError(f"rubric: it has no place {{{name}}}")
+      raise ValueError(f"rubric: it has no placeholder {{{name}}}; add it")
   if not has_judge and "feedback" in found:
     raise ValueError(
-      "rubric: {feedback} needs an environment that gives some, as `of`"
+      "rubric: {feedback} needs an environment that gives some; set `of`"
     )
   if not has_judge and "<verdict>" not in rubric:
     raise ValueError(
@@ -262,7 +258,7 @@ def check_rubric(rubric: str, *, has_judge: bool) -> None:
 
 
 def _shown(messages: Sequence[Message]) -> str:
-  """A question alone as it is, a conversation with who says what."""
+  """Returns a single message's text, or a conversation with its roles."""
   if len(messages) == 1:
     return messages[0]["content"]
   return "\n\n".join(f"{m['role']}: {m['content']}" for m in messages)

@@ -1,4 +1,4 @@
-"""Tool calls: what is called with which input, as in ToolAlpaca."""
+"""Judges tool calls by their names and inputs, as in ToolAlpaca."""
 
 import dataclasses
 import json
@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
+from distil_jax.config.environments import ToolCallsConfig
 from distil_jax.envs import completion_text as envs_text
 from distil_jax.envs import rows
 from distil_jax.types import Problem, Status, Verdict
@@ -14,18 +15,19 @@ Call = tuple[str, Any]  # the tool's name, and its input as JSON has it
 
 _ACTION, _INPUT = "Action:", "Action Input:"
 _MARKER = re.compile(r"^[ \t]*(Action|Action Input):[ \t]*", re.MULTILINE)
-# No string of JSON has a line feed after it.
+# The tag must end its line or stand before an action. A tag inside a JSON
+# string does not end a line, because JSON escapes line feeds.
 _THOUGHT_END = re.compile(r"</think>[ \t]*(?=\r?\n|\Z|Action)")
 _FORMAT = (
   f"Write each call as a line `{_ACTION}` with the name of the tool, and below "
   f"it `{_INPUT}` with its input, one JSON object."
 )
-# Levels of a value that are compared and named; deeper is not the same.
+# Levels of a value that are compared; a deeper value counts as different.
 _MAX_DEPTH = 100
 
 
 class _UnreadableError(ValueError):
-  """A completion whose calls cannot be read; the message says which."""
+  """Means that a completion's calls cannot be read; says which one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +35,10 @@ class ToolCalls:
   """Judges by the calls alone: their names, their inputs, their order.
 
   Attributes:
-    feedback: whether a verdict says what was wrong.
-    reveal_answer: whether that feedback ends with the expected calls.
+    config: How much the feedback says.
   """
 
-  feedback: bool = True
-  reveal_answer: bool = False
+  config: ToolCallsConfig = dataclasses.field(default_factory=ToolCallsConfig)
   required_fields: ClassVar = ("prompt",)  # an answer may be text or a list
 
   def problem(self, row: Mapping[str, Any], index: int = 0) -> Problem:
@@ -46,13 +46,13 @@ class ToolCalls:
 
     Args:
       row: `prompt`; `answer`, a list of one or more calls, each an object with
-        `Action` and `Action_Input`, both as JSON texts or as they are;
-        optionally `system`, and `solution` in place of the calls as they would
-        be written. Other fields are not read.
-      index: identity of the row within its data set.
+        `Action` and `Action_Input`, both as JSON texts or as values;
+        optionally `system`, and `solution`, which is otherwise the calls as a
+        completion writes them. Other fields are not read.
+      index: Identity of the row within its data set.
 
     Raises:
-      ValueError: a field is missing or malformed.
+      ValueError: A field is missing or malformed.
     """
     messages = rows.messages(row)
     calls = _expected(row.get("answer"))
@@ -68,13 +68,13 @@ class ToolCalls:
   def judge(self, problem: Problem, completion: str) -> Verdict:
     """Compares all calls, in their order.
 
-    Numbers are compared by their value, so that 2 is 2.0; they are no strings
-    and no truth values. The order of an object's fields does not count. What
-    stands before the last `</think>`, and whatever is no call, is not read.
+    Numbers are compared by value, so that 2 is 2.0; they differ from strings
+    and from truth values. The order of an object's fields is ignored, and so is
+    the text before the last `</think>` and all text that is no call.
 
     Returns:
-      The reward is 1 or 0; `details` has how many calls were made, None where
-      they cannot be read, and how many of them are as expected.
+      A verdict whose reward is 1 or 0; `details` has the number of calls, None
+      if they cannot be read, and how many of them are as expected.
     """
     expected = problem.details["calls"]
     details: dict[str, Any] = {"calls": None, "right_calls": 0}
@@ -90,13 +90,15 @@ class ToolCalls:
       if feedback is None:
         return Verdict(1.0, "", Status.CORRECT, details)
       status = Status.WRONG
-    if self.reveal_answer:
+    if self.config.reveal_answer:
       feedback += f"\nThe expected calls are:\n{problem.answer}"
-    return Verdict(0.0, feedback if self.feedback else "", status, details)
+    return Verdict(
+      0.0, feedback if self.config.feedback else "", status, details
+    )
 
 
 def _expected(answer: Any) -> list[Call]:
-  """The calls of a data row."""
+  """Returns the calls of a data row."""
   if isinstance(answer, str):
     answer = _json_of_row("answer", answer)
   if not isinstance(answer, Sequence) or isinstance(answer, str) or not answer:
@@ -125,7 +127,7 @@ def _json_of_row(what: str, text: str) -> Any:
 
 
 def _written(calls: Sequence[Call]) -> str:
-  """Calls as a completion writes them."""
+  """Returns calls as a completion writes them."""
   return "\n".join(
     f"{_ACTION} {name}\n{_INPUT} {json.dumps(value, ensure_ascii=False)}"
     for name, value in calls
@@ -133,10 +135,10 @@ def _written(calls: Sequence[Call]) -> str:
 
 
 def _calls(completion: str) -> list[Call]:
-  """The calls of a completion, in time linear in its length.
+  """Returns the calls of a completion, in time linear in its length.
 
   Raises:
-    _UnreadableError: there is none, or one is not as it should be.
+    _UnreadableError: There is no call, or one is malformed.
   """
   ends = [match.end() for match in _THOUGHT_END.finditer(completion)]
   text = completion[ends[-1] if ends else 0 :]
@@ -163,7 +165,7 @@ def _calls(completion: str) -> list[Call]:
 
 
 def _markers(text: str) -> Iterator[tuple[str, int]]:
-  """Each marker that begins a line, and where what it marks begins."""
+  """Yields each marker at a line's beginning and the index after it."""
   for match in _MARKER.finditer(text):
     yield match[1], match.end()
 
@@ -174,7 +176,7 @@ def _line_end(text: str, start: int) -> int:
 
 
 def _input(text: str, start: int, number: int) -> Any:
-  """One JSON object; after it the line must be empty."""
+  """Reads one JSON object; the rest of its last line must be empty."""
   while start < len(text) and text[start].isspace():
     start += 1
   try:
@@ -208,7 +210,7 @@ _DECODER = json.JSONDecoder(
 
 
 def _mismatch(calls: Sequence[Call], expected: Sequence[Call]) -> str | None:
-  """What is wrong first; None where all is right."""
+  """Returns the first mistake in words, or None."""
   pairs = zip(calls, expected, strict=False)
   for number, pair in enumerate(pairs, 1):
     difference = _difference(*pair)
@@ -222,7 +224,7 @@ def _mismatch(calls: Sequence[Call], expected: Sequence[Call]) -> str | None:
 
 
 def _difference(call: Call, expected: Call) -> str | None:
-  """In what a call is not the expected one, without saying what that is."""
+  """Returns how a call differs from the expected one, without naming it."""
   if call[0] != expected[0]:
     return "this is not the tool to call here"
   return _value_difference(call[1], expected[1], "", 0)
@@ -267,7 +269,8 @@ def _object_difference(value, expected, path: str, depth: int) -> str | None:
 
 
 def _kind(value: Any) -> str:
-  """JSON's name for a type; Python's truth values are numbers too."""
+  """Returns JSON's name for the type of a value."""
+  # Python counts truth values among the integers, so they come first.
   if value is None or isinstance(value, bool):
     return "null" if value is None else "boolean"
   if isinstance(value, int | float):

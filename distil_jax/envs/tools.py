@@ -1,13 +1,15 @@
-"""Tools: what a student may use between its turns, on the host."""
+"""Tools that a student may use between its turns, on the host."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 
-from distil_jax.envs import registry
+from distil_jax.config import tools as sections
+from distil_jax.envs import registry, sandbox
 from distil_jax.envs.python_tool import PythonTool
 from distil_jax.types import Problem
 
-TOOLS = {"python": PythonTool}
+# The kind that a config names, the section of its settings, and its class.
+TOOLS = {"python": (sections.PythonToolConfig, PythonTool)}
 
 
 class Tool(Protocol):
@@ -16,15 +18,16 @@ class Tool(Protocol):
   def __call__(
     self, problem: Problem, turns: Sequence[str], outputs: Sequence[str]
   ) -> str | None:
-    """What the student is shown next; called by several threads at once.
+    """Returns what the student is shown next; called by several threads.
 
     Args:
-      problem: what was asked; others read it too, so it stays as it is.
-      turns: the student's texts so far, the newest last; at least one.
-      outputs: what the tool has said between them, before it was cut: one less.
+      problem: The problem of the episode; must not be changed, as others read
+        it too.
+      turns: The student's texts so far, the newest last; at least one.
+      outputs: The tool's outputs between them, before they were cut: one less.
 
     Returns:
-      None where the last turn asks nothing of the tool: the episode is over.
+      None if the last turn asks nothing of the tool: the episode is over.
     """
     ...
 
@@ -33,17 +36,50 @@ def make_tool(kind: str, **settings: Any) -> Tool:
   """Makes a tool by its name.
 
   Args:
-    kind: a key of `TOOLS`, or `module:function` for one of your own; the module
+    kind: A key of `TOOLS`, or `module:function` for one of your own; the module
       may lie in the current directory.
-    **settings: of that tool.
+    **settings: Fields of the tool's config section, without those of every
+      tool, which `ToolPool` takes.
 
   Raises:
-    ValueError: there is no such tool, it has no such setting, a setting has a
-      value that it cannot have, or what the function returns cannot be called.
+    ValueError: There is no such tool or setting, a value does not fit, or what
+      the function returns cannot be called.
   """
-  made = registry.make("tool", kind, TOOLS, settings)
+  if ":" in kind:
+    return build_tool(
+      sections.OwnToolConfig.model_construct(function=kind, settings=settings)
+    )
+  for name in settings:
+    if name in sections.ToolsConfig.model_fields:
+      raise ValueError(
+        f"tool {kind}: {name} is a setting of `ToolPool`, which asks the tool; "
+        "give it there"
+      )
+  known = {name: section for name, (section, _) in TOOLS.items()}
+  return build_tool(registry.read_section("tool", kind, known, settings))
+
+
+def build_tool(
+  config: sections.ToolConfig,
+  make_sandbox: Callable[[], sandbox.Sandbox] = sandbox.make,
+) -> Tool:
+  """Builds a tool from its config section.
+
+  Args:
+    config: A section of `config.tools`.
+    make_sandbox: Makes the sandbox, called only if programs are to be run.
+
+  Raises:
+    ValueError: The user's own function does not exist, or what it returns
+      cannot be called.
+  """
+  if not isinstance(config, sections.OwnToolConfig):
+    _, tool = TOOLS[config.kind]
+    return tool(config, make_sandbox())
+  made = registry.call_function("tool", config.function, config.settings)
   if not callable(made):
     raise ValueError(
-      f"tool {kind} made a {type(made).__name__}, which cannot be called"
+      f"tool {config.function} made a {type(made).__name__}, which cannot be "
+      "called"
     )
   return cast(Tool, made)

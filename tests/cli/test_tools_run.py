@@ -10,13 +10,13 @@ from tests import commands
 CONFIG = commands.ROOT / "configs/calculator/quickstart.yaml"
 # The model writes no Python; so what it writes is taken for some.
 TOOL = """
-from distil_jax.envs.python_tool import PythonTool
+from distil_jax.envs.tools import make_tool
 
 BLOCKS = ["x = 20", "print(x + 1)"]
 
 
 def make(name):
-  python = PythonTool(seconds=1.0)
+  python = make_tool("python", seconds=1.0)
 
   def tool(problem, turns, outputs):
     turns = [f"```python\\n{name} = 0; {b}\\n```" for b in BLOCKS[: len(turns)]]

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from distil_jax.config.environments import SelfEvaluationConfig
 from distil_jax.data import shared_prefixes
 from distil_jax.data import tokenizer as tokenizers
 from distil_jax.envs import judge_pool, self_evaluation
@@ -126,7 +127,7 @@ def criticise(
   """What the policy says of failures; the second process has none."""
   student: Any = Attempts()
   environment = self_evaluation.SelfEvaluation(
-    of=student, rubric="{problem} {completion}"
+    SelfEvaluationConfig(rubric="{problem} {completion}"), student
   )
   critic = self_critique.SelfCritic(
     student,

@@ -11,6 +11,8 @@ import time
 
 import pytest
 
+from distil_jax import envs
+from distil_jax.config.environments import CalculatorConfig
 from distil_jax.envs import calculator_steps
 from distil_jax.envs.calculator import Calculator
 from distil_jax.types import Status
@@ -313,15 +315,15 @@ def test_refuses_a_row_that_does_not_fit(row, message):
 @pytest.mark.parametrize(
   ("settings", "message"),
   [
-    ({"num_steps": (4, 3)}, "num_steps=(4, 3)"),
-    ({"num_steps": (0, 3)}, "num_steps=(0, 3)"),
-    ({"slip_rate": 1.0}, "slip_rate=1.0"),
-    ({"slip_rate": -0.1}, "slip_rate=-0.1"),
+    ({"num_steps": (4, 3)}, "num_steps=[4, 3] must be [fewest, most]"),
+    ({"num_steps": (0, 3)}, "num_steps.0=0: "),
+    ({"slip_rate": 1.0}, "slip_rate=1.0: "),
+    ({"slip_rate": -0.1}, "slip_rate=-0.1: "),
   ],
 )
 def test_refuses_settings(settings, message):
   with pytest.raises(ValueError, match=re.escape(message)):
-    Calculator(**settings)
+    envs.make_environment("calculator", **settings)
 
 
 def test_refuses_an_unknown_split():
@@ -330,7 +332,7 @@ def test_refuses_an_unknown_split():
 
 
 def test_generated_problems_are_what_they_say():
-  environment = Calculator(num_steps=(2, 5))
+  environment = Calculator(CalculatorConfig(num_steps=(2, 5)))
   counts, firsts = collections.Counter(), set()
   for index in range(1000):
     problem = environment.generate(index, "train")
@@ -366,7 +368,7 @@ def test_splits_have_no_problem_in_common(num_steps):
   # them; and the split must not depend on the seed.
   held_out, seen = set(), set()
   for seed in (0, 1):
-    environment = Calculator(num_steps=num_steps, seed=seed)
+    environment = Calculator(CalculatorConfig(num_steps=num_steps, seed=seed))
     for index in range(2000):
       held_out.add(prompt_of(environment.generate(index, "evaluation")))
       seen.add(prompt_of(environment.generate(index, "train")))
@@ -378,7 +380,7 @@ def test_splits_have_no_problem_in_common(num_steps):
 
 def test_seed_index_and_split_each_matter():
   texts = {
-    prompt_of(Calculator(seed=seed).generate(index, split))
+    prompt_of(Calculator(CalculatorConfig(seed=seed)).generate(index, split))
     for seed in (0, 1)
     for index in (0, 1)
     for split in ("train", "evaluation")
@@ -388,12 +390,13 @@ def test_seed_index_and_split_each_matter():
 
 DIGEST = """
 import hashlib
+from distil_jax.config import CalculatorConfig
 from distil_jax.envs.calculator import Calculator
 
 def teacher_prompt(problem, *, solution=None, feedback=None):
   return [{"role": "user", "content": repr((solution, feedback))}]
 
-environment = Calculator(seed=3)
+environment = Calculator(CalculatorConfig(seed=3))
 texts = []
 for index in ORDER:
   texts.append((
@@ -661,7 +664,7 @@ def test_expert_finishes_the_smallest_slip_that_begins_so():
 
 
 def test_a_careful_base_never_slips():
-  environment = Calculator(slip_rate=0.0)
+  environment = Calculator(CalculatorConfig(slip_rate=0.0))
   for index in range(300):
     demonstration = environment.demonstration(index, teacher_prompt)
     if not demonstration.prefix:

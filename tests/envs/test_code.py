@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from distil_jax.config.environments import CodeConfig
 from distil_jax.envs import code_feedback, code_tests, contract, sandbox
 from distil_jax.envs.code import Code, fenced, is_same_output, last_program
 from distil_jax.types import Status
@@ -45,7 +46,7 @@ def box():
 
 @pytest.fixture(scope="module")
 def code(box):
-  return Code(box=box, seconds=2.0)
+  return Code(CodeConfig(seconds=2.0), box)
 
 
 def judge(environment, row, program):
@@ -170,7 +171,7 @@ class TestScripts:
     }
 
   def test_all_together_have_a_time(self, box):
-    slow = Code(box=box, total_seconds=0.3)
+    slow = Code(CodeConfig(total_seconds=0.3), box)
     row = STDIN | {"tests": [{"input": "", "output": "1"}] * 10}
     verdict = judge(slow, row, "import time\ntime.sleep(0.2)\nprint(1)")
     assert verdict.status is Status.TIMEOUT
@@ -178,7 +179,7 @@ class TestScripts:
     assert verdict.details["num_tests"] == 10
 
   def test_other_ends(self, box):
-    small = Code(box=box, memory_gib=0.25)
+    small = Code(CodeConfig(memory_gib=0.25), box)
     for program, said in (
       ("import os\nos._exit(3)", "The program ended with exit status 3"),
       ("import sys\nsys.exit('no')", "exit status 1: no"),
@@ -311,7 +312,7 @@ class TestLiveCodeBench:
   )
   def test_hidden_tests_stay_hidden(self, box, program):
     careful, open_hearted = (
-      Code(box=box, seconds=1.0, reveal_hidden_tests=reveal)
+      Code(CodeConfig(seconds=1.0, reveal_hidden_tests=reveal), box)
       for reveal in (False, True)
     )
     verdict = judge(careful, self.row(), program)
@@ -534,7 +535,7 @@ class TestRows:
 
 
 def test_the_contract(box):
-  quick = Code(box=box, seconds=1.0)
+  quick = Code(CodeConfig(seconds=1.0), box)
   rows = [STDIN, TestCalls.ROW, TestMBPP.ROW]
   completions = [fenced(SUMS), fenced("1 / 0"), fenced("x = \0\ud800")]
   contract.check(quick, rows, completions)
@@ -563,6 +564,6 @@ def test_any_program_has_a_verdict(code, program):
   "setting",
   [{"seconds": 0}, {"total_seconds": 0}, {"memory_gib": -1}],
 )
-def test_bad_settings_are_refused(box, setting):
-  with pytest.raises(ValueError, match="must be above 0"):
-    Code(box=box, **setting)
+def test_bad_settings_are_refused(setting):
+  with pytest.raises(ValueError, match="should be greater than 0"):
+    CodeConfig(**setting)

@@ -9,7 +9,8 @@ from typing import Any, cast
 
 import pytest
 
-from distil_jax.envs import judge_pool
+from distil_jax.config import JudgingConfig
+from distil_jax.envs import deadline_pool, judge_pool
 from distil_jax.types import Problem, Status, Verdict
 
 PROBLEM = Problem(index=7, messages=(), answer="")
@@ -74,7 +75,8 @@ def judge():
 def make(judge, **settings):
   """Judges, and what they tell."""
   told = []
-  return judge_pool.JudgePool(judge, tell=told.append, **settings), told
+  config = JudgingConfig(**settings)
+  return judge_pool.JudgePool(judge, config, warn=told.append), told
 
 
 def test_verdicts_come_in_the_order_in_which_they_were_asked_for(judge):
@@ -160,7 +162,9 @@ def test_who_waits_hears_that_nobody_could_be_told(judge, said):
   def tell(text):
     raise BrokenPipeError("the terminal is gone")
 
-  judges = judge_pool.JudgePool(judge, num_workers=1, seconds=0.3, tell=tell)
+  judges = judge_pool.JudgePool(
+    judge, JudgingConfig(num_workers=1, seconds=0.3), warn=tell
+  )
   with pytest.raises(BrokenPipeError):
     judges.submit(PROBLEM, said).result(timeout=5)
   assert judges([PROBLEM], ["a"])[0].feedback == "a"
@@ -198,11 +202,12 @@ def test_an_interrupt_while_waiting_takes_back_what_has_not_begun(judge):
 
 _LEFT_BEHIND = """
 import time
+from distil_jax.config import JudgingConfig
 from distil_jax.envs import judge_pool
 class Judge:
   def judge(self, problem, completion):
     time.sleep(60)
-judges = judge_pool.JudgePool(Judge(), num_workers=2)
+judges = judge_pool.JudgePool(Judge(), JudgingConfig(num_workers=2))
 for _ in range(5):
   judges.submit(None, "")
 """
@@ -217,10 +222,11 @@ def test_one_that_hangs_does_not_keep_the_process():
 @pytest.mark.parametrize(
   ("settings", "said"),
   [
-    ({"num_workers": 0}, "num_workers=0 must be positive"),
+    ({"num_workers": 0}, "num_workers=0 must be at least 1"),
     ({"seconds": 0}, "seconds=0 must be above 0"),
   ],
 )
-def test_unusable_settings(judge, settings, said):
+def test_unusable_settings(settings, said):
+  usable = {"num_workers": 1, "seconds": 1.0}
   with pytest.raises(ValueError, match=said):
-    judge_pool.JudgePool(judge, **settings)
+    deadline_pool.DeadlinePool(**usable | settings)

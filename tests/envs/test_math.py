@@ -13,15 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distil_jax.config.environments import MathConfig
 from distil_jax.envs import math as maths
 from distil_jax.envs import math_worker, process_pool
 from distil_jax.types import Status
 from tests.paths import DATA, ROOT
 
 GSM8K = DATA / "gsm8k/test.jsonl"
-ENVIRONMENT = maths.Math(seconds=60.0)  # of a loaded machine
-IMPATIENT = maths.Math(seconds=1.0)
-FAST = maths.Math(symbolic=False)
+ENVIRONMENT = maths.Math(MathConfig(seconds=60.0))  # of a loaded machine
+IMPATIENT = maths.Math(MathConfig(seconds=1.0))
+FAST = maths.Math(MathConfig(symbolic=False))
 
 
 def problem(answer="18", environment=ENVIRONMENT, **fields):
@@ -46,7 +47,9 @@ def test_a_row_of_gsm8k_becomes_a_problem():
   assert message["content"] == (
     "How many?\n\nPut the final answer in \\boxed{}."
   )
-  plain = maths.Math(instruction="").problem({"prompt": "p", "answer": "1"})
+  plain = maths.Math(MathConfig(instruction="")).problem(
+    {"prompt": "p", "answer": "1"}
+  )
   assert plain.messages[0]["content"] == "p"
 
 
@@ -171,12 +174,12 @@ def test_unparsable(completion, said):
 
 
 def test_the_answer_is_named_only_on_request():
-  told = maths.Math(symbolic=False, reveal_answer=True)
+  told = maths.Math(MathConfig(symbolic=False, reveal_answer=True))
   for completion in ("", boxed("7")):
     assert "18" not in judge(completion).feedback
     revealed = judge(completion, environment=told).feedback
     assert revealed.endswith(" The correct answer is 18.")
-  silent = maths.Math(symbolic=False, feedback=False)
+  silent = maths.Math(MathConfig(symbolic=False, feedback=False))
   assert judge(boxed("7"), environment=silent).feedback == ""
   assert judge(boxed("18"), environment=told).feedback == ""
 
@@ -260,7 +263,7 @@ if __name__ == "__main__":
 @pytest.fixture
 def numbered(monkeypatch):
   """Without walls, behind which processes have other numbers than here."""
-  monkeypatch.setattr(process_pool, "_walls", lambda: ())
+  monkeypatch.setattr(process_pool, "_isolation_prefix", lambda: ())
 
 
 @pytest.fixture
@@ -399,9 +402,7 @@ def test_algebra_that_is_not_installed_is_refused(monkeypatch):
   monkeypatch.setattr(math_worker, "is_installed", lambda: False)
   with pytest.raises(ValueError, match=re.escape("distil_jax[math]")):
     maths.Math()
-  assert maths.Math(symbolic=False)
-  with pytest.raises(ValueError, match="seconds=0 must be above 0"):
-    maths.Math(symbolic=False, seconds=0)
+  assert maths.Math(MathConfig(symbolic=False))
 
 
 @settings(deadline=None)

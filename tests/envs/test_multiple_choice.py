@@ -5,6 +5,7 @@ import time
 import pytest
 
 from distil_jax import envs
+from distil_jax.config.environments import MultipleChoiceConfig
 from distil_jax.envs.calculator import Calculator
 from distil_jax.envs.multiple_choice import MultipleChoice
 from distil_jax.types import Status
@@ -21,7 +22,9 @@ PROBLEM = MultipleChoice().problem(ROW, 5)
 
 
 def judge(completion, **settings):
-  return MultipleChoice(**settings).judge(PROBLEM, completion)
+  return MultipleChoice(MultipleChoiceConfig(**settings)).judge(
+    PROBLEM, completion
+  )
 
 
 def test_a_row_becomes_a_problem_with_its_texts_as_they_are():
@@ -163,7 +166,7 @@ def test_the_example_in_the_real_system_prompt_is_understood():
 
 def test_environments_are_made_by_name():
   made = envs.make_environment("multiple_choice", reveal_answer=True)
-  assert made == MultipleChoice(reveal_answer=True)
+  assert made == MultipleChoice(MultipleChoiceConfig(reveal_answer=True))
   assert isinstance(envs.make_environment("calculator", seed=3), Calculator)
 
 

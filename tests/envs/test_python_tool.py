@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+from distil_jax.config import PythonToolConfig
 from distil_jax.envs import completion_text as envs_text
 from distil_jax.envs import sandbox, tools
 from distil_jax.envs.python_tool import PythonTool, last_block
@@ -15,7 +16,7 @@ PROBLEM = Problem(index=0, messages=(), answer="")
 @pytest.fixture(scope="module")
 def tool():
   with sandbox.make(num_processes=1) as box:
-    yield PythonTool(box=box, seconds=0.5, max_characters=200)
+    yield PythonTool(PythonToolConfig(seconds=0.5, max_characters=200), box)
 
 
 def turn(source):
@@ -138,7 +139,7 @@ class TestMaking:
   def test_by_name(self):
     made = tools.make_tool("python", seconds=2.0)
     assert isinstance(made, PythonTool)
-    assert made.seconds == 2.0
+    assert made.config.seconds == 2.0
 
   def test_of_ones_own(self, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -152,8 +153,9 @@ class TestMaking:
     [
       ("pyton", {}, "unknown tool 'pyton'; did you mean 'python'"),
       ("python", {"second": 1}, "tool python has no setting 'second'; did you"),
-      ("python", {"seconds": 0}, "seconds=0 must be above 0"),
-      ("python", {"max_characters": 9}, "max_characters=9 must be at least"),
+      ("python", {"seconds": 0}, "tool python: seconds=0: .* greater than 0"),
+      ("python", {"max_turns": 3}, "max_turns is a setting of `ToolPool`"),
+      ("python", {"max_characters": 9}, "max_characters=9: .* greater than"),
       ("fractions:Fraction", {}, "made a Fraction, which cannot be called"),
     ],
   )

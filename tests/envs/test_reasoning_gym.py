@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distil_jax import envs
+from distil_jax.config.environments import ReasoningGymConfig
 from distil_jax.data import teacher_prompts
 from distil_jax.envs import (
   completion_text,
@@ -22,7 +23,11 @@ from distil_jax.types import Status
 
 # Seconds of a loaded machine, where nothing is to be late.
 ENVIRONMENT = reasoning_gym.ReasoningGym(
-  "chain_sum", {"max_terms": 3, "max_digits": 2}, seconds=60.0
+  ReasoningGymConfig(
+    task="chain_sum",
+    settings={"max_terms": 3, "max_digits": 2},
+    seconds=60.0,
+  )
 )
 # The process knows all tasks, whichever environment asks it.
 WORKER = ENVIRONMENT._workers
@@ -32,8 +37,8 @@ PROBLEM = ENVIRONMENT.generate(0, "train")
 def changed(**fields):
   """The environment with other settings, but the same process."""
   made = copy.copy(ENVIRONMENT)
-  for name, value in fields.items():
-    object.__setattr__(made, name, value)
+  config = ENVIRONMENT.config.model_copy(update=fields)
+  object.__setattr__(made, "config", config)
   return made
 
 
@@ -60,7 +65,7 @@ def test_a_problem_asks_says_how_to_answer_and_has_its_answer_in_tags():
   assert message["role"] == "user"
   question, instruction = message["content"].split("\n\n")
   assert question.startswith("State the final answer to the following arith")
-  assert instruction == ENVIRONMENT.instruction
+  assert instruction == ENVIRONMENT.config.instruction
   assert PROBLEM.solution == f"<answer>{PROBLEM.answer}</answer>"
   assert eval(question.partition(": ")[2].removesuffix("=")) == int(
     PROBLEM.answer
@@ -216,16 +221,18 @@ def test_what_a_task_cannot_be_is_refused(task, task_settings, message):
 
 def test_an_environment_that_cannot_be_is_refused(monkeypatch):
   with pytest.raises(ValueError, match="did you mean 'chain_sum'"):
-    reasoning_gym.ReasoningGym("chain_smu")
+    envs.make_environment("reasoning_gym", task="chain_smu")
   with pytest.raises(ValueError, match="scorer calls every answer right"):
     changed(task="game_of_life_halting", settings={}).__post_init__()
-  with pytest.raises(ValueError, match="seconds=0 must be above 0"):
-    reasoning_gym.ReasoningGym("gcd", seconds=0)
+  with pytest.raises(ValueError, match=r"seconds=0: .* greater than 0"):
+    envs.make_environment("reasoning_gym", task="gcd", seconds=0)
   with pytest.raises(ValueError, match="are no JSON"):
-    reasoning_gym.ReasoningGym("gcd", {"max_numbers": object()})
+    envs.make_environment(
+      "reasoning_gym", task="gcd", settings={"max_numbers": object()}
+    )
   monkeypatch.setattr(reasoning_gym_worker, "is_installed", lambda: False)
   with pytest.raises(ValueError, match=r"distil_jax\[reasoning-gym\]"):
-    reasoning_gym.ReasoningGym("gcd")
+    envs.make_environment("reasoning_gym", task="gcd")
 
 
 @pytest.fixture(scope="module")
@@ -233,7 +240,7 @@ def in_the_open():
   """A process that nothing keeps from the files but itself."""
   worker = process_pool.Worker(reasoning_gym_worker.__name__)
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(process_pool, "_walls", lambda: ())
+    patch.setattr(process_pool, "_isolation_prefix", lambda: ())
     worker.ask({"do": "check", "task": "gcd", "settings": {}}, 60.0)
   yield worker
   worker.close()

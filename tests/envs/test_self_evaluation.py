@@ -6,12 +6,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distil_jax import envs
+from distil_jax.config.environments import MathConfig, SelfEvaluationConfig
 from distil_jax.envs import calculator, contract, self_evaluation
 from distil_jax.envs import math as maths
 from distil_jax.types import Status, Verdict
 
-MATH = maths.Math(symbolic=False)
-OF_MATH = self_evaluation.SelfEvaluation(of=MATH)
+MATH = maths.Math(MathConfig(symbolic=False))
+
+
+def around_math(**settings):
+  config = SelfEvaluationConfig(of=MATH.config, **settings)
+  return self_evaluation.SelfEvaluation(config, MATH)
+
+
+OF_MATH = around_math()
 ALONE = self_evaluation.SelfEvaluation()
 ROW = {"prompt": "How much is 6 * 7?", "answer": "6 * 7 = 42\n#### 42"}
 PROBLEM = OF_MATH.problem(ROW)
@@ -48,9 +56,7 @@ def test_the_critic_sees_problem_attempt_and_what_was_said_but_no_answer():
   ):
     assert text in page
   assert "42" not in page
-  told = self_evaluation.SelfEvaluation(
-    of=MATH, rubric="{problem} {completion} {{{answer}}}"
-  )
+  told = around_math(rubric="{problem} {completion} {{{answer}}}")
   assert asked(told).endswith("\\boxed{41} {42}")
   assert "judged" not in asked(told)
 
@@ -71,7 +77,7 @@ def test_a_conversation_is_shown_with_who_says_what():
 
 def test_nothing_is_asked_about_what_is_correct_or_not_judged():
   assert OF_MATH.critique_prompt(PROBLEM, "\\boxed{42}", RIGHT) is None
-  every = self_evaluation.SelfEvaluation(of=MATH, only_failures=False)
+  every = around_math(only_failures=False)
   assert "was judged to be right." in asked(every, "\\boxed{42}", RIGHT)
   lost = Verdict(0.0, "", Status.CRASHED)
   assert every.critique_prompt(PROBLEM, "", lost) is None
@@ -84,7 +90,7 @@ def test_a_critique_becomes_the_feedback_without_its_thoughts():
   assert found.feedback == "Add, not 6 * 7."
   assert (found.reward, found.status) == (VERDICT.reward, VERDICT.status)
   assert found.details == {"parsed": "41", "has_critique": True}
-  kept = self_evaluation.SelfEvaluation(of=MATH, keep_feedback=True)
+  kept = around_math(keep_feedback=True)
   assert kept.with_critique(VERDICT, "Why?").feedback == (
     "41 is not the correct answer.\n\nWhy?"
   )
@@ -93,14 +99,14 @@ def test_a_critique_becomes_the_feedback_without_its_thoughts():
 @pytest.mark.parametrize("nothing", ["", " \n", "<think>and it goes on"])
 def test_where_there_is_no_critique_the_feedback_stays(nothing):
   for keep in (True, False):
-    made = self_evaluation.SelfEvaluation(of=MATH, keep_feedback=keep)
+    made = around_math(keep_feedback=keep)
     found = made.with_critique(VERDICT, nothing)
     assert found.feedback == VERDICT.feedback
     assert found.details["has_critique"] is False
 
 
 def test_a_long_critique_is_cut_with_a_sign():
-  short = self_evaluation.SelfEvaluation(of=MATH, max_feedback_length=5)
+  short = around_math(max_feedback_length=5)
   assert short.with_critique(VERDICT, "123456").feedback == "12345…"
   assert short.with_critique(VERDICT, "12345").feedback == "12345"
 
@@ -146,30 +152,34 @@ def test_alone_a_row_needs_only_a_prompt():
   [
     ("{problem}", "no place {completion}"),
     ("{completion}", "no place {problem}"),
-    ("{problem} {completion} {solution}", "there is no place {solution}; kno"),
-    ("{problem} {completion} {}", "there is no place {}"),
-    ("{problem.index} {completion}", "there is no place {problem.index}"),
-    ("{problem!r} {completion}", "there is no place {problem}"),
-    ("{problem} {completion:9}", "there is no place {completion}"),
+    (
+      "{problem} {completion} {solution}",
+      "there is no placeholder {solution}; kno",
+    ),
+    ("{problem} {completion} {}", "there is no placeholder {}"),
+    ("{problem.index} {completion}", "there is no placeholder {problem.index}"),
+    ("{problem!r} {completion}", "there is no placeholder {problem}"),
+    ("{problem} {completion:9}", "there is no placeholder {completion}"),
     ("{problem} {completion} {", "a brace that stands for itself twice"),
-    ("{problem} {completion} \\boxed{x}", "no place {x}; known: {problem}, "),
+    (
+      "{problem} {completion} \\boxed{x}",
+      "no placeholder {x}; known: {problem}, ",
+    ),
   ],
 )
 def test_a_rubric_with_wrong_places_is_refused(rubric, message):
   with pytest.raises(ValueError, match=r"^rubric: ") as error:
-    self_evaluation.SelfEvaluation(of=MATH, rubric=rubric)
+    around_math(rubric=rubric)
   assert message in str(error.value)
 
 
 def test_a_rubric_must_suit_who_gives_the_reward():
   with pytest.raises(ValueError, match="needs an environment that gives some"):
-    self_evaluation.SelfEvaluation(rubric=self_evaluation.RUBRIC)
+    envs.make_environment("self_evaluation", rubric=self_evaluation.RUBRIC)
   with pytest.raises(ValueError, match="it must ask for <verdict>correct"):
-    self_evaluation.SelfEvaluation(rubric="{problem} {completion}")
-  with pytest.raises(
-    ValueError, match="max_feedback_length=0 must be positive"
-  ):
-    self_evaluation.SelfEvaluation(of=MATH, max_feedback_length=0)
+    envs.make_environment("self_evaluation", rubric="{problem} {completion}")
+  with pytest.raises(ValueError, match="should be greater than 0"):
+    around_math(max_feedback_length=0)
 
 
 def test_it_is_made_around_what_a_mapping_describes():
@@ -214,6 +224,6 @@ def test_whatever_the_critic_says_there_is_a_verdict(critique):
   for environment in (OF_MATH, ALONE):
     found = environment.with_critique(VERDICT, critique)
     assert 0 <= found.reward <= 1
-    assert len(found.feedback) <= environment.max_feedback_length + 1
+    assert len(found.feedback) <= environment.config.max_feedback_length + 1
     assert "<think>" not in found.feedback
     json.dumps(dict(found.details))

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distil_jax.config.environments import ToolCallsConfig
 from distil_jax.envs.tool_calls import ToolCalls
 from distil_jax.types import Status
 from tests.paths import DATA
@@ -35,7 +36,7 @@ PROBLEM = ToolCalls().problem(ROW, 4)
 
 
 def judge(completion, **changed):
-  return ToolCalls(**changed).judge(PROBLEM, completion)
+  return ToolCalls(ToolCallsConfig(**changed)).judge(PROBLEM, completion)
 
 
 def edited(edit):

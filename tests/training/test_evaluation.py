@@ -7,6 +7,7 @@ import zlib
 import jax
 import pytest
 
+from distil_jax.config.environments import JudgingConfig
 from distil_jax.envs.judge_pool import JudgePool
 from distil_jax.models import sharding
 from distil_jax.training import evaluation
@@ -60,7 +61,9 @@ def policy(mesh):
 def worker(policy, judge, mesh):
   return rollout_workers.make(
     policy,
-    JudgePool(judge, num_workers=1),  # in the order in which they end
+    JudgePool(
+      judge, JudgingConfig(num_workers=1)
+    ),  # in the order in which they end
     mesh,
     group_size=NUM_SAMPLES,
     max_prompt_length=40,

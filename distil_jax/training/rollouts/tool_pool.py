@@ -33,7 +33,7 @@ class ToolPool:
     max_output_tokens: int,
     num_workers: int | None = None,
     seconds: float = 60.0,
-    tell: warn_once.Tell = warn_once.to_stderr,
+    tell: warn_once.Warn = warn_once.to_stderr,
   ):
     """Prepares the pool; no thread is started yet.
 

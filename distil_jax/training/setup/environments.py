@@ -2,40 +2,35 @@
 
 import functools
 import json
-from typing import Any
 
+from distil_jax import envs
 from distil_jax.config import Config, ConfigError
-from distil_jax.envs import Environment, make_environment, sandbox
+from distil_jax.envs import sandbox
 
 
-def build_environment(config: Config) -> Environment:
-  return _environment(config, config.environment)
+def build_environment(config: Config) -> envs.Environment:
+  """Builds the environment that a config names.
 
-
-def _environment(config: Config, section: Any) -> Environment:
-  """Of a section, which may be inside another one."""
-  if section.kind == "own":
-    return make_environment(section.function, **section.settings)
-  settings = section.model_dump(exclude={"kind", "critique"})
-  if section.kind == "code":
-    settings["box"] = build_sandbox(config)
-  if settings.get("of"):
-    settings["of"] = _environment(config, section.of)
-  return make_environment(section.kind, **settings)
+  Raises:
+    ConfigError: This machine cannot run its programs in a sandbox.
+    ValueError: The environment cannot be made.
+  """
+  make_sandbox = functools.partial(build_sandbox, config)
+  return envs.build_environment(config.environment, make_sandbox)
 
 
 def build_sandbox(config: Config) -> sandbox.Sandbox:
-  """Where programs run; one for all that run some.
+  """Builds the sandbox; equal sections share one.
 
   Raises:
-    ConfigError: this machine cannot keep them apart.
+    ConfigError: This machine cannot isolate programs.
   """
-  return _box(config.sandbox.model_dump_json())
+  return _build_sandbox(config.sandbox.model_dump_json())
 
 
 @functools.cache
-def _box(settings: str) -> sandbox.Sandbox:
-  """From the section as text, by which it is known again."""
+def _build_sandbox(settings: str) -> sandbox.Sandbox:
+  # The cache needs a hashable argument, so the section comes as text.
   try:
     return sandbox.make(**json.loads(settings))
   except sandbox.SandboxError as error:

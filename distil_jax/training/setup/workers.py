@@ -1,13 +1,13 @@
 """Builds rollout workers, judges and tools from the config."""
 
 import dataclasses
-from typing import Any
+import functools
 
 import jax
 
 from distil_jax.config import Config, ConfigError, SamplingConfig, ToolsConfig
 from distil_jax.envs import Environment, SelfJudged, judge_pool
-from distil_jax.envs.tools import Tool, make_tool
+from distil_jax.envs.tools import build_tool
 from distil_jax.generation.engine import Engine
 from distil_jax.generation.engine_config import EngineConfig
 from distil_jax.generation.policy import Policy
@@ -38,7 +38,7 @@ def build_tool_pool(config: Config, policy: Policy) -> ToolPool | None:
   seconds = common.pop("call_seconds")
   try:
     return ToolPool(
-      _tool(config, section),
+      build_tool(section, functools.partial(build_sandbox, config)),
       policy.tokenizer,
       seconds=seconds,
       tell=progress.warn,
@@ -46,13 +46,6 @@ def build_tool_pool(config: Config, policy: Policy) -> ToolPool | None:
     )
   except ValueError as error:
     raise ConfigError(f"tools: {error}") from None
-
-
-def _tool(config: Config, section: Any) -> Tool:
-  if section.kind == "own":
-    return make_tool(section.function, **section.settings)
-  settings = section.model_dump(exclude={"kind", *ToolsConfig.model_fields})
-  return make_tool(section.kind, box=build_sandbox(config), **settings)
 
 
 def build_judge_pool(
@@ -63,9 +56,7 @@ def build_judge_pool(
   One pool serves all that is judged in a run, so that each kind of failure is
   reported once.
   """
-  return judge_pool.JudgePool(
-    environment, **config.judging.model_dump(), tell=progress.warn
-  )
+  return judge_pool.JudgePool(environment, config.judging, warn=progress.warn)
 
 
 def build_sampling_params(

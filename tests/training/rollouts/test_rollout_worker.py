@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from distil_jax.config.environments import JudgingConfig
 from distil_jax.envs.judge_pool import JudgePool
 from distil_jax.generation import engine
 from distil_jax.models import sharding
@@ -113,9 +114,8 @@ def test_a_judge_that_fails_costs_its_verdicts_alone(act):
   told = []
   judges = JudgePool(
     CheckSum(crashes_at=1, hangs_at=2),
-    num_workers=4,
-    seconds=0.3,
-    tell=told.append,
+    JudgingConfig(num_workers=4, seconds=0.3),
+    warn=told.append,
   )
   experience = act(judges)
   crashed, late = slice(2, 4), slice(4, 6)
@@ -139,5 +139,5 @@ def test_a_rollout_that_fails_judges_no_more(act):
       raise KeyboardInterrupt
 
   with pytest.raises(KeyboardInterrupt):
-    act(JudgePool(environment, num_workers=1), report=report)
+    act(JudgePool(environment, JudgingConfig(num_workers=1)), report=report)
   assert environment.num_judged == 1

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distil_jax import config
+from distil_jax.config.environments import SelfEvaluationConfig
 from distil_jax.envs.judge_pool import JudgePool
 from distil_jax.envs.self_evaluation import SelfEvaluation
 from distil_jax.generation import engine
@@ -102,7 +103,9 @@ def critic_of(policy, mesh):
 
 @pytest.fixture(scope="module")
 def critic(critic_of):
-  return critic_of(SelfEvaluation(of=CheckSum(), rubric=RUBRIC))
+  return critic_of(
+    SelfEvaluation(SelfEvaluationConfig(rubric=RUBRIC), CheckSum())
+  )
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +164,9 @@ def test_a_critique_depends_on_its_own_row_alone(critic, policy, experience):
 def test_critiques_of_equal_attempts_differ(critic_of, policy):
   # The same prompt in every row but for the problem's place and name.
   same = [dataclasses.replace(PROBLEMS[0], index=i) for i in range(8)]
-  environment = SelfEvaluation(of=Wrong(), rubric="{problem}{completion}")
+  environment = SelfEvaluation(
+    SelfEvaluationConfig(rubric="{problem}{completion}"), Wrong()
+  )
   object.__setattr__(
     environment, "critique_prompt", lambda *_: PROBLEMS[0].messages
   )
@@ -203,7 +208,9 @@ def test_steps_with_other_numbers_of_failures_share_their_programs(
 
 
 def test_where_nobody_fails_nothing_is_sampled(critic_of, policy):
-  _, act = critic_of(SelfEvaluation(of=Right(), rubric=RUBRIC))
+  _, act = critic_of(
+    SelfEvaluation(SelfEvaluationConfig(rubric=RUBRIC), Right())
+  )
   act._critic = None
   found = act(policy.params, PROBLEMS, jax.random.key(1))
   assert not any(found.critiques.values())
@@ -211,7 +218,9 @@ def test_where_nobody_fails_nothing_is_sampled(critic_of, policy):
 
 def test_where_there_is_no_room_nothing_is_asked(critic_of, policy):
   rubric = RUBRIC + " Say it in words. " * 5
-  _, act = critic_of(SelfEvaluation(of=Wrong(), rubric=rubric))
+  _, act = critic_of(
+    SelfEvaluation(SelfEvaluationConfig(rubric=rubric), Wrong())
+  )
   found = act(policy.params, PROBLEMS, jax.random.key(1))
   assert found.critiques["no_room"] == len(found.verdicts)
   assert found.critiques["asked"] == 0
@@ -291,7 +300,10 @@ def test_whatever_is_cut_the_rest_stays_whole_and_fits(
 
 
 def test_a_critique_is_what_the_policy_says_to_the_prompt(critic_of, policy):
-  _, act = critic_of(SelfEvaluation(of=Wrong(), rubric=RUBRIC), temperature=0.0)
+  _, act = critic_of(
+    SelfEvaluation(SelfEvaluationConfig(rubric=RUBRIC), Wrong()),
+    temperature=0.0,
+  )
   found = act(policy.params, PROBLEMS, jax.random.key(1))
   for row in (0, 11):
     question = PROBLEMS[row // GROUP_SIZE].messages[0]["content"]

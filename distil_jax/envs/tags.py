@@ -1,1 +1,0 @@
-"""What stands between tags in a completion."""
