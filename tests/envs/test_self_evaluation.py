@@ -150,8 +150,8 @@ def test_alone_a_row_needs_only_a_prompt():
 @pytest.mark.parametrize(
   ("rubric", "message"),
   [
-    ("{problem}", "no place {completion}"),
-    ("{completion}", "no place {problem}"),
+    ("{problem}", "no placeholder {completion}"),
+    ("{completion}", "no placeholder {problem}"),
     (
       "{problem} {completion} {solution}",
       "there is no placeholder {solution}; kno",

@@ -1,11 +1,14 @@
-"""Runs programs that nobody trusts, such as those that a model has written.
+"""Runs untrusted programs, such as those that a model has written.
 
-    with sandbox.make() as box:
-      outcome = box.run(sandbox.Job("print(6 * 7)"))
+    with sandbox.make() as programs:
+      outcome = programs.run(sandbox.Job("print(6 * 7)"))
 
-What a program does costs its own outcome and nothing else: it has no network,
-sees no files but Python's own, and its time, memory, processes and output have
-limits. Whatever it leaves behind goes with it.
+A program can affect nothing but its own outcome: it has no network, sees no
+files but Python's own, and its time, memory, processes and output are limited.
+Files and processes that it leaves behind are removed with it.
+
+This package imports nothing but Python's standard library, so that it can run
+on a machine that has nothing else.
 """
 
 from distil_jax.envs.sandbox import local, remote
@@ -50,29 +53,30 @@ def make(
   packages: str | None = None,
   url: str | None = None,
 ) -> Sandbox:
-  """A sandbox by its kind.
+  """Makes a sandbox by its kind.
 
   Args:
-    kind: `bubblewrap`: namespaces of this machine's kernel. `weak`: limits, and
-      system calls refused, but programs see and may change what files this
-      user may.
-      `remote`: another machine's, see `serving`.
-    num_processes: jobs at once; None: as many as there are cores.
-    python: the interpreter that programs run in; None: this one's, without
-      what is installed beside Python's own library.
-    packages: a folder of packages that they may import, as made by
-      `pip install --target`; None: none.
-    url: of a remote one.
+    kind: `bubblewrap` isolates programs in namespaces of this machine's kernel.
+      `weak` only sets limits and refuses system calls: programs can read and
+      change all files that this user can. `remote` sends programs to another
+      machine, see `serving`.
+    num_processes: Jobs that run at once; None means one for each core.
+    python: Interpreter of the programs; None means this one, without installed
+      packages.
+    packages: Folder of packages that programs may import, made by
+      `pip install --target`; None means no packages.
+    url: Address of a remote sandbox.
 
   Raises:
-    SandboxError: this machine cannot do it, or the remote one does not answer.
-    ValueError: there is no such kind.
+    SandboxError: This machine cannot isolate programs, or the remote sandbox
+      does not answer.
+    ValueError: There is no such kind.
   """
   if kind not in KINDS:
     raise ValueError(f"unknown sandbox {kind!r}; known: {', '.join(KINDS)}")
   if kind == "remote":
     if not url:
-      raise ValueError("sandbox kind remote needs a url")
+      raise ValueError("a sandbox of kind remote needs a url; set sandbox.url")
     return remote.RemoteSandbox(url)
   return local.LocalSandbox(
     is_isolated=kind == "bubblewrap",

@@ -1,8 +1,8 @@
-"""The command that starts a warm process, with walls and without.
+"""Builds the commands that start processes, isolated or not.
 
-`bubblewrap` takes away what one process and all its children have in common:
-the file system but for Python's own, the network, the environment. What every
-program gets anew is made inside, see `guest.confine`.
+`bubblewrap` takes away what a process and all its children share: the file
+system except for Python's own, the network, the environment. The guest itself
+makes what every program gets anew, see `guest.confine`.
 """
 
 import contextlib
@@ -23,7 +23,8 @@ from distil_jax.envs.sandbox.jobs import SandboxError
 INSTALL = "install bubblewrap (`apt install bubblewrap`, or `pip install "
 INSTALL += "'distil_jax[sandbox]'`)"
 _GUEST = pathlib.Path(__file__).with_name("guest")
-# Where these files stand in the sandbox, as a package without the rest.
+# Place of the guest's files in the sandbox: a namespace package without the
+# rest of `distil_jax`.
 _ROOT = "/sandbox"
 _PACKAGE = "distil_jax/envs/sandbox/guest"
 _PACKAGES = "/packages"
@@ -34,21 +35,22 @@ _START = (
 _LIBRARIES = ("/lib", "/lib32", "/lib64", "/usr/lib", "/usr/lib32")
 _LIBRARIES += ("/usr/lib64", "/nix/store")
 _LOADER_CACHE = "/etc/ld.so.cache"
-# The processes of a user are counted together, so each slot has its own.
+# The kernel counts the processes of a user together, so each slot has a user of
+# its own.
 _FIRST_USER, _NUM_SLOTS = 1 << 28, 64
 _PROBE_SECONDS = 20
 
 
 @dataclasses.dataclass(frozen=True)
 class Isolation:
-  """How warm processes are started.
+  """Holds how preforked processes are started.
 
   Attributes:
-    prefix: of the command.
-    has_namespaces: each program gets its own.
-    changes_user: each program runs as a user of its own.
-    python: the interpreter.
-    packages: a folder of packages that programs may import; None: none.
+    prefix: Beginning of the command; empty without namespaces.
+    has_namespaces: True if each program gets its own namespaces.
+    changes_user: True if each slot's programs run as a user of their own.
+    python: The interpreter.
+    packages: Folder of packages that programs may import; None means none.
   """
 
   prefix: tuple[str, ...]
@@ -58,11 +60,11 @@ class Isolation:
   packages: str | None = None
 
   def command(self, slot: int, folder: str) -> list[str]:
-    """Of the process in a slot.
+    """Returns the command of the process in a slot.
 
     Args:
-      slot: a small number, another for each that runs at once.
-      folder: temporary; of that process alone.
+      slot: Small number, different for each process that runs at once.
+      folder: Temporary folder of that process alone.
     """
     path = _ROOT if self.has_namespaces else folder
     user = _FIRST_USER + os.getpid() * _NUM_SLOTS + slot % _NUM_SLOTS
@@ -84,22 +86,22 @@ class Isolation:
 
 
 def environment(folder: str) -> dict[str, str]:
-  """All that a program finds in its environment."""
+  """Returns all environment variables of a program."""
   return {
     "PATH": "/usr/bin:/bin",
     "LANG": "C.UTF-8",
     "HOME": "/tmp",
     "TMPDIR": folder,
-    "PYTHONHASHSEED": "0",  # the same program, the same verdict
-    "OPENBLAS_NUM_THREADS": "1",  # each thread would take memory
+    "PYTHONHASHSEED": "0",  # The same program has the same verdict.
+    "OPENBLAS_NUM_THREADS": "1",  # Each thread would reserve memory.
     "OMP_NUM_THREADS": "1",
   }
 
 
 def weak(python: str | None = None, packages: str | None = None) -> Isolation:
-  """Without namespaces: limits, and system calls refused.
+  """Returns an isolation by limits and refused system calls alone.
 
-  Args, Raises: as for `bubblewrapped`.
+  Takes and raises what `bubblewrapped` does.
   """
   return Isolation(
     prefix=(),
@@ -113,18 +115,19 @@ def weak(python: str | None = None, packages: str | None = None) -> Isolation:
 def bubblewrapped(
   python: str | None = None, packages: str | None = None
 ) -> Isolation:
-  """In namespaces, as root or as whoever this is.
+  """Returns an isolation by namespaces, made as root or as this user.
 
   Args:
-    python: the interpreter; None: this one.
-    packages: a folder of packages that programs may import.
+    python: The interpreter; None means this one.
+    packages: Folder of packages that programs may import; None means none.
 
   Raises:
-    SandboxError: bubblewrap is not installed, or the system does not let it.
+    SandboxError: bubblewrap is not installed, or this system does not let it
+      make namespaces.
   """
   if sys.platform != "linux":
     raise SandboxError(
-      "programs can only be kept apart on Linux, and this is "
+      "programs can only be isolated on Linux, and this is "
       f"{sys.platform}; set sandbox.kind=remote with the url of a machine that "
       "runs `distil-jax sandbox`, or accept sandbox.kind=weak, where programs "
       "can read what you can"
@@ -133,10 +136,10 @@ def bubblewrapped(
   interpreter, folder = _interpreter(python), _folder(packages)
   faults = []
   for as_root in (True, False) if os.geteuid() == 0 else (False,):
-    made = _isolation(found, interpreter, folder, as_root=as_root)
-    fault = _probe(made)
+    isolation = _isolation(found, interpreter, folder, as_root=as_root)
+    fault = _probe(isolation)
     if fault is None:
-      return made
+      return isolation
     faults.append(fault)
   raise SandboxError(
     f"{found} is there, but this system does not let it make a sandbox: "
@@ -148,7 +151,7 @@ def bubblewrapped(
 
 
 def stage(folder: str) -> None:
-  """Lays out in a folder what a process without namespaces imports."""
+  """Links the guest's files into a folder, for a process without namespaces."""
   place = pathlib.Path(folder) / _PACKAGE
   place.parent.mkdir(parents=True)
   place.symlink_to(_GUEST)
@@ -158,16 +161,16 @@ def stage(folder: str) -> None:
 def isolation_prefix(
   shown: tuple[str, ...], import_path: str = ""
 ) -> tuple[str, ...]:
-  """What stands before a command that reads what nobody trusts.
+  """Returns a prefix for a command that reads untrusted input.
 
-  It sees the folders that are named, and no other file, network or process.
+  The command sees the given folders, and no other file, network or process.
 
   Args:
-    shown: folders, read-only.
-    import_path: PYTHONPATH.
+    shown: Folders, read-only.
+    import_path: Value of PYTHONPATH.
 
   Returns:
-    nothing where this system cannot do it.
+    An empty prefix if this system cannot isolate processes.
   """
   if sys.platform != "linux":
     return ()
@@ -188,10 +191,11 @@ def isolation_prefix(
 def _isolation(
   found: str, python: str, packages: str | None = None, *, as_root: bool
 ) -> Isolation:
-  # Only what makes namespaces and gives up privileges, and inside at that.
+  # Capabilities within the namespaces: to make further ones for each program
+  # and to drop privileges.
   names = ["SYS_ADMIN", "SETPCAP"]
   if as_root:
-    names += ["SETUID", "SETGID", "KILL"]  # of the users that programs run as
+    names += ["SETUID", "SETGID", "KILL"]  # Programs run as other users.
   flags = _flags(found, as_root)
   for name in names:
     flags += ["--cap-add", f"CAP_{name}"]
@@ -205,7 +209,7 @@ def _isolation(
 
 
 def _flags(found: str, as_root: bool) -> list[str]:
-  """Namespaces, an environment and no capability."""
+  """Returns flags for namespaces, the environment and no capabilities."""
   flags = [found, "--unshare-ipc", "--unshare-pid", "--unshare-net"]
   flags += ["--unshare-uts", "--unshare-cgroup-try", "--clearenv"]
   if not as_root:
@@ -217,12 +221,12 @@ def _flags(found: str, as_root: bool) -> list[str]:
 
 
 def _filesystem(shown: Sequence[tuple[str, str]]) -> list[str]:
-  """What is named, from where and to where, and nothing else."""
-  # First, lest it cover what is shown of a folder in it.
+  """Returns flags that show these paths (source, target) and nothing else."""
+  # The new /tmp comes first; later it would cover folders shown below /tmp.
   flags = ["--tmpfs", "/tmp"]
   for source, target in shown:
     for parent in reversed(pathlib.Path(target).parents[:-1]):
-      # As bubblewrap makes it, only who is root could go through it.
+      # By default bubblewrap makes parents that only root may enter.
       flags += ["--perms", "0755", "--dir", str(parent)]
     flags += ["--ro-bind", source, target]
   for link in filter(os.path.islink, _LIBRARIES):
@@ -235,13 +239,13 @@ def _filesystem(shown: Sequence[tuple[str, str]]) -> list[str]:
 
 
 def _shown(python: str, packages: str | None) -> list[tuple[str, str]]:
-  """What of this file system a program sees, and where."""
+  """Returns the paths that a program sees, as pairs of source and target."""
   places = _libraries()
   prefix = str(pathlib.Path(python).parent.parent)
   if prefix == "/usr":
     places.append(python)
   elif not any(prefix.startswith(f"{x}/") for x in places):
-    # No more of it: the prefix of some interpreters is somebody's home.
+    # Not the whole prefix, which for some interpreters is a home folder.
     folders = (f"{prefix}/{name}" for name in ("lib", "lib64"))
     places += [python, *filter(os.path.isdir, folders)]
   found = [*_same(places), (str(_GUEST), f"{_ROOT}/{_PACKAGE}")]
@@ -258,20 +262,22 @@ def _same(places: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _interpreter(python: str | None) -> str:
-  """The file behind an interpreter; of a virtual environment, its base.
+  """Returns the file of an interpreter; for a virtual environment, its base.
 
   Raises:
-    SandboxError: there is no such file.
+    SandboxError: There is no such file.
   """
   base: str = getattr(sys, "_base_executable", "") or sys.executable
   found = shutil.which(python or base)
   if found is None:
-    raise SandboxError(f"there is no interpreter {python or base}")
+    raise SandboxError(
+      f"there is no interpreter {python or base}; set sandbox.python"
+    )
   return os.path.realpath(found)
 
 
 def _folder(packages: str | None) -> str | None:
-  """The folder; raises SandboxError where there is none."""
+  """Resolves the folder; raises SandboxError if it cannot be used."""
   if packages is None:
     return None
   if not os.path.isdir(packages):
@@ -282,7 +288,7 @@ def _folder(packages: str | None) -> str | None:
   if os.geteuid() == 0 and os.stat(packages).st_mode & 0o005 != 0o005:
     raise SandboxError(
       f"{packages} can be read by its owner alone, and programs run as "
-      f"somebody else: chmod -R a+rX {packages}"
+      f"another user; allow it by: chmod -R a+rX {packages}"
     )
   return os.path.realpath(packages)
 
@@ -297,7 +303,7 @@ def _bubblewrap() -> str:
     if os.access(bundled, os.X_OK):
       return bundled
   raise SandboxError(
-    f"there is no bubblewrap to keep programs apart: {INSTALL}; or set "
+    f"there is no bubblewrap to isolate programs: {INSTALL}; or set "
     "sandbox.kind=remote with the url of a machine that runs `distil-jax "
     "sandbox`, or accept sandbox.kind=weak, where programs can read what you "
     "can"
@@ -305,7 +311,7 @@ def _bubblewrap() -> str:
 
 
 def _probe(isolation: Isolation) -> str | None:
-  """What is wrong with it; None: nothing."""
+  """Runs an empty program; returns the error, or None if it works."""
   job = b'{"program": "", "limits": ' + json.dumps(_PROBE).encode() + b"}"
   with tempfile.TemporaryDirectory() as folder:
     command = isolation.command(0, folder)
@@ -313,7 +319,7 @@ def _probe(isolation: Isolation) -> str | None:
       done = _run(command, b"%d\n" % len(job) + job, folder)
     except subprocess.TimeoutExpired:
       return f"no answer within {_PROBE_SECONDS} s"
-  # With another code the walls inside have failed, and no program is run.
+  # Any other exit code means that the guest could not confine the program.
   if b'"end": "exited", "exit_code": 0,' in done.stdout:
     return None
   said = (done.stdout + done.stderr).decode(errors="replace").strip()

@@ -1,4 +1,4 @@
-"""What is asked of a sandbox, and what it answers."""
+"""Defines the jobs of a sandbox and their outcomes."""
 
 import dataclasses
 import enum
@@ -7,16 +7,17 @@ from typing import Any, Protocol, Self
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-  """What one program may take.
+  """Limits the resources of one program.
 
   Attributes:
-    seconds: of CPU, all its threads together.
-    wall_seconds: of the clock; a loaded machine needs more than the CPU's.
-      None: three times as many and two.
-    memory_bytes: all its processes together.
-    output_bytes: to each of its outputs.
-    file_bytes: all that it writes to files.
-    num_processes: 1: it starts none, only threads.
+    seconds: CPU time of all its threads together.
+    wall_seconds: Wall-clock time, which must exceed the CPU time on a loaded
+      machine. None means `3 * seconds + 2`.
+    memory_bytes: Memory of all its processes together.
+    output_bytes: Bytes that it may write to each of its outputs.
+    file_bytes: Bytes of all its files together.
+    num_processes: Largest number of processes; with 1 it can start threads
+      only.
   """
 
   seconds: float = 10.0
@@ -35,7 +36,7 @@ class Limits:
 
   @property
   def deadline(self) -> float:
-    """Seconds of the clock until it is killed."""
+    """Returns the wall-clock seconds after which the program is killed."""
     if self.wall_seconds is not None:
       return self.wall_seconds
     return 3 * self.seconds + 2
@@ -43,11 +44,11 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-  """A function of the program, to be called once.
+  """A call of one of the program's functions.
 
   Attributes:
-    name: of the function; `A.f` is a method of a new `A()`.
-    args: plain values.
+    name: Name of the function; `A.f` is a method of a new `A()`.
+    args: Its arguments, plain values as in `guest.values`.
   """
 
   name: str
@@ -56,17 +57,18 @@ class Call:
 
 @dataclasses.dataclass(frozen=True)
 class Tests:
-  """Assertions about what a program's functions return.
+  """Assertions about the values that a program's functions return.
 
-  They are evaluated in a process that the program cannot reach. Only plain
-  values go there and back, and copies: in-place changes are seen after a call
-  whose value the test does not use, as in `sort(x)`, and after no other, so
-  that a program cannot change what its answer is compared with.
+  They are evaluated in a process that the program cannot reach. Only copies of
+  plain values are exchanged. A program's changes to its arguments are copied
+  back only after a call whose value the test does not use, as in `sort(x)`:
+  otherwise a program could change the value that its answer is compared with.
 
   Attributes:
-    source: Python; what it uses and nobody defines is taken from the program.
-    prelude: Python that runs before, for what the tests use themselves.
-    names: taken from the program, whatever the prelude defines.
+    source: Python; names that it uses but does not define are functions of the
+      program.
+    prelude: Python that runs before the source and defines what it needs.
+    names: Functions of the program, even if the prelude defines them too.
   """
 
   source: str
@@ -76,14 +78,14 @@ class Tests:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """A program, and what to do with it.
+  """A program and how to run it: as a script, a function, or under tests.
 
   Attributes:
     program: Python source.
-    stdin: what it reads; where it is run as a script.
-    call: a function to call, in place of running a script.
-    tests: what to ask of it, in place of running a script.
-    limits: of the program.
+    stdin: Standard input, if it runs as a script.
+    call: Function to call instead of running a script.
+    tests: Tests to run instead of running a script.
+    limits: Limits of the program.
   """
 
   program: str
@@ -94,20 +96,20 @@ class Job:
 
   def __post_init__(self) -> None:
     if self.call is not None and self.tests is not None:
-      raise ValueError("a job has a call or tests, not both")
+      raise ValueError("a job has a call or tests, not both; drop one")
 
 
 class End(enum.StrEnum):
-  """How a program ended."""
+  """Names the ways in which a program ends."""
 
   EXITED = "exited"
   RAISED = "raised"
   TIMEOUT = "timeout"
   MEMORY = "memory"
-  OUTPUT = "output"  # it wrote more than it may
-  PROCESSES = "processes"  # there were more than it may have
-  KILLED = "killed"  # by a signal, such as that of a segmentation fault
-  CRASHED = "crashed"  # the sandbox itself; says nothing of the program
+  OUTPUT = "output"  # It wrote more than its limit.
+  PROCESSES = "processes"  # It started more processes than its limit.
+  KILLED = "killed"  # A signal killed it, such as a segmentation fault.
+  CRASHED = "crashed"  # The sandbox failed; says nothing about the program.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,11 +117,11 @@ class Fault:
   """An exception that a program did not catch.
 
   Attributes:
-    type: its name.
-    message: what it says.
-    frames: line, function and source of each of the program's own frames, the
-      outermost first.
-    num_skipped: frames left out in the middle.
+    type: Name of its class.
+    message: Its text.
+    frames: Line number, function and source line of each of the program's own
+      frames, the outermost first.
+    num_skipped: Number of frames that are left out in the middle.
   """
 
   type: str
@@ -133,10 +135,10 @@ class Check:
   """An assertion that did not hold.
 
   Attributes:
-    statement: the assertion.
-    call: the last call that it made; empty: none.
-    returned: what came of that.
-    error: what went wrong with the assertion itself; empty: nothing.
+    statement: The assertion.
+    call: The last call that it made; empty if there was none.
+    returned: The value that this call returned, as text.
+    error: The exception that the assertion itself raised; empty if none.
   """
 
   statement: str
@@ -147,13 +149,14 @@ class Check:
 
 @dataclasses.dataclass(frozen=True)
 class Checks:
-  """How tests went.
+  """Results of tests.
 
   Attributes:
-    num_passed, num_failed: assertions.
-    failures: the first few.
-    stopped_at: the call at which no more could be asked; empty: none.
-    broken: what is wrong with the tests themselves; empty: nothing.
+    num_passed: Number of assertions that held.
+    num_failed: Number of assertions that did not hold.
+    failures: The first few of these.
+    stopped_at: The call at which the tests ended early; empty if they did not.
+    broken: The error in the tests themselves; empty if there is none.
   """
 
   num_passed: int
@@ -165,19 +168,20 @@ class Checks:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-  """What came of a job.
+  """Outcome of a job.
 
   Attributes:
-    end: how the program ended.
-    stdout, stderr: what it wrote.
-    fault: the exception that ended it, or the call.
-    exit_code: None: it was killed.
-    signal: the number of what killed it.
-    value: what the function returned, encoded as in `inside.values`; None:
-      nothing, or nothing plain.
-    not_plain: what it returned instead, in words.
-    checks: how the tests went; None: there were none, or they were not run.
-    seconds: of CPU.
+    end: How the program ended.
+    stdout: Text that it wrote to its standard output.
+    stderr: Text that it wrote to its standard error.
+    fault: The exception that ended the program or the call.
+    exit_code: Its exit status; None if it was killed.
+    signal: Number of the signal that killed it.
+    value: The function's value, encoded as in `guest.values`; None if there is
+      none or it is not plain.
+    not_plain: Describes a value that is not plain.
+    checks: Results of the tests; None if there were none or they did not run.
+    seconds: CPU time that it used.
   """
 
   end: End
@@ -193,14 +197,14 @@ class Outcome:
 
 
 class Sandbox(Protocol):
-  """Where programs run; any number of threads may ask at once."""
+  """Runs jobs; any number of threads may use it at once."""
 
   def run(self, job: Job) -> Outcome:
-    """Always has an outcome, and in bounded time."""
+    """Runs a job and returns its outcome in bounded time."""
     ...
 
   def close(self) -> None:
-    """Ends its processes; the next job starts others."""
+    """Ends its processes; the next job starts new ones."""
     ...
 
   def __enter__(self) -> Self: ...
@@ -209,9 +213,9 @@ class Sandbox(Protocol):
 
 
 class SandboxError(RuntimeError):
-  """There is no sandbox to be had; says what to do."""
+  """Means that no sandbox is available; says what to do."""
 
 
 def crashed(why: str) -> Outcome:
-  """The outcome of a job that the sandbox could not do."""
+  """Returns the outcome of a job that the sandbox failed to run."""
   return Outcome(End.CRASHED, stderr=why)

@@ -1,4 +1,4 @@
-"""A sandbox on this machine: warm processes, each with one job at a time."""
+"""Runs jobs on this machine in preforked processes, one job each at a time."""
 
 import contextlib
 import dataclasses
@@ -13,24 +13,26 @@ import warnings
 from collections.abc import Iterator
 from typing import Any, Self
 
-from distil_jax.envs.sandbox import isolation, pipes, reports
+from distil_jax.envs.sandbox import isolation as isolations
+from distil_jax.envs.sandbox import pipes, reports
 from distil_jax.envs.sandbox.guest import values
 from distil_jax.envs.sandbox.jobs import Job, Outcome, SandboxError, crashed
 
 WEAK = (
-  "programs are NOT kept apart from your files: sandbox.kind=weak limits time, "
-  "memory and output and refuses network and new processes, but a program may "
-  "read, change and delete all that you may, also what its own verdict "
-  "depends on"
+  "programs are NOT isolated from your files: sandbox.kind=weak limits time, "
+  "memory and output and refuses network and new processes, but a program can "
+  "read, change and delete all files that you can, including those that its "
+  "own verdict depends on"
 )
-# A job's deadline is kept inside; here somebody must notice when it is not.
+# The guest enforces a job's deadline; this side waits a little longer, in case
+# the guest fails.
 _SPARE_SECONDS = 10.0
 _START_SECONDS = 60.0
 _MAX_ANSWER = 64 << 20
 
 
 class LocalSandbox:
-  """Runs jobs in processes that are started when they are first needed."""
+  """Runs jobs in processes that start when they are first needed."""
 
   def __init__(
     self,
@@ -39,55 +41,63 @@ class LocalSandbox:
     num_processes: int | None = None,
     python: str | None = None,
     packages: str | None = None,
-    how: isolation.Isolation | None = None,
+    isolation: isolations.Isolation | None = None,
   ):
-    """Tries out that this machine can.
+    """Checks that this machine can isolate programs.
 
     Args:
-      is_isolated: in namespaces; else see `WEAK`, which is said once.
-      num_processes: jobs at once; None: as many as there are cores.
-      python: the interpreter that programs run in; None: this one's.
-      packages: a folder of packages that they may import; None: none.
-      how: processes are kept apart; None: as well as this machine can.
+      is_isolated: Isolate programs by namespaces; otherwise warn once, see
+        `WEAK`.
+      num_processes: Jobs that run at once; None means one for each core.
+      python: Interpreter of the programs; None means this one.
+      packages: Folder of packages that they may import; None means none.
+      isolation: How to start processes; None means as well as this machine can.
 
     Raises:
-      SandboxError: says what is missing, and what to do.
-      ValueError: a number of processes below 1.
+      SandboxError: Says what is missing and what to do.
+      ValueError: The number of processes is below 1.
     """
     count = num_processes or pipes.num_cores()
     if count < 1:
       raise ValueError(f"num_processes={num_processes} must be above 0")
-    if how is not None:
-      self._isolation = how
+    if isolation is not None:
+      self._isolation = isolation
     elif is_isolated:
-      self._isolation = isolation.bubblewrapped(python, packages)
+      self._isolation = isolations.bubblewrapped(python, packages)
     else:
-      self._isolation = isolation.weak(python, packages)
+      self._isolation = isolations.weak(python, packages)
       _warn_once()
     self._closing = threading.Lock()
     self._free: queue.SimpleQueue[_Prefork] = queue.SimpleQueue()
     self._all = [_Prefork(self._isolation, slot) for slot in range(count)]
-    for warm in self._all:
-      self._free.put(warm)
+    for process in self._all:
+      self._free.put(process)
 
   def run(self, job: Job) -> Outcome:
-    """Waits for a process that is free, and for the outcome.
+    """Waits for a free process and for the outcome of the job.
 
-    A process that fails costs this outcome, which is `CRASHED`; the next job
-    has another.
+    If the process fails, the outcome is `CRASHED` and the next job gets a new
+    process.
+
+    Raises:
+      SandboxError: The job needs several processes and there are no namespaces.
+      ValueError: An argument of its call is no plain value.
     """
     if job.limits.num_processes > 1 and not self._isolation.has_namespaces:
       raise SandboxError(
         f"num_processes={job.limits.num_processes} needs sandbox.kind="
-        "bubblewrap: elsewhere what a program starts could outlive it"
+        "bubblewrap: without namespaces, processes that a program starts could "
+        "outlive it"
       )
     try:
       messages = _messages(job)
     except values.PlainError as error:
-      raise ValueError(f"the arguments of {job.call}: {error}") from None
-    with self._warm() as warm:
+      raise ValueError(
+        f"the arguments of {job.call} cannot be sent: {error}"
+      ) from None
+    with self._borrow() as process:
       try:
-        results = warm.ask(messages, job.limits.deadline + _SPARE_SECONDS)
+        results = process.ask(messages, job.limits.deadline + _SPARE_SECONDS)
         return reports.outcome(results)
       except (
         pipes.LateError,
@@ -96,18 +106,20 @@ class LocalSandbox:
         ValueError,
         KeyError,
       ) as error:
-        warm.kill()
+        process.kill()
         return crashed(f"{type(error).__name__}: {error}")
       except BaseException:
-        warm.kill()  # an answer that nobody waits for would be the next one's
+        # The answer would still come and be taken for that of the next job.
+        process.kill()
         raise
 
   def close(self) -> None:
-    """Ends the processes; waits for jobs that are under way."""
-    # Two that close at once, each with half of them, would wait for ever.
+    """Ends the processes; waits for running jobs."""
+    # The lock prevents a deadlock of two threads that each hold some processes
+    # and wait for the others.
     with self._closing, contextlib.ExitStack() as stack:
       for _ in self._all:
-        stack.enter_context(self._warm()).kill()
+        stack.enter_context(self._borrow()).kill()
 
   def __enter__(self) -> Self:
     return self
@@ -116,66 +128,67 @@ class LocalSandbox:
     self.close()
 
   @contextlib.contextmanager
-  def _warm(self) -> Iterator["_Prefork"]:
-    warm = self._free.get()
+  def _borrow(self) -> Iterator["_Prefork"]:
+    process = self._free.get()
     try:
-      yield warm
+      yield process
     finally:
-      self._free.put(warm)
+      self._free.put(process)
 
 
 class _Prefork:
-  """A warm process, if there is one; see `inside.__main__`."""
+  """Asks a process that forks for each job, see `guest.__main__`."""
 
-  def __init__(self, how: isolation.Isolation, slot: int):
-    self._how, self._slot = how, slot
+  def __init__(self, isolation: isolations.Isolation, slot: int):
+    self._isolation, self._slot = isolation, slot
     self._process: pipes.Child | None = None
 
   def ask(self, messages: list[bytes], seconds: float) -> dict[str, Any]:
-    """What each process of the job reports, by its role."""
-    process = self._started()
+    """Returns the report of each process of the job by its role."""
+    process = self._running_process()
     deadline = time.monotonic() + seconds
     head = b" ".join(b"%d" % len(x) for x in messages) + b"\n"
     process.write(head + b"".join(messages), deadline)
     return dict(_answer(process, deadline) for _ in messages)
 
   def kill(self) -> None:
-    """Ends it and all that it has started."""
+    """Ends the process and all that it has started."""
     process, self._process = self._process, None
     if process is not None:
       process.end()
 
-  def _started(self) -> pipes.Child:
+  def _running_process(self) -> pipes.Child:
     if self._process is not None and self._process.is_running:
       return self._process
     self.kill()
     folder = tempfile.mkdtemp(prefix="sandbox-")
     clean = functools.partial(shutil.rmtree, folder, ignore_errors=True)
     try:
-      if not self._how.has_namespaces:
-        isolation.stage(folder)
+      if not self._isolation.has_namespaces:
+        isolations.stage(folder)
       self._process = pipes.Child(
-        self._how.command(self._slot, folder),
-        environment=isolation.environment(folder),
+        self._isolation.command(self._slot, folder),
+        environment=isolations.environment(folder),
         directory="/",
         clean=clean,
       )
     except OSError:
       clean()
       raise
-    self._process.line(time.monotonic() + _START_SECONDS)  # that it is ready
+    # The first line says that it is ready.
+    self._process.line(time.monotonic() + _START_SECONDS)
     return self._process
 
 
 def _answer(process: pipes.Child, deadline: float) -> tuple[str, Any]:
   role, length = process.line(deadline).decode().split()
   if int(length) > _MAX_ANSWER:
-    raise ValueError(f"an answer of {length} bytes")
+    raise ValueError(f"the answer has {length} bytes, more than {_MAX_ANSWER}")
   return role, json.loads(process.take(int(length), deadline))
 
 
 def _messages(job: Job) -> list[bytes]:
-  """A job as its processes read it: the program's, and the tests' apart."""
+  """Encodes a job for its processes: the program's, and the tests' if any."""
   limits = dataclasses.asdict(job.limits) | {
     "wall_seconds": job.limits.deadline
   }
@@ -187,7 +200,7 @@ def _messages(job: Job) -> list[bytes]:
     }
   messages = [program]
   if job.tests is not None:
-    # They wait for the program, and need a moment to say what came of it.
+    # The tests wait for the program and need a moment longer to report.
     more = {"wall_seconds": job.limits.deadline + 2, "num_processes": 1}
     messages.append(
       dataclasses.asdict(job.tests)

@@ -1,6 +1,6 @@
-"""A process that is asked and that answers, each by a deadline.
+"""Talks to a child process through pipes, with a deadline for each message.
 
-A deadline needs no signal, so it holds in any thread.
+Deadlines need no signal, so they hold in any thread.
 """
 
 import contextlib
@@ -16,15 +16,15 @@ _CHUNK = 1 << 16
 
 
 class LateError(RuntimeError):
-  """It has not read, or not answered, in time."""
+  """Means that the child has not read, or not answered, in time."""
 
 
 class GoneError(RuntimeError):
-  """It has ended."""
+  """Means that the child has ended."""
 
 
 class Child:
-  """A process of this one, which leads a group of its own."""
+  """A child process that leads a process group of its own."""
 
   def __init__(
     self,
@@ -34,28 +34,28 @@ class Child:
     directory: str | None = None,
     clean: Callable[[], None] = lambda: None,
   ):
-    """Starts it.
+    """Starts the process.
 
     Args:
-      command: program and arguments.
-      environment: its variables.
-      directory: where it works; None: here.
-      clean: is called once it has ended.
+      command: Program and arguments.
+      environment: Its environment variables.
+      directory: Its working directory; None means that of this process.
+      clean: Is called once after it has ended.
 
     Raises:
-      OSError: it cannot be started; then `clean` is not called.
+      OSError: It cannot be started; then `clean` is not called.
     """
     self._process = subprocess.Popen(
       command,
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       stderr=subprocess.DEVNULL,
-      start_new_session=True,  # an interrupt of this process is not for it
+      start_new_session=True,  # Ctrl-C must interrupt this process alone.
       env=dict(environment),
       cwd=directory,
       bufsize=0,
     )
-    # Also where nobody ends it: at the latest when Python does.
+    # Runs at the latest when this interpreter exits.
     self.end = weakref.finalize(self, _end, self._process, os.getpid(), clean)
     assert self._process.stdin is not None
     assert self._process.stdout is not None
@@ -74,19 +74,20 @@ class Child:
     return self._process.poll() is None
 
   def kill(self) -> None:
-    """Ends it and its group, also under who waits for an answer."""
+    """Kills its process group, even if a thread waits for its answer."""
     if self.is_running:
       _kill_group(self._process)
 
   def write(self, data: bytes, deadline: float) -> None:
-    """Has it read.
+    """Writes to the process's standard input.
 
     Args:
-      data: all of it.
-      deadline: by `time.monotonic`.
+      data: Bytes to write.
+      deadline: Value of `time.monotonic` until which all must be written.
 
     Raises:
-      LateError, GoneError: it does not.
+      LateError: The deadline has passed.
+      GoneError: The process has ended.
     """
     view = memoryview(data)
     while view:
@@ -96,35 +97,35 @@ class Child:
       except BlockingIOError:
         continue
       except BrokenPipeError:
-        raise GoneError("it has ended") from None
+        raise GoneError("the process has ended") from None
 
   def line(self, deadline: float) -> bytes:
-    """The next line that it writes, without its end; see `write`."""
+    """Reads the next line, without its line feed; raises as `write` does."""
     while b"\n" not in self._read:
-      self._more(deadline)
-    return self._taken(self._read.index(b"\n") + 1)[:-1]
+      self._read_more(deadline)
+    return self._take(self._read.index(b"\n") + 1)[:-1]
 
   def take(self, length: int, deadline: float) -> bytes:
-    """The next bytes that it writes, so many; see `write`."""
+    """Reads the next `length` bytes; raises as `write` does."""
     while len(self._read) < length:
-      self._more(deadline)
-    return self._taken(length)
+      self._read_more(deadline)
+    return self._take(length)
 
-  def _taken(self, length: int) -> bytes:
+  def _take(self, length: int) -> bytes:
     found = bytes(self._read[:length])
     del self._read[:length]
     return found
 
-  def _more(self, deadline: float) -> None:
+  def _read_more(self, deadline: float) -> None:
     _wait(self._output, selectors.EVENT_READ, deadline)
     piece = os.read(self._output, _CHUNK)
     if not piece:
-      raise GoneError("it has ended")
+      raise GoneError("the process has ended")
     self._read += piece
 
 
 def num_cores() -> int:
-  """Cores that this process may use, each of which a child can keep busy."""
+  """Returns the number of cores that this process may use."""
   if hasattr(os, "sched_getaffinity"):
     return len(os.sched_getaffinity(0))
   return os.cpu_count() or 1
@@ -133,14 +134,15 @@ def num_cores() -> int:
 def _end(
   process: subprocess.Popen[bytes], owner: int, clean: Callable[[], None]
 ) -> None:
-  """Ends it, unless this is a copy of the process that has it."""
+  """Kills the process, waits for its end and cleans up."""
+  # A forked copy of the owner also runs this finalizer when it exits.
   if os.getpid() != owner:
     return
   _kill_group(process)
   process.wait()
   for pipe in (process.stdin, process.stdout):
     if pipe is not None:
-      # What was not sent cannot be.
+      # Closing flushes, which fails because nobody reads any more.
       with contextlib.suppress(OSError):
         pipe.close()
   clean()

@@ -1,4 +1,4 @@
-"""A sandbox on another machine, asked over HTTP; see `serving`."""
+"""Runs jobs in the sandbox of another machine over HTTP; see `serving`."""
 
 import http.client
 import json
@@ -10,11 +10,11 @@ from typing import Any, Self
 from distil_jax.envs.sandbox import serialization
 from distil_jax.envs.sandbox.jobs import Job, Outcome, SandboxError, crashed
 
-# For the way there and back, and for waiting until another job is done.
+# Time for the network and for waiting until another job is done.
 _SPARE_SECONDS = 60.0
 _CHECK_SECONDS = 10.0
 _MAX_ANSWER = 64 << 20
-# It is a machine nearby, to which no proxy leads.
+# The sandbox is on the same network, so no proxy is used.
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -22,40 +22,43 @@ class RemoteSandbox:
   """Sends jobs to a machine that runs `distil-jax sandbox`."""
 
   def __init__(self, url: str):
-    """Asks once whether it is there.
+    """Checks that the sandbox answers.
 
     Args:
-      url: such as `http://10.0.0.2:8765`.
+      url: Address such as `http://10.0.0.2:8765`.
 
     Raises:
-      SandboxError: it does not answer, or is something else.
-      ValueError: this is no such address.
+      SandboxError: It does not answer, or another service does.
+      ValueError: The address is malformed.
     """
     parts = urllib.parse.urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.netloc:
       raise ValueError(f"sandbox url {url!r} must be http://host:port")
     self._url = url.rstrip("/")
     try:
-      said = self._ask("/", None, _CHECK_SECONDS)
+      answer = self._ask("/", None, _CHECK_SECONDS)
     except (OSError, ValueError, http.client.HTTPException) as error:
       raise SandboxError(
         f"no sandbox answers at {url}: {error}; start one there with "
         "`distil-jax sandbox`"
       ) from None
-    if said.get("service") != serialization.SERVICE:
-      raise SandboxError(f"what answers at {url} is no sandbox: {said}")
+    if answer.get("service") != serialization.SERVICE:
+      raise SandboxError(
+        f"what answers at {url} is no sandbox of this version: {answer}"
+      )
 
   def run(self, job: Job) -> Outcome:
-    """Asks, and waits; what does not answer has crashed."""
-    asked = serialization.job_to_json(job)
+    """Sends a job and waits; the outcome is `CRASHED` if nothing answers."""
+    content = serialization.job_to_json(job)
+    seconds = job.limits.deadline + _SPARE_SECONDS
     try:
-      said = self._ask("/run", asked, job.limits.deadline + _SPARE_SECONDS)
-      return serialization.outcome_from_json(said)
+      answer = self._ask("/run", content, seconds)
+      return serialization.outcome_from_json(answer)
     except (OSError, ValueError, http.client.HTTPException) as error:
       return crashed(f"{self._url}: {error}")
 
   def close(self) -> None:
-    """Nothing is held."""
+    """Does nothing, because no connection is kept."""
 
   def __enter__(self) -> Self:
     return self
@@ -71,14 +74,14 @@ class RemoteSandbox:
       headers={"Content-Type": "application/json"},
     )
     try:
-      with _OPENER.open(request, timeout=seconds) as answer:
-        said = json.loads(answer.read(_MAX_ANSWER))
+      with _OPENER.open(request, timeout=seconds) as response:
+        answer = json.loads(response.read(_MAX_ANSWER))
     except urllib.error.HTTPError as error:
       with error:
         text = error.read(1000).decode(errors="replace")
       raise ValueError(f"HTTP {error.code}: {text}") from None
     except RecursionError:
-      raise ValueError("an answer nested too deep") from None
-    if not isinstance(said, dict):
-      raise ValueError("an answer that is no object")
-    return said
+      raise ValueError("the answer is nested too deep") from None
+    if not isinstance(answer, dict):
+      raise ValueError("the answer is no JSON object")
+    return answer

@@ -1,8 +1,8 @@
-"""What the processes of a job report, as an outcome.
+"""Converts the reports of a job's processes to an outcome.
 
-A program shares its process with what reports for it. So nothing but the form
-of a report is believed, and one that is malformed is as if it had not come:
-the worst that a program can do is to lie about itself.
+A program shares its process with the code that reports for it, so reports are
+untrusted: only their form is checked, and a malformed one is treated as if it
+had not come. The worst that a program can do is to lie about itself.
 """
 
 import json
@@ -16,79 +16,79 @@ _MAX_FRAMES = 20
 
 
 def outcome(results: Mapping[str, Mapping[str, Any]]) -> Outcome:
-  """One record of what the supervisors say.
+  """Combines the results of a job's supervisors.
 
   Args:
-    results: of the `program`, and of the `tests` where there are any, as
-      `inside.supervise.supervise` has them.
+    results: Results of `guest.supervise.supervise` by role: of the `program`,
+      and of the `tests` if there are any.
   """
-  said = results["program"]
-  report = _report(said)
-  end, raised = End(said["end"]), _fault(report.get("raised"))
+  result = results["program"]
+  report = _report(result)
+  end, raised = End(result["end"]), _fault(report.get("raised"))
   checks = None
   if "tests" in results:
-    told = _report(results["tests"])
-    checks = _checks(told)
-    stopped = told.get("stopped")
+    tests_report = _report(results["tests"])
+    checks = _checks(tests_report)
+    stopped = tests_report.get("stopped")
     if isinstance(stopped, dict):
       raised = _fault(stopped.get("raised")) or raised
     if checks is None and end is End.EXITED:
-      # The tests, which are no part of the program, came to no end.
+      # The program is done, but the tests gave no report: they are to blame.
       end = End(results["tests"]["end"])
       end = End.CRASHED if end in (End.EXITED, End.KILLED) else end
   if raised is not None and end is End.EXITED:
     end = End.RAISED
   return Outcome(
     end=end,
-    stdout=said.get("stdout", ""),
-    stderr=said.get("stderr", ""),
+    stdout=result.get("stdout", ""),
+    stderr=result.get("stderr", ""),
     fault=raised if end is End.RAISED else None,
-    exit_code=said.get("exit_code"),
-    signal=said.get("signal"),
+    exit_code=result.get("exit_code"),
+    signal=result.get("signal"),
     value=report.get("value"),
     not_plain=_text(report.get("not_plain")),
     checks=checks,
-    seconds=said.get("seconds", 0.0),
+    seconds=result.get("seconds", 0.0),
   )
 
 
-def _report(said: Mapping[str, Any]) -> dict[str, Any]:
+def _report(result: Mapping[str, Any]) -> dict[str, Any]:
   try:
-    found = json.loads(said.get("report") or "{}")
+    found = json.loads(result.get("report") or "{}")
   except (ValueError, RecursionError):
     return {}
   return found if isinstance(found, dict) else {}
 
 
-def _checks(told: Mapping[str, Any]) -> Checks | None:
-  if not told:
+def _checks(report: Mapping[str, Any]) -> Checks | None:
+  if not report:
     return None
-  stopped = told["stopped"] or {}
+  stopped = report["stopped"] or {}
   return Checks(
-    num_passed=told["num_passed"],
-    num_failed=told["num_failed"],
-    failures=tuple(_check(x) for x in told["failures"]),
+    num_passed=report["num_passed"],
+    num_failed=report["num_failed"],
+    failures=tuple(_check(x) for x in report["failures"]),
     stopped_at=_text(stopped.get("statement") or stopped.get("call")),
-    broken=_text(told["broken"]),
+    broken=_text(report["broken"]),
   )
 
 
-def _check(told: Mapping[str, Any]) -> Check:
+def _check(failure: Mapping[str, Any]) -> Check:
   return Check(
-    statement=_text(told.get("statement")),
-    call=_text(told.get("call")),
-    returned=_text(told.get("returned")),
-    error=_text(told.get("error")),
+    statement=_text(failure.get("statement")),
+    call=_text(failure.get("call")),
+    returned=_text(failure.get("returned")),
+    error=_text(failure.get("error")),
   )
 
 
-def _fault(told: Any) -> Fault | None:
-  if not isinstance(told, dict):
+def _fault(raised: Any) -> Fault | None:
+  if not isinstance(raised, dict):
     return None
-  frames, skipped = told.get("frames"), told.get("num_skipped")
+  frames, skipped = raised.get("frames"), raised.get("num_skipped")
   return Fault(
-    type=_text(told.get("type")) or "Exception",
-    message=_text(told.get("message")),
+    type=_text(raised.get("type")) or "Exception",
+    message=_text(raised.get("message")),
     frames=tuple(
       (int(frame[0]), _text(frame[1]), _text(frame[2]))
       for frame in (frames if isinstance(frames, list) else [])[:_MAX_FRAMES]
@@ -103,5 +103,5 @@ def _fault(told: Any) -> Fault | None:
 def _text(value: Any) -> str:
   if not isinstance(value, str):
     return ""
-  # JSON can spell half a surrogate pair, which no tokenizer takes.
+  # JSON can contain a lone surrogate, which no tokenizer accepts.
   return value[:_MAX_TEXT].encode("utf-8", "replace").decode()

@@ -1,4 +1,4 @@
-"""Jobs and outcomes as JSON, for a sandbox on another machine."""
+"""Converts jobs and outcomes to JSON, for a sandbox on another machine."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -21,10 +21,10 @@ SERVICE = "distil_jax sandbox 1"
 
 
 def job_to_json(job: Job) -> dict[str, Any]:
-  """All of a job.
+  """Converts a job to JSON.
 
   Raises:
-    ValueError: an argument of its call is no plain value.
+    ValueError: An argument of its call is no plain value.
   """
   found = dataclasses.asdict(job)
   if job.call is not None:
@@ -32,51 +32,53 @@ def job_to_json(job: Job) -> dict[str, Any]:
   return found
 
 
-def job_from_json(said: Mapping[str, Any]) -> Job:
-  """The job; nothing but its form is believed.
+def job_from_json(content: Mapping[str, Any]) -> Job:
+  """Converts untrusted JSON to a job and checks its form.
 
   Raises:
-    ValueError: it is none.
+    ValueError: It is no job.
   """
   try:
-    call, tests = said["call"], said["tests"]
+    call, tests = content["call"], content["tests"]
     job = Job(
-      program=said["program"],
-      stdin=said["stdin"],
+      program=content["program"],
+      stdin=content["stdin"],
       call=None
       if call is None
       else Call(call["name"], tuple(values.decode(x) for x in call["args"])),
       tests=None
       if tests is None
       else Tests(tests["source"], tests["prelude"], tuple(tests["names"])),
-      limits=Limits(**said["limits"]),
+      limits=Limits(**content["limits"]),
     )
   except (KeyError, TypeError, RecursionError) as error:
-    raise ValueError(f"no job: {type(error).__name__} {error}") from None
+    raise ValueError(
+      f"this JSON is no job: {type(error).__name__} {error}"
+    ) from None
   texts = [job.program, job.stdin]
   texts += [] if job.call is None else [job.call.name]
   if job.tests is not None:
     texts += [job.tests.source, job.tests.prelude, *job.tests.names]
   if not all(isinstance(text, str) for text in texts):
-    raise ValueError("no job: a text is none")
+    raise ValueError("this JSON is no job: a field that must be text is not")
   return job
 
 
 def outcome_to_json(outcome: Outcome) -> dict[str, Any]:
-  """All of an outcome."""
-  # A value may be nested so deep that it could not be copied.
+  """Converts an outcome to JSON."""
+  # `asdict` copies recursively, and a value may be nested too deep for that.
   found = dataclasses.asdict(dataclasses.replace(outcome, value=None))
   return found | {"value": outcome.value}
 
 
-def outcome_from_json(said: Mapping[str, Any]) -> Outcome:
-  """The outcome.
+def outcome_from_json(content: Mapping[str, Any]) -> Outcome:
+  """Converts JSON to an outcome.
 
   Raises:
-    ValueError: it is none.
+    ValueError: It is no outcome.
   """
   try:
-    found: dict[str, Any] = dict(said)
+    found: dict[str, Any] = dict(content)
     if found["fault"] is not None:
       frames = tuple(tuple(x) for x in found["fault"]["frames"])
       found["fault"] = Fault(**(found["fault"] | {"frames": frames}))
@@ -86,4 +88,6 @@ def outcome_from_json(said: Mapping[str, Any]) -> Outcome:
     found["end"] = End(found["end"])
     return Outcome(**found)
   except (KeyError, TypeError) as error:
-    raise ValueError(f"no outcome: {type(error).__name__} {error}") from None
+    raise ValueError(
+      f"this JSON is no outcome: {type(error).__name__} {error}"
+    ) from None

@@ -1,7 +1,7 @@
-"""A sandbox for other machines, over HTTP.
+"""Serves a sandbox to other machines over HTTP.
 
-Whoever reaches it may run programs on this machine, in its sandbox: let it
-listen where only those are who should. A job that is too much for it is refused
+Whoever can reach it can run programs in this machine's sandbox, so it should
+listen only on a network where all may do so. A job that is too large is refused
 before it is read.
 """
 
@@ -15,8 +15,8 @@ from distil_jax.envs.sandbox import serialization
 from distil_jax.envs.sandbox.jobs import Limits, Sandbox
 
 _MAX_JOB = 64 << 20
-_MAX_DIGITS = 12  # of its length
-# No job may take more, whatever it asks for.
+_MAX_DIGITS = 12  # Digits of its length.
+# Upper bounds of the limits that a job may ask for.
 LARGEST = Limits(
   seconds=300,
   wall_seconds=600,
@@ -32,17 +32,17 @@ class Server(http.server.ThreadingHTTPServer):
   """Answers `GET /` and `POST /run`."""
 
   daemon_threads = True
-  request_queue_size = 1024  # a run's threads all ask at once
+  request_queue_size = 1024  # All threads of a run connect at once.
 
-  def __init__(self, address: tuple[str, int], box: Sandbox):
+  def __init__(self, address: tuple[str, int], sandbox: Sandbox):
     """Listens, and answers once `serve_forever` is called.
 
     Args:
-      address: host and port; port 0: any that is free.
-      box: runs the jobs; is not closed.
+      address: Host and port; port 0 takes any free one.
+      sandbox: Runs the jobs; is not closed by the server.
     """
     super().__init__(address, _Handler)
-    self.box = box
+    self.sandbox = sandbox
 
   @property
   def url(self) -> str:
@@ -50,7 +50,7 @@ class Server(http.server.ThreadingHTTPServer):
     return f"http://{host}:{port}"
 
   def start(self) -> threading.Thread:
-    """Answers in a thread of its own, until `shutdown`."""
+    """Starts to answer in a thread of its own, until `shutdown`."""
     thread = threading.Thread(target=self.serve_forever, daemon=True)
     thread.start()
     return thread
@@ -69,11 +69,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     is_length = length.isdecimal() and len(length) <= _MAX_DIGITS
     if self.path != "/run" or not is_length:
       self.close_connection = True
-      self._answer(404, {"error": "POST /run, with a length"})
+      self._answer(
+        404, {"error": "the only request is POST /run with a Content-Length"}
+      )
       return
     if int(length) > _MAX_JOB:
       self.close_connection = True
-      self._answer(413, {"error": f"more than {_MAX_JOB} bytes"})
+      self._answer(413, {"error": f"the job has more than {_MAX_JOB} bytes"})
       return
     try:
       job = serialization.job_from_json(
@@ -84,19 +86,21 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       self._answer(400, {"error": str(error)})
       return
     try:
-      self._answer(200, serialization.outcome_to_json(self.server.box.run(job)))
+      self._answer(
+        200, serialization.outcome_to_json(self.server.sandbox.run(job))
+      )
     except (ValueError, RuntimeError) as error:
       self._answer(400, {"error": str(error)})
 
   def log_message(self, format: str, *args: Any) -> None:
-    """Says nothing: a run asks a hundred times a second."""
+    """Logs nothing, because a run asks a hundred times a second."""
 
   def _answer(self, code: int, content: dict[str, Any]) -> None:
     data = json.dumps(content).encode()
     self.send_response(code)
     self.send_header("Content-Type", "application/json")
     self.send_header("Content-Length", str(len(data)))
-    with contextlib.suppress(ConnectionError):  # whoever asked has gone
+    with contextlib.suppress(ConnectionError):  # The client has disconnected.
       self.end_headers()
       self.wfile.write(data)
 
@@ -111,6 +115,6 @@ def _check(limits: Limits) -> None:
 
 def _at_most(name: str, value: Any, largest: float) -> None:
   if isinstance(value, bool) or not isinstance(value, int | float):
-    raise ValueError(f"{name}={value!r} is no number")
+    raise ValueError(f"{name}={value!r} must be a number")
   if not value <= largest:
-    raise ValueError(f"{name}={value} is more than {largest}")
+    raise ValueError(f"{name}={value} is more than {largest}; lower it")

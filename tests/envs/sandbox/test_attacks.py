@@ -31,7 +31,7 @@ def box(request):
       isolation._bubblewrap(), isolation._interpreter(None), as_root=False
     )
     assert isolation._probe(found) is None
-    made = local.LocalSandbox(num_processes=1, how=found)
+    made = local.LocalSandbox(num_processes=1, isolation=found)
   with made:
     yield made
   del os.environ["DISTIL_JAX_SECRET"]
@@ -483,7 +483,7 @@ def f(x):
     assert (found.checks.num_passed, found.checks.num_failed) == (2, 0)
 
 
-@pytest.mark.filterwarnings("ignore:programs are NOT kept apart")
+@pytest.mark.filterwarnings("ignore:programs are NOT isolated")
 def test_the_weak_one_refuses_signals_too():
   victim = subprocess.Popen([sys.executable, "-c", "input()"], stdin=-1)
   program = f"""

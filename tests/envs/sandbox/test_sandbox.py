@@ -446,7 +446,7 @@ class TestChoice:
 
   def test_the_weak_one_says_so_once(self, monkeypatch):
     monkeypatch.setattr(local, "_is_warned", threading.Event())
-    with pytest.warns(UserWarning, match="NOT kept apart"):
+    with pytest.warns(UserWarning, match="NOT isolated"):
       sandbox.make("weak").close()
     with warnings.catch_warnings():
       warnings.simplefilter("error")

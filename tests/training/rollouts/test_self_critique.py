@@ -384,7 +384,7 @@ def test_a_policy_that_rewards_itself_goes_through_all_stations(folder, capsys):
 @pytest.mark.usefixtures("folder")
 def test_what_does_not_go_together_is_refused():
   for changes, message in (
-    (["environment.rubric=x"], "no place {problem}"),
+    (["environment.rubric=x"], "no placeholder {problem}"),
     (["environment.critique.max_length=4000"], "max_position_embeddings"),
   ):
     loaded = config.load("own.yaml", changes)

@@ -1,10 +1,10 @@
-"""What runs on the other side of the wall.
+"""Runs programs inside the sandbox.
 
-Nothing here imports anything but Python's own library: these files alone are
-shown to the sandbox. What a program does there happens in a process of its own,
-the last of three in a row:
+These files alone are shown to the sandbox, so they import nothing but Python's
+standard library. Each program has a process of its own, the last of three that
+fork from each other:
 
-  warm        has imported what programs import; reads no program itself
-  supervisor  one for each program: makes its walls, watches it, reports
-  confined    the program, behind all walls
+  prefork     has imported what programs import; reads no program itself
+  supervisor  one for each program: makes its namespaces, watches it, reports
+  confined    runs the program under all restrictions
 """

@@ -1,14 +1,14 @@
-"""The warm process: starts a supervisor for each job, as it comes.
+"""Forks a supervisor for each job from a process that has imported much.
 
-It reads nothing of a job but its length. What one program was given can so be
-no more in the memory of the next than in that of a machine just started.
+This process reads nothing of a job but its length, so nothing of one program
+can be in the memory that the next one inherits.
 
-A job is a line `length` and so many bytes, or `length length` and two jobs,
-the program's and the tests', whose processes are joined by a channel. An answer
-is a line `role length` and so many bytes, one for each.
+A job is a line `length` and as many bytes; or `length length` and two jobs, the
+program's and the tests', whose processes are joined by a channel. An answer is
+a line `role length` and as many bytes, one for each.
 """
 
-# What programs import: each is there at once.
+# Modules that programs import, so that each is there at once after a fork.
 import abc  # noqa: F401
 import array  # noqa: F401
 import atexit  # noqa: F401
@@ -44,22 +44,24 @@ import typing  # noqa: F401
 
 from distil_jax.envs.sandbox.guest import confine, examine, programs, supervise
 
+# Packages that a program shall not find imported.
 _HIDDEN = ("distil_jax", "distil_jax.envs", "distil_jax.envs.sandbox")
 
 
 def main() -> None:
-  """Until its standard input ends."""
+  """Answers jobs until its standard input ends."""
   settings = json.loads(sys.argv[1])
   sys.argv = [""]
-  # Between processes that share its open file a lock does not count.
+  # Supervisors inherit this open file; `lockf` locks by process, not by file.
   lock = os.open(settings["lock"], os.O_RDWR | os.O_CREAT, 0o600)
   sys.path[:] = [x for x in sys.path if x != settings["path"]]
   if settings["packages"]:
     sys.path.append(settings["packages"])
-  confine.warm_up(has_namespaces=settings["has_namespaces"])
-  random.seed(0)  # every program draws the same numbers
+  confine.prepare(has_namespaces=settings["has_namespaces"])
+  random.seed(0)  # Every program draws the same numbers.
   gc.collect()
-  gc.freeze()  # children do not touch, and so copy, what they never change
+  # Children's collections would touch, and so copy, memory that never changes.
+  gc.freeze()
   os.write(1, b"ready 0\n")
   while line := _line():
     lengths = [int(x) for x in line.split()]
@@ -74,10 +76,10 @@ def main() -> None:
 
 
 def _start(length: int, end, joined, settings, lock: int) -> None:
-  """A supervisor, and waits until it has read its job."""
-  has_read, tell = os.pipe()
+  """Forks a supervisor and waits until it has read its job."""
+  has_read, done = os.pipe()
   if confine.fork():
-    os.close(tell)
+    os.close(done)
     os.read(has_read, 1)
     os.close(has_read)
     return
@@ -87,7 +89,7 @@ def _start(length: int, end, joined, settings, lock: int) -> None:
       if other is not None and other is not end:
         other.close()
     job = json.loads(_exactly(length))
-    os.close(tell)
+    os.close(done)
     os.close(has_read)
     result = _supervised(job, role, end, settings)
   except BaseException as error:
@@ -122,7 +124,7 @@ def _supervised(job, role: str, end, settings) -> supervise.Result:
 
 
 def _line() -> bytes:
-  """The next line, and not a byte more."""
+  """Reads the next line and not a byte more: a supervisor reads the rest."""
   found = b""
   while not found.endswith(b"\n"):
     piece = os.read(0, 1)

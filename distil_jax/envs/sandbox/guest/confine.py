@@ -1,11 +1,9 @@
-"""The walls around one program: what it may see, take and ask of the kernel.
+"""Restricts a program's process, in three layers that hold independently.
 
-Three layers, each of which holds without the others:
-
-  namespaces  its own processes, mounts and shared memory; the network and the
-              file system have been taken away before
-  limits      memory, CPU, size of files, open files, threads
-  system calls that no program of the kind needs are refused
+namespaces    own processes, mounts and shared memory; network and file system
+              have been taken away before
+limits        memory, CPU time, size of files, open files, threads
+system calls  refused if no program of the kind needs them
 """
 
 import contextlib
@@ -21,7 +19,7 @@ _NEWNS, _NEWIPC, _NEWPID = 0x00020000, 0x08000000, 0x20000000
 _PRIVATE = 1 << 18 | 1 << 14  # MS_PRIVATE | MS_REC
 _NOSUID_NODEV = 2 | 4
 _CAPBSET_DROP, _NO_NEW_PRIVS, _SECCOMP = 24, 38, 22
-# Beyond the processes that are allowed; libraries start some.
+# Threads beyond the allowed processes, because libraries start some.
 _NUM_THREADS = 32
 _NUM_FILES = 64
 _STACK_BYTES = 64 << 20
@@ -36,19 +34,19 @@ def _libc() -> ctypes.CDLL:
 
 @functools.cache
 def _python_libc() -> ctypes.PyDLL:
-  """Called as Python's own functions are: by one thread, which goes on."""
+  """Returns a libc whose calls keep the interpreter lock, which fork needs."""
   return ctypes.PyDLL(None, use_errno=True)
 
 
 def fork() -> int:
-  """As `os.fork`, for a process of one thread.
+  """Forks a process of one thread, faster than `os.fork`.
 
-  Python's own also makes ready for threads that are gone, and draws a new seed
-  for `random`: a third of all that starting a program takes. Here the same
-  program is to have the same chance each time.
+  `os.fork` also cleans up after threads and draws a new seed for `random`,
+  which takes a third of the time to start a program. Here a program shall draw
+  the same numbers each time.
 
   Raises:
-    OSError: there can be no more processes.
+    OSError: No more processes are allowed.
   """
   found = _python_libc().fork()
   if found < 0:
@@ -64,17 +62,17 @@ def _check(result: int, what: str) -> None:
 
 
 def enter_namespaces(file_bytes: int, input_bytes: int) -> None:
-  """For the children of this process: nothing of what others have.
+  """Makes new namespaces for the children of this process.
 
-  Whatever the first child leaves (processes, files, shared memory) goes with
-  it: the kernel sees to that.
+  The kernel removes all that the first child leaves behind (processes, files,
+  shared memory) when it ends.
 
   Args:
-    file_bytes: all its files together.
-    input_bytes: what it reads lies under /proc.
+    file_bytes: Size of /tmp, for all files together.
+    input_bytes: Size of the standard input, which is kept under /proc.
 
   Raises:
-    OSError: this process may not.
+    OSError: This process may not make them.
   """
   libc = _libc()
   _check(libc.unshare(_NEWNS | _NEWIPC | _NEWPID), "unshare")
@@ -82,7 +80,7 @@ def enter_namespaces(file_bytes: int, input_bytes: int) -> None:
   for place, size, mode in (
     (b"/tmp", file_bytes, 0o1777),
     (b"/dev/shm", _SHARED_BYTES, 0o1777),
-    # The processes of others are covered up.
+    # An empty /proc hides the processes of others.
     (b"/proc", input_bytes + _SPARE_BYTES, 0o755),
   ):
     options = f"size={size},nr_inodes=4096,mode={mode:o}".encode()
@@ -95,15 +93,16 @@ def enter_namespaces(file_bytes: int, input_bytes: int) -> None:
 def limit(
   *, seconds: float, memory_bytes: int, file_bytes: int, num_processes: int
 ) -> None:
-  """Lowers what the kernel grants, for good."""
-  # The first process of a namespace ignores the signal of the softer limit.
+  """Lowers the kernel's limits for this process, for good."""
+  # Hard and soft limit are equal: the first process of a namespace ignores the
+  # signal of a soft limit, but not the kill at the hard one.
   _limit("RLIMIT_CPU", max(1, int(seconds + 0.999)))
   _limit("RLIMIT_AS", memory_bytes)
   _limit("RLIMIT_FSIZE", file_bytes)
   _limit("RLIMIT_NOFILE", _NUM_FILES)
-  # With 0 a system that pipes dumps to a program would still start that.
+  # With 0, a system that pipes core dumps to a program would still start it.
   _limit("RLIMIT_CORE", 1)
-  # Programs raise it for their recursion; their memory has a limit anyway.
+  # Programs raise it for deep recursion; their memory is limited anyway.
   _limit("RLIMIT_STACK", _STACK_BYTES, may_rise=True)
   _limit("RLIMIT_NPROC", num_processes + _NUM_THREADS)
 
@@ -111,20 +110,20 @@ def limit(
 def _limit(name: str, value: int, *, may_rise: bool = False) -> None:
   kind = getattr(resource, name, None)
   if kind is None:
-    return  # a system without it
+    return  # This system has no such limit.
   allowed = resource.getrlimit(kind)[1]
   if allowed != resource.RLIM_INFINITY:
     value = min(value, allowed)
-  # Some systems have a limit by name and do not keep it.
+  # Some systems define a limit and refuse to set it.
   with contextlib.suppress(ValueError, OSError):
     resource.setrlimit(kind, (value, allowed if may_rise else value))
 
 
 def drop_privileges(user: int | None) -> None:
-  """No capability, none to be had, and another user where that can be.
+  """Drops all capabilities for good, and changes the user if possible.
 
   Args:
-    user: whom to become; None: the one that this is.
+    user: User and group to become; None keeps the present ones.
   """
   if sys.platform == "linux":
     libc, capability = _libc(), 0
@@ -142,7 +141,7 @@ def drop_privileges(user: int | None) -> None:
     _check(libc.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
 
 
-# Numbers of the calls that are refused: x86_64, aarch64.
+# Refused system calls, with their numbers on x86_64 and on aarch64.
 _REFUSED = {
   "unshare": (272, 97),
   "setns": (308, 268),
@@ -165,21 +164,21 @@ _REFUSED = {
   "request_key": (249, 218),
   "keyctl": (250, 219),
   "open_by_handle_at": (304, 265),
-  "memfd_create": (319, 279),  # memory that no limit counts
+  "memfd_create": (319, 279),  # Memory that no limit counts.
   "memfd_secret": (447, 447),
   "shmget": (29, 194),
   "semget": (64, 190),
   "msgget": (68, 186),
-  # Queues of events, a few MB each.
+  # Each event queue takes a few MB that no limit counts.
   "inotify_init": (253, 26),
   "inotify_init1": (294, 26),
   "fanotify_init": (300, 262),
-  # Some families, such as that of virtual machines, know no namespaces; the
-  # pairs that asyncio makes are another call's.
+  # Some socket families, such as that of virtual machines, ignore namespaces.
+  # asyncio needs only `socketpair`, which is another call.
   "socket": (41, 198),
   "syslog": (103, 116),
 }
-# Refused too where there is no namespace to keep these in.
+# Also refused without namespaces, because they reach processes of others.
 _REFUSED_OUTSIDE = {
   "kill": (62, 129),
   "tkill": (200, 130),
@@ -190,10 +189,10 @@ _REFUSED_OUTSIDE = {
   "setpriority": (141, 140),
 }
 _CLONE, _CLONE3 = (56, 220), (435, 435)
-_FORK, _VFORK = 57, 58  # x86_64 alone has them
+_FORK, _VFORK = 57, 58  # Only x86_64 has these.
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 _X32 = 0x40000000
-_NEW_ANYTHING = 0x7E020000 | 0x80  # the CLONE_NEW* flags
+_NEW_ANYTHING = 0x7E020000 | 0x80  # All CLONE_NEW* flags.
 _THREAD = 0x00010000
 _ALLOW, _KILL = 0x7FFF0000, 0x80000000
 _EPERM, _ENOSYS = 0x00050001, 0x00050026
@@ -201,14 +200,14 @@ _LOAD, _EQUAL, _AT_LEAST, _ANY_OF, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 
 
 def refuse_system_calls(*, has_namespaces: bool, num_processes: int) -> bool:
-  """A filter that this process and all that it starts cannot shed.
+  """Installs a filter of system calls that cannot be removed again.
 
   Args:
-    has_namespaces: without them signals are refused as well.
-    num_processes: with 1 no process can be started, only threads.
+    has_namespaces: If False, signals are refused as well.
+    num_processes: With 1, threads can be started but no processes.
 
   Returns:
-    whether this system has such filters, and this machine is known.
+    True if this system has such filters and knows this machine's architecture.
   """
   found = _program(has_namespaces, num_processes)
   return found is not None and _libc().prctl(_SECCOMP, 2, found[0], 0, 0) == 0
@@ -218,7 +217,7 @@ def refuse_system_calls(*, has_namespaces: bool, num_processes: int) -> bool:
 def _program(
   has_namespaces: bool, num_processes: int
 ) -> tuple[bytes, ctypes.Array[ctypes.c_char]] | None:
-  """The filter as the kernel takes it, and what must stay in memory for it."""
+  """Returns the filter for the kernel, and the array that it points to."""
   known = _ARCHITECTURES.get(platform.machine())
   if sys.platform != "linux" or known is None:
     return None
@@ -242,11 +241,11 @@ def _program(
   return struct.pack("HxxxxxxP", len(code), ctypes.addressof(array)), array
 
 
-def warm_up(*, has_namespaces: bool) -> None:
-  """Does once what else each process would do for itself."""
+def prepare(*, has_namespaces: bool) -> None:
+  """Fills the caches that each forked process would otherwise fill itself."""
   if sys.platform == "linux":
     _libc()
-  _ = _python_libc().fork  # is looked up
+  _ = _python_libc().fork  # Looks the function up.
   _program(has_namespaces, 1)
 
 
@@ -259,21 +258,22 @@ def _filter(
   has_x32: bool,
   only_threads: bool,
 ) -> list[tuple[int, int, int, int]]:
-  """Berkeley packet filter: code, jumps where true and false, operand."""
+  """Returns a Berkeley packet filter: code, jumps if true and not, operand."""
   code = [
-    (_LOAD, 0, 0, 4),  # the architecture
+    (_LOAD, 0, 0, 4),  # The architecture.
     (_EQUAL, 1, 0, audit),
     (_RETURN, 0, 0, _KILL),
-    (_LOAD, 0, 0, 0),  # the number of the call
+    (_LOAD, 0, 0, 0),  # The number of the call.
   ]
   if has_x32:
     code += [(_AT_LEAST, 0, 1, _X32), (_RETURN, 0, 0, _KILL)]
   for number in refused:
     code += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, _EPERM)]
-  # Its flags lie in memory, which cannot be looked at; libraries fall back.
+  # The flags of clone3 lie in memory, which a filter cannot read. Libraries
+  # fall back to clone if there is no clone3.
   code += [(_EQUAL, 0, 1, clone3), (_RETURN, 0, 0, _ENOSYS)]
   flags = [
-    (_LOAD, 0, 0, 16),  # the low half of the first argument
+    (_LOAD, 0, 0, 16),  # The low half of the first argument.
     (_ANY_OF, 0, 1, _NEW_ANYTHING),
     (_RETURN, 0, 0, _EPERM),
   ]

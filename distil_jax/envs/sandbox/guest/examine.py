@@ -1,7 +1,7 @@
-"""Runs tests that call a program, which lives in another process.
+"""Runs tests that call a program in another process.
 
-The tests and all that they expect are here, the program is not: it is asked
-for values over a channel, so that nothing it does can reach a comparison.
+The tests and their expected values are in this process and the program is not:
+it is asked for values over a channel, so that it cannot affect a comparison.
 """
 
 import ast
@@ -22,19 +22,19 @@ _MAX_ANSWER = 8 << 20
 
 
 class GoneError(BaseException):
-  """The program has ended; nothing more can be asked of it."""
+  """Means that the program has ended and cannot be called any more."""
 
 
 class StoppedError(BaseException):
-  """The program raised where no test expects it to."""
+  """Means that the program raised although no test expects it."""
 
 
 class UnaskableError(BaseException):
-  """A test gives the program what cannot be sent there."""
+  """Means that a test calls the program with values that are not plain."""
 
 
 class _Program:
-  """The program, as functions that are called elsewhere."""
+  """Represents the program by functions that call it in its own process."""
 
   def __init__(self, channel: int):
     self._channel = channel
@@ -92,18 +92,18 @@ class _Program:
 
 
 class _NotPlainError(AssertionError):
-  """What came back is nothing that a test could compare."""
+  """Means that the program returned a value that no test can compare."""
 
 
 def examine(job: dict[str, Any], reports: int, channel: int) -> None:
-  """Runs the tests of a job, and reports how they went; does not return.
+  """Runs the tests of a job and reports their results; does not return.
 
   Args:
-    job: `tests`: source; `prelude`: source before it, of what the tests may
-      use; `names`: what is asked of the program, beside all that the tests use
-      and nobody defines.
-    reports: descriptor for the report.
-    channel: to the program.
+    job: `tests`, the source; `prelude`, source that runs before it; `names`,
+      functions of the program besides all names that the tests use but do not
+      define.
+    reports: Descriptor for the report.
+    channel: Descriptor of the channel to the program.
   """
   log = _Log(_Program(channel))
   try:
@@ -116,7 +116,7 @@ def examine(job: dict[str, Any], reports: int, channel: int) -> None:
 
 
 class _Log:
-  """Tests under way."""
+  """Runs tests and counts the assertions that hold."""
 
   def __init__(self, program: _Program):
     self.program = program
@@ -130,7 +130,7 @@ class _Log:
     namespace: dict[str, Any] = {"__name__": "tests", "_log": self}
     if job["prelude"]:
       exec(compile(job["prelude"], "prelude.py", "exec"), namespace)
-    for name in {*job["names"], *_asked(tree, namespace)}:
+    for name in {*job["names"], *_undefined(tree, namespace)}:
       namespace[name] = self.program.function(name)
     tree = ast.fix_missing_locations(_Watched().visit(tree))
     sys.setrecursionlimit(10_000)
@@ -147,13 +147,14 @@ class _Log:
       if "raised" in last or isinstance(error, _NotPlainError):
         self.stopped = last
       elif self.program.num_calls:
-        # A test that has worked so far fails by what it was given.
+        # The test's own code has worked so far, so it fails because of a value
+        # that the program returned.
         self.failed(_line_of(error, job["tests"]), error)
       else:
         raise
 
   def for_effect(self, function: Any) -> Any:
-    """The function that is called, and whose value nobody uses."""
+    """Returns the variant of a function whose value the test does not use."""
     return getattr(function, "changing", function)
 
   def passed(self) -> None:
@@ -161,7 +162,7 @@ class _Log:
     self.program.last = None
 
   def failed(self, statement: str, error: BaseException) -> None:
-    """An assertion that does not hold, or could not be evaluated."""
+    """Counts an assertion that does not hold or could not be evaluated."""
     last = self.program.last or {}
     self.program.last = None
     if "raised" in last and not isinstance(error, AssertionError):
@@ -186,7 +187,7 @@ class _Log:
 
 
 class _Watched(ast.NodeTransformer):
-  """Goes on after an assertion that does not hold, and notes it."""
+  """Rewrites tests so that they count assertions and go on after failures."""
 
   def visit_Assert(self, node: ast.Assert) -> ast.AST:
     text = ast.unparse(ast.Assert(test=node.test, msg=None))
@@ -203,21 +204,21 @@ class _Watched(ast.NodeTransformer):
     return ast.copy_location(watched, node)
 
   def visit_Expr(self, node: ast.Expr) -> ast.AST:
-    """A call for its effect alone, such as that to sort a list.
+    """Marks a call whose value is not used, such as one that sorts a list.
 
-    Elsewhere the program gets copies, so that it cannot change what its answer
-    is compared with.
+    Only then are the program's changes to its arguments copied back: otherwise
+    it could change the value that its answer is compared with.
     """
     called = node.value
     if isinstance(called, ast.Call) and isinstance(called.func, ast.Name):
       log = ast.Name("_log", ast.Load())
-      asked = ast.Attribute(log, "for_effect", ast.Load())
-      called.func = ast.Call(asked, [called.func], [])
+      for_effect = ast.Attribute(log, "for_effect", ast.Load())
+      called.func = ast.Call(for_effect, [called.func], [])
     return node
 
 
-def _asked(tree: ast.AST, namespace: dict[str, Any]) -> set[str]:
-  """Names that the tests use and nobody defines."""
+def _undefined(tree: ast.AST, namespace: dict[str, Any]) -> set[str]:
+  """Returns the names that the tests use but do not define."""
   used, bound = set(), set()
   for node in ast.walk(tree):
     if isinstance(node, ast.Name):
@@ -238,15 +239,16 @@ def _asked(tree: ast.AST, namespace: dict[str, Any]) -> set[str]:
 
 
 def _exception(raised: dict[str, Any]) -> BaseException:
-  """What the program raised, as far as Python itself knows it."""
+  """Rebuilds the program's exception if it is a suitable built-in one."""
   kind = getattr(builtins, str(raised["type"]), None)
   text = str(raised["message"])
   if (
     not isinstance(kind, type)
     or not issubclass(kind, Exception)
-    # Some need more than a text, the others would look like the test's own.
+    # UnicodeError needs more arguments than a text, and an AssertionError would
+    # look like the test's own.
     or issubclass(kind, UnicodeError | AssertionError)
-    # Would end a test's loop, as if all had been well.
+    # These would end a loop of the test as if all had been well.
     or issubclass(kind, StopIteration | StopAsyncIteration)
   ):
     return RuntimeError(f"{raised['type']}: {text}")
@@ -254,7 +256,7 @@ def _exception(raised: dict[str, Any]) -> BaseException:
 
 
 def _change(given: tuple[Any, ...], changed: list[Any]) -> None:
-  """Lists and the like as the program has left them."""
+  """Copies the program's changes back into mutable arguments."""
   for old, new in zip(given, map(values.decode, changed), strict=True):
     if isinstance(old, list | bytearray):
       old[:] = new
@@ -264,7 +266,7 @@ def _change(given: tuple[Any, ...], changed: list[Any]) -> None:
 
 
 def _line_of(error: BaseException, source: str) -> str:
-  """Where in the tests it was raised."""
+  """Returns the line of the tests at which it was raised."""
   lines = [
     number
     for frame, number in traceback.walk_tb(error.__traceback__)
@@ -284,6 +286,6 @@ def _shown(value: Any) -> str:
     return "an iterator"
   try:
     text = repr(value)
-  except ValueError:  # an integer of too many digits, perhaps inside
+  except ValueError:  # An integer has too many digits, perhaps inside a list.
     return f"a value of type {type(value).__name__}, too large to show"
   return text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "…"

@@ -1,7 +1,7 @@
-"""Runs a program in this process: whole, or a function of it.
+"""Runs a program in this process, as a script or by calling its functions.
 
-Nothing here is a secret, nor trusted by anybody: a program shares this process
-and may change all of it.
+Nothing here is secret, and nobody trusts it: the program shares this process
+and can change all of it.
 """
 
 import atexit
@@ -26,13 +26,13 @@ Fault = dict[str, Any]
 
 
 def run(job: dict[str, Any], reports: int, channel: int | None) -> None:
-  """Does what a job says, and reports it; does not return.
+  """Runs a job and reports its result; does not return.
 
   Args:
-    job: `program`, and for a function's value `call`.
-    reports: descriptor for the report.
-    channel: descriptor where calls come from, see `serve`; None: there are
-      none.
+    job: `program`, and `call` if a function is to be called.
+    reports: Descriptor for the report.
+    channel: Descriptor from which calls are read, see `serve`; None means that
+      there are none.
   """
   _settle()
   report: dict[str, Any] = {}
@@ -51,10 +51,10 @@ def run(job: dict[str, Any], reports: int, channel: int | None) -> None:
 
 
 def whole(program: str) -> tuple[int, dict[str, Any]]:
-  """Runs it as a script, to the end of its threads.
+  """Runs a program as a script until all its threads have ended.
 
   Returns:
-    its exit status and the report.
+    Its exit status and the report.
   """
   main = types.ModuleType("__main__")
   main.__file__ = FILE
@@ -75,10 +75,10 @@ def whole(program: str) -> tuple[int, dict[str, Any]]:
 
 
 def value_of(program: str, call: dict[str, Any]) -> dict[str, Any]:
-  """Calls a function of the program.
+  """Calls a function of the program and returns the report.
 
   Args:
-    program: source.
+    program: Source of the program.
     call: `name`, where `A.f` is a method of a new `A()`, and `args`, encoded.
   """
   try:
@@ -90,7 +90,7 @@ def value_of(program: str, call: dict[str, Any]) -> dict[str, Any]:
 
 
 def serve(program: str, channel: int) -> None:
-  """Answers calls, a line each, until there are none."""
+  """Answers calls, one a line, until the channel is closed."""
   lines = os.fdopen(channel, "rb", closefd=False)
   try:
     namespace = _loaded(program)
@@ -100,13 +100,13 @@ def serve(program: str, channel: int) -> None:
       _write(channel, json.dumps(broken).encode() + b"\n")
     return
   for line in lines:
-    asked = json.loads(line)
+    call = json.loads(line)
     try:
-      function = _function(namespace, asked["name"])
-      args = [values.decode(x) for x in asked["args"]]
-      kwargs = {k: values.decode(v) for k, v in asked["kwargs"].items()}
+      function = _function(namespace, call["name"])
+      args = [values.decode(x) for x in call["args"]]
+      kwargs = {k: values.decode(v) for k, v in call["kwargs"].items()}
       answer = _encoded(function(*args, **kwargs))
-      if asked["is_for_effect"]:
+      if call["is_for_effect"]:
         given = (*args, *kwargs.values())
         answer["changed"] = [values.encode(x) for x in given]
     except BaseException as error:
@@ -115,7 +115,7 @@ def serve(program: str, channel: int) -> None:
 
 
 def fault(error: BaseException) -> Fault:
-  """What went wrong, with the frames of the program alone."""
+  """Describes an exception with the frames of the program alone."""
   frames = []
   trace = error.__traceback__
   while trace is not None:
@@ -144,19 +144,19 @@ def _message(error: BaseException) -> str:
   try:
     text = error.msg if isinstance(error, SyntaxError) else str(error)
     return str(text)[:_MAX_MESSAGE]
-  except BaseException:  # an exception of the program's own may fail to say
+  except BaseException:  # The text of a program's own exception may raise.
     return ""
 
 
 def _compiled(program: str) -> types.CodeType:
-  program = program.removeprefix("\ufeff")  # as Python does with a file's
+  program = program.removeprefix("\ufeff")  # As Python does with files.
   lines = program.splitlines(keepends=True)
   linecache.cache[FILE] = (len(program), None, lines, FILE)
   return compile(program, FILE, "exec", dont_inherit=True)
 
 
 def _loaded(program: str) -> dict[str, Any]:
-  """What it defines, imported rather than run."""
+  """Returns the names that the program defines, imported rather than run."""
   module = types.ModuleType("program")
   sys.modules["program"] = module
   exec(_compiled(program), module.__dict__)
@@ -179,7 +179,7 @@ def _encoded(value: Any) -> dict[str, Any]:
 
 
 def _settle() -> None:
-  """Makes of this process one that has just started."""
+  """Gives this process the streams and arguments of a new interpreter."""
   sys.stdin = io.TextIOWrapper(
     io.BufferedReader(io.FileIO(0, closefd=False)),
     encoding="utf-8",
@@ -198,14 +198,14 @@ def _settle() -> None:
 
 
 def _end_threads() -> None:
-  """Waits as Python does: for all threads but daemons, then `atexit`."""
-  # Unlike joining each, it tells pools to end theirs.
+  """Waits as Python does: for all threads except daemons, then `atexit`."""
+  # Unlike a `join` of each thread, this tells executors to end theirs.
   threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]
   atexit._run_exitfuncs()
 
 
 def _flush() -> None:
-  """Writes what Python would write when it ends, also to files left open."""
+  """Flushes what Python would flush at exit, also files that are left open."""
   main = sys.modules.get("__main__")
   left_open = [
     x
@@ -216,7 +216,9 @@ def _flush() -> None:
   for stream in (*standard, *left_open):
     try:
       stream.flush()
-    except BaseException:  # closed, or no stream any more
+    except (
+      BaseException
+    ):  # It is closed, or has been replaced by something else.
       continue
 
 

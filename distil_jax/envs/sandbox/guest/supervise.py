@@ -31,16 +31,16 @@ def supervise(
   user: int | None,
   channel: int | None = None,
 ) -> Result:
-  """Runs something confined, to its end or to the end of its time.
+  """Runs a function in a confined process until it ends or is stopped.
 
   Args:
-    act: what to do there; is given the descriptor to report to.
-    stdin: what it reads.
+    act: Runs in the confined process; is given the descriptor to report to.
+    stdin: Its standard input.
     limits: `seconds`, `wall_seconds`, `memory_bytes`, `output_bytes`,
-      `file_bytes`, `num_processes`.
-    has_namespaces: this process may make them, and does.
-    user: whom the confined process becomes; None: stays.
-    channel: a descriptor that it keeps, as number 4.
+      `file_bytes`, `num_processes`, as in `jobs.Limits`.
+    has_namespaces: If True, makes namespaces for it.
+    user: User that the confined process becomes; None keeps the present one.
+    channel: Descriptor that it keeps, as number 4; None means none.
 
   Returns:
     `end`, `exit_code`, `signal`, `stdout`, `stderr`, `report` and `seconds`.
@@ -67,22 +67,22 @@ def supervise(
 
 @contextlib.contextmanager
 def _folder(has_namespaces: bool) -> Iterator[str]:
-  """Where it works, and may write."""
+  """Yields the working directory, in which the process may write."""
   if has_namespaces:
-    yield "/tmp"  # which is its own, and goes with it
+    yield "/tmp"  # It is the namespace's own and vanishes with it.
     return
   with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
     yield folder
 
 
 def _file_of(content: bytes, has_namespaces: bool) -> int:
-  """A descriptor that reads this; a pipe would need somebody to fill it."""
+  """Opens a file of this content; a pipe would need a writer to fill it."""
   if not has_namespaces:
     with tempfile.TemporaryFile() as file:
       file.write(content)
       file.seek(0)
       return os.dup(file.fileno())
-  # Where /dev/stdin leads; the real /proc is covered up.
+  # /dev/stdin is a link to this path, and the real /proc is hidden.
   place = "/proc/self/fd"
   os.makedirs(place, mode=0o755)
   with open(f"{place}/0", "wb") as file:
@@ -92,11 +92,12 @@ def _file_of(content: bytes, has_namespaces: bool) -> int:
 
 
 def _become(act, descriptors, limits, has_namespaces, user, folder) -> None:
-  """Of this process the confined one; does not return."""
+  """Turns this process into the confined one; does not return."""
   code = 70
   try:
     os.setsid()
-    # Above all that is wanted, so that none is overwritten before it is moved.
+    # First to numbers above all targets, so that none is overwritten before it
+    # is moved.
     moved = [fcntl.fcntl(x, fcntl.F_DUPFD, 64) for x in descriptors]
     for number, descriptor in enumerate(moved):
       os.dup2(descriptor, number, inheritable=number < 3)
@@ -115,7 +116,7 @@ def _become(act, descriptors, limits, has_namespaces, user, folder) -> None:
     )
     code = 0
     act(3)
-  except BaseException as error:  # whatever happens, this process ends here
+  except BaseException as error:  # This process must end here in any case.
     code = code or 71
     with contextlib.suppress(OSError):
       os.write(2, f"{type(error).__name__}: {error}".encode()[:1000])
@@ -124,7 +125,7 @@ def _become(act, descriptors, limits, has_namespaces, user, folder) -> None:
 
 
 class _Watch:
-  """One process, what it writes, and what it takes."""
+  """Watches the output and the resources of one process."""
 
   def __init__(self, child: int, readers, limits: Limits, processes):
     self.child, self.limits, self.processes = child, limits, processes
@@ -149,7 +150,7 @@ class _Watch:
       self.poll.register(self.handle, select.POLLIN)
 
   def run(self) -> None:
-    """Until the process has ended, by itself or not."""
+    """Watches until the process has ended, by itself or stopped."""
     start = time.monotonic()
     deadline = start + self.limits["wall_seconds"]
     looked = start
@@ -166,12 +167,13 @@ class _Watch:
       self.reap(wait=False)
 
   def drain(self) -> None:
-    """Reads what it has written before it ended."""
+    """Reads the rest of its output after its end."""
     while pipes := [x for x, _ in self.poll.poll(0) if x in self.open]:
       for descriptor in pipes:
         self.read(descriptor)
 
   def read(self, descriptor: int) -> None:
+    """Reads a piece of its output and stops it if there is too much."""
     name = self.open[descriptor]
     try:
       piece = os.read(descriptor, _CHUNK)
@@ -188,7 +190,7 @@ class _Watch:
       self.stop("output")
 
   def look(self) -> None:
-    """At what its processes take together, which no limit of one counts."""
+    """Checks what its processes use together, which the kernel does not sum."""
     count, memory = _taken(self.processes, self.child)
     if memory > self.limits["memory_bytes"]:
       self.stop("memory")
@@ -196,12 +198,14 @@ class _Watch:
       self.stop("processes")
 
   def stop(self, reason: str) -> None:
+    """Kills it for this reason, if there was none before."""
     self.reason = self.reason or reason
     with contextlib.suppress(ProcessLookupError):
       os.kill(self.child, signal.SIGKILL)
     self.reap(wait=True)
 
   def reap(self, *, wait: bool) -> None:
+    """Collects its exit status if it has ended."""
     if self.has_ended:
       return
     pid, status, usage = os.wait4(self.child, 0 if wait else os.WNOHANG)
@@ -212,16 +216,17 @@ class _Watch:
         self.poll.unregister(self.handle)
 
   def bury(self) -> None:
-    """Kills what it has left; a namespace does so by itself."""
+    """Kills processes that it has left; the kernel does so in a namespace."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
       os.killpg(self.child, signal.SIGKILL)
 
   def result(self) -> Result:
+    """Returns how it ended and what it wrote, as `supervise` does."""
     killed_by = (
       os.WTERMSIG(self.status) if os.WIFSIGNALED(self.status) else None
     )
     end = self.reason or ("exited" if killed_by is None else "killed")
-    # The kernel counts in ticks, and so kills a little early.
+    # The kernel counts CPU time in ticks and so may kill a little early.
     is_over = self.seconds >= 0.5 * self.limits["seconds"]
     if end == "killed" and killed_by == signal.SIGKILL and is_over:
       end = "timeout"
@@ -235,7 +240,7 @@ class _Watch:
 
 
 def _handle_of(child: int) -> int | None:
-  """A descriptor that tells when a process ends, where the system has one."""
+  """Opens a descriptor that is readable when a process ends, or None."""
   try:
     return os.pidfd_open(child)
   except (AttributeError, OSError):
@@ -243,7 +248,10 @@ def _handle_of(child: int) -> int | None:
 
 
 def _taken(processes: int | None, first: int) -> tuple[int, int]:
-  """How many processes there are from one on, and their memory in bytes."""
+  """Returns the number of a process's descendants, itself included, and memory.
+
+  Memory is in bytes.
+  """
   count = memory = 0
   queue = [first]
   while queue and count < 10_000:
@@ -257,7 +265,7 @@ def _taken(processes: int | None, first: int) -> tuple[int, int]:
 
 
 def _children(processes: int | None, pid: int) -> list[int]:
-  """Of all threads of a process."""
+  """Returns the child processes of all threads of a process."""
   if processes is None:
     return []
   try:
@@ -293,7 +301,7 @@ def _text(processes: int | None, path: str) -> str:
 
 
 def send(descriptor: int, role: str, result: Result, lock: int) -> None:
-  """Writes a result in one piece, whoever else writes there."""
+  """Writes a result in one piece, although others write there too."""
   payload = json.dumps(result).encode()
   message = f"{role} {len(payload)}\n".encode() + payload
   fcntl.lockf(lock, fcntl.LOCK_EX)

@@ -1,8 +1,8 @@
-"""Plain values as JSON and back, types kept.
+"""Converts plain values to JSON and back, keeping their types.
 
-What a program returns must be told apart to the type ([1] is not (1,)), and
-must not come with behaviour of its own, such as an `__eq__` that always agrees.
-So only Python's own plain types pass, by what they hold.
+Values that a program returns must be told apart by type ([1] is not (1,)), and
+must not have behaviour of their own, such as an `__eq__` that is always true.
+So only values of Python's plain types pass, and only their content.
 """
 
 import base64
@@ -15,21 +15,21 @@ from collections.abc import Iterator
 from typing import Any
 
 MAX_DEPTH = 100
-# Of what an iterator gives, which may have no end.
+# Items that are read from an iterator, which may have no end.
 _MAX_ITEMS = 1000
 _NO_ENCODING = (TypeError, ValueError, LookupError)
 _NO_ENCODING += (ArithmeticError, RecursionError)
 
 
 class PlainError(ValueError):
-  """A value that is not plain, or no encoding of one."""
+  """Means that a value is not plain, or that this is no encoding of one."""
 
 
 def encode(value: Any, depth: int = 0) -> list[Any]:
-  """JSON for a plain value.
+  """Returns the JSON of a plain value.
 
   Raises:
-    PlainError: it, or something in it, is none, or is nested too deep.
+    PlainError: The value or a part of it is not plain, or is nested too deep.
   """
   if depth > MAX_DEPTH:
     raise PlainError("a value nested too deep")
@@ -38,7 +38,8 @@ def encode(value: Any, depth: int = 0) -> list[Any]:
   if isinstance(value, bool):
     return ["bool", bool(value)]
   if isinstance(value, int):
-    return ["int", hex(int(value))]  # decimal digits have a limit
+    # Python limits the number of decimal digits, but not of hexadecimal ones.
+    return ["int", hex(int(value))]
   if isinstance(value, float):
     return ["float", float(value).hex()]
   if isinstance(value, complex):
@@ -67,12 +68,12 @@ def encode(value: Any, depth: int = 0) -> list[Any]:
 
 
 def decode(encoded: Any) -> Any:
-  """The value; for what comes from a program only inside the sandbox.
+  """Returns the value; for a program's values only within the sandbox.
 
-  Sets and dictionaries of hostile numbers can take for ever to build.
+  Sets and dictionaries of numbers with equal hashes take for ever to build.
 
   Raises:
-    PlainError: this is no encoding.
+    PlainError: This is no encoding.
   """
   try:
     kind, *parts = encoded
@@ -88,10 +89,10 @@ def decode(encoded: Any) -> Any:
 
 
 def as_json(encoded: Any, depth: int = 0) -> Any:
-  """The value as JSON knows it: tuples are lists, keys are strings.
+  """Returns the value as JSON has it: tuples are lists, keys are strings.
 
-  Safe outside the sandbox: no sets and no dictionaries with keys but strings
-  are built.
+  It is safe outside the sandbox: it builds no sets, and only dictionaries whose
+  keys are strings.
 
   Raises:
     PlainError: JSON has no such value, or this is no encoding.
