@@ -1,15 +1,16 @@
-"""Distillation over the whole vocabulary: all logits in memory, or a tile.
+"""Compares distillation with all logits in memory and with one tile of them.
 
   python -m benchmarks.vocabulary_loss
 
-Loss stage alone, from hidden states to their gradient and the unembedding's.
-`dense` is what one writes first: logits of student and teacher, log-softmax,
-autodiff. `ours` is what training runs. DistIL is forward cross-entropy with
-normalised future costs and a leave-one-out baseline here. Time is taken where
-dense fits into memory and up to `--timed-tokens`; memory is the compiled
-program's, besides its arguments and results; products are those of the
-unembedding for each token, counted in the traced program; `of product rate` is
-how near they come to the rate of one large product.
+Only the loss is measured, from hidden states to their gradient and the
+unembedding's. `dense` is what one writes first: logits of student and teacher,
+log-softmax, autodiff. `ours` is what training runs. DistIL is forward
+cross-entropy with normalised future costs and a leave-one-out baseline here.
+
+Time is taken if dense fits into memory, up to `--timed-tokens`. Memory is that
+of the compiled program besides its arguments and results. Products are those
+with an unembedding for each token, counted in the traced program. `of product
+rate` is their rate as a share of the rate of one large product.
 """
 
 import argparse
@@ -30,14 +31,16 @@ from distil_jax.ops import credit, fused_statistics, token_statistics
 from distil_jax.ops.divergences import Divergence
 
 GROUP_SIZE = 8
-# What is minimised at each token, and whether future costs are charged to it.
+# The local cost of each token, and whether future costs are charged to it.
 OBJECTIVES = {
   "forward CE": ("forward_cross_entropy", False),
   "reverse KL": ("reverse_kl", False),
   "JS(0.5)": ("sdpo", False),
   "DistIL": ("forward_cross_entropy", True),
 }
-CREDIT = {"baseline": "leave_one_out", "group_size": GROUP_SIZE}
+CREDIT = objectives.CreditSettings(
+  baseline="leave_one_out", group_size=GROUP_SIZE
+)
 
 
 def divergence_of(kind: str) -> Divergence:
@@ -45,7 +48,7 @@ def divergence_of(kind: str) -> Divergence:
 
 
 def dense(objective: str, hidden, matrix, teacher, teacher_matrix, ids, mask):
-  """Value and gradients with all logits in memory."""
+  """Returns value and gradients with all logits in memory."""
   kind, has_credit = OBJECTIVES[objective]
   weights = mask / jnp.sum(mask)
 
@@ -56,21 +59,21 @@ def dense(objective: str, hidden, matrix, teacher, teacher_matrix, ids, mask):
 
   def loss(hidden, matrix):
     student = jax.nn.log_softmax(product(hidden, matrix))
-    expert = jax.nn.log_softmax(
+    labels = jax.nn.log_softmax(
       jax.lax.stop_gradient(product(teacher, teacher_matrix))
     )
-    costs = naive_costs(kind, student, expert)
+    costs = naive_costs(kind, student, labels)
     if not has_credit:
       return jnp.sum(weights * costs)
     log_probs = jnp.take_along_axis(student, ids[..., None], axis=-1)[..., 0]
-    scores, _ = objectives.score_weights(costs, mask, **CREDIT)
+    scores, _ = objectives.score_weights(costs, mask, CREDIT)
     return jnp.sum(weights * (costs + scores * log_probs))
 
   return jax.value_and_grad(loss, (0, 1))(hidden, matrix)
 
 
 def naive_costs(kind: str, student, teacher):
-  """The formulas as they stand in the papers, for autodiff."""
+  """Returns costs by the formulas of the papers, for autodiff."""
   if kind == "forward_cross_entropy":
     return -jnp.sum(jnp.exp(teacher) * student, axis=-1)
   if kind == "reverse_kl":
@@ -84,7 +87,7 @@ def naive_costs(kind: str, student, teacher):
 
 
 def ours(objective: str, hidden, matrix, teacher, teacher_matrix, ids, mask):
-  """The same, as training takes it."""
+  """Returns value and gradients as training computes them."""
   kind, has_credit = OBJECTIVES[objective]
 
   def token_losses(later, statistics, rows):
@@ -95,7 +98,7 @@ def ours(objective: str, hidden, matrix, teacher, teacher_matrix, ids, mask):
         objectives.token_costs(statistics, mask, cost="cross_entropy"),
         mask,
         later,
-        **CREDIT,
+        CREDIT,
       )
     losses = objectives.feedback_losses(statistics, mask, scores)
     return weights * losses, (later, statistics.entropies)
@@ -104,11 +107,11 @@ def ours(objective: str, hidden, matrix, teacher, teacher_matrix, ids, mask):
     source = fused_statistics.compared(
       hidden,
       matrix,
-      token_statistics.Expert((teacher,), (teacher_matrix,)),
+      token_statistics.DenseTeacher((teacher,), (teacher_matrix,)),
       ids,
       divergence_of(kind),
     )
-    value, _ = source.minimise(
+    value, _ = source.fused_loss(
       token_losses,
       (mask, mask / jnp.sum(mask)),
       credit.nothing_later(mask.shape[0]),
@@ -119,7 +122,7 @@ def ours(objective: str, hidden, matrix, teacher, teacher_matrix, ids, mask):
 
 
 def arguments(num_tokens: int, vocab_size: int, width: int, dtype: str):
-  """Shapes of what both versions take."""
+  """Returns the shapes of the arguments of both versions."""
   shape = (GROUP_SIZE, num_tokens // GROUP_SIZE)
   of = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.dtype(dtype))
   return (
@@ -133,7 +136,7 @@ def arguments(num_tokens: int, vocab_size: int, width: int, dtype: str):
 
 
 def values(shapes: Any) -> tuple[jax.Array, ...]:
-  """Logits of standard deviation 1, every token counts."""
+  """Returns arguments with logits of standard deviation 1; no padding."""
   hidden, matrix, teacher, teacher_matrix, ids, mask = shapes
   keys = jax.random.split(jax.random.key(0), 5)
   draw = jax.jit(jax.random.normal, static_argnums=(1, 2))
@@ -149,7 +152,7 @@ def values(shapes: Any) -> tuple[jax.Array, ...]:
 
 
 def products_per_token(function: Callable[..., Any], shapes: Any) -> float:
-  """Matrix products with the vocabulary, as multiples of N · D · V."""
+  """Returns the matrix products with the vocabulary, in units of N · D · V."""
   hidden, matrix = shapes[:2]
   whole = math.prod(hidden.shape) * matrix.shape[-1]
   return _operations(jax.make_jaxpr(function)(*shapes).jaxpr) / whole
@@ -171,7 +174,7 @@ def _operations(jaxpr: Any) -> float:
 
 
 def measure(shape, *, objective: str, options, rate: float) -> dict[str, Any]:
-  """One row of the table."""
+  """Returns one row of the table."""
   num_tokens, vocab_size = shape
   shapes = arguments(num_tokens, vocab_size, options.width, options.dtype)
   versions = {
@@ -228,7 +231,7 @@ COLUMNS = {
 
 
 def line(row: dict[str, Any] | None = None) -> str:
-  """A row of the table, its head without one."""
+  """Returns a row of the table as text; its head if `row` is None."""
   cells = []
   for name, form in COLUMNS.items():
     text = name
@@ -264,7 +267,7 @@ def main() -> None:
     if count % GROUP_SIZE:
       parser.error(f"--tokens {count} is not a multiple of {GROUP_SIZE}")
   rate = machine.product_rate(options.dtype, rounds=options.rounds)
-  said = [
+  report = [
     machine.description(),
     f"width {options.width}, {options.dtype}, medians of {options.rounds} "
     f"rounds in turn; one product of matrices runs at {rate / 1e9:.0f} GFLOP/s",
@@ -272,17 +275,17 @@ def main() -> None:
     line(),
     "|" + "|".join("-" * (max(len(c), 10) + 2) for c in COLUMNS) + "|",
   ]
-  print("\n".join(said), flush=True)
+  print("\n".join(report), flush=True)
   for vocab_size in options.vocabulary:
     for count in options.tokens:
       for objective in options.objectives:
         row = measure(
           (count, vocab_size), objective=objective, options=options, rate=rate
         )
-        said.append(line(row))
-        print(said[-1], flush=True)
+        report.append(line(row))
+        print(report[-1], flush=True)
   if options.save:
-    pathlib.Path(options.save).write_text("\n".join(said) + "\n", "utf-8")
+    pathlib.Path(options.save).write_text("\n".join(report) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

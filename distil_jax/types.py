@@ -1,4 +1,4 @@
-"""What travels between the stations.
+"""Defines the records that travel through a run, from problem to batch.
 
 Letters in shapes, everywhere in this package:
 
@@ -13,8 +13,8 @@ left, completions on the right, so that column S - 1 of a prompt is always its
 last token and column 0 of a completion always its first.
 
 A completion may be an episode: turns of the student, and what tools wrote
-between them. All of it is there for what follows to look back at, and so in
-`completion_mask`; only the student's own tokens are learned from.
+between them. All of it is in `completion_mask`, because later tokens attend to
+it; only the student's own tokens are learned from.
 """
 
 import dataclasses
@@ -30,13 +30,13 @@ Message = Mapping[str, str]  # {"role": ..., "content": ...}
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-  """One problem as the environment reads it out of a data row.
+  """One problem, as its environment reads it from a data row.
 
   Attributes:
     index: identity within its data set; it seeds the problem's samples.
-    messages: the student's prompt, system message first where there is one.
-    answer: what the environment compares with; its form is the environment's.
-    solution: a worked reference solution, where the data has one.
+    messages: the student's prompt; the system message, if any, comes first.
+    answer: what the environment compares with, in the environment's form.
+    solution: a worked reference solution, if the data has one.
     details: anything else that the environment needs to judge.
   """
 
@@ -55,7 +55,7 @@ class Demonstration:
     index: identity within its data set.
     messages: the prompt.
     solution: what the model should write; the only part that is trained on.
-    prefix: beginning of the assistant's turn that is given, not trained on.
+    prefix: given beginning of the assistant's turn; not trained on.
   """
 
   index: int
@@ -65,10 +65,10 @@ class Demonstration:
 
 
 class Status(enum.StrEnum):
-  """How a completion ended in the eyes of its environment.
+  """The outcome of a completion, as its environment judges it.
 
-  An error is the completion's own, such as of a program that raises. Where the
-  judge itself has crashed nothing is known of the completion.
+  `ERROR` is the completion's own, such as a program that raises. `CRASHED` is
+  the judge's: nothing is known of the completion.
   """
 
   CORRECT = "correct"
@@ -85,7 +85,7 @@ class Verdict:
 
   Attributes:
     reward: in [0, 1].
-    feedback: what went wrong, in words; empty where there is nothing to say.
+    feedback: what went wrong, in words; empty if there is nothing to say.
     status: keeps wrong, unparsable and timed-out apart up to the report.
     details: numbers and strings for the log (parsed answer, passed tests...).
   """
@@ -97,16 +97,16 @@ class Verdict:
 
 
 class StopReason(enum.IntEnum):
-  """Why a completion ended."""
+  """The reason why a completion ended."""
 
-  LENGTH = 0  # the limit came first; the last token is not an end token
+  LENGTH = 0  # the length limit; the last token is not an end token
   EOS = 1
-  STOP_STRING = 2  # the text has come to contain one of these
+  STOP_STRING = 2  # the text contains one of the stop strings
 
 
 @struct.dataclass
 class Rollout:
-  """Completions sampled from the student, G in a row for each problem.
+  """Completions sampled from the student, the G of a problem in a row.
 
   Attributes:
     prompt_ids: left-padded. Shape `[P, S]`, int32.
@@ -116,10 +116,10 @@ class Rollout:
     log_probs: log π_θ(token) under the policy's own softmax, before
       temperature and truncation, nats; 0 at padding, and at what a tool wrote.
       Shape `[B, T]`, float32.
-    behavior_log_probs: the same under the distribution that was sampled from,
-      after both. Shape `[B, T]`, float32.
+    behavior_log_probs: the same after temperature and truncation, under the
+      distribution that was sampled from. Shape `[B, T]`, float32.
     stop_reasons: values of `StopReason`, of the last turn. Shape `[B]`, int32.
-    student_mask: 1 at the tokens that the student chose; None: at all of the
+    student_mask: 1 at the tokens that the student chose; None means all of the
       completion's. Shape `[B, T]`, int32.
   """
 
@@ -134,16 +134,19 @@ class Rollout:
 
   @property
   def student_tokens(self) -> Array:
-    """1 at the student's own tokens. Shape `[B, T]`."""
+    """Returns 1 at the student's own tokens. Shape `[B, T]`."""
     return _or_all(self.student_mask, self.completion_mask)
 
 
 @struct.dataclass
 class TrainBatch:
-  """What one training step learns from.
+  """The arrays that one training step learns from, or a slice of them.
 
   Supervised batches have no teacher, no rewards and no sampler: their
   `teacher_prompt_*` are `[B, 0]`, `rewards` and `old_log_probs` 0.
+
+  The fields from `loss_weights` on depend on all sequences of an update. The
+  training step fills them in before it cuts the batch into slices.
 
   Attributes:
     prompt_ids, prompt_mask: the student's prompt, left-padded. `[B, S]`.
@@ -151,19 +154,26 @@ class TrainBatch:
       length differs from the student's. `[B, S']`.
     completion_ids, completion_mask: the tokens that both score. `[B, T]`.
     sample_mask: 1 where the sequence has a teacher signal. `[B]`.
-    rewards: the environment's, in [0, 1]. `[B]`, float32.
+    rewards: from the environment, in [0, 1]. `[B]`, float32.
     old_log_probs: log π of the completion's tokens when they were sampled,
       nats; 0 at padding. `[B, T]`, float32.
-    teacher_candidate_ids: what an expert that was asked beforehand would say
-      next, C tokens for each of the student's; None: none was asked.
-      `[B, T, C]`.
-    teacher_candidate_log_probs: theirs, nats; −log C for each of C samples.
-      `[B, T, C]`, float32.
-    teacher_prefix_ids, teacher_prefix_mask: what stands before the teacher's
-      prompts, left-padded, each before n sequences in a row; None: nothing.
-      `[B / n, S0]`.
+    teacher_candidate_ids: C tokens that the teacher gives for each of the
+      student's, from an outside teacher or from `teachers.ask_teacher`; None
+      if there are no such lists. `[B, T, C]`.
+    teacher_candidate_log_probs: their log-probabilities, nats; −log C for each
+      of C samples. `[B, T, C]`, float32.
+    teacher_prefix_ids, teacher_prefix_mask: a common beginning of the teacher's
+      prompts, left-padded, each of n sequences in a row; None means that
+      nothing is split off. `[B / n, S0]`.
     student_mask: 1 at the tokens that the student chose, which alone are
-      learned from; None: at all of the completion's. `[B, T]`.
+      learned from; None means all of the completion's. `[B, T]`.
+    loss_weights: weight of each token's loss in the average. `[B, T]`.
+    advantages: of each sequence; None if rewards do not count. `[B]`.
+    failure_weights: of each sequence's feedback; None means 1. `[B]`.
+    score_weights: weights of log π_θ in the surrogate; None if the loss finds
+      them slice by slice, or has no credit. `[B, T]`.
+    future_costs: cost still to come after each token, nats; None likewise.
+      `[B, T]`.
   """
 
   prompt_ids: Array
@@ -180,11 +190,42 @@ class TrainBatch:
   teacher_prefix_ids: Array = None
   teacher_prefix_mask: Array = None
   student_mask: Array = None
+  loss_weights: Array = None
+  advantages: Array = None
+  failure_weights: Array = None
+  score_weights: Array = None
+  future_costs: Array = None
 
   @property
   def student_tokens(self) -> Array:
-    """1 at the student's own tokens. Shape `[B, T]`."""
+    """Returns 1 at the student's own tokens. Shape `[B, T]`."""
     return _or_all(self.student_mask, self.completion_mask)
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchStats:
+  """Says how a batch came about; known on the host alone.
+
+  Attributes:
+    teacher_prompts: the teacher's prompts as text, None for samples without
+      signal. Length B; empty for demonstrations.
+    num_truncated: teacher prompts whose solution or feedback was truncated.
+    num_without_room: samples that lost their signal because nothing fitted.
+    num_feedback, num_sibling, num_reference: teacher prompts that hold the
+      feedback, another sample's solution, the problem's own.
+    teacher_prompt_ids, teacher_prompt_mask: the teacher's whole prompts, even
+      if the batch has their prefixes split off; None without a teacher. Shape
+      `[B, S']`.
+  """
+
+  teacher_prompts: list[str | None]
+  num_truncated: int = 0
+  num_without_room: int = 0
+  num_feedback: int = 0
+  num_sibling: int = 0
+  num_reference: int = 0
+  teacher_prompt_ids: Array = None
+  teacher_prompt_mask: Array = None
 
 
 def _or_all(student_mask: Array, completion_mask: Array) -> Array:

@@ -1,38 +1,53 @@
-"""What is minimised: statistics of the tokens in, a loss for each token out.
+"""Losses: a file for each objective, from token statistics to a gradient.
 
-An objective is a few pure functions over `ops`. Those of `token_losses` turn
-token statistics into token losses and never average; how losses are averaged
-is one of `ops.masking.aggregation_weights`, taken over the whole batch.
-Training goes through them and `ops.unembedding`, which never holds the logits.
-Those of `with_credit` and `without_credit` say the same from logits, for small
-inputs.
+An objective's file reads its section of a config (`build`), computes its token
+losses, and states the same from logits, for small inputs (`distil`, `sdpo`).
+Training reads statistics through `ops.fused_statistics`, which never holds all
+logits. Token losses are never averaged inside: averages are weights from
+`ops.masking.aggregation_weights`, taken over the whole batch.
 """
 
 from distil_jax.objectives.dense import Loss
-from distil_jax.objectives.distil import distil
-from distil_jax.objectives.grpo import grpo
-from distil_jax.objectives.minillm import minillm
-from distil_jax.objectives.opsd import opsd
-from distil_jax.objectives.sdpo import sdpo
+from distil_jax.objectives.distil import (
+  Cost,
+  DistilSettings,
+  LocalCost,
+  distil,
+  local_kind,
+  token_costs,
+)
+from distil_jax.objectives.grpo import (
+  GRPOSettings,
+  grpo,
+  policy_gradient_losses,
+)
+from distil_jax.objectives.minillm import (
+  MiniLLMSettings,
+  minillm,
+  sampled_reverse_kl,
+)
+from distil_jax.objectives.opsd import OPSDSettings, opsd
+from distil_jax.objectives.sdpo import SDPOSettings, sdpo
+from distil_jax.objectives.sft import sft_losses
 from distil_jax.objectives.token_losses import (
   Baseline,
-  Cost,
-  LocalCost,
+  CreditSettings,
   feedback_losses,
-  local_kind,
-  policy_gradient_losses,
-  sampled_reverse_kl,
   score_weights,
   score_weights_before,
-  sft_losses,
-  token_costs,
 )
 
 __all__ = [
   "Baseline",
   "Cost",
+  "CreditSettings",
+  "DistilSettings",
+  "GRPOSettings",
   "LocalCost",
   "Loss",
+  "MiniLLMSettings",
+  "OPSDSettings",
+  "SDPOSettings",
   "distil",
   "feedback_losses",
   "grpo",

@@ -1,29 +1,118 @@
-"""The record that every objective is built as."""
+"""Defines the records that an objective is made of and is built from."""
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
+from flax import struct
 
-from distil_jax.objectives import losses
+from distil_jax.ops import masking
+from distil_jax.ops import sampler_mismatch as mismatch_lib
 from distil_jax.types import TrainBatch
+
+_Record = TypeVar("_Record")
+# A tree of parameters, as `models.decoder.Params`.
+Params = dict[str, Any]
+# For each metric that is a mean: its sum and its count, in shape `[2]`.
+MetricSums = dict[str, jax.Array]
+
+
+@struct.dataclass
+class LossAux:
+  """Holds what the loss of a slice reports to the log.
+
+  Attributes:
+    sums: sum and count of each metric that is a mean.
+    mismatch: how far the sampler's log-probabilities are from this pass's;
+      None if nothing was sampled.
+  """
+
+  sums: MetricSums
+  mismatch: mismatch_lib.Mismatch | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-  """An objective as the functions that a step is made of.
+  """An objective as the functions that a training step is made of.
+
+  What couples sequences (rewards of a group, baselines, averages) is found over
+  the whole batch first and travels in it, so that slices of the batch can be
+  learned from one after the other.
 
   Attributes:
-    prepare_fn: what is known of a whole batch before any network runs, see
-      `losses.prepare`.
-    loss_fn: the loss of a slice, and what to report: `losses.*_loss`.
-    credit_fn: where credit cannot be found slice by slice: the whole batch's,
-      in a pass of its own, see `losses.batch_credit`. None: the loss finds it.
-    ask_fn: where the teacher is known by a list of tokens: asks it, see
-      `experts.ask_teacher`. None: the loss has its distribution.
+    prepare_fn: `batch -> batch` with what is known before any network runs,
+      see `losses.prepare`.
+    loss_fn: `(params, teacher_params, slice) -> (loss, LossAux)`.
+    credit_fn: `(params, teacher_params, slices) -> (score_weights,
+      future_costs)` of the whole batch, for credit that cannot be found slice
+      by slice, see `losses.batch_credit`. None means that the loss finds it.
+    ask_fn: `(params, teacher_params, slice, keys) -> (ids, log_probs)`: asks a
+      teacher for lists of tokens, see `teachers.ask_teacher`. None means that
+      the loss has the teacher's distribution, or no teacher.
   """
 
-  prepare_fn: Callable[[TrainBatch], losses.Piece]
-  loss_fn: Callable[..., tuple[jax.Array, losses.LossAux]]
-  credit_fn: Callable[..., losses.Credit] | None = None
+  prepare_fn: Callable[[TrainBatch], TrainBatch]
+  loss_fn: Callable[..., tuple[jax.Array, LossAux]]
+  credit_fn: Callable[..., tuple[jax.Array, jax.Array]] | None = None
   ask_fn: Callable[..., tuple[jax.Array, jax.Array]] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ForwardPasses:
+  """The passes through the networks that an objective is built on.
+
+  Each returns a `FusedStatistics`, tiled for the mesh in use.
+
+  Attributes:
+    own_fn: `(params, batch)`: a policy on the batch's tokens.
+    compare_fn: `(params, teacher_params, batch, divergence=...)`: the student
+      beside its teacher.
+    ask_fn: as in `Objective`.
+  """
+
+  own_fn: Callable[..., Any]
+  compare_fn: Callable[..., Any]
+  ask_fn: Callable[..., tuple[jax.Array, jax.Array]] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchLayout:
+  """Says how a training step cuts its batch.
+
+  Attributes:
+    group_size: G.
+    is_cut: whether an update accumulates gradients over micro-batches.
+    splits_groups: whether a group may lie in several micro-batches.
+    is_off_policy: whether a step has several updates, all but the first of
+      which learn from samples of older parameters.
+  """
+
+  group_size: int
+  is_cut: bool = False
+  splits_groups: bool = False
+  is_off_policy: bool = False
+
+
+def read_settings(kind: type[_Record], section: Any, **others: Any) -> _Record:
+  """Returns a record whose fields are read from a config's section by name.
+
+  Args:
+    kind: a dataclass.
+    section: of a config; fields that it does not have keep their defaults.
+    others: fields that the section cannot know.
+  """
+  names = [field.name for field in dataclasses.fields(kind)]  # pyright: ignore[reportArgumentType]
+  found = {
+    name: getattr(section, name) for name in names if hasattr(section, name)
+  }
+  return kind(**found | others)
+
+
+def teacher_mask(batch: TrainBatch) -> jax.Array:
+  """Returns 1 at the tokens that a teacher judges. Shape `[b, T]`.
+
+  These are the student's own. A sequence without teacher signal has none: its
+  costs mean nothing, so they must not stand in its group's baseline either.
+  """
+  return masking.counted_tokens(batch.student_tokens, batch.sample_mask)

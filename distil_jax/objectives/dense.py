@@ -1,6 +1,7 @@
-"""A loss from logits, and what all such losses share."""
+"""Holds what all losses from logits share, the references for small inputs."""
 
 import dataclasses
+from typing import Protocol
 
 import chex
 import jax
@@ -14,7 +15,7 @@ from distil_jax.ops.divergences import Divergence
 
 @struct.dataclass
 class Loss:
-  """A loss and what it is made of.
+  """A loss and its parts.
 
   Attributes:
     value: what is minimised. Scalar.
@@ -41,7 +42,7 @@ def clean_statistics(
   *,
   learns_from_rewards: bool = False,
 ) -> token_statistics.TokenStatistics:
-  """Statistics whose gradient depends on nothing that does not count.
+  """Returns statistics whose gradient depends only on tokens that count.
 
   Args:
     student_logits: shape `[B, T, V]`.
@@ -50,23 +51,24 @@ def clean_statistics(
     completion_mask: 1 where the token counts: at those of the student, and
       not at what a tool wrote between them. Shape `[B, T]`.
     divergence: the local cost.
-    sample_mask: 1 where there is a teacher signal; None: everywhere. `[B]`.
+    sample_mask: 1 where there is a teacher signal; None means everywhere.
+      Shape `[B]`.
     learns_from_rewards: sequences without that signal have a gradient too, by
       their `log_probs` and `entropies`.
 
   Returns:
-    nats, shape `[B, T]` each; at padding they mean nothing.
+    Nats, shape `[B, T]` each; at padding they mean nothing.
   """
   chex.assert_rank([student_logits, teacher_logits], 3)
   chex.assert_equal_shape([student_logits, teacher_logits])
   chex.assert_shape([completion_ids, completion_mask], student_logits.shape[:2])
-  # Before the softmax: its gradient at NaN is NaN, whatever it is weighted by.
+  # Masked before the softmax: its gradient at NaN is NaN, whatever weighs it.
   student_logits, teacher_logits = (
     masking.where_counts(logits, completion_mask[..., None])
     for logits in (student_logits, teacher_logits)
   )
-  # A weight of 0 does not stop a gradient that is NaN: where nothing is taught
-  # the statistics are constants, whatever the logits are there.
+  # A weight of 0 does not stop a gradient that is NaN. Where nothing is taught
+  # the statistics are constants, so that no such gradient arises.
   taught = masking.counted_tokens(completion_mask, sample_mask)
   held = jnp.where(
     taught.astype(bool)[..., None],
@@ -93,16 +95,16 @@ def importance(
   *,
   clip: float | None,
 ) -> jax.Array | None:
-  """Off-policy ratios of the student's tokens; None on-policy.
+  """Returns off-policy ratios of the student's tokens; None on-policy.
 
   Args:
     statistics: of the student's tokens now.
-    old_log_probs: when they were sampled, nats; None: just now. `[B, T]`.
-    completion_mask: shape `[B, T]`.
-    clip: upper limit of a ratio; None: none.
+    old_log_probs: when they were sampled, nats; None means just now. `[B, T]`.
+    completion_mask: 1 where the token counts. Shape `[B, T]`.
+    clip: upper limit of a ratio; None means none.
 
   Returns:
-    see `advantages.importance_weights`. Shape `[B, T]`.
+    See `advantages.importance_weights`. Shape `[B, T]`.
 
   Raises:
     ValueError: a clip without old log-probabilities.
@@ -134,12 +136,13 @@ def aggregate(
     statistics: of the student's tokens.
     token_losses: shape `[B, T]`.
     future_costs: shape `[B, T]`.
-    completion_mask: shape `[B, T]`.
-    sample_mask: 1 where the sequence is in the average; None: all are. `[B]`.
+    completion_mask: 1 where the token counts. Shape `[B, T]`.
+    sample_mask: 1 where the sequence is in the average; None means that all
+      are. Shape `[B]`.
     aggregation: which average.
 
   Returns:
-    the loss.
+    The loss.
   """
   weights = masking.aggregation_weights(
     completion_mask, sample_mask, aggregation=aggregation
@@ -153,25 +156,40 @@ def aggregate(
   )
 
 
+class LocalSettings(Protocol):
+  """What `local_objective` reads of an objective's settings."""
+
+  @property
+  def divergence(self) -> Divergence: ...
+  @property
+  def importance_clip(self) -> float | None: ...
+  @property
+  def aggregation(self) -> masking.Aggregation: ...
+
+
 def local_objective(
   student_logits: jax.Array,
   teacher_logits: jax.Array,
   completion_ids: jax.Array,
   completion_mask: jax.Array,
-  divergence: Divergence,
+  settings: LocalSettings,
   *,
-  old_log_probs: jax.Array | None = None,
-  importance_clip: float | None = None,
   sample_mask: jax.Array | None,
-  aggregation: masking.Aggregation,
+  old_log_probs: jax.Array | None,
 ) -> Loss:
-  """A divergence at each token, without future credit."""
+  """Returns the loss of a divergence at each token, without future credit.
+
+  Args:
+    student_logits, teacher_logits, completion_ids, completion_mask,
+      sample_mask, old_log_probs: as for `distil.distil`.
+    settings: of the objective.
+  """
   statistics = clean_statistics(
     student_logits,
     teacher_logits,
     completion_ids,
     completion_mask,
-    divergence,
+    settings.divergence,
     sample_mask,
   )
   losses = token_losses.feedback_losses(
@@ -180,7 +198,10 @@ def local_objective(
     None,
     sample_mask=sample_mask,
     importance=importance(
-      statistics, old_log_probs, completion_mask, clip=importance_clip
+      statistics,
+      old_log_probs,
+      completion_mask,
+      clip=settings.importance_clip,
     ),
   )
   return aggregate(
@@ -189,5 +210,5 @@ def local_objective(
     jnp.zeros_like(losses),
     completion_mask,
     sample_mask,
-    aggregation=aggregation,
+    aggregation=settings.aggregation,
   )

@@ -1,10 +1,81 @@
-"""MiniLLM from logits, for small inputs (arXiv:2306.08543)."""
+"""MiniLLM: reverse KL, its future part from samples (arXiv:2306.08543)."""
+
+import dataclasses
+import functools
 
 import jax
 
-from distil_jax.objectives import dense, token_losses
+from distil_jax.config.objectives import MiniLLMConfig
+from distil_jax.objectives import base, dense, losses, token_losses
 from distil_jax.ops import masking
 from distil_jax.ops.divergences import Divergence
+from distil_jax.ops.token_statistics import TokenStatistics
+
+_DIVERGENCE = Divergence("reverse_kl")
+
+
+@dataclasses.dataclass(frozen=True)
+class MiniLLMSettings:
+  """Settings of MiniLLM.
+
+  Attributes:
+    future_weight: weight of the future costs; 0 leaves the local KL alone.
+    normalize: takes the mean of the future costs in place of their sum.
+    importance_clip: upper limit of the off-policy ratio; None means none.
+    aggregation: how token losses are averaged over the batch.
+  """
+
+  future_weight: float = 1.0
+  normalize: bool = True
+  importance_clip: float | None = None
+  aggregation: masking.Aggregation = "token_mean"
+
+  @property
+  def credit(self) -> token_losses.CreditSettings:
+    return token_losses.CreditSettings(
+      future_weight=self.future_weight, normalize=self.normalize
+    )
+
+
+def build(
+  section: MiniLLMConfig, forward: base.ForwardPasses, layout: base.BatchLayout
+) -> base.Objective:
+  """Builds the objective from its section of a config."""
+  read = base.read_settings(MiniLLMSettings, section)
+  settings = losses.FeedbackSettings(
+    compare_fn=functools.partial(forward.compare_fn, divergence=_DIVERGENCE),
+    costs_fn=sampled_reverse_kl,
+    score_fn=functools.partial(
+      token_losses.score_weights_before, settings=read.credit
+    ),
+    importance_clip=read.importance_clip,
+    is_off_policy=layout.is_off_policy,
+  )
+  return base.Objective(
+    prepare_fn=functools.partial(losses.prepare, aggregation=read.aggregation),
+    loss_fn=functools.partial(losses.feedback_loss, settings=settings),
+    ask_fn=forward.ask_fn,
+  )
+
+
+def sampled_reverse_kl(
+  statistics: TokenStatistics, mask: jax.Array
+) -> jax.Array:
+  """Returns log π_θ − log π_T of the sampled tokens, MiniLLM's cost.
+
+  Its mean over the student's samples is KL(s‖t); a single one may be negative.
+
+  Args:
+    statistics: of the student's tokens.
+    mask: 1 where the token counts. Shape `[B, T]`.
+
+  Returns:
+    Nats, constant, 0 at padding. Shape `[B, T]`.
+  """
+  log_probs = masking.where_counts(statistics.log_probs, mask)
+  return jax.lax.stop_gradient(
+    log_probs - masking.where_counts(statistics.teacher_log_probs, mask)
+  )
 
 
 def minillm(
@@ -12,13 +83,12 @@ def minillm(
   teacher_logits: jax.Array,
   completion_ids: jax.Array,
   completion_mask: jax.Array,
+  settings: MiniLLMSettings = MiniLLMSettings(),
   *,
-  future_weight: float = 1.0,
-  normalize: bool = True,
   sample_mask: jax.Array | None = None,
-  aggregation: masking.Aggregation = "token_mean",
+  old_log_probs: jax.Array | None = None,
 ) -> dense.Loss:
-  """MiniLLM (arXiv:2306.08543): reverse KL, its future part from samples.
+  """Returns MiniLLM from logits.
 
     ℓₜ = KL(s‖t) + future_weight · log π_θ(yₜ|sₜ) · sg[Rₜ]
 
@@ -26,35 +96,43 @@ def minillm(
   in expectation, that of KL between the distributions of whole completions.
 
   Args:
-    student_logits, teacher_logits, completion_ids, completion_mask: see
-      `distil`.
-    future_weight, normalize, sample_mask, aggregation: see `distil`.
+    student_logits, teacher_logits, completion_ids, completion_mask,
+      sample_mask, old_log_probs: as for `distil.distil`.
+    settings: of the objective.
 
   Returns:
-    the loss; its costs are KL(s‖t).
+    The loss; its costs are KL(s‖t).
   """
   statistics = dense.clean_statistics(
     student_logits,
     teacher_logits,
     completion_ids,
     completion_mask,
-    Divergence("reverse_kl"),
+    _DIVERGENCE,
     sample_mask,
   )
-  scores, later = token_losses.score_weights(
-    token_losses.sampled_reverse_kl(statistics, completion_mask),
+  scores, future = token_losses.score_weights(
+    sampled_reverse_kl(statistics, completion_mask),
     masking.counted_tokens(completion_mask, sample_mask),
-    future_weight=future_weight,
-    normalize=normalize,
+    settings.credit,
   )
-  losses = token_losses.feedback_losses(
-    statistics, completion_mask, scores, sample_mask=sample_mask
+  per_token = token_losses.feedback_losses(
+    statistics,
+    completion_mask,
+    scores,
+    sample_mask=sample_mask,
+    importance=dense.importance(
+      statistics,
+      old_log_probs,
+      completion_mask,
+      clip=settings.importance_clip,
+    ),
   )
   return dense.aggregate(
     statistics,
-    losses,
-    later,
+    per_token,
+    future,
     completion_mask,
     sample_mask,
-    aggregation=aggregation,
+    aggregation=settings.aggregation,
   )

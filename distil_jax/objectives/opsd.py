@@ -1,13 +1,58 @@
-"""OPSD from logits, for small inputs (arXiv:2601.18734)."""
+"""OPSD: a generalised Jensen-Shannon divergence (arXiv:2601.18734)."""
 
+import dataclasses
 from typing import Literal
 
 import jax
 
-from distil_jax.objectives import dense
-from distil_jax.objectives.dense import local_objective
+from distil_jax.config.objectives import OPSDConfig
+from distil_jax.objectives import base, dense, losses
 from distil_jax.ops import masking
 from distil_jax.ops.divergences import Divergence
+
+
+@dataclasses.dataclass(frozen=True)
+class OPSDSettings:
+  """Settings of OPSD.
+
+  Attributes:
+    beta: in [0, 1], see `divergences.opsd`.
+    top_k, top_k_of, tail: the support, see `divergences.Divergence`.
+    token_clip: upper limit of each summand of the sum over the vocabulary,
+      nats; None means none.
+    temperature: of student and teacher in the cost; log π_θ is at 1.
+    importance_clip: upper limit of the off-policy ratio; None means none.
+    aggregation: how token losses are averaged over the batch.
+  """
+
+  beta: float
+  top_k: int | None = None
+  top_k_of: Literal["student", "teacher"] = "teacher"
+  tail: bool = False
+  token_clip: float | None = None
+  temperature: float = 1.0
+  importance_clip: float | None = None
+  aggregation: masking.Aggregation = "token_mean"
+
+  @property
+  def divergence(self) -> Divergence:
+    return Divergence(
+      "opsd",
+      weight=self.beta,
+      token_clip=self.token_clip,
+      top_k=self.top_k,
+      top_k_of=self.top_k_of,
+      tail=self.tail,
+      temperature=self.temperature,
+    )
+
+
+def build(
+  section: OPSDConfig, forward: base.ForwardPasses, layout: base.BatchLayout
+) -> base.Objective:
+  """Builds the objective from its section of a config."""
+  settings = base.read_settings(OPSDSettings, section)
+  return losses.build_local_objective(settings, forward, layout)
 
 
 def opsd(
@@ -15,45 +60,27 @@ def opsd(
   teacher_logits: jax.Array,
   completion_ids: jax.Array,
   completion_mask: jax.Array,
+  settings: OPSDSettings,
   *,
-  beta: float,
-  top_k: int | None = None,
-  top_k_of: Literal["student", "teacher"] = "teacher",
-  tail: bool = False,
-  token_clip: float | None = None,
-  temperature: float = 1.0,
   sample_mask: jax.Array | None = None,
-  aggregation: masking.Aggregation = "token_mean",
+  old_log_probs: jax.Array | None = None,
 ) -> dense.Loss:
-  """OPSD: a generalised Jensen-Shannon divergence, no future credit.
+  """Returns OPSD from logits.
 
   Args:
-    student_logits, teacher_logits, completion_ids, completion_mask: see
-      `distil`.
-    beta: in [0, 1], see `divergences.opsd`.
-    top_k, top_k_of, tail: see `distil`.
-    token_clip: upper limit of each summand of the sum over the vocabulary.
-    temperature: of student and teacher in the cost; log π_θ is at 1.
-    sample_mask, aggregation: see `distil`.
+    student_logits, teacher_logits, completion_ids, completion_mask,
+      sample_mask, old_log_probs: as for `distil.distil`.
+    settings: of the objective.
 
   Returns:
-    the loss; its future costs are 0.
+    The loss; its future costs are 0.
   """
-  divergence = Divergence(
-    "opsd",
-    weight=beta,
-    token_clip=token_clip,
-    top_k=top_k,
-    top_k_of=top_k_of,
-    tail=tail,
-    temperature=temperature,
-  )
-  return local_objective(
+  return dense.local_objective(
     student_logits,
     teacher_logits,
     completion_ids,
     completion_mask,
-    divergence,
+    settings,
     sample_mask=sample_mask,
-    aggregation=aggregation,
+    old_log_probs=old_log_probs,
   )

@@ -1,4 +1,4 @@
-"""Teacher-forced passes: how a policy sees tokens it need not have made."""
+"""Runs a policy over given tokens, whoever wrote them (teacher forcing)."""
 
 import jax
 import jax.numpy as jnp
@@ -17,17 +17,17 @@ def completion_hidden_states(
   graphdef: nnx.GraphDef,
   prefix: tuple[jax.Array, jax.Array] | None = None,
 ) -> jax.Array:
-  """Hidden states from which each completion token was, or would be, chosen.
+  """Returns the hidden states from which each completion token is predicted.
 
   Args:
     params: student's or teacher's.
     prompt_ids: left-padded. Shape `[B, S]`.
-    prompt_mask: shape `[B, S]`.
+    prompt_mask: 1 where the token counts. Shape `[B, S]`.
     completion_ids: right-padded. Shape `[B, T]`.
-    completion_mask: shape `[B, T]`.
-    graphdef: from `qwen3.make`.
+    completion_mask: 1 where the token counts. Shape `[B, T]`.
+    graphdef: from `decoder.make`.
     prefix: ids and mask of what stands before the prompts, each of the P for
-      B / P of them; read once. None: nothing. Shape `[P, S0]` each.
+      B / P of them in a row; read once. None means nothing. `[P, S0]` each.
 
   Returns:
     Shape `[B, T, D]`: row t has seen the prompt and the tokens before t.

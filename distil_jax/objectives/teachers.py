@@ -1,9 +1,10 @@
-"""What student and teacher have to say of each token: networks, then `ops`.
+"""Runs student and teacher on the student's tokens, up to their statistics.
 
-The teacher tells its distribution, or a list of tokens for each of the
-student's; an outside expert's list takes the same place.
+The teacher gives its distribution, or a list of tokens for each of the
+student's; the list of an outside teacher takes the same place.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -11,152 +12,111 @@ from flax import nnx
 
 from distil_jax.models import decoder, layers, sharding
 from distil_jax.objectives import scoring
-from distil_jax.ops import (
-  chunking,
-  fused_statistics,
-  masking,
-  teacher_candidates,
-  token_statistics,
+from distil_jax.objectives.base import teacher_mask
+from distil_jax.ops import fused_statistics, teacher_candidates
+from distil_jax.ops.chunking import Layout
+from distil_jax.ops.divergences import Divergence, TopKFn
+from distil_jax.ops.fused_linear import FusedStatistics
+from distil_jax.ops.token_statistics import (
+  DenseTeacher,
+  ListKind,
+  SparseTeacher,
 )
-from distil_jax.ops.divergences import Divergence
 from distil_jax.types import TrainBatch
 
 
-def teacher_mask(batch: TrainBatch) -> jax.Array:
-  """1 at the tokens that a teacher judges: the student's. Shape `[b, T]`.
+@dataclasses.dataclass(frozen=True)
+class Network:
+  """The network that student and teacher share, and how it is run.
 
-  A sequence without teacher signal has none: its costs mean nothing, so they
-  must not stand in the baseline of its group either.
+  Attributes:
+    graphdef: from `decoder.make`.
+    chunk_size: columns of time whose logits are in memory at once; None
+      chooses by memory.
+    trust_region_rate: makes the teacher's logits (1 − rate) times those of the
+      teacher's parameters plus rate times those of the student's, all on the
+      teacher's prompt. None takes the teacher's alone.
   """
-  return masking.counted_tokens(batch.student_tokens, batch.sample_mask)
+
+  graphdef: nnx.GraphDef
+  chunk_size: int | None = None
+  trust_region_rate: float | None = None
 
 
-def student_hidden_states(
-  params: decoder.Params, batch: TrainBatch, *, graphdef: nnx.GraphDef
-) -> jax.Array:
-  """From which each token was chosen, on its own prompt. `[b, T, D]`."""
-  hidden = scoring.completion_hidden_states(
-    params,
-    batch.prompt_ids,
-    batch.prompt_mask,
-    batch.completion_ids,
-    batch.completion_mask,
-    graphdef=graphdef,
-  )
-  return _keep(hidden)
-
-
-def exact_source(
+def dense_statistics(
   params: decoder.Params,
   teacher_params: decoder.Params,
   batch: TrainBatch,
   *,
-  graphdef: nnx.GraphDef,
+  network: Network,
   divergence: Divergence,
-  trust_region_rate: float | None = None,
-) -> fused_statistics.FusedStatistics:
-  """Student and teacher on the student's tokens, from both distributions.
+) -> FusedStatistics:
+  """Compares the student with a teacher whose distribution is computed.
 
-  With a trust region the teacher's logits are (1 − rate) times those of
-  `teacher_params` plus rate times those of `params`, all on its own prompt.
+  Args:
+    params: the student's.
+    teacher_params: the teacher's.
+    batch: whose tokens both score, each on its own prompt.
+    network: of both.
+    divergence: the cost, and what it is taken on.
   """
-  return fused_statistics.compared(
-    student_hidden_states(params, batch, graphdef=graphdef),
-    _unembedding_of(params, batch),
-    _teacher(params, teacher_params, batch, graphdef, trust_region_rate),
+  hidden = student_hidden_states(params, batch, network=network)
+  weights = _sharded_unembedding(params, batch)
+  source = fused_statistics.compared(
+    hidden,
+    weights,
+    _dense_teacher(params, teacher_params, batch, network),
     batch.completion_ids,
     divergence,
     teacher_mask(batch),
     top_k_fn=_top_k_fn(params, batch),
   )
+  return source.tiled(network.chunk_size, layout(hidden, weights))
 
 
-def list_source(
+def sparse_statistics(
   params: decoder.Params,
   teacher_params: decoder.Params,
   batch: TrainBatch,
   *,
-  graphdef: nnx.GraphDef,
-  kind: token_statistics.ListKind,
-  tail: bool,
-) -> fused_statistics.FusedStatistics:
-  """The same where of the teacher only a list of tokens is known."""
-  del teacher_params
-  return fused_statistics.listed(
-    student_hidden_states(params, batch, graphdef=graphdef),
-    _unembedding_of(params, batch),
-    token_statistics.SparseTeacher(
-      batch.teacher_candidate_ids,
-      batch.teacher_candidate_log_probs,
-      kind,
-      tail,
-    ),
-    batch.completion_ids,
-    teacher_mask(batch),
-  )
-
-
-def own_source(
-  params: decoder.Params, batch: TrainBatch, *, graphdef: nnx.GraphDef
-) -> fused_statistics.FusedStatistics:
-  """The student on its tokens, without a teacher."""
-  return fused_statistics.alone(
-    student_hidden_states(params, batch, graphdef=graphdef),
-    _unembedding_of(params, batch),
-    batch.completion_ids,
-  )
-
-
-def layout(hidden: jax.Array, weights: jax.Array) -> chunking.Layout:
-  """Of logits, on the mesh in use.
+  network: Network,
+  divergence: Divergence,
+  kind: ListKind,
+) -> FusedStatistics:
+  """Compares the student with the lists of tokens in the batch.
 
   Args:
-    hidden: the states that they are made from. Shape `[b, T, D]`.
-    weights: and the unembedding. Shape `[D, V]`.
+    params: the student's.
+    teacher_params: not read: the teacher has answered already.
+    batch: with `teacher_candidate_ids` and `teacher_candidate_log_probs`.
+    network: the student's.
+    divergence: whose tail is taken.
+    kind: what the lists hold.
   """
-  batch, vocab = _logits_axes(hidden, weights)
-  return _layout(
-    batch, vocab, sharding.num_shards(batch), sharding.num_shards(vocab)
+  del teacher_params
+  hidden = student_hidden_states(params, batch, network=network)
+  weights = _sharded_unembedding(params, batch)
+  teacher = SparseTeacher(
+    batch.teacher_candidate_ids,
+    batch.teacher_candidate_log_probs,
+    kind,
+    # Samples are drawn from the whole vocabulary: nothing is left out.
+    tail=divergence.tail and kind == "top_k",
   )
-
-
-@functools.cache
-def _layout(
-  batch: str, vocab: str, num_shards: int, num_vocab_shards: int
-) -> chunking.Layout:
-  """One object for equal settings: it is part of what is compiled."""
-
-  def gather(chunk):
-    others = (None,) * (chunk.ndim - 2)
-    return sharding.constrain(chunk, None, batch, *others)
-
-  return chunking.Layout(
-    num_shards=num_shards,
-    num_vocab_shards=num_vocab_shards,
-    place=lambda sums: sharding.constrain(sums, batch, None, vocab),
-    gather=gather,
-    keep=_keep,
+  source = fused_statistics.compared_with_list(
+    hidden, weights, teacher, batch.completion_ids, teacher_mask(batch)
   )
+  return source.tiled(network.chunk_size, layout(hidden, weights))
 
 
-def _keep(hidden: jax.Array) -> jax.Array:
-  """Of all tokens on a device rather a part of each than all of a part.
-
-  So a chunk of time is a slice everywhere.
-  """
-  return sharding.constrain(hidden, "batch", None, "embed_by_context")
-
-
-def _unembedding_of(params: decoder.Params, batch: TrainBatch) -> jax.Array:
-  """With whole columns on each device: they are moved once, not by chunk."""
-  weights = layers.unembedding(params)
-  _, vocab = _logits_axes(batch.completion_ids, weights)
-  return sharding.constrain(weights, None, vocab)
-
-
-def _logits_axes(tokens: jax.Array, weights: jax.Array) -> tuple[str, str]:
-  batch_size, length = tokens.shape[:2]
-  return sharding.for_logits(batch_size, length, weights.shape[-1])
+def own_statistics(
+  params: decoder.Params, batch: TrainBatch, *, network: Network
+) -> FusedStatistics:
+  """Reads a policy on the student's prompts and tokens, without a teacher."""
+  hidden = student_hidden_states(params, batch, network=network)
+  weights = _sharded_unembedding(params, batch)
+  source = fused_statistics.alone(hidden, weights, batch.completion_ids)
+  return source.tiled(network.chunk_size, layout(hidden, weights))
 
 
 def ask_teacher(
@@ -165,31 +125,28 @@ def ask_teacher(
   batch: TrainBatch,
   keys: jax.Array,
   *,
-  graphdef: nnx.GraphDef,
-  kind: token_statistics.ListKind,
+  network: Network,
+  kind: ListKind,
   size: int,
-  chunk_size: int | None = None,
-  trust_region_rate: float | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-  """The list of tokens that an expert would give for each state.
+  """Returns the list of tokens that the teacher gives for each state.
 
   Args:
-    params, teacher_params: as for `exact_source`.
+    params: the student's; read by a trust region.
+    teacher_params: the teacher's.
     batch: the states: the teacher's prompts and the student's tokens.
     keys: one for each sequence. Shape `[b]`.
-    graphdef: from `qwen3.make`.
+    network: of both.
     kind: independent samples, or the most probable tokens.
-    size: C, the length of the list.
-    chunk_size: columns of time whose logits are in memory at once.
-    trust_region_rate: as for `exact_source`.
+    size: C, the length of a list.
 
   Returns:
-    ids and log-probabilities, shape `[b, T, C]` each; they take the place of
-    an outside expert's in the batch.
+    Ids and log-probabilities, shape `[b, T, C]` each; in the batch they take
+    the place of an outside teacher's.
   """
-  teacher = _teacher(params, teacher_params, batch, graphdef, trust_region_rate)
+  teacher = _dense_teacher(params, teacher_params, batch, network)
   settings = {
-    "chunk_size": chunk_size,
+    "chunk_size": network.chunk_size,
     "layout": layout(teacher.hidden[0], teacher.unembedding[0]),
   }
   if kind == "top_k":
@@ -201,44 +158,119 @@ def ask_teacher(
   return teacher_candidates.samples(teacher, uniforms, **settings)
 
 
-def _top_k_fn(
-  params: decoder.Params, batch: TrainBatch
-) -> fused_statistics.TopKFn:
-  rows, columns = _logits_axes(batch.completion_ids, layers.unembedding(params))
-  return functools.partial(sharding.top_k, batch=rows, vocab=columns)
+def student_hidden_states(
+  params: decoder.Params, batch: TrainBatch, *, network: Network
+) -> jax.Array:
+  """Returns the states that chose each token, on the student's prompt.
+
+  Shape `[b, T, D]`.
+  """
+  hidden = scoring.completion_hidden_states(
+    params,
+    batch.prompt_ids,
+    batch.prompt_mask,
+    batch.completion_ids,
+    batch.completion_mask,
+    graphdef=network.graphdef,
+  )
+  return _shard_states(hidden)
 
 
-def _teacher(
+def _dense_teacher(
   params: decoder.Params,
   teacher_params: decoder.Params,
   batch: TrainBatch,
-  graphdef: nnx.GraphDef,
-  trust_region_rate: float | None,
-) -> token_statistics.Expert:
-  """Hidden states and unembeddings whose products make the logits."""
+  network: Network,
+) -> DenseTeacher:
+  """Returns hidden states and unembeddings whose products make the logits."""
   prefix = None
   if batch.teacher_prefix_ids is not None:
     prefix = (batch.teacher_prefix_ids, batch.teacher_prefix_mask)
 
-  def states(params):
+  def run(params):
     hidden = scoring.completion_hidden_states(
       params,
       batch.teacher_prompt_ids,
       batch.teacher_prompt_mask,
       batch.completion_ids,
       batch.completion_mask,
-      graphdef=graphdef,
+      graphdef=network.graphdef,
       prefix=prefix,
     )
-    return _keep(hidden), _unembedding_of(params, batch)
+    return _shard_states(hidden), _sharded_unembedding(params, batch)
 
-  if trust_region_rate is None:
-    hidden, weights = states(teacher_params)
-    return token_statistics.Expert((hidden,), (weights,))
-  hidden, weights = states(teacher_params)
-  own_hidden, own_weights = states(jax.lax.stop_gradient(params))
+  hidden, weights = run(teacher_params)
+  rate = network.trust_region_rate
+  if rate is None:
+    return DenseTeacher((hidden,), (weights,))
+  # The student's share of its own teacher is a label like the rest of it.
+  own_hidden, own_weights = run(jax.lax.stop_gradient(params))
   # Logits are linear in the hidden states, and so is their mixture.
-  return token_statistics.Expert(
-    ((1 - trust_region_rate) * hidden, trust_region_rate * own_hidden),
-    (weights, own_weights),
+  return DenseTeacher(
+    ((1 - rate) * hidden, rate * own_hidden), (weights, own_weights)
   )
+
+
+def _top_k_fn(params: decoder.Params, batch: TrainBatch) -> TopKFn:
+  rows, columns = _logits_axes(
+    batch.completion_ids, layers.unembedding(params)
+  )
+  return functools.partial(sharding.top_k, batch=rows, vocab=columns)
+
+
+def layout(hidden: jax.Array, weights: jax.Array) -> Layout:
+  """Returns how logits are sharded on the mesh in use.
+
+  Args:
+    hidden: the states that they are made from. Shape `[b, T, D]`.
+    weights: the unembedding. Shape `[D, V]`.
+  """
+  batch, vocab = _logits_axes(hidden, weights)
+  return _layout(
+    batch, vocab, sharding.num_shards(batch), sharding.num_shards(vocab)
+  )
+
+
+@functools.cache
+def _layout(
+  batch: str, vocab: str, num_shards: int, num_vocab_shards: int
+) -> Layout:
+  # Cached, because functions are compared by identity and the layout is a
+  # static argument: another object would compile the step again.
+  def shard_chunk(chunk):
+    others = (None,) * (chunk.ndim - 2)
+    return sharding.constrain(chunk, None, batch, *others)
+
+  return Layout(
+    num_shards=num_shards,
+    num_vocab_shards=num_vocab_shards,
+    shard_sums=lambda sums: sharding.constrain(sums, batch, None, vocab),
+    shard_chunk=shard_chunk,
+    shard_states=_shard_states,
+  )
+
+
+def _shard_states(hidden: jax.Array) -> jax.Array:
+  """Gives each device a part of the width of all tokens.
+
+  So a chunk of time is a slice on every device, and nothing is moved for it.
+  """
+  return sharding.constrain(hidden, "batch", None, "embed_by_context")
+
+
+def _sharded_unembedding(
+  params: decoder.Params, batch: TrainBatch
+) -> jax.Array:
+  """Returns the unembedding with whole columns on each device.
+
+  So it is moved once, and not again for every chunk of time.
+  """
+  weights = layers.unembedding(params)
+  _, vocab = _logits_axes(batch.completion_ids, weights)
+  return sharding.constrain(weights, None, vocab)
+
+
+def _logits_axes(tokens: jax.Array, weights: jax.Array) -> tuple[str, str]:
+  """Returns the logical axes of the logits' batch and vocabulary."""
+  batch_size, length = tokens.shape[:2]
+  return sharding.for_logits(batch_size, length, weights.shape[-1])

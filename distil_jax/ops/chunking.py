@@ -1,4 +1,4 @@
-"""How a product with the unembedding is cut into tiles."""
+"""Cuts a product with the unembedding into tiles that fit into memory."""
 
 import dataclasses
 import math
@@ -11,64 +11,61 @@ import jax
 import jax.numpy as jnp
 
 # Entries of one tile of logits on one device, 256 MiB in float32; half as much
-# again where time would otherwise be cut into halves.
+# again if time would otherwise be cut into two half-empty tiles.
 TILE = 2**26
-
-
-# Entries of it that are worked on at once: 8 MiB.
+# Entries of a tile that are worked on at once, 8 MiB: what a cache can hold.
 _BLOCK = 2**21
-
-
-# Rows of a tile, as a part of D, where that is more: every tile adds to the
-# gradient of the unembedding, whose traffic few rows would not be worth.
+# A tile has at least D / 4 rows. Every tile reads and writes the gradient of
+# the unembedding, `[D, V]`, and fewer rows would not be worth that traffic.
 _ROWS = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """How arrays lie on the devices.
+  """Says how arrays are sharded over the devices.
 
   Attributes:
-    num_shards: into so many equal parts the batch axis of logits is cut.
-    num_vocab_shards: and the vocabulary.
-    place: pins partial sums, `[num_shards, D, V]`, each to where its part of
-      the batch is.
-    gather: pins a chunk of anything, `[t, B, ...]`, to where its logits are.
-    keep: pins hidden states and their gradient, `[B, t, D]`, where they are
-      while another chunk's turn it is.
+    num_shards: equal parts into which the batch axis of logits is cut.
+    num_vocab_shards: equal parts into which the vocabulary is cut.
+    shard_sums: constrains partial sums, `[num_shards, D, V]`, each to the
+      devices that hold its part of the batch.
+    shard_chunk: constrains a chunk of anything, `[t, B, ...]`, to the devices
+      of its logits.
+    shard_states: constrains hidden states and their gradient, `[B, t, D]`, to
+      the sharding they have while other chunks are worked on.
   """
 
   num_shards: int = 1
   num_vocab_shards: int = 1
-  place: Callable[[jax.Array], jax.Array] = lambda sums: sums
-  gather: Callable[[jax.Array], jax.Array] = lambda chunk: chunk
-  keep: Callable[[jax.Array], jax.Array] = lambda states: states
+  shard_sums: Callable[[jax.Array], jax.Array] = lambda sums: sums
+  shard_chunk: Callable[[jax.Array], jax.Array] = lambda chunk: chunk
+  shard_states: Callable[[jax.Array], jax.Array] = lambda states: states
 
 
 def default_size(
   batch_size: int, length: int, width: int, vocab_size: int
 ) -> int:
-  """Columns of time whose logits fill a tile; one at least, T at most.
+  """Returns how many columns of time fill a tile; at least 1, at most T.
 
   Args:
-    batch_size: of one device.
+    batch_size: sequences on one device.
     length: T.
     width: D.
-    vocab_size: V.
+    vocab_size: entries of the vocabulary on one device.
   """
   rows = max(TILE // max(vocab_size, 1), width // _ROWS)
   return min(max(rows // max(batch_size, 1), 1), length)
 
 
 class Tiles(NamedTuple):
-  """How time is cut.
+  """Says how time is cut into chunks, and chunks into blocks.
 
   Attributes:
-    size: columns of a chunk.
-    block: columns of it that are worked on at once; divides the size.
-    num_chunks: of which the last may hold columns that are not there.
+    size: columns of time in a chunk.
+    block: columns that are worked on at once; divides the size.
+    num_chunks: number of chunks; the last may be padded with columns after T.
     length: T.
-    layout: how arrays lie on the devices.
+    layout: how arrays are sharded.
   """
 
   size: int
@@ -81,11 +78,24 @@ class Tiles(NamedTuple):
 def cut_tiles(
   hidden, unembedding, size: int | None, layout: Layout, rows
 ) -> Tiles:
+  """Chooses tiles for hidden states `[B, T, D]`.
+
+  Args:
+    hidden: shape `[B, T, D]`.
+    unembedding: shape `[D, V]`.
+    size: columns of a chunk, about; None chooses by memory.
+    layout: how arrays are sharded.
+    rows: a tree of `[B, T, ...]` that will be cut in the same way.
+
+  Raises:
+    ValueError: a size below 1.
+  """
   # A slice that runs over the end would be moved, not refused.
   chex.assert_equal_shape_prefix([hidden, *jax.tree.leaves(rows)], 2)
   batch_size, length, width = hidden.shape
   if batch_size % layout.num_shards:
-    # Nothing is gained from parts that are not equal.
+    # Parts that are not equal would be padded by XLA: one sum for all devices
+    # is cheaper then.
     layout = Layout(num_vocab_shards=layout.num_vocab_shards)
   local = (
     batch_size // layout.num_shards,
@@ -113,31 +123,42 @@ def cut_tiles(
 
 
 def ceil_div(a: int, b: int) -> int:
-  """Of a by b, upwards; where there is nothing to divide by, by 1."""
+  """Returns a / b rounded up; by 1 if b is 0, as for an empty batch."""
   return -(-a // max(b, 1))
 
 
 def starts(cut: Tiles, own) -> jax.Array:
+  """Returns the first column of each block of a chunk `[t, ...]`."""
   return cut.block * jnp.arange(own.shape[0] // cut.block)
 
 
 def take_block(cut: Tiles, start, tree):
-  """A block of `[t, ...]`. XLA would copy tiles that are reshaped to blocks."""
+  """Returns a block of each `[t, ...]`.
+
+  It is sliced because XLA would copy a tile that is reshaped to blocks.
+  """
   return jax.tree.map(
     lambda x: jax.lax.dynamic_slice_in_dim(x, start, cut.block), tree
   )
 
 
 def batch_first(tree):
-  """`[t, B, ...]` to `[B, t, ...]`, and back."""
+  """Swaps the first two axes: `[t, B, ...]` to `[B, t, ...]`, and back."""
   return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), tree)
 
 
 def over_time(cut: Tiles, one, carry, arrays):
-  """Scans `one(carry, start, chunk)` over chunks, the last of them first.
+  """Scans `one(carry, start, chunk)` over chunks, from the last to the first.
 
-  Arrays and results are `[B, T, ...]`; their chunks, in and out, are
-  `[t, B, ...]`.
+  Args:
+    cut: how time is cut.
+    one: `(carry, start, chunk) -> (carry, results)` with chunks and results
+      `[t, B, ...]`.
+    carry: before the last chunk.
+    arrays: a tree of `[B, T, ...]`.
+
+  Returns:
+    The last carry, and the results `[B, T, ...]`.
   """
   padding = cut.num_chunks * cut.size - cut.length
   if padding:
@@ -153,7 +174,7 @@ def over_time(cut: Tiles, one, carry, arrays):
     return one(carry, start, gathered(chunk))
 
   def gathered(chunk):
-    return jax.tree.map(cut.layout.gather, batch_first(chunk))
+    return jax.tree.map(cut.layout.shard_chunk, batch_first(chunk))
 
   if cut.num_chunks == 1:
     carry, found = one(carry, 0, gathered(arrays))
@@ -166,13 +187,16 @@ def over_time(cut: Tiles, one, carry, arrays):
 
 
 def sum_tiles(cut: Tiles, start, losses: jax.Array) -> jax.Array:
-  """Of losses `[B, t]`, without columns that were added after the last of T."""
+  """Returns the sum of losses `[B, t]` without the columns padded after T."""
   columns = start + jnp.arange(cut.size)
   return jnp.sum(jnp.where((columns < cut.length)[None, :], losses, 0))
 
 
 def block_size(width: int, limit: int) -> int:
-  """The largest divisor within the limit; all where that would be small."""
+  """Returns the largest of width / 1 ... width / 8 that is within the limit.
+
+  If there is none it returns the width: smaller blocks would be slow.
+  """
   for count in range(1, 9):
     if width % count == 0 and width // count <= limit:
       return width // count

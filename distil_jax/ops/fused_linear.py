@@ -1,21 +1,22 @@
-"""The vocabulary a chunk of time at once, with gradients by hand.
+"""Fuses the product with the unembedding and a loss, one chunk of time at once.
 
-Logits of all tokens would be `[B, T, V]`, for student and teacher each. Here
-time is cut into chunks; a chunk's logits are a tile that lives while a few
-numbers a token are read off it and while its gradient is made. Products of the
-unembedding for each token, of student and teacher together:
+The logits of all tokens would be `[B, T, V]`, for student and teacher each.
+Here time is cut into chunks. A chunk's logits are a tile that lives only while
+a few numbers a token are read from it and while its gradient is made. Products
+with an unembedding for each token, of student and teacher together:
 
-  `statistics`, value     2
-  its gradient            6    logits again, two for hidden states and weights
-  `minimise`, gradient    4    as many as with all logits in memory
+  `statistics`, value       2
+  its gradient              6  logits again, and the products for the gradients
+                               of hidden states and weights
+  `fused_loss` and gradient 4  as many as with all logits in memory
 
-`minimise` makes the gradient of a tile as soon as it has the tile. It goes
-from the end of time to its beginning: the weight that future credit puts on a
-token is known once the costs after it are.
+`fused_loss` makes the gradient of a tile as soon as it has the tile. It goes
+from the end of time to its beginning, because the weight that future credit
+puts on a token is known once the costs after it are.
 
-Inside a chunk time comes first, `[t, B, ...]`. Products are those of a whole
-tile; what is done entry by entry goes through it in blocks of columns that a
-cache can hold, so that two tiles are all that is ever there.
+Inside a chunk time comes first, `[t, B, ...]`. A product is that of a whole
+tile. What is done entry by entry goes through the tile in blocks of columns
+that a cache can hold, so that there are never more than two tiles.
 """
 
 import functools
@@ -43,126 +44,128 @@ def _rows(constants: Any, rows: Any) -> Any:
 
 
 class Reader(NamedTuple):
-  """How statistics are read off a tile, and how they pull on it.
+  """Reads statistics from a tile, and computes their vector-Jacobian product.
 
   Attributes:
     read: `(logits [..., V], tile) -> (statistics, residuals)`, trees of
       `[...]` or more.
-    pull: `(logits, tile, residuals, cotangents) -> slopes [..., V]` of the
-      logits; None where there are none.
-    prepare: `(constants, rows) -> tile`: what stands beside a tile of logits,
-      from what is the same for every tile and a tree of `[t, B, ...]`.
+    vjp: `(logits, tile, residuals, cotangents) -> gradient [..., V]` of the
+      logits; None if the statistics are constants.
+    prepare: `(constants, rows) -> tile`: makes what is read beside a tile of
+      logits, from arrays that are the same for every tile and a tree of
+      `[t, B, ...]`.
   """
 
   read: Callable[[jax.Array, Any], tuple[Any, Any]]
-  pull: Callable[[jax.Array, Any, Any, Any], jax.Array] | None = None
+  vjp: Callable[[jax.Array, Any, Any, Any], jax.Array] | None = None
   prepare: Callable[[Any, Any], Any] = _rows
 
 
-def differentiated(read: Callable[[jax.Array, Any], Any]) -> Reader:
-  """A reader by autodiff, for statistics whose slopes nobody wrote down."""
+def reader_by_autodiff(read: Callable[[jax.Array, Any], Any]) -> Reader:
+  """Returns a reader that leaves its vjp to autodiff.
 
-  def pull(logits, tile, _, cotangents):
+  `read` is `(logits, tile) -> statistics`. This is for statistics whose
+  gradient is not worth writing by hand.
+  """
+
+  def vjp(logits, tile, _, cotangents):
     return jax.vjp(lambda x: read(x, tile), logits)[1](cotangents)[0]
 
-  return Reader(lambda logits, tile: (read(logits, tile), None), pull)
+  return Reader(lambda logits, tile: (read(logits, tile), None), vjp)
 
 
 def logits(hidden: jax.Array, unembedding: jax.Array) -> jax.Array:
-  """Product in the hidden states' dtype, accumulated in float32.
+  """Returns hidden · unembedding, in their dtype, accumulated in float32.
 
   Args:
     hidden: shape `[..., D]`.
     unembedding: shape `[D, V]`.
 
   Returns:
-    at least float32. Shape `[..., V]`.
+    At least float32. Shape `[..., V]`.
   """
   return _product(hidden, unembedding, hidden.ndim - 1, 0)
 
 
-def statistics(
-  reader: Reader,
-  hidden: jax.Array,
-  unembedding: jax.Array,
-  constants: Any,
-  rows: Any,
-  *,
-  size: int | None = None,
-  layout: Layout = Layout(),  # noqa: B008 (frozen)
-) -> Any:
-  """What a reader finds of each token, differentiable.
+class FusedStatistics(NamedTuple):
+  """Hidden states, and how statistics are read from their logits.
 
   Gradients flow to hidden states and unembedding, and to nothing else.
 
-  Args:
-    reader: of a tile.
+  Attributes:
+    reader: reads a tile of logits.
     hidden: shape `[B, T, D]`.
     unembedding: shape `[D, V]`.
-    constants, rows: handed to the reader; rows, a tree of `[B, T, ...]`, are
-      cut for it.
-    size: columns of time at once, about; None chooses by memory.
-      Any T works.
-    layout: how arrays lie on the devices.
-
-  Returns:
-    the statistics, `[B, T]` each.
-
-  Raises:
-    ValueError: a size below 1.
+    constants: handed to the reader with every tile.
+    rows: a tree of `[B, T, ...]`, cut and handed to the reader.
+    chunk_size: columns of time at once, about; None chooses by memory. Any T
+      works.
+    layout: how arrays are sharded.
   """
-  cut = cut_tiles(hidden, unembedding, size, layout, rows)
-  return _statistics(reader, cut, hidden, unembedding, constants, rows)
 
+  reader: Reader
+  hidden: jax.Array
+  unembedding: jax.Array
+  constants: Any = None
+  rows: Any = None
+  chunk_size: int | None = None
+  layout: Layout = Layout()
 
-def fused_loss(
-  reader: Reader,
-  loss: Callable[[Any, Any, Any], tuple[jax.Array, tuple[Any, Any]]],
-  hidden: jax.Array,
-  unembedding: jax.Array,
-  constants: Any,
-  rows: Any,
-  loss_rows: Any,
-  carry: Any,
-  *,
-  size: int | None = None,
-  layout: Layout = Layout(),  # noqa: B008 (frozen)
-) -> tuple[jax.Array, Any]:
-  """A sum of token losses, differentiable, its gradient made on the way.
+  def tiled(
+    self, chunk_size: int | None = None, layout: Layout | None = None
+  ) -> "FusedStatistics":
+    """Returns the same with another size of chunks, and another layout."""
+    return self._replace(
+      chunk_size=chunk_size, layout=self.layout if layout is None else layout
+    )
 
-  Chunks come in order from the end of time. What the loss of a token hands on
-  to earlier ones travels in the carry, and is a constant. Gradients flow to
-  hidden states and unembedding, and to nothing else.
+  def statistics(self) -> Any:
+    """Returns what the reader finds of each token, differentiable.
 
-  Args:
-    reader: of a tile.
-    loss: `(carry, statistics, loss_rows) -> (losses, (carry, reports))`, with
-      statistics, rows and reports of a chunk, `[B, t, ...]`, and losses
-      `[B, t]` as they count in the sum. Columns after the last of T may be
-      added, where every row is 0; they must not change the carry. Arrays that
-      are not cut belong into the carry too: a loss that closes over them is
-      refused inside `jax.jit` and `jax.checkpoint`.
-    hidden: shape `[B, T, D]`.
-    unembedding: shape `[D, V]`.
-    constants, rows: handed to the reader, as for `statistics`.
-    loss_rows: a tree of `[B, T, ...]`, cut and handed to the loss.
-    carry: before the last chunk.
-    size: columns of time at once, about; None chooses by memory.
-      Any T works.
-    layout: how arrays lie on the devices.
+    Returns:
+      `TokenStatistics` or `OwnStatistics`, `[B, T]` each.
 
-  Returns:
-    the sum, and the reports, `[B, T]` each, through which no gradient flows.
+    Raises:
+      ValueError: a chunk size below 1.
+    """
+    reader, hidden, unembedding, constants, rows, size, layout = self
+    cut = cut_tiles(hidden, unembedding, size, layout, rows)
+    return _statistics(reader, cut, hidden, unembedding, constants, rows)
 
-  Raises:
-    ValueError: a size below 1.
-  """
-  cut = cut_tiles(hidden, unembedding, size, layout, (rows, loss_rows))
-  found: Any = _minimise(
-    reader, loss, cut, hidden, unembedding, constants, rows, loss_rows, carry
-  )
-  value, reports = found
-  return value, jax.lax.stop_gradient(reports)
+  def fused_loss(
+    self,
+    loss: Callable[[Any, Any, Any], tuple[jax.Array, tuple[Any, Any]]],
+    loss_rows: Any,
+    carry: Any = None,
+  ) -> tuple[jax.Array, Any]:
+    """Returns a sum of token losses, its gradient made in the forward pass.
+
+    Chunks come in order from the end of time. What the loss of a token hands
+    on to earlier ones travels in the carry, and is a constant.
+
+    Args:
+      loss: `(carry, statistics, loss_rows) -> (losses, (carry, reports))`,
+        with statistics, rows and reports of a chunk, `[B, t, ...]`, and losses
+        `[B, t]` as they count in the sum. Columns padded after T may be added,
+        where every row is 0; they must not change the carry. Arrays that are
+        not cut belong into the carry too: a loss that closes over them is
+        refused inside `jax.jit` and `jax.checkpoint`.
+      loss_rows: a tree of `[B, T, ...]`, cut and handed to the loss.
+      carry: before the last chunk.
+
+    Returns:
+      The sum, and the reports, `[B, T]` each, through which no gradient flows.
+
+    Raises:
+      ValueError: a chunk size below 1.
+    """
+    reader, hidden, unembedding, constants, rows, size, layout = self
+    cut = cut_tiles(hidden, unembedding, size, layout, (rows, loss_rows))
+    found: Any = _fused_loss(
+      reader, loss, cut, hidden, unembedding, constants, rows, loss_rows, carry
+    )
+    value, reports = found
+    return value, jax.lax.stop_gradient(reports)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -187,27 +190,27 @@ def _statistics_backward(reader, cut, arguments, cotangents):
   weights = unembedding.astype(hidden.dtype)
 
   def one(gradients, start, chunk):
-    states, rows, pulls = chunk
+    states, rows, cotangents = chunk
     own, tile = logits(states, weights), reader.prepare(constants, rows)
     _, residuals = _read(reader, cut, own, tile)
-    slopes = _pull(reader, cut, own, tile, residuals, pulls)
-    return _add(gradients, start, states, weights, slopes, cut.layout), None
+    gradient = _vjp(reader, cut, own, tile, residuals, cotangents)
+    return _add(gradients, start, states, weights, gradient, cut.layout), None
 
   gradients, _ = over_time(
     cut,
     one,
-    _no_gradients(cut, hidden, unembedding),
+    _zero_gradients(cut, hidden, unembedding),
     (hidden, rows, cotangents),
   )
-  of_hidden, whole = _finished(cut, gradients, hidden, unembedding)
-  return of_hidden, whole, None, None
+  hidden_gradient, whole = _finished(cut, gradients, hidden, unembedding)
+  return hidden_gradient, whole, None, None
 
 
 _statistics.defvjp(_statistics_forward, _statistics_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _minimise(reader, loss, cut, hidden, unembedding, constants, *rest):
+def _fused_loss(reader, loss, cut, hidden, unembedding, constants, *rest):
   weights = unembedding.astype(hidden.dtype)
   *rows, carry = rest
 
@@ -220,12 +223,14 @@ def _minimise(reader, loss, cut, hidden, unembedding, constants, *rest):
     value = value + sum_tiles(cut, start, losses).astype(value.dtype)
     return (value, carry), batch_first(reports)
 
-  state = (_no_value(hidden), carry)
+  state = (_zero_value(hidden), carry)
   (value, _), reports = over_time(cut, one, state, (hidden, *rows))
   return value, reports
 
 
-def _minimise_forward(reader, loss, cut, hidden, unembedding, constants, *rest):
+def _fused_loss_forward(
+  reader, loss, cut, hidden, unembedding, constants, *rest
+):
   weights = unembedding.astype(hidden.dtype)
   *rows, carry = rest
 
@@ -234,40 +239,40 @@ def _minimise_forward(reader, loss, cut, hidden, unembedding, constants, *rest):
     value, carry, gradients = state
     own, tile = logits(states, weights), reader.prepare(constants, rows)
     found, residuals = _read(reader, cut, own, tile)
-    losses, pull_losses, (carry, reports) = jax.vjp(
+    losses, losses_vjp, (carry, reports) = jax.vjp(
       lambda found: loss(carry, found, batch_first(loss_rows)),
       batch_first(found),
       has_aux=True,
     )
-    total, pull_total = jax.vjp(
-      functools.partial(sum_tiles, cut, start), losses
-    )
-    (pulls,) = pull_losses(*pull_total(jnp.ones_like(total)))
-    slopes = _pull(reader, cut, own, tile, residuals, batch_first(pulls))
-    gradients = _add(gradients, start, states, weights, slopes, cut.layout)
+    total, total_vjp = jax.vjp(functools.partial(sum_tiles, cut, start), losses)
+    (cotangents,) = losses_vjp(*total_vjp(jnp.ones_like(total)))
+    gradient = _vjp(reader, cut, own, tile, residuals, batch_first(cotangents))
+    gradients = _add(gradients, start, states, weights, gradient, cut.layout)
     value = value + total.astype(value.dtype)
     return (value, carry, gradients), batch_first(reports)
 
   state = (
-    _no_value(hidden),
+    _zero_value(hidden),
     carry,
-    _no_gradients(cut, hidden, unembedding),
+    _zero_gradients(cut, hidden, unembedding),
   )
   (value, _, gradients), reports = over_time(cut, one, state, (hidden, *rows))
   return (value, reports), _finished(cut, gradients, hidden, unembedding)
 
 
-def _minimise_backward(reader, loss, cut, gradients, cotangents):
+def _fused_loss_backward(reader, loss, cut, gradients, cotangents):
   scale = cotangents[0]
-  of_hidden, of_unembedding = (x * scale.astype(x.dtype) for x in gradients)
-  return of_hidden, of_unembedding, None, None, None, None
+  hidden_gradient, unembedding_gradient = (
+    x * scale.astype(x.dtype) for x in gradients
+  )
+  return hidden_gradient, unembedding_gradient, None, None, None, None
 
 
-_minimise.defvjp(_minimise_forward, _minimise_backward)
+_fused_loss.defvjp(_fused_loss_forward, _fused_loss_backward)
 
 
 def _read(reader: Reader, cut: Tiles, own, tile):
-  """Statistics and residuals of a chunk, `[t, B, ...]`."""
+  """Returns statistics and residuals of a chunk, `[t, B, ...]`."""
   if cut.block == own.shape[0]:
     return reader.read(own, tile)
 
@@ -279,68 +284,78 @@ def _read(reader: Reader, cut: Tiles, own, tile):
   return jax.tree.map(lambda x: x.reshape(length, *x.shape[2:]), found)
 
 
-def _pull(reader: Reader, cut: Tiles, own, tile, residuals, pulls):
-  """Slopes of a chunk's logits, written over them block by block."""
-  pull = reader.pull
-  assert pull is not None, "a reader without slopes"
+def _vjp(reader: Reader, cut: Tiles, own, tile, residuals, cotangents):
+  """Returns the gradient of a chunk's logits.
+
+  Block by block it is written over the logits, so that no second tile lives.
+  """
+  vjp = reader.vjp
+  assert vjp is not None, "the reader has no vjp: its statistics are constants"
   if cut.block == own.shape[0]:
-    return pull(own, tile, residuals, pulls)
+    return vjp(own, tile, residuals, cotangents)
 
-  def pull_block(slopes, start):
-    block = take_block(cut, start, (slopes, tile, residuals, pulls))
-    pulled = pull(*block).astype(slopes.dtype)
-    return jax.lax.dynamic_update_slice_in_dim(slopes, pulled, start, 0), None
+  def vjp_block(gradient, start):
+    block = take_block(cut, start, (gradient, tile, residuals, cotangents))
+    part = vjp(*block).astype(gradient.dtype)
+    return jax.lax.dynamic_update_slice_in_dim(gradient, part, start, 0), None
 
-  return jax.lax.scan(pull_block, own, starts(cut, own))[0]
+  return jax.lax.scan(vjp_block, own, starts(cut, own))[0]
 
 
-def _no_value(hidden) -> jax.Array:
+def _zero_value(hidden) -> jax.Array:
+  """Returns the sum of losses before the first chunk."""
   return jnp.zeros((), jnp.promote_types(hidden.dtype, jnp.float32))
 
 
-def _no_gradients(cut: Tiles, hidden, unembedding):
-  """Of hidden states, `[B, T, D]` with what is added to T, and of weights."""
+def _zero_gradients(cut: Tiles, hidden, unembedding):
+  """Returns zeros for hidden states, T padded to whole chunks, and weights.
+
+  The weights' are at least float32, and one sum for each part of the batch, so
+  that devices need not exchange them before the last chunk.
+  """
   length = cut.num_chunks * cut.size
-  of_hidden = jnp.zeros_like(
+  hidden_gradient = jnp.zeros_like(
     hidden, shape=(hidden.shape[0], length, hidden.shape[2])
   )
   dtype = jnp.promote_types(hidden.dtype, jnp.float32)
   shape = (cut.layout.num_shards, *unembedding.shape)
-  return cut.layout.keep(of_hidden), cut.layout.place(jnp.zeros(shape, dtype))
-
-
-def _add(gradients, start, states, weights, slopes, layout: Layout):
-  """Adds what the slopes of a tile make of hidden states and unembedding."""
-  of_hidden, sums = gradients
-  slopes = slopes.astype(states.dtype)
-  pulled = _product(slopes, weights, 2, 1).astype(of_hidden.dtype)
-  of_hidden = jax.lax.dynamic_update_slice_in_dim(
-    of_hidden, layout.keep(batch_first(pulled)), start, 1
+  return cut.layout.shard_states(hidden_gradient), cut.layout.shard_sums(
+    jnp.zeros(shape, dtype)
   )
-  return of_hidden, layout.place(_add_outer(sums, states, slopes))
 
 
-def _add_outer(sums: jax.Array, hidden: jax.Array, slopes: jax.Array):
-  """sums + hiddenᵀ · slopes, for each part of the batch.
+def _add(gradients, start, states, weights, gradient, layout: Layout):
+  """Adds a tile's part of the gradients of hidden states and unembedding."""
+  hidden_gradient, sums = gradients
+  gradient = gradient.astype(states.dtype)
+  part = _product(gradient, weights, 2, 1).astype(hidden_gradient.dtype)
+  hidden_gradient = jax.lax.dynamic_update_slice_in_dim(
+    hidden_gradient, layout.shard_states(batch_first(part)), start, 1
+  )
+  return hidden_gradient, layout.shard_sums(_add_outer(sums, states, gradient))
 
-  A block of rows of the sum at once where it is large: the product then takes
-  no more memory than the tile that is no longer needed.
+
+def _add_outer(sums: jax.Array, hidden: jax.Array, gradient: jax.Array):
+  """Returns sums + hiddenᵀ · gradient for each part of the batch.
+
+  A large sum is updated a block of rows at once: the product then takes no
+  more memory than the tile that is no longer needed.
 
   Args:
     sums: shape `[parts, D, V]`.
     hidden: shape `[t, B, D]`.
-    slopes: shape `[t, B, V]`.
+    gradient: shape `[t, B, V]`.
   """
   num_parts, width, _ = sums.shape
 
   def product(hidden):
-    states, pulls = (
+    states, gradients = (
       x.reshape(x.shape[0], num_parts, x.shape[1] // num_parts, x.shape[2])
-      for x in (hidden, slopes)
+      for x in (hidden, gradient)
     )
     return jax.lax.dot_general(
       states,
-      pulls,
+      gradients,
       (((0, 2), (0, 2)), ((1,), (1,))),
       preferred_element_type=sums.dtype,
     )
@@ -362,13 +377,14 @@ def _add_outer(sums: jax.Array, hidden: jax.Array, slopes: jax.Array):
 
 
 def _finished(cut: Tiles, gradients, hidden, unembedding):
-  of_hidden, sums = gradients
+  """Returns the gradients without padding, in the dtypes of their arrays."""
+  hidden_gradient, sums = gradients
   whole = jnp.sum(sums, axis=0) if sums.shape[0] > 1 else sums[0]
-  return of_hidden[:, : cut.length], whole.astype(unembedding.dtype)
+  return hidden_gradient[:, : cut.length], whole.astype(unembedding.dtype)
 
 
 def _product(a: jax.Array, b: jax.Array, axis_a: int, axis_b: int):
-  """Over an axis of each, in the first one's dtype, summed in float32."""
+  """Contracts an axis of each, in a's dtype, accumulated in float32."""
   return jax.lax.dot_general(
     a,
     b.astype(a.dtype),

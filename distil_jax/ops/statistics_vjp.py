@@ -1,9 +1,10 @@
-"""What is read off a tile of logits, and how it pulls on them, in closed form.
+"""Computes token statistics from a tile of logits, and their vjp by hand.
 
-A tile has the logits of student and teacher for some tokens. Every number here
-is a sum over V and every slope is made entry by entry, so that a vocabulary
-that is cut over devices stays where it is; what the two passes share is a few
-numbers a token. Autodiff of `unembedding.from_logits` gives the same.
+A tile holds the logits of student and teacher for a few tokens. Every
+statistic is a sum over V and every gradient is made entry by entry, so that a
+vocabulary that is cut over devices stays where it is. The two passes share
+only a few numbers a token, the residuals. Autodiff of
+`token_statistics.from_logits` gives the same gradients.
 """
 
 from typing import Any, NamedTuple
@@ -11,12 +12,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from distil_jax.ops import divergences
+from distil_jax.ops import divergences, vocabulary
 from distil_jax.ops.divergences import Divergence, TopKFn
 
 
 class _Norm(NamedTuple):
-  """log Σ exp of some logits, in two parts: a sum of both would be rounded.
+  """Holds log Σ exp of some logits in two parts, whose sum would be rounded.
 
   Attributes:
     largest: shape `[..., 1]`.
@@ -27,19 +28,19 @@ class _Norm(NamedTuple):
   largest: jax.Array
   rest: jax.Array
 
-  def of(self, logits: jax.Array) -> jax.Array:
-    """Log-probabilities of entries. Shape `[..., V]`."""
+  def log_probs(self, logits: jax.Array) -> jax.Array:
+    """Returns the log-probabilities of entries, nats. Shape `[..., V]`."""
     return (logits - self.largest) - self.rest
 
 
 class _Side(NamedTuple):
-  """One distribution on the support.
+  """Describes one distribution, the student's or the teacher's, on the support.
 
   Attributes:
     norm: over the support.
-    others: over the tokens that are not kept; None where all are, or where
-      they are left out.
-    tail: log-probability of all those, `[..., 1]`; None likewise.
+    others: over the tokens that are not kept; None if all are kept, or if the
+      others are left out.
+    tail: log-probability of all those, nats, `[..., 1]`; None likewise.
   """
 
   norm: _Norm
@@ -48,14 +49,14 @@ class _Side(NamedTuple):
 
 
 class Residuals(NamedTuple):
-  """What `pull` needs of `read`, besides the tile itself.
+  """Holds what `vjp` needs from `read`, besides the tile itself.
 
   Attributes:
-    threshold: the least logit that is kept, and the last index of those equal
-      to it, `[..., 1]` each; None: all are kept.
-    student, teacher: on the support.
-    whole: the student's, over the whole vocabulary at temperature 1.
-    entropies: the student's, there. Shape `[..., 1]`.
+    threshold: the smallest logit that is kept, and the last index of those
+      equal to it, `[..., 1]` each; None means that all are kept.
+    student, teacher: the two distributions on the support.
+    whole: the student's norm over the whole vocabulary at temperature 1.
+    entropies: the student's entropy there, nats. Shape `[..., 1]`.
   """
 
   threshold: tuple[jax.Array, jax.Array] | None
@@ -72,17 +73,17 @@ def read(
   divergence: Divergence,
   top_k_fn: TopKFn = jax.lax.top_k,
 ) -> tuple[dict[str, jax.Array], Residuals]:
-  """The fields of `unembedding.TokenStatistics`, and what `pull` needs.
+  """Returns the fields of `TokenStatistics`, and what `vjp` needs.
 
   Args:
     student_logits: float32 or wider. Shape `[..., V]`.
     teacher_logits: shape `[..., V]`.
     token_ids: shape `[...]`.
     divergence: the cost, and what it is taken on.
-    top_k_fn: finds the largest logits where only these are kept.
+    top_k_fn: finds the largest logits if only these are kept.
 
   Returns:
-    nats, `[...]` each, and the residuals.
+    The statistics, nats, `[...]` each, and the residuals.
   """
   student_scaled, teacher_scaled = _scaled(
     student_logits, teacher_logits, divergence
@@ -91,16 +92,17 @@ def read(
   kept = _kept(student_scaled, teacher_scaled, threshold, divergence)
   student = _side(student_scaled, kept, divergence)
   teacher = _side(teacher_scaled, kept, divergence)
-  # The same sums where nothing is left out at temperature 1.
+  # If nothing is left out at temperature 1, the support's norm is already that
+  # of the whole vocabulary, and a second pass over V is saved.
   whole, teacher_whole = student.norm, teacher.norm
   is_renormalised = kept is not None and not divergence.tail
   if is_renormalised or divergence.temperature != 1:
     whole, teacher_whole = _norm(student_logits), _norm(teacher_logits)
-  log_student = student.norm.of(student_scaled)
-  log_teacher = teacher.norm.of(teacher_scaled)
+  log_student = student.norm.log_probs(student_scaled)
+  log_teacher = teacher.norm.log_probs(teacher_scaled)
 
   def total(function):
-    """Σ over the support."""
+    """Returns the sum over the support, the tail's bucket included."""
     values = function(log_student, log_teacher)
     if kept is not None:
       values = jnp.where(kept, values, 0.0)
@@ -109,7 +111,7 @@ def read(
       sums = sums + function(student.tail, teacher.tail)[..., 0]
     return sums
 
-  log_softmax = whole.of(student_logits)
+  log_softmax = whole.log_probs(student_logits)
   entropies = divergences.entropy(log_softmax)
   statistics = {
     "costs": total(lambda s, t: divergences.summands(s, t, divergence)),
@@ -117,9 +119,11 @@ def read(
     "teacher_entropies": total(
       lambda _, t: -divergences.product(jnp.exp(t), t)
     ),
-    "log_probs": pick(log_softmax, token_ids),
+    "log_probs": vocabulary.pick(log_softmax, token_ids),
     "entropies": entropies,
-    "teacher_log_probs": pick(teacher_whole.of(teacher_logits), token_ids),
+    "teacher_log_probs": vocabulary.pick(
+      teacher_whole.log_probs(teacher_logits), token_ids
+    ),
   }
   return statistics, Residuals(
     threshold, student, teacher, whole, entropies[..., None]
@@ -137,20 +141,21 @@ def vjp(
   log_probs: jax.Array,
   entropies: jax.Array,
 ) -> jax.Array:
-  """Slopes of the student's logits.
+  """Returns the gradient with respect to the student's logits.
 
-    cost        (gᵥ − sᵥ Σ g) / temperature     g: slopes of the summands; the
-                                                tail's is shared by its tokens
+    cost        (gᵥ − sᵥ Σ g) / temperature     g: gradients of the summands;
+                                                the tail's is shared by its
+                                                tokens
     log π(y)    1[v = y] − πᵥ
     entropy     −πᵥ (log πᵥ + H)
 
   Args:
-    student_logits, teacher_logits, token_ids, divergence: as in `read`.
-    residuals: from there.
+    student_logits, teacher_logits, token_ids, divergence: as for `read`.
+    residuals: from `read`.
     costs, log_probs, entropies: cotangents of these statistics, `[...]` each.
 
   Returns:
-    Shape `[..., V]`.
+    The sum of the three, each times its cotangent. Shape `[..., V]`.
   """
   r = residuals
   costs = costs[..., None]
@@ -158,35 +163,36 @@ def vjp(
     student_logits, teacher_logits, divergence
   )
   kept = _kept(student_scaled, teacher_scaled, r.threshold, divergence)
-  log_student = r.student.norm.of(student_scaled)
+  log_student = r.student.norm.log_probs(student_scaled)
   own = divergences.gradients(
-    log_student, r.teacher.norm.of(teacher_scaled), divergence
+    log_student, r.teacher.norm.log_probs(teacher_scaled), divergence
   )
   probs = jnp.exp(log_student)
   if kept is None:
     total = jnp.sum(own, axis=-1, keepdims=True)
   else:
     total = jnp.sum(jnp.where(kept, own, 0.0), axis=-1, keepdims=True)
-    tail, share = _tail_slopes(r, student_scaled, divergence)
+    tail, share = _tail_gradients(r, student_scaled, divergence)
     own = jnp.where(kept, own, divergences.product(share, tail))
     total = total + tail
     if not divergence.tail:
       probs = jnp.where(kept, probs, 0.0)
-  slopes = costs * (own - probs * total) / divergence.temperature
-  log_softmax = r.whole.of(student_logits)
-  return slopes + _own_slopes(
+  # The softmax's own derivative: raising one logit lowers all other entries.
+  gradient = costs * (own - probs * total) / divergence.temperature
+  log_softmax = r.whole.log_probs(student_logits)
+  return gradient + _own_gradients(
     log_softmax, token_ids, r.entropies, log_probs, entropies
   )
 
 
-def _tail_slopes(r: Residuals, scaled, divergence: Divergence):
-  """Slope of the bucket, `[..., 1]`, and each token's share, `[..., V]`."""
+def _tail_gradients(r: Residuals, scaled, divergence: Divergence):
+  """Returns the bucket's gradient `[..., 1]` and tokens' shares `[..., V]`."""
   others = r.student.others
   if others is None or r.student.tail is None or r.teacher.tail is None:
     return jnp.float32(0.0), jnp.zeros_like(scaled)
-  # Where the others have no mass there is nothing to share.
+  # If the others have no mass there is nothing to share.
   has_mass = others.rest != -jnp.inf
-  share = jnp.where(has_mass, jnp.exp(others.of(scaled)), 0.0)
+  share = jnp.where(has_mass, jnp.exp(others.log_probs(scaled)), 0.0)
   return divergences.gradients(
     r.student.tail, r.teacher.tail, divergence
   ), share
@@ -195,19 +201,19 @@ def _tail_slopes(r: Residuals, scaled, divergence: Divergence):
 def read_own(
   logits: jax.Array, token_ids: jax.Array
 ) -> tuple[tuple[jax.Array, jax.Array], Any]:
-  """Log-probability of each token and entropy, where there is no teacher.
+  """Returns each token's log-probability and the entropy, without a teacher.
 
   Args:
     logits: shape `[..., V]`.
     token_ids: shape `[...]`.
 
   Returns:
-    nats, `[...]` each, and what `pull_own` needs.
+    Nats, `[...]` each, and what `own_vjp` needs.
   """
   norm = _norm(logits)
-  log_softmax = norm.of(logits)
+  log_softmax = norm.log_probs(logits)
   entropies = divergences.entropy(log_softmax)
-  found = (pick(log_softmax, token_ids), entropies)
+  found = (vocabulary.pick(log_softmax, token_ids), entropies)
   return found, (norm, entropies[..., None])
 
 
@@ -219,41 +225,30 @@ def own_vjp(
   log_probs: jax.Array,
   entropies: jax.Array,
 ) -> jax.Array:
-  """Slopes of the logits, `[..., V]`; see `pull`."""
-  norm, of_state = residuals
-  return _own_slopes(norm.of(logits), token_ids, of_state, log_probs, entropies)
+  """Returns the gradient with respect to the logits, `[..., V]`; see `vjp`."""
+  norm, own_entropies = residuals
+  return _own_gradients(
+    norm.log_probs(logits), token_ids, own_entropies, log_probs, entropies
+  )
 
 
-def _own_slopes(log_softmax, token_ids, of_state, log_probs, entropies):
-  """Of log-probabilities and entropies, whose values are `of_state`."""
+def _own_gradients(log_softmax, token_ids, own_entropies, log_probs, entropies):
+  """Returns the gradient of log-probabilities and entropies.
+
+  `own_entropies` are the values, `[..., 1]`; `log_probs` and `entropies` the
+  cotangents, `[...]`.
+  """
   softmax = jnp.exp(log_softmax)
-  is_token = jnp.where(_is_token(softmax, token_ids), 1.0, 0.0)
-  log_probs = jnp.where(_is_word(softmax, token_ids), log_probs, 0)
-  spread = divergences.product(softmax, log_softmax + of_state)
+  is_token = jnp.where(vocabulary.is_token(softmax, token_ids), 1.0, 0.0)
+  # An id outside the vocabulary has the value NaN; its gradient must be 0, or
+  # NaN at padding would reach the weights.
+  log_probs = jnp.where(
+    vocabulary.is_in_vocabulary(softmax, token_ids), log_probs, 0
+  )
+  spread = divergences.product(softmax, log_softmax + own_entropies)
   return (
     log_probs[..., None] * (is_token - softmax) - entropies[..., None] * spread
   )
-
-
-def pick(values: jax.Array, ids: jax.Array) -> jax.Array:
-  """values[..., ids] as a masked sum: V may be sharded without a gather.
-
-  NaN for an id outside the vocabulary: the empty sum would be a probability
-  of 1.
-  """
-  picked = jnp.sum(jnp.where(_is_token(values, ids), values, 0.0), axis=-1)
-  return jnp.where(_is_word(values, ids), picked, jnp.nan)
-
-
-def _is_word(values: jax.Array, ids: jax.Array) -> jax.Array:
-  return (ids >= 0) & (ids < values.shape[-1])
-
-
-def _is_token(values: jax.Array, ids: jax.Array) -> jax.Array:
-  vocabulary = jax.lax.broadcasted_iota(
-    jnp.int32, values.shape, values.ndim - 1
-  )
-  return vocabulary == ids[..., None]
 
 
 def _scaled(student, teacher, divergence: Divergence):
@@ -263,6 +258,7 @@ def _scaled(student, teacher, divergence: Divergence):
 
 
 def _norm(logits: jax.Array, where: jax.Array | None = None) -> _Norm:
+  """Returns the norm of all entries, or of some of them."""
   if where is not None:
     logits = jnp.where(where, logits, -jnp.inf)
   largest = jnp.max(logits, axis=-1, keepdims=True)
@@ -275,12 +271,13 @@ def _norm(logits: jax.Array, where: jax.Array | None = None) -> _Norm:
 
 
 def _side(logits, kept, divergence: Divergence) -> _Side:
+  """Returns one distribution on the support that `kept` describes."""
   if kept is None:
     return _Side(_norm(logits), None, None)
   if not divergence.tail:
     return _Side(_norm(logits, kept), None, None)
   norm, others = _norm(logits), _norm(logits, ~kept)
-  return _Side(norm, others, norm.of(others.largest) + others.rest)
+  return _Side(norm, others, norm.log_probs(others.largest) + others.rest)
 
 
 def _chooser(student, teacher, divergence: Divergence) -> jax.Array:
@@ -295,7 +292,10 @@ def _threshold(student, teacher, divergence: Divergence, top_k_fn: TopKFn):
 
 
 def _kept(student, teacher, threshold, divergence: Divergence):
-  """Which tokens are in the support by themselves; None: all of them."""
+  """Returns True for tokens that are in the support themselves, not its tail.
+
+  None means that all are.
+  """
   if threshold is None:
     return None
   return divergences.is_kept(_chooser(student, teacher, divergence), *threshold)

@@ -1,34 +1,35 @@
-"""A short list of tokens in place of a distribution over the vocabulary.
+"""Draws a short list of tokens from a teacher's distribution.
 
-As in `unembedding`, the logits of all tokens are never in memory at once.
+As in `fused_linear`, the logits of all tokens are never in memory at once.
 """
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from distil_jax.ops import chunking, fused_linear, sampling
+from distil_jax.ops import fused_linear, sampling
+from distil_jax.ops.chunking import Layout
 from distil_jax.ops.divergences import TopKFn
-from distil_jax.ops.token_statistics import Expert
+from distil_jax.ops.token_statistics import DenseTeacher
 
 
 def samples(
-  teacher: Expert,
+  teacher: DenseTeacher,
   uniforms: jax.Array,
   *,
   chunk_size: int | None = None,
-  layout: chunking.Layout = chunking.Layout(),  # noqa: B008 (frozen)
+  layout: Layout = Layout(),  # noqa: B008 (frozen)
 ) -> tuple[jax.Array, jax.Array]:
-  """C independent draws from each distribution; a token may come twice.
+  """Draws C independent tokens from each distribution; one may come twice.
 
   Args:
-    teacher: whose distributions these are.
+    teacher: holds the distributions.
     uniforms: in [0, 1), one for each draw. Shape `[B, T, C]`.
     chunk_size: columns of time at once; None chooses by memory.
-    layout: how arrays lie on the devices.
+    layout: how arrays are sharded.
 
   Returns:
-    ids, and −log C for each: together they are the empirical distribution.
+    The ids, and −log C for each: together they are the empirical distribution.
     Shape `[B, T, C]` each.
   """
   chex.assert_equal_shape_prefix([*teacher.hidden, uniforms], 2)
@@ -42,24 +43,24 @@ def samples(
 
 
 def most_probable(
-  teacher: Expert,
+  teacher: DenseTeacher,
   *,
   size: int,
   chunk_size: int | None = None,
-  layout: chunking.Layout = chunking.Layout(),  # noqa: B008 (frozen)
+  layout: Layout = Layout(),  # noqa: B008 (frozen)
   top_k_fn: TopKFn = jax.lax.top_k,
 ) -> tuple[jax.Array, jax.Array]:
-  """The C most probable tokens of each distribution.
+  """Returns the C most probable tokens of each distribution.
 
   Args:
-    teacher: whose distributions these are.
-    size: C, at least 1 and at most V: a list of all tokens.
+    teacher: holds the distributions.
+    size: C, from 1 to V.
     chunk_size: columns of time at once; None chooses by memory.
-    layout: how arrays lie on the devices.
+    layout: how arrays are sharded.
     top_k_fn: finds them in `[t, B, V]`.
 
   Returns:
-    ids, and their log-probabilities in the whole vocabulary, nats. Shape
+    The ids, and their log-probabilities in the whole vocabulary, nats. Shape
     `[B, T, C]` each.
 
   Raises:
@@ -82,24 +83,29 @@ def most_probable(
   return _chosen(choose, teacher, None, chunk_size, layout)
 
 
-def _chosen(choose, teacher: Expert, rows, chunk_size, layout):
-  """`choose(logits, rows)` of every tile; nothing here is differentiable."""
+def _chosen(choose, teacher: DenseTeacher, rows, chunk_size, layout):
+  """Returns `choose(logits, rows)` of every tile; nothing is differentiable.
 
-  def prepare(others, both):
-    states, rows = both
-    return tuple(map(fused_linear.logits, states, others)), rows
+  The first product of the teacher takes the place of the student's; those of a
+  trust region's second network are prepared beside it.
+  """
+
+  def prepare(unembeddings, rows):
+    states, rows = rows
+    return tuple(map(fused_linear.logits, states, unembeddings)), rows
 
   def read(logits, tile):
-    more, rows = tile
-    return choose(sum(more, start=logits), rows), None
+    other_logits, rows = tile
+    return choose(sum(other_logits, start=logits), rows), None
 
   teacher = jax.lax.stop_gradient(teacher)
   first, *others = zip(teacher.hidden, teacher.unembedding, strict=True)
-  return fused_linear.statistics(
+  source = fused_linear.FusedStatistics(
     fused_linear.Reader(read, prepare=prepare),
     *first,
-    tuple(unembedding for _, unembedding in others),
-    (tuple(hidden for hidden, _ in others), rows),
-    size=chunk_size,
+    constants=tuple(unembedding for _, unembedding in others),
+    rows=(tuple(hidden for hidden, _ in others), rows),
+    chunk_size=chunk_size,
     layout=layout,
   )
+  return source.statistics()

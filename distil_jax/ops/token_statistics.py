@@ -1,4 +1,4 @@
-"""Statistics of tokens that objectives are made of."""
+"""Defines the statistics of tokens that objectives are made of."""
 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import jax
 from flax import struct
 
-from distil_jax.ops import divergences, statistics_vjp
+from distil_jax.ops import divergences, vocabulary
 from distil_jax.ops.divergences import Divergence
 
 ListKind = Literal["samples", "top_k"]
@@ -14,20 +14,20 @@ ListKind = Literal["samples", "top_k"]
 
 @struct.dataclass
 class TokenStatistics:
-  """Numbers of each token, nats, float32. Shape `[B, T]` each.
+  """Holds what a loss needs of each token. Nats, float32, `[B, T]` each.
 
-  Gradients flow through `costs`, `log_probs` and `entropies`; the others are
-  numbers to compare with or to carry as credit, and constants.
+  Gradients flow through `costs`, `log_probs` and `entropies`. The others are
+  constants, to compare with or to carry as credit.
 
   Attributes:
-    costs: by the divergence.
+    costs: the divergence from the teacher.
     cross_entropies: of the teacher's distribution under the student's, on the
       divergence's support and at its temperature.
     teacher_entropies: the teacher's entropy there.
     log_probs: the student's log-probability of the token that was sampled, in
-      the whole vocabulary at temperature 1; NaN for an id that is outside it,
-      which can be no sample of the student's.
-    entropies: the student's entropy, likewise.
+      the whole vocabulary at temperature 1; NaN for an id outside it, which
+      the student cannot have sampled.
+    entropies: the student's entropy, in the whole vocabulary at temperature 1.
     teacher_log_probs: the teacher's log-probability of that token, likewise.
   """
 
@@ -40,22 +40,23 @@ class TokenStatistics:
 
 
 class OwnStatistics(NamedTuple):
-  """What a policy says by itself, nats, float32. Shape `[B, T]` each.
+  """Holds what a policy alone says of each token. Nats, float32, `[B, T]`.
 
   Attributes:
     log_probs: as in `TokenStatistics`.
-    entropies: likewise.
+    entropies: as in `TokenStatistics`.
   """
 
   log_probs: jax.Array
   entropies: jax.Array
 
 
-class Expert(NamedTuple):
-  """A teacher that tells its whole distribution.
+class DenseTeacher(NamedTuple):
+  """A teacher whose whole distribution is known.
 
   Attributes:
-    hidden: shape `[B, T, E]` each; logits of several are summed.
+    hidden: hidden states, shape `[B, T, E]` each; the logits of several are
+      summed.
     unembedding: shape `[E, V]` each.
   """
 
@@ -64,7 +65,7 @@ class Expert(NamedTuple):
 
 
 class SparseTeacher(NamedTuple):
-  """A teacher that is known by a short list of tokens at each state.
+  """A teacher of whom a short list of tokens is known at each state.
 
     samples   a₁ … a_C ~ π_T, of log-probability −log C each; duplicates are
               allowed. Cost −Σ p_c log π_θ(a_c), in the student's whole
@@ -76,16 +77,16 @@ class SparseTeacher(NamedTuple):
   A candidate of log-probability −inf is absent, whatever its id, so that lists
   may differ in length.
 
-  A list does not say everything. `teacher_log_probs` is 0, and so is
+  A list does not tell everything. `teacher_log_probs` is 0, and so are
   `teacher_entropies` of samples: costs and returns there are cross-entropies.
-  The teacher's tail is 1 less the mass of the list, and 0 where rounding has
-  taken that mass past 1. Without a tail, costs are NaN where a list is empty.
+  The teacher's tail is 1 less the mass of the list, and 0 if rounding has
+  taken that mass past 1. Without a tail, costs are NaN if a list is empty.
 
   Attributes:
     ids: shape `[B, T, C]`.
     log_probs: nats. Shape `[B, T, C]`.
-    kind: what the list is.
-    tail: of `top_k`; samples have none.
+    kind: what the list holds.
+    tail: whether `top_k` has a tail; samples have none.
   """
 
   ids: jax.Array
@@ -100,7 +101,7 @@ def from_logits(
   token_ids: jax.Array,
   divergence: Divergence = Divergence(),  # noqa: B008 (frozen)
 ) -> TokenStatistics:
-  """The same statistics from logits that fit into memory.
+  """Returns the statistics from logits that fit into memory.
 
   Args:
     student_logits: float32 or wider. Shape `[..., V]`.
@@ -109,8 +110,9 @@ def from_logits(
     divergence: the cost, and what it is taken on.
 
   Returns:
-    shape `[...]` each.
+    The statistics. Shape `[...]` each.
   """
+  # The teacher's distribution is a label: the student must not move it.
   teacher_logits = jax.lax.stop_gradient(teacher_logits)
   student, teacher = divergences.log_probs_on_support(
     student_logits, teacher_logits, divergence
@@ -123,9 +125,9 @@ def from_logits(
       divergences.forward_cross_entropy(student, teacher)
     ),
     teacher_entropies=divergences.entropy(teacher),
-    log_probs=statistics_vjp.pick(log_softmax, token_ids),
+    log_probs=vocabulary.pick(log_softmax, token_ids),
     entropies=divergences.entropy(log_softmax),
-    teacher_log_probs=statistics_vjp.pick(
+    teacher_log_probs=vocabulary.pick(
       jax.nn.log_softmax(teacher_logits), token_ids
     ),
   )

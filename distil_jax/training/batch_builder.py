@@ -1,4 +1,4 @@
-"""From experience or demonstrations to the batch that an update learns from."""
+"""Builds the batch of a training step from experience or demonstrations."""
 
 import collections
 import dataclasses
@@ -11,7 +11,7 @@ from distil_jax.data import padding, shared_prefixes
 from distil_jax.data import teacher_prompts as data_teacher_prompts
 from distil_jax.data.tokenizer import Tokenizer
 from distil_jax.training.rollouts.experience import Experience
-from distil_jax.types import Array, Demonstration, Status, TrainBatch
+from distil_jax.types import BatchStats, Demonstration, Status, TrainBatch
 
 SolutionSource = Literal["sibling", "reference", "sibling_or_reference", "none"]
 FeedbackUse = Literal["when_no_solution", "always", "never"]
@@ -19,10 +19,15 @@ FeedbackUse = Literal["when_no_solution", "always", "never"]
 
 @dataclasses.dataclass(frozen=True)
 class TeacherSettings:
-  """What stands in the teacher's prompt; see `config.Teacher`.
+  """Says what stands in the teacher's prompt; see `config.TeacherConfig`.
 
   Attributes:
-    num_sharing: prompts in a row whose common prefix is split off; 1: none.
+    solution: which solution stands in the prompt.
+    feedback: when the environment's feedback stands in the prompt.
+    success_threshold: a reward from here on is a success.
+    max_prompt_length: tokens of the prompt.
+    num_sharing: prompts in a row whose common prefix is split off; 1 splits
+      nothing.
     max_prefix_length: tokens of such a prefix.
   """
 
@@ -34,49 +39,22 @@ class TeacherSettings:
   max_prefix_length: int = 0
 
 
-@dataclasses.dataclass(frozen=True)
-class Lesson:
-  """A batch for the update, on the host, and how it came about.
-
-  Attributes:
-    batch: NumPy arrays of this process's rows.
-    teacher_prompts: as text, None where there is no signal. Length B; empty
-      for demonstrations.
-    num_truncated: teacher prompts whose solution or feedback was cut.
-    num_without_room: samples that lost their signal because nothing fitted.
-    num_feedback, num_sibling, num_reference: teacher prompts that hold the
-      feedback, another sample's solution, the problem's own.
-    teacher_prompt_ids, teacher_prompt_mask: whole, where the batch may have
-      them split; None: there is no teacher. Shape `[B, S']`.
-  """
-
-  batch: TrainBatch
-  teacher_prompts: list[str | None]
-  num_truncated: int = 0
-  num_without_room: int = 0
-  num_feedback: int = 0
-  num_sibling: int = 0
-  num_reference: int = 0
-  teacher_prompt_ids: Array = None
-  teacher_prompt_mask: Array = None
-
-
-def from_rewards(experience: Experience) -> Lesson:
-  """What an objective without a teacher learns from: all that is judged."""
+def from_rewards(experience: Experience) -> tuple[TrainBatch, BatchStats]:
+  """Builds the batch of an objective without a teacher: all that is judged."""
   count = len(experience.completions)
   nothing = np.zeros((count, 0), np.int32)
   is_judged = experience.is_judged.astype(np.int32)
   batch = _batch(experience, nothing, nothing, is_judged)
-  return Lesson(batch=batch, teacher_prompts=[None] * count)
+  return batch, BatchStats(teacher_prompts=[None] * count)
 
 
 def from_experience(
   experience: Experience, tokenizer: Tokenizer, settings: TeacherSettings
-) -> Lesson:
+) -> tuple[TrainBatch, BatchStats]:
   """Builds each sample's teacher prompt from its group and its verdict.
 
   A sample without solution and feedback (a lone success, or a failure with
-  nothing to say about it) has no signal and is masked out; and so is one whose
+  nothing to say about it) has no signal and is masked out. So is one whose
   judge crashed, of which nothing is known.
   """
   group_size = experience.group_size
@@ -86,14 +64,14 @@ def from_experience(
   for i in range(len(experience.completions)):
     solution, source = _solution(experience, i, settings)
     feedback = _feedback(experience, i, solution, settings)
-    is_told = bool(solution or feedback)
-    if not is_told or not experience.is_judged[i]:
+    has_content = bool(solution or feedback)
+    if not has_content or not experience.is_judged[i]:
       rows.append(None)
       texts.append(None)
       continue
     fitted = data_teacher_prompts.fit_teacher_prompt(
       experience.problems[i // group_size],
-      # Both may quote what the student wrote.
+      # Both may quote what the student wrote, control tokens included.
       solution=solution and tokenizer.disarmed(solution),
       feedback=feedback and tokenizer.disarmed(feedback),
       encode=tokenizer.encode_messages,
@@ -115,8 +93,7 @@ def from_experience(
   )
   has_signal = np.asarray([row is not None for row in rows], np.int32)
   batch = _batch(experience, teacher_ids, teacher_mask, has_signal)
-  return Lesson(
-    batch=_with_shared_prefixes(batch, rows, tokenizer.pad_id, settings),
+  stats = BatchStats(
     teacher_prompts=texts,
     num_truncated=num_truncated,
     num_without_room=num_without_room,
@@ -126,6 +103,8 @@ def from_experience(
     teacher_prompt_ids=teacher_ids,
     teacher_prompt_mask=teacher_mask,
   )
+  batch = _with_shared_prefixes(batch, rows, tokenizer.pad_id, settings)
+  return batch, stats
 
 
 def from_demonstrations(
@@ -134,34 +113,42 @@ def from_demonstrations(
   *,
   max_prompt_length: int,
   max_completion_length: int,
-) -> Lesson:
-  """Prompts (with their prefix) and solutions (with an end token).
+) -> tuple[TrainBatch, BatchStats]:
+  """Builds a supervised batch.
+
+  A prompt ends with the demonstration's prefix, a completion with an end token.
+
+  Args:
+    demonstrations: one for each sequence.
+    tokenizer: of the policy.
+    max_prompt_length: S.
+    max_completion_length: T.
 
   Raises:
     ValueError: a prompt or a solution is longer than its limit.
   """
-  heads = [
+  prompts = [
     tokenizer.encode_messages(d.messages) + tokenizer.encode(d.prefix)
     for d in demonstrations
   ]
-  tails = [
+  completions = [
     [*tokenizer.encode(d.solution), tokenizer.eos_ids[0]]
     for d in demonstrations
   ]
-  for what, rows, limit in (
-    ("prompt", heads, max_prompt_length),
-    ("completion", tails, max_completion_length),
+  for name, rows, limit in (
+    ("prompt", prompts, max_prompt_length),
+    ("completion", completions, max_completion_length),
   ):
     for demonstration, row in zip(demonstrations, rows, strict=True):
       if len(row) > limit:
         raise ValueError(
-          f"demonstration {demonstration.index}: its {what} has {len(row)} "
-          f"tokens; raise rollout.max_{what}_length={limit}"
+          f"demonstration {demonstration.index}: its {name} has {len(row)} "
+          f"tokens; raise rollout.max_{name}_length={limit}"
         )
   pad_id = tokenizer.pad_id
-  prompt_ids, prompt_mask = padding.pad_left(heads, max_prompt_length, pad_id)
-  ids, mask = padding.pad_right(tails, max_completion_length, pad_id)
-  nothing = np.zeros((len(heads), 0), np.int32)
+  prompt_ids, prompt_mask = padding.pad_left(prompts, max_prompt_length, pad_id)
+  ids, mask = padding.pad_right(completions, max_completion_length, pad_id)
+  nothing = np.zeros((len(prompts), 0), np.int32)
   batch = TrainBatch(
     prompt_ids=prompt_ids,
     prompt_mask=prompt_mask,
@@ -169,11 +156,11 @@ def from_demonstrations(
     teacher_prompt_mask=nothing,
     completion_ids=ids,
     completion_mask=mask,
-    sample_mask=np.ones(len(heads), np.int32),
-    rewards=np.zeros(len(heads), np.float32),
+    sample_mask=np.ones(len(prompts), np.int32),
+    rewards=np.zeros(len(prompts), np.float32),
     old_log_probs=np.zeros(ids.shape, np.float32),
   )
-  return Lesson(batch=batch, teacher_prompts=[])
+  return batch, BatchStats(teacher_prompts=[])
 
 
 def _batch(
@@ -183,7 +170,7 @@ def _batch(
   sample_mask: np.ndarray,
 ) -> TrainBatch:
   rollout, group_size = experience.rollout, experience.group_size
-  # What is not judged has no token to learn from, by whatever objective.
+  # No objective may learn from a token of a sample that was not judged.
   is_judged = experience.is_judged.astype(np.int32)[:, None]
   own = rollout.student_mask
   return TrainBatch(
@@ -201,11 +188,12 @@ def _batch(
 
 
 def _rewards(experience: Experience) -> np.ndarray:
-  """Of each sample; one that is not judged has the mean of its group's others.
+  """Returns the reward of each sample. Shape `[B]`.
 
-  So it is no better and no worse, and the differences of the others stay: the
-  advantages are those of the others alone, but for a common factor where it is
-  not the mean of all members that they are counted from. Shape `[B]`.
+  A sample that was not judged gets the mean of its group's others. So it is no
+  better and no worse, and the differences of the others stay: their advantages
+  are those of a group without it, up to a common factor if advantages are
+  leave-one-out.
   """
   rewards = experience.rewards
   is_judged = experience.is_judged.reshape(rewards.shape)
@@ -222,7 +210,7 @@ def _with_shared_prefixes(
   pad_id: int,
   settings: TeacherSettings,
 ) -> TrainBatch:
-  """The batch, its teacher's prompts split where that saves tokens."""
+  """Returns the batch with prefixes split off if that saves tokens."""
   if settings.num_sharing == 1:
     return batch
   split = shared_prefixes.split(
@@ -246,7 +234,7 @@ def _with_shared_prefixes(
 def _solution(
   experience: Experience, i: int, settings: TeacherSettings
 ) -> tuple[str | None, str]:
-  """A worked solution, and whether it is a sibling's or the reference."""
+  """Returns a worked solution, and its source: sibling, reference or none."""
   problem, member = divmod(i, experience.group_size)
   if settings.solution in ("sibling", "sibling_or_reference"):
     start = problem * experience.group_size
@@ -269,6 +257,7 @@ def _feedback(
   solution: str | None,
   settings: TeacherSettings,
 ) -> str | None:
+  """Returns the feedback that stands in the teacher's prompt, if any does."""
   verdict = experience.verdicts[i]
   is_wanted = settings.feedback == "always" or (
     settings.feedback == "when_no_solution" and not solution

@@ -7,7 +7,9 @@ from typing import Any
 import optax
 from flax import nnx
 
-from distil_jax import config
+from distil_jax.config.objectives import ObjectiveConfig
+from distil_jax.config.teacher import TeacherConfig
+from distil_jax.objectives.base import BatchLayout
 from distil_jax.objectives.build import build_objective
 from distil_jax.training import train_step as training_train_step
 from distil_jax.training.train_state import TrainState
@@ -15,14 +17,12 @@ from distil_jax.training.train_step import Metrics
 from distil_jax.types import TrainBatch
 
 StepFn = Callable[[TrainState, TrainBatch], tuple[TrainState, Metrics]]
-
-
 GradientsFn = Callable[..., tuple[Any, Any, Metrics]]
 
 
 def train_step(
-  objective: config.ObjectiveConfig,
-  teacher: config.TeacherConfig,
+  objective: ObjectiveConfig,
+  teacher: TeacherConfig,
   *,
   graphdef: nnx.GraphDef,
   optimizer: optax.GradientTransformation,
@@ -31,20 +31,20 @@ def train_step(
   micro_batch_size: int | None = None,
   mini_batch_size: int | None = None,
 ) -> StepFn:
-  """A training step, to be compiled or to stand in the body of a scan.
+  """Returns a training step, to be compiled or used as the body of a scan.
 
   Args:
     objective, teacher: sections of a config.
-    graphdef: from `qwen3.make`.
-    optimizer: with several mini-batches it is called as often in a step.
+    graphdef: from `decoder.make`.
+    optimizer: from `make_optimizer`; called once for each mini-batch.
     group_size: G.
     num_sequences: B.
-    micro_batch_size: sequences whose gradient is computed at once; None: all
-      of a mini-batch.
-    mini_batch_size: sequences of one update; None: all.
+    micro_batch_size: sequences whose gradient is computed at once; None means
+      all of a mini-batch.
+    mini_batch_size: sequences of one update; None means all.
 
   Returns:
-    `(state, batch) -> (state, metrics)`, see `update.train_step`.
+    `(state, batch) -> (state, metrics)`, see `train_step.train_step`.
 
   Raises:
     ConfigError: the teacher cannot tell what the objective asks.
@@ -59,16 +59,16 @@ def train_step(
   is_ema = objective.keeps_teacher(teacher) and teacher.parameters == "ema"
   return functools.partial(
     training_train_step.train_step,
-    method=build_objective(
+    objective=build_objective(
       objective,
       teacher,
       graphdef=graphdef,
-      group_size=group_size,
-      is_cut=micro_batch_size < mini_batch_size,
-      splits_groups=_splits_groups(
-        group_size, micro_batch_size, mini_batch_size
+      layout=_layout(
+        group_size,
+        micro_batch_size,
+        mini_batch_size,
+        is_off_policy=mini_batch_size < num_sequences,
       ),
-      is_off_policy=mini_batch_size < num_sequences,
     ),
     optimizer=optimizer,
     num_mini_batches=num_sequences // mini_batch_size,
@@ -78,15 +78,15 @@ def train_step(
 
 
 def gradients(
-  objective: config.ObjectiveConfig,
-  teacher: config.TeacherConfig,
+  objective: ObjectiveConfig,
+  teacher: TeacherConfig,
   *,
   graphdef: nnx.GraphDef,
   group_size: int,
   num_sequences: int,
   micro_batch_size: int | None = None,
 ) -> GradientsFn:
-  """The gradient of a batch, as `train_step` takes it without mini-batches.
+  """Returns a function for the gradient that a step with one update uses.
 
   Args:
     objective, teacher, graphdef, group_size, num_sequences,
@@ -94,7 +94,7 @@ def gradients(
 
   Returns:
     `(params, teacher_params, batch, key) -> (gradient, value, metrics)`, see
-    `update.gradients`.
+    `train_step.gradients`.
 
   Raises:
     ConfigError, ValueError: as for `train_step`.
@@ -103,22 +103,29 @@ def gradients(
   _check_divides("group_size", group_size, "num_sequences", num_sequences)
   return functools.partial(
     training_train_step.gradients,
-    method=build_objective(
+    objective=build_objective(
       objective,
       teacher,
       graphdef=graphdef,
-      group_size=group_size,
-      is_cut=micro_batch_size < num_sequences,
-      splits_groups=_splits_groups(group_size, micro_batch_size, num_sequences),
-      is_off_policy=False,
+      layout=_layout(
+        group_size, micro_batch_size, num_sequences, is_off_policy=False
+      ),
     ),
     num_micro_batches=num_sequences // micro_batch_size,
   )
 
 
-def _splits_groups(group_size: int, micro_batch_size: int, whole: int) -> bool:
+def _layout(
+  group_size: int, micro_batch_size: int, whole: int, *, is_off_policy: bool
+) -> BatchLayout:
+  """Returns how the sequences of an update are cut into micro-batches."""
   _check_divides("micro_batch_size", micro_batch_size, "the sequences", whole)
-  return micro_batch_size % group_size != 0
+  return BatchLayout(
+    group_size=group_size,
+    is_cut=micro_batch_size < whole,
+    splits_groups=micro_batch_size % group_size != 0,
+    is_off_policy=is_off_policy,
+  )
 
 
 def _check_divides(name: str, size: int, of: str, whole: int) -> None:

@@ -10,10 +10,9 @@ from distil_jax.envs.judge_pool import JudgePool
 from distil_jax.generation import random_keys
 from distil_jax.generation.policy import Policy
 from distil_jax.models import layers
-from distil_jax.training.batch_builder import Lesson
 from distil_jax.training.rollouts.experience import Experience
 from distil_jax.training.rollouts.self_critique import PromptSampler
-from distil_jax.types import Status
+from distil_jax.types import BatchStats, Status, TrainBatch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +39,8 @@ class TeacherProbe:
     self,
     teacher_params: layers.Params,
     experience: Experience,
-    lesson: Lesson,
+    batch: TrainBatch,
+    stats: BatchStats,
     key: jax.Array,
   ) -> tuple[float, float]:
     """Returns the numbers of right answers and of answers, of all processes.
@@ -49,12 +49,12 @@ class TeacherProbe:
     `num_answers`, other rows are sampled too, so that one program serves all
     steps, but they are not counted.
     """
-    rows = self._failures(experience, lesson)
+    rows = self._failures(experience, batch)
     filled = rows + [0] * (self.num_answers - len(rows))
     problems = [experience.problems[i // experience.group_size] for i in filled]
     arrays = (
-      lesson.teacher_prompt_ids[filled],
-      lesson.teacher_prompt_mask[filled],
+      stats.teacher_prompt_ids[filled],
+      stats.teacher_prompt_mask[filled],
       random_keys.identities([problem.index for problem in problems]),
     )
     sampled, _ = self.worker.sample(teacher_params, *arrays, key)
@@ -67,10 +67,10 @@ class TeacherProbe:
     )
     return sums["correct"], sums["answers"]
 
-  def _failures(self, experience: Experience, lesson: Lesson) -> list[int]:
+  def _failures(self, experience: Experience, batch: TrainBatch) -> list[int]:
     """Returns failed rows with a teacher signal, at most `num_answers`."""
     is_failure = experience.rewards < self.success_threshold
-    has_signal = lesson.batch.sample_mask.reshape(is_failure.shape) == 1
+    has_signal = batch.sample_mask.reshape(is_failure.shape) == 1
     # Transposed, so that the first sample of every problem comes before the
     # second one of any.
     samples, problems = np.nonzero((is_failure & has_signal).T)

@@ -1,4 +1,4 @@
-"""One training step: gradients of micro-batches, optimiser, teacher."""
+"""Runs a training step: gradients of micro-batches, optimizer, teacher."""
 
 import dataclasses
 
@@ -8,22 +8,22 @@ import optax
 
 from distil_jax.models import decoder, sharding
 from distil_jax.objectives import losses
-from distil_jax.objectives.base import Objective
+from distil_jax.objectives.base import LossAux, Objective
 from distil_jax.training.train_state import TrainState
 from distil_jax.types import TrainBatch
 
 Metrics = dict[str, jax.Array]
 
-# Folded into the run's key: what an expert says must not hang together with
-# what the student sampled.
-_EXPERT = 2**31 + 2
+# Folded into the run's key: a teacher's samples must be independent of the
+# student's.
+_TEACHER_KEY = 2**31 + 2
 
 
 def train_step(
   state: TrainState,
   batch: TrainBatch,
   *,
-  method: Objective,
+  objective: Objective,
   optimizer: optax.GradientTransformation,
   num_mini_batches: int = 1,
   num_micro_batches: int = 1,
@@ -32,56 +32,56 @@ def train_step(
   """Learns from one batch.
 
   Args:
-    state: donate it. Comes back unchanged, its step too, where a loss or a
+    state: donate it. It is returned unchanged, its step too, if a loss or a
       gradient is not finite.
     batch: the whole batch of this step.
-    method: the objective.
+    objective: from `build_objective`.
     optimizer: from `make_optimizer`.
-    num_mini_batches: so many updates, each on another part of the batch.
-    num_micro_batches: the gradient of an update is accumulated over so many
-      slices; the result does not depend on it.
-    ema_rate: how far the teacher follows the student, once a step; None
-      leaves it.
+    num_mini_batches: number of updates, each on another part of the batch.
+    num_micro_batches: number of slices over which the gradient of an update is
+      accumulated; the result does not depend on it.
+    ema_rate: how far the teacher follows the student, once a step; None leaves
+      the teacher as it is.
 
   Returns:
-    the next state, and scalars to log.
+    The next state, and scalars to log.
   """
-  key = jax.random.fold_in(jax.random.wrap_key_data(state.key), _EXPERT)
-  batch = _with_candidates(
+  key = jax.random.fold_in(jax.random.wrap_key_data(state.key), _TEACHER_KEY)
+  batch = _with_teacher_lists(
     state.params,
     state.teacher_params,
     batch,
     jax.random.fold_in(key, state.step),
-    ask_fn=method.ask_fn,
+    ask_fn=objective.ask_fn,
     num_slices=num_mini_batches * num_micro_batches,
   )
 
-  def learn(learner, mini_batch):
-    params, opt_state = learner
-    gradient, value, report = _gradients(
+  def update(carry, mini_batch):
+    params, opt_state = carry
+    gradient, value, aux = _gradients(
       params,
       state.teacher_params,
       mini_batch,
-      method=method,
+      objective=objective,
       num_micro_batches=num_micro_batches,
     )
     updates, opt_state = optimizer.update(gradient, opt_state, params)
     params = optax.apply_updates(params, updates)
-    return (params, opt_state), (value, optax.tree.norm(gradient), report)
+    return (params, opt_state), (value, optax.tree.norm(gradient), aux)
 
-  learner = (state.params, state.opt_state)
+  carry = (state.params, state.opt_state)
   if num_mini_batches == 1:
-    learner, (value, norm, report) = learn(learner, batch)
+    carry, (value, norm, aux) = update(carry, batch)
   else:
     slices = _cut(batch, num_mini_batches)
-    learner, (*numbers, reports) = jax.lax.scan(learn, learner, slices)
+    carry, (*numbers, aux) = jax.lax.scan(update, carry, slices)
     value, norm = map(jnp.mean, numbers)
-    report = losses.LossAux(
-      jax.tree.map(lambda x: jnp.sum(x, axis=0), reports.sums),
+    aux = LossAux(
+      jax.tree.map(lambda x: jnp.sum(x, axis=0), aux.sums),
       # Only the first update has the parameters that sampled.
-      jax.tree.map(lambda x: x[0], reports.mismatch),
+      jax.tree.map(lambda x: x[0], aux.mismatch),
     )
-  params, opt_state = learner
+  params, opt_state = carry
   next_state = dataclasses.replace(
     state,
     step=state.step + 1,
@@ -90,7 +90,7 @@ def train_step(
     opt_state=opt_state,
   )
   is_finite = jnp.isfinite(value) & jnp.isfinite(norm)
-  metrics = {**losses.metrics(report), "loss": value, "gradient_norm": norm}
+  metrics = {**losses.metrics(aux), "loss": value, "gradient_norm": norm}
   return optax.tree.where(is_finite, next_state, state), metrics
 
 
@@ -100,61 +100,66 @@ def gradients(
   batch: TrainBatch,
   key: jax.Array,
   *,
-  method: Objective,
+  objective: Objective,
   num_micro_batches: int = 1,
 ) -> tuple[decoder.Params, jax.Array, Metrics]:
-  """The gradient of a whole batch, as one update of `train_step` takes it.
+  """Returns the gradient of a whole batch, as one update would use it.
 
   Args:
     params: the student's.
-    teacher_params: None where the teacher is the student.
-    batch: what is learned from.
+    teacher_params: the teacher's; None means that the student is its teacher.
+    batch: of the update.
     key: for a teacher that is known by samples.
-    method: the objective.
-    num_micro_batches: the result does not depend on it.
+    objective: from `build_objective`.
+    num_micro_batches: number of slices; the result does not depend on it.
 
   Returns:
-    the gradient (at least float32), the loss, and scalars to log.
+    The gradient (at least float32), the loss, and scalars to log.
   """
-  batch = _with_candidates(
+  batch = _with_teacher_lists(
     params,
     teacher_params,
     batch,
     key,
-    ask_fn=method.ask_fn,
+    ask_fn=objective.ask_fn,
     num_slices=num_micro_batches,
   )
-  gradient, value, report = _gradients(
+  gradient, value, aux = _gradients(
     params,
     teacher_params,
     batch,
-    method=method,
+    objective=objective,
     num_micro_batches=num_micro_batches,
   )
-  return gradient, value, losses.metrics(report)
+  return gradient, value, losses.metrics(aux)
 
 
-def _gradients(params, teacher_params, batch, *, method, num_micro_batches):
-  """Gradient, loss and report of a batch, slice by slice."""
+def _gradients(params, teacher_params, batch, *, objective, num_micro_batches):
+  """Returns gradient, loss and `LossAux` of a batch, slice by slice."""
   if teacher_params is None:
+    # The current student is a label here: its teacher must not follow it.
     teacher_params = jax.lax.stop_gradient(params)
-  whole = method.prepare_fn(batch)
-  if method.credit_fn is not None:
+  prepared = objective.prepare_fn(batch)
+  if objective.credit_fn is not None:
     slices = _cut(batch, num_micro_batches)
-    credit = method.credit_fn(params, teacher_params, slices)
-    whole = dataclasses.replace(whole, credit=credit)
-  pieces = _cut(whole, num_micro_batches)
+    scores, future = objective.credit_fn(params, teacher_params, slices)
+    prepared = dataclasses.replace(
+      prepared, score_weights=scores, future_costs=future
+    )
+  slices = _cut(prepared, num_micro_batches)
 
-  def loss(params, piece):
-    return method.loss_fn(params, teacher_params, piece)
+  def loss(params, batch):
+    return objective.loss_fn(params, teacher_params, batch)
 
-  return _accumulate(loss, params, pieces, num_micro_batches)
+  return _accumulate(loss, params, slices, num_micro_batches)
 
 
-def _with_candidates(params, teacher_params, batch, key, *, ask_fn, num_slices):
-  """The batch with what the teacher says, where it says it in lists.
+def _with_teacher_lists(
+  params, teacher_params, batch, key, *, ask_fn, num_slices
+):
+  """Returns the batch with the teacher's lists, if it is known by lists.
 
-  An outside expert has answered already, and its answers stay.
+  The answers of an outside teacher are there already, and stay.
   """
   if batch.teacher_candidate_ids is not None:
     if ask_fn is None:
@@ -171,7 +176,7 @@ def _with_candidates(params, teacher_params, batch, key, *, ask_fn, num_slices):
   rows = jnp.arange(batch.completion_ids.shape[0])
   keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
   ids, log_probs = jax.lax.map(
-    lambda piece: ask_fn(params, teacher_params, *piece),
+    lambda rows: ask_fn(params, teacher_params, *rows),
     _cut((batch, keys), num_slices),
   )
   shape = (-1, *ids.shape[2:])
@@ -183,7 +188,7 @@ def _with_candidates(params, teacher_params, batch, key, *, ask_fn, num_slices):
 
 
 def _cut(tree, num_slices: int):
-  """`[B, ...]` to `[n, B / n, ...]`, each slice over the batch axes."""
+  """Cuts `[B, ...]` to `[n, B / n, ...]`, each slice over the batch axes."""
 
   def cut(x):
     size = x.shape[0] // num_slices
@@ -194,7 +199,11 @@ def _cut(tree, num_slices: int):
 
 
 def _next_teacher(state: TrainState, params, rate: float | None):
-  """Follows the student; where a guard holds it, stays or goes back."""
+  """Returns the teacher after a step.
+
+  It follows the student. If its guard holds it, it stays, or goes back towards
+  the initial weights.
+  """
   teacher_params = state.teacher_params
   if rate is None:
     return teacher_params
@@ -208,10 +217,10 @@ def _next_teacher(state: TrainState, params, rate: float | None):
 
 
 def _follow(teacher_params, params, rate: float):
-  """The moving average, taken in float32.
+  """Returns the moving average, taken in float32.
 
-  Its weights `rate` and 1 − `rate`, rounded to bfloat16, would not sum to 1,
-  and would shrink the teacher at every step.
+  Its weights `rate` and 1 − `rate`, rounded to bfloat16, would not sum to 1 and
+  would shrink the teacher at every step.
   """
   new, old = (
     jax.tree.map(lambda x: x.astype(jnp.float32), tree)
@@ -221,32 +230,33 @@ def _follow(teacher_params, params, rate: float):
   return jax.tree.map(lambda x, t: x.astype(t.dtype), moved, teacher_params)
 
 
-def _accumulate(loss, params, pieces, num_pieces: int):
-  """Sums gradients and loss over the leading axis of the pieces.
+def _accumulate(loss, params, slices, num_slices: int):
+  """Sums gradients and loss over the leading axis of the slices.
 
-  What they report is put together by its kind.
+  Their reports are merged, see `losses.merge`.
   """
   grad_fn = jax.value_and_grad(loss, has_aux=True)
 
-  def one(piece):
-    (value, report), gradient = grad_fn(params, piece)
+  def one(batch):
+    (value, aux), gradient = grad_fn(params, batch)
+    # Sums of many bfloat16 gradients would lose what each adds.
     gradient = jax.tree.map(
       lambda g: g.astype(jnp.promote_types(g.dtype, jnp.float32)), gradient
     )
-    return (gradient, value), report
+    return (gradient, value), aux
 
-  first = jax.tree.map(lambda x: x[0], pieces)
-  if num_pieces == 1:
-    totals, report = one(first)
-    return *totals, report
+  first = jax.tree.map(lambda x: x[0], slices)
+  if num_slices == 1:
+    totals, aux = one(first)
+    return *totals, aux
 
-  def body(carry, piece):
-    (totals, report), (added, other) = carry, one(piece)
+  def body(carry, batch):
+    (totals, aux), (added, other) = carry, one(batch)
     totals = jax.tree.map(jnp.add, totals, added)
-    return (totals, losses.merge(report, other)), None
+    return (totals, losses.merge(aux, other)), None
 
   zeros = jax.tree.map(
     lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, first)
   )
-  (totals, report), _ = jax.lax.scan(body, zeros, pieces)
-  return *totals, report
+  (totals, aux), _ = jax.lax.scan(body, zeros, slices)
+  return *totals, aux

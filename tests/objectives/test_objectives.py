@@ -20,7 +20,7 @@ from distil_jax.ops import (
   token_statistics,
 )
 from distil_jax.ops.divergences import Divergence
-from tests import formulas
+from tests import formulas, references
 
 LENGTH = 3
 EOS = 1
@@ -117,7 +117,7 @@ def surrogate(student, teacher, chance, stops, settings):
   they were; `settings` are pairs of name and value.
   """
   ids, mask, prefixes = completions(stops)
-  loss = objectives.distil(
+  loss = references.distil(
     student[prefixes],
     teacher[prefixes],
     jnp.asarray(ids),
@@ -204,7 +204,7 @@ class TestExactEnumeration:
         student[prefixes], teacher[prefixes], jnp.asarray(ids)
       )
       costs = objectives.token_costs(statistics, mask, cost="cross_entropy")
-      scores, _ = objectives.score_weights(costs, mask, normalize=False)
+      scores, _ = references.score_weights(costs, mask, normalize=False)
       losses = objectives.feedback_losses(statistics, mask, scores - baseline)
       return jnp.sum(chance[:, None] * mask * losses)
 
@@ -229,7 +229,7 @@ class TestExactEnumeration:
     assert members.size == 2 * num**2
 
     def surrogate(student, baseline):
-      loss = objectives.distil(
+      loss = references.distil(
         student[prefixes[members]],
         jnp.asarray(teacher)[prefixes[members]],
         jnp.asarray(ids[members]),
@@ -310,7 +310,7 @@ class TestOtherEstimatorsAreExact:
     ],
   )
   def test_local_cost_apart_from_what_follows(self, cost, local_cost, is_exact):
-    actual = self.estimate(objectives.distil, cost=cost, local_cost=local_cost)
+    actual = self.estimate(references.distil, cost=cost, local_cost=local_cost)
     expected = true_gradient(self.student, self.teacher, stops=True, cost=cost)
     error = np.max(np.abs(actual - expected))
     assert error < 1e-12 if is_exact else error > 1e-2
@@ -331,7 +331,7 @@ class TestOtherEstimatorsAreExact:
       return total
 
     np.testing.assert_allclose(
-      self.estimate(objectives.minillm),
+      self.estimate(references.minillm),
       gradient(jnp.asarray(self.student)),
       rtol=0,
       atol=1e-12,
@@ -344,7 +344,7 @@ class TestOtherEstimatorsAreExact:
     assert np.max(np.abs(expected)) > 1e-2
     for no_feedback in ("failure_weights", "sample_mask"):
       actual = self.estimate(
-        objectives.distil,
+        references.distil,
         advantages=rewards,
         reward_weight=0.7,
         **{no_feedback: np.zeros(4)},
@@ -354,7 +354,7 @@ class TestOtherEstimatorsAreExact:
   def test_reward_and_feedback_add_up(self):
     rewards = np.array([0.3, 1.0, -0.4, 0.6])
     actual = self.estimate(
-      objectives.distil, advantages=rewards, reward_weight=0.7
+      references.distil, advantages=rewards, reward_weight=0.7
     )
     expected = true_gradient(self.student, self.teacher, stops=True)
     expected = expected - 0.7 * self.gradient_of_mean(rewards)
@@ -368,7 +368,7 @@ class TestOtherEstimatorsAreExact:
     pairs = np.array(list(itertools.product(range(num), repeat=2)))
     members = pairs.ravel()
     actual = self.estimate(
-      objectives.distil,
+      references.distil,
       members,
       np.repeat(self.chance[pairs].prod(axis=1), 2) / 2,
       failure_weights=advantages.failure_weights(
@@ -384,7 +384,7 @@ class TestOtherEstimatorsAreExact:
   def test_differential_costs_pay_for_length(self):
     # Every token is given ρ back: the objective is E Σ H less ρ E length. The
     # first token is always there, and its own ρ is no one's future.
-    actual = self.estimate(objectives.distil, average_cost=0.8)
+    actual = self.estimate(references.distil, average_cost=0.8)
     expected = true_gradient(self.student, self.teacher, stops=True)
     expected = expected - 0.8 * self.gradient_of_mean(self.lengths)
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-12)
@@ -408,11 +408,11 @@ class TestOtherEstimatorsAreExact:
       lists = token_statistics.SparseTeacher(
         candidates, np.zeros(candidates.shape), "samples"
       )
-      statistics = fused_statistics.listed(
+      statistics = fused_statistics.compared_with_list(
         student[prefixes], jnp.eye(2), lists, self.ids[members]
       ).statistics()
       costs = objectives.token_costs(statistics, mask, cost="cross_entropy")
-      scores, _ = objectives.score_weights(costs, mask, normalize=False)
+      scores, _ = references.score_weights(costs, mask, normalize=False)
       losses = objectives.feedback_losses(statistics, mask, scores)
       return jnp.sum(chance[:, None] * losses)
 
@@ -439,7 +439,7 @@ def ragged(seed=0, vocab_size=4):
 
 def value_and_gradient(student, teacher, ids, mask, **settings):
   def value(student):
-    loss = objectives.distil(student, teacher, ids, mask, **settings)
+    loss = references.distil(student, teacher, ids, mask, **settings)
     return loss.value, loss
 
   (_, loss), gradient = jax.jit(jax.value_and_grad(value, has_aux=True))(
@@ -489,11 +489,11 @@ def test_padding_changes_nothing(garbage, variant):
 @pytest.mark.parametrize(
   "objective",
   [
-    functools.partial(objectives.sdpo, alpha=0.3, top_k=2),
+    functools.partial(references.sdpo, alpha=0.3, top_k=2),
     functools.partial(
-      objectives.opsd, beta=0.6, top_k=2, token_clip=0.05, temperature=1.2
+      references.opsd, beta=0.6, top_k=2, token_clip=0.05, temperature=1.2
     ),
-    objectives.minillm,
+    references.minillm,
   ],
   ids=["sdpo", "opsd", "minillm"],
 )
@@ -527,7 +527,7 @@ def test_padding_of_old_log_probs_changes_nothing():
   @jax.jit
   def run(old):
     def value(student):
-      loss = objectives.distil(
+      loss = references.distil(
         student, teacher, ids, mask, old_log_probs=old, importance_clip=2.0
       )
       return loss.value, loss
@@ -675,7 +675,7 @@ class TestByHand:
   LN2 = np.log(2)
 
   def loss(self, **settings):
-    return objectives.distil(
+    return references.distil(
       self.STUDENT, self.TEACHER, self.IDS, self.MASK, **settings
     )
 
@@ -727,7 +727,7 @@ class TestScoreWeights:
   MASK = np.array([[1, 1, 1, 1], [1, 1, 1, 0]], np.int32)
 
   def weights(self, **settings):
-    scores, later = objectives.score_weights(
+    scores, later = references.score_weights(
       self.COSTS, self.MASK, normalize=False, **settings
     )
     np.testing.assert_array_equal(
@@ -772,7 +772,7 @@ class TestScoreWeights:
 
   def test_average_cost(self):
     # Less 3 for each token to come.
-    scores, later = objectives.score_weights(
+    scores, later = references.score_weights(
       self.COSTS, self.MASK, normalize=False, average_cost=3.0
     )
     np.testing.assert_array_equal(later, [[5, 6, 5, 0], [6, 4, 0, 0]])
@@ -786,7 +786,7 @@ class TestScoreWeights:
 
   def test_no_gradient_flows_into_the_weights(self):
     def total(costs):
-      scores, later = objectives.score_weights(
+      scores, later = references.score_weights(
         costs, self.MASK, baseline="leave_one_out", group_size=2
       )
       return jnp.sum(scores) + jnp.sum(later)
@@ -795,7 +795,7 @@ class TestScoreWeights:
     np.testing.assert_array_equal(gradient, 0.0)
 
   def test_agrees_with_credit(self):
-    scores, later = objectives.score_weights(
+    scores, later = references.score_weights(
       self.COSTS, self.MASK, discount=0.7, future_weight=2.0
     )
     expected = credit.future_costs(self.COSTS, self.MASK, discount=0.7)
@@ -824,7 +824,7 @@ class TestScoreWeights:
 def test_unusable_settings(settings, message):
   student, teacher, ids, mask = ragged()
   with pytest.raises(ValueError, match=message):
-    objectives.distil(
+    references.distil(
       jnp.asarray(student),
       jnp.asarray(teacher),
       ids,
@@ -856,8 +856,8 @@ def test_the_chunked_path_equals_the_logits():
   def dense(hidden, matrix):
     inputs = (hidden @ matrix, teacher_hidden @ teacher_matrix, ids, mask)
     return [
-      objectives.distil(*inputs, **credit_settings).value,
-      objectives.distil(
+      references.distil(*inputs, **credit_settings).value,
+      references.distil(
         *inputs,
         **credit_settings,
         cost="kl",
@@ -870,14 +870,14 @@ def test_the_chunked_path_equals_the_logits():
         importance_clip=2.0,
         sample_mask=keep,
       ).value,
-      objectives.sdpo(*inputs, alpha=0.3, top_k=4, sample_mask=keep).value,
-      objectives.opsd(*inputs, beta=0.6, token_clip=0.05).value,
-      objectives.minillm(*inputs).value,
+      references.sdpo(*inputs, alpha=0.3, top_k=4, sample_mask=keep).value,
+      references.opsd(*inputs, beta=0.6, token_clip=0.05).value,
+      references.minillm(*inputs).value,
     ]
 
   def chunked(hidden, matrix):
     def statistics(**divergence):
-      return fused_statistics.token_statistics(
+      return references.token_statistics(
         hidden,
         matrix,
         jnp.asarray(teacher_hidden, jnp.float32),
@@ -894,7 +894,7 @@ def test_the_chunked_path_equals_the_logits():
       objectives.feedback_losses(
         published,
         mask,
-        objectives.score_weights(
+        references.score_weights(
           objectives.token_costs(published, mask, cost="cross_entropy"),
           mask,
           **credit_settings,
@@ -903,7 +903,7 @@ def test_the_chunked_path_equals_the_logits():
       objectives.feedback_losses(
         weighted,
         mask,
-        objectives.score_weights(
+        references.score_weights(
           objectives.token_costs(weighted, learned, cost="kl"),
           learned,
           **credit_settings,
@@ -924,7 +924,7 @@ def test_the_chunked_path_equals_the_logits():
       ),
     ]
     minillm = statistics(kind="reverse_kl")
-    scores, _ = objectives.score_weights(
+    scores, _ = references.score_weights(
       objectives.sampled_reverse_kl(minillm, mask), mask
     )
     losses.append(objectives.feedback_losses(minillm, mask, scores))

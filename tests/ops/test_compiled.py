@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from distil_jax import config, objectives
+from distil_jax import config
 from distil_jax.generation import sampler
 from distil_jax.generation.sampling_params import SamplingParams
 from distil_jax.models import decoder, layers
 from distil_jax.objectives import scoring
 from distil_jax.training import build_step, train_state
 from distil_jax.types import TrainBatch
-from tests import networks
+from tests import networks, references
 
 B, S, T, V = 8, 16, 256, 50_000
 LOGITS = B * T * V
@@ -109,7 +109,7 @@ def test_logits_in_memory_would_be_seen(network, batch):
       batch.teacher_prompt_mask,
       *completion,
     )
-    return objectives.distil(
+    return references.distil(
       student @ layers.unembedding(params),
       expert @ layers.unembedding(teacher),
       *completion,

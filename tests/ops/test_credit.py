@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distil_jax import objectives
 from distil_jax.ops import credit
+from tests import references
 
 # One full sequence and one that ends after two tokens.
 COSTS = np.array([[1.0, 2.0, 4.0, 8.0], [3.0, 5.0, 7.0, 9.0]], np.float32)
@@ -282,7 +282,7 @@ class TestHoles:
     np.testing.assert_allclose(actual, [expected], rtol=1e-6)
 
   def test_terminal_neutral_credit_by_hand(self):
-    weights, later = objectives.score_weights(
+    weights, later = references.score_weights(
       self.COSTS, self.MASK, normalize=False, terminal_neutral=True
     )
     # The token before the hole is not the last one.
@@ -298,7 +298,7 @@ class TestHoles:
       # Neither the second's last token nor the first's stands in a baseline.
       (True, [[14 - 35, 12 - 34, 0, 8, 0], [35 - 14, 34 - 12, 2 - 12, 0, 0]]),
     ):
-      weights, _ = objectives.score_weights(
+      weights, _ = references.score_weights(
         costs,
         mask,
         normalize=False,
@@ -328,8 +328,8 @@ class TestHoles:
     with_holes = np.zeros_like(mask)
     with_holes[:, kept] = mask[:, kept]
     dirty = np.where(with_holes, costs, np.float32(np.nan))
-    found = objectives.score_weights(dirty, with_holes, **settings)
-    expected = objectives.score_weights(
+    found = references.score_weights(dirty, with_holes, **settings)
+    expected = references.score_weights(
       costs[:, kept], mask[:, kept], **settings
     )
     for whole, short in zip(found, expected, strict=True):
@@ -361,12 +361,12 @@ class TestHoles:
       "group_size": 3,
       "terminal_neutral": terminal_neutral,
     }
-    whole = objectives.score_weights(costs, mask, **settings)
+    whole = references.score_weights(costs, mask, **settings)
     later = credit.nothing_later(len(mask))
     parts = []
     # Cuts within holes and beside them.
     for start, end in ((6, 9), (5, 6), (1, 5), (0, 1)):
-      *part, later = objectives.score_weights_before(
+      *part, later = references.score_weights_before(
         jnp.asarray(costs[:, start:end]), mask[:, start:end], later, **settings
       )
       parts.insert(0, part)

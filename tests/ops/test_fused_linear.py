@@ -19,6 +19,7 @@ from distil_jax.ops import (
   token_statistics,
 )
 from distil_jax.ops.divergences import Divergence
+from tests import references
 
 SIZE, LENGTH, WIDTH, VOCAB_SIZE = 6, 7, 16, 11
 LENGTHS = np.array([7, 3, 1, 0, 6, 4])
@@ -65,12 +66,12 @@ def sources(student, matrix, teacher, teacher_matrix, ids):
   lists = np.random.default_rng(3)
   candidates = lists.integers(0, VOCAB_SIZE, (SIZE, LENGTH, 3))
   log_probs = lists.normal(-2, 1, (SIZE, LENGTH, 3)).astype(np.float32)
-  expert = token_statistics.Expert((teacher,), (teacher_matrix,))
+  expert = token_statistics.DenseTeacher((teacher,), (teacher_matrix,))
   return {
     "compared": fused_statistics.compared(
       student, matrix, expert, ids, DIVERGENCE, MASK
     ),
-    "listed": fused_statistics.listed(
+    "listed": fused_statistics.compared_with_list(
       student,
       matrix,
       token_statistics.SparseTeacher(candidates, log_probs, "top_k"),
@@ -125,7 +126,7 @@ def as_dict(statistics):
 
 
 def loss_with_reports(carry, statistics, rows):
-  """`token_losses` for `minimise`; counts what comes later."""
+  """`token_losses` for `fused_loss`; counts what comes later."""
   losses = token_losses(as_dict(statistics), rows["weights"])
   mask = rows["mask"]
   later = carry[:, None] + jnp.cumsum(mask[:, ::-1], 1)[:, ::-1]
@@ -183,17 +184,14 @@ class TestAgainstAutodiff:
     def run(*arrays):
       def by_statistics(student, matrix, name):
         source = sources(student, matrix, *arrays[2:])[name]
-        statistics = source.statistics(chunk_size=chunk_size)
+        statistics = source.tiled(chunk_size=chunk_size).statistics()
         losses = token_losses(as_dict(statistics), WEIGHTS)
         return jnp.sum(losses), statistics
 
-      def minimised(student, matrix, name):
+      def fused(student, matrix, name):
         source = sources(student, matrix, *arrays[2:])[name]
-        return source.minimise(
-          loss_with_reports,
-          rows,
-          jnp.zeros(SIZE, int),
-          chunk_size=chunk_size,
+        return source.tiled(chunk_size=chunk_size).fused_loss(
+          loss_with_reports, rows, jnp.zeros(SIZE, int)
         )
 
       return {
@@ -201,17 +199,15 @@ class TestAgainstAutodiff:
           jax.value_and_grad(by_statistics, (0, 1), has_aux=True)(
             *arrays[:2], name
           ),
-          jax.value_and_grad(minimised, (0, 1), has_aux=True)(
-            *arrays[:2], name
-          ),
-          minimised(*arrays[:2], name),
+          jax.value_and_grad(fused, (0, 1), has_aux=True)(*arrays[:2], name),
+          fused(*arrays[:2], name),
         ]
         for name in ("compared", "listed", "alone")
       }
 
     later = np.cumsum(MASK[:, ::-1], 1)[:, ::-1]
     for name, results in run(*random_inputs()).items():
-      by_statistics, minimised, only_value = results
+      by_statistics, fused, only_value = results
       (value, (statistics, losses)), gradients = dense_results()[name]
       assert all(np.max(np.abs(x)) > 0.1 for x in gradients)
       (actual, found), actual_gradients = by_statistics
@@ -221,7 +217,7 @@ class TestAgainstAutodiff:
       near(actual, value)
       near({k: as_dict(found)[k] for k in statistics}, statistics)
       near(actual_gradients, gradients)
-      (actual, reports), actual_gradients = minimised
+      (actual, reports), actual_gradients = fused
       near(actual, value)
       near(actual_gradients, gradients)
       assert_close((actual, reports), only_value)
@@ -240,7 +236,7 @@ class TestAgainstAutodiff:
     @jax.jit
     def run(student, matrix):
       def chunked(student, matrix):
-        statistics = fused_statistics.token_statistics(
+        statistics = references.token_statistics(
           student,
           matrix,
           jnp.where(mask[:, None], teacher, jnp.nan),
@@ -298,7 +294,7 @@ def credited_loss(cost, *, forgets=False):
     for settings, factor, later in zip(FUTURES, FACTORS, carry, strict=True):
       if forgets:
         later = credit.nothing_later(SIZE, costs.dtype)
-      scores, future, later = objectives.score_weights_before(
+      scores, future, later = references.score_weights_before(
         costs, rows["mask"], later, **GROUPS, **settings
       )
       losses = objectives.feedback_losses(statistics, rows["mask"], scores)
@@ -311,10 +307,10 @@ def credited_loss(cost, *, forgets=False):
 
 
 def run_credited(arrays, costs, chunk_size, **settings):
-  """Value, reports and gradients in the student's arguments, by `minimise`."""
+  """Value, reports and gradients in the student, by `fused_loss`."""
   divergence, distil_settings = COSTS[costs]
   student, matrix, teacher, teacher_matrix, ids = arrays
-  expert = token_statistics.Expert((teacher,), (teacher_matrix,))
+  expert = token_statistics.DenseTeacher((teacher,), (teacher_matrix,))
   rows = {"mask": jnp.asarray(MASK), "weights": token_mean()}
 
   def value(student, matrix):
@@ -322,11 +318,10 @@ def run_credited(arrays, costs, chunk_size, **settings):
       student, matrix, expert, ids, divergence, MASK
     )
     carry = credit.nothing_later(SIZE, student.dtype)
-    return source.minimise(
+    return source.tiled(chunk_size=chunk_size).fused_loss(
       credited_loss(distil_settings["cost"], **settings),
       rows,
       (carry,) * len(FUTURES),
-      chunk_size=chunk_size,
     )
 
   return jax.value_and_grad(value, (0, 1), has_aux=True)(student, matrix)
@@ -340,7 +335,7 @@ def token_mean():
 
 @functools.cache
 def distilled(costs):
-  """The same by `objectives.distil`, from all logits at once."""
+  """The same by `references.distil`, from all logits at once."""
   _, settings = COSTS[costs]
 
   @jax.jit
@@ -348,7 +343,7 @@ def distilled(costs):
     def value(student, matrix):
       total, reports = 0.0, []
       for future, factor in zip(FUTURES, FACTORS, strict=True):
-        loss = objectives.distil(
+        loss = references.distil(
           student @ matrix,
           teacher @ teacher_matrix,
           ids,
@@ -417,8 +412,10 @@ class TestCredit:
       return 0 * statistics.log_probs, (carry + 1, reports)
 
     time = np.broadcast_to(np.arange(LENGTH), (SIZE, LENGTH))
-    _, reports = fused_statistics.alone(student, matrix, ids).minimise(
-      loss, {"time": time}, 0, chunk_size=2
+    _, reports = (
+      fused_statistics.alone(student, matrix, ids)
+      .tiled(chunk_size=2)
+      .fused_loss(loss, {"time": time}, 0)
     )
     np.testing.assert_array_equal(reports["time"], time)
     # Four chunks; the last has one column that is not there.
@@ -488,23 +485,18 @@ class TestStretches:
 def masked_loss(carry, statistics, rows):
   """A plain one, with credit for the token before: float32 throughout."""
   costs = masking.where_counts(statistics.costs, rows["mask"])
-  scores, _, carry = objectives.score_weights_before(costs, rows["mask"], carry)
+  scores, _, carry = references.score_weights_before(costs, rows["mask"], carry)
   losses = objectives.feedback_losses(statistics, rows["mask"], scores)
   return losses, (carry, {"costs": costs})
 
 
-def minimised(
-  student, matrix, teacher, teacher_matrix, ids, mask=MASK, **settings
-):
-  expert = token_statistics.Expert((teacher,), (teacher_matrix,))
+def fused(student, matrix, teacher, teacher_matrix, ids, mask=MASK, **settings):
+  expert = token_statistics.DenseTeacher((teacher,), (teacher_matrix,))
   source = fused_statistics.compared(
     student, matrix, expert, ids, DIVERGENCE, mask
   )
-  return source.minimise(
-    masked_loss,
-    {"mask": jnp.asarray(mask)},
-    credit.nothing_later(len(mask)),
-    **settings,
+  return source.tiled(**settings).fused_loss(
+    masked_loss, {"mask": jnp.asarray(mask)}, credit.nothing_later(len(mask))
   )
 
 
@@ -514,7 +506,7 @@ class TestWhatGradientsSee:
     @jax.jit
     def run(*arrays):
       def value(*arrays, scale):
-        value, reports = minimised(*arrays, ids, chunk_size=3)
+        value, reports = fused(*arrays, ids, chunk_size=3)
         return scale * value, reports
 
       return [
@@ -547,12 +539,12 @@ class TestWhatGradientsSee:
     )
 
     def reported(student, matrix):
-      _, reports = minimised(student, matrix, teacher, teacher_matrix, ids)
+      _, reports = fused(student, matrix, teacher, teacher_matrix, ids)
       return jnp.sum(reports["costs"])
 
     def weighed(weights):
       source = fused_statistics.alone(student, matrix, ids)
-      return source.minimise(
+      return source.fused_loss(
         lambda carry, found, rows: (rows * found.log_probs, (carry, ())),
         weights,
       )[0]
@@ -567,7 +559,7 @@ class TestWhatGradientsSee:
 
   def test_a_chunk_has_a_column_at_least(self):
     with pytest.raises(ValueError, match="chunk_size=0 must be at least 1"):
-      minimised(*random_inputs(dtype=np.float32), chunk_size=0)
+      fused(*random_inputs(dtype=np.float32), chunk_size=0)
 
   @pytest.mark.parametrize(
     ("size", "length"),
@@ -580,7 +572,7 @@ class TestWhatGradientsSee:
     def value(hidden, matrix):
       ids = jnp.zeros((size, length), int)
       found = fused_statistics.alone(hidden, matrix, ids)
-      total, _ = found.minimise(
+      total, _ = found.fused_loss(
         lambda carry, found, rows: (rows * found.log_probs, (carry, ())),
         jnp.zeros((size, length)),
       )
@@ -613,20 +605,23 @@ class TestPrecision:
 
     @jax.jit
     def run(hidden, matrix):
-      def by_minimise(hidden, matrix):
-        return source(hidden, matrix).minimise(
-          lambda carry, found, rows: (rows * found.log_probs, (carry, ())),
-          weights,
-          chunk_size=1,
-        )[0]
+      def by_fused_loss(hidden, matrix):
+        return (
+          source(hidden, matrix)
+          .tiled(chunk_size=1)
+          .fused_loss(
+            lambda carry, found, rows: (rows * found.log_probs, (carry, ())),
+            weights,
+          )[0]
+        )
 
       def by_statistics(hidden, matrix):
-        found = source(hidden, matrix).statistics(chunk_size=1)
+        found = source(hidden, matrix).tiled(chunk_size=1).statistics()
         return jnp.sum(weights * found.log_probs)
 
       return [
         jax.value_and_grad(value, (0, 1))(hidden, matrix)
-        for value in (by_minimise, by_statistics)
+        for value in (by_fused_loss, by_statistics)
       ]
 
     for value, (of_hidden, of_matrix) in run(hidden, matrix):
@@ -648,7 +643,7 @@ class TestPrecision:
     @functools.partial(jax.jit, static_argnums=4)
     def run(student, matrix, teacher, teacher_matrix, chunk_size):
       return jax.value_and_grad(
-        lambda *x: minimised(
+        lambda *x: fused(
           *x, teacher, teacher_matrix, ids, chunk_size=chunk_size
         ),
         (0, 1),
@@ -680,14 +675,14 @@ class TestLayout:
         shapes.setdefault(num_shards, set()).add(sums.shape)
         return sums
 
-      def by_minimise(student, matrix):
-        value, reports = minimised(
+      def by_fused_loss(student, matrix):
+        value, reports = fused(
           student, matrix, *arrays[2:], ids, chunk_size=chunk_size, **where
         )
         return value, reports
 
       def by_statistics(student, matrix):
-        found = fused_statistics.token_statistics(
+        found = references.token_statistics(
           student,
           matrix,
           *arrays[2:],
@@ -698,10 +693,12 @@ class TestLayout:
         )
         return jnp.sum(WEIGHTS[0] * found.costs), found
 
-      where = {"layout": chunking.Layout(num_shards=num_shards, place=place)}
+      where = {
+        "layout": chunking.Layout(num_shards=num_shards, shard_sums=place)
+      }
       return [
         jax.value_and_grad(value, (0, 1), has_aux=True)(*arrays[:2])
-        for value in (by_minimise, by_statistics)
+        for value in (by_fused_loss, by_statistics)
       ]
 
     run = jax.jit(lambda: [placed(n, c) for n, c in LAYOUTS])
@@ -753,7 +750,7 @@ class TestMicroBatches:
 
       def loss(carry, statistics, rows):
         costs = masking.where_counts(statistics.costs, rows)
-        scores, _, carry = objectives.score_weights_before(costs, rows, carry)
+        scores, _, carry = references.score_weights_before(costs, rows, carry)
         losses = objectives.feedback_losses(
           statistics, rows, scores, advantages=advantages, reward_weight=0.5
         )
@@ -762,13 +759,13 @@ class TestMicroBatches:
       source = fused_statistics.compared(
         jnp.tanh(inputs @ params["layer"]),
         params["matrix"],
-        token_statistics.Expert((teacher,), (teacher_matrix,)),
+        token_statistics.DenseTeacher((teacher,), (teacher_matrix,)),
         ids,
         DIVERGENCE,
         mask,
       )
       carry = credit.nothing_later(len(mask), jnp.float64)
-      return source.minimise(loss, mask, carry, chunk_size=3)[0]
+      return source.tiled(chunk_size=3).fused_loss(loss, mask, carry)[0]
 
     def dense_loss(params):
       inputs, teacher, ids, mask, advantages = map(jnp.asarray, data)
@@ -780,7 +777,7 @@ class TestMicroBatches:
         DIVERGENCE,
       )
       costs = masking.where_counts(statistics.costs, mask)
-      scores, _ = objectives.score_weights(costs, mask)
+      scores, _ = references.score_weights(costs, mask)
       losses = objectives.feedback_losses(
         statistics, mask, scores, advantages=advantages, reward_weight=0.5
       )
@@ -850,30 +847,33 @@ class TestProducts:
     ids = jnp.zeros((self.SIZE, self.LENGTH), int)
     if is_alone:
       return fused_statistics.alone(hidden, matrix, ids)
-    expert = token_statistics.Expert(
+    expert = token_statistics.DenseTeacher(
       (jnp.ones((self.SIZE, self.LENGTH, 5)),),
       (jnp.ones((5, self.VOCAB_SIZE)),),
     )
     return fused_statistics.compared(hidden, matrix, expert, ids, DIVERGENCE)
 
-  def minimised(self, hidden, matrix, *, is_alone=False):
-    return self.source(hidden, matrix, is_alone=is_alone).minimise(
-      lambda carry, found, rows: (rows * found.log_probs, (carry, {})),
-      jnp.ones((self.SIZE, self.LENGTH)),
-      chunk_size=8,
-    )[0]
+  def fused(self, hidden, matrix, *, is_alone=False):
+    return (
+      self.source(hidden, matrix, is_alone=is_alone)
+      .tiled(chunk_size=8)
+      .fused_loss(
+        lambda carry, found, rows: (rows * found.log_probs, (carry, {})),
+        jnp.ones((self.SIZE, self.LENGTH)),
+      )[0]
+    )
 
   def summed(self, hidden, matrix, *, is_alone=False):
     source = self.source(hidden, matrix, is_alone=is_alone)
-    return jnp.sum(source.statistics(chunk_size=8).log_probs)
+    return jnp.sum(source.tiled(chunk_size=8).statistics().log_probs)
 
   def test_one_pass_makes_value_and_gradient(self):
-    both = jax.value_and_grad(self.minimised, (0, 1))
+    both = jax.value_and_grad(self.fused, (0, 1))
     # Logits of both, slopes · unembeddingᵀ, hiddenᵀ · slopes.
     assert self.per_loop(both) == [4]
     assert self.per_loop(functools.partial(both, is_alone=True)) == [3]
-    assert self.per_loop(self.minimised) == [2]
-    alone = functools.partial(self.minimised, is_alone=True)
+    assert self.per_loop(self.fused) == [2]
+    alone = functools.partial(self.fused, is_alone=True)
     assert self.per_loop(alone) == [1]
 
   def test_statistics_make_logits_again(self):
@@ -885,7 +885,7 @@ class TestProducts:
   def test_blocks_make_no_more_of_them(self, monkeypatch):
     # Two columns of the eight that a chunk has.
     monkeypatch.setattr(chunking, "_BLOCK", 2 * self.SIZE * self.VOCAB_SIZE)
-    both = jax.value_and_grad(self.minimised, (0, 1))
+    both = jax.value_and_grad(self.fused, (0, 1))
     assert self.per_loop(both) == [4]
 
 
@@ -898,7 +898,7 @@ class TestMemory:
 
     def value(*arguments):
       mask = jnp.ones((self.SIZE, self.LENGTH), jnp.int32)
-      return minimised(*arguments, mask=mask, chunk_size=chunk_size)[0]
+      return fused(*arguments, mask=mask, chunk_size=chunk_size)[0]
 
     hidden = jax.ShapeDtypeStruct(
       (self.SIZE, self.LENGTH, self.WIDTH), jnp.float32
@@ -922,10 +922,8 @@ def test_columns_that_are_not_there_have_no_loss(chunk_size):
     source = fused_statistics.alone(
       hidden, jnp.zeros((2, 4)), jnp.zeros((1, 7), int)
     )
-    return source.minimise(
-      lambda carry, found, _: (-found.log_probs, (carry, ())),
-      (),
-      chunk_size=chunk_size,
+    return source.tiled(chunk_size=chunk_size).fused_loss(
+      lambda carry, found, _: (-found.log_probs, (carry, ())), ()
     )[0]
 
   value, gradient = jax.value_and_grad(total)(jnp.zeros((1, 7, 2)))
@@ -940,10 +938,9 @@ def test_rows_of_another_length_are_refused(length, chunk_size):
   ids = jnp.zeros((2, 6), int)
   source = fused_statistics.alone(jnp.zeros((2, 6, 3)), jnp.zeros((3, 5)), ids)
   with pytest.raises(AssertionError):
-    source.minimise(
+    source.tiled(chunk_size=chunk_size).fused_loss(
       lambda carry, found, rows: (rows * found.log_probs, (carry, ())),
       jnp.zeros((2, length)),
-      chunk_size=chunk_size,
     )
 
 
@@ -954,14 +951,14 @@ def test_what_is_not_a_teacher_is_refused():
   with pytest.raises(AssertionError):  # V of 1 would broadcast
     run(hidden, jnp.zeros((4, 1)), ids)
   with pytest.raises(AssertionError):
-    fused_statistics.token_statistics(hidden[0], matrix, hidden, matrix, ids[0])
+    references.token_statistics(hidden[0], matrix, hidden, matrix, ids[0])
   with pytest.raises(AssertionError):
     run(hidden, matrix, ids + 0.5)
   with pytest.raises(ValueError, match=r"pass Divergence\('sdpo', weight"):
     run(hidden, matrix, ids, divergence="sdpo")
   with pytest.raises(ValueError, match="a whole number"):
     run(hidden, matrix, ids, chunk_size=2.0)
-  expert = token_statistics.Expert((hidden, hidden), (matrix,))
+  expert = token_statistics.DenseTeacher((hidden, hidden), (matrix,))
   with pytest.raises(ValueError, match="2 hidden states and 1 unembeddings"):
     fused_statistics.compared(hidden, matrix, expert, ids, Divergence())
 

@@ -11,7 +11,7 @@ import pytest
 
 from distil_jax.ops import chunking, fused_statistics, token_statistics
 from distil_jax.ops.divergences import Divergence
-from tests import formulas
+from tests import formulas, references
 
 FIELDS = tuple(
   field.name for field in dataclasses.fields(token_statistics.TokenStatistics)
@@ -100,7 +100,7 @@ class TestTokenStatistics:
 
     @jax.jit
     def run(*arrays):
-      statistics = fused_statistics.token_statistics(
+      statistics = references.token_statistics(
         *arrays, inputs[-1], chunk_size=chunk_size
       )
       return weighted(statistics, weights), statistics
@@ -122,7 +122,7 @@ class TestTokenStatistics:
   @pytest.mark.parametrize("chunk_size", [3, None])
   def test_equals_from_logits(self, chunk_size):
     student, matrix, teacher, teacher_matrix, ids = random_inputs(seed=1)
-    chunked = fused_statistics.token_statistics(
+    chunked = references.token_statistics(
       student, matrix, teacher, teacher_matrix, ids, chunk_size=chunk_size
     )
     whole = token_statistics.from_logits(
@@ -135,13 +135,13 @@ class TestTokenStatistics:
 
   def test_one_token_and_one_word(self):
     inputs = random_inputs(size=1, length=1, vocab_size=1)
-    statistics = fused_statistics.token_statistics(*inputs, chunk_size=4)
+    statistics = references.token_statistics(*inputs, chunk_size=4)
     for name in FIELDS:
       np.testing.assert_array_equal(getattr(statistics, name), 0.0)
 
   def test_a_student_equal_to_its_teacher(self):
     student, matrix, *_, ids = random_inputs(seed=2)
-    statistics = fused_statistics.token_statistics(
+    statistics = references.token_statistics(
       student, matrix, student, matrix, ids, chunk_size=2
     )
     assert_close(statistics.costs, statistics.entropies)
@@ -154,7 +154,7 @@ class TestTokenStatistics:
     values, gradients = dense_float64((*rounded, inputs[-1]), weights)
 
     def run(student, matrix):
-      statistics = fused_statistics.token_statistics(
+      statistics = references.token_statistics(
         student, matrix, rounded[2], inputs[3], inputs[-1], chunk_size=3
       )
       return weighted(statistics, weights), statistics
@@ -185,7 +185,7 @@ class TestTokenStatistics:
     ids = np.array([[0, 4, 1]], np.int32)
 
     def run(student, matrix, names=FIELDS):
-      statistics = fused_statistics.token_statistics(
+      statistics = references.token_statistics(
         student, matrix, hidden, teacher_matrix, ids, chunk_size=chunk_size
       )
       return sum(
@@ -228,12 +228,12 @@ class TestTokenStatistics:
 
   def test_a_chunk_has_a_column_at_least(self):
     with pytest.raises(ValueError, match="chunk_size=0 must be at least 1"):
-      fused_statistics.token_statistics(*random_inputs(), chunk_size=0)
+      references.token_statistics(*random_inputs(), chunk_size=0)
 
   @pytest.mark.parametrize(("size", "length"), [(2, 0), (0, 7)])
   def test_nothing_at_all(self, size, length):
     inputs = random_inputs(size=size, length=length)
-    statistics = fused_statistics.token_statistics(*inputs)
+    statistics = references.token_statistics(*inputs)
     assert statistics.costs.shape == (size, length)
 
   @pytest.mark.parametrize("chunk_size", [2, None])
@@ -244,7 +244,7 @@ class TestTokenStatistics:
     @jax.jit
     def run(teacher):
       def total(student, matrix):
-        statistics = fused_statistics.token_statistics(
+        statistics = references.token_statistics(
           student,
           matrix,
           teacher,
@@ -265,7 +265,7 @@ class TestTokenStatistics:
   def test_shapes_must_agree(self):
     student, matrix, teacher, teacher_matrix, ids = random_inputs()
     with pytest.raises(AssertionError):
-      fused_statistics.token_statistics(
+      references.token_statistics(
         student, matrix, teacher[:, :-1], teacher_matrix, ids
       )
 
@@ -292,7 +292,7 @@ class TestDivergences:
       return jax.jit(jax.grad(run, (0, 1), has_aux=True))
 
     gradients, chunked = total(
-      lambda student, matrix, divergence: fused_statistics.token_statistics(
+      lambda student, matrix, divergence: references.token_statistics(
         student,
         matrix,
         *arrays[2:],
@@ -363,8 +363,8 @@ def listed_statistics(
   **settings,
 ):
   lists = token_statistics.SparseTeacher(candidates, log_probs, **settings)
-  source = fused_statistics.listed(hidden, matrix, lists, ids, mask)
-  return source.statistics(chunk_size=chunk_size)
+  source = fused_statistics.compared_with_list(hidden, matrix, lists, ids, mask)
+  return source.tiled(chunk_size=chunk_size).statistics()
 
 
 SPARSE = (
@@ -708,9 +708,7 @@ class TestMemory:
 
   @staticmethod
   def statistics_loss(*arguments, chunk_size):
-    statistics = fused_statistics.token_statistics(
-      *arguments, chunk_size=chunk_size
-    )
+    statistics = references.token_statistics(*arguments, chunk_size=chunk_size)
     return jnp.sum(statistics.costs + statistics.log_probs)
 
   @staticmethod

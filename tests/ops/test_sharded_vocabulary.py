@@ -10,9 +10,10 @@ import pytest
 
 from distil_jax import objectives
 from distil_jax.models import sharding
-from distil_jax.objectives import teachers as objectives_teacher
+from distil_jax.objectives import teachers
 from distil_jax.ops import chunking, credit, fused_statistics, token_statistics
 from distil_jax.ops.divergences import Divergence
+from tests import references
 
 B, T, D, V, GROUP_SIZE, TOP_K = 8, 6, 16, 520, 4, 5
 DIVERGENCES = {
@@ -59,7 +60,7 @@ def inputs():
 def surrogate(later, statistics, mask):
   """A loss with credit over time and group, made of all that has slopes."""
   costs = objectives.token_costs(statistics, mask, cost="cross_entropy")
-  scores, _, later = objectives.score_weights_before(
+  scores, _, later = references.score_weights_before(
     costs, mask, later, **CREDIT
   )
   losses = objectives.feedback_losses(statistics, mask, scores)
@@ -71,7 +72,7 @@ def sources(x, h, w):
   """Every way to read statistics, by name."""
   batch, vocab = sharding.for_logits(B, T, V)
   w, u = (sharding.constrain(m, None, vocab) for m in (w, x["u"]))
-  teacher = token_statistics.Expert((x["g"],), (u,))
+  teacher = token_statistics.DenseTeacher((x["g"],), (u,))
   top_k_fn = functools.partial(sharding.top_k, batch=batch, vocab=vocab)
   compared = functools.partial(
     fused_statistics.compared, h, w, teacher, x["ids"], top_k_fn=top_k_fn
@@ -81,21 +82,23 @@ def sources(x, h, w):
     lists = token_statistics.SparseTeacher(
       x["candidates"], x["log_probs"], kind, tail
     )
-    found[kind] = fused_statistics.listed(h, w, lists, x["ids"], x["mask"])
+    found[kind] = fused_statistics.compared_with_list(
+      h, w, lists, x["ids"], x["mask"]
+    )
   return found
 
 
 def gradients(x):
-  """Value, scores, and gradients by `minimise` and by `statistics`."""
+  """Value, scores, and gradients by `fused_loss` and by `statistics`."""
 
   def total(name, h, w, is_streamed):
     source = sources(x, h, w)[name]
-    settings = {"chunk_size": 4, "layout": objectives_teacher.layout(h, w)}
+    settings = {"chunk_size": 4, "layout": teachers.layout(h, w)}
     later = credit.nothing_later(B)
     if is_streamed:
-      return source.minimise(surrogate, x["mask"], later, **settings)
+      return source.tiled(**settings).fused_loss(surrogate, x["mask"], later)
     losses, (_, scores) = surrogate(
-      later, source.statistics(**settings), x["mask"]
+      later, source.tiled(**settings).statistics(), x["mask"]
     )
     return jnp.sum(losses), scores
 

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from distil_jax.ops import sampling, teacher_candidates
-from distil_jax.ops.token_statistics import Expert
+from distil_jax.ops.token_statistics import DenseTeacher
 
 RNG = np.random.default_rng(0)
 LENGTH, VOCAB_SIZE = 5, 11
 HIDDEN = RNG.normal(size=(2, LENGTH, 4)).astype(np.float32)
 MATRIX = RNG.normal(size=(4, VOCAB_SIZE)).astype(np.float32)
-TEACHER = Expert((HIDDEN,), (MATRIX,))
+TEACHER = DenseTeacher((HIDDEN,), (MATRIX,))
 CHUNK_SIZES = (1, 2, LENGTH, None)
 
 
@@ -31,7 +31,7 @@ def test_most_probable():
 
 
 def test_logits_of_several_are_summed():
-  halves = Expert((HIDDEN / 2, HIDDEN / 2), (MATRIX, MATRIX))
+  halves = DenseTeacher((HIDDEN / 2, HIDDEN / 2), (MATRIX, MATRIX))
   for chunk_size in CHUNK_SIZES:
     actual = teacher_candidates.most_probable(
       halves, size=3, chunk_size=chunk_size
@@ -72,7 +72,7 @@ def test_no_logits_of_all_tokens(access):
   uniforms = jnp.zeros((2, length, 1))
 
   def ask(hidden, matrix, chunk_size):
-    teacher = Expert((hidden,), (matrix,))
+    teacher = DenseTeacher((hidden,), (matrix,))
     if access == "samples":
       return teacher_candidates.samples(
         teacher, uniforms, chunk_size=chunk_size

@@ -103,10 +103,10 @@ def teach(tokenizer, experience=None, **settings):
   )
 
 
-def said(lesson):
+def said(stats):
   """Which solution and which feedback each teacher prompt holds."""
   found = []
-  for text in lesson.teacher_prompts:
+  for text in stats.teacher_prompts:
     if text is None:
       found.append(None)
       continue
@@ -124,8 +124,8 @@ def test_what_is_quoted_ends_no_turn(tokenizer):
   evil = "<|im_end|>"
   samples = ((evil, 1.0, ""), ("wrong", 0.0, "no"), ("bad", 0.0, "no"))
   samples += (("a", 0.0, evil), ("b", 0.0, evil), ("c", 0.0, evil))
-  lesson = teach(tokenizer, make_experience(tokenizer, samples))
-  told = [text for text in lesson.teacher_prompts if text]
+  _, stats = teach(tokenizer, make_experience(tokenizer, samples))
+  told = [text for text in stats.teacher_prompts if text]
   assert len(told) == 5
   for text in told:
     assert text.count("<|im_end|>") == 1
@@ -133,8 +133,8 @@ def test_what_is_quoted_ends_no_turn(tokenizer):
 
 
 def test_sibling_is_shown_and_feedback_where_there_is_none(tokenizer):
-  lesson = teach(tokenizer)
-  assert said(lesson) == [
+  batch, stats = teach(tokenizer)
+  assert said(stats) == [
     ("right two", None),  # not its own success
     ("right one", None),  # the first of two; no feedback beside a solution
     ("right one", None),
@@ -142,12 +142,12 @@ def test_sibling_is_shown_and_feedback_where_there_is_none(tokenizer):
     (None, "it is not worse"),
     None,  # nothing to say about it
   ]
-  np.testing.assert_array_equal(lesson.batch.sample_mask, [1, 1, 1, 1, 1, 0])
-  assert (lesson.num_truncated, lesson.num_without_room) == (0, 0)
+  np.testing.assert_array_equal(batch.sample_mask, [1, 1, 1, 1, 1, 0])
+  assert (stats.num_truncated, stats.num_without_room) == (0, 0)
 
 
 def test_feedback_always_and_never(tokenizer):
-  assert said(teach(tokenizer, feedback="always")) == [
+  assert said(teach(tokenizer, feedback="always")[1]) == [
     ("right two", None),  # a success has no feedback
     ("right one", "it is not wrong"),
     ("right one", None),
@@ -155,15 +155,15 @@ def test_feedback_always_and_never(tokenizer):
     (None, "it is not worse"),
     None,
   ]
-  assert said(teach(tokenizer, feedback="never"))[3:] == [None, None, None]
+  assert said(teach(tokenizer, feedback="never")[1])[3:] == [None, None, None]
 
 
 def test_reference_solution(tokenizer):
   experience = make_experience(tokenizer, solutions=("first", "second"))
 
   def shown(solution):
-    lesson = teach(tokenizer, experience, solution=solution)
-    return [blocks and blocks[0] for blocks in said(lesson)]
+    _, stats = teach(tokenizer, experience, solution=solution)
+    return [blocks and blocks[0] for blocks in said(stats)]
 
   assert shown("reference") == ["first"] * 3 + ["second"] * 3
   assert shown("sibling_or_reference") == [
@@ -179,18 +179,18 @@ def test_lone_success_has_no_signal(tokenizer):
   samples = (("alone", 1.0, "well done"), *SAMPLES[3:5])
   experience = make_experience(tokenizer, samples, solutions=(None,))
   for feedback in ("when_no_solution", "always"):
-    lesson = teach(tokenizer, experience, feedback=feedback)
-    assert lesson.teacher_prompts[0] is None
-    np.testing.assert_array_equal(lesson.batch.sample_mask, [0, 1, 1])
-  assert said(lesson)[1] == ("alone", "it is not bad")
+    batch, stats = teach(tokenizer, experience, feedback=feedback)
+    assert stats.teacher_prompts[0] is None
+    np.testing.assert_array_equal(batch.sample_mask, [0, 1, 1])
+  assert said(stats)[1] == ("alone", "it is not bad")
 
 
 def test_success_starts_at_the_threshold(tokenizer):
   samples = (("half", 0.5, ""), *SAMPLES[3:5])
   experience = make_experience(tokenizer, samples, solutions=(None,))
-  strict = teach(tokenizer, experience)
+  _, strict = teach(tokenizer, experience)
   assert said(strict)[1] == (None, "it is not bad")
-  mild = teach(tokenizer, experience, success_threshold=0.5)
+  _, mild = teach(tokenizer, experience, success_threshold=0.5)
   assert said(mild)[1] == ("half", None)
 
 
@@ -205,26 +205,25 @@ def crashed(tokenizer, *rows):
 
 def test_nothing_is_learned_from_what_is_not_judged(tokenizer):
   experience = crashed(tokenizer, 2, 3)
-  whole = teach(tokenizer)
-  for lesson in (
+  whole, _ = teach(tokenizer)
+  for batch, stats in (
     teach(tokenizer, experience, solution="none", feedback="always"),
     teach(tokenizer, experience, solution="reference"),
     batch_builder.from_rewards(experience),
   ):
-    batch = lesson.batch
-    assert lesson.teacher_prompts[2:4] == [None, None]
+    assert stats.teacher_prompts[2:4] == [None, None]
     np.testing.assert_array_equal(batch.sample_mask[2:4], 0)
     np.testing.assert_array_equal(batch.completion_mask[2:4], 0)
     others = [0, 1, 4, 5]
     np.testing.assert_array_equal(
-      batch.completion_mask[others], whole.batch.completion_mask[others]
+      batch.completion_mask[others], whole.completion_mask[others]
     )
-  assert batch_builder.from_rewards(experience).batch.sample_mask.sum() == 4
+  assert batch_builder.from_rewards(experience)[0].sample_mask.sum() == 4
 
 
 @pytest.mark.parametrize("leave_one_out", [False, True])
 def test_what_is_not_judged_is_nobody_s_baseline(tokenizer, leave_one_out):
-  batch = batch_builder.from_rewards(crashed(tokenizer, 1, 5)).batch
+  batch, _ = batch_builder.from_rewards(crashed(tokenizer, 1, 5))
   found = advantages.group_advantages(
     jnp.asarray(batch.rewards),
     group_size=GROUP_SIZE,
@@ -232,19 +231,19 @@ def test_what_is_not_judged_is_nobody_s_baseline(tokenizer, leave_one_out):
   )
   # Of 1 and 1, and of 0 and 0: none is better than the other.
   np.testing.assert_allclose(found, 0, atol=1e-7)
-  batch = batch_builder.from_rewards(crashed(tokenizer, 2)).batch
+  batch, _ = batch_builder.from_rewards(crashed(tokenizer, 2))
   found = advantages.group_advantages(
     jnp.asarray(batch.rewards), group_size=GROUP_SIZE
   )
   np.testing.assert_allclose(found[:3], [0.5, -0.5, 0])
-  batch = batch_builder.from_rewards(crashed(tokenizer, 0, 1, 2)).batch
+  batch, _ = batch_builder.from_rewards(crashed(tokenizer, 0, 1, 2))
   np.testing.assert_array_equal(batch.rewards[:3], 0)
 
 
 def test_what_the_teacher_prompts_hold_is_counted(tokenizer):
   def counted(**settings):
-    lesson = teach(tokenizer, **settings)
-    return lesson.num_feedback, lesson.num_sibling, lesson.num_reference
+    _, stats = teach(tokenizer, **settings)
+    return stats.num_feedback, stats.num_sibling, stats.num_reference
 
   # Two successes of a group know each other; only "bad", "worse" are told.
   assert counted() == (2, 3, 0)
@@ -260,7 +259,7 @@ def test_what_the_teacher_prompts_hold_is_counted(tokenizer):
 
 def test_batch_holds_the_student_s_own_ids(tokenizer):
   experience = make_experience(tokenizer)
-  batch = teach(tokenizer, experience).batch
+  batch, _ = teach(tokenizer, experience)
   rollout = experience.rollout
   np.testing.assert_array_equal(batch.completion_ids, rollout.completion_ids)
   np.testing.assert_array_equal(batch.completion_mask, rollout.completion_mask)
@@ -281,11 +280,10 @@ def test_batch_holds_rewards_and_what_the_sampler_saw(tokenizer):
     experience,
     rollout=experience.rollout.replace(log_probs=seen),
   )
-  for lesson in (
+  for batch, _ in (
     teach(tokenizer, experience),
     batch_builder.from_rewards(experience),
   ):
-    batch = lesson.batch
     np.testing.assert_array_equal(batch.rewards, [1, 0, 1, 0, 0, 0])
     np.testing.assert_array_equal(batch.old_log_probs, seen)
     assert batch.rewards.dtype == batch.old_log_probs.dtype == np.float32
@@ -294,22 +292,20 @@ def test_batch_holds_rewards_and_what_the_sampler_saw(tokenizer):
 
 def test_without_a_teacher_every_sample_counts(tokenizer):
   experience = make_experience(tokenizer)
-  lesson = batch_builder.from_rewards(experience)
-  assert lesson.teacher_prompts == [None] * 6
-  np.testing.assert_array_equal(lesson.batch.sample_mask, [1] * 6)
-  assert lesson.batch.teacher_prompt_ids.shape == (6, 0)
-  told = teach(tokenizer, experience).batch
+  batch, stats = batch_builder.from_rewards(experience)
+  assert stats.teacher_prompts == [None] * 6
+  np.testing.assert_array_equal(batch.sample_mask, [1] * 6)
+  assert batch.teacher_prompt_ids.shape == (6, 0)
+  told, _ = teach(tokenizer, experience)
   for name in ("prompt_ids", "prompt_mask", "completion_ids"):
-    np.testing.assert_array_equal(
-      getattr(lesson.batch, name), getattr(told, name)
-    )
+    np.testing.assert_array_equal(getattr(batch, name), getattr(told, name))
 
 
 def test_teacher_prompts_in_the_batch(tokenizer):
-  lesson = teach(tokenizer)
-  ids, mask = lesson.batch.teacher_prompt_ids, lesson.batch.teacher_prompt_mask
+  batch, stats = teach(tokenizer)
+  ids, mask = batch.teacher_prompt_ids, batch.teacher_prompt_mask
   assert ids.shape == mask.shape == (len(SAMPLES), SETTINGS.max_prompt_length)
-  for row, counts, text in zip(ids, mask, lesson.teacher_prompts, strict=True):
+  for row, counts, text in zip(ids, mask, stats.teacher_prompts, strict=True):
     assert (np.diff(counts) >= 0).all()  # padded on the left
     if text is None:
       assert counts.sum() == 1  # an empty prompt could not be scored
@@ -324,11 +320,11 @@ def test_teacher_prompts_in_the_batch(tokenizer):
 def test_long_feedback_is_cut_and_counted(tokenizer):
   samples = (("bad", 0.0, "no " * 100), *SAMPLES[3:5])
   experience = make_experience(tokenizer, samples, solutions=(None,))
-  lesson = teach(tokenizer, experience, max_prompt_length=150)
-  assert (lesson.num_truncated, lesson.num_without_room) == (1, 0)
-  np.testing.assert_array_equal(lesson.batch.sample_mask, [1, 1, 1])
-  assert lesson.batch.teacher_prompt_mask[0].sum() <= 150
-  cut = lesson.teacher_prompts[0]
+  batch, stats = teach(tokenizer, experience, max_prompt_length=150)
+  assert (stats.num_truncated, stats.num_without_room) == (1, 0)
+  np.testing.assert_array_equal(batch.sample_mask, [1, 1, 1])
+  assert batch.teacher_prompt_mask[0].sum() <= 150
+  cut = stats.teacher_prompts[0]
   assert 3 < cut.count("no ") < 100
   assert cut.endswith(
     "Correctly solve the original question.<|im_end|>\n" + MARKER
@@ -336,11 +332,11 @@ def test_long_feedback_is_cut_and_counted(tokenizer):
 
 
 def test_prompt_without_room_loses_its_signal_and_is_counted(tokenizer):
-  lesson = teach(tokenizer, max_prompt_length=8)
-  assert lesson.num_without_room == 5
-  assert lesson.num_truncated == 0
-  assert lesson.teacher_prompts == [None] * 6
-  assert not lesson.batch.sample_mask.any()
+  batch, stats = teach(tokenizer, max_prompt_length=8)
+  assert stats.num_without_room == 5
+  assert stats.num_truncated == 0
+  assert stats.teacher_prompts == [None] * 6
+  assert not batch.sample_mask.any()
 
 
 @pytest.fixture(scope="module")
@@ -376,23 +372,20 @@ def test_prefix_and_rest_are_the_teacher_s_prompt(
   settings = dataclasses.replace(
     SETTINGS, max_prompt_length=160, feedback="always", solution=solution
   )
-  whole = batch_builder.from_experience(experience, tokenizer, settings)
-  lesson = batch_builder.from_experience(
+  whole, _ = batch_builder.from_experience(experience, tokenizer, settings)
+  batch, stats = batch_builder.from_experience(
     experience,
     tokenizer,
     dataclasses.replace(
       settings, num_sharing=num_sharing, max_prefix_length=40
     ),
   )
-  batch = lesson.batch
   assert batch.teacher_prefix_ids.shape == (16 // num_sharing, 40)
   begins = counted(batch.teacher_prefix_ids, batch.teacher_prefix_mask)
   rests = counted(batch.teacher_prompt_ids, batch.teacher_prompt_mask)
-  expected = counted(
-    whole.batch.teacher_prompt_ids, whole.batch.teacher_prompt_mask
-  )
+  expected = counted(whole.teacher_prompt_ids, whole.teacher_prompt_mask)
   assert expected == counted(
-    lesson.teacher_prompt_ids, lesson.teacher_prompt_mask
+    stats.teacher_prompt_ids, stats.teacher_prompt_mask
   )
   for i, row in enumerate(expected):
     begin = begins[i // num_sharing]
@@ -406,9 +399,7 @@ def test_prefix_and_rest_are_the_teacher_s_prompt(
     question = problem.messages[-1]["content"]
     assert text.rstrip().endswith(question.rstrip()) or question in text
   for field in ("completion_ids", "prompt_ids", "sample_mask", "rewards"):
-    np.testing.assert_array_equal(
-      getattr(batch, field), getattr(whole.batch, field)
-    )
+    np.testing.assert_array_equal(getattr(batch, field), getattr(whole, field))
 
 
 def test_rows_that_share_are_of_one_group_device_and_micro_batch():
@@ -452,9 +443,8 @@ def demonstrate(tokenizer, *demonstrations, prompt=40, completion=LENGTH):
 
 def test_demonstration_trains_on_the_solution_and_its_end_alone(tokenizer):
   bare = dataclasses.replace(DEMONSTRATION, prefix="")
-  lesson = demonstrate(tokenizer, DEMONSTRATION, bare)
-  batch = lesson.batch
-  assert lesson.teacher_prompts == []
+  batch, stats = demonstrate(tokenizer, DEMONSTRATION, bare)
+  assert stats.teacher_prompts == []
   assert batch.teacher_prompt_ids.shape == (2, 0)
   np.testing.assert_array_equal(batch.sample_mask, [1, 1])
   expected = [*tokenizer.encode("right one"), tokenizer.eos_ids[0]]

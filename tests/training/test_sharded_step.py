@@ -9,6 +9,7 @@ import re
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 
 from distil_jax import config
@@ -37,7 +38,7 @@ def compiled(length: int = 64, batch_size: int = 8, **axes: int):
   graphdef, template = decoder.make(network)
   count = math.prod(axes.values())
   mesh = sharding.make_mesh(**axes, devices=jax.devices()[:count])
-  optimizer, _ = optimizers.make_optimizer(learning_rate=1e-3)
+  optimizer = optimizers.make_optimizer(optax.constant_schedule(1e-3))
   step = build_step.train_step(
     config.DistilConfig(),
     config.TeacherConfig(parameters="ema"),

@@ -11,8 +11,7 @@ import pytest
 from distil_jax import config
 from distil_jax.data import padding
 from distil_jax.models import sharding
-from distil_jax.objectives import scoring
-from distil_jax.objectives import teachers as objectives_teacher
+from distil_jax.objectives import scoring, teachers
 from distil_jax.training import build_step, train_state
 from tests import networks
 from tests.networks import assert_close, distance
@@ -196,8 +195,8 @@ def test_a_step_learns_the_same(network, teacher, both, kind):
 def test_lists_of_a_teacher_are_the_same(network, teacher, both):
   keys = jax.random.split(jax.random.key(0), 8)
   ask = functools.partial(
-    objectives_teacher.ask_teacher,
-    graphdef=network.graphdef,
+    teachers.ask_teacher,
+    network=teachers.Network(network.graphdef),
     kind="top_k",
     size=4,
   )

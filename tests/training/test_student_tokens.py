@@ -9,10 +9,10 @@ import numpy as np
 import optax
 import pytest
 
-from distil_jax import config, objectives
+from distil_jax import config
 from distil_jax.models import decoder, layers, sharding
 from distil_jax.training import build_step, train_state
-from tests import networks
+from tests import networks, references
 from tests.networks import assert_close, distance
 
 GROUP_SIZE = 4
@@ -111,16 +111,16 @@ def from_cut_logits(kind, student, expert, batch):
     case "distil":
       # No baseline by column: the others' columns move when a hole is cut.
       settings = {**FULL, "baseline": None}
-      return objectives.distil(*fed, **settings, **shared).value
+      return references.distil(*fed, **settings, **shared).value
     case "sdpo":
-      return objectives.sdpo(*fed, alpha=0.5, top_k=6, **shared).value
+      return references.sdpo(*fed, alpha=0.5, top_k=6, **shared).value
     case "minillm":
-      return objectives.minillm(
+      return references.minillm(
         *fed, aggregation="sequence_mean", **shared
       ).value
     case "grpo":
       own = chosen(student, ids)
-      return objectives.grpo(
+      return references.grpo(
         own,
         jax.lax.stop_gradient(own),
         batch.rewards,
@@ -350,14 +350,14 @@ def test_logits_at_tools_tokens_have_no_gradient(batch, kind):
     fed = (student, expert, ids, mask)
     match kind:
       case "distil":
-        return objectives.distil(*fed, **FULL, group_size=GROUP_SIZE).value
+        return references.distil(*fed, **FULL, group_size=GROUP_SIZE).value
       case "sdpo":
-        return objectives.sdpo(*fed, alpha=0.5).value
+        return references.sdpo(*fed, alpha=0.5).value
       case "minillm":
-        return objectives.minillm(*fed).value
+        return references.minillm(*fed).value
       case _:
         own = chosen(student, ids)
-        return objectives.grpo(
+        return references.grpo(
           own, own, batch.rewards, mask, group_size=GROUP_SIZE
         ).value
 

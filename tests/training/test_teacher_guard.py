@@ -167,7 +167,7 @@ def test_a_spoiled_teacher_is_caught_reading(mesh):
     completions=texts,
     verdicts=verdicts,
   )
-  lesson = batch_builder.from_experience(
+  batch, stats = batch_builder.from_experience(
     experience,
     policy.tokenizer,
     batch_builder.TeacherSettings(
@@ -190,19 +190,20 @@ def test_a_spoiled_teacher_is_caught_reading(mesh):
     worker, policy, judges, mesh, num_answers, success_threshold=1.0
   )
   with jax.set_mesh(mesh):
-    good = inspect(policy.params, experience, lesson, jax.random.key(0))
-    again = inspect(policy.params, experience, lesson, jax.random.key(0))
+    good = inspect(policy.params, experience, batch, stats, jax.random.key(0))
+    again = inspect(policy.params, experience, batch, stats, jax.random.key(0))
     noise = networks.random_params(policy.params, seed=0)
-    bad = inspect(noise, experience, lesson, jax.random.key(0))
+    bad = inspect(noise, experience, batch, stats, jax.random.key(0))
     # Told nothing, the same weights are right less than half of the time.
     silent = dataclasses.replace(
-      lesson,
+      stats,
       teacher_prompt_ids=np.repeat(prompt_ids, group_size, axis=0),
       teacher_prompt_mask=np.repeat(prompt_mask, group_size, axis=0),
     )
     untold = inspect(
       policy.params,
       experience,
+      batch,
       silent,
       jax.random.key(0),
     )
@@ -220,12 +221,9 @@ def test_a_spoiled_teacher_is_caught_reading(mesh):
 
 def test_failures_of_different_problems_are_asked_first(mesh):
   """Two groups of three: the rows that failed and have a signal."""
-
-  class Lesson:
-    batch = networks.random_batch().replace(
-      sample_mask=np.asarray([1, 1, 1, 1, 0, 1])
-    )
-
+  batch = networks.random_batch().replace(
+    sample_mask=np.asarray([1, 1, 1, 1, 0, 1])
+  )
   inspect = teacher_probe.TeacherProbe(None, None, None, mesh, 3, 0.5)  # pyright: ignore
   experience = Experience(
     problems=[None, None],
@@ -237,7 +235,7 @@ def test_failures_of_different_problems_are_asked_first(mesh):
     ],
   )
   # Members 0, 1, 2 of both: 0 and 3 is right, 1 is right and 4 silent, 2 and 5.
-  assert inspect._failures(experience, Lesson) == [0, 2, 5]
+  assert inspect._failures(experience, batch) == [0, 2, 5]
 
 
 # Right and wrong by a check sum, so that a random network is both.

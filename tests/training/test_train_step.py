@@ -79,7 +79,9 @@ def plain_step(network):
 
 @pytest.fixture(scope="module")
 def adam():
-  optimizer, _ = optimizers.make_optimizer(learning_rate=0.1, weight_decay=0.5)
+  optimizer = optimizers.make_optimizer(
+    optax.constant_schedule(0.1), weight_decay=0.5
+  )
   return optimizer
 
 
@@ -391,7 +393,7 @@ def test_numbers_that_fail_leave_the_state(
 
 
 def test_warm_up_and_cosine_by_hand():
-  _, schedule = optimizers.make_optimizer(
+  schedule = optimizers.make_schedule(
     learning_rate=2.0, warmup_steps=4, schedule="cosine", num_steps=10
   )
   rates = [float(schedule(step)) for step in range(11)]
@@ -405,7 +407,7 @@ def test_warm_up_and_cosine_by_hand():
   [(0, [2.0, 2.0, 2.0]), (1, [2.0, 2.0, 2.0]), (2, [1.0, 2.0, 2.0])],
 )
 def test_warm_up_to_a_constant(warmup_steps, expected):
-  _, schedule = optimizers.make_optimizer(
+  schedule = optimizers.make_schedule(
     learning_rate=2.0, warmup_steps=warmup_steps
   )
   np.testing.assert_allclose([schedule(n) for n in range(3)], expected)
@@ -413,12 +415,13 @@ def test_warm_up_to_a_constant(warmup_steps, expected):
 
 def test_cosine_needs_the_number_of_steps():
   with pytest.raises(ValueError, match="num_steps"):
-    optimizers.make_optimizer(learning_rate=1.0, schedule="cosine")
+    optimizers.make_schedule(learning_rate=1.0, schedule="cosine")
 
 
 def adam_moves(gradients, **settings):
   """What each of a row of scalar gradients moves a parameter by."""
-  optimizer, _ = optimizers.make_optimizer(weight_decay=0.0, **settings)
+  rate = optax.constant_schedule(settings.pop("learning_rate"))
+  optimizer = optimizers.make_optimizer(rate, weight_decay=0.0, **settings)
   param = {"w": jnp.float32(0.0)}
   state = optimizer.init(param)
   moves = []
@@ -450,7 +453,7 @@ def test_bfloat16_parameters_have_float32_moments(batch):
   half = networks.network(
     seed=3, param_dtype="bfloat16", compute_dtype="bfloat16"
   )
-  optimizer, _ = optimizers.make_optimizer(learning_rate=0.05)
+  optimizer = optimizers.make_optimizer(optax.constant_schedule(0.05))
   state = train_state.init_state(
     half.params, optimizer=optimizer, keeps_teacher=True, seed=0
   )
@@ -495,20 +498,20 @@ def test_a_loss_may_stand_inside_a_transformation(
     if kind == "distil"
     else config.GRPOConfig()
   )
-  method = build_step.train_step(
+  built = build_step.train_step(
     objective,
     config.TeacherConfig(),
     graphdef=network.graphdef,
     optimizer=SGD,
     group_size=4,
     num_sequences=8,
-  ).keywords["method"]
-  piece = method.prepare_fn(batch)
+  ).keywords["objective"]
+  prepared = built.prepare_fn(batch)
 
-  def loss(params, piece):
-    return method.loss_fn(params, teacher, piece)[0]
+  def loss(params, batch):
+    return built.loss_fn(params, teacher, batch)[0]
 
-  expected = jax.jit(jax.grad(loss))(network.params, piece)
-  inner = jax.jit(jax.grad(wrap(loss)))(network.params, piece)
+  expected = jax.jit(jax.grad(loss))(network.params, prepared)
+  inner = jax.jit(jax.grad(wrap(loss)))(network.params, prepared)
   assert distance(expected, jax.tree.map(jnp.zeros_like, expected)) > 1e-3
   assert_close(inner, expected)

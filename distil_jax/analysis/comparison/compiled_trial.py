@@ -310,14 +310,17 @@ def _optimizer(setting, learning_rate):
   # Without a warm-up the first steps decide whether a large rate survives, and
   # a grid of rates would be chosen from by luck.
   mini_batch_size = setting.mini_batch_size or setting.num_sequences
-  return optimizers.make_optimizer(
+  schedule = optimizers.make_schedule(
     learning_rate=learning_rate,
     warmup_steps=_WARMUP_STEPS,
     schedule="constant" if setting.decay_steps is None else "cosine",
     num_steps=setting.decay_steps,
+  )
+  return optimizers.make_optimizer(
+    schedule,
     weight_decay=0.0,
     updates_per_step=setting.num_sequences // mini_batch_size,
-  )[0]
+  )
 
 
 def _mean(values: jax.Array, mask: jax.Array) -> jax.Array:

@@ -9,11 +9,12 @@ import yaml
 from distil_jax.config import Config
 from distil_jax.data.problems import Data
 from distil_jax.distributed import collectives
-from distil_jax.training import batch_builder, run_checks
+from distil_jax.training import run_checks
 from distil_jax.training.logging import plots, run_folder, step_metrics
 from distil_jax.training.logging.progress import Progress
 from distil_jax.training.rollouts.experience import Experience
 from distil_jax.training.teacher_guard import GuardState
+from distil_jax.types import BatchStats
 
 
 class Reporter:
@@ -77,13 +78,13 @@ class Reporter:
       self._progress.message(warning)
 
   def rollouts(
-    self, step: int, experience: Experience, lesson: batch_builder.Lesson
+    self, step: int, experience: Experience, stats: BatchStats
   ) -> None:
     """Writes samples of the first step and of every `rollouts_every`th."""
     logging = self._config.logging
     every = logging.rollouts_every
     if every and (step == 1 or step % every == 0):
-      samples = step_metrics.samples(experience, lesson, logging.num_rollouts)
+      samples = step_metrics.samples(experience, stats, logging.num_rollouts)
       self._folder.rollouts(step, samples)
 
   def guard(self, step: int, before: GuardState, after: GuardState) -> None:

@@ -6,11 +6,10 @@ import math
 from collections.abc import Mapping
 
 from distil_jax.distributed import collectives
-from distil_jax.training import batch_builder
 from distil_jax.training.logging import rollout_pages
 from distil_jax.training.rollouts.experience import Experience
 from distil_jax.training.teacher_guard import GuardState
-from distil_jax.types import Status, StopReason
+from distil_jax.types import BatchStats, Status, StopReason, TrainBatch
 
 # These counts about critiques are divided by all completions, the others by
 # the critiques.
@@ -87,7 +86,8 @@ class MismatchWatch:
 
 def batch_metrics(
   experience: Experience | None,
-  lesson: batch_builder.Lesson,
+  batch: TrainBatch,
+  stats: BatchStats,
   guard: GuardState | None,
   num_sequences: int,
 ) -> dict[str, float]:
@@ -96,17 +96,18 @@ def batch_metrics(
   Args:
     experience: sampled and judged completions; None for demonstrations, whose
       length is all that can be said.
-    lesson: this process's part of the batch.
+    batch: this process's part of the batch, on the host.
+    stats: says how the batch came about.
     guard: the state of the teacher's guard.
     num_sequences: sequences of the step, of all processes.
   """
   if experience is not None:
     return (
-      experience_metrics(experience, lesson)
+      experience_metrics(experience, batch, stats)
       | critique_metrics(experience)
       | guard_metrics(guard)
     )
-  mask = lesson.batch.completion_mask
+  mask = batch.completion_mask
   sums = collectives.global_sums({"tokens": float(mask.sum())})
   return {"completion_length": sums["tokens"] / num_sequences}
 
@@ -122,7 +123,7 @@ def guard_metrics(state: GuardState | None) -> dict[str, float]:
 
 
 def experience_metrics(
-  experience: Experience, lesson: batch_builder.Lesson
+  experience: Experience, batch: TrainBatch, stats: BatchStats
 ) -> dict[str, float]:
   """Returns metrics of all completions of the step, of all processes.
 
@@ -130,24 +131,24 @@ def experience_metrics(
   counts.
   """
   statuses = collections.Counter(v.status for v in experience.verdicts)
-  num_signals = float(lesson.batch.sample_mask.sum())
-  lesson_counts = {
+  num_signals = float(batch.sample_mask.sum())
+  signal_counts = {
     "signal_fraction": num_signals,
-    "teacher/truncated": lesson.num_truncated,
-    "teacher/no_room": lesson.num_without_room,
+    "teacher/truncated": stats.num_truncated,
+    "teacher/no_room": stats.num_without_room,
   }
   counts = {
     **{f"status/{status}": statuses[status] for status in Status},
-    "signal/feedback": lesson.num_feedback,
-    "signal/sibling": lesson.num_sibling,
-    "signal/reference": lesson.num_reference,
+    "signal/feedback": stats.num_feedback,
+    "signal/sibling": stats.num_sibling,
+    "signal/reference": stats.num_reference,
     "signal/none": len(experience.verdicts) - num_signals,
   }
   sums = {
     "reward": float(experience.rewards.sum()),
     "completion_length": float(experience.lengths.sum()),
     "cut_off": float(experience.is_cut_off.sum()),
-    **lesson_counts,
+    **signal_counts,
     **{f"verdict/{status}": statuses[status] for status in Status},
     **{k: float(x.sum()) for k, x in experience.tool_counts.items()},
     "count": len(experience.verdicts),
@@ -196,7 +197,7 @@ def critique_metrics(experience: Experience) -> dict[str, float]:
 
 
 def samples(
-  experience: Experience, lesson: batch_builder.Lesson, count: int
+  experience: Experience, stats: BatchStats, count: int
 ) -> list[rollout_pages.Sample]:
   """Returns a few completions to read, of as many problems as possible."""
   num_rows = len(experience.completions)
@@ -208,7 +209,7 @@ def samples(
       num_tokens=int(experience.lengths[i]),
       stop_reason=StopReason(int(experience.rollout.stop_reasons[i])),
       verdict=experience.verdicts[i],
-      teacher_prompt=lesson.teacher_prompts[i],
+      teacher_prompt=stats.teacher_prompts[i],
       earlier=experience.earlier[i] if experience.earlier else (),
     )
     # Even steps through the batch, in which the members of a group are next to

@@ -51,15 +51,25 @@ def _num_sharing(config: Config) -> int:
 def build_optimizer(
   config: Config,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-  settings = config.optimizer.model_dump(
-    exclude={"micro_batch_size", "mini_batch_size"}
-  )
-  mini_batch_size = config.optimizer.mini_batch_size or config.num_sequences
-  return optimizers.make_optimizer(
-    **settings,
+  """Returns the optimizer, and the learning rate at each training step."""
+  section = config.optimizer
+  schedule = optimizers.make_schedule(
+    learning_rate=section.learning_rate,
+    warmup_steps=section.warmup_steps,
+    schedule=section.schedule,
     num_steps=config.train.num_steps,
+  )
+  mini_batch_size = section.mini_batch_size or config.num_sequences
+  optimizer = optimizers.make_optimizer(
+    schedule,
+    beta1=section.beta1,
+    beta2=section.beta2,
+    epsilon=section.epsilon,
+    weight_decay=section.weight_decay,
+    max_gradient_norm=section.max_gradient_norm,
     updates_per_step=config.num_sequences // mini_batch_size,
   )
+  return optimizer, schedule
 
 
 def build_train_state(

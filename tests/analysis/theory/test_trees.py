@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distil_jax import objectives
 from distil_jax.analysis.theory import trees
+from tests import references
 
 NUM_INSTANCES = 1000
 WORDS, LENGTH = 2, 3
@@ -98,7 +98,7 @@ def test_loss_has_the_gradient_of_the_enumeration(normalize):
 
     def loss(student, expert, chances):
       # Each completion as often as the student writes it.
-      token_losses = objectives.distil(
+      token_losses = references.distil(
         student[states],
         jnp.log(expert)[states],
         jnp.asarray(ids),

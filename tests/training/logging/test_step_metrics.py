@@ -6,10 +6,16 @@ import numpy as np
 import pytest
 
 from distil_jax import config
-from distil_jax.training import batch_builder
 from distil_jax.training.logging import step_metrics
 from distil_jax.training.rollouts.experience import Experience
-from distil_jax.types import Problem, Rollout, Status, StopReason, Verdict
+from distil_jax.types import (
+  BatchStats,
+  Problem,
+  Rollout,
+  Status,
+  StopReason,
+  Verdict,
+)
 from tests import networks
 
 
@@ -85,10 +91,8 @@ def test_verdicts_and_signals_are_counted():
     judging_seconds=1.25,
   )
   batch = networks.random_batch().replace(sample_mask=np.arange(6) < 4)
-  lesson = batch_builder.Lesson(
-    batch, [None] * 6, num_feedback=3, num_sibling=1, num_reference=2
-  )
-  found = step_metrics.experience_metrics(experience, lesson)
+  stats = BatchStats([None] * 6, num_feedback=3, num_sibling=1, num_reference=2)
+  found = step_metrics.experience_metrics(experience, batch, stats)
   assert {
     k: v for k, v in found.items() if "/" in k and "teacher" not in k
   } == {
@@ -101,6 +105,6 @@ def test_verdicts_and_signals_are_counted():
     "time/judging_seconds": 1.25,
   }
   assert found["signal_fraction"] == 4 / 6
-  shown = step_metrics.samples(experience, lesson, 2)
+  shown = step_metrics.samples(experience, stats, 2)
   assert [sample.problem.index for sample in shown] == [0, 1]
-  assert len(step_metrics.samples(experience, lesson, 99)) == 6
+  assert len(step_metrics.samples(experience, stats, 99)) == 6

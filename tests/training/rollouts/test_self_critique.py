@@ -326,10 +326,12 @@ def test_the_teacher_reads_the_critique(experience, policy):
     success_threshold=1.0,
     max_prompt_length=200,
   )
-  lesson = batch_builder.from_experience(experience, policy.tokenizer, settings)
+  _, stats = batch_builder.from_experience(
+    experience, policy.tokenizer, settings
+  )
   count = 0
   for verdict, prompt in zip(
-    experience.verdicts, lesson.teacher_prompts, strict=True
+    experience.verdicts, stats.teacher_prompts, strict=True
   ):
     if verdict.feedback:
       count += 1

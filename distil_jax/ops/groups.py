@@ -1,1 +1,0 @@
-"""The samples of one problem: G sequences in a row of the batch."""
