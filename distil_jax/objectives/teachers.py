@@ -6,13 +6,14 @@ student's; the list of an outside teacher takes the same place.
 
 import dataclasses
 import functools
+from typing import Literal
 
 import jax
 from flax import nnx
 
 from distil_jax.models import decoder, layers, sharding
 from distil_jax.objectives import scoring
-from distil_jax.objectives.base import teacher_mask
+from distil_jax.objectives.base import ForwardPasses, teacher_mask
 from distil_jax.ops import fused_statistics, teacher_candidates
 from distil_jax.ops.chunking import Layout
 from distil_jax.ops.divergences import Divergence, TopKFn
@@ -41,6 +42,37 @@ class Network:
   graphdef: nnx.GraphDef
   chunk_size: int | None = None
   trust_region_rate: float | None = None
+
+
+def forward_passes(
+  network: Network,
+  *,
+  access: Literal["probabilities", "samples", "top_k"] = "probabilities",
+  list_size: int = 0,
+) -> ForwardPasses:
+  """Binds the network, and how the teacher is asked.
+
+  Args:
+    network: of student and teacher.
+    access: what the teacher gives: its distribution, or lists of samples or of
+      its most probable tokens.
+    list_size: C, the length of such a list.
+  """
+  own_fn = functools.partial(own_statistics, network=network)
+  if access == "probabilities":
+    return ForwardPasses(
+      own_fn=own_fn,
+      compare_fn=functools.partial(dense_statistics, network=network),
+    )
+  return ForwardPasses(
+    own_fn=own_fn,
+    compare_fn=functools.partial(
+      sparse_statistics, network=network, kind=access
+    ),
+    ask_fn=functools.partial(
+      ask_teacher, network=network, kind=access, size=list_size
+    ),
+  )
 
 
 def dense_statistics(

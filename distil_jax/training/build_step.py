@@ -9,7 +9,8 @@ from flax import nnx
 
 from distil_jax.config.objectives import ObjectiveConfig
 from distil_jax.config.teacher import TeacherConfig
-from distil_jax.objectives.base import BatchLayout
+from distil_jax.objectives import teachers
+from distil_jax.objectives.base import BatchLayout, ForwardPasses
 from distil_jax.objectives.build import build_objective
 from distil_jax.training import train_step as training_train_step
 from distil_jax.training.train_state import TrainState
@@ -62,7 +63,7 @@ def train_step(
     objective=build_objective(
       objective,
       teacher,
-      graphdef=graphdef,
+      forward=_forward_passes(objective, teacher, graphdef),
       layout=_layout(
         group_size,
         micro_batch_size,
@@ -106,12 +107,28 @@ def gradients(
     objective=build_objective(
       objective,
       teacher,
-      graphdef=graphdef,
+      forward=_forward_passes(objective, teacher, graphdef),
       layout=_layout(
         group_size, micro_batch_size, num_sequences, is_off_policy=False
       ),
     ),
     num_micro_batches=num_sequences // micro_batch_size,
+  )
+
+
+def _forward_passes(
+  objective: ObjectiveConfig, teacher: TeacherConfig, graphdef: nnx.GraphDef
+) -> ForwardPasses:
+  """Returns the passes through the network that the sections ask for."""
+  rate = teacher.trust_region_rate
+  network = teachers.Network(
+    graphdef,
+    chunk_size=objective.chunk_size,
+    trust_region_rate=rate if teacher.parameters == "trust_region" else None,
+  )
+  sizes = {"samples": teacher.num_samples, "top_k": teacher.top_k}
+  return teachers.forward_passes(
+    network, access=teacher.access, list_size=sizes.get(teacher.access, 0)
   )
 
 
