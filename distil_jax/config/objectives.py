@@ -229,7 +229,7 @@ ObjectiveConfig = Annotated[
 
 
 def check_teacher(objective: ObjectiveConfig, teacher: TeacherConfig) -> None:
-  """Refuses a teacher that cannot tell what the objective asks.
+  """Refuses a teacher that cannot give what the objective needs.
 
   Raises:
     ConfigError: with the settings' paths and the cure.

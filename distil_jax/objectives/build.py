@@ -39,7 +39,7 @@ def build_objective(
     layout: how a step cuts its batch.
 
   Raises:
-    ConfigError: the teacher cannot tell what the objective asks.
+    ConfigError: the teacher cannot give what the objective needs.
   """
   check_teacher(objective, teacher)
   return OBJECTIVES[objective.kind](objective, forward, layout)

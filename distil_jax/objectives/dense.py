@@ -157,7 +157,7 @@ def aggregate(
 
 
 class LocalSettings(Protocol):
-  """What `local_objective` reads of an objective's settings."""
+  """The settings of an objective that `local_objective` reads."""
 
   @property
   def divergence(self) -> Divergence: ...

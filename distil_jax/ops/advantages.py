@@ -1,4 +1,4 @@
-"""What a sequence's reward says about it, compared with its group."""
+"""Compares the rewards of a group, and probabilities under two policies."""
 
 import chex
 import jax
@@ -18,9 +18,12 @@ def group_advantages(
   leave_one_out: bool = False,
   epsilon: float = 1e-6,
 ) -> jax.Array:
-  """How much better a sequence did than its group.
+  """Returns how much better each sequence did than its group.
 
     Aᵢ = rᵢ − mean r        divided, if asked, by std r + ε
+
+  See "DeepSeekMath" (arXiv:2402.03300); without the division it is Dr. GRPO
+  (arXiv:2503.20783).
 
   Args:
     rewards: the members of a group in a row. Shape `[B]`.
@@ -31,15 +34,15 @@ def group_advantages(
     epsilon: keeps a group of equal rewards at 0.
 
   Returns:
-    at least float32. Shape `[B]`.
+    At least float32. Shape `[B]`.
 
   Raises:
     ValueError: a group size that is not above 0, does not divide the batch, or
-      leaves no others.
+      leaves no other members.
   """
   grouped = _grouped(rewards, group_size)
-  # Only differences count, and those of equal rewards are exactly 0; a rounded
-  # mean would leave a rest, which the division by ε makes large.
+  # Only differences count, and those of equal rewards are exactly 0. A rounded
+  # mean would leave a remainder, which the division by ε makes large.
   grouped = grouped - grouped[:, :1]
   if leave_one_out:
     advantages = grouped - _mean_of_others(grouped)
@@ -52,21 +55,23 @@ def group_advantages(
 
 
 def failure_weights(rewards: jax.Array, *, group_size: int) -> jax.Array:
-  """1 less the mean reward of the group's other members.
+  """Returns 1 less the mean reward of the group's other members.
+
+    fᵢ = 1 − mean_{j≠i} rⱼ
 
   It does not depend on the member that it weights, so it changes how much is
-  learned from a problem, not what.
+  learned from a problem, but not which policy is the best.
 
   Args:
     rewards: in [0, 1], the members of a group in a row. Shape `[B]`.
     group_size: G ≥ 2; must divide B.
 
   Returns:
-    at least float32. Shape `[B]`.
+    At least float32. Shape `[B]`.
 
   Raises:
     ValueError: a group size that is not above 0, does not divide the batch, or
-      leaves no others.
+      leaves no other members.
   """
   return (1 - _mean_of_others(_grouped(rewards, group_size))).reshape(-1)
 
@@ -78,14 +83,14 @@ def importance_weights(
   *,
   clip: float | None,
 ) -> jax.Array:
-  """min(π_θ / π_old, clip) of each token, the log-ratio kept within ±20.
+  """Returns min(π_θ / π_old, clip) of each token, the log-ratio within ±20.
 
   Args:
     log_probs: of the sampled tokens now, nats; no gradient flows to them, as
       the ratio weights a loss and is not part of it. Shape `[B, T]`.
     old_log_probs: when they were sampled, nats. Shape `[B, T]`.
     mask: 1 where the token counts. Shape `[B, T]`.
-    clip: upper limit; None: none.
+    clip: upper limit; None means none.
 
   Returns:
     Shape `[B, T]`; 0 at padding.
@@ -98,13 +103,14 @@ def importance_weights(
   ratios = probability_ratios(log_probs, old_log_probs, mask)
   if clip is not None:
     ratios = jnp.minimum(ratios, clip)
+  # The ratio weights a loss; its own gradient is not that loss's.
   return jax.lax.stop_gradient(ratios)
 
 
 def probability_ratios(
   log_probs: jax.Array, old_log_probs: jax.Array, mask: jax.Array
 ) -> jax.Array:
-  """π_θ / π_old of each token, differentiable; the log-ratio within ±20.
+  """Returns π_θ / π_old of each token, differentiable; log-ratio within ±20.
 
   Args:
     log_probs: of the sampled tokens now, nats. Shape `[B, T]`.
@@ -116,7 +122,7 @@ def probability_ratios(
   """
   chex.assert_rank([log_probs, old_log_probs, mask], 2)
   chex.assert_equal_shape([log_probs, old_log_probs, mask])
-  # Masked one by one: the difference of two infinities is no number.
+  # Masked one by one: the difference of two infinities is NaN.
   log_ratios = masking.where_counts(log_probs, mask) - masking.where_counts(
     old_log_probs, mask
   )
@@ -125,13 +131,14 @@ def probability_ratios(
 
 
 def _grouped(rewards: jax.Array, group_size: int) -> jax.Array:
-  """Rewards as `[P, G]`, at least float32."""
+  """Returns rewards as `[P, G]`, at least float32."""
   chex.assert_rank(rewards, 1)
   dtype = jnp.promote_types(rewards.dtype, jnp.float32)
   return masking.split_groups(rewards.astype(dtype), group_size)
 
 
 def _mean_of_others(grouped: jax.Array) -> jax.Array:
+  """Returns the mean over the other members of each group, `[P, G]`."""
   group_size = grouped.shape[1]
   if group_size < 2:
     raise ValueError(

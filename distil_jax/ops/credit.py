@@ -1,11 +1,11 @@
-"""Credit over time: what a token's choice will cost later.
+"""Computes credit over time: the cost that follows a token's choice.
 
 See "Reinforcement Learning from Rich Feedback with Distributional DAgger"
 (arXiv:2606.05152). Costs are ≥ 0 and are to be minimised.
 
-A mask may have holes: what a tool wrote between two turns of the student. A
-hole has no cost and gets no credit, and time is counted in tokens that count,
-so that those before a hole and after it are neighbours.
+A mask may have holes where a tool wrote between two turns of the student. A
+hole has no cost and gets no credit. Time is counted in tokens that count, so
+that the tokens before and after a hole are neighbours.
 """
 
 from typing import NamedTuple
@@ -18,12 +18,12 @@ from distil_jax.ops import masking
 
 
 class FutureSums(NamedTuple):
-  """What lies after a stretch of time, all of which is in R.
+  """Sums over the tokens after a stretch of time.
 
   Attributes:
-    costs: their (discounted) sum. Shape `[B]`.
-    counts: the same sum over 1; 0 where nothing that counts comes later.
-      Shape `[B]`.
+    costs: (discounted) sum of their costs, nats. Shape `[B]`.
+    counts: the same sum over 1 in place of costs; 0 if no token that counts
+      comes later. Shape `[B]`.
   """
 
   costs: jax.Array
@@ -31,7 +31,7 @@ class FutureSums(NamedTuple):
 
 
 def nothing_later(batch_size: int, dtype=jnp.float32) -> FutureSums:
-  """After the end of time."""
+  """Returns the sums after the last token: zeros."""
   return FutureSums(jnp.zeros(batch_size, dtype), jnp.zeros(batch_size, dtype))
 
 
@@ -43,7 +43,7 @@ def future_costs(
   normalize: bool = True,
   average_cost: jax.Array | float | None = None,
 ) -> jax.Array:
-  """Cost still to come after each token.
+  """Returns the cost still to come after each token.
 
     Rₜ = Σ_{i>t} γ^{i−t−1} Hᵢ        divided, if normalised, by the same sum
                                      over 1 in place of Hᵢ
@@ -61,10 +61,10 @@ def future_costs(
     mask: 1 where the token counts. Shape `[B, T]`.
     discount: γ in (0, 1].
     normalize: take the (discounted) mean of the future costs, not their sum.
-    average_cost: ρ, nats, scalar; None: 0.
+    average_cost: ρ, nats, scalar; None means 0.
 
   Returns:
-    nats, in holes too. Shape `[B, T]`; 0 at and after the last token that
+    Nats, also in holes. Shape `[B, T]`; 0 at and after the last token that
     counts.
 
   Raises:
@@ -92,7 +92,7 @@ def future_costs_before(
   discount: float = 1.0,
   normalize: bool = True,
 ) -> tuple[jax.Array, FutureSums]:
-  """The same for a stretch of time, of whose future the sums are known.
+  """Returns `future_costs` of a stretch of time whose future is known.
 
   Args:
     costs, mask: of the stretch. Shape `[B, t]` each.
@@ -100,7 +100,7 @@ def future_costs_before(
     discount, normalize: as for `future_costs`.
 
   Returns:
-    Rₜ, nats, `[B, t]`, and what the stretch before this one has ahead.
+    Rₜ, nats, `[B, t]`, and the sums that lie ahead of the stretch before.
 
   Raises:
     ValueError: a discount outside (0, 1].
@@ -124,15 +124,15 @@ def future_costs_before(
 def leave_one_out_baseline(
   future_costs: jax.Array, mask: jax.Array, *, group_size: int
 ) -> jax.Array:
-  """Mean future cost of the group's other members at the same position.
+  """Returns the mean future cost of the group's others at the same position.
 
   It does not depend on the token that it is subtracted from, so it leaves the
   expected gradient unchanged. A member at its last token is alive, with R = 0;
-  one that has ended before is not counted. Where no other member is alive the
+  one that has ended before is not counted. If no other member is alive the
   baseline is 0.
 
-  Positions are columns: what tools wrote shifts one member against another,
-  which takes nothing from the above. A member that reads a tool's output is
+  Positions are columns. What tools wrote shifts one member against another,
+  which changes nothing of the above. A member that reads a tool's output is
   alive, with what is still to come as its R.
 
   Args:
@@ -141,7 +141,7 @@ def leave_one_out_baseline(
     group_size: G; must divide B.
 
   Returns:
-    nats. Shape `[B, T]`; 0 where it is not alive.
+    Nats. Shape `[B, T]`; 0 where the sequence is not alive.
 
   Raises:
     ValueError: a group size that is not above 0, or does not divide the batch.
@@ -159,11 +159,11 @@ def leave_one_out_baseline(
 
 
 def batch_mean_baseline(future_costs: jax.Array, mask: jax.Array) -> jax.Array:
-  """Mean future cost, at the same position, of all sequences alive there.
+  """Returns the mean future cost of all sequences alive at the same position.
 
-  The sequence itself is one of them, so that the baseline leans towards what
-  it is subtracted from: by 1 part in the number alive. It serves where a
-  problem has one sample and no group.
+  The sequence itself is one of them, so that the baseline is biased towards
+  what it is subtracted from, by 1 part in the number alive. It serves problems
+  with one sample, which have no group.
 
   Args:
     future_costs: nats. Shape `[B, T]`.
@@ -171,7 +171,7 @@ def batch_mean_baseline(future_costs: jax.Array, mask: jax.Array) -> jax.Array:
       Shape `[B, T]`.
 
   Returns:
-    nats. Shape `[B, T]`; 0 where it is not alive.
+    Nats. Shape `[B, T]`; 0 where the sequence is not alive.
   """
   chex.assert_rank([future_costs, mask], 2)
   chex.assert_equal_shape([future_costs, mask])
@@ -182,17 +182,17 @@ def batch_mean_baseline(future_costs: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def is_followed(mask: jax.Array, later: FutureSums | None = None) -> jax.Array:
-  """1 where a token that counts comes later, in holes too.
+  """Returns 1 where a token that counts comes later, also in holes.
 
-  Times the mask it leaves out the very last token that counts of each
-  sequence, and no other: one before a hole is followed.
+  Multiplied by the mask it leaves out only the last token that counts of each
+  sequence: one before a hole is followed.
 
   Args:
     mask: 1 where the token counts. Shape `[B, T]`.
-    later: what follows; None: nothing.
+    later: sums over what follows; None means that nothing follows.
 
   Returns:
-    in the mask's dtype. Shape `[B, T]`.
+    In the mask's dtype. Shape `[B, T]`.
   """
   chex.assert_rank(mask, 2)
   counts = jnp.asarray(mask, jnp.int32)
@@ -205,10 +205,11 @@ def is_followed(mask: jax.Array, later: FutureSums | None = None) -> jax.Array:
 def _after(
   values: jax.Array, mask: jax.Array, start: jax.Array, discount: float
 ) -> tuple[jax.Array, jax.Array]:
-  """Σ_{i>t} γ^{i−t−1} valuesᵢ as one reverse scan, and the sum over all.
+  """Returns Σ_{i>t} γ^{i−t−1} valuesᵢ by one reverse scan, and the whole sum.
 
-  Values are 0 where the mask is.
+  Values must be 0 where the mask is.
   """
+  # A hole takes no time: there the discount is 1.
   rates = jnp.where(mask.astype(bool), discount, 1.0).astype(values.dtype)
 
   def _body(accumulated, column):

@@ -1,9 +1,9 @@
-"""How far the student is from its teacher at one state.
+"""Measures how far the student is from its teacher at one state.
 
 Everything here is a function of log-probabilities over a *support*: the whole
-vocabulary, or a few tokens and perhaps one bucket for all the others. Gradients
-flow straight through the sum over the support. An excluded token (−inf) of
-probability 0 contributes 0, in the gradient too.
+vocabulary, or a few tokens and possibly one bucket for all others. Gradients
+flow through the sum over the support. An excluded token (log-probability −inf)
+contributes 0, to the gradient too.
 """
 
 import dataclasses
@@ -24,19 +24,19 @@ Kind = Literal[
 
 @dataclasses.dataclass(frozen=True)
 class Divergence:
-  """A cost and the support that it is taken on; static under jit.
+  """Names a cost and the support that it is taken on; static under jit.
 
   Attributes:
     kind: which cost.
     weight: α of `sdpo` or β of `opsd`, in [0, 1]; None for the others.
     token_clip: `opsd` only: no token of the vocabulary may contribute more
-      than this, nats. None: no limit.
-    top_k: number of tokens in the support; None, or as many as there are: the
+      than this, nats. None means no limit.
+    top_k: number of tokens in the support. None, or V and more, means the
       whole vocabulary, and no tail.
     top_k_of: whose most probable tokens these are.
     tail: one more bucket for the mass of all other tokens, of student and
       teacher each; without it both are renormalised over what is kept.
-    temperature: by which both logits are divided before the softmax.
+    temperature: divides both logits before the softmax.
   """
 
   kind: Kind = "forward_cross_entropy"
@@ -87,7 +87,7 @@ class Divergence:
 def log_probs_on_support(
   student_logits: jax.Array, teacher_logits: jax.Array, divergence: Divergence
 ) -> tuple[jax.Array, jax.Array]:
-  """Log-probabilities of student and teacher over the divergence's support.
+  """Returns log-probabilities of student and teacher over the support.
 
   Which tokens are kept carries no gradient. The mass of the others is the sum
   over them, not 1 less the kept mass: it stays exact where the kept mass
@@ -99,8 +99,8 @@ def log_probs_on_support(
     divergence: its support and temperature.
 
   Returns:
-    student's and teacher's, nats, at least float32. Shape `[..., C]` each: C is
-    V, or the number of kept tokens, the tail's bucket included.
+    The student's and the teacher's, nats, at least float32. Shape `[..., C]`
+    each: C is V, or the number of kept tokens, the tail's bucket included.
   """
   student, teacher = (
     logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
@@ -123,7 +123,7 @@ def log_probs_on_support(
 def threshold(
   logits: jax.Array, top_k: int, top_k_fn: TopKFn = jax.lax.top_k
 ) -> tuple[jax.Array, jax.Array]:
-  """What separates the k largest logits from the others, see `is_kept`.
+  """Returns what separates the k largest logits from the others.
 
   Args:
     logits: shape `[..., V]`.
@@ -131,8 +131,9 @@ def threshold(
     top_k_fn: finds them.
 
   Returns:
-    the smallest of them and, of those equal to it, the last index: of equal
-    logits top-k takes those with the lower indices. Shape `[..., 1]` each.
+    The smallest of the k and the last index of those equal to it, for
+    `is_kept`: of equal logits top-k takes those with lower indices. Shape
+    `[..., 1]` each.
   """
   values, indices = _top_k(logits, top_k, top_k_fn)
   # Reduced, not sliced at the last: XLA takes a top-k of which only a slice is
@@ -147,14 +148,14 @@ def threshold(
 def is_kept(
   logits: jax.Array, smallest: jax.Array, last_index: jax.Array
 ) -> jax.Array:
-  """Which logits are among the k largest, without a scatter over them.
+  """Returns True for the k largest logits, without a scatter over them.
 
   Args:
     logits: shape `[..., V]`.
     smallest, last_index: from `threshold`. Shape `[..., 1]` each.
 
   Returns:
-    bool. Shape `[..., V]`.
+    Bool. Shape `[..., V]`.
   """
   vocabulary = jax.lax.broadcasted_iota(
     last_index.dtype, logits.shape, logits.ndim - 1
@@ -165,18 +166,18 @@ def is_kept(
 
 
 def log_sum(logits: jax.Array, where: jax.Array) -> jax.Array:
-  """log Σ exp over some entries; −inf and no gradient where they have no mass.
+  """Returns log Σ exp over some entries; −inf, without gradient, if no mass.
 
   Args:
     logits: shape `[..., V]`.
-    where: bool, shape `[..., V]`.
+    where: True for the entries. Shape `[..., V]`.
 
   Returns:
     Shape `[..., 1]`.
   """
   has_mass = jnp.any(where & (logits != -jnp.inf), axis=-1, keepdims=True)
-  # The logarithm of an empty sum has no finite slope, so another sum is put
-  # in its place before it is taken.
+  # The logarithm of an empty sum has no finite gradient, so another sum takes
+  # its place before the logarithm.
   chosen = jnp.where(where, logits, -jnp.inf)
   chosen = jnp.where(has_mass, chosen, 0.0)
   total = jax.nn.logsumexp(chosen, axis=-1, keepdims=True)
@@ -184,42 +185,42 @@ def log_sum(logits: jax.Array, where: jax.Array) -> jax.Array:
 
 
 def product(probs: jax.Array, values: jax.Array) -> jax.Array:
-  """p · x with 0 · anything = 0: an excluded token costs nothing.
+  """Returns p · x with 0 · anything = 0: an excluded token costs nothing.
 
-  The choice is made before the product, so that 0 · −inf stands nowhere in the
-  gradient either, and p = NaN stays NaN.
+  The choice is made before the product, so that 0 · −inf is not in the gradient
+  either, and p = NaN stays NaN.
   """
   return probs * jnp.where(probs == 0, 0.0, values)
 
 
 def entropy(log_probs: jax.Array) -> jax.Array:
-  """−Σ p log p, nats. `[..., C]` to `[...]`."""
+  """Returns −Σ p log p, nats. `[..., C]` to `[...]`."""
   return -jnp.sum(product(jnp.exp(log_probs), log_probs), axis=-1)
 
 
 def forward_cross_entropy(student: jax.Array, teacher: jax.Array) -> jax.Array:
-  """−Σ t log s, from log-probabilities `[..., C]`; nats, `[...]`."""
+  """Returns −Σ t log s of log-probabilities `[..., C]`; nats, `[...]`."""
   return -jnp.sum(product(jnp.exp(teacher), student), axis=-1)
 
 
 def forward_kl(student: jax.Array, teacher: jax.Array) -> jax.Array:
-  """KL(t‖s), from log-probabilities `[..., C]`; nats, `[...]`."""
+  """Returns KL(t‖s) of log-probabilities `[..., C]`; nats, `[...]`."""
   return jnp.sum(_relative_entropies(teacher, student), axis=-1)
 
 
 def reverse_kl(student: jax.Array, teacher: jax.Array) -> jax.Array:
-  """KL(s‖t), from log-probabilities `[..., C]`; nats, `[...]`."""
+  """Returns KL(s‖t) of log-probabilities `[..., C]`; nats, `[...]`."""
   return jnp.sum(_relative_entropies(student, teacher), axis=-1)
 
 
 def sdpo(student: jax.Array, teacher: jax.Array, *, alpha: float) -> jax.Array:
-  """SDPO's family between the two KLs (arXiv:2601.20802).
+  """Returns SDPO's divergence between the two KLs (arXiv:2601.20802).
 
     α = 0   KL(t‖s)
     else    (1−α) KL(s‖m) + α KL(t‖m),  m = (1−α) s + α t
     α = 1   KL(s‖t)
 
-  The ends are not limits of what is between them: that goes to 0.
+  The ends are not limits of what is between them, which goes to 0 there.
 
   Args:
     student: log-probabilities. Shape `[..., C]`.
@@ -227,7 +228,7 @@ def sdpo(student: jax.Array, teacher: jax.Array, *, alpha: float) -> jax.Array:
     alpha: in [0, 1].
 
   Returns:
-    nats. Shape `[...]`.
+    Nats. Shape `[...]`.
   """
   return jnp.sum(_jensen_shannon(student, teacher, alpha), axis=-1)
 
@@ -239,7 +240,7 @@ def opsd(
   beta: float,
   token_clip: float | None = None,
 ) -> jax.Array:
-  """OPSD's generalised Jensen-Shannon divergence (arXiv:2601.18734).
+  """Returns OPSD's Jensen-Shannon divergence (arXiv:2601.18734).
 
     β = 0   KL(t‖s)
     else    β KL(t‖m) + (1−β) KL(s‖m),  m = (1−β) s + β t
@@ -252,7 +253,7 @@ def opsd(
     token_clip: upper limit of each token's summand, before they are summed.
 
   Returns:
-    nats. Shape `[...]`.
+    Nats. Shape `[...]`.
   """
   divergence = Divergence("opsd", weight=beta, token_clip=token_clip)
   return cost(student, teacher, divergence)
@@ -261,7 +262,7 @@ def opsd(
 def cost(
   student: jax.Array, teacher: jax.Array, divergence: Divergence
 ) -> jax.Array:
-  """The divergence of log-probabilities over a support.
+  """Returns the divergence of log-probabilities over a support.
 
   Args:
     student: from `log_probs_on_support`. Shape `[..., C]`.
@@ -269,7 +270,7 @@ def cost(
     divergence: whose kind is taken.
 
   Returns:
-    nats. Shape `[...]`.
+    Nats. Shape `[...]`.
   """
   return jnp.sum(summands(student, teacher, divergence), axis=-1)
 
@@ -277,7 +278,7 @@ def cost(
 def summands(
   student: jax.Array, teacher: jax.Array, divergence: Divergence
 ) -> jax.Array:
-  """What each token of the support contributes to the divergence.
+  """Returns what each token of the support contributes to the divergence.
 
   Args:
     student: log-probabilities, any shape.
@@ -285,7 +286,7 @@ def summands(
     divergence: whose kind, weight and clip are taken.
 
   Returns:
-    nats, the same shape.
+    Nats, the same shape.
   """
   clip = divergence.token_clip
   if divergence.kind == "forward_cross_entropy":
@@ -301,10 +302,10 @@ def summands(
 def gradients(
   student: jax.Array, teacher: jax.Array, divergence: Divergence
 ) -> jax.Array:
-  """The derivative of each summand in the student's own log-probability.
+  """Returns each summand's derivative in the student's log-probability.
 
     forward   −t        reverse   s (log s − log t + 1)
-    between   (1−w) s (log s − log m)       0 where the summand is clipped
+    between   (1−w) s (log s − log m)       0 if the summand is clipped
 
   In the last, what m owes to s cancels the 1 of the first term.
 
@@ -312,7 +313,7 @@ def gradients(
     student, teacher, divergence: as for `summands`.
 
   Returns:
-    the shape of both.
+    The shape of both.
   """
   weight = _weight(divergence)
   if weight == 0:
@@ -329,21 +330,21 @@ def gradients(
 
 
 def _weight(divergence: Divergence) -> float:
-  """Where a kind stands between KL(t‖s), at 0, and KL(s‖t), at 1."""
+  """Returns a kind's place between KL(t‖s), at 0, and KL(s‖t), at 1."""
   if divergence.weight is not None:
     return divergence.weight
   return 1.0 if divergence.kind == "reverse_kl" else 0.0
 
 
 def _relative_entropies(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
-  """The summands p (log p − log q) of KL(p‖q)."""
+  """Returns the summands p (log p − log q) of KL(p‖q)."""
   return product(jnp.exp(log_p), log_p - log_q)
 
 
 def _jensen_shannon(
   student: jax.Array, teacher: jax.Array, weight: float
 ) -> jax.Array:
-  """Summands of the Jensen-Shannon family. Shape `[..., C]`."""
+  """Returns summands of the Jensen-Shannon family. Shape `[..., C]`."""
   if weight == 0:
     return _relative_entropies(teacher, student)
   if weight == 1:
@@ -357,8 +358,9 @@ def _jensen_shannon(
 def _log_mixture(
   student: jax.Array, teacher: jax.Array, weight: float
 ) -> jax.Array:
-  """log m, m = (1−w) s + w t; any number where both are 0."""
-  # The logarithm of 0 + 0 has no finite slope; such a token counts for nothing.
+  """Returns log m, m = (1−w) s + w t; any number where both are 0."""
+  # The logarithm of 0 + 0 has no finite gradient. Such a token has weight 0, so
+  # that any finite number may take its place.
   both_exclude = (student == -jnp.inf) & (teacher == -jnp.inf)
   return jnp.logaddexp(
     jnp.where(both_exclude, 0.0, student) + math.log1p(-weight),
@@ -369,14 +371,14 @@ def _log_mixture(
 def _top_k(
   logits: jax.Array, top_k: int, top_k_fn: TopKFn = jax.lax.top_k
 ) -> tuple[jax.Array, jax.Array]:
-  # Top-k puts 0.0 before −0.0, of which a comparison knows nothing.
+  # Top-k puts 0.0 before −0.0, but a comparison takes them as equal.
   return top_k_fn(jnp.where(logits == 0, 0.0, logits), top_k)
 
 
 def _on_kept(
   logits: jax.Array, indices: jax.Array, others: jax.Array, *, tail: bool
 ) -> jax.Array:
-  """Log-probabilities of the kept tokens, and of the others as one bucket."""
+  """Returns log-probabilities of the kept tokens, and of the others' bucket."""
   kept = jnp.take_along_axis(logits, indices, axis=-1)
   if not tail:
     return jax.nn.log_softmax(kept)

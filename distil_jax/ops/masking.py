@@ -1,4 +1,4 @@
-"""Averages over the tokens that count, wherever in a sequence they stand."""
+"""Masks, averages and groups, over the tokens and sequences that count."""
 
 from typing import Literal
 
@@ -10,14 +10,14 @@ Aggregation = Literal["token_mean", "sequence_mean"]
 
 
 def counted_tokens(mask: jax.Array, sample_mask: jax.Array | None) -> jax.Array:
-  """1 at the tokens that count of the sequences that count.
+  """Returns 1 at the tokens that count of the sequences that count.
 
   Args:
     mask: 1 where the token counts. Shape `[B, T]`.
-    sample_mask: 1 where the sequence counts; None: all do. Shape `[B]`.
+    sample_mask: 1 where the sequence counts; None means all. Shape `[B]`.
 
   Returns:
-    in the mask's dtype. Shape `[B, T]`.
+    In the mask's dtype. Shape `[B, T]`.
   """
   if sample_mask is None:
     return mask
@@ -29,9 +29,9 @@ def counted_tokens(mask: jax.Array, sample_mask: jax.Array | None) -> jax.Array:
 def aggregation_weights(
   mask: jax.Array, sample_mask: jax.Array | None, *, aggregation: Aggregation
 ) -> jax.Array:
-  """Weights w with which Σ w·loss is the average over a whole batch.
+  """Returns weights w with which Σ w·loss is the average over a batch.
 
-  As the weights are known before any loss is, a batch can be cut into
+  The weights are known before any loss is, so a batch can be cut into
   micro-batches or over devices without changing the sum.
 
     token_mean      w = m / Σ m                    m = mask · sample_mask
@@ -41,7 +41,7 @@ def aggregation_weights(
 
   Args:
     mask: 1 where the token counts. Shape `[B, T]`.
-    sample_mask: 1 where the sequence counts; None: all do. Shape `[B]`.
+    sample_mask: 1 where the sequence counts; None means all. Shape `[B]`.
     aggregation: which average.
 
   Returns:
@@ -59,17 +59,17 @@ def aggregation_weights(
 
 
 def where_counts(x: jax.Array, mask: jax.Array) -> jax.Array:
-  """`x` where the token counts, else 0, even if `x` is not finite there.
+  """Returns `x` where the token counts, else 0, even if `x` is not finite.
 
-  A product with the mask would let NaN at padding through. In float32 or, if
-  `x` has it, more.
+  A product with the mask would let NaN at padding through. The result is
+  float32, or wider if `x` is.
   """
   x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
   return jnp.where(mask.astype(bool), x, 0.0)
 
 
 def split_groups(values: jax.Array, group_size: int) -> jax.Array:
-  """Cuts a batch into its groups.
+  """Splits a batch into its groups.
 
   Args:
     values: the members of a group in a row. Shape `[B, ...]`.

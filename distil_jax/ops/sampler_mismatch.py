@@ -1,7 +1,7 @@
-"""How far a sampler's log-probabilities are from those of the training pass.
+"""Measures how far the sampler's log-probabilities are from training's.
 
-Both are of the same tokens under the same parameters: what lies between is
-rounding, unless one of the two computes something else.
+Both are of the same tokens under the same parameters. They differ by rounding
+only, unless one of the two computes something else.
 """
 
 import chex
@@ -14,17 +14,17 @@ from distil_jax.ops import masking
 
 @struct.dataclass
 class Mismatch:
-  """Over the tokens of a slice; parts of a batch are put together by `merge`.
+  """Sums over the tokens of a slice; `merge` adds slices of a batch.
 
     d = log π_training − log π_sampled
 
   Attributes:
-    distance: Σ |d|, nats. Scalar, as all of them.
+    distance: Σ |d|, nats. Scalar, like the others.
     divergence: Σ (exp d − 1 − d), nats. Each is at least 0, and the mean over
       what was sampled is KL(sampler‖training), see Schulman, "Approximating KL
       divergence", http://joschu.net/blog/kl-approx.html.
     largest: max |d|, nats; 0 without tokens.
-    count: tokens.
+    count: number of tokens.
   """
 
   distance: jax.Array
@@ -36,16 +36,16 @@ class Mismatch:
 def measure(
   log_probs: jax.Array, old_log_probs: jax.Array, mask: jax.Array
 ) -> Mismatch:
-  """The mismatch of some tokens; a number for the log, without gradient.
+  """Returns the mismatch of the tokens that count, without gradient.
 
   Args:
-    log_probs: of the training pass, nats. Shape `[B, T]`.
-    old_log_probs: of the sampler, nats. Shape `[B, T]`.
+    log_probs: from the training pass, nats. Shape `[B, T]`.
+    old_log_probs: from the sampler, nats. Shape `[B, T]`.
     mask: 1 where the token counts. Shape `[B, T]`.
   """
   chex.assert_rank([log_probs, old_log_probs, mask], 2)
   chex.assert_equal_shape([log_probs, old_log_probs, mask])
-  # Masked one by one: the difference of two infinities is no number.
+  # Masked one by one: the difference of two infinities is NaN.
   now, old = (
     masking.where_counts(jax.lax.stop_gradient(x), mask)
     for x in (log_probs, old_log_probs)
@@ -54,7 +54,8 @@ def measure(
   sizes = jnp.abs(differences)
   return Mismatch(
     distance=jnp.sum(sizes),
-    # exp(d) − 1 would lose all digits of what is as small as rounding.
+    # expm1, because exp(d) − 1 would lose all digits of differences as small
+    # as rounding.
     divergence=jnp.sum(jnp.expm1(differences) - differences),
     largest=jnp.max(sizes, initial=0.0),
     count=jnp.sum(mask).astype(jnp.float32),
@@ -62,7 +63,7 @@ def measure(
 
 
 def merge(one: Mismatch, other: Mismatch) -> Mismatch:
-  """The mismatch of two slices together."""
+  """Returns the mismatch of two slices together."""
   return Mismatch(
     distance=one.distance + other.distance,
     divergence=one.divergence + other.divergence,
@@ -72,7 +73,7 @@ def merge(one: Mismatch, other: Mismatch) -> Mismatch:
 
 
 def metrics(mismatch: Mismatch) -> dict[str, jax.Array]:
-  """As it stands in the log, nats; 0 without tokens."""
+  """Returns the metrics to log, nats; 0 without tokens."""
   count = jnp.maximum(mismatch.count, 1.0)
   return {
     "mismatch/mean": mismatch.distance / count,

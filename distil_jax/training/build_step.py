@@ -48,7 +48,7 @@ def train_step(
     `(state, batch) -> (state, metrics)`, see `train_step.train_step`.
 
   Raises:
-    ConfigError: the teacher cannot tell what the objective asks.
+    ConfigError: the teacher cannot give what the objective needs.
     ValueError: a size does not divide another.
   """
   mini_batch_size = mini_batch_size or num_sequences

@@ -1,8 +1,8 @@
-"""Whether a teacher that moves can still read the feedback.
+"""Watches whether a moving teacher can still read the feedback.
 
 A moving average of a student that never reads feedback may forget how to. So
-now and then the teacher answers, feedback before it, and is compared with what
-it could do at the start.
+now and then the teacher answers problems with their feedback in its prompt, and
+its accuracy is compared with that at the start.
 """
 
 from typing import Any
@@ -11,19 +11,20 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-# Looks that the start is the mean of, and about as many that count later.
+# The first looks, whose mean is the start's accuracy. Later looks are averaged
+# over about as many.
 NUM_LOOKS = 5
 
 
 @struct.dataclass
 class GuardState:
-  """What is known of the teacher. Scalars.
+  """Holds the guard's observations of the teacher. Scalars.
 
   Attributes:
-    num_looks: how often it was looked at, int32.
-    start: its accuracy over the first `NUM_LOOKS` looks.
-    accuracy: its accuracy of late: a moving average.
-    is_holding: whether it may not follow the student.
+    num_looks: number of looks at the teacher, int32.
+    start: mean accuracy over the first `NUM_LOOKS` looks.
+    accuracy: moving average of the accuracy.
+    is_holding: True while the teacher may not follow the student.
   """
 
   num_looks: Any
@@ -33,6 +34,7 @@ class GuardState:
 
 
 def init_state() -> GuardState:
+  """Returns the state before the first look."""
   return GuardState(
     num_looks=jnp.int32(0),
     start=jnp.float32(0),
@@ -48,15 +50,15 @@ def look(
   *,
   margin: float,
 ) -> GuardState:
-  """Takes note of one look at the teacher.
+  """Returns the state after one more look at the teacher.
 
   The first looks all count the same, later ones by a moving average. The
-  teacher is held while its accuracy is more than the margin below its start.
+  teacher is held while its accuracy is more than the margin below the start's.
 
   Args:
     state: before this look.
-    num_correct: right answers.
-    num_answers: answers; with none of them nothing changes.
+    num_correct: number of correct answers.
+    num_answers: number of answers; without any nothing changes.
     margin: how far the accuracy may fall.
   """
   seen = num_correct / jnp.maximum(num_answers, 1)

@@ -1,4 +1,4 @@
-"""The training state and where its arrays live."""
+"""Defines the training state and how its arrays are sharded."""
 
 from typing import Any, Literal
 
@@ -13,19 +13,19 @@ from distil_jax.training import teacher_guard
 
 @struct.dataclass
 class TrainState:
-  """Everything that one step hands to the next; or, in place of each array,
-  its sharding or its shape.
+  """Everything that one training step hands to the next.
+
+  A tree of shardings or of shapes has the same fields.
 
   Attributes:
     step: training steps done. Scalar, int32.
     params: the student's.
-    teacher_params: EMA or frozen parameters; None where the teacher is the
+    teacher_params: EMA or frozen parameters; None if the teacher is the
       current student, or there is none.
-    opt_state: optax's.
+    opt_state: the optimizer's.
     key: raw key data of the run; each step folds its number in. uint32.
-    guard: what is known of a guarded teacher; None without a guard.
-    initial_params: where a guarded teacher goes back to; None where it does
-      not.
+    guard: the state of the teacher's guard; None without a guard.
+    initial_params: what a guarded teacher goes back to; None if it does not.
   """
 
   step: Any
@@ -45,7 +45,17 @@ def init_state(
   seed: int,
   guard_action: Literal["freeze", "roll_back"] | None = None,
 ) -> TrainState:
-  """State before the first step; the teacher starts at the initial weights."""
+  """Returns the state before the first step.
+
+  The teacher starts at the initial weights.
+
+  Args:
+    params: the student's initial parameters.
+    optimizer: from `make_optimizer`.
+    keeps_teacher: whether the teacher has parameters of its own.
+    seed: of the run's key.
+    guard_action: what the teacher's guard does; None means no guard.
+  """
 
   def copied(is_kept):
     # Copied, not shared: the step donates its state, and a buffer can be
@@ -56,7 +66,8 @@ def init_state(
     step=jnp.int32(0),
     params=params,
     teacher_params=copied(keeps_teacher),
-    # Moments in float32 even where the parameters are not.
+    # Moments are float32 even if the parameters are not: in bfloat16 the second
+    # moment would stop moving.
     opt_state=optimizer.init(
       jax.tree.map(lambda p: p.astype(jnp.float32), params)
     ),
@@ -71,9 +82,9 @@ def state_shardings(
   mesh: jax.sharding.Mesh,
   optimizer: optax.GradientTransformation,
 ) -> TrainState:
-  """`NamedSharding` of each array of the state, same tree.
+  """Returns the `NamedSharding` of each array of the state, as the same tree.
 
-  Moments live where their parameters live; the rest is on every device.
+  Moments are sharded like their parameters; the rest is on every device.
   """
   params = decoder.shardings(mesh, state.params)
   replicated = sharding.sharding(mesh)
@@ -87,7 +98,7 @@ def state_shardings(
     teacher_params=kept(state.teacher_params),
     opt_state=optax.tree_utils.tree_map_params(
       optimizer,
-      lambda _, place: place,
+      lambda _, of_param: of_param,
       state.opt_state,
       params,
       transform_non_params=lambda _: replicated,
