@@ -244,9 +244,7 @@ def _dense_teacher(
 
 
 def _top_k_fn(params: decoder.Params, batch: TrainBatch) -> TopKFn:
-  rows, columns = _logits_axes(
-    batch.completion_ids, layers.unembedding(params)
-  )
+  rows, columns = _logits_axes(batch.completion_ids, layers.unembedding(params))
   return functools.partial(sharding.top_k, batch=rows, vocab=columns)
 
 
