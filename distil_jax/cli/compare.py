@@ -9,7 +9,8 @@ from distil_jax.cli.options import add_command, add_common
 
 
 def add_parser(commands) -> None:
-  text = "objectives against each other on small families of problems"
+  """Adds the command to the parser."""
+  text = "compare objectives on small families of problems"
   command = add_command(commands, "compare", text)
   command.add_argument(
     "config", metavar="CONFIG", help="a YAML file; see configs/comparison/"
@@ -19,24 +20,26 @@ def add_parser(commands) -> None:
       f"--{name}",
       action="append",
       default=[],
-      help=f"only this {name}; may be repeated",
+      metavar="NAME",
+      help=f"run only this {name}; may be repeated",
     )
   command.add_argument(
     "--report",
     action="store_true",
-    help="run nothing; write the report of the trials that are there",
+    help="run no trial; write the report of the finished ones",
   )
   command.add_argument(
     "--gradients",
     action="store_true",
-    help="run no trial; measure how well gradients are estimated at the base",
+    help="run no trial; measure the noise of the gradients at the base model",
   )
   add_common(
     command,
     run,
-    "settings, for example seeds=3 families.early.num_steps=200",
+    "settings that replace those of the file, for example seeds=3 "
+    "families.early.num_steps=200",
   )
-  # For the processes that the command itself starts.
+  # The command itself starts processes with this option.
   command.add_argument(
     "--no-report", action="store_true", help=argparse.SUPPRESS
   )
@@ -88,7 +91,7 @@ def _comparison(arguments: argparse.Namespace) -> Any:
     if getattr(arguments, option) and (arguments.family or arguments.arm):
       raise configs.ConfigError(
         f"--{option} is for all families and arms of the config; leave "
-        "--family and --arm away"
+        "out --family and --arm"
       )
   if arguments.report and arguments.gradients:
     raise configs.ConfigError(
@@ -104,7 +107,7 @@ def _comparison(arguments: argparse.Namespace) -> Any:
     for value in getattr(arguments, name):
       if value not in known:
         raise configs.ConfigError(
-          f"--{name} {value} is not one of {sorted(known)}"
+          f"--{name} {value} is not in the config, which has {sorted(known)}"
         )
   return comparison
 

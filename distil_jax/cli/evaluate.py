@@ -15,7 +15,7 @@ from distil_jax.cli.options import (
 def add_parser(commands) -> None:
   """Adds the command to the parser."""
   command = add_command(
-    commands, "evaluate", "held-out accuracy of the last checkpoint"
+    commands, "evaluate", "print the held-out accuracy of the last checkpoint"
   )
   command.add_argument("config", metavar="CONFIG", help=CONFIG_HELP)
   add_launch(command)
@@ -23,6 +23,7 @@ def add_parser(commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+  """Evaluates the last checkpoint and prints a table."""
   config = configs.load(arguments.config, arguments.overrides)
   import jax
 
@@ -31,14 +32,16 @@ def run(arguments: argparse.Namespace) -> int:
   from distil_jax.training.logging.progress import Progress
 
   run_checks.check_same_command("evaluate", config)
-  judge = trainer.Trainer(config)
+  loaded = trainer.Trainer(config)
   is_shown = jax.process_index() == 0
   progress = Progress(None, is_shown=is_shown)
-  with jax.set_mesh(judge.mesh), progress:
-    step, params = judge.trained_params()
+  with jax.set_mesh(loaded.mesh), progress:
+    step, params = loaded.trained_params()
     if step == 0:
-      progress.message(f"no checkpoint in {config.run_directory}: base model")
-    values = judge.evaluate(params, progress, f"evaluating step {step}")
+      progress.message(
+        f"no checkpoint in {config.run_directory}: evaluating the base model"
+      )
+    values = loaded.evaluate(params, progress, f"evaluating step {step}")
   if is_shown:
     print(f"{config.run_directory}, step {step}")
     print(tables.evaluation_table(values))

@@ -18,12 +18,15 @@ def add_parser(commands) -> None:
     commands, "export", "write the last checkpoint as a Hugging Face folder"
   )
   command.add_argument("config", metavar="CONFIG", help=CONFIG_HELP)
-  command.add_argument("directory", metavar="DIRECTORY")
+  command.add_argument(
+    "directory", metavar="DIRECTORY", help="the folder to write"
+  )
   add_launch(command)
   add_common(command, run, OVERRIDES_HELP)
 
 
 def run(arguments: argparse.Namespace) -> int:
+  """Writes the policy of the last checkpoint in the Hugging Face format."""
   config = configs.load(arguments.config, arguments.overrides)
   import dataclasses
 
@@ -33,14 +36,15 @@ def run(arguments: argparse.Namespace) -> int:
 
   if "=" in arguments.directory:
     raise configs.ConfigError(
-      f"DIRECTORY comes before the settings, got {arguments.directory!r}"
+      f"DIRECTORY comes before the settings, got {arguments.directory!r}; "
+      "put the settings last"
     )
   command = f"export to {arguments.directory}"
   run_checks.check_same_command(command, config)
-  owner = trainer.Trainer(config)
-  with jax.set_mesh(owner.mesh):
-    step, params = owner.trained_params()
-    dataclasses.replace(owner.policy, params=params).save(arguments.directory)
+  loaded = trainer.Trainer(config)
+  with jax.set_mesh(loaded.mesh):
+    step, params = loaded.trained_params()
+    dataclasses.replace(loaded.policy, params=params).save(arguments.directory)
   if jax.process_index() == 0:
     print(f"step {step} of {config.run_directory} -> {arguments.directory}")
   return 0

@@ -1,4 +1,4 @@
-"""`distil-jax`: argv to config to one of the conductors."""
+"""The entry point of `distil-jax`: parses the command line and runs it."""
 
 import argparse
 import logging
@@ -9,6 +9,7 @@ import traceback
 import warnings
 from collections.abc import Sequence
 
+from distil_jax import __version__
 from distil_jax.cli import (
   compare,
   evaluate,
@@ -20,17 +21,21 @@ from distil_jax.cli import (
 )
 from distil_jax.distributed import launch, signals
 
-# In the order of the help page.
+# The help lists them in this order.
 _COMMANDS = (train, evaluate, export, generate, plan, compare, sandbox)
 
-_as_python_does = warnings.showwarning
+_show_as_python_does = warnings.showwarning
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs a command; returns the exit status.
+  """Runs a command.
 
   Args:
-    argv: its words; None: those of this process, which an interruption ends.
+    argv: the arguments; None takes those of this process, and then an
+      interrupt ends the process.
+
+  Returns:
+    The exit status: 0; 1 after an error; 130 after an interrupt.
   """
   status = _status(argv)
   if argv is None and status == signals.EXIT_STATUS:
@@ -40,15 +45,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _status(argv: Sequence[str] | None) -> int:
   arguments = parse_arguments(argv)
-  # What orbax has to say below an error is not for the user of a command.
+  # orbax logs details below an error that do not help the user of a command.
   logging.getLogger("absl").setLevel(logging.ERROR)
   warnings.showwarning = _show_warning
   try:
     with signals.raised():
-      place = _place(arguments)
-      if place is None:
+      process = _find_process(arguments)
+      if process is None:
         return arguments.run(arguments)
-      return _run_together(arguments, place)
+      return _run_together(arguments, process)
   except KeyboardInterrupt:
     print("distil-jax: interrupted", file=sys.stderr)
     return signals.EXIT_STATUS
@@ -59,45 +64,48 @@ def _status(argv: Sequence[str] | None) -> int:
     return 1
 
 
-def _show_warning(message, category, filename, *place, **more) -> None:
-  """Of our own the words alone, and not where in the code they are said."""
+def _show_warning(message, category, filename, *position, **more) -> None:
+  """Shows this package's warnings without the place in the code."""
   is_ours = pathlib.Path(filename).is_relative_to(
     pathlib.Path(__file__).parents[1]
   )
   if is_ours and issubclass(category, UserWarning):
     print(f"distil-jax: {message}", file=sys.stderr, flush=True)
   else:
-    _as_python_does(message, category, filename, *place, **more)
+    _show_as_python_does(message, category, filename, *position, **more)
 
 
-def _place(arguments: argparse.Namespace) -> launch.ProcessSpec | None:
-  """Of this process; None where it is alone."""
+def _find_process(arguments: argparse.Namespace) -> launch.ProcessSpec | None:
+  """Returns which of several processes this is; None if it is alone."""
   if arguments.run is sandbox.run:
     return None
-  place = launch.find(
+  process = launch.find(
     os.environ,
     coordinator=getattr(arguments, "coordinator", None),
     num_processes=getattr(arguments, "num_processes", None),
     process_id=getattr(arguments, "process_id", None),
   )
-  if place is not None and arguments.run in (generate.run, compare.run):
+  if process is not None and arguments.run in (generate.run, compare.run):
     raise launch.LaunchError(
-      f"this is {place}, but this command runs in one: start it on a single "
-      "host, without the cluster's launcher; to ask what several hosts have "
-      "trained, export it and name the folder with model.directory and --base"
+      f"this is {process}, but this command runs in one process: start it on a "
+      "single host, without the cluster's launcher; to ask what several hosts "
+      "have trained, export it and give the folder as model.directory, with "
+      "--base"
     )
-  return place
+  return process
 
 
 def _run_together(
-  arguments: argparse.Namespace, place: launch.ProcessSpec
+  arguments: argparse.Namespace, process: launch.ProcessSpec
 ) -> int:
-  """The command as one of several processes; see `processes.joined`."""
+  """Runs the command as one of several; see `process_group.joined`."""
   from distil_jax.distributed import process_group
 
   status = 1
   try:
-    with process_group.joined(place, timeout=arguments.initialization_timeout):
+    with process_group.joined(
+      process, timeout=arguments.initialization_timeout
+    ):
       return arguments.run(arguments)
   except process_group.Stopped as error:
     print(f"distil-jax: {process_group.label()}{error}", file=sys.stderr)
@@ -116,11 +124,11 @@ def _run_together(
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-  """The command line; settings may stand before and after options."""
+  """Parses the command line; settings may stand before and after options."""
   parser = build_parser()
   arguments, rest = parser.parse_known_args(argv)
   if arguments.run is generate.run:
-    # A text with a space is no option, for argparse neither.
+    # Like argparse, take a text with a space for a prompt and not an option.
     unknown = [t for t in rest if t.startswith("-") and " " not in t]
   else:
     unknown = [t for t in rest if t.startswith("-") or "=" not in t]
@@ -135,6 +143,9 @@ def build_parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
     prog="distil-jax",
     description="Train language models from rich feedback.",
+  )
+  parser.add_argument(
+    "--version", action="version", version=f"distil-jax {__version__}"
   )
   commands = parser.add_subparsers(required=True, metavar="COMMAND")
   for command in _COMMANDS:

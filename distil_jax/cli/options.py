@@ -4,14 +4,16 @@ import argparse
 import re
 from collections.abc import Callable
 
-CONFIG_HELP = "a YAML file; see configs/"
-
-
-OVERRIDES_HELP = "settings, for example optimizer.learning_rate=1e-4"
+CONFIG_HELP = "the run's settings, a YAML file; see configs/"
+OVERRIDES_HELP = (
+  "settings that replace those of the file, for example "
+  "optimizer.learning_rate=1e-4"
+)
 
 
 def add_command(commands, name: str, text: str) -> argparse.ArgumentParser:
-  # Abbreviated, an option that is not in the help could be meant.
+  """Adds a command to the parser; `text` is its line in the help."""
+  # An abbreviation could match an option that the user did not mean.
   return commands.add_parser(
     name, help=text, description=text, allow_abbrev=False
   )
@@ -23,7 +25,14 @@ def add_common(
   overrides: str,
   metavar: str = "key=value",
 ) -> None:
-  """What every command ends with."""
+  """Adds the arguments that every command has, and what runs the command.
+
+  Args:
+    command: the command's parser.
+    run: takes the parsed arguments and returns the exit status.
+    overrides: help text of the settings.
+    metavar: name of the settings in the help.
+  """
   command.add_argument("overrides", nargs="*", metavar=metavar, help=overrides)
   command.add_argument(
     "--debug", action="store_true", help="show the traceback of an error"
@@ -32,6 +41,7 @@ def add_common(
 
 
 def add_launch(command: argparse.ArgumentParser) -> None:
+  """Adds the options of a command that can run as several processes."""
   group = command.add_argument_group(
     "several hosts",
     "Start the same command on every host; see docs/guides/several_hosts.md. "
@@ -40,38 +50,47 @@ def add_launch(command: argparse.ArgumentParser) -> None:
   group.add_argument(
     "--coordinator",
     metavar="HOST:PORT",
-    help="of process 0, as the others reach it (JAX_COORDINATOR_ADDRESS)",
+    help="address at which the others reach process 0 "
+    "(default: JAX_COORDINATOR_ADDRESS)",
   )
   group.add_argument(
     "--num-processes",
     type=positive,
     metavar="N",
-    help="of all hosts; 1 runs on this one alone (JAX_NUM_PROCESSES)",
+    help="number of processes on all hosts; 1 runs on this host alone "
+    "(default: JAX_NUM_PROCESSES)",
   )
   group.add_argument(
     "--process-id",
     type=seed,
     metavar="I",
-    help="which one this is, from 0 (JAX_PROCESS_ID)",
+    help="number of this process, from 0 (default: JAX_PROCESS_ID)",
   )
   group.add_argument(
     "--initialization-timeout",
     type=positive,
     default=60,
     metavar="SECONDS",
-    help="until all processes must have come (default: 60)",
+    help="time within which all processes must have started (default: 60)",
   )
 
 
 def positive(text: str) -> int:
+  """Parses a whole number of at least 1."""
   return whole(text, 1, 2**31 - 1)
 
 
 def seed(text: str) -> int:
+  """Parses a seed, a whole number from 0."""
   return whole(text, 0, 2**32 - 1)
 
 
 def whole(text: str, least: int, most: int) -> int:
+  """Parses a whole number between two limits.
+
+  Raises:
+    ArgumentTypeError: the text is anything else; argparse shows the message.
+  """
   if not re.fullmatch(r"-?[0-9]{1,12}", text) or not least <= int(text) <= most:
     raise argparse.ArgumentTypeError(
       f"must be a whole number from {least} to {most}, got {text!r}"

@@ -13,23 +13,26 @@ from distil_jax.cli.options import (
 
 
 def add_parser(commands) -> None:
-  text = "what a run takes on hardware that need not be here"
+  """Adds the command to the parser."""
+  text = "estimate memory and time of a run on hardware that need not be here"
   command = add_command(commands, "plan", text)
   command.add_argument("config", metavar="CONFIG", help=CONFIG_HELP)
   command.add_argument(
     "--topology",
     metavar="NAME",
-    help="TPU chips as v5p:2x2x2 or v5p-16 (default: the devices at hand)",
+    help="TPU chips, such as v5p:2x2x2 or v5p-16 (default: the devices of this "
+    "machine)",
   )
   command.add_argument(
     "--num-params-from",
     metavar="FILE",
-    help="a config.json with the sizes of the network (default: the model's)",
+    help="a config.json with the sizes of the network (default: that of the "
+    "config's model)",
   )
   command.add_argument(
     "--search",
     action="store_true",
-    help="try meshes and micro-batches, and rank those that fit",
+    help="try meshes and micro-batches and rank those that fit",
   )
   command.add_argument(
     "--candidates",
@@ -47,6 +50,7 @@ def add_parser(commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+  """Prints the estimate of one run, or the ranking of a search."""
   config = configs.load(arguments.config, arguments.overrides)
   from distil_jax.planning import hardware as planning_hardware
   from distil_jax.planning import mesh_search, planner, report

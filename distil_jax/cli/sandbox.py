@@ -7,38 +7,44 @@ from distil_jax.cli.options import add_command, positive
 
 
 def add_parser(commands) -> None:
-  text = "run the programs of other machines, see sandbox.kind=remote"
+  """Adds the command to the parser."""
+  text = "run programs for machines whose config has sandbox.kind=remote"
   command = add_command(commands, "sandbox", text)
   command.add_argument(
     "--host",
     default="127.0.0.1",
     metavar="ADDRESS",
-    help="where to listen; whoever can reach it can run programs here "
-    "(default: this machine alone)",
+    help="address to listen at; whoever reaches it can run programs here "
+    "(default: 127.0.0.1, this machine alone)",
   )
   command.add_argument(
-    "--port", type=int, default=8765, metavar="N", help="(default: 8765)"
+    "--port",
+    type=int,
+    default=8765,
+    metavar="N",
+    help="port to listen at (default: 8765)",
   )
   command.add_argument(
     "--workers",
     type=positive,
     metavar="N",
-    help="programs at once (default: as many as there are cores)",
+    help="number of programs at once (default: the number of cores)",
   )
   command.add_argument(
     "--python",
     metavar="PATH",
-    help="the interpreter they run in (default: this one without its packages)",
+    help="interpreter of the programs (default: this one without packages)",
   )
   command.add_argument(
     "--packages",
     metavar="FOLDER",
-    help="packages that they may import, made by `pip install --target`",
+    help="packages that they can import, made by `pip install --target`",
   )
   command.add_argument(
     "--weak",
     action="store_true",
-    help="do not keep them apart from this machine: they can read what you can",
+    help="do not isolate programs from this machine: they can read what you "
+    "can",
   )
   command.add_argument(
     "--debug", action="store_true", help="show the traceback of an error"
@@ -47,11 +53,14 @@ def add_parser(commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+  """Runs programs that other machines send, until it is interrupted."""
   from distil_jax.envs import sandbox
   from distil_jax.envs.sandbox import serving
 
   if arguments.overrides:
-    raise configs.ConfigError(f"{arguments.overrides[0]} is no option here")
+    raise configs.ConfigError(
+      f"this command takes no settings, got {arguments.overrides[0]}"
+    )
   with (
     sandbox.make(
       "weak" if arguments.weak else "bubblewrap",

@@ -417,6 +417,13 @@ def test_unknown_command_is_refused(capsys):
   assert "trian" in capsys.readouterr().err
 
 
+def test_version_is_that_of_the_package(capsys):
+  with pytest.raises(SystemExit) as ended:
+    main.main(["--version"])
+  assert ended.value.code == 0
+  assert capsys.readouterr().out == f"distil-jax {dj.__version__}\n"
+
+
 def test_debug_shows_where_an_error_comes_from(tmp_path):
   with pytest.raises(ValueError, match="no config file"):
     main.main(["train", str(tmp_path / "nowhere.yaml"), "--debug"])

@@ -55,7 +55,7 @@ def compare(folder, *arguments):
       ["families.words.config=nowhere.yaml", "no config file"],
     ),
     (["--report"], ["no trials in", "run the comparison first"]),
-    (["--report", "--family=sparse"], ["leave --family and --arm away"]),
+    (["--report", "--family=sparse"], ["leave out --family and --arm"]),
   ],
 )
 def test_mistakes_name_place_and_cure(tmp_path, capsys, arguments, words):
@@ -248,6 +248,6 @@ def test_gradients_that_nobody_names(tmp_path, capsys):
   assert compare(tmp_path, "--gradients") == 1
   assert "name families and arms under `gradients`" in capsys.readouterr().err
   assert compare(tmp_path, "--gradients", "--arm=default") == 1
-  assert "leave --family and --arm away" in capsys.readouterr().err
+  assert "leave out --family and --arm" in capsys.readouterr().err
   assert compare(tmp_path, "--gradients", "--report") == 1
   assert "one at a time" in capsys.readouterr().err
