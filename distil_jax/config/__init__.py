@@ -1,8 +1,8 @@
-"""The one schema of a run: frozen models, one per section.
+"""The schema of a run: frozen pydantic models, one per section.
 
 A config is a YAML file plus dotted overrides (`optimizer.learning_rate=1e-4`).
-Every check of a setting lives here, names the key's path and says what would
-be right; an unknown key is an error with the nearest known name.
+Every check of a setting is here; its error names the key's path and says what
+would be right. An unknown key is an error that names the nearest known one.
 """
 
 from distil_jax.config.base import ConfigError, Section

@@ -1,4 +1,4 @@
-"""What every section of the schema is made of."""
+"""The base class and the number types of the schema's sections."""
 
 from typing import Annotated, Literal
 
@@ -15,7 +15,7 @@ DType = Literal["float32", "bfloat16"]
 
 
 class ConfigError(ValueError):
-  """A setting that cannot be used; the message names it and the cure."""
+  """The error of a setting that cannot be used; it names key and cure."""
 
 
 class Section(pydantic.BaseModel):

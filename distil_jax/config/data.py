@@ -8,9 +8,9 @@ from distil_jax.config.base import Positive, Section, Seed
 
 
 class DataConfig(Section):
-  """Problems: files, or `generated` where the environment makes its own.
+  """The problems: files, or `generated` if the environment makes its own.
 
-  `fields` maps the project's field names to those of the file, for example
+  `fields` maps our names of fields to those of the file, for example
   `{prompt: question, solution: answer}`.
   """
 

@@ -1,4 +1,4 @@
-"""From a YAML file and overrides to a `Config`, or to what is wrong."""
+"""Reads a YAML file and overrides into a `Config`, or explains the mistake."""
 
 import difflib
 import functools
@@ -21,8 +21,8 @@ def load(path: str | pathlib.Path, overrides: Sequence[str] = ()) -> Config:
   """Reads a YAML config and applies `section.key=value` overrides.
 
   Raises:
-    ConfigError: the file is missing or no mapping, a key is unknown, a value
-      does not fit. All problems are listed, one a line.
+    ConfigError: the file is missing or not a mapping, a key is unknown, or a
+      value does not fit. It lists all mistakes, one per line.
   """
   return load_as(Config, path, overrides)
 
@@ -30,11 +30,10 @@ def load(path: str | pathlib.Path, overrides: Sequence[str] = ()) -> Config:
 def load_as(
   schema: type[S], path: str | pathlib.Path, overrides: Sequence[str] = ()
 ) -> S:
-  """Reads any kind of YAML settings; see `load`.
+  """Reads YAML settings of any schema; see `load`.
 
   Raises:
-    ConfigError: the file is missing or no mapping, a key is unknown, a value
-      does not fit. All problems are listed, one a line.
+    ConfigError: as for `load`.
   """
   path = pathlib.Path(path)
   if not path.is_file():
@@ -66,9 +65,10 @@ def _validated(schema: type[S], tree: dict[str, Any], source: str) -> S:
 
 
 class _Loader(yaml.SafeLoader):
-  """YAML 1.2 floats: plain YAML 1.1 reads `1e-5` as a string.
+  """Reads YAML with the floats of YAML 1.2 and without duplicate keys.
 
-  A key that stands twice is an error: plain YAML drops the first in silence.
+  Plain YAML 1.1 reads `1e-5` as a string, and drops the first of two equal keys
+  silently.
   """
 
   def construct_mapping(self, node, deep=False):
@@ -77,7 +77,7 @@ class _Loader(yaml.SafeLoader):
       key = (name.tag, name.value)
       if key in seen:
         raise yaml.constructor.ConstructorError(
-          problem=f"{name.value!r} stands twice in one section; keep one",
+          problem=f"{name.value!r} appears twice in one section; keep one",
           problem_mark=name.start_mark,
         )
       seen.append(key)
@@ -98,7 +98,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
   *parents, leaf = key.split(".")
   for name in parents:
     child = tree.setdefault(name, {})
-    if child is None:  # `create: null` in the file, `create.width=8` here
+    if child is None:  # the file has `create: null`, this is `create.width=8`
       child = tree[name] = {}
     if not isinstance(child, dict):
       raise ConfigError(f"override {override!r}: {name} is not a section")
@@ -117,7 +117,7 @@ def _explain(schema: type[Section], detail) -> str:
       section = _dotted(schema, path[:-1])
       return (
         f"  {_dotted(schema, path)}: a setting of kind={others[0]}, not of "
-        f"kind={path[-2]}; drop it, or begin the section anew with "
+        f"kind={path[-2]}; drop it, or replace the whole section with "
         f"'{section}={{kind: {path[-2]}}}'"
       )
     known = _known_keys(schema, path[:-1])
@@ -128,7 +128,7 @@ def _explain(schema: type[Section], detail) -> str:
     return _explain_kind(schema, path, detail["ctx"]["tag"])
   message = detail["msg"].removeprefix("Value error, ")
   given = detail["input"]
-  # A whole section would only bury the message.
+  # The value of a whole section would bury the message.
   is_section = isinstance(given, dict | pydantic.BaseModel)
   value = "" if is_section else f", got {given!r}"
   where = f"{_dotted(schema, path)}: " if path else ""
@@ -136,27 +136,27 @@ def _explain(schema: type[Section], detail) -> str:
 
 
 def _explain_kind(schema: type[Section], path: list[str], kind: str) -> str:
-  members = _members(functools.reduce(_inside, path, schema))
+  members = _kinds_of(functools.reduce(_type_at, path, schema))
   known = [name for name in members if name != "own"]
   near = difflib.get_close_matches(kind, known, n=1)
   hint = f"did you mean {near[0]}?" if near else f"known: {known}"
   if "own" in members:
-    hint += " One of your own is module:function"
+    hint += ". Write one of your own as module:function"
   return f"  {_dotted(schema, path)}.kind: no kind {kind!r}; {hint}"
 
 
 def _dotted(schema: type[Section], path: list[str]) -> str:
-  """Drops the tag that a union by `kind` puts into the path."""
+  """Returns a dotted path without the kinds that a union puts into it."""
   kept, annotation = [], schema
   for part in path:
-    if part not in _members(annotation):
+    if part not in _kinds_of(annotation):
       kept.append(part)
-    annotation = _inside(annotation, part)
+    annotation = _type_at(annotation, part)
   return ".".join(kept)
 
 
 def _known_keys(schema: type[Section], path: list[str]) -> list[str]:
-  annotation = functools.reduce(_inside, path, schema)
+  annotation = functools.reduce(_type_at, path, schema)
   for member in (annotation, *typing.get_args(annotation)):
     if isinstance(member, type) and issubclass(member, pydantic.BaseModel):
       return sorted(member.model_fields)
@@ -164,8 +164,8 @@ def _known_keys(schema: type[Section], path: list[str]) -> list[str]:
 
 
 def _other_kinds(schema: type[Section], path: list[str]) -> list[str]:
-  """Kinds of the same union, other than the chosen one, that know the key."""
-  members = _members(functools.reduce(_inside, path[:-2], schema))
+  """Returns the other kinds of the same union that have the key."""
+  members = _kinds_of(functools.reduce(_type_at, path[:-2], schema))
   if len(path) < 2 or path[-2] not in members:
     return []
   return [
@@ -173,9 +173,9 @@ def _other_kinds(schema: type[Section], path: list[str]) -> list[str]:
   ]
 
 
-def _inside(annotation, part: str) -> Any:
-  """What a key of a section or of a dictionary holds; a kind of a union."""
-  members = _members(annotation)
+def _type_at(annotation, part: str) -> Any:
+  """Returns the type behind a key of a section or dictionary, or a kind."""
+  members = _kinds_of(annotation)
   if part in members:
     return members[part]
   if typing.get_origin(annotation) is dict:
@@ -184,8 +184,8 @@ def _inside(annotation, part: str) -> Any:
   return fields[part].annotation if part in fields else None
 
 
-def _members(annotation) -> dict[str, type]:
-  """The models of a union by their `kind`."""
+def _kinds_of(annotation) -> dict[str, type]:
+  """Returns the models of a union by their `kind`."""
   members = {}
   for member in typing.get_args(annotation):
     fields = getattr(member, "model_fields", {})

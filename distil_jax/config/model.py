@@ -45,8 +45,8 @@ class ModelConfig(Section):
   compute_dtype: DType = "float32"
   remat: Literal["none", "layer"] = "layer"
   attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
-  """Of whole sequences. `cudnn` is for CUDA GPUs, `splash` for TPUs, and `auto`
-  takes them there, where head size and dtype suit them."""
+  """Attention kernel for whole sequences. `cudnn` is for CUDA GPUs, `splash`
+  for TPUs; `auto` takes them there if head size and dtype allow it."""
   chat_template_kwargs: dict[str, Any] = pydantic.Field(
     default={"enable_thinking": False}
   )

@@ -11,15 +11,15 @@ class MeshConfig(Section):
   """Devices along each axis; one axis may be -1, which takes the rest."""
 
   data: int = 1
-  """Copies of the parameters; each has its part of a batch."""
+  """Copies of the parameters; each copy has its part of a batch."""
   fsdp: int = -1
-  """Cuts parameters, optimiser and teacher, and batches too."""
+  """Shards parameters, optimizer and teacher, and batches too."""
   context: int = 1
-  """Cuts the same, and sequences along time where they are scored and learned
-  from, for those too long for one device. Sampling takes it for more of
-  `fsdp`."""
+  """Shards the same, and also sequences along time when they are scored and
+  learned from, for sequences too long for one device. Sampling treats it as
+  more `fsdp`."""
   tensor: int = 1
-  """Cuts heads, MLP and vocabulary."""
+  """Shards heads, MLP and vocabulary."""
 
   @pydantic.model_validator(mode="after")
   def _sizes(self):
@@ -33,16 +33,18 @@ class MeshConfig(Section):
 
 
 class SamplingConfig(Section):
+  """How a token is drawn from the distribution of the next one."""
+
   temperature: Annotated[float, pydantic.Field(ge=0)] = 1.0
   top_k: Positive | None = None
   top_p: Fraction | None = None
   min_p: Fraction | None = None
-  """Leave out what is less probable than this share of the most probable."""
+  """Sample only tokens at least this share as probable as the most probable."""
 
   @pydantic.field_validator("temperature")
   @classmethod
   def _temperature(cls, value: float) -> float:
-    # Logits divided by less overflow, and the sampler would draw token 0.
+    # Logits divided by less overflow, so that the sampler would draw token 0.
     if 0 < value < 1e-6:
       raise ValueError("must be 0 (the most probable token) or at least 1e-6")
     return value
@@ -58,11 +60,11 @@ class RolloutConfig(SamplingConfig):
   stop: tuple[Annotated[str, pydantic.Field(min_length=1)], ...] = ()
   """Strings that end a completion when its text contains one of them."""
   num_slots: Positive | None = None
-  """Completions in flight at once, when sampling and when evaluating; the
-  others wait until one ends. null: all."""
+  """Completions in flight at once, in training and evaluation; the others wait
+  until one ends. null: all."""
   cache_dtype: DType | None = None
-  """Of keys and values; null: bfloat16 on accelerators, that of the activations
-  on a CPU."""
+  """Dtype of keys and values; null: bfloat16 on accelerators, that of the
+  activations on a CPU."""
   mesh: MeshConfig | None = None
-  """How the devices are arranged while sampling, where that is faster than as
-  in `mesh`; null: as there."""
+  """The mesh for sampling, if another one than `mesh` is faster; null: the
+  same."""

@@ -27,7 +27,7 @@ class ToolsConfig(Section):
 class PythonToolConfig(ToolsConfig):
   """Runs the last ```python block of a turn in the sandbox.
 
-  The blocks of the turns before run again first, without their output.
+  The blocks of earlier turns run again first, without their output.
   """
 
   kind: Literal["python"] = "python"

@@ -1,4 +1,4 @@
-"""The sections of a run, one per station; what is learned is apart."""
+"""Config sections of optimizer, training loop, evaluation and logging."""
 
 from typing import Annotated, Literal
 
@@ -42,19 +42,27 @@ class OptimizerConfig(Section):
 
 
 class TrainConfig(Section):
+  """Length, seed and folder of a run."""
+
   num_steps: Positive = 100
   seed: Seed = 0
-  run_directory: str | None = None  # null: runs/<name of the config file>
+  run_directory: str | None = None
+  """null: `runs/` and the name of the config file."""
 
 
 class EvaluationConfig(SamplingConfig):
-  """Held-out problems: avg@num_samples and pass@k for each k."""
+  """Evaluates on held-out problems: avg@num_samples, and pass@k for each k."""
 
-  every: NonNegative = 0  # steps; 0 evaluates only before and after
+  every: NonNegative = 0
+  """Steps between evaluations; 0 evaluates only before and after the run."""
   num_samples: Positive = 4
+  """Completions of each problem."""
   pass_at: tuple[Positive, ...] = (1, 4)
-  num_problems: Positive = 64  # in one batch of rollouts
-  max_completion_length: Positive | None = None  # null: the rollout's
+  """The values of k of pass@k."""
+  num_problems: Positive = 64
+  """Problems in one batch of rollouts."""
+  max_completion_length: Positive | None = None
+  """Tokens; null: `rollout.max_completion_length`."""
 
   @pydantic.model_validator(mode="after")
   def _pass_at(self):
@@ -70,18 +78,29 @@ class EvaluationConfig(SamplingConfig):
 
 
 class CheckpointConfig(Section):
-  every: Positive = 50  # steps; the last step is always saved
+  """When checkpoints are written, and whether a run goes on from them."""
+
+  every: Positive = 50
+  """Steps between checkpoints; the last step is always saved."""
   keep: Positive = 2
+  """Latest checkpoints to keep."""
   resume: bool = True
+  """false: refuse to start if the run folder has a checkpoint."""
 
 
 class LoggingConfig(Section):
-  every: Positive = 1  # steps between lines in metrics.jsonl
-  rollouts_every: NonNegative = 10  # steps between rollout samples; 0: never
+  """What a run writes into its folder."""
+
+  every: Positive = 1
+  """Steps between lines in `metrics.jsonl`."""
+  rollouts_every: NonNegative = 10
+  """Steps between pages of sampled completions; 0: never."""
   num_rollouts: Positive = 4
+  """Completions on a page."""
   tensorboard: bool = True
+  """Write TensorBoard files too."""
   mismatch_limit: Above | None = 0.05
-  """Nats a token between sampler and training step under the same parameters,
-  above which a run warns; null: never. Rounding explains about 1e-6 where
-  network and cache are float32, 1e-2 where one is bfloat16; at 0.05 every
+  """A run warns if sampler and training step differ by more nats per token
+  under the same parameters; null: never. Rounding explains about 1e-6 if
+  network and cache are float32, and 1e-2 if one is bfloat16; at 0.05 every
   probability is 5 % off."""

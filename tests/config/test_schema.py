@@ -169,7 +169,7 @@ def test_kind_chooses_the_section(tmp_path):
     ("a: [", ["not valid YAML"]),
     (
       "train: {seed: 1}\ntrain: {num_steps: 2}",
-      ["not valid YAML", "'train' stands twice", "line 2"],
+      ["not valid YAML", "'train' appears twice", "line 2"],
     ),
     ("optimizer: {learning_rate: .inf}", ["learning_rate", "finite"]),
     ("rollout: {group_size: 3000000000}", ["rollout.group_size", "less than"]),
@@ -233,7 +233,11 @@ def test_kind_chooses_the_section(tmp_path):
     ("objective: {kind: sdpo, alpha: 1.5}", ["objective.alpha", "got 1.5"]),
     (
       "teacher: {solution: none, feedback: never}",
-      ["teacher.solution=none", "teacher.feedback=never", "nothing to tell"],
+      [
+        "teacher.solution=none",
+        "teacher.feedback=never",
+        "nothing could be learned",
+      ],
     ),
     (
       "{objective: {kind: sdpo}, teacher: {feedback: never},"
@@ -271,11 +275,11 @@ SELF = "environment: {kind: self_evaluation, "
     ),
     (
       SELF + "of: {kind: calculator}}\nobjective: {kind: grpo}",
-      ["critiques that no teacher is told with objective.kind=grpo"],
+      ["critiques, but no teacher reads them with objective.kind=grpo"],
     ),
     (
       SELF + "of: {kind: calculator}}\nteacher: {feedback: never}",
-      ["teacher.feedback=never; give environment what environment.of has"],
+      ["teacher.feedback=never; set environment to what environment.of is"],
     ),
     (
       SELF
@@ -288,7 +292,7 @@ SELF = "environment: {kind: self_evaluation, "
       "environment: {kind: maths}",
       [
         "environment.kind: no kind 'maths'; did you mean math?",
-        "your own is module:function",
+        "your own as module:function",
       ],
     ),
     ("tools: {kind: pyton}", ["tools.kind: no kind 'pyton'", "mean python?"]),

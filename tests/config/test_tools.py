@@ -71,7 +71,7 @@ def test_ones_own_has_its_settings_beside_those_of_every_tool(tmp_path):
     ),
     (
       "{tools: {max_output_tokens: 64}, teacher: {parameters: ema, guard: {}}}",
-      ["teacher.guard", "without tools=python", "tools=null"],
+      ["teacher.guard", "with tools=python", "tools=null"],
     ),
     (
       "tools: {max_output_tokens: 64, seconds: 30}",

@@ -1,0 +1,159 @@
+"""Checks of what must hold between the sections of a config.
+
+Each check takes the sections that it compares and raises a ValueError with the
+paths of the keys, their values and the cure.
+"""
+
+from typing import Any
+
+from distil_jax.config.data import DataConfig
+from distil_jax.config.environments import CodeConfig, JudgingConfig
+from distil_jax.config.objectives import ObjectiveConfig
+from distil_jax.config.rollout import RolloutConfig
+from distil_jax.config.teacher import TeacherConfig
+from distil_jax.config.tools import PythonToolConfig, ToolConfig
+from distil_jax.config.training import EvaluationConfig, OptimizerConfig
+
+
+def check_batch_sizes(
+  rollout: RolloutConfig, optimizer: OptimizerConfig
+) -> None:
+  """Checks that mini-batches and micro-batches divide what they cut."""
+  num_sequences = rollout.num_problems * rollout.group_size
+  mini = optimizer.mini_batch_size
+  sequences = (
+    f"{num_sequences} sequences of a step (rollout.num_problems="
+    f"{rollout.num_problems} x rollout.group_size={rollout.group_size})"
+  )
+  if mini and (num_sequences % mini or mini % rollout.group_size):
+    raise ValueError(
+      f"optimizer.mini_batch_size={mini} must divide the {sequences}, and be "
+      "a multiple of the group size, because an update learns from whole groups"
+    )
+  micro = optimizer.micro_batch_size
+  if micro and (mini or num_sequences) % micro:
+    whole = f"optimizer.mini_batch_size={mini}" if mini else f"the {sequences}"
+    raise ValueError(f"optimizer.micro_batch_size={micro} must divide {whole}")
+
+
+def check_groups(objective: ObjectiveConfig, rollout: RolloutConfig) -> None:
+  """Checks that an objective that compares siblings has some."""
+  if rollout.group_size >= 2:
+    return
+  needs = objective.group_settings
+  if needs:
+    names = ", ".join(f"objective.{name}" for name in needs)
+    raise ValueError(
+      f"{names}: compares the members of a group and needs "
+      "rollout.group_size of at least 2, got 1; raise it, or use "
+      f"{', '.join(needs.values())}"
+    )
+
+
+def check_teacher_prompt(
+  objective: ObjectiveConfig, teacher: TeacherConfig, rollout: RolloutConfig
+) -> None:
+  """Checks that something can stand in the teacher's prompt."""
+  has_no_solution = teacher.solution == "none" or (
+    teacher.solution == "sibling" and rollout.group_size == 1
+  )
+  if (
+    objective.needs_teacher and teacher.feedback == "never" and has_no_solution
+  ):
+    raise ValueError(
+      f"teacher.solution={teacher.solution} and teacher.feedback=never with "
+      f"rollout.group_size={rollout.group_size} leave the teacher's prompt "
+      "without solution and feedback, so that nothing could be learned; allow "
+      "one of the two"
+    )
+
+
+def check_data(data: DataConfig, environment: Any) -> None:
+  """Checks that an environment that makes no problems has files of them.
+
+  An environment of the user's own is asked when it exists.
+  """
+  name = "environment"
+  if (inner := getattr(environment, "of", None)) is not None:
+    environment, name = inner, "environment.of"
+  generates = environment.kind in ("calculator", "reasoning_gym", "own")
+  for key in ("train", "evaluation"):
+    if getattr(data, key) == "generated" and not generates:
+      raise ValueError(
+        f"data.{key}=generated, but {name}.kind={environment.kind} makes no "
+        "problems; give a file"
+      )
+
+
+def check_critiques(
+  environment: Any, objective: ObjectiveConfig, teacher: TeacherConfig
+) -> None:
+  """Checks that critiques have a reader, and a guard has rewards."""
+  if environment.kind != "self_evaluation":
+    return
+  is_read = objective.needs_teacher and teacher.feedback != "never"
+  if environment.of is not None and not is_read:
+    raise ValueError(
+      "environment.kind=self_evaluation asks for critiques, but no teacher "
+      f"reads them with objective.kind={objective.kind} and teacher.feedback="
+      f"{teacher.feedback}; set environment to what environment.of is"
+    )
+  if environment.of is None and teacher.guard:
+    raise ValueError(
+      "teacher.guard judges by rewards, but without environment.of there are "
+      "none before a critique; set environment.of, or teacher.guard=null"
+    )
+
+
+def check_tools(
+  tools: ToolConfig | None,
+  rollout: RolloutConfig,
+  evaluation: EvaluationConfig,
+  teacher: TeacherConfig,
+) -> None:
+  """Checks that tools have room and time, and no guard that ignores them."""
+  if tools is None:
+    return
+  longest = tools.max_output_tokens
+  for name, limit in (
+    ("rollout", rollout.max_completion_length),
+    ("evaluation", evaluation.max_completion_length),
+  ):
+    if limit is not None and longest >= limit:
+      raise ValueError(
+        f"tools.max_output_tokens={longest} leaves no room in {name}."
+        f"max_completion_length={limit}, which holds all turns and outputs of "
+        "an episode; lower the one, or raise the other"
+      )
+  if teacher.guard is not None:
+    raise ValueError(
+      "teacher.guard lets the teacher answer in one turn without tools, so "
+      f"that with tools={tools.kind} it would not measure what is taught; set "
+      "teacher.guard=null, or tools=null"
+    )
+  if not isinstance(tools, PythonToolConfig):
+    return
+  # The sandbox ends a program that waits without using CPU after this time.
+  longest_block = 2 * tools.seconds + 2
+  if longest_block > tools.call_seconds:
+    raise ValueError(
+      f"tools.call_seconds={tools.call_seconds:g} is less than the "
+      f"{longest_block:g} s that a block may take (twice tools.seconds="
+      f"{tools.seconds:g}, plus 2); raise the one, or lower the other"
+    )
+
+
+def check_deadlines(environment: Any, judging: JudgingConfig) -> None:
+  """Checks that an environment's own deadline comes before its judge's."""
+  section = getattr(environment, "of", None) or environment
+  if not isinstance(section, CodeConfig):
+    return
+  # The last test may begin just before the total time is up.
+  longest = section.total_seconds + 2 * section.seconds + 2
+  if longest > judging.seconds:
+    raise ValueError(
+      f"judging.seconds={judging.seconds:g} is less than the {longest:g} s "
+      "that judging a program may take (environment.total_seconds="
+      f"{section.total_seconds:g}, plus twice environment.seconds="
+      f"{section.seconds:g} and 2 for the last test); raise it, or lower these"
+    )
