@@ -35,6 +35,7 @@ from distil_jax.planning.results import (
 from distil_jax.training.logging.progress import Progress
 from distil_jax.training.setup import meshes, policies
 from distil_jax.training.setup import steps as setup_step
+from distil_jax.training.setup.records import record_of
 
 _WEIGHTS = "weights for sampling"
 # The ids that end a completion do not change what is planned.
@@ -73,8 +74,7 @@ def load_network(
       raise ConfigError(str(error)) from error
     found = models_config.from_hugging_face(sizes, **settings)
   elif model.create is not None and not sizes_from:
-    sizes = model.create.model_dump(exclude={"seed"})
-    found = models_config.DecoderConfig(**sizes, **settings)
+    found = record_of(models_config.DecoderConfig, model.create, **settings)
   else:
     raise ConfigError(
       f"there is no {path}; a plan needs the sizes of the network: set "

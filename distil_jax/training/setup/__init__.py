@@ -1,1 +1,1 @@
-"""Builders: from a config to the parts of a run."""
+"""Builders that turn a config into the parts of a run."""

@@ -1,11 +1,11 @@
-"""Builds the meshes for training and for sampling."""
+"""Builds the meshes of devices for training and for sampling."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 
-from distil_jax.config import Config, ConfigError
+from distil_jax.config import Config, ConfigError, MeshConfig
 from distil_jax.models import sharding
 from distil_jax.models.kernels import sequence_attention
 
@@ -13,17 +13,18 @@ from distil_jax.models.kernels import sequence_attention
 def build_mesh(
   config: Config, devices: Sequence[Any] | None = None
 ) -> jax.sharding.Mesh:
-  """The mesh; refuses batches that it cannot cut evenly.
+  """Builds the mesh for training; refuses batches that it cannot split evenly.
 
   Args:
-    config: of the run.
-    devices: None: all there are.
+    config: the run's settings.
+    devices: None takes all devices.
 
   Raises:
-    ConfigError: with both numbers and the cure.
+    ConfigError: the mesh does not suit the devices, or a batch or a sequence
+      cannot be split evenly.
   """
   try:
-    made = sharding.make_mesh(**config.mesh.model_dump(), devices=devices)
+    mesh = _mesh(config.mesh, devices)
   except ValueError as error:
     raise ConfigError(str(error)) from None
   except NotImplementedError as error:
@@ -35,51 +36,61 @@ def build_mesh(
     for name in ("mini_batch_size", "micro_batch_size")
     if (size := getattr(config.optimizer, name))
   }
-  _check_batches(sampled_sizes(config) | learned, made, "mesh")
-  count, length = made.shape["context"], config.rollout.max_completion_length
+  _check_batches(sampled_sizes(config) | learned, mesh, "mesh")
+  count, length = mesh.shape["context"], config.rollout.max_completion_length
   if length % count:
     raise ConfigError(
       f"rollout.max_completion_length={length} is not a multiple of "
-      f"mesh.context={count}, which cuts completions into equal parts"
+      f"mesh.context={count}, which splits completions into equal parts"
     )
-  return made
+  return mesh
+
+
+def _mesh(section: MeshConfig, devices: Sequence[Any] | None):
+  return sharding.make_mesh(
+    data=section.data,
+    fsdp=section.fsdp,
+    context=section.context,
+    tensor=section.tensor,
+    devices=devices,
+  )
 
 
 def build_rollout_mesh(
   config: Config, devices: Sequence[Any] | None = None
 ) -> jax.sharding.Mesh | None:
-  """Where to sample; None: where to train.
+  """Builds the mesh for sampling; None means that of training.
 
   Args:
-    config, devices: as for `mesh`.
+    config: the run's settings.
+    devices: None takes all devices.
 
   Raises:
-    ConfigError: it does not fit the devices or the batches.
+    ConfigError: the mesh does not suit the devices or the batches.
   """
   if config.rollout.mesh is None:
-    trained = build_mesh(config, devices)
-    if trained.shape["context"] == 1:
+    training_mesh = build_mesh(config, devices)
+    if training_mesh.shape["context"] == 1:
       return None
     _check_batches(
-      sampled_sizes(config), trained, "mesh", ("data", "fsdp", "context")
+      sampled_sizes(config), training_mesh, "mesh", ("data", "fsdp", "context")
     )
-    return sharding.without_context(trained)
+    return sharding.without_context(training_mesh)
   if config.rollout.mesh.context != 1:
     raise ConfigError(
       f"rollout.mesh.context={config.rollout.mesh.context}: sampling makes one "
-      "token after the other and cuts no sequence; use rollout.mesh.fsdp"
+      "token after the other and splits no sequence; use rollout.mesh.fsdp"
     )
   try:
-    sizes = config.rollout.mesh.model_dump()
-    made = sharding.make_mesh(**sizes, devices=devices)
+    mesh = _mesh(config.rollout.mesh, devices)
   except (ValueError, NotImplementedError) as error:
     raise ConfigError(f"rollout.mesh: {error}") from None
-  _check_batches(sampled_sizes(config), made, "rollout.mesh")
-  return made
+  _check_batches(sampled_sizes(config), mesh, "rollout.mesh")
+  return mesh
 
 
 def sampled_sizes(config: Config) -> dict[str, int]:
-  """Problems of each batch that is sampled."""
+  """Returns the number of problems of each batch that is sampled."""
   sizes = {
     "rollout.num_problems": config.rollout.num_problems,
     "evaluation.num_problems": config.evaluation.num_problems,
@@ -91,31 +102,32 @@ def sampled_sizes(config: Config) -> dict[str, int]:
 
 def _check_batches(
   sizes: Mapping[str, int],
-  made: jax.sharding.Mesh,
+  mesh: jax.sharding.Mesh,
   section: str,
   axes: Sequence[str] = ("data", "fsdp"),
 ) -> None:
-  multiple = sharding.batch_size_multiple(made, axes)
-  named = ", ".join(f"{section}.{axis}={made.shape[axis]}" for axis in axes)
+  """Refuses batches that do not split evenly over some axes of a mesh."""
+  multiple = sharding.batch_size_multiple(mesh, axes)
+  named = ", ".join(f"{section}.{axis}={mesh.shape[axis]}" for axis in axes)
   if multiple % jax.process_count():
     raise ConfigError(
-      f"{named} cut a batch into {multiple} parts, not a multiple of the "
-      f"{jax.process_count()} processes, each of which has problems of its "
-      f"own; use less of {section}.tensor or {section}.context"
+      f"{named} split a batch into {multiple} parts, which is not a multiple "
+      f"of the {jax.process_count()} processes, although each has problems of "
+      f"its own; lower {section}.tensor or {section}.context"
     )
   for name, size in sizes.items():
     if size % multiple:
       raise ConfigError(
         f"{name}={size} is not a multiple of {multiple}, the devices along "
-        f"{named}; choose one that is"
+        f"{named}; choose a multiple"
       )
 
 
 def check_attention(config: Config, mesh: jax.sharding.Mesh) -> None:
-  """Refuses an attention that does not run on the mesh.
+  """Refuses an attention kernel that does not run on the mesh.
 
   Raises:
-    ConfigError: see `policy`.
+    ConfigError: `model.attention` needs other devices.
   """
   platform = mesh.devices.flat[0].platform
   try:

@@ -18,9 +18,10 @@ from distil_jax.generation.policy import Policy, load_policy, resolve_directory
 from distil_jax.models import decoder, hf_weights
 from distil_jax.models import decoder_config as models_config
 from distil_jax.training.setup.meshes import check_attention
+from distil_jax.training.setup.records import record_of
 from distil_jax.types import Problem
 
-# Texts that a new tokenizer is trained on, at the most.
+# A new tokenizer is trained on at most this many texts.
 _NUM_TOKENIZER_TEXTS = 20_000
 
 
@@ -30,12 +31,18 @@ def build_policy(
   problems: data_problems.Problems,
   mesh: jax.sharding.Mesh,
 ) -> Policy:
-  """Loads the policy; makes it first where the config says so.
+  """Loads the policy, after creating it if `model.create` asks for it.
+
+  Args:
+    config: the run's settings.
+    environment: makes the texts that a new tokenizer is trained on.
+    problems: the run's problems, for the same texts.
+    mesh: where the parameters go.
 
   Raises:
-    ConfigError: the model that is there has other sizes than `model.create`
-      says, fewer positions than a sequence has tokens, or fewer tokens than a
-      list is long; or the attention that is named does not run here.
+    ConfigError: the model has other sizes than `model.create`, fewer positions
+      than a sequence has tokens, or fewer tokens than a top-k list is long; or
+      `model.attention` does not run on the mesh.
   """
   directory = resolve_directory(config.model.directory)
   if config.model.create and not (directory / hf_weights.CONFIG).is_file():
@@ -55,15 +62,18 @@ def build_policy(
 
 
 def check_network(config: Config, network: models_config.DecoderConfig) -> None:
-  """Refuses a network that the run's settings do not suit.
+  """Refuses a network that does not suit the run's settings.
 
   Raises:
-    ConfigError: see `policy`.
+    ConfigError: see `build_policy`.
   """
   create = config.model.create
-  # The seed cannot be seen, and the tokenizer may have found fewer tokens.
-  sizes = create.model_dump(exclude={"seed", "vocab_size"}) if create else {}
-  for name, size in sizes.items():
+  for name in type(create).model_fields if create else ():
+    # A network does not show its seed, and the tokenizer of a new one may have
+    # found fewer tokens than it was allowed.
+    if name in ("seed", "vocab_size"):
+      continue
+    size = getattr(create, name)
     if getattr(network, name) != size:
       raise ConfigError(
         f"model.create.{name}={size}, but the model in "
@@ -100,7 +110,7 @@ def check_network(config: Config, network: models_config.DecoderConfig) -> None:
 
 
 def _check_lists(config: Config, vocab_size: int) -> None:
-  """No list of tokens is longer than the vocabulary."""
+  """Refuses top-k lists that are longer than the vocabulary."""
   sizes = {"objective.top_k": getattr(config.objective, "top_k", None)}
   if config.objective.needs_teacher and config.teacher.access == "top_k":
     sizes["teacher.top_k"] = config.teacher.top_k
@@ -118,18 +128,18 @@ def _create(
   environment: Environment,
   problems: Sequence[Problem],
 ) -> None:
-  """Makes a random model and trains its tokenizer on the training data."""
+  """Creates a random model and trains its tokenizer on the training data."""
   if jax.process_index() == 0:
-    sizes = create.model_dump(exclude={"seed", "vocab_size"})
     texts = data_problems.tokenizer_texts(config, environment, problems)
     tokenizer = tokenizers.train(
       itertools.islice(texts, _NUM_TOKENIZER_TEXTS),
       vocab_size=create.vocab_size,
     )
-    network = models_config.DecoderConfig(
+    network = record_of(
+      models_config.DecoderConfig,
+      create,
       vocab_size=tokenizer.vocab_size,
       param_dtype=config.model.param_dtype,
-      **sizes,
     )
     graphdef, _ = decoder.make(network)
     params = decoder.init(network, jax.random.key(create.seed))

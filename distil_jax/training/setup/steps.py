@@ -1,6 +1,5 @@
-"""A config to the parts that it asks for."""
+"""Builds the optimizer, the training state and the training step."""
 
-import dataclasses
 import math
 
 import optax
@@ -14,28 +13,30 @@ from distil_jax.training import (
   optimizers,
   train_state,
 )
+from distil_jax.training.setup.records import record_of
 
 
 def build_teacher_settings(
   config: Config,
 ) -> batch_builder.TeacherSettings | None:
-  """What stands in the teacher's prompt; None where no teacher is asked."""
+  """Returns what stands in the teacher's prompt; None without a teacher.
+
+  It depends on the mesh that is set, see `_num_sharing`.
+  """
   if not config.objective.needs_teacher:
     return None
-  settings = config.teacher.model_dump(
-    include={f.name for f in dataclasses.fields(batch_builder.TeacherSettings)}
-  )
-  return batch_builder.TeacherSettings(
+  return record_of(
+    batch_builder.TeacherSettings,
+    config.teacher,
     num_sharing=_num_sharing(config),
     max_prefix_length=config.rollout.max_prompt_length,
-    **settings,
   )
 
 
 def _num_sharing(config: Config) -> int:
-  """How many teacher's prompts in a row are read after a common prefix.
+  """Returns how many teacher's prompts in a row can share their prefix.
 
-  Those of one group, as far as they are on one device in one micro-batch.
+  They belong to one group and are on one device in one micro-batch.
   """
   if not config.teacher.share_prefix or sharding.num_shards("sequence") > 1:
     return 1
@@ -77,6 +78,7 @@ def build_train_state(
   params: decoder.Params,
   optimizer: optax.GradientTransformation,
 ) -> train_state.TrainState:
+  """Returns the state before the first step."""
   guard = config.teacher.guard
   return train_state.init_state(
     params,
@@ -92,6 +94,7 @@ def build_train_step(
   policy: Policy,
   optimizer: optax.GradientTransformation,
 ) -> build_step.StepFn:
+  """Returns the training step of the config's objective, to be compiled."""
   return build_step.train_step(
     config.objective,
     config.teacher,
