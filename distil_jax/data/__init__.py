@@ -1,1 +1,1 @@
-"""Data sets, tokenizers, prompts and padding."""
+"""Data sets, tokenizers, teacher prompts and padding."""

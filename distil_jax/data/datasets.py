@@ -1,8 +1,8 @@
-"""Problems from files, and the order in which a run meets them.
+"""Reads data files and puts their rows into batches.
 
-A data file is JSON (one array, or one object a line), JSON Lines or parquet. A
-row that cannot be used is an error that names file, line and field; or, where
-the run says so, it is skipped and counted.
+A data file is JSON (one array, or one object per line), JSON Lines or parquet.
+A row that cannot be used is an error that names file, line and field; with
+`malformed="skip"` it is skipped and counted.
 """
 
 import codecs
@@ -22,17 +22,17 @@ Malformed = Literal["error", "skip"]
 
 
 class DataError(ValueError):
-  """Data that cannot be used; the message names the place and the cure."""
+  """The error of data that cannot be used; it names place and cure."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-  """What a data file holds.
+  """Holds the rows of a data file.
 
   Attributes:
     rows: number of the row in its file, from 1, and its fields by our names. In
-      a file with one object a line the number is that of the line.
-    num_skipped: malformed rows that were left out.
+      a file with one object per line it is the number of the line.
+    num_skipped: number of malformed rows that were left out.
     unit: what the numbers count, `line` or `row`.
   """
 
@@ -50,21 +50,21 @@ def read_rows(
 ) -> Rows:
   """Reads the rows of a data file.
 
-  A row is malformed if it is not valid JSON or no object, if one of the
-  required fields is missing, blank or no string, or if a string in it is no
-  valid Unicode text. Blank lines do not count as rows.
+  A row is malformed if it is not a valid JSON object, if one of the required
+  fields is missing, blank or not a string, or if a string in it is not valid
+  Unicode. Blank lines do not count as rows.
 
   Args:
     path: a `.json`, `.jsonl` or `.parquet` file. A `.json` file that does not
-      begin with `[` has one object a line.
-    fields: our name of a field -> its name in the file, where they differ.
+      begin with `[` has one object per line.
+    fields: our name of a field -> its name in the file, if they differ.
     malformed: `error` stops at the first malformed row, `skip` counts them.
     required: our names of the fields that every row must have.
 
   Raises:
     DataError: the file is missing, unreadable, of an unknown kind or without a
-      usable row; no row has one of the fields that `fields` names; or a row is
-      malformed and `malformed` is `error`.
+      usable row; no row has a field that `fields` names; or a row is malformed
+      and `malformed` is `error`.
   """
   path = pathlib.Path(path)
   unit, raw_rows = _raw_rows(path)
@@ -81,7 +81,7 @@ def read_rows(
       num_skipped += 1
     else:
       rows.append((number, row))
-  # A misspelt name of an optional field would otherwise go unnoticed.
+  # Otherwise a misspelt name of an optional field would go unnoticed.
   for ours, theirs in fields.items():
     if names and theirs not in names:
       raise DataError(
@@ -105,20 +105,20 @@ def load_problems(
 ) -> tuple[list[Problem], int]:
   """Reads a data file as problems.
 
-  The whole file is checked, also where only its beginning is wanted.
+  The whole file is checked even if only its first rows are returned.
 
   Args:
     path: see `read_rows`.
     to_problem: row, index -> problem; a ValueError marks the row as malformed.
-      The index is the row's number in the file less one, so that a problem
-      keeps it whatever else is skipped.
+      The index is the row's number in the file minus one, so that it does not
+      depend on which rows are skipped.
     fields: see `read_rows`.
     malformed: see `read_rows`.
-    limit: at most so many problems, the first ones of the file.
+    limit: the largest number of problems, from the start of the file.
     required: see `read_rows`.
 
   Returns:
-    The problems in the order of the file, and how many rows were skipped.
+    The problems in the order of the file, and the number of skipped rows.
 
   Raises:
     DataError: see `read_rows`; or `to_problem` raised anything else.
@@ -138,8 +138,8 @@ def load_problems(
     except Exception as error:
       raise DataError(
         f"{path}, {data.unit} {number}: the environment raised "
-        f"{type(error).__name__}: {error}; of a row that it cannot read it "
-        "should say so by a ValueError"
+        f"{type(error).__name__}: {error}; for a row that it cannot read it "
+        "should raise a ValueError"
       ) from error
   if not problems:
     raise DataError(
@@ -158,33 +158,33 @@ def make_batches(
   process_index: int = 0,
   process_count: int = 1,
 ) -> grain.DatasetIterator[list[T]]:
-  """Shuffles the items anew in each epoch and deals them out in batches.
+  """Shuffles the items in each epoch and distributes them in batches.
 
-  The epochs follow each other in one long sequence, which is cut into global
-  batches of `batch_size * process_count` items. Process i takes the i-th part
-  of each, `batch_size` items in a row. So:
+  The epochs form one long sequence, which is split into global batches of
+  `batch_size * process_count` items. Process i takes the i-th part of each,
+  `batch_size` consecutive items. Therefore:
 
-  * within an epoch every item comes once, at one process;
-  * a batch may reach from one epoch into the next, and holds an item twice
-    where it does or where there are fewer items than it takes;
-  * a global batch holds the same items, in the same order, however many
-    processes share it;
-  * all processes have equally many batches. What is left of the last epoch and
-    does not fill a global batch is left out.
+  * within an epoch every item appears once, in one process;
+  * a batch may extend from one epoch into the next. It can hold an item twice
+    if it does, or if it is larger than the number of items;
+  * a global batch holds the same items in the same order for any number of
+    processes;
+  * all processes have equally many batches. Items at the end of the last epoch
+    that do not fill a global batch are left out.
 
-  The items are not copied. The position is one number, of global batches, the
-  same in every process: with `start` any number of processes goes on where any
-  other number of them stopped.
+  The items are not copied. The position is one number, that of global batches,
+  and the same in every process: with `start`, any number of processes goes on
+  where any other number of them stopped.
 
   Args:
     items: anything but None.
     batch_size: items in a batch of one process.
-    seed: of the order, 0 to 2^32 - 1. Epoch e of seed s is ordered like epoch 0
-      of seed s + e.
-    num_epochs: None goes on for ever.
-    start: global batches that have been seen.
-    process_index: which process this is, from 0.
-    process_count: how many processes share the items.
+    seed: seed of the order, 0 to 2^32 - 1. Epoch e of seed s has the order of
+      epoch 0 of seed s + e.
+    num_epochs: None repeats without end.
+    start: number of global batches that were used before.
+    process_index: number of this process, from 0.
+    process_count: number of processes that share the items.
 
   Raises:
     DataError: the items of all epochs do not fill one global batch.
@@ -212,17 +212,17 @@ def make_batches(
     )
   mine = slice(process_index * batch_size, (process_index + 1) * batch_size)
   share = whole[start:].map(lambda batch: batch[mine])
-  # The items are in memory: reading ahead in threads would only cost.
+  # The items are in memory, so that reading ahead in threads saves nothing.
   options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
   return iter(share.to_iter_dataset(options))
 
 
-# A row that has not been looked at yet, so that one bad row is one failure.
+# Each row is parsed by its own call, so that a bad one fails alone.
 _RawRows = Iterator[tuple[int, Callable[[], dict[str, Any]]]]
 
 
 def _raw_rows(path: pathlib.Path) -> tuple[str, _RawRows]:
-  """What a row is called in messages, and the rows with their numbers."""
+  """Returns the unit of the row numbers, and the rows with their numbers."""
   if not path.exists():
     raise DataError(f"there is no data file {path}")
   if not path.is_file():
@@ -240,8 +240,8 @@ def _raw_rows(path: pathlib.Path) -> tuple[str, _RawRows]:
     raise DataError(f"{path} cannot be read: {error}") from error
   if kind == ".json" and content.lstrip()[:1] == b"[":
     return "row", _number(_read_array(path, content))
-  # Only a line feed ends a line: `splitlines` would also cut at characters that
-  # may stand inside a JSON string.
+  # Only a line feed ends a line: `splitlines` would also split at characters
+  # that can be inside a JSON string.
   lines = enumerate(content.split(b"\n"), start=1)
   return "line", (
     (number, lambda line=line: _object(_parse(line)))
@@ -266,7 +266,7 @@ def _read_array(path: pathlib.Path, content: bytes) -> list[Any]:
 
 def _read_parquet(path: pathlib.Path) -> list[dict[str, Any]]:
   try:
-    import pyarrow  # an extra, needed here only
+    import pyarrow  # an optional dependency that only parquet files need
     import pyarrow.parquet
   except ImportError as error:
     raise DataError(
@@ -326,11 +326,11 @@ def _check(
 
 
 def _check_text(name: str, value: str) -> None:
-  # JSON escapes can spell half a surrogate pair, which no tokenizer takes.
+  # A JSON escape can be half a surrogate pair, which no tokenizer accepts.
   try:
     value.encode("utf-8")
   except UnicodeEncodeError as error:
-    raise ValueError(f"field {name!r} is no valid Unicode: {error}") from error
+    raise ValueError(f"field {name!r} is not valid Unicode: {error}") from error
 
 
 def _nearest(name: str, known: Mapping[str, Any] | set[str]) -> str:

@@ -1,4 +1,4 @@
-"""Padding of token lists to rectangular arrays."""
+"""Pads token lists to rectangular arrays."""
 
 from collections.abc import Sequence
 
@@ -8,20 +8,20 @@ import numpy as np
 def pad_left(
   sequences: Sequence[Sequence[int]], length: int, pad_id: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Prompts in one array, each ending in the last column.
+  """Pads prompts on the left, so that each ends in the last column.
 
   Args:
-    sequences: ids. B of them, each at most `length` long.
+    sequences: ids of B prompts, each at most `length` long.
     length: S, tokens.
-    pad_id: stands where no token is.
+    pad_id: the padding token.
 
   Returns:
-    ids and mask, 1 at a token. Shape `[B, S]` each, int32.
+    Ids and mask, which is 1 at a token. Shape `[B, S]` each, int32.
 
   Raises:
     ValueError: a sequence is longer.
   """
-  ids, mask = _blank(sequences, length, pad_id)
+  ids, mask = _all_padding(sequences, length, pad_id)
   for row, sequence in enumerate(sequences):
     ids[row, length - len(sequence) :] = sequence
     mask[row, length - len(sequence) :] = 1
@@ -31,29 +31,30 @@ def pad_left(
 def pad_right(
   sequences: Sequence[Sequence[int]], length: int, pad_id: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Completions in one array, each beginning in the first column.
+  """Pads completions on the right, so that each begins in the first column.
 
   Args:
-    sequences: ids. B of them, each at most `length` long.
+    sequences: ids of B completions, each at most `length` long.
     length: T, tokens.
-    pad_id: stands where no token is.
+    pad_id: the padding token.
 
   Returns:
-    ids and mask, 1 at a token. Shape `[B, T]` each, int32.
+    Ids and mask, which is 1 at a token. Shape `[B, T]` each, int32.
 
   Raises:
     ValueError: a sequence is longer.
   """
-  ids, mask = _blank(sequences, length, pad_id)
+  ids, mask = _all_padding(sequences, length, pad_id)
   for row, sequence in enumerate(sequences):
     ids[row, : len(sequence)] = sequence
     mask[row, : len(sequence)] = 1
   return ids, mask
 
 
-def _blank(
+def _all_padding(
   sequences: Sequence[Sequence[int]], length: int, pad_id: int
 ) -> tuple[np.ndarray, np.ndarray]:
+  """Returns ids and mask of padding alone, after checking the lengths."""
   for row, sequence in enumerate(sequences):
     if len(sequence) > length:
       raise ValueError(

@@ -1,4 +1,4 @@
-"""The problems of a run: read or generated, checked, and cut into batches."""
+"""Reads or generates the problems of a run, checks and batches them."""
 
 import dataclasses
 import functools
@@ -16,12 +16,12 @@ from distil_jax.types import Demonstration, Problem
 
 T = TypeVar("T")
 
-# How many problems `data.*=generated` makes where the config does not say.
+# Problems of `data.*=generated` if the config gives no number.
 NUM_GENERATED = {"train": 4096, "evaluation": 256}
 
 
 class Generated(Sequence[T], Generic[T]):
-  """Items that are made when they are asked for."""
+  """A sequence whose items are made when they are indexed."""
 
   def __init__(self, make: Callable[[int], T], size: int):
     self._make = make
@@ -40,12 +40,12 @@ class Generated(Sequence[T], Generic[T]):
 
 @dataclasses.dataclass(frozen=True)
 class Problems:
-  """What the files hold, or what is generated.
+  """Holds the problems of a run, read or generated.
 
   Attributes:
-    train: problems.
+    train: the problems to train on.
     evaluation: held-out problems.
-    num_skipped: malformed rows that were left out.
+    num_skipped: number of malformed rows that were left out.
   """
 
   train: Sequence[Problem]
@@ -55,13 +55,13 @@ class Problems:
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-  """What a run reads.
+  """Holds what a run reads, after the checks that need the tokenizer.
 
   Attributes:
     train: problems, or demonstrations for a supervised run.
     evaluation: held-out problems.
-    num_skipped: malformed rows that were left out.
-    num_dropped: problems whose prompt was too long.
+    num_skipped: number of malformed rows that were left out.
+    num_dropped: number of problems whose prompt was too long.
   """
 
   train: Sequence[Problem] | Sequence[Demonstration]
@@ -71,10 +71,11 @@ class Data:
 
 
 def load_problems(config: Config, environment: Environment) -> Problems:
-  """Reads or makes the problems.
+  """Reads or generates the problems of both splits.
 
   Raises:
-    DataError: see `io.datasets`.
+    DataError: see `datasets.load_problems`.
+    ConfigError: the environment makes no problems, but is to generate them.
   """
   train, skipped = _load_split(config, environment, "train")
   held_out, also_skipped = _load_split(config, environment, "evaluation")
@@ -89,7 +90,7 @@ def build_data(
   problems: Problems,
   tokenizer: tokenizers.Tokenizer,
 ) -> Data:
-  """Makes sure that the problems can be used with this tokenizer.
+  """Checks the problems against the tokenizer and the config's limits.
 
   Raises:
     ConfigError: a prompt is too long and the config does not say to drop it,
@@ -99,8 +100,8 @@ def build_data(
   if not config.objective.uses_rollouts:
     train = _demonstrations(config, environment, train)
   else:
-    train, num_dropped = _fitting(config, train, tokenizer, "train")
-  held_out, dropped = _fitting(
+    train, num_dropped = _drop_long_prompts(config, train, tokenizer, "train")
+  held_out, dropped = _drop_long_prompts(
     config, problems.evaluation, tokenizer, "evaluation"
   )
   return Data(
@@ -114,17 +115,22 @@ def build_data(
 def build_batches(
   config: Config, data: Data, start: int = 0
 ) -> grain.DatasetIterator:
-  """This process's training batches, from a step on.
+  """Returns this process's training batches, from a step on.
+
+  Args:
+    config: the run's settings.
+    data: the run's data.
+    start: training steps that are done.
 
   Raises:
-    ConfigError: the processes cannot share a batch.
-    DataError: there is not one batch.
+    ConfigError: the batch is not a multiple of the number of processes.
+    DataError: the data does not fill one batch.
   """
   count = jax.process_count()
   if config.rollout.num_problems % count:
     raise ConfigError(
       f"rollout.num_problems={config.rollout.num_problems} is not a multiple "
-      f"of the {count} processes; choose one that is"
+      f"of the {count} processes; choose a multiple"
     )
   return datasets.make_batches(
     data.train,
@@ -140,7 +146,7 @@ def build_batches(
 def tokenizer_texts(
   config: Config, environment: Environment, problems: Sequence[Problem]
 ) -> Iterator[str]:
-  """What a new tokenizer should be good at."""
+  """Yields the texts that a new tokenizer is trained on."""
   if not config.objective.uses_rollouts:
     for d in _demonstrations(config, environment, problems):
       yield from (message["content"] for message in d.messages)
@@ -158,7 +164,7 @@ def _load_split(
   environment: Environment,
   split: Literal["train", "evaluation"],
 ) -> tuple[Sequence[Problem], int]:
-  """The problems of a split, and how many rows were skipped."""
+  """Returns the problems of a split and the number of skipped rows."""
   source = getattr(config.data, split)
   limit = getattr(config.data, f"num_{split}")
   if source == "generated":
@@ -180,6 +186,7 @@ def _load_split(
 def _demonstrations(
   config: Config, environment: Environment, problems: Sequence[Problem]
 ) -> Sequence[Demonstration]:
+  """Returns the problems with the solutions that a supervised run reads."""
   if config.data.train == "generated":
     make = functools.partial(
       _generator(environment).demonstration,
@@ -206,24 +213,27 @@ def _demonstrations(
 
 def _generator(environment: Environment) -> Generator:
   if not isinstance(environment, Generator):
-    raise ConfigError(f"{type(environment).__name__} makes no problems")
+    raise ConfigError(
+      f"{type(environment).__name__} makes no problems; name a file in "
+      "data.train and data.evaluation"
+    )
   return environment
 
 
-def _fitting(
+def _drop_long_prompts(
   config: Config,
   problems: Sequence[Problem],
   tokenizer: tokenizers.Tokenizer,
   split: str,
 ) -> tuple[Sequence[Problem], int]:
-  """The problems whose prompt fits, and how many do not."""
+  """Returns the problems whose prompt fits and the number of the others."""
   limit = config.rollout.max_prompt_length
-  kept, num_dropped, known = [], 0, set()
+  kept, num_dropped, checked_roles = [], 0, set()
   for problem in problems:
     roles = tuple(message["role"] for message in problem.messages)
-    if roles not in known:
+    if roles not in checked_roles:
       tokenizer.check_template(roles)
-      known.add(roles)
+      checked_roles.add(roles)
     length = len(tokenizer.encode_messages(problem.messages))
     if length <= limit:
       kept.append(problem)

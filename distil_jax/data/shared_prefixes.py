@@ -1,4 +1,7 @@
-"""What the teacher's prompts of a group begin with, to be read only once."""
+"""Splits off what the teacher's prompts of a group have in common.
+
+The network then reads the common prefix once for the group.
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -8,17 +11,18 @@ import numpy as np
 from distil_jax.data import padding
 from distil_jax.distributed import collectives
 
-# Prompts of a batch have one width, out of so many: each compiles programs.
+# The prompts of a batch are padded to one of this many widths, because each
+# width compiles programs of its own.
 _NUM_WIDTHS = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class SplitPrompts:
-  """Prompts in two parts, each padded on the left.
+  """Holds prompts in two parts, each padded on the left.
 
   Attributes:
-    prefix_ids, prefix_mask: each prefix before n prompts. `[B / n, S0]`.
-    ids, mask: what comes after it, at least one token each. Shape `[B, S']`.
+    prefix_ids, prefix_mask: the prefix of each n prompts. Shape `[B / n, S0]`.
+    ids, mask: the rest of each prompt, at least one token. Shape `[B, S']`.
   """
 
   prefix_ids: np.ndarray
@@ -35,20 +39,22 @@ def split(
   max_prompt_length: int,
   pad_id: int,
 ) -> SplitPrompts | None:
-  """Splits prompts where that saves tokens, padding included.
+  """Splits prompts if that saves tokens, padding included.
 
-  The prefixes are as wide as they may be. The rests are as wide as a prompt
-  may be, half or a quarter of it: the least that holds those of all processes.
+  The prefixes are padded to their largest length. The rests are padded to that
+  of a prompt, half or a quarter of it: the smallest that holds those of all
+  processes.
 
   Args:
-    rows: token ids of the prompts; None: any prompt will do. B of them.
-    num_sharing: n, prompts in a row that share a prefix.
-    max_prefix_length: S0, tokens; what is longer stays with the rests.
-    max_prompt_length: tokens of a whole prompt.
-    pad_id: stands where no token is.
+    rows: token ids of the B prompts; None for a row that is masked out.
+    num_sharing: n, the number of consecutive prompts that share a prefix.
+    max_prefix_length: S0, tokens; the end of a longer prefix stays in the
+      rests.
+    max_prompt_length: tokens of a whole prompt, at most.
+    pad_id: the padding token.
 
   Returns:
-    None where whole prompts take no more tokens.
+    The split prompts; None if whole prompts take no more tokens.
   """
   prefixes = [
     common_prefix(rows[i : i + num_sharing])[:max_prefix_length]
@@ -58,7 +64,7 @@ def split(
     [pad_id] if row is None else row[len(prefixes[i // num_sharing]) :]
     for i, row in enumerate(rows)
   ]
-  width = narrowest(max(map(len, rests)), max_prompt_length)
+  width = narrowest_width(max(map(len, rests)), max_prompt_length)
   num_tokens = len(prefixes) * max_prefix_length + len(rows) * width
   if num_tokens >= len(rows) * max_prompt_length:
     return None
@@ -69,7 +75,7 @@ def split(
 
 
 def common_prefix(rows: Sequence[Sequence[int] | None]) -> list[int]:
-  """What all rows begin with; the last token of none is part of it."""
+  """Returns the common beginning of all rows, without any row's last token."""
   known = [row for row in rows if row is not None]
   if not known:
     return []
@@ -81,12 +87,12 @@ def common_prefix(rows: Sequence[Sequence[int] | None]) -> list[int]:
   return prefix
 
 
-def narrowest(longest: int, max_prompt_length: int) -> int:
-  """The least of `widths` that holds what all processes have."""
+def narrowest_width(longest: int, max_prompt_length: int) -> int:
+  """Returns the smallest width that holds the rows of all processes."""
   longest = collectives.global_max(longest)
-  return min(w for w in widths(max_prompt_length) if w >= longest)
+  return min(w for w in prompt_widths(max_prompt_length) if w >= longest)
 
 
-def widths(max_prompt_length: int) -> list[int]:
-  """The widths that prompts may have, the largest first."""
+def prompt_widths(max_prompt_length: int) -> list[int]:
+  """Returns the widths that prompts can have, the largest first."""
   return [-(-max_prompt_length // 2**i) for i in range(_NUM_WIDTHS)]

@@ -1,8 +1,9 @@
-"""The prompts of student and teacher.
+"""Builds the teacher's prompts.
 
-The student sees the problem. The teacher sees the problem, what came of it and
-the instruction to solve it; it is then scored on the student's own tokens, so
-the failed attempt itself is not in its prompt but follows it.
+The student's prompt is the problem. The teacher's prompt is the problem, a
+solution or feedback, and the instruction to solve it. The teacher is then
+scored on the student's own tokens, so the failed attempt itself is not in the
+prompt but follows it.
 """
 
 import dataclasses
@@ -20,12 +21,12 @@ _INSTRUCTION = "\n\nCorrectly solve the original question."
 
 @dataclasses.dataclass(frozen=True)
 class TeacherPrompt:
-  """A teacher prompt that fits its limit.
+  """Holds a teacher prompt that fits its limit.
 
   Attributes:
-    ids: the prompt up to and with the marker of the assistant's turn.
-    was_truncated: whether solution or feedback had to be cut.
-    has_solution, has_feedback: whether anything of it is left.
+    ids: the prompt, including the marker of the assistant's turn.
+    was_truncated: true if solution or feedback had to be cut.
+    has_solution, has_feedback: true if any of it is in the prompt.
   """
 
   ids: list[int]
@@ -40,14 +41,14 @@ def teacher_prompt(
   solution: str | None = None,
   feedback: str | None = None,
 ) -> list[Message]:
-  """The student's messages with what the teacher knows in the last question.
+  """Returns the student's messages with hints added to the last question.
 
-  A block stands only where there is something to say; with none the messages
-  are the student's.
+  The hints are blocks of solution and feedback. An empty block is left out;
+  without any the messages are the student's.
 
   Args:
     problem: the question.
-    solution: a successful attempt or a reference; thoughts are taken out.
+    solution: a successful attempt or a reference; its thoughts are removed.
     feedback: what was wrong with the attempt.
 
   Raises:
@@ -75,18 +76,18 @@ def choose_solution(
   *,
   threshold: float,
 ) -> str | None:
-  """The first other success of the group, for the teacher of one sample.
+  """Returns the first other success of a group, for the teacher of a sample.
 
-  A success that is nothing but thought shows nothing and is passed over.
+  A success that has only thoughts shows nothing and is passed over.
 
   Args:
-    rewards: of each sample of the group. Length G.
-    completions: of each sample of the group, as text. Length G.
+    rewards: the reward of each sample of the group. Length G.
+    completions: the text of each sample of the group. Length G.
     index: the sample that is to be taught.
-    threshold: a reward from here on is a success.
+    threshold: the lowest reward of a success.
 
   Returns:
-    The completion as it is, or None where no other sample succeeded.
+    The completion unchanged; None if no other sample succeeded.
   """
   if len(rewards) != len(completions):
     raise ValueError(f"{len(rewards)} rewards, {len(completions)} completions")
@@ -109,11 +110,11 @@ def fit_teacher_prompt(
   decode: Callable[[Sequence[int]], str],
   limit: int,
 ) -> TeacherPrompt | None:
-  """The teacher's prompt as ids, with the blocks cut where it is too long.
+  """Returns the teacher's prompt as ids, its blocks cut if it is too long.
 
   The feedback is cut first, then the solution, each from its end and between
-  tokens; a block of which nothing is left goes with its heading. The problem,
-  the closing instruction and the marker of the assistant's turn always stay.
+  tokens; an empty block goes with its heading. The problem, the closing
+  instruction and the marker of the assistant's turn always stay.
 
   Args:
     problem: the question.
@@ -122,11 +123,11 @@ def fit_teacher_prompt(
     encode: messages -> ids of the whole prompt.
     encode_text: text -> ids.
     decode: ids -> text.
-    limit: most tokens in the prompt.
+    limit: the largest number of tokens in the prompt.
 
   Returns:
-    None where the problem does not fit, or nothing of what the teacher was to
-    know fits beside it: a teacher that knows no more teaches nothing.
+    The prompt; None if the problem does not fit, or no part of the solution
+    and the feedback fits beside it: such a teacher would teach nothing.
   """
   solution = envs_text.without_thought(solution or "")
   feedback = feedback or ""
@@ -138,12 +139,12 @@ def fit_teacher_prompt(
   def longest(
     text: str, build: Callable[[str], list[Message]]
   ) -> list[int] | None:
-    """The prompt with the longest beginning of the text that fits."""
+    """Returns the prompt with the longest beginning of the text that fits."""
     tokens = encode_text(text)
     best, low, high = None, 0, min(len(tokens), limit) + 1
-    while low + 1 < high:  # `low` tokens fit, `high` do not
+    while low + 1 < high:  # bisection: `low` tokens fit, `high` do not
       middle = (low + high) // 2
-      # The cut may go through a character, whose rest is no text.
+      # A cut inside a character leaves bytes that decode to U+FFFD.
       kept = decode(tokens[:middle]).rstrip("\ufffd")
       ids = encode(build(kept))
       if len(ids) > limit:
@@ -173,6 +174,7 @@ def fit_teacher_prompt(
 
 
 def _last_user(messages: Sequence[Message], index: int) -> int:
+  """Returns the position of the last user message of a problem."""
   for position in reversed(range(len(messages))):
     if messages[position]["role"] == "user":
       return position

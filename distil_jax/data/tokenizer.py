@@ -1,6 +1,6 @@
-"""Text to token ids and back, in the Hugging Face format.
+"""Tokenizers in the Hugging Face format, loaded or trained.
 
-Needs the tokenizer part of transformers only, not torch.
+They need only the tokenizers of transformers, and not torch.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from distil_jax.types import Message
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 ROLES = ("system", "user", "assistant")
-# What `apply_chat_template` is always called with.
+# Every call of `apply_chat_template` has these arguments.
 _RENDERING = {
   "tokenize": True,
   "add_generation_prompt": True,
@@ -43,15 +43,15 @@ CHAT_TEMPLATE = """\
 {%- endif -%}
 """
 
-# What merges never cross: words, single digits and runs of signs, each with the
-# space before it; other white space.
+# Merges stay within these pieces: words, single digits and runs of signs, each
+# with the space before it; and other white space.
 _PIECES = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 _GENERATION_CONFIG = "generation_config.json"
 
 
 class TokenizerError(ValueError):
-  """A tokenizer that cannot be used; the message names what is wrong."""
+  """The error of a tokenizer that cannot be used."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +61,8 @@ class Tokenizer:
   Attributes:
     backend: the transformers tokenizer that does the work.
     eos_ids: tokens that end a completion; the first is the tokenizer's own.
-    pad_id: fills up a batch; masked wherever it stands for nothing.
-    template_kwargs: what the chat template is always given.
+    pad_id: the padding token, which is always masked.
+    template_kwargs: settings of the chat template for every prompt.
   """
 
   backend: transformers.PreTrainedTokenizerFast
@@ -107,8 +107,8 @@ class Tokenizer:
     taken = sorted(_RENDERING.keys() & (template_kwargs or {}).keys())
     if taken:
       raise TokenizerError(
-        f"chat_template_kwargs sets {', '.join(taken)}, which is not up to the "
-        "caller; take it out"
+        f"chat_template_kwargs sets {', '.join(taken)}, which is fixed; remove "
+        "it"
       )
     if not eos_ids:
       raise TokenizerError(
@@ -123,16 +123,16 @@ class Tokenizer:
     )
 
   def check_template(self, roles: Sequence[str]) -> None:
-    """Makes sure that what these roles say stands in the prompt.
+    """Checks that the template keeps the messages of all these roles.
 
-    Some templates leave out system messages, and the model would never know
-    what was asked of it.
+    Some templates leave out system messages, so that the model would not see
+    its task.
 
     Args:
-      roles: of one conversation, in their order.
+      roles: the roles of one conversation, in order.
 
     Raises:
-      TokenizerError: the template refuses them, or drops one.
+      TokenizerError: the template refuses a role, or drops its message.
     """
     messages = [
       {"role": role, "content": f"content-{place}-"}
@@ -149,27 +149,28 @@ class Tokenizer:
   def encode_messages(
     self, messages: Sequence[Message], **template_kwargs: Any
   ) -> list[int]:
-    """The prompt as ids, up to and with the marker of the assistant's turn.
+    """Returns the prompt's ids, including the marker of the assistant's turn.
 
     Args:
-      messages: the conversation; the text of special tokens in it counts as
-        these tokens, see `disarmed`.
-      **template_kwargs: settings of the chat template, over the stored ones.
+      messages: the conversation; the text of a special token in it becomes
+        that token, see `escape_special_tokens`.
+      **template_kwargs: settings of the chat template that replace the stored
+        ones.
 
     Raises:
-      TokenizerError: the template refuses the messages, or is no template.
+      TokenizerError: the template refuses the messages, or is not a template.
     """
     return cast(list[int], self._render(messages, **template_kwargs))
 
-  def around_tools(self) -> tuple[list[int], list[int]]:
-    """What stands before and after a tool's output, between two turns.
+  def tokens_around_tool_output(self) -> tuple[list[int], list[int]]:
+    """Returns the ids before and after a tool's output, between two turns.
 
-    As the chat template has it: from the token that ends the assistant's turn
-    to the marker of the next one. The output comes from `tool`, or from `user`
-    where the template refuses or leaves out what a tool says.
+    The chat template defines them: they reach from after the end of the
+    assistant's turn to the marker of the next one. The output has the role
+    `tool`, or `user` if the template refuses or drops that role.
 
     Raises:
-      TokenizerError: the template has nowhere to put it.
+      TokenizerError: the template has no place for a tool's output.
     """
     for role in ("tool", "user"):
       try:
@@ -192,7 +193,7 @@ class Tokenizer:
     _, *rest = text.split(answer)
     parts = rest[0].split(output) if len(rest) == 1 else []
     if len(parts) != 2:
-      raise TokenizerError(f"it does not show once what {role} says")
+      raise TokenizerError(f"it does not show the message of {role} once")
     before, after = (
       self.backend.encode(part, add_special_tokens=False) for part in parts
     )
@@ -211,20 +212,20 @@ class Tokenizer:
       ) from error
 
   def encode(self, text: str) -> list[int]:
-    """Plain text as ids: nothing added, and no special token whatever it says.
+    """Returns the ids of plain text, which contain no special token.
 
-    So text that a model or a file supplies cannot end a turn by spelling the
-    end token.
+    Text of a model or a file therefore cannot end a turn by spelling the end
+    token.
     """
     return self.backend.encode(
       text, add_special_tokens=False, split_special_tokens=True
     )
 
-  def disarmed(self, text: str) -> str:
-    """The text, with a space of no width in what would be a special token.
+  def escape_special_tokens(self, text: str) -> str:
+    """Returns the text with a zero-width space in each special token's text.
 
-    For what a model wrote and stands in a message: there it could end its turn
-    and speak for somebody else.
+    It is for text of a model that becomes part of a message, where a special
+    token could end the turn and begin one of another role.
     """
     if self._special is None:
       return text
@@ -232,7 +233,7 @@ class Tokenizer:
 
   @functools.cached_property
   def _special(self) -> re.Pattern[str] | None:
-    """Any special token's text; None where there is none."""
+    """A pattern of all special tokens' texts; None if there are none."""
     added = self.backend.added_tokens_decoder.values()
     texts = {x.content for x in added if x.special and len(x.content) > 1}
     longest_first = sorted(texts, key=len, reverse=True)
@@ -241,7 +242,7 @@ class Tokenizer:
     )
 
   def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
-    """The text of the ids, spaces as they are.
+    """Returns the text of the ids with its spaces unchanged.
 
     Args:
       ids: tokens of this vocabulary.
@@ -256,20 +257,20 @@ class Tokenizer:
 
   @functools.cached_property
   def vocab_size(self) -> int:
-    """One more than the largest id: the fewest rows an embedding may have."""
+    """The largest id plus one, the fewest rows an embedding can have."""
     return max(self.backend.get_vocab().values()) + 1
 
   @functools.cached_property
   def longest_token(self) -> int:
-    """Characters that one token stands for at the most."""
-    # A vocabulary has a character for each byte, or for each character.
+    """The largest number of characters that one token can stand for."""
+    # A vocabulary spells a token by its bytes or by its characters.
     return max(map(len, self.backend.get_vocab()))
 
   def save(self, directory: str | os.PathLike[str]) -> None:
     """Writes the tokenizer so that `load` and transformers read it back.
 
-    All end tokens go into `generation_config.json`; what else stands in that
-    file is kept.
+    All end tokens go into `generation_config.json`; its other settings are
+    kept.
     """
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -287,16 +288,16 @@ def train(
   vocab_size: int,
   chat_template: str = CHAT_TEMPLATE,
 ) -> Tokenizer:
-  """Trains a byte-level BPE tokenizer; the same texts give the same one.
+  """Trains a byte-level BPE tokenizer; equal texts give equal tokenizers.
 
-  Every text has an encoding and comes back unchanged. No token has more than
-  one digit (it may have the space before it), so that numbers are read alike
-  wherever they stand.
+  Every text can be encoded and decoded unchanged. No token has more than one
+  digit (it may have the space before it), so that a number has the same tokens
+  everywhere.
 
   Args:
-    texts: what to learn merges from. The names of the roles are learnt with
+    texts: the texts to learn merges from. The names of the roles are added to
       each of them, so that a turn costs few tokens.
-    vocab_size: largest number of tokens; there are fewer where the texts have
+    vocab_size: the largest number of tokens; there are fewer if the texts have
       nothing left to merge.
     chat_template: Jinja source.
 
@@ -304,7 +305,7 @@ def train(
     ValueError: `vocab_size` has no room for all bytes and the special tokens.
   """
   alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-  special = [PAD, START, END]  # their places are their ids
+  special = [PAD, START, END]  # the position of each is its id
   smallest = len(alphabet) + len(special)
   if vocab_size < smallest:
     raise ValueError(
@@ -357,19 +358,19 @@ def _load_backend(
       raise TokenizerError(f"{directory} has no {name}")
     _read_json(directory / name)
   try:
-    # Not AutoTokenizer: from the class that tokenizer_config.json names it may
-    # rebuild the splitting of text, where tokenizer.json says another.
+    # AutoTokenizer would take the class that tokenizer_config.json names, which
+    # may split text in another way than tokenizer.json says.
     return transformers.PreTrainedTokenizerFast.from_pretrained(
       directory, local_files_only=True
     )
-  except Exception as error:  # tokenizers raises plain Exception
+  except Exception as error:  # the kind that tokenizers raises
     raise TokenizerError(
       f"{directory}/tokenizer.json cannot be read: {error!r}"
     ) from error
 
 
 def _eos_ids(path: pathlib.Path) -> list[int]:
-  """The end tokens that a configuration file names, if it is there."""
+  """Returns the end tokens of a configuration file, if it exists."""
   if not path.is_file():
     return []
   value = _read_json(path).get("eos_token_id")

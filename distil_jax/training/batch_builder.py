@@ -71,9 +71,9 @@ def from_experience(
       continue
     fitted = data_teacher_prompts.fit_teacher_prompt(
       experience.problems[i // group_size],
-      # Both may quote what the student wrote, control tokens included.
-      solution=solution and tokenizer.disarmed(solution),
-      feedback=feedback and tokenizer.disarmed(feedback),
+      # Both may quote what the student wrote.
+      solution=solution and tokenizer.escape_special_tokens(solution),
+      feedback=feedback and tokenizer.escape_special_tokens(feedback),
       encode=tokenizer.encode_messages,
       encode_text=tokenizer.encode,
       decode=tokenizer.decode,

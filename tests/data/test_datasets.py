@@ -105,7 +105,7 @@ MALFORMED = {
   "number": ({"prompt": "x", "answer": 4}, "'answer' must be a string"),
   "surrogate": (
     '{"prompt": "x", "answer": "4", "system": "\\ud800"}',
-    "field 'system' is no valid Unicode",
+    "field 'system' is not valid Unicode",
   ),
 }
 

@@ -77,8 +77,8 @@ def test_rests_have_one_of_three_widths(rest, width):
     assert found is None
   else:
     assert found.ids.shape == (4, width)
-  assert shared_prefixes.widths(8) == [8, 4, 2]
-  assert shared_prefixes.widths(9) == [9, 5, 3]
+  assert shared_prefixes.prompt_widths(8) == [8, 4, 2]
+  assert shared_prefixes.prompt_widths(9) == [9, 5, 3]
 
 
 def test_nothing_is_split_where_that_saves_nothing():

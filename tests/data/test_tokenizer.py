@@ -88,9 +88,9 @@ def test_what_a_model_wrote_ends_no_turn(trained):
     return [x for x in ids if x in known]
 
   assert len(special(evil)) > len(special("fine"))
-  assert special(trained.disarmed(evil)) == special("fine")
-  assert trained.disarmed(evil).replace("\u200b", "") == evil
-  assert trained.disarmed("a < b | c > d, <|, |>, im_end") == (
+  assert special(trained.escape_special_tokens(evil)) == special("fine")
+  assert trained.escape_special_tokens(evil).replace("\u200b", "") == evil
+  assert trained.escape_special_tokens("a < b | c > d, <|, |>, im_end") == (
     "a < b | c > d, <|, |>, im_end"
   )
 
@@ -129,7 +129,7 @@ def test_special_ids(trained):
 
 def test_training_is_the_same_in_another_process(trained):
   code = (
-    "import hashlib; from distil_jax.io import tokenizer as t;"
+    "import hashlib; from distil_jax.data import tokenizer as t;"
     f"x = t.train({TEXTS!r}, vocab_size=320).backend.backend_tokenizer;"
     "print(hashlib.sha256(x.to_str().encode()).hexdigest())"
   )
@@ -298,7 +298,7 @@ _WITH_TOOLS = """\
 )
 def test_what_stands_around_a_tools_output(template, before, after):
   made = tokenizer_lib.train(TEXTS, vocab_size=320, chat_template=template)
-  found = made.around_tools()
+  found = made.tokens_around_tool_output()
   texts = tuple(made.decode(ids, skip_special=False) for ids in found)
   assert texts == (before, after)
   assert found[0][0] == made.eos_ids[0]  # one token, not its letters
@@ -308,4 +308,4 @@ def test_a_template_without_a_place_for_tools_is_refused():
   only_first = "{{ messages[0]['content'] }}"
   made = tokenizer_lib.train(TEXTS, vocab_size=320, chat_template=only_first)
   with pytest.raises(TokenizerError, match="cannot put a tool's output"):
-    made.around_tools()
+    made.tokens_around_tool_output()

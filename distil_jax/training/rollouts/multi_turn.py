@@ -333,7 +333,7 @@ def _size(num_rows: int, most: int, multiple: int) -> int:
   longest = collectives.global_max(num_rows)
   if not longest:
     return 0
-  fitting = [x for x in shared_prefixes.widths(most) if x >= longest]
+  fitting = [x for x in shared_prefixes.prompt_widths(most) if x >= longest]
   return -(-min(fitting, default=most) // multiple) * multiple
 
 

@@ -264,7 +264,7 @@ class RolloutWorker:
     # Columns that are padding in all rows are cut off; few widths are allowed,
     # because each of them is a program.
     longest = int(prompt_mask.sum(axis=1).max())
-    width = shared_prefixes.narrowest(longest, prompt_mask.shape[1])
+    width = shared_prefixes.narrowest_width(longest, prompt_mask.shape[1])
     arrays = (prompt_ids[:, -width:], prompt_mask[:, -width:])
     ids, mask = sharding.put_batch(self._mesh, arrays)
     if limits is not None:

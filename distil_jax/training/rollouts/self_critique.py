@@ -166,15 +166,15 @@ class SelfCritic:
   ) -> CritiquePrompt | None:
     """Returns the request, or None if there is nothing to ask."""
     # Text that the student has written must not become a special token.
-    disarmed = self._tokenizer.disarmed
-    verdict = dataclasses.replace(verdict, feedback=disarmed(verdict.feedback))
+    escape = self._tokenizer.escape_special_tokens
+    verdict = dataclasses.replace(verdict, feedback=escape(verdict.feedback))
 
     def build(text: str) -> Sequence[Message] | None:
       return self._environment.critique_prompt(problem, text, verdict)
 
     return fit_critique_prompt(
       build,
-      disarmed(completion),
+      escape(completion),
       encode=self._tokenizer.encode_messages,
       encode_text=self._tokenizer.encode,
       decode=self._tokenizer.decode,

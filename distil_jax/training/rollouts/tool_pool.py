@@ -55,7 +55,7 @@ class ToolPool:
     self.max_turns = max_turns
     self._tool = tool
     self._tokenizer = tokenizer
-    self._before, self._after = tokenizer.around_tools()
+    self._before, self._after = tokenizer.tokens_around_tool_output()
     self._max_output_tokens = max_output_tokens
     shortest = len(tokenizer.encode(_CUT))
     if max_output_tokens <= shortest:

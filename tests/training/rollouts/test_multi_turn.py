@@ -172,7 +172,7 @@ def assert_same_rows(experience, rows, expected, expected_rows):
 
 def test_turns_and_outputs_take_turns(policy, played):
   tokenizer, rolled = policy.tokenizer, played.rollout
-  before, after = tokenizer.around_tools()
+  before, after = tokenizer.tokens_around_tool_output()
   counts = []
   for row in range(len(PROBLEMS) * GROUP_SIZE):
     mask = rolled.completion_mask[row]
@@ -295,7 +295,7 @@ def test_what_does_not_fit_ends_the_episode(policy, mesh):
       np.testing.assert_array_equal(
         found.rollout.completion_ids[row], whole.rollout.completion_ids[row]
       )
-  bridge = len(policy.tokenizer.around_tools()[1]) + 9
+  bridge = len(policy.tokenizer.tokens_around_tool_output()[1]) + 9
   assert any(len(runs(found, row)) > 1 for row in range(8))
   for row in range(8):
     for part in runs(found, row)[1::2]:
@@ -412,7 +412,7 @@ def made(policy):
 
 class TestShown:
   def output(self, policy, made, text):
-    before, after = policy.tokenizer.around_tools()
+    before, after = policy.tokenizer.tokens_around_tool_output()
     ids = made.shown(text, last_id=0)
     assert ids[: len(before)] == before
     assert ids[-len(after) :] == after
