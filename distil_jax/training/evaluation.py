@@ -1,4 +1,4 @@
-"""How often a policy is right on problems that it does not train on."""
+"""Evaluates a policy on problems that it does not train on."""
 
 import collections
 import functools
@@ -15,16 +15,19 @@ from distil_jax.types import Problem
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
-  """Chance that at least one of k samples is right, without bias.
+  """Returns an unbiased estimate that at least one of k samples is right.
 
     1 − C(n − c, k) / C(n, k)
 
   See "Evaluating Large Language Models Trained on Code" (arXiv:2107.03374).
 
   Args:
-    num_samples: n.
-    num_correct: c of them.
-    k: at most n.
+    num_samples: n, the samples of a problem.
+    num_correct: c, the correct ones among them.
+    k: samples to choose, at most n.
+
+  Raises:
+    ValueError: k is not in 1..n.
   """
   if not 0 < k <= num_samples:
     raise ValueError(f"k={k} must be in 1..num_samples={num_samples}")
@@ -33,7 +36,7 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
 
 
 def evaluate(
-  actor: RolloutWorker | SelfCritic,
+  worker: RolloutWorker | SelfCritic,
   params: decoder.Params,
   problems: Sequence[Problem],
   key: jax.Array,
@@ -43,39 +46,41 @@ def evaluate(
   success_threshold: float,
   report: Callable[[int], None] = lambda num_done: None,
 ) -> dict[str, float]:
-  """Samples every problem and averages over problems.
+  """Samples completions of every problem and averages over problems.
 
   Args:
-    actor: its group size is the number of samples of each problem.
-    params: of the policy.
-    problems: held out; all processes evaluate their part of each batch.
+    worker: samples and judges; its group size G is the number of samples of
+      each problem.
+    params: the policy's parameters.
+    problems: held-out problems; each process evaluates its part of a batch.
     key: the same key gives the same noise, so that two policies compare.
-    num_problems: in one batch, of all processes; the last is filled up.
-    pass_at: which k.
-    success_threshold: a reward from here on is right.
-    report: told how many problems are done, of all processes.
+    num_problems: problems in one batch of all processes; the last batch is
+      padded.
+    pass_at: the values of k.
+    success_threshold: the lowest reward of a success.
+    report: called with the number of problems that all processes have done.
 
   Returns:
     `avg@G` (mean reward), `pass@k`, `completion_length` (tokens), `cut_off`
     (share that hit the limit), `verdict/…` (share of each status) and, with a
-    tool, `tools/…` (of an episode, see `Experience.tool_counts`).
+    tool, `tools/…` (per episode, see `Experience.tool_counts`).
   """
-  group_size = actor.group_size
+  group_size = worker.group_size
   totals: dict[str, float] = collections.defaultdict(float)
   mine = collectives.block(num_problems)
   for start in range(0, len(problems), num_problems):
     batch = list(problems[start : start + num_problems])
     end = start + len(batch)
     batch += [problems[0]] * (num_problems - len(batch))
-    # Those of this process's part that do not fill up the last batch.
+    # The problems of this process's part that are not padding.
     num_real = min(max(end - start - mine.start, 0), mine.stop - mine.start)
     done = functools.partial(
       _report, report, start=start, end=end, rows=group_size
     )
-    experience = actor(params, batch[mine], key, report=done)
+    experience = worker(params, batch[mine], key, report=done)
     is_real = slice(0, num_real * group_size)
     is_right = experience.rewards[:num_real] >= success_threshold
-    # Whole numbers add up to the same in any order.
+    # Counts are integers, whose sum does not depend on the order.
     for num_correct in is_right.sum(axis=1).tolist():
       totals[f"correct/{num_correct}"] += 1
     totals["problems"] += num_real
@@ -98,7 +103,7 @@ def _report(
   end: int,
   rows: int,
 ) -> None:
-  """In problems, where the engine counts rows."""
+  """Reports in problems what the engine counts in rows."""
   del num_tokens
   report(min(start + num_done // rows, end))
 
@@ -106,6 +111,7 @@ def _report(
 def _averages(
   totals: dict[str, float], group_size: int, pass_at: Sequence[int]
 ) -> dict[str, float]:
+  """Returns the averages of sums over all processes."""
   num_problems = totals["problems"]
   num_samples = num_problems * group_size
   values = {f"avg@{group_size}": totals["rewards"] / num_samples}

@@ -1,4 +1,4 @@
-"""What a run notes about itself, and checks before it goes on."""
+"""Checks before a run starts: its folder, its processes, its settings."""
 
 import hashlib
 import pathlib
@@ -15,8 +15,8 @@ from distil_jax.distributed import collectives, process_group
 from distil_jax.generation.policy import resolve_directory
 from distil_jax.training.logging import run_info
 
-# Settings that may differ when a run goes on from a checkpoint.
-# (None of them changes what is computed, but for rounding.)
+# Settings that may differ when a run goes on from a checkpoint, because they
+# change at most the rounding of what is computed.
 _FREE = (
   "name",
   "train.num_steps",
@@ -42,19 +42,33 @@ _FREE_SECTIONS = (
 def check_directory(
   setting: str, directory: pathlib.Path, inside: str = ""
 ) -> None:
-  """Refuses a folder, or one inside it, that cannot be made."""
+  """Refuses a folder that cannot be made because a file is in the way.
+
+  Args:
+    setting: the key that names the folder.
+    directory: the folder.
+    inside: a folder in it that is needed too.
+
+  Raises:
+    ConfigError: one of the folders is a file.
+  """
   innermost = directory / inside
-  for place in (innermost, *innermost.parents):
-    if place.exists() and not place.is_dir():
+  for path in (innermost, *innermost.parents):
+    if path.exists() and not path.is_dir():
       raise ConfigError(
-        f"{setting}={directory}: {place} is a file; choose another place"
+        f"{setting}={directory}: {path} is a file; choose another folder"
       )
 
 
 def check_same_settings(
   saved: Mapping[str, Any], config: Config, step: int
 ) -> None:
-  """Refuses to go on with settings that would make it another run.
+  """Refuses to go on from a checkpoint with settings of another run.
+
+  Args:
+    saved: the settings in the checkpoint.
+    config: the settings now.
+    step: the checkpoint's step.
 
   Raises:
     ConfigError: lists every difference.
@@ -83,8 +97,8 @@ def check_same_command(command: str, config: Config) -> None:
   """Refuses processes that would not compute the same.
 
   Args:
-    command: what was asked for, beside the settings.
-    config: of the run.
+    command: the command and its arguments, without the settings.
+    config: the run's settings.
 
   Raises:
     ProcessError: lists every difference.
@@ -95,7 +109,7 @@ def check_same_command(command: str, config: Config) -> None:
     "command, settings or versions",
     {"command": command, **_flat(config.model_dump(mode="json"))} | _versions(),
     "start the same command, with the same files and packages, everywhere; "
-    "processes that have nothing to do with each other need --num-processes 1",
+    "start processes that are independent with --num-processes 1",
   )
 
 
@@ -125,38 +139,39 @@ def check_same_data(config: Config, problems: data_problems.Problems) -> None:
     if path.is_file()
   }
   process_group.compare(
-    "data, model or devices", found, "give all of them the same"
+    "data, model or devices", found, "give all processes the same"
   )
 
 
 def check_shared_directory(config: Config) -> None:
-  """Refuses processes whose run folders are not one.
+  """Refuses processes whose run folders are not the same folder.
 
   Raises:
-    ProcessError: with the cure.
+    ProcessError: a process does not find what process 0 has written.
   """
   if not process_group.is_joined():
     return
   directory = config.run_directory
-  meeting = directory / ".meeting"
+  marker = directory / ".meeting"
   if jax.process_index() == 0:
     directory.mkdir(parents=True, exist_ok=True)
-    meeting.write_text(uuid.uuid4().hex)
+    marker.write_text(uuid.uuid4().hex)
   collectives.wait_for_all("the run folder is there")
-  seen = meeting.read_text() if meeting.exists() else None
+  seen = marker.read_text() if marker.exists() else None
   try:
     process_group.compare(
       "the content of their run folder",
-      {str(meeting): seen},
+      {str(marker): seen},
       f"all of them write to train.run_directory={directory}, which must be "
       "one folder, on a file system that all hosts share",
     )
   finally:
     if jax.process_index() == 0:
-      meeting.unlink(missing_ok=True)
+      marker.unlink(missing_ok=True)
 
 
 def _versions() -> dict[str, Any]:
+  """Returns versions that must agree, of the source too."""
   package = pathlib.Path(__file__).resolve().parents[1]
   return {
     "Python": platform.python_version(),
@@ -166,7 +181,7 @@ def _versions() -> dict[str, Any]:
 
 
 def _digest(paths: Iterable[str | pathlib.Path]) -> str:
-  """Of the content of files, short enough for a message."""
+  """Returns a hash of the content of files, short enough for a message."""
   digest = hashlib.blake2b(digest_size=8)
   for path in paths:
     with open(path, "rb") as file:
@@ -176,7 +191,7 @@ def _digest(paths: Iterable[str | pathlib.Path]) -> str:
 
 
 def warnings(config: Config) -> list[str]:
-  """What a run may do, but hardly ever should."""
+  """Returns warnings of settings that are allowed but seldom right."""
   found = []
   if config.model.param_dtype == "bfloat16":
     found.append(
@@ -186,8 +201,8 @@ def warnings(config: Config) -> list[str]:
   environment = config.environment
   if environment.kind == "self_evaluation" and environment.of is None:
     found.append(
-      "environment.of=null: the policy gives itself the reward, and may learn "
-      "to persuade itself; evaluate with another environment now and then"
+      "environment.of=null: the policy rewards itself and can learn to "
+      "persuade itself; evaluate it with another environment from time to time"
     )
   r = config.rollout
   truncation = (r.top_k, r.top_p, r.min_p)
@@ -196,15 +211,15 @@ def warnings(config: Config) -> list[str]:
     found.append(
       f"rollout.temperature={r.temperature}, top_k={r.top_k}, top_p={r.top_p}, "
       f"min_p={r.min_p}: credit and rewards weigh log-probabilities of the "
-      "whole softmax at temperature 1, so their gradient is not that of what "
-      "was sampled, and "
-      "mass may flow to tokens that are never sampled; temperature=1 without "
-      "top_k, top_p and min_p is exact"
+      "whole softmax at temperature 1, so the gradient is not that of the "
+      "distribution that was sampled, and probability can move to tokens that "
+      "are never sampled; temperature=1 without top_k, top_p and min_p is exact"
     )
   return found
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """Returns nested settings by their dotted paths."""
   flat = {}
   for key, value in tree.items():
     if isinstance(value, Mapping) and value:

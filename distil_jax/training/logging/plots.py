@@ -1,4 +1,4 @@
-"""The picture of a run: `learning.png`."""
+"""Plots a run as `learning.png`."""
 
 import os
 import pathlib
@@ -13,11 +13,11 @@ from matplotlib.backends import backend_agg
 
 from distil_jax.training.logging import run_folder, tables
 
-PICTURE = "learning.png"
+PLOT = "learning.png"
 
 Records = Sequence[Mapping[str, Any]]
 
-# Okabe and Ito's colours, which stay apart for colour-blind readers.
+# Okabe and Ito's colors, which color-blind readers can tell apart.
 _BLUE, _GREEN, _BROWN = "#0072B2", "#009E73", "#A66A00"
 _ACCURACY_STYLES = (
   ("#D55E00", "o"),
@@ -26,9 +26,9 @@ _ACCURACY_STYLES = (
   ("#E69F00", "^"),
   ("#000000", "v"),
 )
-_FEW = 40  # up to so many points, each is marked
-_LEAST_WINDOW = 5  # points in a running mean; no mean of fewer points
-_WINDOWS = 25  # so many windows side by side span a long run
+_FEW = 40  # with at most this many points, each has a marker
+_LEAST_WINDOW = 5  # points; a shorter series has no running mean
+_WINDOWS = 25  # number of windows side by side in a long run
 
 
 def plot(run_directory: str | os.PathLike[str]) -> pathlib.Path:
@@ -38,25 +38,25 @@ def plot(run_directory: str | os.PathLike[str]) -> pathlib.Path:
     run_directory: the run's folder.
 
   Returns:
-    The picture's path.
+    The path of the plot.
 
   Raises:
-    ReportError: there is nothing to draw, or a line cannot be read.
+    ReportError: there is nothing to plot, or a line cannot be read.
   """
   folder = pathlib.Path(run_directory)
-  picture = draw(
+  figure = draw(
     run_folder.read_lines(folder / run_folder.METRICS),
     run_folder.read_lines(folder / run_folder.EVALUATIONS),
     title=folder.resolve().name,
   )
-  if picture is None:
+  if figure is None:
     raise tables.ReportError(
       f"nothing to plot in {folder}: {run_folder.METRICS} and "
       f"{run_folder.EVALUATIONS} have no numbers to show; train first"
     )
-  path = folder / PICTURE
+  path = folder / PLOT
   temporary = path.with_name(f".{path.name}.partial")
-  picture.savefig(temporary, format="png", dpi=150)
+  figure.savefig(temporary, format="png", dpi=150)
   temporary.replace(path)
   return path
 
@@ -64,18 +64,19 @@ def plot(run_directory: str | os.PathLike[str]) -> pathlib.Path:
 def draw(
   metrics: Records, evaluations: Records, *, title: str
 ) -> mpl_figure.Figure | None:
-  """Draws up to two panels; one without data is left out.
+  """Draws up to two panels; a panel without data is left out.
 
-  Above: the reward of each step (the loss, where there is no reward) with its
-  running mean, and the held-out accuracies. Below: cost and completion length.
+  The upper one shows the reward of each step (the loss, if there is no reward)
+  with its running mean, and the held-out accuracies. The lower one shows cost
+  and completion length.
 
   Args:
     metrics: lines of `metrics.jsonl`.
     evaluations: lines of `evaluations.jsonl`.
-    title: stands above the panels.
+    title: the title above the panels.
 
   Returns:
-    A figure with an Agg canvas; None where neither panel has data.
+    A figure with an Agg canvas; None if neither panel has data.
   """
   score = "reward" if _has(metrics, "reward") else "loss"
   accuracies = _accuracies(evaluations)
@@ -86,14 +87,14 @@ def draw(
     panels.append(lambda axes: _draw_cost_and_length(axes, metrics))
   if not panels:
     return None
-  # The object interface: no display, and no state shared with a notebook.
-  picture = mpl_figure.Figure(
+  # pyplot would need a display and share its state with a notebook.
+  figure = mpl_figure.Figure(
     figsize=(9, 0.8 + 3.3 * len(panels)), layout="constrained"
   )
-  backend_agg.FigureCanvasAgg(picture)
+  backend_agg.FigureCanvasAgg(figure)
   left = {"x": 0.012, "ha": "left"}
-  picture.suptitle(title, **left, weight="bold", size=13, parse_math=False)
-  stack = picture.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+  figure.suptitle(title, **left, weight="bold", size=13, parse_math=False)
+  stack = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
   for axes, panel in zip(stack, panels, strict=True):
     panel(axes)
   steps = [record["step"] for record in (*metrics, *evaluations)]
@@ -105,23 +106,23 @@ def draw(
   stack[-1].xaxis.set_major_locator(
     ticker.MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10])
   )
-  return picture
+  return figure
 
 
 def running_mean(values: np.ndarray, window: int) -> np.ndarray:
-  """Mean of each value and its neighbours on both sides.
+  """Returns the mean of each value and its neighbors on both sides.
 
   Args:
     values: shape `[n]`.
-    window: values in a mean, odd; at both ends those of them that there are.
+    window: number of values in a mean, odd; at both ends there are fewer.
 
   Returns:
     Shape `[n]`.
   """
   sums = np.concatenate([[0.0], np.cumsum(values)])
-  places = np.arange(len(values))
-  begins = np.maximum(places - window // 2, 0)
-  ends = np.minimum(places + window // 2 + 1, len(values))
+  positions = np.arange(len(values))
+  begins = np.maximum(positions - window // 2, 0)
+  ends = np.minimum(positions + window // 2 + 1, len(values))
   return (sums[ends] - sums[begins]) / (ends - begins)
 
 
@@ -181,7 +182,7 @@ def _draw_cost_and_length(axes: Axes, metrics: Records) -> None:
     label = "completion length"
     _draw_series(length_axes, metrics, "completion_length", label, _BROWN)
     _name_axis(length_axes, "completion length (tokens)", _BROWN)
-  if length_axes is not axes:  # other head room, so that they part
+  if length_axes is not axes:  # more head room keeps the two lines apart
     length_axes.set_ylim(top=1.35 * length_axes.get_ylim()[1])
   _finish(axes, length_axes)
 
@@ -189,7 +190,7 @@ def _draw_cost_and_length(axes: Axes, metrics: Records) -> None:
 def _draw_series(
   axes: Axes, metrics: Records, name: str, label: str, color: str
 ) -> None:
-  """A thin line through every value and a thick one through their mean."""
+  """Draws a thin line through every value and a thick one through the mean."""
   steps, values = _series(metrics, name)
   window = _window(len(metrics))
   marker = "o" if len(steps) <= _FEW else None
@@ -206,14 +207,14 @@ def _draw_series(
 
 
 def _window(num_points: int) -> int | None:
-  """Points in a running mean, odd; None for a series too short for one."""
+  """Returns the odd size of a running mean; None if the series is too short."""
   if num_points <= _LEAST_WINDOW:
     return None
   return max(_LEAST_WINDOW, num_points // _WINDOWS // 2 * 2 + 1)
 
 
 def _fit_unit_interval(axes: Axes) -> None:
-  """From 0 to 1, or to less where everything is small."""
+  """Sets the limits to 0 and 1, or lower if all values are small."""
   values = np.concatenate([line.get_ydata() for line in axes.get_lines()])
   top = 1.0 if values.max() > 0.5 else max(0.02, 1.25 * values.max())
   axes.set_ylim(0, 1.04 * top)
@@ -225,7 +226,7 @@ def _name_axis(axes: Axes, label: str, color: str) -> None:
 
 
 def _finish(left: Axes, right: Axes) -> None:
-  """Grid, frame, and one legend above the panel for both of its axes."""
+  """Adds grid, frame, and one legend for both axes above the panel."""
   both = [left] if right is left else [left, right]
   for axes in both:
     axes.spines["top"].set_visible(False)
@@ -237,7 +238,7 @@ def _finish(left: Axes, right: Axes) -> None:
     handles=named,
     loc="lower left",
     bbox_to_anchor=(0, 1),
-    ncols=3 if len(named) <= 3 else 2,  # what the width has room for
+    ncols=3 if len(named) <= 3 else 2,  # more columns exceed the width
     frameon=False,
     fontsize=10,
     borderaxespad=0.2,
@@ -249,14 +250,14 @@ def _has(lines: Records, name: str) -> bool:
 
 
 def _series(lines: Records, name: str) -> tuple[np.ndarray, np.ndarray]:
-  """Steps and values of one name, where it has a finite value."""
+  """Returns steps and values of a name, without the steps that lack it."""
   pairs = [(r["step"], r[name]) for r in lines if r.get(name) is not None]
   steps, values = zip(*pairs, strict=True) if pairs else ((), ())
   return np.array(steps, dtype=int), np.array(values, dtype=float)
 
 
 def _accuracies(evaluations: Records) -> list[str]:
-  """Names of the accuracies: avg@n first, then pass@k by k."""
+  """Returns the names of the accuracies: avg@n first, then pass@k by k."""
   names = {
     name
     for line in evaluations
@@ -264,5 +265,5 @@ def _accuracies(evaluations: Records) -> list[str]:
     if name.startswith(("avg@", "pass@")) and value is not None
   }
   if any(name.startswith("avg@") for name in names):
-    names.discard("pass@1")  # the same number
+    names.discard("pass@1")  # it equals avg@n
   return sorted(names, key=lambda name: (name[0], int(name.split("@")[1])))

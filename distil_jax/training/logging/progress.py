@@ -1,4 +1,4 @@
-"""What a person sees while a run is under way: one line on stderr."""
+"""Shows the progress of a run in one line on stderr."""
 
 import collections
 import contextlib
@@ -14,10 +14,10 @@ import tqdm
 
 from distil_jax.distributed import process_group
 
-_STAGE_SECONDS = 2.0  # shorter stages are not worth a line in a log file
-_RECENT_STEPS = 50  # the time left follows the pace of these
+_STAGE_SECONDS = 2.0  # a shorter stage gets no line in a log file
+_RECENT_STEPS = 50  # the time left is estimated from these
 
-_FIELDS = (  # beside the reward, or the loss where there is no reward
+_FIELDS = (  # shown after the reward, or after the loss without a reward
   ("cost", "cost {:.3f}"),
   ("completion_length", "length {:.1f}"),
   ("time/tokens_per_second", "{:,.0f} tokens/s"),
@@ -25,9 +25,9 @@ _FIELDS = (  # beside the reward, or the loss where there is no reward
 
 
 class Progress:
-  """A live line on a terminal; elsewhere a plain line now and then.
+  """A live line on a terminal, or plain lines in a log file.
 
-  A context manager. Processes that show nothing make the same calls.
+  It is a context manager. Processes that show nothing make the same calls.
   """
 
   def __init__(
@@ -41,10 +41,10 @@ class Progress:
     """Prepares the line.
 
     Args:
-      num_steps: steps of the whole run; None where there are only stages.
-      is_shown: false in all processes but one.
-      stream: where to write; None for stderr.
-      interval: least time between two plain lines, seconds.
+      num_steps: steps of the whole run; None if there are only stages.
+      is_shown: true in one process only.
+      stream: where to write; None means stderr.
+      interval: smallest time between two plain lines, seconds.
     """
     self._num_steps = num_steps
     self._is_shown = is_shown
@@ -62,8 +62,9 @@ class Progress:
         total=self._num_steps,
         file=self._stream,
         desc="starting",
-        miniters=1,  # else a resume, one long stride, would hold up the line
-        # The bar takes what the text leaves of the line.
+        # tqdm adapts to the stride, and a resume begins with a very long one.
+        miniters=1,
+        # The bar fills the rest of the line.
         bar_format="{desc}" if self._num_steps is None else "{desc}  {bar}",
         **_size(self._stream),
       )
@@ -78,8 +79,8 @@ class Progress:
     """Shows a finished step.
 
     Args:
-      step: counted from 1; the first one after a resume may be any.
-      values: the step's metrics; those that are missing are not shown.
+      step: the step, counted from 1; a resumed run begins with a later one.
+      values: the step's metrics; missing ones are not shown.
     """
     if not self._is_shown:
       return
@@ -99,14 +100,14 @@ class Progress:
   def stage(
     self, text: str, total: int | None = None
   ) -> Iterator[Callable[[int], None]]:
-    """Says what is being done outside the steps, or within a long one.
+    """Shows what is being done between steps, or within a long one.
 
     Args:
       text: for example `compiling`.
-      total: how many things the stage has to do, where it can be counted.
+      total: number of things that the stage does, if it is known.
 
     Yields:
-      a function to call with the number of things done so far.
+      A function to call with the number of things done so far.
     """
 
     def label(num_done: int) -> str:
@@ -122,7 +123,7 @@ class Progress:
       finally:
         bar.set_description_str(earlier)
     else:
-      # Only time tells which stages are long: a short one stays silent.
+      # A stage that ends before the timer prints nothing.
       timer = threading.Timer(_STAGE_SECONDS, self._print, [label(0)])
       timer.daemon = True
       timer.start()
@@ -132,13 +133,13 @@ class Progress:
         timer.cancel()
 
   def sampling(self, num_rows: int) -> Callable[[int, int], None]:
-    """Says how far a rollout is, where it takes long enough to wonder.
+    """Shows how far a rollout is, if it takes long.
 
     Args:
-      num_rows: completions that are asked for.
+      num_rows: number of completions.
 
     Returns:
-      a function to call with the tokens and the completions done so far.
+      A function to call with the numbers of tokens and completions done.
     """
     begun = time.monotonic()
     earlier = "" if self._bar is None else f"{self._bar.desc}  "
@@ -157,14 +158,15 @@ class Progress:
     return report
 
   def message(self, text: str) -> None:
-    """Prints a line of its own that stays, above the live one."""
+    """Prints a line that stays, above the live one."""
     if self._bar is not None:
       self._bar.write(text, file=self._stream)
     elif self._is_shown:
       self._print(text)
 
   def _time_left(self) -> list[str]:
-    """Of the steps that remain; the first one, which compiles, is left out."""
+    """Returns the estimated time of the remaining steps, if it is known."""
+    # The first step compiles, so the pace is measured after it.
     first_step, begun = self._steps_at[0]
     step, now = self._steps_at[-1]
     if self._num_steps is None or step == first_step:
@@ -183,7 +185,7 @@ class Progress:
 
 
 def tell(text: str) -> None:
-  """Prints on stderr what stays, above a live line; from any thread."""
+  """Prints a line that stays on stderr, above a live line, from any thread."""
   tqdm.tqdm.write(text, file=sys.stderr)
   sys.stderr.flush()
 
@@ -194,7 +196,8 @@ def warn(text: str) -> None:
 
 
 def _size(terminal: TextIO) -> dict[str, Any]:
-  """Follows the window; one that says 0 x 0 (containers, CI) counts as 80."""
+  """Returns the size options of tqdm: the window's, or 80 if it is unknown."""
+  # Terminals in containers and CI report a size of 0 x 0.
   if all(os.get_terminal_size(terminal.fileno())):
     return {"dynamic_ncols": True}
   return {"ncols": 80, "nrows": 24}

@@ -1,4 +1,4 @@
-"""Pages of sampled completions to read."""
+"""Writes sampled completions as pages to read."""
 
 import dataclasses
 import pathlib
@@ -10,17 +10,17 @@ from distil_jax import types
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-  """One completion as a person wants to read it.
+  """Holds one completion and what a reader wants to know about it.
 
   Attributes:
-    problem: what was asked.
-    completion: the student's text; of an episode the last turn.
+    problem: the problem.
+    completion: the student's text; the last turn if there are several.
     num_tokens: length of the completion, tokens.
     stop_reason: why the completion ended.
-    verdict: what the environment said about it.
-    teacher_prompt: the teacher's prompt as it was built, after truncation;
-      None where the sample has no teacher signal.
-    earlier: of an episode, what was said before the last turn, and by whom.
+    verdict: the environment's verdict.
+    teacher_prompt: the teacher's prompt after truncation; None if the sample
+      has no teacher signal.
+    earlier: messages before the last turn, if there are several.
   """
 
   problem: types.Problem
@@ -33,11 +33,13 @@ class Sample:
 
 
 def step_of_page(page: pathlib.Path) -> int:
+  """Returns the step in a page's name; -1 for a file that is not a page."""
   digits = page.stem.removeprefix("step_")
-  return int(digits) if digits.isdecimal() else -1  # not one of our pages
+  return int(digits) if digits.isdecimal() else -1
 
 
 def render_page(step: int, samples: Sequence[Sample]) -> str:
+  """Returns a Markdown page with the samples of a step."""
   parts = [f"# Rollouts of step {step}\n"]
   for number, sample in enumerate(samples, start=1):
     verdict = sample.verdict
@@ -67,7 +69,7 @@ def render_page(step: int, samples: Sequence[Sample]) -> str:
 
 
 def _fenced(text: str) -> str:
-  """Text as it is, in a fence longer than any run of backticks inside it."""
+  """Returns the text in a fence longer than any run of backticks in it."""
   if not text:
     return "(empty)\n"
   longest = max((len(run) for run in re.findall("`+", text)), default=0)

@@ -1,4 +1,4 @@
-"""What a run leaves behind for people: its folder.
+"""Writes the folder of a run.
 
 config.yaml         the resolved config
 environment.json    versions, source revision, devices
@@ -6,7 +6,7 @@ metrics.jsonl       one line per logged step
 evaluations.jsonl   one line per evaluation
 rollouts/           samples as readable text
 tensorboard/        the numbers of both `.jsonl` files
-summary.json        written last: where it is, the run has ended
+summary.json        written last: it exists if the run has ended
 """
 
 import json
@@ -34,12 +34,12 @@ SUMMARY = "summary.json"
 class RunFolder:
   """Writes the folder of one run.
 
-  `start` comes first and `close` last. Every process may hold one; only the
+  Call `start` first and `close` last. Every process can hold one; only the
   writer touches the disk. The `.jsonl` files are the record of the run: each
-  line is on its way to disk when the call returns, and the lines after a
-  checkpoint do not depend on whether the run was interrupted there.
-  TensorBoard is written in the background and may miss the last second of a
-  run that was killed.
+  line is handed to the operating system when the call returns, and the lines
+  after a checkpoint do not depend on whether the run was interrupted there.
+  TensorBoard files are written in the background and can miss the last second
+  of a run that was killed.
   """
 
   def __init__(
@@ -49,12 +49,12 @@ class RunFolder:
     is_writer: bool = True,
     tensorboard: bool = True,
   ):
-    """Remembers the place; nothing is written yet.
+    """Remembers the folder; nothing is written yet.
 
     Args:
       directory: the run's folder.
-      is_writer: whether this process writes; true in one process only.
-      tensorboard: whether TensorBoard files are written as well.
+      is_writer: true in the one process that writes.
+      tensorboard: write TensorBoard files too.
     """
     self.directory = pathlib.Path(directory)
     self._is_writer = is_writer
@@ -71,19 +71,19 @@ class RunFolder:
   ) -> None:
     """Creates the folder, or takes it back to the step that is resumed.
 
-    What an earlier process wrote after that step goes, because this one will
-    write it again; without a step to resume from, that is everything.
+    It deletes what an earlier process wrote after that step, because this one
+    will write it again; without a step to resume, it deletes all reports.
 
     Args:
       config_yaml: the resolved config.
-      resume_step: last step of the checkpoint that was restored; None for a
-        run from the beginning.
-      device_kind: what the run computes on, for example `NVIDIA H100`.
-      num_devices: how many of these, over all processes.
+      resume_step: the step of the checkpoint that was restored; None for a new
+        run.
+      device_kind: the kind of the devices, for example `NVIDIA H100`.
+      num_devices: number of devices of all processes.
 
     Raises:
-      ReportError: the place is taken by a file, or a line in the middle of an
-        old report cannot be read.
+      ReportError: the directory is a file, or a line in the middle of an old
+        report cannot be read.
     """
     if not self._is_writer:
       return
@@ -109,7 +109,7 @@ class RunFolder:
         str(self.directory / "tensorboard"),
         purge_step=last_step + 1,
         flush_secs=1,
-        # File names carry seconds only: two quick starts must not collide.
+        # Names of these files differ by seconds, which two starts can share.
         filename_suffix=f".from_step_{last_step + 1}",
       )
 
@@ -117,9 +117,9 @@ class RunFolder:
     """Appends one line to `metrics.jsonl`.
 
     Args:
-      step: training step, counted from 1.
-      values: numbers by name; Python's, NumPy's or JAX's. Floats keep every
-        bit; NaN and infinity, which JSON does not have, become null.
+      step: the training step, counted from 1.
+      values: numbers of Python, NumPy or JAX by name. Floats keep every bit;
+        NaN and infinity become null, because JSON does not have them.
 
     Raises:
       ReportError: a value is not a single number.
@@ -132,10 +132,10 @@ class RunFolder:
     self._to_tensorboard(record, prefix="")
 
   def evaluation(self, step: int, values: Mapping[str, Any]) -> None:
-    """Adds one line to `evaluations.jsonl`, in place of one of the same step.
+    """Adds one line to `evaluations.jsonl`; replaces one of the same step.
 
     Args:
-      step: training steps that the policy has behind it; 0 is the base model.
+      step: training steps of the policy; 0 is the base model.
       values: numbers by name, as in `metrics`.
 
     Raises:
@@ -146,13 +146,13 @@ class RunFolder:
     record = _record(step, values)
     path = self.directory / EVALUATIONS
     kept = [text for text, old in _lines(path) if old["step"] != step]
-    # Rare, so the whole file is renewed: a run that was stopped between an
-    # evaluation and the end evaluates that step again.
+    # A run that was stopped between an evaluation and its end evaluates that
+    # step again. Evaluations are few, so the whole file is written again.
     _write_atomically(path, "".join([*kept, _json_line(record)]))
     self._to_tensorboard(record, prefix="evaluation/")
 
   def evaluations(self) -> list[dict[str, Any]]:
-    """The evaluations so far, oldest first, those before a resume included."""
+    """Returns all evaluations, oldest first, also those before a resume."""
     return read_lines(self.directory / EVALUATIONS)
 
   def rollouts(self, step: int, samples: Sequence[Sample]) -> None:
@@ -180,7 +180,7 @@ class RunFolder:
     if self._tensorboard is None:
       return
     for name, value in record.items():
-      # A gap shows a number that is not finite; null stands in the .jsonl.
+      # A number that is not finite is a gap here and null in the .jsonl file.
       if name != "step" and value is not None:
         tag = prefix + name.replace("@", "_at_")
         self._tensorboard.add_scalar(tag, value, record["step"])
@@ -189,8 +189,8 @@ class RunFolder:
 def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
   """Reads a `.jsonl` report; a missing file has no lines.
 
-  A last line without its line break was cut off by the end of a process and
-  does not count.
+  A last line without a line break is left out, because the process ended while
+  it wrote it.
 
   Raises:
     ReportError: another line is not a record of a step.
@@ -213,9 +213,9 @@ def _write_json(path: pathlib.Path, values: Mapping[str, Any]) -> None:
 
 
 def _write_atomically(path: pathlib.Path, text: str) -> None:
-  """Either the old file or the whole new one is there, whenever one looks."""
+  """Replaces a file so that a reader sees the old or the whole new one."""
   temporary = path.with_name(f".{path.name}.partial")
-  # Feedback may carry bytes that are no text; they are shown as escapes.
+  # Feedback can hold half a surrogate pair; it is written as an escape.
   with temporary.open(
     "w", encoding="utf-8", errors="backslashreplace", newline="\n"
   ) as file:
@@ -226,7 +226,7 @@ def _write_atomically(path: pathlib.Path, text: str) -> None:
 
 
 def _lines(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
-  """Yields each line, with its line break, and what it says."""
+  """Yields each line, with its line break, and its record."""
   if not path.exists():
     return
   text = path.read_text(encoding="utf-8", errors="replace")

@@ -1,4 +1,4 @@
-"""Versions, devices and revision of a run."""
+"""Collects versions, devices and source revision of a run."""
 
 import importlib.metadata
 import pathlib
@@ -23,19 +23,19 @@ _PACKAGES = (
 )
 
 
-_GIT_SECONDS = 10  # a repository on a slow disk must not hold up a run
+_GIT_SECONDS = 10  # a repository on a slow disk must not delay a run
 
 
 def environment(*, device_kind: str, num_devices: int) -> dict[str, Any]:
-  """What the run ran on, as far as it can change the numbers.
+  """Returns everything about the machine that can change the numbers.
 
   Args:
-    device_kind: as JAX names it.
-    num_devices: over all processes.
+    device_kind: JAX's name of the device.
+    num_devices: number of devices of all processes.
 
   Returns:
-    Python, platform, devices, package versions (null where a package is not
-    installed) and the source revision (null outside a git checkout).
+    Python, platform, devices, package versions (None if a package is not
+    installed) and the source revision (None outside a git checkout).
   """
   return {
     "python": sys.version,
@@ -47,19 +47,22 @@ def environment(*, device_kind: str, num_devices: int) -> dict[str, Any]:
 
 
 def package_versions() -> dict[str, str | None]:
-  """Of what can change the numbers; None where it is not installed."""
+  """Returns versions of the packages that can change the numbers.
+
+  The version of a package that is not installed is None.
+  """
   return {name: _version(name) for name in _PACKAGES}
 
 
 def source_revision(package: pathlib.Path) -> dict[str, Any] | None:
-  """Commit and cleanness of the repository that tracks a package.
+  """Returns the commit of the repository that tracks a package.
 
   Args:
     package: the package's directory.
 
   Returns:
     `{"commit": ..., "dirty": ...}`; dirty means that files of the package
-    differ from the commit or are not in it. None where git does not track the
+    differ from the commit or are not in it. None if git does not track the
     package, for example in a virtual environment inside another repository.
   """
 

@@ -1,4 +1,4 @@
-"""Tables of metrics for the terminal."""
+"""Formats metrics as tables for the terminal."""
 
 import math
 import operator
@@ -7,16 +7,16 @@ from typing import Any
 
 
 class ReportError(ValueError):
-  """A report cannot be written or read; the message names place and cure."""
+  """The error of a report that cannot be written or read."""
 
 
 def comparison_table(
   before: Mapping[str, Any], after: Mapping[str, Any]
 ) -> str:
-  """Two evaluations side by side.
+  """Formats two evaluations side by side.
 
   Accuracies (`avg@k`, `pass@k`) and shares are in percent, their change in
-  points.
+  percentage points.
 
   Args:
     before: numbers by name.
@@ -39,7 +39,7 @@ def comparison_table(
 
 
 def evaluation_table(values: Mapping[str, Any]) -> str:
-  """One evaluation, a number a line; see `comparison_table`."""
+  """Formats one evaluation, one number per line; see `comparison_table`."""
   return _aligned(
     [
       (_title(name), _cell(name, value))
@@ -82,7 +82,13 @@ def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
 
 
 def format_number(name: str, value: Any) -> int | float | None:
-  """A JSON number: integers stay integers, what is not finite is None."""
+  """Returns a number as JSON has it.
+
+  Integers stay integers; NaN and infinity become None.
+
+  Raises:
+    ReportError: the value is not a single number.
+  """
   try:
     return operator.index(value)
   except TypeError:
@@ -95,6 +101,7 @@ def format_number(name: str, value: Any) -> int | float | None:
 
 
 def plain(name: str, value: Any) -> Any:
+  """Returns nested mappings with their numbers as JSON has them."""
   if isinstance(value, Mapping):
     return {key: plain(f"{name}.{key}", item) for key, item in value.items()}
   is_plain = value is None or isinstance(value, str | bool)
