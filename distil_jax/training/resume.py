@@ -3,8 +3,10 @@
 import dataclasses
 from typing import Any
 
+import jax
+
 from distil_jax.config import Config, ConfigError
-from distil_jax.distributed import signals
+from distil_jax.distributed import process_group, signals
 from distil_jax.training import checkpoints, run_checks, train_state
 from distil_jax.training.logging.progress import Progress
 
@@ -28,6 +30,38 @@ def save_state(
   # An interrupt waits until the checkpoint is handed over as a whole.
   with signals.deferred():
     saved.save(int(state.step), _as_dict(state), notes)
+
+
+def save_interrupted(
+  config: Config,
+  saved: checkpoints.Checkpoints,
+  state: train_state.TrainState,
+  progress: Progress,
+  *,
+  seconds: float,
+) -> None:
+  """Saves the steps since the last checkpoint of an interrupted run.
+
+  Several processes all stop after the same step.
+
+  Args:
+    config: see `save_state`.
+    saved: see `save_state`.
+    state: see `save_state`.
+    progress: told what is saved.
+    seconds: see `save_state`.
+  """
+  step = int(state.step)
+  if step == 0:
+    return
+  if jax.process_count() > 1 and not process_group.is_joined():
+    # The processes have not agreed where to stop, and saving needs them all.
+    progress.message("interrupted: the run can go on from its last checkpoint")
+    return
+  save_state(config, saved, state, seconds=seconds)
+  progress.message(
+    f"interrupted: step {step} is saved; the same command goes on from it"
+  )
 
 
 def check_resumable(

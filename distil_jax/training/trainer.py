@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +27,7 @@ from distil_jax.training.logging import step_metrics
 from distil_jax.training.logging.progress import Progress
 from distil_jax.training.logging.reporter import Reporter
 from distil_jax.training.rollouts.experience import Experience
-from distil_jax.training.setup import environments, meshes, policies, workers
+from distil_jax.training.setup import environments, meshes, policies, worker_set
 from distil_jax.training.setup import steps as setup_step
 from distil_jax.types import BatchStats, TrainBatch
 
@@ -72,22 +71,10 @@ class Trainer:
     self.data = data_problems.build_data(
       config, self.environment, problems, self.policy.tokenizer
     )
-    # The workers get no parameters: theirs would outlive `_release_params`.
-    bare_policy = dataclasses.replace(self.policy, params={})
-    judges = workers.build_judge_pool(config, self.environment)
-    parts = (config, bare_policy, judges, self.mesh)
-    tool_pool = workers.build_tool_pool(config, bare_policy)
-    self.rollout_worker = workers.add_self_critique(
-      *parts,
-      worker=workers.build_rollout_worker(*parts, tool_pool),
-      environment=self.environment,
+    built = worker_set.build_worker_set(
+      config, self.environment, self.policy, self.mesh
     )
-    self.evaluation_worker = workers.build_evaluation_worker(*parts, tool_pool)
-    if getattr(self.environment, "is_rewarded_by_critique", False):
-      self.evaluation_worker = workers.add_self_critique(
-        *parts, worker=self.evaluation_worker, environment=self.environment
-      )
-    self.teacher_probe = workers.build_teacher_probe(*parts)
+    self.rollout_worker, self.evaluation_worker, self.teacher_probe = built
     with jax.set_mesh(self.mesh):  # how prompts are split depends on the mesh
       self.teacher_settings = setup_step.build_teacher_settings(config)
     self.optimizer, self.schedule = setup_step.build_optimizer(config)
@@ -139,7 +126,9 @@ class Trainer:
             self._save()
           process_group.check()
       except KeyboardInterrupt:
-        self._save_finished_steps()
+        resume.save_interrupted(
+          config, self.saved, self.state, self.progress, seconds=self._seconds
+        )
         raise
       return self._finish()
 
@@ -189,13 +178,12 @@ class Trainer:
   ) -> teacher_guard.GuardState | None:
     """Returns the guard's state after a look at the teacher.
 
-    Returns:
-      None if no look is due at this step, or nothing guards the teacher.
+    None means that no look is due, or that nothing guards the teacher.
     """
     guard, probe = self.config.teacher.guard, self.teacher_probe
-    if guard is None or probe is None or step % guard.every:
+    if guard is None or probe is None or self._guard_fn is None:
       return None
-    if experience is None:
+    if experience is None or step % guard.every:
       return None
     key = jax.random.fold_in(jax.random.wrap_key_data(self.state.key), _GUARD)
     counts = probe(
@@ -274,7 +262,7 @@ class Trainer:
   def evaluate(
     self, params: decoder.Params, progress: Progress, text: str
   ) -> dict[str, float]:
-    """Evaluates a policy on the held-out problems.
+    """Returns `evaluation.evaluate` of a policy on the held-out problems.
 
     Every call draws the same noise, so that the results of two policies can be
     compared.
@@ -283,9 +271,6 @@ class Trainer:
       params: the policy's parameters.
       progress: shows how many problems are done.
       text: what the progress line says.
-
-    Returns:
-      The values of `evaluation.evaluate`.
     """
     config = self.config
     with progress.stage(text, len(self.data.evaluation)) as report:
@@ -348,29 +333,26 @@ class Trainer:
     if latest is not None:
       resume.check_resumable(config, self.saved, latest)
     self._seconds_before, self._started = 0.0, time.monotonic()
-    template = self._state_template()
-    self._step_fn = jax.jit(
-      setup_step.build_train_step(config, self.policy, self.optimizer),
-      donate_argnums=0,
-      out_shardings=(jax.tree.map(lambda x: x.sharding, template), None),
+    params, optimizer = self.policy.params, self.optimizer
+    template = setup_step.build_state_template(
+      config, params, optimizer, self.mesh
     )
-    if config.teacher.guard is not None:
-      self._guard_fn = jax.jit(
-        functools.partial(
-          teacher_guard.look, margin=config.teacher.guard.margin
-        ),
-        out_shardings=sharding.sharding(self.mesh),
-      )
+    self._step_fn = setup_step.compile_train_step(
+      config, self.policy, optimizer, template
+    )
+    self._guard_fn = setup_step.compile_guard(config, self.mesh)
     base_values = None
     if latest is None:
-      self.state = self._init_state(template)
+      self.state = setup_step.build_first_state(
+        config, params, optimizer, template
+      )
+      self._release_params()
     else:
       if not self.reporter.is_evaluated(0):
         # The summary needs the base model's accuracy, and only now are the
         # base model's parameters at hand.
-        base_values = self.evaluate(
-          self.policy.params, self.progress, _BASE_TEXT
-        )
+        base_values = self.evaluate(params, self.progress, _BASE_TEXT)
+      del params
       self._release_params()
       self.state, self._seconds_before = resume.restore_state(
         config, self.saved, latest, template, self.progress
@@ -390,32 +372,6 @@ class Trainer:
       self._evaluate_and_report(latest)
     return batches
 
-  def _state_template(self) -> train_state.TrainState:
-    """Returns shape, dtype and sharding of each array; holds no memory."""
-    shapes = jax.eval_shape(self._build_state, self.policy.params)
-    shardings = train_state.state_shardings(shapes, self.mesh, self.optimizer)
-    return jax.tree.map(
-      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-      shapes,
-      shardings,
-    )
-
-  def _init_state(
-    self, template: train_state.TrainState
-  ) -> train_state.TrainState:
-    """Returns the state before step 1; donates the policy's parameters."""
-    init = jax.jit(
-      self._build_state,
-      out_shardings=jax.tree.map(lambda x: x.sharding, template),
-      donate_argnums=0,
-    )
-    state = init(self.policy.params)
-    self._release_params()
-    return state
-
-  def _build_state(self, params: decoder.Params) -> train_state.TrainState:
-    return setup_step.build_train_state(self.config, params, self.optimizer)
-
   def _release_params(self) -> None:
     """Drops the base model's parameters, once the state has its own."""
     self.policy = dataclasses.replace(self.policy, params={})
@@ -432,25 +388,6 @@ class Trainer:
   def _save(self) -> None:
     resume.save_state(
       self.config, self.saved, self.state, seconds=self._seconds
-    )
-
-  def _save_finished_steps(self) -> None:
-    """Saves the steps since the last checkpoint of an interrupted run.
-
-    All of several processes stop after the same step.
-    """
-    step = int(self.state.step)
-    if step == 0:
-      return
-    if jax.process_count() > 1 and not process_group.is_joined():
-      # The processes have not agreed where to stop, and saving needs them all.
-      self.progress.message(
-        "interrupted: the run can go on from its last checkpoint"
-      )
-      return
-    self._save()
-    self.progress.message(
-      f"interrupted: step {step} is saved; the same command goes on from it"
     )
 
   @property

@@ -1,7 +1,10 @@
-"""Builds the optimizer, the training state and the training step."""
+"""Builds optimizer, training state, training step and guard."""
 
+import functools
 import math
+from collections.abc import Callable
 
+import jax
 import optax
 
 from distil_jax.config import Config
@@ -11,6 +14,7 @@ from distil_jax.training import (
   batch_builder,
   build_step,
   optimizers,
+  teacher_guard,
   train_state,
 )
 from distil_jax.training.setup.records import record_of
@@ -87,6 +91,70 @@ def build_train_state(
     seed=config.train.seed,
     guard_action=guard.action if guard else None,
   )
+
+
+def build_state_template(
+  config: Config,
+  params: decoder.Params,
+  optimizer: optax.GradientTransformation,
+  mesh: jax.sharding.Mesh,
+) -> train_state.TrainState:
+  """Returns shape, dtype and sharding of each array; holds no memory."""
+  shapes = jax.eval_shape(
+    lambda params: build_train_state(config, params, optimizer), params
+  )
+  shardings = train_state.state_shardings(shapes, mesh, optimizer)
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    shapes,
+    shardings,
+  )
+
+
+def build_first_state(
+  config: Config,
+  params: decoder.Params,
+  optimizer: optax.GradientTransformation,
+  template: train_state.TrainState,
+) -> train_state.TrainState:
+  """Returns the sharded state before the first step; donates the parameters."""
+  init = jax.jit(
+    lambda params: build_train_state(config, params, optimizer),
+    out_shardings=_shardings(template),
+    donate_argnums=0,
+  )
+  return init(params)
+
+
+def compile_train_step(
+  config: Config,
+  policy: Policy,
+  optimizer: optax.GradientTransformation,
+  template: train_state.TrainState,
+) -> build_step.StepFn:
+  """Returns the training step under jit; it donates the state."""
+  return jax.jit(
+    build_train_step(config, policy, optimizer),
+    donate_argnums=0,
+    out_shardings=(_shardings(template), None),
+  )
+
+
+def compile_guard(
+  config: Config, mesh: jax.sharding.Mesh
+) -> Callable[..., teacher_guard.GuardState] | None:
+  """Returns `teacher_guard.look` under jit; None without a guard."""
+  guard = config.teacher.guard
+  if guard is None:
+    return None
+  return jax.jit(
+    functools.partial(teacher_guard.look, margin=guard.margin),
+    out_shardings=sharding.sharding(mesh),
+  )
+
+
+def _shardings(template: train_state.TrainState) -> train_state.TrainState:
+  return jax.tree.map(lambda x: x.sharding, template)
 
 
 def build_train_step(
