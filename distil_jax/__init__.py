@@ -12,7 +12,7 @@ An implementation of DistIL (arXiv:2606.05152) in JAX. The command line is
 
 import os
 
-# Only tokenizers are used of transformers; that torch is absent is no news.
+# transformers warns without torch, but only its tokenizers are used.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 from distil_jax.data.teacher_prompts import teacher_prompt

@@ -33,7 +33,7 @@ class MeshConfig(Section):
 
 
 class SamplingConfig(Section):
-  """How a token is drawn from the distribution of the next one."""
+  """Settings of drawing a token from the distribution of the next one."""
 
   temperature: Annotated[float, pydantic.Field(ge=0)] = 1.0
   top_k: Positive | None = None
@@ -51,7 +51,7 @@ class SamplingConfig(Section):
 
 
 class RolloutConfig(SamplingConfig):
-  """How the student samples while it trains."""
+  """Settings of sampling by the student while it trains."""
 
   num_problems: Positive = 16
   group_size: Positive = 8

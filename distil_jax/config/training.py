@@ -89,7 +89,7 @@ class CheckpointConfig(Section):
 
 
 class LoggingConfig(Section):
-  """What a run writes into its folder."""
+  """Settings of what a run writes into its folder."""
 
   every: Positive = 1
   """Steps between lines in `metrics.jsonl`."""
