@@ -216,7 +216,7 @@ import atexit
 from distil_jax.distributed import signals
 atexit.register(print, "registered")
 print("printed")
-signals.end()
+signals.end_process()
 """
 
 
