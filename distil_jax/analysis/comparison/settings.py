@@ -76,9 +76,9 @@ class FamilyRun(configs.Section):
     )
     if ignored:
       raise ValueError(
-        f"{', '.join(ignored)} has no effect beside config={self.config}, "
-        "which sets the sizes of steps and model; set it there, and drop it "
-        "here"
+        f"{', '.join(ignored)} cannot be set beside config={self.config}, "
+        "which holds the sizes of steps and model; set them there, and drop "
+        "them here"
       )
     return self
 

@@ -91,7 +91,10 @@ def test_smoke_arms_are_those_of_the_full_comparison():
     ),
     (
       "families.sums={config: x.yaml, group_size: 4, base_steps: 5}",
-      ["families.sums: base_steps, group_size beside config=x.yaml", "drop"],
+      [
+        "families.sums: base_steps, group_size cannot be set beside config=",
+        "drop",
+      ],
     ),
     (
       "figures={a/b: {families: [early], arms: [grpo], measures: [avg]}}",
