@@ -1,6 +1,11 @@
 """What stands in the tables, cell by cell."""
 
-from distil_jax.analysis.comparison import results, statistics, tables
+from distil_jax.analysis.comparison import (
+  markdown,
+  results,
+  statistics,
+  tables,
+)
 from tests.analysis.comparison import made_up
 from tests.analysis.comparison.made_up import rows, trials
 
@@ -179,7 +184,7 @@ def test_the_headline_of_a_comparison_that_goes_on():
 
 
 def test_tables_are_aligned():
-  text = tables.markdown([["a", "number"], ["long name", "1.5"], ["b", "–"]])
+  text = markdown.table([["a", "number"], ["long name", "1.5"], ["b", "–"]])
   assert text == (
     "| a         | number |\n"
     "| --------- | -----: |\n"
