@@ -17,7 +17,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from distil_jax.config import environments as sections
 from distil_jax.config.base import Section
-from distil_jax.envs import registry, sandbox
+from distil_jax.envs import registry
+from distil_jax.envs import sandbox
 from distil_jax.envs.calculator import Calculator
 from distil_jax.envs.code import Code
 from distil_jax.envs.math import Math
@@ -25,7 +26,11 @@ from distil_jax.envs.multiple_choice import MultipleChoice
 from distil_jax.envs.reasoning_gym import ReasoningGym
 from distil_jax.envs.self_evaluation import SelfEvaluation
 from distil_jax.envs.tool_calls import ToolCalls
-from distil_jax.types import Demonstration, Message, Problem, Verdict
+from distil_jax.types import Demonstration
+from distil_jax.types import Message
+from distil_jax.types import Problem
+from distil_jax.types import Verdict
+
 
 # The kind that a config names, the section of its settings, and its class.
 ENVIRONMENTS: dict[str, tuple[type[Section], Callable[..., Any]]] = {

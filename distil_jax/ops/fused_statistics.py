@@ -6,12 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from distil_jax.ops import (
-  divergences,
-  fused_linear,
-  statistics_vjp,
-  vocabulary,
-)
+from distil_jax.ops import divergences, fused_linear, statistics_vjp, vocabulary
 from distil_jax.ops.chunking import Layout
 from distil_jax.ops.divergences import Divergence, TopKFn
 from distil_jax.ops.fused_linear import FusedStatistics, Reader

@@ -17,11 +17,7 @@ from distil_jax.envs import judge_pool, self_evaluation
 from distil_jax.generation import engine, policy, random_keys
 from distil_jax.generation.policy import resolve_directory
 from distil_jax.models import decoder, sharding
-from distil_jax.training.rollouts import (
-  experience,
-  self_critique,
-  tool_pool,
-)
+from distil_jax.training.rollouts import experience, self_critique, tool_pool
 from distil_jax.types import Problem, Status, Verdict
 from tests import networks, rollout_workers
 

@@ -9,12 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distil_jax.generation import (
-  engine,
-  finished_rows,
-  prefill,
-  random_keys,
-)
+from distil_jax.generation import engine, finished_rows, prefill, random_keys
 from distil_jax.generation import sampler as generation_sampler
 from distil_jax.generation.engine_config import EngineConfig
 from distil_jax.generation.sampling_params import SamplingParams

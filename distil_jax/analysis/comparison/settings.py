@@ -8,10 +8,7 @@ import pydantic
 
 from distil_jax import config as configs
 from distil_jax.analysis.comparison import task_list
-from distil_jax.analysis.comparison.trial_record import (
-  FIRST_TUNING_SEED,
-  Trial,
-)
+from distil_jax.analysis.comparison.trial_record import FIRST_TUNING_SEED, Trial
 
 Positive = Annotated[int, pydantic.Field(ge=1)]
 Rate = Annotated[float, pydantic.Field(gt=0)]

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from distil_jax.generation.usage import Usage
-from distil_jax.training.rollouts.tool_pool import FAILED
 from distil_jax.types import (
   Message,
   Problem,
@@ -88,3 +87,7 @@ class Experience:
       "tokens": self.rollout.completion_mask.sum(axis=1) - self.lengths,
     }
     return {f"tools/{name}": np.asarray(x) for name, x in counts.items()}
+
+
+# Shown in place of the output of a tool that has failed.
+FAILED = "(the tool has failed)"

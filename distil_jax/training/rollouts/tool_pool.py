@@ -11,10 +11,9 @@ from concurrent.futures import Future
 from distil_jax.data.tokenizer import Tokenizer
 from distil_jax.envs import deadline_pool, warn_once
 from distil_jax.envs.tools import Tool
+from distil_jax.training.rollouts.experience import FAILED
 from distil_jax.types import Problem
 
-# Shown in place of the output of a tool that has failed.
-FAILED = "(the tool has failed)"
 _CUT = "\n(cut)"
 
 

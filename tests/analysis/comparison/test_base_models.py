@@ -5,11 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distil_jax.analysis.comparison import (
-  base_models,
-  compiled_trial,
-  tasks,
-)
+from distil_jax.analysis.comparison import base_models, compiled_trial, tasks
 from tests.analysis.comparison import tiny
 
 

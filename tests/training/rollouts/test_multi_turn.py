@@ -17,6 +17,7 @@ from distil_jax.generation import engine
 from distil_jax.generation.policy import Policy
 from distil_jax.models import decoder, sharding
 from distil_jax.models import decoder_config as models_config
+from distil_jax.training.rollouts import experience as rollouts_experience
 from distil_jax.training.rollouts import multi_turn, tool_pool
 from distil_jax.types import Problem, Rollout, Status, StopReason, Verdict
 from tests import networks, rollout_workers
@@ -381,7 +382,7 @@ def test_a_failing_tool_costs_its_output_and_is_told_of_once(policy, mesh):
   }
   assert said[0] == []
   for i in (1, 2, 3):
-    assert set(said[i]) <= {tool_pool.FAILED}
+    assert set(said[i]) <= {rollouts_experience.FAILED}
   failed = found.tool_counts["tools/failed"]
   np.testing.assert_array_equal(failed, found.tool_counts["tools/calls"])
   assert failed.sum() >= 4
