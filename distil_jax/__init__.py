@@ -18,9 +18,7 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 from distil_jax.data.teacher_prompts import teacher_prompt
 from distil_jax.envs import make_environment
 from distil_jax.generation.generate import generate
-from distil_jax.generation.policy import Policy
-from distil_jax.generation.policy import load_policy
-from distil_jax.generation.policy import logits
+from distil_jax.generation.policy import Policy, load_policy, logits
 
 __version__ = "0.1.0"
 

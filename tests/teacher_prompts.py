@@ -7,6 +7,7 @@ import functools
 
 from distil_jax import envs
 from distil_jax.data import teacher_prompts
+from distil_jax.envs import base
 from tests.paths import GOLDEN
 
 FOLDER = GOLDEN / "teacher_prompts"
@@ -84,7 +85,7 @@ def pages() -> dict[str, str]:
   for kind, (row, failure, solution) in CASES.items():
     environment = envs.make_environment(kind, **SETTINGS.get(kind, {}))
     if isinstance(row, int):
-      assert isinstance(environment, envs.Generator)
+      assert isinstance(environment, base.Generator)
       problem = environment.generate(row, "train")
     else:
       problem = environment.problem(row)
@@ -95,7 +96,7 @@ def pages() -> dict[str, str]:
       assert environment.judge(problem, solution).reward == 1.0
       told = teacher_prompts.teacher_prompt(problem, solution=solution)
       parts.append(("with a solution", _text(told)))
-    if isinstance(environment, envs.SelfJudged):
+    if isinstance(environment, base.SelfJudged):
       asked = environment.critique_prompt(problem, failure, verdict)
       parts.append(("what the critic is asked", _text(asked)))
       parts.append(("a critique", CRITIQUES[kind]))

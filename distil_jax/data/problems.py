@@ -11,7 +11,7 @@ import jax
 from distil_jax.config import Config, ConfigError
 from distil_jax.data import datasets, teacher_prompts
 from distil_jax.data import tokenizer as tokenizers
-from distil_jax.envs import Environment, Generator
+from distil_jax.envs.base import Environment, Generator
 from distil_jax.types import Demonstration, Problem
 
 T = TypeVar("T")

@@ -12,13 +12,13 @@ To add one:
 An environment of the user's own needs none of this: `kind: module:function`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from distil_jax.config import environments as sections
 from distil_jax.config.base import Section
-from distil_jax.envs import registry
-from distil_jax.envs import sandbox
+from distil_jax.envs import registry, sandbox
+from distil_jax.envs.base import Environment, Generator, SelfJudged
 from distil_jax.envs.calculator import Calculator
 from distil_jax.envs.code import Code
 from distil_jax.envs.math import Math
@@ -26,11 +26,15 @@ from distil_jax.envs.multiple_choice import MultipleChoice
 from distil_jax.envs.reasoning_gym import ReasoningGym
 from distil_jax.envs.self_evaluation import SelfEvaluation
 from distil_jax.envs.tool_calls import ToolCalls
-from distil_jax.types import Demonstration
-from distil_jax.types import Message
-from distil_jax.types import Problem
-from distil_jax.types import Verdict
 
+__all__ = [
+  "ENVIRONMENTS",
+  "Environment",
+  "Generator",
+  "SelfJudged",
+  "build_environment",
+  "make_environment",
+]
 
 # The kind that a config names, the section of its settings, and its class.
 ENVIRONMENTS: dict[str, tuple[type[Section], Callable[..., Any]]] = {
@@ -42,63 +46,6 @@ ENVIRONMENTS: dict[str, tuple[type[Section], Callable[..., Any]]] = {
   "self_evaluation": (sections.SelfEvaluationConfig, SelfEvaluation),
   "calculator": (sections.CalculatorConfig, Calculator),
 }
-
-
-class Environment(Protocol):
-  """Reads problems and judges completions.
-
-  An environment may have `required_fields`, the names of texts that every row
-  must have: a data file that lacks them is refused early, with the names of
-  the fields that it has instead.
-  """
-
-  def problem(self, row: Mapping[str, Any], index: int = 0) -> Problem:
-    """Reads a data row; raises ValueError if it is malformed."""
-    ...
-
-  def judge(self, problem: Problem, completion: str) -> Verdict:
-    """Judges a completion; returns a verdict whatever the completion says."""
-    ...
-
-
-@runtime_checkable
-class Generator(Environment, Protocol):
-  """An environment that makes its own problems and demonstrations."""
-
-  def generate(
-    self, index: int, split: Literal["train", "evaluation"]
-  ) -> Problem:
-    """Makes a problem; no problem is in both splits."""
-    ...
-
-  def demonstration(
-    self, index: int, teacher_prompt: Callable[..., Sequence[Message]]
-  ) -> Demonstration:
-    """Makes a supervised example from a problem of the training split."""
-    ...
-
-
-@runtime_checkable
-class SelfJudged(Environment, Protocol):
-  """An environment whose verdicts the policy completes by critiques."""
-
-  @property
-  def is_rewarded_by_critique(self) -> bool:
-    """Returns True if there is no reward before there is a critique."""
-    ...
-
-  def critique_prompt(
-    self, problem: Problem, completion: str, verdict: Verdict
-  ) -> Sequence[Message] | None:
-    """Returns the critic's prompt; None means that no critique is needed."""
-    ...
-
-  def with_critique(self, verdict: Verdict, critique: str) -> Verdict:
-    """Returns the verdict that includes the critique, whatever that says.
-
-    In `details`, `has_critique` may say if the critique could be read.
-    """
-    ...
 
 
 def make_environment(kind: str, **settings: Any) -> Environment:

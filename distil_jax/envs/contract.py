@@ -9,8 +9,8 @@ import pickle
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from distil_jax.envs import Environment, SelfJudged
 from distil_jax.envs import completion_text as envs_text
+from distil_jax.envs.base import Environment, SelfJudged
 from distil_jax.types import Problem, Status, Verdict
 
 # Hostile completions that a model may write; none of them may stop a run.

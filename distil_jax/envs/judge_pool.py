@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from concurrent.futures import Future
 
 from distil_jax.config.environments import JudgingConfig
-from distil_jax.envs import Environment, deadline_pool, warn_once
+from distil_jax.envs import deadline_pool, warn_once
+from distil_jax.envs.base import Environment
 from distil_jax.types import Problem, Status, Verdict
 
 _DEFAULTS = JudgingConfig()

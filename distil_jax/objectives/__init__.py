@@ -8,28 +8,34 @@ logits. Token losses are never averaged inside: averages are weights from
 """
 
 from distil_jax.objectives.dense import Loss
-from distil_jax.objectives.distil import Cost
-from distil_jax.objectives.distil import DistilSettings
-from distil_jax.objectives.distil import LocalCost
-from distil_jax.objectives.distil import distil
-from distil_jax.objectives.distil import local_kind
-from distil_jax.objectives.distil import token_costs
-from distil_jax.objectives.grpo import GRPOSettings
-from distil_jax.objectives.grpo import grpo
-from distil_jax.objectives.grpo import policy_gradient_losses
-from distil_jax.objectives.minillm import MiniLLMSettings
-from distil_jax.objectives.minillm import minillm
-from distil_jax.objectives.minillm import sampled_reverse_kl
-from distil_jax.objectives.opsd import OPSDSettings
-from distil_jax.objectives.opsd import opsd
-from distil_jax.objectives.sdpo import SDPOSettings
-from distil_jax.objectives.sdpo import sdpo
+from distil_jax.objectives.distil import (
+  Cost,
+  DistilSettings,
+  LocalCost,
+  distil,
+  local_kind,
+  token_costs,
+)
+from distil_jax.objectives.grpo import (
+  GRPOSettings,
+  grpo,
+  policy_gradient_losses,
+)
+from distil_jax.objectives.minillm import (
+  MiniLLMSettings,
+  minillm,
+  sampled_reverse_kl,
+)
+from distil_jax.objectives.opsd import OPSDSettings, opsd
+from distil_jax.objectives.sdpo import SDPOSettings, sdpo
 from distil_jax.objectives.sft import sft_losses
-from distil_jax.objectives.token_losses import Baseline
-from distil_jax.objectives.token_losses import CreditSettings
-from distil_jax.objectives.token_losses import feedback_losses
-from distil_jax.objectives.token_losses import score_weights
-from distil_jax.objectives.token_losses import score_weights_before
+from distil_jax.objectives.token_losses import (
+  Baseline,
+  CreditSettings,
+  feedback_losses,
+  score_weights,
+  score_weights_before,
+)
 
 __all__ = [
   "Baseline",

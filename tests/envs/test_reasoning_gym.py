@@ -12,6 +12,7 @@ from distil_jax import envs
 from distil_jax.config.environments import ReasoningGymConfig
 from distil_jax.data import teacher_prompts
 from distil_jax.envs import (
+  base,
   completion_text,
   contract,
   process_pool,
@@ -361,7 +362,7 @@ def test_a_demonstration_is_the_answer_in_tags():
 def test_it_keeps_the_contract_and_goes_to_other_processes():
   row = {"prompt": "2 + 2 =", "answer": "4"}
   contract.check(ENVIRONMENT, [row], ["<answer>4</answer>"])
-  assert isinstance(ENVIRONMENT, envs.Generator)
+  assert isinstance(ENVIRONMENT, base.Generator)
   copy = pickle.loads(pickle.dumps(ENVIRONMENT))
   assert copy == ENVIRONMENT
   problem = pickle.loads(pickle.dumps(PROBLEM))

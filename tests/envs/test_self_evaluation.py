@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from distil_jax import envs
 from distil_jax.config.environments import MathConfig, SelfEvaluationConfig
-from distil_jax.envs import calculator, contract, self_evaluation
+from distil_jax.envs import base, calculator, contract, self_evaluation
 from distil_jax.envs import math as maths
 from distil_jax.types import Status, Verdict
 
@@ -38,9 +38,9 @@ def test_problem_and_verdict_are_those_of_the_environment_inside():
   assert MATH.judge(PROBLEM, "\\boxed{41}") == VERDICT
   assert OF_MATH.required_fields == MATH.required_fields
   assert not OF_MATH.is_rewarded_by_critique
-  assert not isinstance(OF_MATH, envs.Generator)
+  assert not isinstance(OF_MATH, base.Generator)
   made = self_evaluation.SelfEvaluation(of=calculator.Calculator())
-  assert isinstance(made, envs.Generator)
+  assert isinstance(made, base.Generator)
   assert made.generate(3, "train") == calculator.Calculator().generate(
     3, "train"
   )

@@ -11,19 +11,20 @@ This package imports nothing but Python's standard library, so that it can run
 on a machine that has nothing else.
 """
 
-from distil_jax.envs.sandbox import local
-from distil_jax.envs.sandbox import remote
-from distil_jax.envs.sandbox.jobs import Sandbox
-from distil_jax.envs.sandbox.jobs import Call
-from distil_jax.envs.sandbox.jobs import Check
-from distil_jax.envs.sandbox.jobs import Checks
-from distil_jax.envs.sandbox.jobs import End
-from distil_jax.envs.sandbox.jobs import Fault
-from distil_jax.envs.sandbox.jobs import Job
-from distil_jax.envs.sandbox.jobs import Limits
-from distil_jax.envs.sandbox.jobs import Outcome
-from distil_jax.envs.sandbox.jobs import SandboxError
-from distil_jax.envs.sandbox.jobs import Tests
+from distil_jax.envs.sandbox import local, remote
+from distil_jax.envs.sandbox.jobs import (
+  Call,
+  Check,
+  Checks,
+  End,
+  Fault,
+  Job,
+  Limits,
+  Outcome,
+  Sandbox,
+  SandboxError,
+  Tests,
+)
 
 KINDS = ("bubblewrap", "weak", "remote")
 

@@ -11,7 +11,7 @@ import numpy as np
 from distil_jax.data import padding
 from distil_jax.data.tokenizer import Tokenizer
 from distil_jax.distributed import collectives
-from distil_jax.envs import SelfJudged
+from distil_jax.envs.base import SelfJudged
 from distil_jax.generation import random_keys
 from distil_jax.generation.usage import Report, Usage, no_report
 from distil_jax.models import layers

@@ -5,10 +5,10 @@ import json
 
 from distil_jax import envs
 from distil_jax.config import Config, ConfigError
-from distil_jax.envs import sandbox
+from distil_jax.envs import base, sandbox
 
 
-def build_environment(config: Config) -> envs.Environment:
+def build_environment(config: Config) -> base.Environment:
   """Builds the environment that a config names.
 
   Raises:

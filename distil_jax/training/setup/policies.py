@@ -9,7 +9,7 @@ from distil_jax.config import Config, ConfigError, CreateModelConfig
 from distil_jax.data import problems as data_problems
 from distil_jax.data import tokenizer as tokenizers
 from distil_jax.distributed import collectives
-from distil_jax.envs import Environment
+from distil_jax.envs.base import Environment
 from distil_jax.generation.policy import Policy, load_policy, resolve_directory
 from distil_jax.models import decoder, hf_weights
 from distil_jax.models import decoder_config as models_config

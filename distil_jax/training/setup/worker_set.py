@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 
 from distil_jax.config import Config
-from distil_jax.envs import Environment
+from distil_jax.envs.base import Environment
 from distil_jax.generation.policy import Policy
 from distil_jax.training import teacher_probe
 from distil_jax.training.rollouts.rollout_worker import RolloutWorker

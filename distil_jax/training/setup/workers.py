@@ -6,7 +6,8 @@ import functools
 import jax
 
 from distil_jax.config import Config, ConfigError, SamplingConfig, ToolsConfig
-from distil_jax.envs import Environment, SelfJudged, judge_pool
+from distil_jax.envs import judge_pool
+from distil_jax.envs.base import Environment, SelfJudged
 from distil_jax.envs.tools import build_tool
 from distil_jax.generation.engine import Engine
 from distil_jax.generation.engine_config import EngineConfig

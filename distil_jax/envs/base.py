@@ -1,0 +1,63 @@
+"""Protocols: what an environment can do."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from distil_jax.types import Demonstration, Message, Problem, Verdict
+
+
+class Environment(Protocol):
+  """Reads problems and judges completions.
+
+  An environment may have `required_fields`, the names of texts that every row
+  must have: a data file that lacks them is refused early, with the names of
+  the fields that it has instead.
+  """
+
+  def problem(self, row: Mapping[str, Any], index: int = 0) -> Problem:
+    """Reads a data row; raises ValueError if it is malformed."""
+    ...
+
+  def judge(self, problem: Problem, completion: str) -> Verdict:
+    """Judges a completion; returns a verdict whatever the completion says."""
+    ...
+
+
+@runtime_checkable
+class Generator(Environment, Protocol):
+  """An environment that makes its own problems and demonstrations."""
+
+  def generate(
+    self, index: int, split: Literal["train", "evaluation"]
+  ) -> Problem:
+    """Makes a problem; no problem is in both splits."""
+    ...
+
+  def demonstration(
+    self, index: int, teacher_prompt: Callable[..., Sequence[Message]]
+  ) -> Demonstration:
+    """Makes a supervised example from a problem of the training split."""
+    ...
+
+
+@runtime_checkable
+class SelfJudged(Environment, Protocol):
+  """An environment whose verdicts the policy completes by critiques."""
+
+  @property
+  def is_rewarded_by_critique(self) -> bool:
+    """Returns True if there is no reward before there is a critique."""
+    ...
+
+  def critique_prompt(
+    self, problem: Problem, completion: str, verdict: Verdict
+  ) -> Sequence[Message] | None:
+    """Returns the critic's prompt; None means that no critique is needed."""
+    ...
+
+  def with_critique(self, verdict: Verdict, critique: str) -> Verdict:
+    """Returns the verdict that includes the critique, whatever that says.
+
+    In `details`, `has_critique` may say if the critique could be read.
+    """
+    ...
