@@ -27,7 +27,7 @@ from distil_jax.training.logging import step_metrics
 from distil_jax.training.logging.progress import Progress
 from distil_jax.training.logging.reporter import Reporter
 from distil_jax.training.rollouts.experience import Experience
-from distil_jax.training.setup import environments, meshes, policies, worker_set
+from distil_jax.training.setup import environments, meshes, policies, workers
 from distil_jax.training.setup import steps as setup_step
 from distil_jax.types import BatchStats, TrainBatch
 
@@ -71,7 +71,7 @@ class Trainer:
     self.data = data_problems.build_data(
       config, self.environment, problems, self.policy.tokenizer
     )
-    built = worker_set.build_worker_set(
+    built = workers.build_worker_set(
       config, self.environment, self.policy, self.mesh
     )
     self.rollout_worker, self.evaluation_worker, self.teacher_probe = built

@@ -1,11 +1,11 @@
 """Builds environments and the sandbox."""
 
 import functools
-import json
 
 from distil_jax import envs
-from distil_jax.config import Config, ConfigError
-from distil_jax.envs import base, sandbox
+from distil_jax.config import Config
+from distil_jax.envs import base
+from distil_jax.training.setup.sandboxes import build_sandbox
 
 
 def build_environment(config: Config) -> base.Environment:
@@ -17,21 +17,3 @@ def build_environment(config: Config) -> base.Environment:
   """
   make_sandbox = functools.partial(build_sandbox, config)
   return envs.build_environment(config.environment, make_sandbox)
-
-
-def build_sandbox(config: Config) -> sandbox.Sandbox:
-  """Builds the sandbox; equal sections share one.
-
-  Raises:
-    ConfigError: This machine cannot isolate programs.
-  """
-  return _build_sandbox(config.sandbox.model_dump_json())
-
-
-@functools.cache
-def _build_sandbox(settings: str) -> sandbox.Sandbox:
-  # The cache needs a hashable argument, so the section comes as text.
-  try:
-    return sandbox.make(**json.loads(settings))
-  except sandbox.SandboxError as error:
-    raise ConfigError(str(error)) from None

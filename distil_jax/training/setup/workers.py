@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import jax
 
@@ -18,8 +19,8 @@ from distil_jax.training.logging import progress
 from distil_jax.training.rollouts.rollout_worker import RolloutWorker
 from distil_jax.training.rollouts.self_critique import SelfCritic
 from distil_jax.training.rollouts.tool_pool import ToolPool
-from distil_jax.training.setup.environments import build_sandbox
 from distil_jax.training.setup.meshes import build_rollout_mesh
+from distil_jax.training.setup.sandboxes import build_sandbox
 
 
 def build_tool_pool(config: Config, policy: Policy) -> ToolPool | None:
@@ -206,3 +207,42 @@ def build_teacher_probe(
     num_answers=config.teacher.guard.num_problems // jax.process_count(),
     success_threshold=config.teacher.success_threshold,
   )
+
+
+class WorkerSet(NamedTuple):
+  """Holds what samples completions in a run.
+
+  Attributes:
+    rollout: samples and judges what is learned from.
+    evaluation: samples and judges held-out problems.
+    teacher_probe: asks a guarded teacher; None without a guard.
+  """
+
+  rollout: RolloutWorker | SelfCritic
+  evaluation: RolloutWorker | SelfCritic
+  teacher_probe: teacher_probe.TeacherProbe | None
+
+
+def build_worker_set(
+  config: Config,
+  environment: Environment,
+  policy: Policy,
+  mesh: jax.sharding.Mesh,
+) -> WorkerSet:
+  """Builds the workers of a run, which share judges and tools."""
+  # Parameters that a worker held would outlive the trainer's.
+  policy = dataclasses.replace(policy, params={})
+  judges = build_judge_pool(config, environment)
+  parts = (config, policy, judges, mesh)
+  tool_pool = build_tool_pool(config, policy)
+  rollout = add_self_critique(
+    *parts,
+    worker=build_rollout_worker(*parts, tool_pool),
+    environment=environment,
+  )
+  evaluation = build_evaluation_worker(*parts, tool_pool)
+  if getattr(environment, "is_rewarded_by_critique", False):
+    evaluation = add_self_critique(
+      *parts, worker=evaluation, environment=environment
+    )
+  return WorkerSet(rollout, evaluation, build_teacher_probe(*parts))
