@@ -5,7 +5,7 @@ Every check of a setting is here; its error names the key's path and says what
 would be right. An unknown key is an error that names the nearest known one.
 """
 
-from distil_jax.config.base import ConfigError, Section
+from distil_jax.config.base import ConfigError, SamplingConfig, Section
 from distil_jax.config.data import DataConfig
 from distil_jax.config.environments import (
   CalculatorConfig,
@@ -26,7 +26,7 @@ from distil_jax.config.objectives import (
   SFTConfig,
   check_teacher,
 )
-from distil_jax.config.rollout import MeshConfig, RolloutConfig, SamplingConfig
+from distil_jax.config.rollout import MeshConfig, RolloutConfig
 from distil_jax.config.schema import Config
 from distil_jax.config.teacher import GuardConfig, TeacherConfig
 from distil_jax.config.tools import OwnToolConfig, PythonToolConfig, ToolsConfig

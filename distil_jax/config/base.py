@@ -28,3 +28,21 @@ class Section(pydantic.BaseModel):
     allow_inf_nan=False,
     use_attribute_docstrings=True,
   )
+
+
+class SamplingConfig(Section):
+  """Settings of drawing a token from the distribution of the next one."""
+
+  temperature: Annotated[float, pydantic.Field(ge=0)] = 1.0
+  top_k: Positive | None = None
+  top_p: Fraction | None = None
+  min_p: Fraction | None = None
+  """Sample only tokens at least this share as probable as the most probable."""
+
+  @pydantic.field_validator("temperature")
+  @classmethod
+  def _temperature(cls, value: float) -> float:
+    # Logits divided by less overflow, so that the sampler would draw token 0.
+    if 0 < value < 1e-6:
+      raise ValueError("must be 0 (the most probable token) or at least 1e-6")
+    return value

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import pydantic
 
-from distil_jax.config.base import DType, Fraction, Positive, Section
+from distil_jax.config.base import DType, Positive, SamplingConfig, Section
 
 
 class MeshConfig(Section):
@@ -30,24 +30,6 @@ class MeshConfig(Section):
     if sum(size == -1 for size in sizes.values()) > 1:
       raise ValueError(f"only one axis may be -1, got {sizes}")
     return self
-
-
-class SamplingConfig(Section):
-  """Settings of drawing a token from the distribution of the next one."""
-
-  temperature: Annotated[float, pydantic.Field(ge=0)] = 1.0
-  top_k: Positive | None = None
-  top_p: Fraction | None = None
-  min_p: Fraction | None = None
-  """Sample only tokens at least this share as probable as the most probable."""
-
-  @pydantic.field_validator("temperature")
-  @classmethod
-  def _temperature(cls, value: float) -> float:
-    # Logits divided by less overflow, so that the sampler would draw token 0.
-    if 0 < value < 1e-6:
-      raise ValueError("must be 0 (the most probable token) or at least 1e-6")
-    return value
 
 
 class RolloutConfig(SamplingConfig):

@@ -8,11 +8,11 @@ from distil_jax.config.base import (
   Above,
   NonNegative,
   Positive,
+  SamplingConfig,
   Section,
   Seed,
   Weight,
 )
-from distil_jax.config.rollout import SamplingConfig
 
 
 class OptimizerConfig(Section):

@@ -8,7 +8,8 @@ from typing import Generic, Literal, TypeVar
 import grain
 import jax
 
-from distil_jax.config import Config, ConfigError
+from distil_jax.config.base import ConfigError
+from distil_jax.config.schema import Config
 from distil_jax.data import datasets, teacher_prompts
 from distil_jax.data import tokenizer as tokenizers
 from distil_jax.envs.base import Environment, Generator

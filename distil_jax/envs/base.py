@@ -1,4 +1,4 @@
-"""Protocols: what an environment can do."""
+"""Protocols of environments and tools."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -59,5 +59,25 @@ class SelfJudged(Environment, Protocol):
     """Returns the verdict that includes the critique, whatever that says.
 
     In `details`, `has_critique` may say if the critique could be read.
+    """
+    ...
+
+
+class Tool(Protocol):
+  """Answers what the student has written."""
+
+  def __call__(
+    self, problem: Problem, turns: Sequence[str], outputs: Sequence[str]
+  ) -> str | None:
+    """Returns what the student is shown next; called by several threads.
+
+    Args:
+      problem: The problem of the episode; must not be changed, as others read
+        it too.
+      turns: The student's texts so far, the newest last; at least one.
+      outputs: The tool's outputs between them, before they were cut: one less.
+
+    Returns:
+      None if the last turn asks nothing of the tool: the episode is over.
     """
     ...

@@ -1,35 +1,15 @@
 """Tools that a student may use between its turns, on the host."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol, cast
+from collections.abc import Callable
+from typing import Any, cast
 
 from distil_jax.config import tools as sections
 from distil_jax.envs import registry, sandbox
+from distil_jax.envs.base import Tool
 from distil_jax.envs.python_tool import PythonTool
-from distil_jax.types import Problem
 
 # The kind that a config names, the section of its settings, and its class.
 TOOLS = {"python": (sections.PythonToolConfig, PythonTool)}
-
-
-class Tool(Protocol):
-  """Answers what the student has written."""
-
-  def __call__(
-    self, problem: Problem, turns: Sequence[str], outputs: Sequence[str]
-  ) -> str | None:
-    """Returns what the student is shown next; called by several threads.
-
-    Args:
-      problem: The problem of the episode; must not be changed, as others read
-        it too.
-      turns: The student's texts so far, the newest last; at least one.
-      outputs: The tool's outputs between them, before they were cut: one less.
-
-    Returns:
-      None if the last turn asks nothing of the tool: the episode is over.
-    """
-    ...
 
 
 def make_tool(kind: str, **settings: Any) -> Tool:

@@ -2,7 +2,7 @@
 
 import jax
 
-from distil_jax.config import Config
+from distil_jax.config.schema import Config
 from distil_jax.models.decoder_config import DecoderConfig
 from distil_jax.planning.results import Hardware
 from distil_jax.planning.workload import Workload

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 
-from distil_jax.config import Config, ConfigError, MeshConfig
+from distil_jax.config.base import ConfigError
+from distil_jax.config.rollout import MeshConfig
+from distil_jax.config.schema import Config
 from distil_jax.models import decoder, sharding
 from distil_jax.models.decoder_config import DecoderConfig
 from distil_jax.planning import abstract_inputs, estimates

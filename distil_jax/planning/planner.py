@@ -14,7 +14,8 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 
-from distil_jax.config import Config, ConfigError
+from distil_jax.config.base import ConfigError
+from distil_jax.config.schema import Config
 from distil_jax.generation import engine, prefill, sampler, sampler_state
 from distil_jax.generation.policy import Policy, resolve_directory
 from distil_jax.models import decoder, decoding, sharding

@@ -5,7 +5,8 @@ from typing import Any
 
 import jax
 
-from distil_jax.config import Config, ConfigError
+from distil_jax.config.base import ConfigError
+from distil_jax.config.schema import Config
 from distil_jax.distributed import process_group, signals
 from distil_jax.training import checkpoints, run_checks, train_state
 from distil_jax.training.logging.progress import Progress

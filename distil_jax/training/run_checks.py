@@ -9,7 +9,8 @@ from typing import Any
 
 import jax
 
-from distil_jax.config import Config, ConfigError
+from distil_jax.config.base import ConfigError
+from distil_jax.config.schema import Config
 from distil_jax.data import problems as data_problems
 from distil_jax.distributed import collectives, process_group
 from distil_jax.generation.policy import resolve_directory

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from distil_jax.config import Config
+from distil_jax.config.schema import Config
 from distil_jax.data import problems as data_problems
 from distil_jax.distributed import process_group, signals
 from distil_jax.models import decoder, sharding

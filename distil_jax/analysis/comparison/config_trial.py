@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from distil_jax.analysis.comparison.trial_record import lost_points
-from distil_jax.config import Config
+from distil_jax.config.schema import Config
 from distil_jax.training.logging import run_folder
 
 # Metrics of a step that the learning curve takes, and their names there.

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from distil_jax import config as configs
 from distil_jax.analysis.comparison import trial_setting
+from distil_jax.config.objectives import DistilConfig
 from distil_jax.models import decoder
 from distil_jax.training import build_step
 
@@ -20,7 +20,7 @@ Experience = Callable[..., tuple[Any, Any, Any]]
 # Estimators are compared with the gradient of this loss: the summed
 # cross-entropy to the teacher with its credit, without anything that trades
 # exactness for less variance.
-EXACT = configs.DistilConfig(
+EXACT = DistilConfig(
   local_cost=None,
   cost="cross_entropy",
   normalize=False,

@@ -6,9 +6,11 @@ from typing import Annotated, Literal
 
 import pydantic
 
-from distil_jax import config as configs
 from distil_jax.analysis.comparison import task_list
 from distil_jax.analysis.comparison.trial_record import FIRST_TUNING_SEED, Trial
+from distil_jax.config.base import ConfigError, Section
+from distil_jax.config.objectives import ObjectiveConfig, check_teacher
+from distil_jax.config.teacher import TeacherConfig
 
 Positive = Annotated[int, pydantic.Field(ge=1)]
 Rate = Annotated[float, pydantic.Field(gt=0)]
@@ -21,7 +23,7 @@ Measure = Literal[
 ]
 
 
-class Network(configs.Section):
+class Network(Section):
   """Holds the sizes of student and teacher."""
 
   width: Positive = 48
@@ -40,7 +42,7 @@ _BUILTIN_SETTINGS = {
 }
 
 
-class FamilyRun(configs.Section):
+class FamilyRun(Section):
   """Says how a family is run.
 
   Its problems come from `task_list` or, if it has a `config`, from that
@@ -80,7 +82,7 @@ class FamilyRun(configs.Section):
     return self
 
 
-class Arm(configs.Section):
+class Arm(Section):
   """Describes one row of the table: an objective with its teacher.
 
   An arm without learning rates chooses from those of the comparison. An
@@ -90,8 +92,8 @@ class Arm(configs.Section):
   names.
   """
 
-  objective: configs.ObjectiveConfig
-  teacher: configs.TeacherConfig = configs.TeacherConfig()
+  objective: ObjectiveConfig
+  teacher: TeacherConfig = TeacherConfig()
   mini_batches: Positive = 1
   learning_rates: Grid | None = None
   like: str | None = None
@@ -100,7 +102,7 @@ class Arm(configs.Section):
   note: str = ""
 
 
-class GradientRun(configs.Section):
+class GradientRun(Section):
   """Names arms and families whose gradients are measured at the base."""
 
   families: tuple[str, ...] = ()
@@ -109,7 +111,7 @@ class GradientRun(configs.Section):
   num_reference: Positive = 128  # batches that stand for the exact gradient
 
 
-class Figure(configs.Section):
+class Figure(Section):
   """Describes a figure with a row per family and a column per measure."""
 
   families: Annotated[tuple[str, ...], _Some]
@@ -117,7 +119,7 @@ class Figure(configs.Section):
   measures: Annotated[tuple[Measure, ...], _Some]
 
 
-class Comparison(configs.Section):
+class Comparison(Section):
   """Holds the whole config of a comparison."""
 
   name: str = "comparison"
@@ -248,8 +250,8 @@ class Comparison(configs.Section):
         f"families.{family}.num_problems={run.num_problems}"
       )
     try:
-      configs.check_teacher(arm.objective, arm.teacher)
-    except configs.ConfigError as error:
+      check_teacher(arm.objective, arm.teacher)
+    except ConfigError as error:
       raise ValueError(f"arms.{name}: {error}") from error
 
   @staticmethod

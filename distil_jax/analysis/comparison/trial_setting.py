@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Any
 
-from distil_jax import config as configs
 from distil_jax.analysis.comparison import tasks
+from distil_jax.config.teacher import GuardConfig, TeacherConfig
 from distil_jax.models import decoder, decoder_config
 
 # Folded into a trial's key, so that problems, samples and feedback share no
@@ -30,7 +30,7 @@ class Setting:
   family: tasks.Family
   network: decoder_config.DecoderConfig
   objective: Any
-  teacher: configs.TeacherConfig
+  teacher: TeacherConfig
   num_problems: int = 16
   group_size: int = 8
   mini_batch_size: int | None = None
@@ -45,7 +45,7 @@ class Setting:
     return decoder.make(self.network)[0]
 
   @property
-  def guard(self) -> configs.GuardConfig | None:
+  def guard(self) -> GuardConfig | None:
     """Returns the teacher's guard; None if no teacher is used."""
     is_used = self.objective.needs_teacher
     return self.teacher.guard if is_used else None

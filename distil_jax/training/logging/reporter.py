@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import yaml
 
-from distil_jax.config import Config
+from distil_jax.config.schema import Config
 from distil_jax.data.problems import Data
 from distil_jax.distributed import collectives
 from distil_jax.training import run_checks

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 
 from distil_jax.data.tokenizer import Tokenizer
 from distil_jax.envs import deadline_pool, warn_once
-from distil_jax.envs.tools import Tool
+from distil_jax.envs.base import Tool
 from distil_jax.training.rollouts.experience import FAILED
 from distil_jax.types import Problem
 

@@ -3,7 +3,7 @@
 import functools
 
 from distil_jax import envs
-from distil_jax.config import Config
+from distil_jax.config.schema import Config
 from distil_jax.envs import base
 from distil_jax.training.setup.sandboxes import build_sandbox
 

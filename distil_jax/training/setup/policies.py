@@ -5,7 +5,9 @@ from collections.abc import Sequence
 
 import jax
 
-from distil_jax.config import Config, ConfigError, CreateModelConfig
+from distil_jax.config.base import ConfigError
+from distil_jax.config.model import CreateModelConfig
+from distil_jax.config.schema import Config
 from distil_jax.data import problems as data_problems
 from distil_jax.data import tokenizer as tokenizers
 from distil_jax.distributed import collectives

@@ -7,7 +7,7 @@ sections, so that a setting is passed on without being listed again.
 import dataclasses
 from typing import Any, TypeVar
 
-from distil_jax.config import Section
+from distil_jax.config.base import Section
 
 R = TypeVar("R")
 

@@ -3,7 +3,8 @@
 import functools
 import json
 
-from distil_jax.config import Config, ConfigError
+from distil_jax.config.base import ConfigError
+from distil_jax.config.schema import Config
 from distil_jax.envs import sandbox
 
 

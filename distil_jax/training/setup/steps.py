@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax
 import optax
 
-from distil_jax.config import Config
+from distil_jax.config.schema import Config
 from distil_jax.generation.policy import Policy
 from distil_jax.models import decoder, sharding
 from distil_jax.training import (

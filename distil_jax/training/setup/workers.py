@@ -6,7 +6,9 @@ from typing import NamedTuple
 
 import jax
 
-from distil_jax.config import Config, ConfigError, SamplingConfig, ToolsConfig
+from distil_jax.config.base import ConfigError, SamplingConfig
+from distil_jax.config.schema import Config
+from distil_jax.config.tools import ToolsConfig
 from distil_jax.envs import judge_pool
 from distil_jax.envs.base import Environment, SelfJudged
 from distil_jax.envs.tools import build_tool
