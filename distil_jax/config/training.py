@@ -76,6 +76,10 @@ class EvaluationConfig(SamplingConfig):
         )
     return self
 
+  def is_due(self, step: int) -> bool:
+    """Returns True if a run evaluates after this step."""
+    return bool(self.every) and step % self.every == 0
+
 
 class CheckpointConfig(Section):
   """When checkpoints are written, and whether a run goes on from them."""

@@ -120,7 +120,7 @@ class Trainer:
             times = step_metrics.StepTimes(started, sampled, time.monotonic())
             self.check_finite(step, metrics)
             self.report(step, metrics, experience, host_batch, stats, times)
-          if self._is_evaluation_due(step + 1):
+          if config.evaluation.is_due(step + 1):
             self._evaluate_and_report(step + 1)
           if (step + 1) % config.checkpoint.every == 0:
             self._save()
@@ -365,7 +365,7 @@ class Trainer:
       self.reporter.evaluation(0, base_values, is_shown=False)
     if (
       latest
-      and self._is_evaluation_due(latest)
+      and config.evaluation.is_due(latest)
       and not self.reporter.is_evaluated(latest)
     ):
       # The run was interrupted between this step and its evaluation.
@@ -375,10 +375,6 @@ class Trainer:
   def _release_params(self) -> None:
     """Drops the base model's parameters, once the state has its own."""
     self.policy = dataclasses.replace(self.policy, params={})
-
-  def _is_evaluation_due(self, step: int) -> bool:
-    every = self.config.evaluation.every
-    return bool(every) and step % every == 0
 
   def _evaluate_and_report(self, step: int) -> None:
     text = "evaluating" if step else _BASE_TEXT
