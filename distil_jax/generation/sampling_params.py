@@ -1,4 +1,4 @@
-"""How completions are sampled: settings as people write them."""
+"""Settings of sampling, as people write them."""
 
 import dataclasses
 import numbers

@@ -1,4 +1,4 @@
-"""What an engine reports: its progress, finished rows and the work it took."""
+"""Types of what an engine reports: progress, finished rows and usage."""
 
 import dataclasses
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Sizes of a Qwen3 decoder, to and from Hugging Face's `config.json`."""
+"""Sizes of a Qwen3 decoder; reads and writes Hugging Face's `config.json`."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 
-# Settings of the format that change the network, and the one value of each
-# that is implemented.
+# Settings of the format that would change the network, with the only value of
+# each that is implemented.
 _FIXED = {
   "attention_bias": False,
   "hidden_act": "silu",
@@ -27,7 +27,7 @@ _SIZES = (
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-  """Sizes of the network, and how it computes."""
+  """Holds the sizes of the network and how it computes."""
 
   vocab_size: int
   width: int
@@ -52,11 +52,11 @@ def from_hugging_face(
   """Reads a `config.json`.
 
   Args:
-    settings: the parsed file.
+    settings: The parsed file.
     **computing: `param_dtype`, `compute_dtype`, `remat`, `attention`.
 
   Raises:
-    ValueError: another architecture, or a variant that is not implemented.
+    ValueError: The architecture or a variant of it is not implemented.
   """
   kind = settings.get("model_type")
   if kind != "qwen3":
@@ -90,7 +90,7 @@ def from_hugging_face(
 
 
 def _check(key: str, value: Any) -> None:
-  """Refuses numbers that are none; absent and optional ones pass."""
+  """Refuses values of the wrong type; absent and optional ones pass."""
   if key in _SIZES:
     is_right = type(value) is int and value > 0
     is_right |= value is None and key in ("num_key_value_heads", "head_dim")
@@ -111,7 +111,7 @@ def _check(key: str, value: Any) -> None:
 def to_hugging_face(
   config: DecoderConfig, *, eos_ids: tuple[int, ...], pad_id: int
 ) -> dict[str, Any]:
-  """What `config.json` has to say for transformers to load the network."""
+  """Returns the `config.json` with which transformers loads the network."""
   return {
     "architectures": ["Qwen3ForCausalLM"],
     "model_type": "qwen3",
@@ -134,7 +134,7 @@ def to_hugging_face(
 
 
 def _rope_theta(settings: Mapping[str, Any]) -> float:
-  """The base; it moved into `rope_parameters` in newer files."""
+  """Returns the base, which newer files have in `rope_parameters`."""
   parameters = settings.get("rope_parameters") or {}
   scaling = settings.get("rope_scaling") or parameters
   kind = scaling.get("rope_type", scaling.get("type", "default"))
@@ -149,10 +149,10 @@ def _rope_theta(settings: Mapping[str, Any]) -> float:
 
 
 def float_name(name: str, dtype: Any) -> str:
-  """What a floating-point type is called.
+  """Returns the name of a floating-point type.
 
   Raises:
-    ValueError: it is none; names the setting.
+    ValueError: It is not one; names the setting.
   """
   try:
     found = jnp.dtype(dtype)

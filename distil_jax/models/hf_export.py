@@ -29,28 +29,28 @@ def save(
 ) -> None:
   """Writes parameters as a Hugging Face directory that transformers can load.
 
-  Everything is written under a temporary name first. Weights that were there
-  before are replaced, other files stay. `config.json` goes first and comes
-  last: a directory that has one is complete. With several processes all must
-  call this; process 0 writes, the others return when they gave their share.
+  Everything is written under a temporary name first. Earlier weights are
+  replaced; other files stay. `config.json` is removed first and written last,
+  so a directory that has one is complete. With several processes all must call
+  this: process 0 writes, and the others return once they have sent their part.
 
   Args:
-    directory: made if it does not exist.
-    params: the tree that `load` returns, in any sharding.
-    config_json: contents of `config.json`; its `dtype` is set to that of the
+    directory: Created if it does not exist.
+    params: The tree that `hf_weights.load` returns, in any sharding.
+    config_json: Contents of `config.json`; its `dtype` is set to that of the
       parameters, because transformers casts to it.
-    max_shard_bytes: a larger model is cut into shards with an index. A single
-      tensor is never cut.
+    max_shard_bytes: A larger model is split into shards with an index. A single
+      tensor is never split.
 
   Raises:
-    WeightsError: the tree is no Qwen3's, or contradicts
+    WeightsError: The tree is not that of a Qwen3, or contradicts
       `config_json["tie_word_embeddings"]`.
   """
   flat = traverse_util.flatten_dict(dict(params))
-  # Where the key is absent, transformers takes false.
+  # transformers takes an absent key as false.
   check_tree(set(flat), bool(config_json.get("tie_word_embeddings", False)))
   if jax.process_index() != 0:
-    for _ in _unstacked(flat):  # takes part in gathering what is sharded
+    for _ in _unstacked(flat):  # takes part in gathering sharded parameters
       pass
     return
   config = dict(config_json, dtype=str(jnp.result_type(*flat.values())))
@@ -71,7 +71,7 @@ def _write_json(path: pathlib.Path, tree: Mapping[str, Any]) -> None:
 
 
 def _unstacked(flat: Mapping[Path, Any]) -> Iterator[tuple[str, np.ndarray]]:
-  """The tensors of the file, one parameter at a time on the host."""
+  """Yields the tensors of the file, one parameter at a time on the host."""
   for path, layout in LAYOUTS.items():
     if path not in flat:
       continue
@@ -92,13 +92,13 @@ def _write_shards(
   tensors: Iterator[tuple[str, np.ndarray]],
   max_shard_bytes: int,
 ) -> None:
-  """Writes one file, or as many as the limit asks for and their index."""
+  """Writes one file, or several shards and their index."""
   shards: list[list[str]] = []
   pending: dict[str, np.ndarray] = {}
   total = size = 0
 
   def flush() -> None:
-    # transformers refuses a file that does not say for whom it was written.
+    # transformers refuses a file without this metadata.
     safetensors.numpy.save_file(
       pending, folder / str(len(shards)), metadata={"format": "pt"}
     )
@@ -129,7 +129,7 @@ def _write_shards(
 
 
 def _replace(directory: pathlib.Path, folder: pathlib.Path) -> None:
-  """Moves what was written into place and removes the weights before it."""
+  """Moves the new files into the directory and removes earlier weights."""
   (directory / CONFIG).unlink(missing_ok=True)
   shards = directory.glob("model-*-of-*.safetensors")
   for stale in [directory / SINGLE, directory / INDEX, *shards]:

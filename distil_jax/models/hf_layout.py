@@ -1,21 +1,24 @@
-"""How a parameter is laid out in a Hugging Face file."""
+"""Layout of parameters in Hugging Face files."""
 
 import dataclasses
 import math
 
 import numpy as np
 
-Path = tuple[str, ...]  # where a parameter stands in the nested dictionary
+# Keys that lead to a parameter in the nested dictionary.
+Path = tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """How one parameter is called and laid out in a Hugging Face file.
+  """Describes one parameter in a Hugging Face file.
 
   Attributes:
-    name: its name there; `{}` stands for the layer where there is one each.
-    num_inputs: leading axes (without L) that the projection sums over; None
-      for what is no projection and stands there as it stands here.
+    name: Name of its tensor; `{}` stands for the number of the layer, if each
+      layer has a tensor.
+    num_inputs: Number of leading axes (without L) that the projection sums
+      over; None for a parameter that is no projection and has the same layout
+      in both forms.
   """
 
   name: str
@@ -23,16 +26,17 @@ class Layout:
 
   @property
   def is_stacked(self) -> bool:
+    """True if each layer has a tensor of its own in the file."""
     return "{}" in self.name
 
   def names(self, shape: tuple[int, ...]) -> list[str]:
-    """The tensors of a parameter of this shape, in the order of layers."""
+    """Returns the names of a parameter's tensors, in the order of layers."""
     if not self.is_stacked:
       return [self.name]
     return [self.name.format(layer) for layer in range(shape[0])]
 
   def theirs(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Shape of each tensor of a parameter of this shape."""
+    """Returns the shape of each tensor of a parameter of this shape."""
     shape = tuple(shape[1:] if self.is_stacked else shape)
     if self.num_inputs is None:
       return shape
@@ -40,12 +44,12 @@ class Layout:
     return math.prod(outputs), math.prod(inputs)
 
   def read(self, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """A tensor of the file as one layer of ours, whose shape is given."""
+    """Converts a tensor of the file into one layer of the given shape."""
     return tensor if self.num_inputs is None else tensor.T.reshape(shape)
 
   def write(self, layer: np.ndarray) -> np.ndarray:
-    """One layer of ours as a tensor of the file, contiguous."""
+    """Converts one layer into a contiguous tensor of the file."""
     if self.num_inputs is not None:
       layer = layer.reshape(math.prod(layer.shape[: self.num_inputs]), -1).T
-    # safetensors writes a transposed view's memory in the wrong order.
+    # safetensors writes the memory of a transposed view in the wrong order.
     return np.ascontiguousarray(layer)

@@ -1,4 +1,4 @@
-"""Qwen3 weights in and out of Hugging Face directories.
+"""Loads Qwen3 weights from Hugging Face directories.
 
 A directory holds `config.json` and either `model.safetensors` or shards with
 `model.safetensors.index.json`. There a projection is `[outputs, inputs]` and
@@ -34,7 +34,7 @@ INDEX = "model.safetensors.index.json"
 
 
 class WeightsError(ValueError):
-  """A model directory that cannot be used; the message names what and why."""
+  """Reports a model directory that cannot be used, and why."""
 
 
 _FLOATS = ("BF16", "F16", "F32")
@@ -44,7 +44,7 @@ def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
   """Reads a model directory's `config.json`.
 
   Raises:
-    WeightsError: the directory or the file is missing, or is no JSON object.
+    WeightsError: The directory or the file is missing, or is no JSON object.
   """
   directory = _existing(directory)
   if not (directory / CONFIG).is_file():
@@ -66,17 +66,17 @@ def load(
   reads the files and keeps the parts that its own devices hold.
 
   Args:
-    directory: where the safetensors files are; bfloat16, float16 or float32.
+    directory: Has the safetensors files, in bfloat16, float16 or float32.
     template: `jax.ShapeDtypeStruct`s in the tree of the parameters. Values are
-      cast to its dtypes and placed by its shardings, where it has them.
-    tie_embeddings: whether the unembedding is the embedding. A tied checkpoint
+      cast to its dtypes and placed by its shardings, if it has any.
+    tie_embeddings: True if the unembedding is the embedding. A tied checkpoint
       may repeat it as `lm_head.weight` if the two are equal.
 
   Returns:
-    the parameters, in the nested dictionary of the template.
+    The parameters, in the nested dictionary of the template.
 
   Raises:
-    WeightsError: a file is missing or damaged, or tensors are missing, unknown
+    WeightsError: A file is missing or damaged, or tensors are missing, unknown
       or mis-shaped; all of them are listed.
   """
   directory = _existing(directory)
@@ -100,10 +100,10 @@ def _existing(directory: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-  """A file that holds one object.
+  """Reads a JSON file that holds one object.
 
   Raises:
-    WeightsError: it is no JSON, or something else.
+    WeightsError: It is not JSON, or holds something else.
   """
   try:
     tree = json.loads(path.read_text(encoding="utf-8"))
@@ -127,7 +127,7 @@ def check_tree(paths: set[Path], tie_embeddings: bool) -> None:
 
 
 def _shards(directory: pathlib.Path) -> list[pathlib.Path]:
-  """The files that hold the checkpoint."""
+  """Returns the files that hold the checkpoint."""
   if (directory / SINGLE).is_file():
     return [directory / SINGLE]
   index = directory / INDEX
@@ -232,7 +232,7 @@ def _is_embedding(tensors: Mapping[str, Any], name: str) -> bool:
 
 
 def _read(tensors: Mapping[str, Any], layout: Layout, leaf: Any) -> np.ndarray:
-  """One parameter, stacked over layers, in the type of the template."""
+  """Reads one parameter, stacked over layers, in the type of the template."""
   stack = np.empty(leaf.shape, leaf.dtype)
   layers = stack if layout.is_stacked else stack[None]
   for layer, name in enumerate(layout.names(leaf.shape)):

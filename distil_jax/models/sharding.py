@@ -1,4 +1,4 @@
-"""Where every array lives: one mesh, one table of logical axes.
+"""Shardings of all arrays: one mesh and one table of logical axes.
 
 Parameters and activations name their axes by meaning; `RULES` says which mesh
 axis carries each. Nothing else in the package mentions a mesh axis.
@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-# Neighbours along the last axes talk most. Context stands beside fsdp, so that
-# the two can be taken together: by parameters, and by `without_context`.
+# Devices next to each other along the last axes communicate most. Context is
+# next to fsdp, so that both can act as one axis: for parameters, and in
+# `without_context`.
 AXES = ("data", "fsdp", "context", "tensor")
 
 RULES: Mapping[str, str | tuple[str, ...] | None] = {
@@ -47,14 +48,14 @@ def make_mesh(
   """Builds the mesh; an axis of -1 takes the devices that the others leave.
 
   Args:
-    data: copies of the parameters; each has its part of a batch.
-    fsdp: cuts parameters, and batches too.
-    tensor: cuts heads, MLP and vocabulary.
-    context: cuts parameters, and sequences along time.
-    devices: None: all there are.
+    data: Replicas of the parameters; each has its part of a batch.
+    fsdp: Cuts parameters, and batches too.
+    tensor: Cuts heads, MLP and vocabulary.
+    context: Cuts parameters, and sequences along time.
+    devices: None means all devices.
 
   Raises:
-    ValueError: the sizes do not multiply to the number of devices.
+    ValueError: The sizes do not multiply to the number of devices.
   """
   count = len(devices) if devices is not None else jax.device_count()
   sizes = [data, fsdp, context, tensor]
@@ -73,9 +74,9 @@ def make_mesh(
 
 
 def without_context(mesh: Mesh) -> Mesh:
-  """The same devices with context joined to fsdp, for what has no long rows.
+  """Returns a mesh of the same devices with context merged into fsdp.
 
-  Every parameter stays where it is.
+  It serves work without long rows. Every parameter stays on its device.
   """
   data, fsdp, context, tensor = (mesh.shape[axis] for axis in AXES)
   devices = mesh.devices.reshape(data, fsdp * context, 1, tensor)
@@ -83,16 +84,17 @@ def without_context(mesh: Mesh) -> Mesh:
 
 
 def partition_spec(axes: LogicalAxes) -> PartitionSpec:
-  """Translates logical axes; None stays unsharded."""
+  """Translates logical axes into a spec; None stays unsharded."""
   return PartitionSpec(*(None if a is None else RULES[a] for a in axes))
 
 
 def sharding(mesh: Mesh, *axes: str | None) -> NamedSharding:
+  """Returns the sharding of an array with these logical axes."""
   return NamedSharding(mesh, partition_spec(axes))
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-  """Pins an activation to its place on the mesh in use, if there is one."""
+  """Constrains an array's sharding on the mesh in use, if there is one."""
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return x
@@ -100,17 +102,21 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 
 
 def num_shards(axis: str) -> int:
-  """Into how many parts the mesh in use cuts a logical axis; 1 without one."""
+  """Returns the parts into which the mesh in use cuts a logical axis.
+
+  1 without a mesh.
+  """
   mesh = jax.sharding.get_abstract_mesh()
   return 1 if mesh.empty else _size(mesh, axis)
 
 
 def _size(mesh, axis: str | None) -> int:
-  """Devices of a mesh along a logical axis."""
+  """Returns the number of devices along a logical axis."""
   return math.prod(mesh.shape[name] for name in _mesh_axes(axis))
 
 
 def _mesh_axes(axis: str | None) -> tuple[str, ...]:
+  """Returns the mesh axes that carry a logical axis."""
   names = (RULES[axis] if axis else None) or ()
   return (names,) if isinstance(names, str) else names
 
@@ -118,11 +124,11 @@ def _mesh_axes(axis: str | None) -> tuple[str, ...]:
 def for_logits(
   batch_size: int, length: int, vocab_size: int
 ) -> tuple[str, str]:
-  """How logits of whole sequences are cut: by the batch, and the vocabulary.
+  """Returns the logical axes along which logits of whole sequences are cut.
 
   Devices that share a sequence along time share its logits by vocabulary. So
-  do those that share parameters where fewer numbers move so: hidden states of
-  all tokens in place of all rows of the unembedding.
+  do devices that share parameters, if it is cheaper to move the hidden states
+  of all tokens than all rows of the unembedding.
 
   Args:
     batch_size: B.
@@ -130,7 +136,7 @@ def for_logits(
     vocab_size: V.
 
   Returns:
-    logical axes of batch and vocabulary.
+    Logical axes of batch and vocabulary.
   """
   num_rows = batch_size * length // num_shards("copies")
   if num_shards("vocab_by_all") == num_shards("vocab"):
@@ -147,29 +153,29 @@ def for_logits(
 def top_k(
   x: jax.Array, k: int, *, batch: str = "batch", vocab: str = "vocab"
 ) -> tuple[jax.Array, jax.Array]:
-  """`jax.lax.top_k` of logits that may be cut along the vocabulary.
+  """Returns `jax.lax.top_k` of logits that may be cut along the vocabulary.
 
-  Each device takes the largest of its own part, and only these are exchanged;
-  left to itself XLA gathers the logits.
+  Each device takes the largest logits of its own part, and only these are
+  exchanged. Left to its own partitioning, XLA would gather the logits.
 
   Args:
-    x: shape `[t, B, V]`.
-    k: at most V.
-    batch, vocab: logical axes, as from `for_logits`.
+    x: Shape `[t, B, V]`.
+    k: At most V.
+    batch, vocab: Logical axes, as from `for_logits`.
 
   Returns:
-    values, and their indices in V; of equal ones, those with the lower come
-    first. Shape `[t, B, k]` each.
+    Values, and their indices in V; equal values are ordered by index. Shape
+    `[t, B, k]` each.
   """
   batch_size, vocab_size = x.shape[1:]
   parts = num_shards(vocab)
   if parts == 1 and num_shards(batch) == 1:
     return jax.lax.top_k(x, k)
-  # What is not cut evenly is on every device.
+  # An axis that the devices do not cut evenly is replicated.
   rows = None if batch_size % num_shards(batch) else batch
   columns = None if vocab_size % parts else vocab
 
-  def of_part(x):
+  def local_top_k(x):
     values, indices = jax.lax.top_k(x, min(k, x.shape[-1]))
     if columns is None:
       return values, indices
@@ -179,26 +185,28 @@ def top_k(
       jax.lax.all_gather(found, axis, axis=2, tiled=True)
       for found in (values, indices)
     )
-    values, places = jax.lax.top_k(values, k)
-    return values, jnp.take_along_axis(indices, places, axis=-1)
+    values, order = jax.lax.top_k(values, k)
+    return values, jnp.take_along_axis(indices, order, axis=-1)
 
-  place = partition_spec((None, rows, None))
+  spec = partition_spec((None, rows, None))
   return jax.shard_map(
-    of_part,
+    local_top_k,
     in_specs=partition_spec((None, rows, columns)),
-    out_specs=(place, place),
-    check_vma=False,  # the same on all devices that share the batch's part
+    out_specs=(spec, spec),
+    # All devices that share a part of the batch have the same result, but JAX
+    # cannot see that.
+    check_vma=False,
   )(x)
 
 
 def batch_size_multiple(
   mesh: Mesh, axes: Sequence[str] = ("data", "fsdp")
 ) -> int:
-  """What the leading axis of a batch must be a multiple of.
+  """Returns the number that the size of a batch must be a multiple of.
 
   Args:
-    mesh: any.
-    axes: that cut the batch.
+    mesh: Any mesh.
+    axes: Mesh axes that cut the batch.
   """
   return math.prod(mesh.shape[axis] for axis in axes)
 
@@ -207,12 +215,12 @@ def check_divisible(mesh: Mesh, shapes: Any, axes) -> None:
   """Refuses parameters that the mesh cannot cut evenly.
 
   Args:
-    mesh: the mesh in use.
-    shapes: parameters, or anything with their shapes.
-    axes: `LogicalAxes` of each parameter, same tree.
+    mesh: The mesh in use.
+    shapes: Parameters, or anything with their shapes.
+    axes: `LogicalAxes` of each parameter, in the same tree.
 
   Raises:
-    ValueError: names each parameter, its axis, both numbers and the cure.
+    ValueError: Names each parameter, its axis, both numbers and the cure.
   """
   problems = []
   for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
@@ -238,18 +246,21 @@ def check_divisible(mesh: Mesh, shapes: Any, axes) -> None:
 
 
 def put_batch(mesh: Mesh, tree: Any) -> Any:
-  """Host arrays to the mesh, leading axis over the batch axes.
+  """Puts host arrays onto the mesh, the leading axis over the batch axes.
 
   Each process passes its own rows; together they make the global array.
   """
-  place = sharding(mesh, "batch")
+  batch_sharding = sharding(mesh, "batch")
   return jax.tree.map(
-    lambda x: jax.make_array_from_process_local_data(place, np.asarray(x)),
+    lambda x: jax.make_array_from_process_local_data(
+      batch_sharding, np.asarray(x)
+    ),
     tree,
   )
 
 
 def local_rows(x: jax.Array) -> np.ndarray:
-  """This process's rows of a batch, on the host; undoes `put_batch`."""
+  """Returns this process's rows of a batch on the host; undoes `put_batch`."""
+  # Several devices may hold the same rows; one copy of each is enough.
   shards = {(s.index[0].start or 0): s.data for s in x.addressable_shards}
   return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])

@@ -1,4 +1,8 @@
-"""From logits to a token."""
+"""Samples tokens from logits, with temperature and truncation.
+
+Letters: a row is one sequence; the vocabulary is split into blocks, each of so
+many tokens.
+"""
 
 from collections.abc import Callable
 
@@ -7,26 +11,26 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-# Vocabulary is looked at in blocks of this many tokens; in smaller ones where
-# those, unlike these, need no copy of the logits to fill up the last.
+# Tokens in a block of the vocabulary. A smaller size is taken if it divides the
+# vocabulary and this one does not: padding the last block copies the logits.
 _BLOCK = 256
 _SMALLER = (128, 64)
 
 
 @struct.dataclass
 class SamplingArrays:
-  """How rows choose their token.
+  """Holds how the rows' tokens are chosen.
 
-  Arrays that broadcast to the rows, `[...]`: other values need no other
-  program. What they may be is for the caller to check.
+  Arrays that broadcast to the rows, `[...]`, so that other values need no other
+  program. The caller checks their ranges.
 
   Attributes:
-    temperature: logits are divided by it; 0 takes the most probable token, of
-      equal ones the first.
-    top_k: keep the k largest; 0, or V and more, keeps all. int32.
-    top_p: mass to keep, in (0, 1]; 1 keeps all.
-    min_p: keep what is at least this part as probable as the most probable
-      token, in [0, 1]; 0 keeps all.
+    temperature: Divides the logits; 0 takes the most probable token, the first
+      of equal ones.
+    top_k: Keeps the k most probable tokens; 0, or V and more, keeps all. int32.
+    top_p: Mass to keep, in (0, 1]; 1 keeps all tokens.
+    min_p: Keeps tokens whose probability is at least this share of the largest,
+      in [0, 1]; 0 keeps all.
   """
 
   temperature: jax.Array | float = 1.0
@@ -38,41 +42,41 @@ class SamplingArrays:
 def choose(
   logits: jax.Array,
   uniforms: jax.Array,
-  choice: SamplingArrays,
+  settings: SamplingArrays,
   *,
   num_vocab_shards: int = 1,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Draws a token of each row, as the row wants it.
+  """Samples a token of each row by the row's own settings.
 
-  Temperature comes first, then top-k, then top-p among what top-k kept, then
-  min-p. Tokens as probable as the last one kept are kept too, so the result
-  does not depend on their order; the most probable token always stays.
+  Temperature comes first, then top-k, then top-p among the tokens that top-k
+  kept, then min-p. Tokens as probable as the last one kept are kept too, so the
+  result does not depend on their order. The most probable token always stays.
 
-  No row is sorted. What truncation keeps is what reaches some threshold, which
-  is found by bisection, with one look at the vocabulary a bit; where no row
-  truncates, none is taken. Top-k is exact. Top-p is as exact
-  as a float32 sum over the vocabulary: where the mass of a set is `top_p`
-  within about 1e-6, it or the next may be kept; top_p = 1 loses nothing.
+  No row is sorted. The kept tokens are those that reach a threshold, which is
+  found by bisection with one pass over the vocabulary for each bit; no pass is
+  needed if no row truncates. Top-k is exact. Top-p is as exact as a float32 sum
+  over the vocabulary: if the mass of a set is within about 1e-6 of `top_p`, it
+  or the next larger set may be kept. top_p = 1 loses nothing.
 
   Args:
     logits: −inf excludes a token; a row needs one finite entry. `[..., V]`.
-    uniforms: in [0, 1). Shape `[...]`.
-    choice: by row.
-    num_vocab_shards: into so many equal parts the vocabulary is cut on the
-      devices. The logits then stay where they are.
+    uniforms: Random numbers in [0, 1). Shape `[...]`.
+    settings: Settings of the rows.
+    num_vocab_shards: Number of equal parts into which the devices cut the
+      vocabulary, so that the logits stay on their devices.
 
   Returns:
-    token ids, int32; their log-probabilities in the policy itself, before
-    temperature and truncation, nats; and those in the distribution that they
-    were drawn from, which is one token at temperature 0. Shape `[...]` each.
+    Token ids, int32; their log-probabilities under the policy itself, before
+    temperature and truncation, nats; and those under the distribution that they
+    were drawn from, which at temperature 0 is one token. Shape `[...]` each.
   """
   rows = logits.shape[:-1]
   chex.assert_shape(uniforms, rows)
   blocks, to_id = _in_blocks(logits, num_vocab_shards)
   peaks = jnp.max(blocks, axis=-1)
   top = jnp.max(peaks, axis=-1)
-  temperature = jnp.broadcast_to(choice.temperature, rows)
-  # Its inverse must be finite.
+  temperature = jnp.broadcast_to(settings.temperature, rows)
+  # A smaller temperature has no finite inverse in float32.
   is_greedy = temperature < jnp.finfo(jnp.float32).tiny
   temperature = jnp.where(is_greedy, 1.0, temperature).astype(jnp.float32)
 
@@ -85,7 +89,7 @@ def choose(
     return *greedy(), jnp.sum(_weights(blocks, top), (-2, -1)), ones
 
   def any_drawn():
-    floor = _floor(blocks, peaks, top, temperature, is_greedy, choice)
+    floor = _floor(blocks, peaks, top, temperature, is_greedy, settings)
     is_plain = (floor == -jnp.inf) & (temperature == 1)
 
     def plain():
@@ -110,7 +114,8 @@ def choose(
       return tuple(jnp.where(is_greedy, *pair) for pair in pairs)
 
     block, token = jax.lax.cond(jnp.any(is_greedy), mixed, lambda: drawn)
-    # To the last bit the same where nothing is changed.
+    # Rows without temperature and truncation get the same bits in both sums,
+    # so that both log-probabilities agree exactly.
     drawn_mass = jnp.where(is_plain, mass, jnp.sum(totals, axis=-1))
     return block, token, mass, drawn_mass
 
@@ -131,16 +136,16 @@ def choose(
 def sample(logits: jax.Array, uniforms: jax.Array) -> jax.Array:
   """Draws a token by inverting the cumulative distribution.
 
-  One uniform number a row and two short searches (which block of the
-  vocabulary, which token within it) in place of one Gumbel number for every
-  vocabulary entry.
+  This takes one uniform number a row and two short searches (for the block of
+  the vocabulary, and for the token within it), where the Gumbel trick takes a
+  random number for every token of the vocabulary.
 
   Args:
     logits: −inf excludes a token; a row needs one finite entry. `[..., V]`.
-    uniforms: in [0, 1). Shape `[...]`.
+    uniforms: Random numbers in [0, 1). Shape `[...]`.
 
   Returns:
-    token ids, int32. Shape `[...]`.
+    Token ids, int32. Shape `[...]`.
   """
   chex.assert_shape(uniforms, logits.shape[:-1])
   blocks, to_id = _in_blocks(logits)
@@ -150,17 +155,21 @@ def sample(logits: jax.Array, uniforms: jax.Array) -> jax.Array:
 
 
 def _in_blocks(logits: jax.Array, num_parts: int = 1):
-  """The vocabulary in blocks, and where a place in them is in it.
+  """Splits the vocabulary into blocks.
 
-  No block is in two parts: what is cut so stays on its device.
+  No block spans two parts, so each block stays on one device.
+
+  Args:
+    logits: Shape `[..., V]`.
+    num_parts: Number of parts into which the devices cut the vocabulary.
 
   Returns:
-    float32, −inf after the end of a part, shape `[..., blocks, tokens]`, and
-    `(block, token) -> id`.
+    Logits in float32, −inf after the end of a part, of shape
+    `[..., blocks, tokens]`; and a function `(block, token) -> id`.
   """
   vocab_size = logits.shape[-1]
   if vocab_size % num_parts:
-    num_parts = 1  # not cut
+    num_parts = 1  # the devices cut evenly or not at all
   length = vocab_size // num_parts
   size = next((b for b in (_BLOCK, *_SMALLER) if length % b == 0), _BLOCK)
   rows = logits.shape[:-1]
@@ -171,7 +180,8 @@ def _in_blocks(logits: jax.Array, num_parts: int = 1):
 
   def to_id(block, token):
     within = block % of_part * size + token
-    # Of NaN nothing is to be had, but a place in the padding is no token.
+    # With NaN logits the search may end in the padding: return a valid id all
+    # the same.
     within = jnp.minimum(within, length - 1)
     return (block // of_part * length + within).astype(jnp.int32)
 
@@ -179,16 +189,17 @@ def _in_blocks(logits: jax.Array, num_parts: int = 1):
 
 
 def _take(blocks: jax.Array, block: jax.Array) -> jax.Array:
+  """Returns one block of each row. Shape `[..., tokens]`."""
   found = jnp.take_along_axis(blocks, block[..., None, None], axis=-2)
   return found[..., 0, :]
 
 
 def _weights(logits, top, temperature=None, floor=None) -> jax.Array:
-  """exp((z − top) / temperature), in [0, 1]; 0 below the floor.
+  """Returns exp((z − top) / temperature), in [0, 1]; 0 below the floor.
 
   Args:
-    logits: shape `[..., *]` with any number of axes after those of the rows.
-    top, temperature, floor: shape `[...]`.
+    logits: Shape `[..., *]`, with any number of axes after those of the rows.
+    top, temperature, floor: Shape `[...]`.
   """
 
   def each(x):
@@ -203,17 +214,31 @@ def _weights(logits, top, temperature=None, floor=None) -> jax.Array:
   return weights
 
 
-def _floor(blocks, peaks, top, temperature, is_greedy, choice: SamplingArrays):
-  """The smallest logit that truncation keeps; −inf where it keeps all.
+def _floor(
+  blocks, peaks, top, temperature, is_greedy, settings: SamplingArrays
+):
+  """Returns the smallest logit that truncation keeps; −inf if it keeps all.
+
+  Args:
+    blocks: Logits. Shape `[..., blocks, tokens]`.
+    peaks: Largest logit of each block. Shape `[..., blocks]`.
+    top: Largest logit of each row. Shape `[...]`.
+    temperature: Shape `[...]`.
+    is_greedy: True for rows that need no truncation. Shape `[...]`.
+    settings: Settings of the rows.
 
   Returns:
-    shape `[...]`.
+    Shape `[...]`.
   """
   rows = top.shape
   vocab_size = blocks.shape[-2] * blocks.shape[-1]
   top_k, top_p, min_p = (
     jnp.broadcast_to(jnp.where(is_greedy, off, x), rows)
-    for x, off in ((choice.top_k, 0), (choice.top_p, 1), (choice.min_p, 0))
+    for x, off in (
+      (settings.top_k, 0),
+      (settings.top_p, 1),
+      (settings.min_p, 0),
+    )
   )
   has_top_k = (top_k > 0) & (top_k < vocab_size)
   nothing = jnp.full_like(top, -jnp.inf)
@@ -222,11 +247,12 @@ def _floor(blocks, peaks, top, temperature, is_greedy, choice: SamplingArrays):
     def count(x, threshold):
       axes = tuple(range(len(rows), x.ndim))
       reaches = x >= jnp.expand_dims(threshold, axes)
-      # Of floats, which are summed faster, and exactly up to 2²⁴.
+      # Floats are summed faster than integers, and exactly up to 2²⁴.
       return jnp.sum(jnp.where(reaches, 1.0, 0.0), axes)
 
-    # k blocks have a peak there, so that at least k tokens are; little is left
-    # to be searched.
+    # The k-th largest peak bounds the k-th largest logit from below, because k
+    # blocks have a token of that size. Peaks are few, so this is cheap and
+    # leaves little of the whole vocabulary's range to search.
     above = jnp.where(has_top_k, _key(top), _key(nothing)) + 1
     lowest = _bisect(
       lambda x: count(peaks, x), top_k, _key(nothing), above, is_count=True
@@ -238,17 +264,19 @@ def _floor(blocks, peaks, top, temperature, is_greedy, choice: SamplingArrays):
   floor = jax.lax.cond(jnp.any(has_top_k), by_count, lambda: nothing)
 
   def by_mass():
-    # Compared again after the search: not to be made twice, lest it differ.
+    # The weights are compared again after the search. The barrier keeps XLA
+    # from recomputing them in another way, which could differ in the last bit.
     weights = jax.lax.optimization_barrier(
       _weights(blocks, top, temperature, floor)
     )
 
     def mass(threshold):
       reaches = weights >= threshold[..., None, None]
-      # Lane by lane, then over the lanes: short sums, that round little. Of
-      # non-negative numbers in one order, so more tokens never weigh less.
-      lanes = jnp.sum(jnp.where(reaches, weights, 0.0), axis=-2)
-      return jnp.sum(lanes, axis=-1)
+      # Two short sums round less than a long one. The order of the summands is
+      # fixed and none is negative, so more tokens never weigh less, and the
+      # measure falls with the threshold as the bisection needs.
+      columns = jnp.sum(jnp.where(reaches, weights, 0.0), axis=-2)
+      return jnp.sum(columns, axis=-1)
 
     def search():
       zero, one = jnp.zeros_like(top), jnp.ones_like(top)
@@ -274,18 +302,18 @@ def _bisect(
   *,
   is_count: bool = False,
 ) -> jax.Array:
-  """The largest threshold at which a falling measure is as large as wanted.
+  """Returns the largest threshold with at least the wanted measure.
 
   Args:
-    measure: of thresholds.
-    wanted: shape `[...]`.
-    low: the key of a threshold that is low enough.
-    high: the key of one that is too high.
-    is_count: the measure is exact. Once it is as wanted the search ends: which
-      of the thresholds between two tokens it is does not matter.
+    measure: A function of thresholds that never rises with them.
+    wanted: Shape `[...]`.
+    low: Integer key (see `_key`) of a threshold that is low enough.
+    high: Key of one that is too high.
+    is_count: True if the measure is exact. The search then ends once it equals
+      `wanted`, because all thresholds between two tokens keep the same tokens.
 
   Returns:
-    its key.
+    The key of the threshold.
   """
 
   def is_open(bounds):
@@ -294,7 +322,7 @@ def _bisect(
 
   def halve(bounds):
     low, high = bounds
-    # The mean, of numbers whose sum may be too large; `low` where it is that.
+    # The mean without the sum, which may overflow; rounded down.
     middle = (low & high) + ((low ^ high) >> 1)
     found = measure(_float(middle))
     low = jnp.where(found >= wanted, middle, low)
@@ -307,7 +335,7 @@ def _bisect(
 
 
 def _key(x: jax.Array) -> jax.Array:
-  """Whole numbers in the order of the float32 numbers, each of its own."""
+  """Maps float32 numbers to int32 numbers in the same order, one to one."""
   bits = jax.lax.bitcast_convert_type(x, jnp.int32)
   return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
@@ -319,13 +347,16 @@ def _float(key: jax.Array) -> jax.Array:
 
 
 def _draw(blocks, totals, weigh, uniforms) -> tuple[jax.Array, jax.Array]:
-  """Which block, and which token of it.
+  """Draws a block, and a token within it.
 
   Args:
-    blocks: logits, shape `[..., blocks, tokens]`.
-    totals: weights of whole blocks.
-    weigh: the weights of one block's logits, `[..., tokens]`.
-    uniforms: shape `[...]`.
+    blocks: Logits. Shape `[..., blocks, tokens]`.
+    totals: Weight of each block. Shape `[..., blocks]`.
+    weigh: Returns the weights of one block's logits, `[..., tokens]`.
+    uniforms: Random numbers in [0, 1). Shape `[...]`.
+
+  Returns:
+    Block and token within it. Shape `[...]` each.
   """
   block, target = _search(totals, uniforms * jnp.sum(totals, axis=-1))
   token, _ = _search(weigh(_take(blocks, block)), target)
@@ -333,13 +364,19 @@ def _draw(blocks, totals, weigh, uniforms) -> tuple[jax.Array, jax.Array]:
 
 
 def _search(lengths, target):
-  """The first interval that ends beyond the target, and what is left of it.
+  """Returns the interval that contains the target, and the target within it.
 
-  Accelerators sum in parallel, and such cumulative sums are neither monotone
-  to the last bit nor the same in every order. So an empty interval is left out
-  by its length, not because it ends where the one before it does; and the
-  target is kept below the last end.
+  Args:
+    lengths: Lengths of consecutive intervals from 0 on. Shape `[..., n]`.
+    target: Shape `[...]`.
+
+  Returns:
+    Index of the interval, and the distance from its start. Shape `[...]` each.
   """
+  # Accelerators sum in parallel, and such cumulative sums are neither monotone
+  # to the last bit nor the same in every order. An empty interval is therefore
+  # excluded by its length, not because it ends where the one before it does;
+  # and the target is kept below the last end.
   ends = jnp.where(lengths > 0, jnp.cumsum(lengths, axis=-1), 0.0)
   target = jnp.minimum(target, jnp.nextafter(jnp.max(ends, axis=-1), 0.0))
   target = jnp.maximum(target, 0.0)

@@ -1,4 +1,4 @@
-"""Qwen3: names and layouts of its parameters."""
+"""Names and layouts of Qwen3's parameters in Hugging Face files."""
 
 from distil_jax.models.hf_layout import Layout, Path
 
