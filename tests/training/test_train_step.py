@@ -420,8 +420,11 @@ def test_cosine_needs_the_number_of_steps():
 
 def adam_moves(gradients, **settings):
   """What each of a row of scalar gradients moves a parameter by."""
-  rate = optax.constant_schedule(settings.pop("learning_rate"))
-  optimizer = optimizers.make_optimizer(rate, weight_decay=0.0, **settings)
+  schedule = optimizers.make_schedule(
+    learning_rate=settings.pop("learning_rate"),
+    warmup_steps=settings.pop("warmup_steps", 0),
+  )
+  optimizer = optimizers.make_optimizer(schedule, weight_decay=0.0, **settings)
   param = {"w": jnp.float32(0.0)}
   state = optimizer.init(param)
   moves = []
