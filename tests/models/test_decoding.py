@@ -129,7 +129,7 @@ def test_slots_may_stand_in_any_order(network, case):
   )
 
 
-def test_a_longer_ring_changes_nothing(network, case):
+def test_a_longer_cache_changes_nothing(network, case):
   np.testing.assert_allclose(
     decoded(network, case, cache_length=11), decoded(network, case), atol=1e-5
   )
@@ -166,7 +166,7 @@ def test_a_cache_in_bfloat16_is_less_exact_only(network, case):
   assert 1e-5 < gap < 0.1 * np.abs(exact).max()
 
 
-def test_who_is_not_alive_takes_no_lane():
+def test_who_is_not_alive_takes_no_column():
   prompt_index = jnp.asarray([[1, 0, 1, 1, 0], [2, 2, 2, 0, 2]])
   is_alive = jnp.asarray(
     [[True, True, False, True, True], [True, False, True, False, False]]
@@ -182,7 +182,7 @@ def test_who_is_not_alive_takes_no_lane():
 
 @pytest.mark.parametrize("length", [3, 4, 5, 9])
 @pytest.mark.parametrize("column", [0, 2, 4])
-def test_a_ring_keeps_its_newest_columns(length, column):
+def test_a_cache_keeps_its_newest_columns(length, column):
   """Column j holds the age of what was written there: 0 the newest."""
   positions = (column - 1 - np.arange(5)) % 5
   buffer = jnp.asarray(
@@ -196,7 +196,7 @@ def test_a_ring_keeps_its_newest_columns(length, column):
   resized = kv_cache.resize_cache(cache, jnp.asarray([[1]]), length)
   kept = np.asarray(resized.cache.keys[0])[0, 0, :, 0]
   count = min(length, 5)
-  newest = int(resized.column) - 1
+  newest = int(resized.write_index) - 1
   np.testing.assert_array_equal(
     kept[(newest - np.arange(count)) % length], 10 + np.arange(count)
   )
