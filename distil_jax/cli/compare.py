@@ -118,9 +118,9 @@ def _run_trials(arguments: argparse.Namespace, comparison: Any) -> None:
 
   from distil_jax.analysis.comparison import (
     processes,
+    record_settings,
     run_trial,
     study,
-    trial_settings,
     trial_store,
   )
 
@@ -128,11 +128,11 @@ def _run_trials(arguments: argparse.Namespace, comparison: Any) -> None:
   families = list(dict.fromkeys(arguments.family or comparison.families))
   arms = list(dict.fromkeys(arguments.arm))
   for name in families:
-    trial_settings.check_configs(comparison, name, arms or [*comparison.arms])
+    record_settings.check_configs(comparison, name, arms or [*comparison.arms])
   done = trial_store.read_trials(comparison.directory)
   if arguments.no_report:
     done = {t: r for t, r in done.items() if t.family in families}
-  trial_settings.check_counted(comparison, done)
+  record_settings.check_counted(comparison, done)
   # Each program is compiled once, not once per process and run.
   jax.config.update(
     "jax_compilation_cache_dir", str(comparison.directory / "compiled")

@@ -76,7 +76,7 @@ def check_data(data: DataConfig, environment: Any) -> None:
   name = "environment"
   if (inner := getattr(environment, "of", None)) is not None:
     environment, name = inner, "environment.of"
-  generates = environment.kind in ("calculator", "reasoning_gym", "own")
+  generates = environment.generates_problems
   for key in ("train", "evaluation"):
     if getattr(data, key) == "generated" and not generates:
       raise ValueError(

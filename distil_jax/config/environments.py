@@ -1,13 +1,20 @@
 """Config sections of environments, judging and the sandbox."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic
 
 from distil_jax.config.base import Above, Positive, Section, Seed
 
 
-class MultipleChoiceConfig(Section):
+class EnvironmentSection(Section):
+  """The base of the sections of environments."""
+
+  generates_problems: ClassVar[bool] = False
+  """True if it may make the problems of `data.*=generated`."""
+
+
+class MultipleChoiceConfig(EnvironmentSection):
   """Compares the letter in the last `<answer>…</answer>` with the row's."""
 
   kind: Literal["multiple_choice"] = "multiple_choice"
@@ -17,7 +24,7 @@ class MultipleChoiceConfig(Section):
   """Name the correct option in the feedback."""
 
 
-class MathConfig(Section):
+class MathConfig(EnvironmentSection):
   """Compares the last `\\boxed{…}` with the row's answer."""
 
   kind: Literal["math"] = "math"
@@ -34,7 +41,7 @@ class MathConfig(Section):
   """Time limit of one comparison in seconds."""
 
 
-class CodeConfig(Section):
+class CodeConfig(EnvironmentSection):
   """Runs the program in the last ``` block against the row's tests."""
 
   kind: Literal["code"] = "code"
@@ -53,7 +60,7 @@ class CodeConfig(Section):
   """Memory of a program in GiB."""
 
 
-class ToolCallsConfig(Section):
+class ToolCallsConfig(EnvironmentSection):
   """Compares tool calls, `Action:` and `Action Input:`, with the row's."""
 
   kind: Literal["tool_calls"] = "tool_calls"
@@ -63,8 +70,10 @@ class ToolCallsConfig(Section):
   """Append the expected calls to the feedback."""
 
 
-class ReasoningGymConfig(Section):
+class ReasoningGymConfig(EnvironmentSection):
   """Lets a task of reasoning_gym make problems and score answers."""
+
+  generates_problems = True
 
   kind: Literal["reasoning_gym"] = "reasoning_gym"
   task: Annotated[str, pydantic.Field(min_length=1)]
@@ -86,8 +95,10 @@ class ReasoningGymConfig(Section):
   """Time limit for scoring one answer in seconds."""
 
 
-class CalculatorConfig(Section):
+class CalculatorConfig(EnvironmentSection):
   """Makes running arithmetic whose feedback is an execution trace."""
+
+  generates_problems = True
 
   kind: Literal["calculator"] = "calculator"
   num_steps: tuple[Positive, Positive] = (3, 4)
@@ -107,12 +118,14 @@ class CalculatorConfig(Section):
     return self
 
 
-class OwnEnvironmentConfig(Section):
+class OwnEnvironmentConfig(EnvironmentSection):
   """Names an environment that is not in this package.
 
   Written as `{kind: my_package.my_module:make, …}`, with the settings of the
   function beside it.
   """
+
+  generates_problems = True
 
   kind: Literal["own"] = "own"
   function: Annotated[
@@ -144,7 +157,7 @@ class CritiqueConfig(Section):
   """Tokens of the critique."""
 
 
-class SelfEvaluationConfig(Section):
+class SelfEvaluationConfig(EnvironmentSection):
   """Lets the policy criticise its own completions; that is the feedback.
 
   The policy is sampled once more for each completion, with the settings of

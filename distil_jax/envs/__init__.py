@@ -17,7 +17,7 @@ from typing import Any
 
 from distil_jax.config import environments as sections
 from distil_jax.config.base import Section
-from distil_jax.envs import registry, sandbox
+from distil_jax.envs import sandbox, user_functions
 from distil_jax.envs.base import Environment, Generator, SelfJudged
 from distil_jax.envs.calculator import Calculator
 from distil_jax.envs.code import Code
@@ -97,12 +97,12 @@ def _read_section(kind: str, settings: Mapping[str, Any]) -> Section:
   if isinstance(inner := settings.get("of"), Mapping):
     inner = dict(inner)
     settings["of"] = _read_section(inner.pop("kind", ""), inner)
-  return registry.read_section("environment", kind, known, settings)
+  return user_functions.read_section("environment", kind, known, settings)
 
 
 def _call_own(config: sections.OwnEnvironmentConfig) -> Environment:
   kind = config.function
-  made = registry.call_function("environment", kind, config.settings)
+  made = user_functions.call_function("environment", kind, config.settings)
   for method in ("problem", "judge"):
     if not callable(getattr(made, method, None)):
       raise ValueError(

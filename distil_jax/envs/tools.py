@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from distil_jax.config import tools as sections
-from distil_jax.envs import registry, sandbox
+from distil_jax.envs import sandbox, user_functions
 from distil_jax.envs.base import Tool
 from distil_jax.envs.python_tool import PythonTool
 
@@ -36,7 +36,7 @@ def make_tool(kind: str, **settings: Any) -> Tool:
         "give it there"
       )
   known = {name: section for name, (section, _) in TOOLS.items()}
-  return build_tool(registry.read_section("tool", kind, known, settings))
+  return build_tool(user_functions.read_section("tool", kind, known, settings))
 
 
 def build_tool(
@@ -56,7 +56,7 @@ def build_tool(
   if not isinstance(config, sections.OwnToolConfig):
     _, tool = TOOLS[config.kind]
     return tool(config, make_sandbox())
-  made = registry.call_function("tool", config.function, config.settings)
+  made = user_functions.call_function("tool", config.function, config.settings)
   if not callable(made):
     raise ValueError(
       f"tool {config.function} made a {type(made).__name__}, which cannot be "

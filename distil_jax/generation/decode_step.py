@@ -16,7 +16,7 @@ from distil_jax.generation.sampler_state import (
   requests_of_rows,
 )
 from distil_jax.models import decoding, layers, sharding
-from distil_jax.ops import fused_linear, sampling
+from distil_jax.ops import fused_linear, token_sampling
 from distil_jax.types import StopReason
 
 # Tokens of the vocabulary in one block of the logits.
@@ -95,7 +95,7 @@ def decode_step(
   )
   # A token's randomness depends on its row's key and its position alone, so it
   # does not matter which slot samples it or when.
-  ids, log_probs, behavior_log_probs = sampling.choose(
+  ids, log_probs, behavior_log_probs = token_sampling.choose(
     _logits(weights, hidden),
     jax.vmap(jax.vmap(_uniform))(slots.keys, slots.lengths),
     slots.sampling,

@@ -17,7 +17,7 @@ from distil_jax.generation.sampler_state import (
   requests_of_rows,
 )
 from distil_jax.models import decoding, kv_cache, sharding
-from distil_jax.ops.sampling import SamplingArrays
+from distil_jax.ops.token_sampling import SamplingArrays
 from distil_jax.types import StopReason
 
 # Tokens of prompts that are read at once, in each part of the batch. More would

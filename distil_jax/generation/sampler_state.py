@@ -16,7 +16,7 @@ from distil_jax.generation import token_buffer
 from distil_jax.models import kv_cache as kv_caches
 from distil_jax.models import sharding
 from distil_jax.models.kv_cache import KVCache, PromptAssignment, PromptCache
-from distil_jax.ops.sampling import SamplingArrays
+from distil_jax.ops.token_sampling import SamplingArrays
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from distil_jax.ops.sampling import SamplingArrays
+from distil_jax.ops.token_sampling import SamplingArrays
 
 OneOrMore = float | None | Sequence[float | None]
 

@@ -18,7 +18,14 @@ from flax import nnx, struct
 
 from distil_jax.models import attention, sharding
 from distil_jax.models.decoder_config import DecoderConfig
-from distil_jax.models.layers import AXES, Attend, Decoder, Params, merge, pack
+from distil_jax.models.layers import (
+  PARAMETER_AXES,
+  Attend,
+  Decoder,
+  Params,
+  merge,
+  pack,
+)
 
 
 @struct.dataclass
@@ -63,9 +70,9 @@ def init(config: DecoderConfig, key: jax.Array) -> Params:
 def logical_axes(params: Params) -> Any:
   """Returns the `LogicalAxes` of each parameter, in the same tree."""
   return {
-    name: {k: ("layers", *AXES[k]) for k in value}
+    name: {k: ("layers", *PARAMETER_AXES[k]) for k in value}
     if name == "layers"
-    else AXES[name]
+    else PARAMETER_AXES[name]
     for name, value in params.items()
   }
 

@@ -50,7 +50,7 @@ def by_layer(graphdef: nnx.GraphDef, params: layers.Params) -> Weights:
 
   def layer(i):
     return {
-      name: sharding.constrain(x[i], *layers.AXES[name])
+      name: sharding.constrain(x[i], *layers.PARAMETER_AXES[name])
       for name, x in whole["layers"].items()
     }
 
@@ -61,7 +61,7 @@ def shardings(mesh: jax.sharding.Mesh, weights: Weights) -> Any:
   """Returns the `NamedSharding` of each array, in the same tree."""
 
   def sharding_of(name: str) -> jax.sharding.NamedSharding:
-    return sharding.sharding(mesh, *layers.AXES[name])
+    return sharding.sharding(mesh, *layers.PARAMETER_AXES[name])
 
   return {
     name: tuple({k: sharding_of(k) for k in layer} for layer in value)

@@ -21,7 +21,7 @@ Params = dict[str, Any]
 # (query, key, value, ...) -> the attention output, and what the caller keeps.
 Attend = Callable[..., tuple[jax.Array, Any]]
 
-AXES: Mapping[str, sharding.LogicalAxes] = {
+PARAMETER_AXES: Mapping[str, sharding.LogicalAxes] = {
   "attention_norm": (None,),
   "query": ("embed", "heads", "head_size"),
   "key": ("embed", "kv_heads", "head_size"),

@@ -7,7 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from distil_jax.ops import fused_linear, sampling
+from distil_jax.ops import fused_linear, token_sampling
 from distil_jax.ops.chunking import Layout
 from distil_jax.ops.divergences import TopKFn
 from distil_jax.ops.token_statistics import DenseTeacher
@@ -35,7 +35,7 @@ def samples(
   chex.assert_equal_shape_prefix([*teacher.hidden, uniforms], 2)
 
   def draw(logits, uniforms):
-    return jax.vmap(sampling.sample, (None, -1), -1)(logits, uniforms)
+    return jax.vmap(token_sampling.sample, (None, -1), -1)(logits, uniforms)
 
   ids = _chosen(draw, teacher, uniforms, chunk_size, layout)
   share = -jnp.log(jnp.float32(uniforms.shape[-1]))

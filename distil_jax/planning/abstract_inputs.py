@@ -17,7 +17,7 @@ from flax import nnx
 
 from distil_jax.generation import sampler_state
 from distil_jax.models import decoder, decoding, sharding
-from distil_jax.ops import sampling
+from distil_jax.ops import token_sampling
 from distil_jax.planning import memory
 from distil_jax.training import train_state as training_train_state
 from distil_jax.types import TrainBatch
@@ -115,7 +115,7 @@ def prompts(
     kind = jnp.int32 if np.issubdtype(dtype, np.integer) else jnp.float32
     return jax.ShapeDtypeStruct((), kind, sharding=everywhere)
 
-  arrays = jax.tree.map(scalar, sampling.SamplingArrays())
+  arrays = jax.tree.map(scalar, token_sampling.SamplingArrays())
   return ids, ids, keys, arrays, scalar(1)
 
 

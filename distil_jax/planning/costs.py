@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from distil_jax.planning import hlo, hlo_collectives, hlo_flops, hlo_loops
+from distil_jax.planning import hlo, hlo_bytes, hlo_flops, hlo_loops
 
 KINDS = (
   "all-gather",
@@ -180,7 +180,7 @@ class _Counter:
       ),
       None,
     )
-    return hlo_collectives.num_bytes(computation, instruction, fused)
+    return hlo_bytes.num_bytes(computation, instruction, fused)
 
 
 def _own_costs(computation, instruction) -> Costs:

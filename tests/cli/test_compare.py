@@ -11,8 +11,8 @@ import pytest
 
 from distil_jax import config as configs
 from distil_jax.analysis.comparison import (
+  record_settings,
   trial_record,
-  trial_settings,
   trial_store,
 )
 from distil_jax.analysis.comparison.processes import end_all
@@ -95,7 +95,7 @@ def test_other_settings_are_refused_before_anything_is_run(tmp_path, capsys):
   )
   trial = trial_record.Trial("sparse", "grpo", 0, 0, 1e-3)
   record = dataclasses.asdict(trial) | dict.fromkeys(trial_store._REQUIRED)
-  record["settings"] = trial_settings.settings_of(comparison, trial)
+  record["settings"] = record_settings.settings_of(comparison, trial)
   trial_store.append(trial_store.file_of(tmp_path, "sparse"), record)
   assert compare(tmp_path, "num_held_out=5") == 1
   assert "num_held_out: 4 then, 5 now" in capsys.readouterr().err

@@ -84,7 +84,7 @@ def test_every_parameter_has_a_place():
 @pytest.mark.parametrize(
   "axes",
   [
-    *layers.AXES.values(),
+    *layers.PARAMETER_AXES.values(),
     ("batch", "sequence", "heads", "head_size"),
     ("batch", None, "kv_heads", "head_size"),
     ("batch", "sequence", None),
@@ -119,7 +119,7 @@ def test_context_joins_fsdp_without_moving_a_parameter():
   mesh = sharding.make_mesh(fsdp=2, context=2, tensor=2)
   joined = sharding.without_context(mesh)
   assert dict(joined.shape) == {"data": 1, "fsdp": 4, "context": 1, "tensor": 2}
-  for name, axes in layers.AXES.items():
+  for name, axes in layers.PARAMETER_AXES.items():
     shape = (8,) * len(axes)
     before, after = (
       sharding.sharding(m, *axes).devices_indices_map(shape)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distil_jax.ops import sampling, teacher_candidates
+from distil_jax.ops import teacher_candidates, token_sampling
 from distil_jax.ops.token_statistics import DenseTeacher
 
 RNG = np.random.default_rng(0)
@@ -45,7 +45,7 @@ def test_samples():
   uniforms = RNG.uniform(size=(2, LENGTH, 3)).astype(np.float32)
   logits = jnp.asarray(HIDDEN @ MATRIX)
   expected = np.stack(
-    [sampling.sample(logits, uniforms[..., c]) for c in range(3)], axis=-1
+    [token_sampling.sample(logits, uniforms[..., c]) for c in range(3)], axis=-1
   )
   for chunk_size in CHUNK_SIZES:
     ids, log_probs = teacher_candidates.samples(

@@ -10,8 +10,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from distil_jax.analysis.comparison import tasks, trial_batch
-from distil_jax.analysis.comparison.trial_setting import (
+from distil_jax.analysis.comparison import families, trial_batch
+from distil_jax.analysis.comparison.program_setting import (
   FEEDBACK_KEY,
   PROBLEMS_KEY,
   SAMPLES_KEY,
@@ -97,19 +97,19 @@ def train(
 
 def experience(
   params: decoder.Params, key: jax.Array, *, setting: Setting
-) -> tuple[TrainBatch, jax.Array, tasks.Problems]:
+) -> tuple[TrainBatch, jax.Array, families.Problems]:
   """Samples a training batch; for `sft` it holds demonstrations.
 
   Returns:
     The batch, rewards `[P, G]`, and the problems `[P]`.
   """
-  problems = tasks.make_problems(
+  problems = families.make_problems(
     setting.family, jax.random.fold_in(key, PROBLEMS_KEY), setting.num_problems
   )
   rollout = sample(
     params,
     problems,
-    tasks.prompts(problems),
+    families.prompts(problems),
     jax.random.fold_in(key, SAMPLES_KEY),
     setting=setting,
     group_size=setting.group_size,
@@ -134,7 +134,7 @@ def held_out_rewards(
   """Returns rewards on held-out problems `[num_problems, num_samples]`."""
   problems, rollout = _held_out(params, key, setting, num_problems, num_samples)
   shape = (num_problems, num_samples, -1)
-  return tasks.judge(
+  return families.judge(
     setting.family,
     problems,
     rollout.completion_ids.reshape(shape),
@@ -166,10 +166,10 @@ def evaluate(
   problems, rollout = _held_out(params, key, setting, num_problems, num_samples)
   shape = (num_problems, num_samples, -1)
   ids, mask = rollout.completion_ids, rollout.completion_mask
-  rewards = tasks.judge(
+  rewards = families.judge(
     family, problems, ids.reshape(shape), mask.reshape(shape)
   )
-  prompt_ids = tasks.prompts(tasks.repeat(problems, num_samples))
+  prompt_ids = families.prompts(families.repeat(problems, num_samples))
   hidden = scoring.completion_hidden_states(
     params,
     prompt_ids,
@@ -179,7 +179,7 @@ def evaluate(
     graphdef=setting.graphdef,
   )
   end_log_probs, entropies = fused_statistics.token_log_probs(
-    hidden, layers.unembedding(params), jnp.full_like(ids, tasks.EOS)
+    hidden, layers.unembedding(params), jnp.full_like(ids, families.EOS)
   )
   is_last = jnp.pad(mask[:, 1:], ((0, 0), (0, 1))) == 0
   before_last = mask * (1 - is_last)
@@ -188,7 +188,7 @@ def evaluate(
     "length": jnp.mean(jnp.sum(mask, axis=1)),
     "entropy": _mean(entropies, mask),
     "p_eos": _mean(jnp.exp(end_log_probs), before_last),
-    "good_route": jnp.mean(ids[:, 0] == tasks.ROUTES[0]),
+    "good_route": jnp.mean(ids[:, 0] == families.ROUTES[0]),
     "teacher": teacher_accuracy(
       teacher_params, key, setting=setting, num_problems=num_problems
     ),
@@ -206,11 +206,11 @@ def teacher_accuracy(
   family = setting.family
   key = jax.random.fold_in(key, FEEDBACK_KEY)
   keys = jax.random.split(key, 4)
-  problems = tasks.make_problems(family, keys[0], num_problems)
+  problems = families.make_problems(family, keys[0], num_problems)
   route = jax.random.randint(keys[1], (num_problems,), 0, len(family.routes))
-  sibling, _ = tasks.reference_completion(family, problems, route, keys[2])
-  prompt_ids, prompt_mask = tasks.teacher_prompts(
-    problems, *tasks.hints(family, problems, sibling)
+  sibling, _ = families.reference_completion(family, problems, route, keys[2])
+  prompt_ids, prompt_mask = families.teacher_prompts(
+    problems, *families.hints(family, problems, sibling)
   )
   rollout = sample(
     teacher_params,
@@ -221,7 +221,7 @@ def teacher_accuracy(
     group_size=1,
     prompt_mask=prompt_mask,
   )
-  rewards = tasks.judge(
+  rewards = families.judge(
     family,
     problems,
     rollout.completion_ids[:, None],
@@ -232,7 +232,7 @@ def teacher_accuracy(
 
 def sample(
   params: decoder.Params,
-  problems: tasks.Problems,
+  problems: families.Problems,
   prompt_ids: jax.Array,
   key: jax.Array,
   *,
@@ -254,8 +254,8 @@ def sample(
     random_keys.sample_keys(key, names, group_size),
     SamplingParams(max_tokens=setting.family.completion_length),
     graphdef=setting.graphdef,
-    eos_ids=(tasks.EOS,),
-    pad_id=tasks.PAD,
+    eos_ids=(families.EOS,),
+    pad_id=families.PAD,
   )
 
 
@@ -265,13 +265,13 @@ def _held_out(
   setting: Setting,
   num_problems: int,
   num_samples: int,
-) -> tuple[tasks.Problems, Rollout]:
+) -> tuple[families.Problems, Rollout]:
   problems_key, samples_key = jax.random.split(key)
-  problems = tasks.make_problems(setting.family, problems_key, num_problems)
+  problems = families.make_problems(setting.family, problems_key, num_problems)
   rollout = sample(
     params,
     problems,
-    tasks.prompts(problems),
+    families.prompts(problems),
     samples_key,
     setting=setting,
     group_size=num_samples,

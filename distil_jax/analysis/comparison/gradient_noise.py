@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from distil_jax.analysis.comparison import trial_setting
+from distil_jax.analysis.comparison import program_setting
 from distil_jax.config.objectives import DistilConfig
 from distil_jax.models import decoder
 from distil_jax.training import build_step
@@ -52,7 +52,7 @@ class Quality:
 
 
 def qualities(
-  settings: dict[str, trial_setting.Setting],
+  settings: dict[str, program_setting.Setting],
   params: decoder.Params,
   *,
   experience: Experience,
@@ -110,7 +110,7 @@ def _moments(
   key: jax.Array,
   reference: Any = None,
   *,
-  setting: trial_setting.Setting,
+  setting: program_setting.Setting,
   experience: Experience,
   num_batches: int,
 ) -> tuple[Any, jax.Array, jax.Array]:
@@ -137,7 +137,7 @@ def score_share(
   teacher_params: decoder.Params,
   key: jax.Array,
   *,
-  setting: trial_setting.Setting,
+  setting: program_setting.Setting,
   experience: Experience,
 ) -> jax.Array:
   """Returns the score function's share of the norm of one batch's gradient.
@@ -159,7 +159,7 @@ def score_share(
   return score / jnp.maximum(score + optax.tree.norm(part), 1e-30)
 
 
-def _gradient_fn(setting: trial_setting.Setting, experience: Experience):
+def _gradient_fn(setting: program_setting.Setting, experience: Experience):
   """Returns a function that samples a batch and computes its gradient."""
   gradients = build_step.gradients(
     setting.objective,

@@ -8,9 +8,9 @@ from flax import traverse_util
 from distil_jax import config as configs
 from distil_jax.analysis.comparison import (
   base_models,
+  family_list,
   markdown,
   statistics,
-  task_list,
 )
 from distil_jax.analysis.comparison.settings import Comparison, FamilyRun
 from distil_jax.analysis.comparison.trial_record import Found, Records
@@ -67,7 +67,7 @@ def families(comparison: Comparison, found: Found) -> str:
       comparison.planned_seeds(name),
       comparison.tuning_seeds_of(name),
     ]
-    question = run.question or task_list.FAMILIES[name].question
+    question = run.question or family_list.FAMILIES[name].question
     rows.append([name, question, base, *sizes, *map(str, counts)])
   return (
     f"{markdown.table(rows)}\n\nbase: held-out accuracy before training. "

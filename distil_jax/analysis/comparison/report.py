@@ -8,10 +8,10 @@ from distil_jax.analysis.comparison import (
   markdown,
   plots,
   provenance,
+  record_settings,
   results,
   statistics,
   tables,
-  trial_settings,
   trial_store,
 )
 from distil_jax.analysis.comparison.settings import Comparison
@@ -36,7 +36,7 @@ def write(comparison: Comparison, say: Callable[[str], None]) -> None:
       f"no trials in {comparison.directory / 'trials'}: there is nothing to "
       "report; run the comparison first, or set run_directory to where it ran"
     )
-  trial_settings.check_counted(comparison, done)
+  record_settings.check_counted(comparison, done)
   path = save(comparison, done)
   found = results.collect(comparison, done)
   say(f"\n{tables.verdict(comparison, found)}\n\n{path}: all tables")

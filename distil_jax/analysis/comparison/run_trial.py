@@ -10,9 +10,9 @@ import numpy as np
 from distil_jax.analysis.comparison import (
   compiled_trial,
   gradient_noise,
-  trial_setting,
+  program_setting,
 )
-from distil_jax.analysis.comparison.build_setting import build_setting
+from distil_jax.analysis.comparison.build_program_setting import build_setting
 from distil_jax.analysis.comparison.settings import Comparison
 from distil_jax.analysis.comparison.trial_record import Trial, lost_points
 from distil_jax.models import decoder
@@ -110,7 +110,7 @@ def run_trial(
 
 
 def measure_gradients(
-  settings: dict[str, trial_setting.Setting],
+  settings: dict[str, program_setting.Setting],
   params: decoder.Params,
   *,
   num_batches: int,
@@ -129,7 +129,7 @@ def measure_gradients(
 def held_out(
   comparison: Comparison,
   params: decoder.Params,
-  setting: trial_setting.Setting,
+  setting: program_setting.Setting,
   is_tuning: bool,
 ) -> dict[str, float]:
   """Returns accuracy and pass@k on held-out problems, shared by all arms.
@@ -160,6 +160,8 @@ def held_out(
   return {"avg": float(np.mean(np.asarray(rewards))), **pass_rates}
 
 
-def _without_objective(setting: trial_setting.Setting) -> trial_setting.Setting:
+def _without_objective(
+  setting: program_setting.Setting,
+) -> program_setting.Setting:
   """Returns the part of a setting that all arms share, to compile only once."""
   return dataclasses.replace(setting, objective=None, teacher=None)

@@ -20,11 +20,11 @@ import numpy as np
 from distil_jax.analysis.comparison import (
   base_models,
   config_trial,
-  task_list,
-  trial_settings,
+  family_list,
+  record_settings,
   trial_store,
 )
-from distil_jax.analysis.comparison.build_setting import (
+from distil_jax.analysis.comparison.build_program_setting import (
   build_network,
   build_setting,
 )
@@ -145,7 +145,7 @@ def _run_if_new(trials: _Trials, trial: Trial) -> None:
   """Runs and keeps a trial, unless it is done with the same settings."""
   comparison, done = trials.comparison, trials.done
   if trial in done:
-    trial_settings.check_same(comparison, trial, done[trial])
+    record_settings.check_same(comparison, trial, done[trial])
     return
   if comparison.families[trial.family].config:
     record = _run_config_trial(comparison, trial, trials.runners.train)
@@ -154,7 +154,7 @@ def _run_if_new(trials: _Trials, trial: Trial) -> None:
     record = trials.runners.run_trial(
       comparison, trial, trials.bases[trial.base], before
     )
-  record["settings"] = trial_settings.settings_of(comparison, trial)
+  record["settings"] = record_settings.settings_of(comparison, trial)
   record["revision"] = run_info.source_revision(_PACKAGE)
   record["device"] = device_name()
   done[trial] = record
@@ -180,7 +180,7 @@ def _base_accuracy(
     if (
       same == (trial.family, trial.base, trial.is_tuning)
       and other.arm in comparison.arms
-      and not trial_settings.differences(comparison, other, record)
+      and not record_settings.differences(comparison, other, record)
     ):
       return record["before"]
   return None
@@ -191,7 +191,7 @@ def _run_config_trial(
 ) -> dict[str, Any]:
   """Runs a trial of a family with a training config."""
   name = f"{trial.family}-{trial.arm}-{trial.learning_rate:g}-seed{trial.seed}"
-  config = trial_settings.run_config(
+  config = record_settings.run_config(
     comparison.families[trial.family],
     comparison.arms[trial.arm],
     learning_rate=trial.learning_rate,
@@ -242,7 +242,7 @@ def _bases(
   comparison: Comparison, name: str, run: FamilyRun, say: Say
 ) -> list[decoder.Params]:
   """Returns the family's base models; trains those that are not there yet."""
-  family = task_list.FAMILIES[name]
+  family = family_list.FAMILIES[name]
   plan = base_models.Plan(
     family=family,
     network=build_network(run, family),

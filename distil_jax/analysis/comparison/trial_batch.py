@@ -5,13 +5,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from distil_jax.analysis.comparison import tasks
-from distil_jax.analysis.comparison.trial_setting import FEEDBACK_KEY, Setting
+from distil_jax.analysis.comparison import families
+from distil_jax.analysis.comparison.program_setting import FEEDBACK_KEY, Setting
 from distil_jax.types import Rollout, TrainBatch
 
 
 def build_batch(
-  problems: tasks.Problems,
+  problems: families.Problems,
   rollout: Rollout,
   key: jax.Array,
   *,
@@ -33,17 +33,17 @@ def build_batch(
   shape = (setting.num_problems, setting.group_size, -1)
   ids = rollout.completion_ids.reshape(shape)
   mask = rollout.completion_mask.reshape(shape)
-  rewards = tasks.judge(family, problems, ids, mask)
-  repeated = tasks.repeat(problems, setting.group_size)
+  rewards = families.judge(family, problems, ids, mask)
+  repeated = families.repeat(problems, setting.group_size)
   sibling, has_sibling = _siblings(ids, rewards)
   feedback_problems = _wrong_for_some(
     family, repeated, jax.random.fold_in(key, FEEDBACK_KEY), setting.group_size
   )
-  hint_ids, hint_mask = tasks.hints(family, feedback_problems, sibling)
-  teacher_ids, teacher_mask = tasks.teacher_prompts(
+  hint_ids, hint_mask = families.hints(family, feedback_problems, sibling)
+  teacher_ids, teacher_mask = families.teacher_prompts(
     repeated, hint_ids, hint_mask
   )
-  prompt_ids = tasks.prompts(repeated)
+  prompt_ids = families.prompts(repeated)
   has_signal = jnp.ones(setting.num_sequences, jnp.int32)
   if family.feedback == "sibling":
     has_signal = has_sibling
@@ -80,18 +80,18 @@ def _siblings(
 
 
 def _wrong_for_some(
-  family: tasks.Family,
-  problems: tasks.Problems,
+  family: families.Family,
+  problems: families.Problems,
   key: jax.Array,
   group_size: int,
-) -> tasks.Problems:
+) -> families.Problems:
   """Returns the problems that feedback is about; for some rows another one."""
   if not family.wrong_feedback:
     return problems
   num_problems = problems.index.shape[0] // group_size
   is_wrong = jax.random.bernoulli(key, family.wrong_feedback, (num_problems,))
   is_wrong = jnp.repeat(is_wrong, group_size)[:, None]
-  return tasks.Problems(
+  return families.Problems(
     digits=jnp.where(
       is_wrong, jnp.roll(problems.digits, group_size, axis=0), problems.digits
     ),
@@ -103,9 +103,9 @@ def _wrong_for_some(
 
 
 def _demonstrated(
-  family: tasks.Family,
+  family: families.Family,
   batch: Any,
-  problems: tasks.Problems,
+  problems: families.Problems,
   sibling: jax.Array,
   key: jax.Array,
 ) -> TrainBatch:
@@ -124,10 +124,10 @@ def _demonstrated(
     route = jax.random.categorical(
       route_key, jnp.log(preferences), shape=(batch.rewards.shape[0],)
     )
-    ids, _ = tasks.reference_completion(family, problems, route, filler_key)
+    ids, _ = families.reference_completion(family, problems, route, filler_key)
   return batch.replace(
     completion_ids=ids,
-    completion_mask=(ids != tasks.PAD).astype(jnp.int32),
+    completion_mask=(ids != families.PAD).astype(jnp.int32),
     teacher_prompt_ids=batch.teacher_prompt_ids[:, :0],
     teacher_prompt_mask=batch.teacher_prompt_mask[:, :0],
   )

@@ -2,7 +2,11 @@
 
 import pytest
 
-from distil_jax.analysis.comparison import build_setting, study, trial_settings
+from distil_jax.analysis.comparison import (
+  build_program_setting,
+  record_settings,
+  study,
+)
 from distil_jax.analysis.comparison.trial_record import Trial
 from tests.analysis.comparison.made_up import tuned_comparison as comparison
 
@@ -28,13 +32,14 @@ def test_settings_of_an_arm_reach_the_trial():
     update={"num_problems": 4, "group_size": 2}
   )
   arm = made.arms["grpo"].model_copy(update={"mini_batches": 2})
-  setting = build_setting.build_setting("sparse", run, arm)
+  setting = build_program_setting.build_setting("sparse", run, arm)
   assert setting.num_sequences == 8
   assert setting.mini_batch_size == 4
   assert setting.objective == arm.objective
   assert setting.teacher.parameters == "frozen"
   assert (
-    build_setting.build_setting("sparse", run, made.arms["grpo"]) != setting
+    build_program_setting.build_setting("sparse", run, made.arms["grpo"])
+    != setting
   )
 
 
@@ -74,7 +79,7 @@ def test_the_base_is_measured_anew_where_settings_differ():
   old, new = (Trial("sparse", "grpo", 0, seed, 1e-3) for seed in (0, 2))
   record = {
     "before": {"avg": 0.5},
-    "settings": trial_settings.settings_of(made, old),
+    "settings": record_settings.settings_of(made, old),
   }
   assert study._base_accuracy(made, new, {old: record}) == {"avg": 0.5}
   other = comparison(num_held_out=7)

@@ -1,11 +1,6 @@
 """What stands in the tables, cell by cell."""
 
-from distil_jax.analysis.comparison import (
-  markdown,
-  results,
-  statistics,
-  tables,
-)
+from distil_jax.analysis.comparison import markdown, results, statistics, tables
 from tests.analysis.comparison import made_up
 from tests.analysis.comparison.made_up import rows, trials
 

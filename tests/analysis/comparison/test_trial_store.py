@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from distil_jax.analysis.comparison import results, trial_settings, trial_store
+from distil_jax.analysis.comparison import record_settings, results, trial_store
 from distil_jax.analysis.comparison.trial_record import Trial
 from tests.analysis.comparison.made_up import GRID
 from tests.analysis.comparison.made_up import tuned_comparison as comparison
@@ -134,13 +134,13 @@ def ran(**changed):
   """A record as it was written with these settings."""
   made = comparison(**changed)
   return {
-    "settings": json.loads(json.dumps(trial_settings.settings_of(made, TRIAL)))
+    "settings": json.loads(json.dumps(record_settings.settings_of(made, TRIAL)))
   }
 
 
 def refusal(record, **now):
   with pytest.raises(ValueError, match="other settings") as error:
-    trial_settings.check_same(comparison(**now), TRIAL, record)
+    record_settings.check_same(comparison(**now), TRIAL, record)
   return str(error.value)
 
 
@@ -154,7 +154,7 @@ def test_a_trial_with_other_settings_is_refused():
     "pass_at: [1, 4, 16, 64] then, [1, 2] now",
   ):
     assert words in message
-  trial_settings.check_same(
+  record_settings.check_same(
     comparison(
       families={"sparse": {"num_steps": 80, "seeds": 9}, "early": {}},
       seeds=7,
@@ -169,7 +169,7 @@ def test_a_setting_that_came_later_had_its_default():
   record = ran()
   del record["settings"]["run"]["base_batch_size"]
   del record["settings"]["arm"]["objective"]["clip_low"]
-  trial_settings.check_same(comparison(), TRIAL, record)
+  record_settings.check_same(comparison(), TRIAL, record)
   changed = {"sparse": {"base_batch_size": 64}, "early": {}}
   message = refusal(record, families=changed)
   assert "run.base_batch_size: 128 then, 64 now" in message
@@ -187,9 +187,9 @@ def test_only_what_the_report_counts_must_have_the_same_settings():
     Trial("sparse", "gone", 0, 0, 3e-4),
     Trial("sparse", "grpo", 0, 0, 2e-4),
   ):
-    trial_settings.check_counted(made, {TRIAL: ran(), trial: other})
+    record_settings.check_counted(made, {TRIAL: ran(), trial: other})
   with pytest.raises(ValueError, match="num_steps"):
-    trial_settings.check_counted(made, {TRIAL: other})
+    record_settings.check_counted(made, {TRIAL: other})
 
 
 def test_trials_of_bases_that_are_not_planned_do_not_count():
@@ -197,7 +197,7 @@ def test_trials_of_bases_that_are_not_planned_do_not_count():
   made = comparison(num_bases=1)  # the second tuning seed was on base 1
   assert results.chosen_rate(made, "sparse", "grpo", done) is None
   other = ran(families={"sparse": {"num_steps": 80}, "early": {}})
-  trial_settings.check_counted(
+  record_settings.check_counted(
     made, {Trial("sparse", "grpo", 1, 1, 3e-4): other}
   )
 
@@ -208,11 +208,11 @@ def test_an_edited_training_config_is_another_trial(tmp_path):
   path.write_text(text)
   made = comparison(families={"sums": {"config": str(path)}, "early": {}})
   trial = Trial("sums", "grpo", 0, 0, 3e-4)
-  record = {"settings": trial_settings.settings_of(made, trial)}
-  trial_settings.check_same(made, trial, record)
+  record = {"settings": record_settings.settings_of(made, trial)}
+  record_settings.check_same(made, trial, record)
   path.write_text(text.replace("group_size: 8", "group_size: 4"))
   with pytest.raises(ValueError, match=r"config\.rollout\.group_size: 8 then"):
-    trial_settings.check_same(made, trial, record)
+    record_settings.check_same(made, trial, record)
 
 
 def test_what_is_appended_is_read(tmp_path):

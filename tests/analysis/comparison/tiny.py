@@ -6,9 +6,9 @@ from distil_jax import config as configs
 from distil_jax.analysis.comparison import (
   base_models,
   compiled_trial,
-  trial_setting,
+  program_setting,
 )
-from distil_jax.analysis.comparison.tasks import Family, Route
+from distil_jax.analysis.comparison.families import Family, Route
 from tests import networks
 
 # The base writes the code of one digit, right with .6, or guesses.
@@ -30,7 +30,7 @@ PUBLISHED = configs.DistilConfig(**networks.PUBLISHED)
 
 
 def setting(objective=PUBLISHED, teacher=FROZEN, family=FAMILY, **sizes):
-  return trial_setting.Setting(
+  return program_setting.Setting(
     family=family,
     network=NETWORK,
     objective=objective,

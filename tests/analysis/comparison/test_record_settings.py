@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from distil_jax import config as configs
-from distil_jax.analysis.comparison import study, trial_settings
+from distil_jax.analysis.comparison import record_settings, study
 from distil_jax.analysis.comparison.settings import Arm, Comparison, FamilyRun
 from distil_jax.analysis.comparison.trial_record import Trial
 from distil_jax.cli import compare
@@ -18,7 +18,7 @@ RUN = FamilyRun(config=PATH, num_steps=20, evaluate_every=10)
 
 def made(arm, **changed):
   settings = {"learning_rate": 2e-4, "seed": 7, "directory": "runs/x"}
-  return trial_settings.run_config(RUN, arm, **{**settings, **changed})
+  return record_settings.run_config(RUN, arm, **{**settings, **changed})
 
 
 def changes(before, after, path=""):
@@ -94,7 +94,7 @@ def test_another_kind_of_teacher_takes_the_olds_settings_along(
   arm = Arm.model_validate(
     {"objective": {"kind": "distil"}, "teacher": teacher}
   )
-  found = trial_settings.run_config(
+  found = record_settings.run_config(
     RUN.model_copy(update={"config": str(path)}),
     arm,
     learning_rate=1e-3,
@@ -150,7 +150,7 @@ def test_the_schedule_is_the_configs_unless_a_family_sets_it(original):
   assert original["optimizer"]["schedule"] == "constant"
   for schedule in (None, "constant", "cosine"):
     run = RUN.model_copy(update={"schedule": schedule})
-    config = trial_settings.run_config(
+    config = record_settings.run_config(
       run,
       Arm(objective=configs.GRPOConfig()),
       learning_rate=1,
@@ -175,13 +175,13 @@ def test_configs_are_checked_before_anything_is_run():
       },
     }
   )
-  trial_settings.check_configs(comparison, "sums", ["good"])
-  trial_settings.check_configs(comparison, "sparse", ["bad"])
+  record_settings.check_configs(comparison, "sums", ["good"])
+  record_settings.check_configs(comparison, "sparse", ["bad"])
   elsewhere = comparison.arms["bad"].model_copy(update={"families": ("a",)})
   arms = {**comparison.arms, "bad": elsewhere}
-  trial_settings.check_configs(
+  record_settings.check_configs(
     comparison.model_copy(update={"arms": arms}), "sums", ["good", "bad"]
   )
   with pytest.raises(configs.ConfigError, match="mini_batch_size") as error:
-    trial_settings.check_configs(comparison, "sums", ["good", "bad"])
+    record_settings.check_configs(comparison, "sums", ["good", "bad"])
   assert f"families.sums.config={PATH} with arm bad" in str(error.value)

@@ -10,15 +10,15 @@ import pytest
 from scipy import stats
 
 from distil_jax.models import sharding
-from distil_jax.ops import sampling
+from distil_jax.ops import token_sampling
 
 INF = np.inf
 # The largest number below 1 in float32, and the largest that
 # `jax.random.uniform` gives.
 TOP_UNIFORMS = np.array([1 - 2**-24, 1 - 2**-23], np.float32)
 
-_draw = jax.jit(jax.vmap(sampling.sample, in_axes=(None, 0)))
-_choose = jax.jit(sampling.choose)
+_draw = jax.jit(jax.vmap(token_sampling.sample, in_axes=(None, 0)))
+_choose = jax.jit(token_sampling.choose)
 
 
 def draw(logits, uniforms):
@@ -79,7 +79,7 @@ class TestSampleDistribution:
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 2, (3, 4, 700)).astype(np.float32)
     uniforms = rng.random((3, 4), np.float32)
-    together = sampling.sample(jnp.asarray(logits), jnp.asarray(uniforms))
+    together = token_sampling.sample(jnp.asarray(logits), jnp.asarray(uniforms))
     assert together.shape == (3, 4)
     assert together.dtype == jnp.int32
     for index in np.ndindex(3, 4):
@@ -95,7 +95,7 @@ class TestSampleDistribution:
 
   def test_shapes_must_agree(self):
     with pytest.raises(AssertionError):
-      sampling.sample(jnp.zeros((2, 5)), jnp.zeros(3))
+      token_sampling.sample(jnp.zeros((2, 5)), jnp.zeros(3))
 
 
 def boundary_uniforms(logits):
@@ -132,7 +132,9 @@ class TestSampleExcluded:
     if summation == "parallel":
       monkeypatch.setattr(jnp, "cumsum", _parallel_cumsum)
     # Traced anew, so that it does see the sum.
-    sample = jax.jit(jax.vmap(lambda x, u: sampling.sample(x, u), (None, 0)))
+    sample = jax.jit(
+      jax.vmap(lambda x, u: token_sampling.sample(x, u), (None, 0))
+    )
     for seed in range(4):
       rng = np.random.default_rng(seed)
       logits = rng.normal(0, 2, 1000).astype(np.float32)
@@ -171,8 +173,10 @@ def _parallel_cumsum(x, axis=-1):
 def arrays_of(rows, **settings):
   """Settings for rows, each a number or an array."""
   values = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
-  dtypes = sampling.SamplingArrays(np.float32, np.int32, np.float32, np.float32)
-  return sampling.SamplingArrays(
+  dtypes = token_sampling.SamplingArrays(
+    np.float32, np.int32, np.float32, np.float32
+  )
+  return token_sampling.SamplingArrays(
     **{
       name: np.full(rows, value, getattr(dtypes, name))
       for name, value in (values | settings).items()
@@ -379,9 +383,9 @@ class TestChooseAgainstSorting:
   def test_top_k_of_probabilities_that_underflow(self, top_k):
     # Weights are 0 from 104 below the largest on, and order is all there is.
     logits = np.random.default_rng(1).permutation(1000) * np.float32(-300)
-    blocks, _ = sampling._in_blocks(jnp.asarray(logits)[None])
+    blocks, _ = token_sampling._in_blocks(jnp.asarray(logits)[None])
     peaks = jnp.max(blocks, -1)
-    floor = sampling._floor(
+    floor = token_sampling._floor(
       blocks,
       peaks,
       jnp.max(peaks, -1),
@@ -436,9 +440,9 @@ class TestChooseDistribution:
     logits = rng.normal(0, 2, (3, 4, 700)).astype(np.float32)
     uniforms = rng.random((3, 4), np.float32)
     ids, log_probs, own = choose(logits, uniforms)
-    np.testing.assert_array_equal(ids, sampling.sample(logits, uniforms))
+    np.testing.assert_array_equal(ids, token_sampling.sample(logits, uniforms))
     np.testing.assert_array_equal(log_probs, own)
-    whole = _choose(logits, uniforms, sampling.SamplingArrays())
+    whole = _choose(logits, uniforms, token_sampling.SamplingArrays())
     np.testing.assert_array_equal(whole[0], ids)
 
 
@@ -462,15 +466,17 @@ class TestChooseRows:
     logits = rng.normal(0, 2, (3, 4, 50)).astype(np.float32)
     uniforms = rng.random((3, 4), np.float32)
     top_k = np.array([1, 0, 5], np.int32)[:, None]
-    short = _choose(logits, uniforms, sampling.SamplingArrays(top_k=top_k))
+    short = _choose(
+      logits, uniforms, token_sampling.SamplingArrays(top_k=top_k)
+    )
     long = choose(logits, uniforms, top_k=np.tile(top_k, (1, 4)))
     np.testing.assert_array_equal(short[0], long[0])
     np.testing.assert_array_equal(short[0][0], np.argmax(logits[0], -1))
 
   def test_shapes_must_agree(self):
     with pytest.raises(AssertionError):
-      sampling.choose(
-        jnp.zeros((2, 5)), jnp.zeros(3), sampling.SamplingArrays()
+      token_sampling.choose(
+        jnp.zeros((2, 5)), jnp.zeros(3), token_sampling.SamplingArrays()
       )
 
   @pytest.mark.parametrize("temperature", [0.0, 1e-44, 1e-38, 0.5, 1e30])
@@ -503,7 +509,7 @@ class TestChooseRows:
 
 class TestChooseProgram:
   def test_compiles_once(self):
-    run = jax.jit(lambda *arguments: sampling.choose(*arguments))
+    run = jax.jit(lambda *arguments: token_sampling.choose(*arguments))
     rng = np.random.default_rng(7)
     for _ in range(3):
       settings = random_settings(rng, 4)
@@ -514,7 +520,7 @@ class TestChooseProgram:
     arguments = jax.eval_shape(
       lambda: (jnp.zeros((4, 3000)), jnp.zeros(4), arrays_of(4))
     )
-    traced = jax.jit(sampling.choose).trace(*arguments)
+    traced = jax.jit(token_sampling.choose).trace(*arguments)
     assert not re.search(r"\b(sort|top_k|random_bits)\[", str(traced.jaxpr))
     compiled = traced.lower().compile().as_text()
     assert not re.search(r" sort\(|TopK", compiled)
@@ -537,7 +543,7 @@ class TestChooseProgram:
         (place("vocab" if is_cut else None), place(), place()),
       )
       run = jax.jit(
-        functools.partial(sampling.choose, num_vocab_shards=num_shards)
+        functools.partial(token_sampling.choose, num_vocab_shards=num_shards)
       )
       found = run(*arguments)
       compiled = run.lower(*arguments).compile().as_text()

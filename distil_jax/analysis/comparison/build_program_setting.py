@@ -2,19 +2,21 @@
 
 from distil_jax.analysis.comparison import (
   base_models,
-  task_list,
-  tasks,
-  trial_setting,
+  families,
+  family_list,
+  program_setting,
 )
 from distil_jax.analysis.comparison.settings import Arm, FamilyRun
 from distil_jax.models import decoder_config
 
 
-def build_setting(name: str, run: FamilyRun, arm: Arm) -> trial_setting.Setting:
+def build_setting(
+  name: str, run: FamilyRun, arm: Arm
+) -> program_setting.Setting:
   """Builds the setting of an arm in a family that comes with the package."""
-  family = task_list.FAMILIES[name]
+  family = family_list.FAMILIES[name]
   num_sequences = run.num_problems * run.group_size
-  return trial_setting.Setting(
+  return program_setting.Setting(
     family=family,
     network=build_network(run, family),
     objective=arm.objective,
@@ -31,7 +33,7 @@ def build_setting(name: str, run: FamilyRun, arm: Arm) -> trial_setting.Setting:
 
 
 def build_network(
-  run: FamilyRun, family: tasks.Family
+  run: FamilyRun, family: families.Family
 ) -> decoder_config.DecoderConfig:
   """Returns sizes of student and teacher that fit the family's sequences."""
   return base_models.network(
