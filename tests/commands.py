@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from tests import compiling, warm
+from tests import prefork, xla_settings
 from tests.paths import ROOT
 
 
@@ -20,7 +20,7 @@ def start(
   num_devices: int = 1,
   directory: pathlib.Path = ROOT,
   is_cold: bool = False,
-) -> warm.Program | subprocess.Popen[str]:
+) -> prefork.Program | subprocess.Popen[str]:
   """Starts a command in the repository's root, or elsewhere.
 
   Args:
@@ -39,10 +39,10 @@ def start(
   }
   # One device, as on a user's machine, and not the eight of the tests.
   count = f"--xla_force_host_platform_device_count={num_devices}"
-  environment["XLA_FLAGS"] = f"{compiling.quickly()} {count}"
+  environment["XLA_FLAGS"] = f"{xla_settings.fast_compile_flags()} {count}"
   command = [*program, *map(str, arguments)]
   if not is_cold:
-    return warm.start(command, environment, directory)
+    return prefork.start(command, environment, directory)
   return subprocess.Popen(
     [sys.executable, *command],
     cwd=directory,

@@ -6,15 +6,18 @@ import pathlib
 import signal
 import time
 
-from tests import compiling
+from tests import xla_settings
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = (
-  os.environ.get("XLA_FLAGS", "")
-  + f" {compiling.quickly()} --xla_force_host_platform_device_count="
-  + os.environ.get("DISTIL_JAX_TEST_DEVICES", "8")
+os.environ["XLA_FLAGS"] = " ".join(
+  (
+    os.environ.get("XLA_FLAGS", ""),
+    xla_settings.fast_compile_flags(),
+    "--xla_force_host_platform_device_count="
+    + os.environ.get("DISTIL_JAX_TEST_DEVICES", "8"),
+  )
 )
-os.environ.update(compiling.once())
+os.environ.update(xla_settings.shared_cache())
 
 import jax
 import pytest

@@ -1,4 +1,4 @@
-"""How the tests compile: they compile much and compute little."""
+"""Compiles fast rather than well: tests compile much and compute little."""
 
 import atexit
 import os
@@ -19,11 +19,11 @@ _FLAGS = (
 _KNOWN = "DISTIL_JAX_TEST_FLAGS"
 
 
-def quickly() -> str:
-  """Returns the flags for it that this version of XLA knows.
+def fast_compile_flags() -> str:
+  """Returns the flags that make this version of XLA compile fast.
 
-  XLA ends a process that has any other, so a process apart tries them; this
-  one's children inherit what it found.
+  XLA aborts a process that has an unknown flag, so a separate process tries
+  them. Children of this process inherit the result.
   """
   if _KNOWN not in os.environ:
     are_known = _are_known(_FLAGS)
@@ -41,8 +41,8 @@ def _are_known(flags: Sequence[str]) -> bool:
   return done.returncode == 0
 
 
-def once() -> dict[str, str]:
-  """What lets all processes of this session read what one has compiled.
+def shared_cache() -> dict[str, str]:
+  """Returns variables that let processes share what one has compiled.
 
   Workers inherit these variables. The folder goes with the process that made
   it; one that `JAX_COMPILATION_CACHE_DIR` names already stays, so that a later
