@@ -82,9 +82,9 @@ class DistilConfig(_FeedbackConfig):
   local_cost: (
     Literal["forward_cross_entropy", "forward_kl", "reverse_kl"] | None
   ) = "reverse_kl"
-  """What each token minimises by itself; null: as `cost`."""
+  """Cost that each token minimises by itself; null: the same as `cost`."""
   cost: Literal["cross_entropy", "kl"] = "kl"
-  """What future credit sums; `kl` leaves out the teacher's own entropy."""
+  """Cost that future credit sums; `kl` leaves out the teacher's own entropy."""
   future_weight: Weight = 4.0
   """Weight of the future costs; 0 leaves the local cost alone."""
   normalize: bool = True
@@ -187,9 +187,9 @@ class GRPOConfig(_BaseConfig):
   kind: Literal["grpo"] = "grpo"
   """GRPO; without `normalize_std` Dr. GRPO."""
   clip_low: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.2
-  """How far below 1 a ratio still learns."""
+  """Distance below 1 at which a ratio is clipped."""
   clip_high: Weight = 0.28
-  """How far above 1 a ratio still learns."""
+  """Distance above 1 at which a ratio is clipped."""
   normalize_std: bool = False
   """Divide rewards by the group's standard deviation."""
   kl_weight: Weight = 0.0

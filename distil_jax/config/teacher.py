@@ -13,7 +13,7 @@ class GuardConfig(Section):
   every: Positive = 1
   """Steps between looks at the teacher."""
   margin: Share = 0.05
-  """How far its accuracy may fall below that of the start."""
+  """Largest drop of its accuracy below that of the start."""
   action: Literal["freeze", "roll_back"] = "roll_back"
   """Until it recovers: stay, or go back to the initial weights at the rate of
   the moving average (which keeps one more copy of the weights)."""
@@ -28,11 +28,11 @@ class TeacherConfig(Section):
   """Moving average, initial weights, the student's own, or logits between the
   last two. SDPO and DistIL as published: a moving average."""
   ema_rate: Fraction = 0.01
-  """How far a moving average follows the student in a step."""
+  """Share of the way that a moving average follows the student in a step."""
   trust_region_rate: Share = 0.05
   """Share of the student's logits in a trust region's."""
   access: Literal["probabilities", "samples", "top_k"] = "probabilities"
-  """What the teacher tells: its distribution, or a list for each token."""
+  """Access to the teacher: its distribution, or a list for each token."""
   num_samples: Positive = 1
   """Samples in such a list."""
   top_k: Positive = 20
