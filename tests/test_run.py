@@ -1,5 +1,6 @@
 """The run of the tests ends whole, whatever ends it."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -36,6 +37,7 @@ def test_stuck():
 _PARENT = "import subprocess, sys; subprocess.run(sys.argv[1:])"
 
 
+@contextlib.contextmanager
 def start(folder, *arguments, above=()):
   environment = {
     name: value
@@ -44,14 +46,25 @@ def start(folder, *arguments, above=()):
   }
   script = ROOT / "tests/run.py"
   options = ("-q", "-p", "no:cacheprovider")
-  return subprocess.Popen(
+  with subprocess.Popen(
     [*above, sys.executable, script, *options, *arguments],
     cwd=folder,
     env=environment,
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,
-  )
+    preexec_fn=obey_signals,
+  ) as process:
+    try:
+      yield process
+    finally:
+      process.kill()  # a test that fails must not wait for it
+
+
+def obey_signals():
+  """Lets signals end what starts here, also under nohup or in a script."""
+  for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_DFL)
 
 
 def children(process: int) -> list[int]:
