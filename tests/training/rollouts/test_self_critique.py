@@ -371,7 +371,7 @@ def test_a_policy_that_rewards_itself_goes_through_all_stations(folder, capsys):
   # There is no other reward to evaluate by.
   assert isinstance(made.evaluation_worker, self_critique.SelfCritic)
   made.train()
-  assert "the policy gives itself the reward" in capsys.readouterr().err
+  assert "the policy rewards itself" in capsys.readouterr().err
   metrics = json.loads((folder / "run/metrics.jsonl").read_text())
   assert metrics["critique/asked"] == 1.0
   assert metrics["critique/no_room"] == 0.0
