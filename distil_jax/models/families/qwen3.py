@@ -3,14 +3,8 @@
 from distil_jax.models.hf_layout import Layout, Path
 
 EMBEDDING = ("embedding",)
-
-
 UNEMBEDDING = ("unembedding",)
-
-
 _LAYER = "model.layers.{}."
-
-
 LAYOUTS: dict[Path, Layout] = {
   EMBEDDING: Layout("model.embed_tokens.weight"),
   ("layers", "attention_norm"): Layout(_LAYER + "input_layernorm.weight"),
@@ -27,6 +21,4 @@ LAYOUTS: dict[Path, Layout] = {
   ("norm",): Layout("model.norm.weight"),
   UNEMBEDDING: Layout("lm_head.weight", 1),
 }
-
-
 HEAD = LAYOUTS[UNEMBEDDING].name

@@ -21,8 +21,6 @@ _PACKAGES = (
   "math-verify",
   "reasoning-gym",
 )
-
-
 _GIT_SECONDS = 10  # a repository on a slow disk must not delay a run
 
 
