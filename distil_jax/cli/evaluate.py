@@ -3,23 +3,17 @@
 import argparse
 
 from distil_jax import config as configs
-from distil_jax.cli.options import (
-  CONFIG_HELP,
-  OVERRIDES_HELP,
-  add_command,
-  add_common,
-  add_launch,
-)
+from distil_jax.cli.options import add_run_command
 
 
 def add_parser(commands) -> None:
   """Adds the command to the parser."""
-  command = add_command(
-    commands, "evaluate", "print the held-out accuracy of the last checkpoint"
+  add_run_command(
+    commands,
+    "evaluate",
+    "print the held-out accuracy of the last checkpoint",
+    run,
   )
-  command.add_argument("config", metavar="CONFIG", help=CONFIG_HELP)
-  add_launch(command)
-  add_common(command, run, OVERRIDES_HELP)
 
 
 def run(arguments: argparse.Namespace) -> int:

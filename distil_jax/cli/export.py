@@ -3,26 +3,18 @@
 import argparse
 
 from distil_jax import config as configs
-from distil_jax.cli.options import (
-  CONFIG_HELP,
-  OVERRIDES_HELP,
-  add_command,
-  add_common,
-  add_launch,
-)
+from distil_jax.cli.options import add_run_command
 
 
 def add_parser(commands) -> None:
   """Adds the command to the parser."""
-  command = add_command(
-    commands, "export", "write the last checkpoint as a Hugging Face folder"
+  add_run_command(
+    commands,
+    "export",
+    "write the last checkpoint as a Hugging Face folder",
+    run,
+    directory="the folder to write",
   )
-  command.add_argument("config", metavar="CONFIG", help=CONFIG_HELP)
-  command.add_argument(
-    "directory", metavar="DIRECTORY", help="the folder to write"
-  )
-  add_launch(command)
-  add_common(command, run, OVERRIDES_HELP)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -19,6 +19,30 @@ def add_command(commands, name: str, text: str) -> argparse.ArgumentParser:
   )
 
 
+def add_run_command(
+  commands,
+  name: str,
+  text: str,
+  run: Callable[[argparse.Namespace], int],
+  directory: str | None = None,
+) -> None:
+  """Adds a command on a training config that several hosts may run together.
+
+  Args:
+    commands: the parser's commands.
+    name, text: as for `add_command`.
+    run: takes the parsed arguments and returns the exit status.
+    directory: help text of the argument DIRECTORY; None means that there is
+      none.
+  """
+  command = add_command(commands, name, text)
+  command.add_argument("config", metavar="CONFIG", help=CONFIG_HELP)
+  if directory is not None:
+    command.add_argument("directory", metavar="DIRECTORY", help=directory)
+  add_launch(command)
+  add_common(command, run, OVERRIDES_HELP)
+
+
 def add_common(
   command: argparse.ArgumentParser,
   run: Callable[[argparse.Namespace], int],
