@@ -268,15 +268,14 @@ def numbered(monkeypatch):
 
 @pytest.fixture
 def worker(numbered):
-  made = process_pool.Worker("envs.test_math")
+  made = process_pool.Worker("tests.envs.test_math")
   yield made
   made.close()
 
 
 @pytest.fixture(autouse=True)
 def importable(monkeypatch):
-  root = str(ROOT / "tests")
-  path = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
+  path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
   monkeypatch.setenv("PYTHONPATH", path)
 
 
@@ -323,7 +322,7 @@ def test_threads_share_a_worker(worker):
 
 def test_a_worker_sees_no_secret_and_no_network(monkeypatch):
   monkeypatch.setenv("SECRET", "x")
-  made = process_pool.Worker("envs.test_math")
+  made = process_pool.Worker("tests.envs.test_math")
   assert made.ask("look", 60) == [None, True, "/tmp"]
   assert made.ask("reach", 60) == errno.ENETUNREACH
   made.close()
@@ -331,7 +330,7 @@ def test_a_worker_sees_no_secret_and_no_network(monkeypatch):
 
 @pytest.fixture
 def pool(numbered):
-  made = process_pool.ProcessPool("envs.test_math", 2)
+  made = process_pool.ProcessPool("tests.envs.test_math", 2)
   yield made
   made.close()
 
