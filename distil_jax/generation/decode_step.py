@@ -104,6 +104,8 @@ def decode_step(
   is_end = jnp.isin(ids, jnp.asarray(eos_ids, jnp.int32))
   lengths = slots.lengths + 1
   is_full = lengths >= slots.max_lengths
+  # LENGTH also stands for rows that go on. Only the reason at a row's last
+  # token is kept, and that token ended the row by EOS or by its length.
   entry = token_buffer.TokenBuffer(
     # Slots without a row are computed too; their entries are marked as empty.
     rows=jnp.where(slots.is_alive, slots.rows, state.num_rows),

@@ -130,6 +130,8 @@ class Engine:
   def _start(self, weights, ids, mask, keys, sampling, max_lengths):
     length = sampling.max_tokens
     num_slots = min(self.config.num_slots or keys.size, keys.size)
+    # Reading an array of the device would wait for it. Prefill clips it
+    # instead.
     if max_lengths is not None and not isinstance(max_lengths, jax.Array):
       limits = np.asarray(max_lengths)
       if limits.min() < 1 or limits.max() > length:
@@ -179,6 +181,9 @@ class Engine:
       self._programs.add(
         (num_parts, width, cache_length, state.prompts.lengths.size)
       )
+      # Both limits are arrays of one type, so that other values need no other
+      # program. The device returns as soon as the next number of slots would
+      # do.
       state = _advance(
         weights,
         state,
@@ -191,9 +196,12 @@ class Engine:
       # while the device already samples on.
       if finished is not None:
         finished.report()
+      # Rows are ended before the host counts, so that it counts them as ended.
       if search is not None:
         state = _end_at_stop_strings(state, search)
+      # The host waits for the device here.
       by_part = {name: np.asarray(x) for name, x in _look(state).items()}
+      # The device gathers before the next `_advance` takes the state's buffers.
       if finished is not None:
         finished.gather(state, by_part["num_ended"])
       look = {name: int(x.sum()) for name, x in by_part.items()}
@@ -204,6 +212,7 @@ class Engine:
         break
       fitting = [w for w in narrower if w >= look["num_alive"]]
       shape = (width, cache_length)
+      # As long as rows wait, a free slot is filled in the next step.
       if not look["num_waiting"]:
         width = min(fitting, default=width)
       if look["longest"] >= cache_length:
@@ -213,6 +222,7 @@ class Engine:
         before = sum(x.nbytes for x in jax.tree.leaves(state.kv_cache.cache))
         state = _resize(state, width=width, cache_length=cache_length)
         peak_bytes = max(peak_bytes, before + cache_bytes(state))
+    # The rows of the last look have no later turn of the loop to report them.
     if finished is not None:
       finished.report()
     usage = Usage(
@@ -303,6 +313,8 @@ def _look_at(state: SamplerState) -> dict[str, jax.Array]:
 
   Scalars, except for `num_ended`, which has a value for each part.
   """
+  # Every process sees the numbers of all parts: rows are gathered by a program
+  # of all devices, so that all processes must call it equally often.
   num_ended = state.num_rows - state.num_waiting - state.num_alive
   return {
     "num_alive": jnp.max(state.num_alive),
@@ -328,9 +340,12 @@ def _replicate(x: jax.Array) -> jax.Array:
 # shapes share their programs.
 _changed_weights = jax.jit(_cast_or_split, static_argnums=0)
 _start = jax.jit(prefill.prefill, static_argnames=("graphdef", "sizes"))
+# A donated state is updated in place. Its KV cache is the largest array of a
+# rollout, and a second one would often not fit.
 _advance = jax.jit(
   sampler.advance, static_argnames=("graphdef", "eos_ids"), donate_argnums=1
 )
+# The result has other shapes, so donating the state would free nothing.
 _resize = jax.jit(sampler.resize, static_argnames=("width", "cache_length"))
 _stop = jax.jit(sampler.stop, donate_argnums=0)
 _finish = jax.jit(sampler.finish, static_argnames="pad_id")

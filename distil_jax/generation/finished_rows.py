@@ -61,6 +61,7 @@ class FinishedRows:
   def report(self) -> None:
     """Reports the gathered rows; waits for them, but for no later step."""
     for gathered, num_new in self._gathered:
+      # Each process reports the parts that its own devices hold.
       parts, rows, lengths, ids = (sharding.local_rows(x) for x in gathered)
       for local_part, part in enumerate(parts):
         for i in range(num_new[part]):
@@ -92,13 +93,18 @@ def _gather(
   num_parts, num_rows = is_reported.shape
   rows = jnp.arange(num_rows)[None]
   slots = state.slots
+  # XLA fuses the comparison into `any`: [D, N, W] is never in memory.
   is_in_flight = jnp.any(
     (slots.rows[:, None, :] == rows[:, :, None]) & slots.is_alive[:, None, :],
     axis=2,
   )
   has_started = rows < state.next_row[:, None]
   is_new = has_started & ~is_in_flight & ~is_reported
+  # Stable, so that new rows come first and in their order. The number taken is
+  # fixed, so that one shape serves every call.
   order = jnp.argsort(~is_new, axis=1, stable=True)[:, :at_once]
+  # Only rows that were gathered are marked; the others stay new for the next
+  # call.
   is_reported = is_reported | (is_new & (jnp.cumsum(is_new, axis=1) <= at_once))
   completions = state.completions
   gathered = (

@@ -125,12 +125,14 @@ def sample_completions(
       raise ValueError(f"{field.name} has {count} values, {len(ids)} prompts")
   # A prompt is named by its tokens, so that its samples do not depend on its
   # place among the prompts.
+  # Width and byte order are fixed, so that every machine gives the same names.
   names = [
     zlib.crc32(row[counts.astype(bool)].astype("<i4").tobytes())
     for row, counts in zip(ids, mask, strict=True)
   ]
   if isinstance(key, numbers.Integral):
     raise ValueError(f"key={key} is no key; give jax.random.key({key})")
+  # `jax.random.PRNGKey` returns plain numbers without the type of a key.
   if not jnp.issubdtype(jnp.asarray(key).dtype, jax.dtypes.prng_key):
     key = jax.random.wrap_key_data(key)
   run = engine.Engine(

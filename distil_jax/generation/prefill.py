@@ -67,6 +67,7 @@ def prefill(
     num_parts=num_parts,
     dtype=sizes.cache_dtype,
   )
+  # Rounded up, because every part has the same number of slots.
   width = -(-sizes.num_slots // num_parts)
   requests = Requests(
     keys=keys.reshape(num_parts, -1),
@@ -77,6 +78,8 @@ def prefill(
       top_p=of_rows(jnp.asarray(sampling.top_p, jnp.float32)),
       min_p=of_rows(jnp.asarray(sampling.min_p, jnp.float32)),
     ),
+    # The host does not see an array that is on the device already, so that it
+    # is clipped here, not refused.
     max_lengths=of_rows(
       jnp.clip(jnp.asarray(max_lengths, jnp.int32), 1, max_length)
     ),
@@ -114,6 +117,8 @@ def prefill(
 
 def _num_parts(num_problems: int) -> int:
   """Returns the parts of the batch, each of which keeps to its own rows."""
+  # Parts are equal rows of one array. If the problems do not divide, they are
+  # one part, and all devices share it.
   num_shards = sharding.num_shards("batch")
   return num_shards if num_problems % num_shards == 0 else 1
 
@@ -134,6 +139,7 @@ def _read_prompts(weights, ids, mask, *, graphdef, num_parts, dtype):
 
   size = ids.shape[0] // num_parts
   at_once = max(1, _PREFILL_TOKENS // ids.shape[1])
+  # The number of chunks divides a part, because `map` needs equal chunks.
   count = next(
     n for n in range(1, size + 1) if size % n == 0 and size // n <= at_once
   )
@@ -147,9 +153,11 @@ def _read_prompts(weights, ids, mask, *, graphdef, num_parts, dtype):
     return sharding.constrain(chunks, None, "batch", None)
 
   def join(x):
+    # A chunk holds prompts of all parts; here each part gets its own back.
     parts = x.reshape(count, num_parts, -1, *x.shape[2:])
     return jnp.swapaxes(parts, 0, 1).reshape(-1, *x.shape[2:])
 
+  # One chunk after another, so that only its activations are in memory.
   chunks = jax.lax.map(lambda chunk: read(*chunk), (cut(ids), cut(mask)))
   return kv_cache.PromptCache(
     cache=jax.tree.map(join, chunks.cache),

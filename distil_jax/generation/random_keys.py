@@ -54,6 +54,7 @@ class TurnKeys:
     """Takes the keys of the first turns, from `sample_keys_on_mesh`."""
     self._mesh = mesh
     self._impl = jax.random.key_impl(keys)
+    # A typed key has no NumPy form, but its numbers have.
     with jax.set_mesh(mesh):
       data = sharding.local_rows(_key_data(keys))
     self._data = data.reshape(-1, *data.shape[2:])
@@ -74,6 +75,7 @@ class TurnKeys:
     """
     data = np.zeros((size, *self._data.shape[1:]), self._data.dtype)
     data[: len(rows)] = self._data[list(rows)]
+    # int32 ends below `_TURN`.
     folded = np.full(size, _TURN, np.uint32)
     folded[: len(rows)] += np.asarray(numbers, np.uint32)
     placed = sharding.put_batch(self._mesh, (data, folded))

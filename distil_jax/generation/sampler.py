@@ -129,6 +129,7 @@ def advance(
 
   def continues(carry):
     state, _ = carry
+    # All parts run in one loop, which goes on for the one with most to do.
     num_alive, num_waiting = (
       jnp.max(state.num_alive),
       jnp.max(state.num_waiting),
@@ -139,6 +140,8 @@ def advance(
 
   def step(carry):
     state, buffer = carry
+    # Rows are admitted before the step: a slot whose row has ended would
+    # otherwise stand idle for a step.
     state, entry = decode_step(
       weights, admit_rows(state), graphdef=graphdef, eos_ids=eos_ids
     )

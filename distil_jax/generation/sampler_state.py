@@ -119,6 +119,7 @@ class SamplerState:
   @property
   def longest(self) -> jax.Array:
     """Tokens of the longest completion in flight. Scalar."""
+    # Slots without a row go on counting, and must not make the KV cache grow.
     return jnp.max(jnp.where(self.slots.is_alive, self.slots.lengths, 0))
 
   @property
@@ -154,6 +155,7 @@ def assign_prompts(
   slots: Slots, prompts: PromptCache, *, group_size: int
 ) -> PromptAssignment:
   """Returns which slot reads which prompt."""
+  # A prompt is read by at most G samples, and by no more than there are slots.
   return kv_caches.assign_prompts(
     slots.prompt_index,
     slots.is_alive,

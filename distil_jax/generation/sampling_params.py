@@ -102,4 +102,5 @@ def check_size(name: str, size: Any) -> None:
 
 
 def _values(setting: OneOrMore) -> list[Any]:
+  # As objects, None and the numbers keep their own types for the messages.
   return np.atleast_1d(np.asarray(setting, object)).tolist()

@@ -56,6 +56,8 @@ class StopStringSearch:
     start = max(0, first - self._num_before)
     if not self._is_in(ids[start:last]):
       return -1
+    # A hit counts if it is in the text from the beginning, as people will read
+    # it: the text above may begin in the middle of a character.
     return next(
       (n for n in range(first + 1, last + 1) if self._is_in(ids[:n])), -1
     )

@@ -108,6 +108,8 @@ def _write_back_part(
   num_rows, length = completions.ids.shape
   rows = buffer.rows
   indices = jnp.arange(num_steps * width, dtype=jnp.int32)
+  # Stands before the first step and after the last one, so that a row that
+  # fills the buffer has edges too.
   no_row = jnp.full((1, width), num_rows, rows.dtype)
 
   def flat(x):
@@ -120,10 +122,12 @@ def _write_back_part(
       The entry's index in the flattened buffer, and whether there is one.
       Shape `[N]` each.
     """
+    # Entries that are no edge are sorted behind all rows, as row N.
     edges = flat(jnp.where(rows != neighbours, rows, num_rows))
     # Sorted by row, an edge is found by binary search, without a scatter.
     edges, ordered = jax.lax.sort((edges, indices), num_keys=1)
     wanted = jnp.arange(num_rows, dtype=rows.dtype)
+    # A row without entries may be searched for past the end.
     at = jnp.minimum(jnp.searchsorted(edges, wanted), len(indices) - 1)
     return ordered[at], edges[at] == wanted
 
@@ -135,6 +139,8 @@ def _write_back_part(
   is_new &= has_entries[:, None]
   # Consecutive tokens of a row are `width` entries apart in the flat buffer.
   source = first[:, None] + (column - begin[:, None]) * width
+  # Columns that are not new point outside the buffer; what they read is
+  # dropped.
   source = jnp.clip(source, 0, len(indices) - 1)
 
   def take(old, entries):

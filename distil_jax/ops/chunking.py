@@ -109,6 +109,7 @@ def cut_tiles(
       "memory"
     )
   wanted = size or default_size(local[0], length, width, local[1])
+  # One column at least, even if a column of this batch is larger than a block.
   columns = max(_BLOCK // max(math.prod(local), 1), 1)
   num_chunks = ceil_div(length, wanted)
   if size is None:
@@ -116,6 +117,8 @@ def cut_tiles(
     num_chunks = round(length / max(wanted, 1))
   # As equal as they can be, so that few columns are added that are not there.
   size = ceil_div(length, num_chunks)
+  # Blocks of a chunk are equal, because one compiled body serves all of them.
+  # The chunk grows by a few columns if the blocks do not divide it.
   num_blocks = ceil_div(size, columns)
   block = ceil_div(size, num_blocks)
   size = num_blocks * block
@@ -160,6 +163,8 @@ def over_time(cut: Tiles, one, carry, arrays):
   Returns:
     The last carry, and the results `[B, T, ...]`.
   """
+  # `dynamic_slice` moves a slice back that would run over the end, so the last
+  # chunk would read some columns twice if time were not padded.
   padding = cut.num_chunks * cut.size - cut.length
   if padding:
     arrays = jax.tree.map(
@@ -168,6 +173,8 @@ def over_time(cut: Tiles, one, carry, arrays):
     )
 
   def body(carry, start):
+    # Cut first and transposed then: all of time is never laid out a second
+    # time.
     chunk = jax.tree.map(
       lambda x: jax.lax.dynamic_slice_in_dim(x, start, cut.size, 1), arrays
     )
@@ -188,6 +195,7 @@ def over_time(cut: Tiles, one, carry, arrays):
 
 def sum_tiles(cut: Tiles, start, losses: jax.Array) -> jax.Array:
   """Returns the sum of losses `[B, t]` without the columns padded after T."""
+  # Chosen, not multiplied: a loss at padding may be NaN, and 0 · NaN is NaN.
   columns = start + jnp.arange(cut.size)
   return jnp.sum(jnp.where((columns < cut.length)[None, :], losses, 0))
 

@@ -117,6 +117,8 @@ def future_costs_before(
   totals, total = _after(costs, mask, later.costs, discount)
   weights, weight = _after(counts, mask, later.counts, discount)
   if normalize:
+    # `where` computes both sides, and the guard keeps 0 / 0 out of the one that
+    # is not taken.
     totals = jnp.where(weights > 0, totals / jnp.maximum(weights, 1e-30), 0.0)
   return totals, FutureSums(total, weight)
 
@@ -195,6 +197,7 @@ def is_followed(mask: jax.Array, later: FutureSums | None = None) -> jax.Array:
     In the mask's dtype. Shape `[B, T]`.
   """
   chex.assert_rank(mask, 2)
+  # Counted in integers: bool cannot count at all, and bfloat16 not beyond 256.
   counts = jnp.asarray(mask, jnp.int32)
   num_after = jax.lax.cumsum(counts, axis=1, reverse=True) - counts
   if later is not None:
@@ -214,6 +217,8 @@ def _after(
 
   def _body(accumulated, column):
     value, rate = column
+    # The sum is handed out before the token's own value joins it, because the
+    # cost at t does not depend on the token chosen at t.
     return value + rate * accumulated, accumulated
 
   total, sums = jax.lax.scan(_body, start, (values.T, rates.T), reverse=True)

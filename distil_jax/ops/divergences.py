@@ -293,6 +293,7 @@ def summands(
     return -product(jnp.exp(teacher), student)
   if clip is not None:
     # A clipped summand has no gradient, but 0 · inf would be NaN.
+    # A quarter of the least number, so that differences of two stay finite.
     floor = jnp.finfo(student.dtype).min / 4
     student, teacher = jnp.maximum(student, floor), jnp.maximum(teacher, floor)
   whole = _jensen_shannon(student, teacher, _weight(divergence))
@@ -345,6 +346,8 @@ def _jensen_shannon(
   student: jax.Array, teacher: jax.Array, weight: float
 ) -> jax.Array:
   """Returns summands of the Jensen-Shannon family. Shape `[..., C]`."""
+  # The ends are defined as KLs, and the mixture would take the logarithm of a
+  # weight that is 0 there.
   if weight == 0:
     return _relative_entropies(teacher, student)
   if weight == 1:

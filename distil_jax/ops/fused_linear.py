@@ -182,6 +182,7 @@ def _statistics(reader, cut, hidden, unembedding, constants, rows):
 
 
 def _statistics_forward(reader, cut, *arguments):
+  # Only the inputs are kept: tiles that are kept would be all the logits.
   return _statistics(reader, cut, *arguments), arguments
 
 
@@ -239,6 +240,7 @@ def _fused_loss_forward(
     value, carry, gradients = state
     own, tile = logits(states, weights), reader.prepare(constants, rows)
     found, residuals = _read(reader, cut, own, tile)
+    # The tile lives for this chunk only, so its gradient is made here.
     losses, losses_vjp, (carry, reports) = jax.vjp(
       lambda found: loss(carry, found, batch_first(loss_rows)),
       batch_first(found),
@@ -261,6 +263,7 @@ def _fused_loss_forward(
 
 
 def _fused_loss_backward(reader, loss, cut, gradients, cotangents):
+  # The value is one number, so the gradients need scaling and nothing else.
   scale = cotangents[0]
   hidden_gradient, unembedding_gradient = (
     x * scale.astype(x.dtype) for x in gradients
@@ -280,6 +283,7 @@ def _read(reader: Reader, cut: Tiles, own, tile):
     return None, reader.read(*take_block(cut, start, (own, tile)))
 
   _, found = jax.lax.scan(read_block, None, starts(cut, own))
+  # Blocks are stacked in the order of time, so flattening puts it together.
   length = own.shape[0]
   return jax.tree.map(lambda x: x.reshape(length, *x.shape[2:]), found)
 
@@ -327,6 +331,7 @@ def _zero_gradients(cut: Tiles, hidden, unembedding):
 def _add(gradients, start, states, weights, gradient, layout: Layout):
   """Adds a tile's part of the gradients of hidden states and unembedding."""
   hidden_gradient, sums = gradients
+  # Matrix units need the narrow dtype; what is summed stays in float32.
   gradient = gradient.astype(states.dtype)
   part = _product(gradient, weights, 2, 1).astype(hidden_gradient.dtype)
   hidden_gradient = jax.lax.dynamic_update_slice_in_dim(

@@ -58,6 +58,8 @@ def compared(
   rows = {"ids": token_ids, "teacher": tuple(teacher.hidden)}
   if mask is not None:
     rows["teacher_mask"] = mask
+  # The reader is a static argument of a custom vjp. It may close over settings,
+  # but arrays must travel as constants and rows, or tracing would refuse them.
   return FusedStatistics(
     Reader(
       functools.partial(_read_compared, divergence, top_k_fn),
@@ -239,6 +241,8 @@ def _listed_costs(
   logits: jax.Array, ids: jax.Array, log_probs: jax.Array, *, tail: bool
 ) -> tuple[jax.Array, jax.Array]:
   """Returns cross-entropy and the teacher's entropy on a list's support."""
+  # An absent candidate may carry any id, so the logit that stands there must
+  # not enter the student's normalisation.
   is_listed = log_probs != -jnp.inf
   kept = jnp.where(
     is_listed, jnp.take_along_axis(logits, ids, axis=-1), -jnp.inf

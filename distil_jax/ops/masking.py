@@ -49,6 +49,7 @@ def aggregation_weights(
   """
   mask = counted_tokens(mask.astype(jnp.float32), sample_mask)
   if aggregation == "token_mean":
+    # A batch in which nothing counts has weights 0, not 0 / 0.
     return mask / jnp.maximum(jnp.sum(mask), 1.0)
   if aggregation == "sequence_mean":
     lengths = jnp.sum(mask, axis=1, keepdims=True)

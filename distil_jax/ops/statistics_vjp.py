@@ -105,6 +105,8 @@ def read(
     """Returns the sum over the support, the tail's bucket included."""
     values = function(log_student, log_teacher)
     if kept is not None:
+      # A masked sum, not a gather of the kept tokens: a gather would bring
+      # together a vocabulary that is cut over devices.
       values = jnp.where(kept, values, 0.0)
     sums = jnp.sum(values, axis=-1)
     if student.tail is not None and teacher.tail is not None:
@@ -159,9 +161,13 @@ def vjp(
   """
   r = residuals
   costs = costs[..., None]
+  # Scaled logits and who is kept are made again, because they are as large as
+  # the tile; the residuals are a few numbers for each token.
   student_scaled, teacher_scaled = _scaled(
     student_logits, teacher_logits, divergence
   )
+  # The threshold decides again who is kept, so that the search for the k
+  # largest runs in the forward pass only.
   kept = _kept(student_scaled, teacher_scaled, r.threshold, divergence)
   log_student = r.student.norm.log_probs(student_scaled)
   own = divergences.gradients(
@@ -173,8 +179,12 @@ def vjp(
   else:
     total = jnp.sum(jnp.where(kept, own, 0.0), axis=-1, keepdims=True)
     tail, share = _tail_gradients(r, student_scaled, divergence)
+    # The derivative of a log Σ exp is a softmax: each token of the bucket gets
+    # the bucket's gradient in proportion to its share of the bucket.
     own = jnp.where(kept, own, divergences.product(share, tail))
     total = total + tail
+    # With a tail the norm is that of the whole vocabulary, and every token has
+    # a probability. Without one, dropped tokens have none.
     if not divergence.tail:
       probs = jnp.where(kept, probs, 0.0)
   # The softmax's own derivative: raising one logit lowers all other entries.
@@ -245,6 +255,7 @@ def _own_gradients(log_softmax, token_ids, own_entropies, log_probs, entropies):
   log_probs = jnp.where(
     vocabulary.is_in_vocabulary(softmax, token_ids), log_probs, 0
   )
+  # `product` keeps 0 · −inf of excluded tokens out of the gradient.
   spread = divergences.product(softmax, log_softmax + own_entropies)
   return (
     log_probs[..., None] * (is_token - softmax) - entropies[..., None] * spread
@@ -277,6 +288,8 @@ def _side(logits, kept, divergence: Divergence) -> _Side:
   if not divergence.tail:
     return _Side(_norm(logits, kept), None, None)
   norm, others = _norm(logits), _norm(logits, ~kept)
+  # The two large numbers are subtracted before the small one is added, so that
+  # no digits of it are lost.
   return _Side(norm, others, norm.log_probs(others.largest) + others.rest)
 
 

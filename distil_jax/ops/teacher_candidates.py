@@ -76,6 +76,8 @@ def most_probable(
     )
 
   def choose(logits, _):
+    # Normalised before the list is cut: a tail is 1 less the mass of the list,
+    # so the list's probabilities must be those in the whole vocabulary.
     log_softmax = jax.nn.log_softmax(logits, axis=-1)
     log_probs, ids = top_k_fn(log_softmax, size)
     return ids, log_probs

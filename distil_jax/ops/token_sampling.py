@@ -78,6 +78,8 @@ def choose(
   temperature = jnp.broadcast_to(settings.temperature, rows)
   # A smaller temperature has no finite inverse in float32.
   is_greedy = temperature < jnp.finfo(jnp.float32).tiny
+  # Greedy rows share the arrays with rows that are drawn, so they need a
+  # divisor that is harmless.
   temperature = jnp.where(is_greedy, 1.0, temperature).astype(jnp.float32)
 
   def greedy():
@@ -101,7 +103,10 @@ def choose(
       mass = jnp.sum(jnp.sum(_weights(blocks, top), axis=-1), axis=-1)
       return jnp.sum(weights, axis=-1), mass
 
+    # A cond, not a where: if no row truncates, a step saves these passes.
     totals, mass = jax.lax.cond(jnp.all(is_plain), plain, changed)
+    # Weights are made again for the drawn blocks alone, so that those of the
+    # whole vocabulary need not be written to memory.
     drawn = _draw(
       blocks,
       totals,
@@ -287,10 +292,12 @@ def _floor(
       jnp.any(top_p < 1), search, lambda: jnp.zeros_like(top)
     )
     least = jnp.maximum(least, min_p)[..., None, None]
+    # The result is a logit, not a weight, because logits compare exactly.
     return jnp.min(jnp.where(weights >= least, blocks, jnp.inf), (-2, -1))
 
   is_weighed = (top_p < 1) | (min_p > 0)
   lightest = jax.lax.cond(jnp.any(is_weighed), by_mass, lambda: nothing)
+  # Whatever rounding did to the mass, the most probable token stays.
   return jnp.where(is_weighed, jnp.clip(lightest, floor, top), floor)
 
 
@@ -337,6 +344,8 @@ def _bisect(
 def _key(x: jax.Array) -> jax.Array:
   """Maps float32 numbers to int32 numbers in the same order, one to one."""
   bits = jax.lax.bitcast_convert_type(x, jnp.int32)
+  # Bits of negative floats, read as integers, run against the floats' order.
+  # Flipping all but the sign turns them round.
   return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
