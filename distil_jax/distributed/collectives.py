@@ -21,6 +21,7 @@ def global_sums(values: Mapping[str, float]) -> dict[str, float]:
   """Sums values by name; a name that a process lacks counts as 0 there."""
   if jax.process_count() == 1:
     return dict(values)
+  # Sorted, so that all processes put their values in the same order.
   names = sorted(set().union(*_gather_names(sorted(values))))
   own = np.asarray([values.get(name, 0.0) for name in names], np.float64)
   # As bytes, because float64 would become float32 on its way through a device.

@@ -29,7 +29,7 @@ _SILENT_POLLS, _SILENT_POLLS_AFTER_FAILURE = 40, 5
 _LAST_WORDS_SECONDS = 10.0
 
 ROOT = "distil_jax/"
-_ALIVE, ANNOUNCED = ROOT + "alive/", ROOT + "told/"
+_ALIVE, ANNOUNCED = ROOT + "alive/", ROOT + "announced/"
 _FAILED, _BROKEN = ANNOUNCED + "failed/", ANNOUNCED + "broken/"
 _LEFT = ROOT + "left/"
 
@@ -101,6 +101,8 @@ class Heartbeat:
     with contextlib.suppress(RuntimeError):
       cause = self._earlier_failure(error) if _is_from_runtime(error) else None
       if cause is not None:
+        # This process counts as gone and not as failed, so that the others name
+        # the first failure and not its consequence.
         self._service.set(f"{_LEFT}{self._index}", "")
         self._wait_for_others()
         return cause
@@ -136,12 +138,15 @@ class Heartbeat:
       gone = {number_of(key) for key, _ in self._service.list(_LEFT)}
       gone |= {number_of(key) for key, _ in self._service.list(_FAILED)}
       if len(gone | {0}) == self._count:
+        # The others have said that they end, but need a moment for it.
         time.sleep(POLL_SECONDS / 4)
         return
       time.sleep(POLL_SECONDS / 4)
 
   def _end_without_service(self) -> None:
     """Ends the process before jax does, which would print a stack trace."""
+    # The lock is never released, so that no other thread ends the process with
+    # another message.
     with self._lock:
       print(
         f"distil-jax: process {self._index}: ends with process 0, which is "
@@ -160,6 +165,7 @@ class Heartbeat:
         sign = f"{self._num_polls} {self._name}"
         self._service.set(f"{_ALIVE}{self._index}", sign)
         announced = self._service.list(ANNOUNCED)
+        # One process decides who is dead, so that all give the same cause.
         if self._index == 0:
           self._find_dead_processes(announced)
         for key, text in announced:
@@ -179,6 +185,8 @@ class Heartbeat:
     would be too late.
     """
     connection = next(iter(self._connections), None)
+    # With a timeout the loop also notices that the watch is over, or that the
+    # listener's polls stand still.
     if connection is not None:
       connection.settimeout(POLL_SECONDS)
     last_seen = num_silent = 0
@@ -227,6 +235,7 @@ class Heartbeat:
     with contextlib.suppress(RuntimeError):
       self._service.set(f"{_LEFT}{self._index}", "")
       self._wait_for_others()
+    # The main thread may wait in a collective, where no exception reaches it.
     os._exit(1)
 
 

@@ -98,6 +98,8 @@ def find(
   }
   if given["num_processes"] == 1 and not given["process_id"]:
     return None
+  # A part of the settings is an error: taking the others from a cluster would
+  # hide a flag that was forgotten.
   if any(value is not None for value in given.values()):
     return _checked_spec(**given)
   if all(name in environ for name in _SLURM):
@@ -185,6 +187,7 @@ def _on_tpu(environ: Mapping[str, str]) -> ProcessSpec | None:
   for name in _TPU_WORKERS:
     if name in environ:
       count = len(environ[name].split(","))
+      # Each slice lists its own hosts only.
       count *= int(environ.get("MEGASCALE_NUM_SLICES") or 1)
       return None if count == 1 else ProcessSpec(cluster="tpu")
   return ProcessSpec(cluster="tpu")

@@ -45,6 +45,7 @@ class CoordinationService:
     self._client = client
 
   def set(self, key: str, text: str) -> None:
+    # A sign of life replaces the one before it.
     self._client.key_value_set(key, text, allow_overwrite=True)
 
   def list(self, folder: str) -> list[tuple[str, str]]:

@@ -23,6 +23,8 @@ from distil_jax.distributed.launch import LaunchError, ProcessSpec
 # jax's own heartbeat notices a death after half of this at the earliest, which
 # leaves `heartbeat` the time to notice it first and say what happened.
 _JAX_HEARTBEAT_SECONDS = 100
+# The limit of waits that need none: if a process fails, the heartbeat ends the
+# others long before.
 _DAY_SECONDS = 86_400
 
 _STOP = heartbeat.ANNOUNCED + "stop/"
@@ -62,6 +64,7 @@ def joined(spec: ProcessSpec, *, timeout: int) -> Iterator[None]:
     return
   try:
     yield
+  # All processes stop at the same step, so all of them reach the barrier.
   except Stopped:
     _group.leave()
     raise
@@ -178,6 +181,8 @@ class ProcessGroup:
   def leave(self) -> None:
     """Waits until all processes are done."""
     self._service.barrier(heartbeat.ROOT + "the end", _DAY_SECONDS)
+    # The service ends with the shutdown. A thread that still watched would take
+    # that for the death of process 0.
     self.stop_watching()
     jax.distributed.shutdown()
 
@@ -205,6 +210,8 @@ class ProcessGroup:
     ]
     if lines:
       self._service.set(f"{differing}{self.index}", "\n".join(lines))
+    # Behind the barrier all differences are written, so that every process
+    # raises the same error.
     self._service.barrier(heartbeat.ROOT + what, _DAY_SECONDS)
     differences = sorted(
       self._service.list(differing),
@@ -223,6 +230,8 @@ class ProcessGroup:
 
   def check(self) -> None:
     """Raises `Stopped` if this is the call at which all processes stop."""
+    # Under the lock a check either counts in the number that `_on_poll` notes,
+    # or it sees the request and waits for the others.
     with self._lock:
       self._num_checks += 1
       is_asked = self._checks_at_request is not None
@@ -255,6 +264,7 @@ class ProcessGroup:
       if self._checks_at_request is not None:
         return
       self._checks_at_request = self._num_checks
+    # Written outside the lock, so that no check waits for the network.
     self._service.set(f"{_REACHED}{self.index}", str(self._checks_at_request))
 
 

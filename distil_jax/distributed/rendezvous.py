@@ -38,6 +38,7 @@ def meet(spec: ProcessSpec, timeout: float) -> list[socket.socket]:
   """
   assert spec.coordinator is not None
   host, _, port = spec.coordinator.rpartition(":")
+  # IPv6 addresses are written in brackets, which `socket` does not take.
   address = (host.strip("[]"), int(port))
   deadline = time.monotonic() + timeout
   if spec.process_id == 0:
@@ -53,6 +54,7 @@ def _accept_all(
   reason = None
   with _listening(address[1]) as server:
     while reason is None and len(arrived) + 1 < (spec.num_processes or 0):
+      # A timeout of 0 would mean not to block, which raises another error.
       server.settimeout(max(deadline - time.monotonic(), 0.01))
       try:
         connection, _ = server.accept()
@@ -60,6 +62,7 @@ def _accept_all(
         reason = _missing(spec, set(arrived) | {0}, timeout)
         break
       hello = _receive(connection, _HELLO_SECONDS)
+      # Anything may connect to an open port, and must not stop the run.
       if hello is None or "id" not in hello:
         connection.close()
         continue
@@ -67,6 +70,7 @@ def _accept_all(
       if reason is None:
         arrived[hello["id"]] = hello["name"], connection
       else:
+        # It is not among those that have arrived, so it is answered here.
         _send(connection, {"error": reason})
   connections = [connection for _, connection in arrived.values()]
   for connection in connections:
@@ -129,6 +133,7 @@ def _missing(spec: ProcessSpec, arrived: set[int], timeout: float) -> str:
 
 def _listening(port: int) -> socket.socket:
   try:
+    # The coordinator's name may lead other hosts to an address of either kind.
     if socket.has_dualstack_ipv6():
       return socket.create_server(
         ("", port), family=socket.AF_INET6, dualstack_ipv6=True
@@ -149,6 +154,7 @@ def _connected(
     try:
       return socket.create_connection(address, timeout=max(left, 0.1))
     except OSError as error:
+      # Hosts start in any order: until process 0 listens it refuses.
       if left <= 0:
         raise LaunchError(
           f"process {spec.process_id} could not reach process 0 at "
@@ -171,6 +177,7 @@ def _receive(
   connection.settimeout(max(seconds, 0.1))
   text = b""
   try:
+    # The limit guards against what is no process of ours and sends without end.
     while not text.endswith(b"\n") and len(text) < _MAX_BYTES:
       part = connection.recv(4096)
       if not part:

@@ -43,6 +43,7 @@ def raised() -> Iterator[None]:
     yield
     return
   reader, writer = os.pipe()
+  # What handles a signal writes to it, at any moment, and must not wait.
   os.set_blocking(writer, False)
   previous = {number: signal.signal(number, _interrupt) for number in _SIGNALS}
   previous_fd = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -51,6 +52,8 @@ def raised() -> Iterator[None]:
   try:
     yield
   finally:
+    # Taken back before the pipe is closed: a signal in between would be written
+    # to a descriptor that may belong to another file by then.
     signal.set_wakeup_fd(previous_fd)
     for number, handler in previous.items():
       signal.signal(number, handler)
@@ -82,6 +85,7 @@ def deferred() -> Iterator[None]:
       # Raising the signal again would count as the second one.
       handler(arrived[0], None)
     else:
+      # No function handled it before, so only the system can.
       signal.raise_signal(arrived[0])
 
 
@@ -120,6 +124,7 @@ def _listen(reader: int) -> None:
   """Ends the process at the second signal; returns when the pipe is closed."""
   count = 0
   while received := os.read(reader, 1):
+    # Signals of other kinds are written to the pipe too.
     count += received[0] in _SIGNALS
     if count == 2:
       os._exit(EXIT_STATUS)

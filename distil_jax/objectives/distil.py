@@ -79,6 +79,8 @@ def build(
   read = base.read_settings(DistilSettings, section, group_size=group_size)
   advantage_fn = failure_fn = None
   if section.learns_from_rewards:
+    # A mean that leaves the member out does not depend on what the member did,
+    # so that subtracting it leaves the expected gradient as it is.
     advantage_fn = functools.partial(
       advantages_lib.group_advantages,
       group_size=group_size,
@@ -99,6 +101,8 @@ def build(
     is_off_policy=layout.is_off_policy,
   )
   credit_fn = None
+  # Credit found ahead of the loss takes one more pass through both networks, so
+  # that is done only if the loss cannot find it on its way.
   if _needs_all_costs(section, layout):
     credit_fn = functools.partial(
       losses.batch_credit,
@@ -150,6 +154,8 @@ def _batch_score_weights(
   """Returns `score_weights`, counted from the batch's mean if differential."""
   average = None
   if differential:
+    # The mean is over the whole batch, which is why this credit needs all
+    # costs.
     costs = jax.lax.stop_gradient(masking.where_counts(costs, mask))
     average = jnp.sum(costs) / jnp.maximum(jnp.sum(mask), 1)
   return token_losses.score_weights(costs, mask, settings, average_cost=average)

@@ -113,12 +113,15 @@ def feedback_loss(
   """
   taught = teacher_mask(batch)
   learned = taught if settings.reward_weight == 0 else batch.student_tokens
+  # One value for each sequence cannot be cut along time, so these travel in the
+  # carry.
   sequences = {
     "failure_weights": batch.failure_weights,
     "advantages": batch.advantages,
     "sample_mask": batch.sample_mask,
   }
   source = settings.compare_fn(params, teacher_params, batch)
+  # A scan's carry must keep its type, so its zeros are as wide as the costs.
   dtype = jnp.promote_types(source.hidden.dtype, jnp.float32)
   value, reports = source.fused_loss(
     functools.partial(_feedback_token_losses, settings),
@@ -176,6 +179,8 @@ def _feedback_token_losses(settings: FeedbackSettings, carry, statistics, rows):
     importance=importance,
     **sequences,
   )
+  # The weights were found over the whole batch, so that the losses of its
+  # slices need only be added.
   return rows["weights"] * losses, ((later, sequences), reports)
 
 
@@ -234,6 +239,7 @@ def batch_credit(
     source = settings.compare_fn(params, teacher_params, batch)
     return settings.costs_fn(source.statistics(), teacher_mask(batch))
 
+  # One slice after another, so that the activations of one are in memory.
   costs = jax.lax.map(costs_of_slice, slices)
   masks = jax.vmap(teacher_mask)(slices)
   whole = (-1, costs.shape[-1])

@@ -72,6 +72,7 @@ def sampled_reverse_kl(
   Returns:
     Nats, constant, 0 at padding. Shape `[B, T]`.
   """
+  # Masked one by one: the difference of two infinities is NaN.
   log_probs = masking.where_counts(statistics.log_probs, mask)
   return jax.lax.stop_gradient(
     log_probs - masking.where_counts(statistics.teacher_log_probs, mask)

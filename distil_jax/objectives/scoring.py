@@ -34,6 +34,7 @@ def completion_hidden_states(
   """
   ids = jnp.concatenate([prompt_ids, completion_ids], axis=1)
   mask = jnp.concatenate([prompt_mask, completion_mask], axis=1)
+  # The state in a column predicts the token in the next one.
   before = slice(prompt_ids.shape[1] - 1, -1)
   read = prefix and decoder.read_prefix(graphdef, params, *prefix)
   return decoder.hidden_states(

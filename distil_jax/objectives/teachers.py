@@ -186,6 +186,8 @@ def ask_teacher(
       teacher, size=size, top_k_fn=_top_k_fn(params, batch), **settings
     )
   shape = (batch.completion_ids.shape[1], size)
+  # A key for each sequence, so that its list does not depend on how the batch
+  # is cut.
   uniforms = jax.vmap(lambda key: jax.random.uniform(key, shape))(keys)
   return teacher_candidates.samples(teacher, uniforms, **settings)
 

@@ -95,6 +95,7 @@ def score_weights_before(
     ValueError: as for `score_weights`.
   """
   followed = credit.is_followed(mask, later)
+  # A member in a hole where a tool wrote is alive: costs of its own still come.
   credited, alive = mask, jnp.maximum(mask, followed)
   if settings.terminal_neutral:
     credited, alive = mask * followed, followed
