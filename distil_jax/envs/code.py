@@ -287,5 +287,6 @@ def _counts(trial: Trial) -> tuple[int, int]:
   checks = trial.outcome.checks
   if isinstance(trial.test, Asserts) and checks is not None:
     total = checks.num_passed + checks.num_failed
+    # Tests that reached no assertion count as one that failed.
     return checks.num_passed, max(1, total + (not total))
   return int(trial.is_passed), 1

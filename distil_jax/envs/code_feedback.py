@@ -47,6 +47,8 @@ def status(trials: list[Trial]) -> Status:
   """Returns a program's status; at least one of its trials has failed."""
   failed = [trial for trial in trials if not trial.is_passed]
   ends = [_kind(trial.outcome) for trial in failed]
+  # A failure of the sandbox comes first, because it says nothing about the
+  # program; then what hides whether the answers are right.
   for kind in (Status.CRASHED, Status.ERROR, Status.TIMEOUT):
     if kind in ends:
       return kind
@@ -65,6 +67,7 @@ def trace(trials: list[Trial], *, tells_hidden: bool) -> str:
   if worst is Status.CRASHED:
     return ""  # The sandbox has failed, not the program.
   if worst is Status.WRONG:
+    # Tests that may be shown first: a hidden one says only that it fails.
     shortest = sorted(failed, key=lambda x: (x.test.is_hidden, _size(x.test)))
     text = "\n\n".join(_wrong(x, tells_hidden) for x in shortest[:_MAX_WRONG])
   else:
@@ -156,6 +159,7 @@ def _fault(fault: Fault) -> list[str]:
 
 
 def _death(outcome: Outcome, is_told: bool) -> str:
+  # A program can end with a status that it has read from the hidden input.
   if outcome.signal is None and not is_told:
     return "The program ended with an exit status other than 0"
   if outcome.signal is None:

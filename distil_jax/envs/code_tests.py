@@ -291,6 +291,7 @@ class _TextOnly(pickle.Unpickler):
 
 def _unpacked(text: str) -> str:
   unpacker = zlib.decompressobj()
+  # A few bytes can unpack to more than fits into memory.
   data = unpacker.decompress(
     base64.b64decode(text, validate=True), _MAX_UNPACKED
   )

@@ -87,13 +87,17 @@ class DeadlinePool(Generic[T]):
   def _work(self) -> None:
     """Runs waiting tasks until there are none."""
     while (task := self._next()) is not None:
+      # The result is kept apart until it is known that the task was in time,
+      # because a future can be settled only once.
       done: Future[T] = Future()
       _settle(done, task.function)
       with self._changed:
         if self._running.pop(task, None) is None:
           return  # It timed out, and another thread has its place.
+        # Nothing runs any more, so the watcher need not wait for the deadline.
         if not self._running:
           self._changed.notify()
+      # Outside the lock, because callbacks of the future run in this call.
       _settle(task.future, done.result)
 
   def _next(self) -> _Task[T] | None:
@@ -130,6 +134,8 @@ class DeadlinePool(Generic[T]):
         if self._waiting:
           self._start_thread()
         return task
+      # Still under the lock: the next task to start sees that it needs a
+      # watcher.
       self._is_watched = False
       return None
 

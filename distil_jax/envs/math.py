@@ -108,8 +108,10 @@ class Math:
   def _compared(self, found: str, expected: str) -> tuple[Status, str]:
     shown = envs_text.shortened(found)
     wrong = Status.WRONG, f"{shown} is not the correct answer."
+    # Most correct answers are written as in the data and need no algebra.
     if found == expected:
       return Status.CORRECT, ""
+    # Fractions compare exactly, where floats would call close numbers equal.
     numbers = _number(found), _number(expected)
     if None not in numbers:
       return (Status.CORRECT, "") if numbers[0] == numbers[1] else wrong
@@ -167,6 +169,7 @@ def _reference(text: str) -> tuple[str, str | None]:
     raise ValueError("the row has no answer")
   if len(answer) > _MAX_LENGTH:
     raise ValueError(f"an answer of {len(answer)} characters is none")
+  # The teacher is shown the solution, which should end as a completion must.
   if worked and last_boxed(worked) is None:
     worked += f"\n{_BOX}{answer}}}"
   return answer, worked or None

@@ -142,12 +142,14 @@ class ProcessPool:
   def ask(self, question: Any, seconds: float) -> Any:
     """Waits for a free worker and for its answer; see `Worker.ask`."""
     with self._turns:
+      # Nobody would end a worker that starts after the pool is closed.
       if not self.close.alive:
         raise WorkerCrashError("the pool is closed")
       worker = self._take()
       try:
         return worker.ask(question, seconds)
       finally:
+        # Also after a failure, because a worker starts its next process itself.
         self._free.append(worker)
 
   def _take(self) -> Worker:
@@ -193,6 +195,7 @@ def serve(answer, *, memory_bytes: int, seconds: int) -> None:
   _limit("RLIMIT_AS", memory_bytes)
   answers.write(b"ready\n")
   for line in questions:
+    # The kernel counts from the start of the process, so the limit moves along.
     _limit("RLIMIT_CPU", int(time.process_time()) + seconds)
     answers.write(json.dumps(answer(json.loads(line))).encode() + b"\n")
 

@@ -51,6 +51,7 @@ def install() -> None:
     vars(importlib.import_module(name))["eval"] = ast.literal_eval
   parser = importlib.import_module("sympy.parsing.sympy_parser")
   vars(parser)["eval_expr"] = _evaluated
+  # A scorer that imports late would otherwise write, which is refused.
   sys.dont_write_bytecode = True
   sys.addaudithook(_audit)
 

@@ -67,6 +67,7 @@ class Isolation:
       folder: Temporary folder of that process alone.
     """
     path = _ROOT if self.has_namespaces else folder
+    # The pid keeps the slots of two runs on one machine apart.
     user = _FIRST_USER + os.getpid() * _NUM_SLOTS + slot % _NUM_SLOTS
     settings = {
       "has_namespaces": self.has_namespaces,
@@ -76,6 +77,9 @@ class Isolation:
       and (_PACKAGES if self.has_namespaces else self.packages),
       "lock": ("/tmp" if self.has_namespaces else folder) + "/lock",
     }
+    # No packages of the user or of the site, no bytecode in folders that cannot
+    # be written, and no import from the working directory, where programs
+    # write.
     start = (self.python, "-s", "-S", "-B", "-P", "-X", "utf8", "-c")
     return [
       *self.prefix,
@@ -135,6 +139,7 @@ def bubblewrapped(
   found = _bubblewrap()
   interpreter, folder = _interpreter(python), _folder(packages)
   faults = []
+  # As root first, because only root can give each slot a user of its own.
   for as_root in (True, False) if os.geteuid() == 0 else (False,):
     isolation = _isolation(found, interpreter, folder, as_root=as_root)
     fault = _probe(isolation)
@@ -175,6 +180,7 @@ def isolation_prefix(
   if sys.platform != "linux":
     return ()
   places = [*_libraries(), *shown]
+  # This user's namespaces first; root's serve systems that forbid those.
   for as_root in (False, True) if os.geteuid() == 0 else (False,):
     with contextlib.suppress(SandboxError, subprocess.SubprocessError, OSError):
       found = (
@@ -183,6 +189,8 @@ def isolation_prefix(
         *_filesystem(_same(places)),
       )
       test = (*found, sys.executable, "-c", "")
+      # Only a try shows if the kernel allows the prefix; it runs once, as the
+      # result is cached.
       if _run(test, b"", "/tmp").returncode == 0:
         return found
   return ()
@@ -213,6 +221,8 @@ def _flags(found: str, as_root: bool) -> list[str]:
   flags = [found, "--unshare-ipc", "--unshare-pid", "--unshare-net"]
   flags += ["--unshare-uts", "--unshare-cgroup-try", "--clearenv"]
   if not as_root:
+    # In a user namespace of its own a program would have all capabilities
+    # again.
     flags += ["--unshare-user", "--disable-userns"]
     flags += ["--uid", "1000", "--gid", "1000"]
   for name, value in environment("/tmp").items():
@@ -229,9 +239,13 @@ def _filesystem(shown: Sequence[tuple[str, str]]) -> list[str]:
       # By default bubblewrap makes parents that only root may enter.
       flags += ["--perms", "0755", "--dir", str(parent)]
     flags += ["--ro-bind", source, target]
+  # On most systems /lib is a link, and programs name their loader below it, so
+  # there must be the same link inside.
   for link in filter(os.path.islink, _LIBRARIES):
     flags += ["--symlink", os.readlink(link), link]
   flags += ["--proc", "/proc", "--dev", "/dev"]
+  # Read-only at the end: flags are applied in order, and those above still make
+  # folders and links.
   return [
     *flags,
     *("--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/tmp"),
@@ -242,6 +256,7 @@ def _shown(python: str, packages: str | None) -> list[tuple[str, str]]:
   """Returns the paths that a program sees, as pairs of source and target."""
   places = _libraries()
   prefix = str(pathlib.Path(python).parent.parent)
+  # The libraries below /usr are shown already, and its programs are not needed.
   if prefix == "/usr":
     places.append(python)
   elif not any(prefix.startswith(f"{x}/") for x in places):
@@ -267,12 +282,14 @@ def _interpreter(python: str | None) -> str:
   Raises:
     SandboxError: There is no such file.
   """
+  # The interpreter of a virtual environment would find the packages there.
   base: str = getattr(sys, "_base_executable", "") or sys.executable
   found = shutil.which(python or base)
   if found is None:
     raise SandboxError(
       f"there is no interpreter {python or base}; set sandbox.python"
     )
+  # What a link points to might not be shown in the sandbox.
   return os.path.realpath(found)
 
 

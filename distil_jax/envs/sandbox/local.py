@@ -89,6 +89,7 @@ class LocalSandbox:
         "bubblewrap: without namespaces, processes that a program starts could "
         "outlive it"
       )
+    # Before a process is taken, so that bad arguments cost none.
     try:
       messages = _messages(job)
     except values.PlainError as error:
@@ -149,6 +150,7 @@ class _Prefork:
     deadline = time.monotonic() + seconds
     head = b" ".join(b"%d" % len(x) for x in messages) + b"\n"
     process.write(head + b"".join(messages), deadline)
+    # Each answer names its role, because the two come in any order.
     return dict(_answer(process, deadline) for _ in messages)
 
   def kill(self) -> None:
@@ -182,6 +184,7 @@ class _Prefork:
 
 def _answer(process: pipes.Child, deadline: float) -> tuple[str, Any]:
   role, length = process.line(deadline).decode().split()
+  # A forged length must not fill the memory of this process.
   if int(length) > _MAX_ANSWER:
     raise ValueError(f"the answer has {length} bytes, more than {_MAX_ANSWER}")
   return role, json.loads(process.take(int(length), deadline))

@@ -49,10 +49,12 @@ class Child:
       command,
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
+      # A pipe that nobody reads would fill up and stop the child.
       stderr=subprocess.DEVNULL,
       start_new_session=True,  # Ctrl-C must interrupt this process alone.
       env=dict(environment),
       cwd=directory,
+      # The descriptors are used directly, so no file may keep bytes back.
       bufsize=0,
     )
     # Runs at the latest when this interpreter exits.
@@ -62,6 +64,7 @@ class Child:
     self._input = self._process.stdin.fileno()
     self._output = self._process.stdout.fileno()
     self._read = bytearray()
+    # A write to a full pipe would otherwise wait beyond the deadline.
     for descriptor in (self._input, self._output):
       os.set_blocking(descriptor, False)
 
@@ -75,6 +78,7 @@ class Child:
 
   def kill(self) -> None:
     """Kills its process group, even if a thread waits for its answer."""
+    # The number of a process that has ended may belong to another one.
     if self.is_running:
       _kill_group(self._process)
 
@@ -126,6 +130,7 @@ class Child:
 
 def num_cores() -> int:
   """Returns the number of cores that this process may use."""
+  # Schedulers give a process fewer cores than the machine has.
   if hasattr(os, "sched_getaffinity"):
     return len(os.sched_getaffinity(0))
   return os.cpu_count() or 1
@@ -138,6 +143,7 @@ def _end(
   # A forked copy of the owner also runs this finalizer when it exits.
   if os.getpid() != owner:
     return
+  # Processes of its group may outlive it.
   _kill_group(process)
   process.wait()
   for pipe in (process.stdin, process.stdout):

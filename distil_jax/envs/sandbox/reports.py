@@ -29,6 +29,8 @@ def outcome(results: Mapping[str, Mapping[str, Any]]) -> Outcome:
   if "tests" in results:
     tests_report = _report(results["tests"])
     checks = _checks(tests_report)
+    # Only the tests know what a call has raised: the program's process answers
+    # with the exception and goes on.
     stopped = tests_report.get("stopped")
     if isinstance(stopped, dict):
       raised = _fault(stopped.get("raised")) or raised

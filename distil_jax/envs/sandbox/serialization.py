@@ -55,6 +55,8 @@ def job_from_json(content: Mapping[str, Any]) -> Job:
     raise ValueError(
       f"this JSON is no job: {type(error).__name__} {error}"
     ) from None
+  # A dataclass checks no types, and what is no text would fail in the guest,
+  # where it would count as a fault of the sandbox.
   texts = [job.program, job.stdin]
   texts += [] if job.call is None else [job.call.name]
   if job.tests is not None:

@@ -68,6 +68,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     length = self.headers.get("Content-Length", "")
     is_length = length.isdecimal() and len(length) <= _MAX_DIGITS
     if self.path != "/run" or not is_length:
+      # The body is not read, and would be taken for the next request.
       self.close_connection = True
       self._answer(
         404, {"error": "the only request is POST /run with a Content-Length"}
@@ -110,10 +111,12 @@ def _check(limits: Limits) -> None:
     _at_most(name, getattr(limits, name), getattr(LARGEST, name))
   _at_most("num_processes", limits.num_processes, LARGEST.num_processes)
   assert LARGEST.wall_seconds is not None
+  # Not the setting, which may be None, but the deadline that follows from it.
   _at_most("wall_seconds", limits.deadline, LARGEST.deadline)
 
 
 def _at_most(name: str, value: Any, largest: float) -> None:
+  # True would pass as the number 1.
   if isinstance(value, bool) or not isinstance(value, int | float):
     raise ValueError(f"{name}={value!r} must be a number")
   if not value <= largest:

@@ -54,6 +54,7 @@ def main() -> None:
   sys.argv = [""]
   # Supervisors inherit this open file; `lockf` locks by process, not by file.
   lock = os.open(settings["lock"], os.O_RDWR | os.O_CREAT, 0o600)
+  # A program shall not import the guest, which is in memory by then.
   sys.path[:] = [x for x in sys.path if x != settings["path"]]
   if settings["packages"]:
     sys.path.append(settings["packages"])
@@ -68,9 +69,12 @@ def main() -> None:
     joined = socket.socketpair() if len(lengths) == 2 else (None, None)
     for length, end in zip(lengths, joined, strict=False):
       _start(length, end, joined, settings, lock)
+    # A copy that stays open here would keep the channel open after one side has
+    # ended, and the other side would wait until its deadline.
     for end in joined:
       if end is not None:
         end.close()
+    # A slot's user, and the limit of its processes, are for one job at a time.
     for _ in lengths:
       os.wait()
 
@@ -80,6 +84,7 @@ def _start(length: int, end, joined, settings, lock: int) -> None:
   has_read, done = os.pipe()
   if confine.fork():
     os.close(done)
+    # Returns once the supervisor closes its end, which its death does too.
     os.read(has_read, 1)
     os.close(has_read)
     return
@@ -92,6 +97,8 @@ def _start(length: int, end, joined, settings, lock: int) -> None:
     os.close(done)
     os.close(has_read)
     result = _supervised(job, role, end, settings)
+  # The supervisor is a copy of the process that reads jobs. It must answer and
+  # end here, whatever happens, and never go on with that loop.
   except BaseException as error:
     result = {"end": "crashed", "stderr": f"{type(error).__name__}: {error}"}
   finally:
@@ -105,6 +112,7 @@ def _supervised(job, role: str, end, settings) -> supervise.Result:
   channel = None if end is None else end.fileno()
 
   def act(reports: int) -> None:
+    # `supervise` moves the channel to this number.
     inner = None if channel is None else 4
     for name in [*_HIDDEN, *(n for n in sys.modules if n.startswith(_HIDDEN))]:
       sys.modules.pop(name, None)
@@ -115,6 +123,7 @@ def _supervised(job, role: str, end, settings) -> supervise.Result:
 
   return supervise.supervise(
     act,
+    # Encoded in the way in which the program's standard input decodes it.
     stdin=job.get("stdin", "").encode("utf-8", "surrogateescape"),
     limits=job["limits"],
     has_namespaces=settings["has_namespaces"],

@@ -76,6 +76,7 @@ def enter_namespaces(file_bytes: int, input_bytes: int) -> None:
   """
   libc = _libc()
   _check(libc.unshare(_NEWNS | _NEWIPC | _NEWPID), "unshare")
+  # Mounts would otherwise be passed on to the namespaces outside.
   _check(libc.mount(b"none", b"/", None, _PRIVATE, None), "mount /")
   for place, size, mode in (
     (b"/tmp", file_bytes, 0o1777),
@@ -113,6 +114,7 @@ def _limit(name: str, value: int, *, may_rise: bool = False) -> None:
     return  # This system has no such limit.
   allowed = resource.getrlimit(kind)[1]
   if allowed != resource.RLIM_INFINITY:
+    # A process may not raise its own hard limit.
     value = min(value, allowed)
   # Some systems define a limit and refuse to set it.
   with contextlib.suppress(ValueError, OSError):
@@ -127,9 +129,12 @@ def drop_privileges(user: int | None) -> None:
   """
   if sys.platform == "linux":
     libc, capability = _libc(), 0
+    # Fails at the first number that is no capability of this kernel, or at once
+    # if this process may drop none.
     while libc.prctl(_CAPBSET_DROP, capability, 0, 0, 0) == 0:
       capability += 1
   if user is not None:
+    # Groups first: once the user is not root any more, they cannot be changed.
     os.setgroups([])
     os.setresgid(user, user, user)
     os.setresuid(user, user, user)
@@ -225,6 +230,7 @@ def _program(
   calls = dict(_REFUSED)
   if not has_namespaces:
     calls |= _REFUSED_OUTSIDE
+  # Some architectures have only the newer of two calls, under both names here.
   refused = sorted({numbers[column] for numbers in calls.values()})
   if num_processes == 1 and column == 0:
     refused += [_FORK, _VFORK]
@@ -238,6 +244,7 @@ def _program(
   )
   lines = b"".join(struct.pack("HBBI", *line) for line in code)
   array = ctypes.create_string_buffer(lines, len(lines))
+  # The array is returned too, because the filter points into it.
   return struct.pack("HxxxxxxP", len(code), ctypes.addressof(array)), array
 
 
@@ -259,12 +266,14 @@ def _filter(
   only_threads: bool,
 ) -> list[tuple[int, int, int, int]]:
   """Returns a Berkeley packet filter: code, jumps if true and not, operand."""
+  # The architecture comes first: on another one these numbers mean other calls.
   code = [
     (_LOAD, 0, 0, 4),  # The architecture.
     (_EQUAL, 1, 0, audit),
     (_RETURN, 0, 0, _KILL),
     (_LOAD, 0, 0, 0),  # The number of the call.
   ]
+  # x32 passes for x86_64 but has numbers of its own, beyond those listed.
   if has_x32:
     code += [(_AT_LEAST, 0, 1, _X32), (_RETURN, 0, 0, _KILL)]
   for number in refused:

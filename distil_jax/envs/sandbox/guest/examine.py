@@ -67,6 +67,7 @@ class _Program:
       raise UnaskableError(f"{self.last['call']}: {error}") from None
     try:
       programs._write(self._channel, json.dumps(question).encode() + b"\n")
+      # A program could answer without end.
       line = self._answers.readline(_MAX_ANSWER)
     except OSError:
       line = b""
@@ -140,6 +141,7 @@ class _Log:
       pass
     except GoneError:
       self.stopped = {**(self.program.last or {}), "is_gone": True}
+    # A package that the tests need is missing: no fault of the program.
     except ImportError:
       raise
     except Exception as error:
@@ -159,6 +161,7 @@ class _Log:
 
   def passed(self) -> None:
     self.num_passed += 1
+    # A later failure must not be blamed on this call.
     self.program.last = None
 
   def failed(self, statement: str, error: BaseException) -> None:

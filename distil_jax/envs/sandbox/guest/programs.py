@@ -58,6 +58,8 @@ def whole(program: str) -> tuple[int, dict[str, Any]]:
   """
   main = types.ModuleType("__main__")
   main.__file__ = FILE
+  # Pickle and dataclasses look names up in `sys.modules`, so the program needs
+  # a module of its own there.
   sys.modules["__main__"] = main
   try:
     exec(_compiled(program), main.__dict__)
@@ -69,6 +71,7 @@ def whole(program: str) -> tuple[int, dict[str, Any]]:
     return 1, {"raised": fault(error)}
   _end_threads()
   if code is None or isinstance(code, int):
+    # The kernel keeps the low byte of an exit status.
     return (code or 0) & 0xFF, {}
   print(code, file=sys.stderr)
   return 1, {}
@@ -96,6 +99,8 @@ def serve(program: str, channel: int) -> None:
     namespace = _loaded(program)
   except BaseException as error:
     broken = {"raised": fault(error)}
+    # The tests get an answer to each call, or they would wait for one until
+    # their deadline.
     for _ in lines:
       _write(channel, json.dumps(broken).encode() + b"\n")
     return
@@ -151,7 +156,9 @@ def _message(error: BaseException) -> str:
 def _compiled(program: str) -> types.CodeType:
   program = program.removeprefix("\ufeff")  # As Python does with files.
   lines = program.splitlines(keepends=True)
+  # Tracebacks read source lines here, as there is no file to read.
   linecache.cache[FILE] = (len(program), None, lines, FILE)
+  # Future statements of this module must not hold for the program.
   return compile(program, FILE, "exec", dont_inherit=True)
 
 
@@ -207,6 +214,7 @@ def _end_threads() -> None:
 def _flush() -> None:
   """Flushes what Python would flush at exit, also files that are left open."""
   main = sys.modules.get("__main__")
+  # Not `isinstance`, which would ask the program's objects for their class.
   left_open = [
     x
     for x in getattr(main, "__dict__", {}).values()

@@ -45,6 +45,8 @@ def supervise(
   Returns:
     `end`, `exit_code`, `signal`, `stdout`, `stderr`, `report` and `seconds`.
   """
+  # Opened before an empty /proc hides it: the watch reads there what the
+  # program's processes use.
   processes = os.open("/proc", os.O_RDONLY) if os.path.isdir("/proc") else None
   if has_namespaces:
     confine.enter_namespaces(limits["file_bytes"], len(stdin))
@@ -55,10 +57,13 @@ def supervise(
     child = confine.fork()
     if not child:
       _become(act, given, limits, has_namespaces, user, folder)
+    # A writing end left open here would keep the pipes from ever ending.
     for descriptor in given:
       os.close(descriptor)
     watch = _Watch(child, readers, limits, processes)
     watch.run()
+    # What the program has left could fill the pipes for ever, so it is killed
+    # before they are emptied.
     if not has_namespaces:
       watch.bury()
     watch.drain()
@@ -93,13 +98,16 @@ def _file_of(content: bytes, has_namespaces: bool) -> int:
 
 def _become(act, descriptors, limits, has_namespaces, user, folder) -> None:
   """Turns this process into the confined one; does not return."""
+  # 70 means that the process could not be confined, 71 that `act` failed.
   code = 70
   try:
+    # It leads a group of its own, which `bury` kills.
     os.setsid()
     # First to numbers above all targets, so that none is overwritten before it
     # is moved.
     moved = [fcntl.fcntl(x, fcntl.F_DUPFD, 64) for x in descriptors]
     for number, descriptor in enumerate(moved):
+      # Programs that it starts do not inherit the report and the channel.
       os.dup2(descriptor, number, inheritable=number < 3)
     os.closerange(len(moved), 4096)
     os.chdir(folder)
@@ -110,6 +118,8 @@ def _become(act, descriptors, limits, has_namespaces, user, folder) -> None:
       file_bytes=limits["file_bytes"],
       num_processes=limits["num_processes"],
     )
+    # In this order: without capabilities a filter needs `no_new_privs`, which
+    # is set together with dropping them.
     confine.drop_privileges(user)
     confine.refuse_system_calls(
       has_namespaces=has_namespaces, num_processes=limits["num_processes"]
@@ -139,6 +149,7 @@ class _Watch:
     self.room = {
       "stdout": limits["output_bytes"],
       "stderr": limits["output_bytes"],
+      # The program shares the process that reports, and could write for ever.
       "report": _REPORT_BYTES,
     }
     self.poll = select.poll()
@@ -254,11 +265,13 @@ def _taken(processes: int | None, first: int) -> tuple[int, int]:
   """
   count = memory = 0
   queue = [first]
+  # Processes may start while they are counted, so the walk has a limit.
   while queue and count < 10_000:
     pid = queue.pop()
     statm = _text(processes, f"{pid}/statm").split()
     if len(statm) > 1:
       count += 1
+      # Resident pages: address space that is only reserved takes no memory.
       memory += int(statm[1]) * _PAGE
     queue += _children(processes, pid)
   return count, memory
@@ -280,6 +293,7 @@ def _children(processes: int | None, pid: int) -> list[int]:
     os.close(directory)
   found: list[int] = []
   for thread in threads:
+    # The kernel lists a child with the thread that has started it.
     text = _text(processes, f"{pid}/task/{thread}/children")
     found += [int(x) for x in text.split()]
   return found

@@ -35,16 +35,19 @@ def encode(value: Any, depth: int = 0) -> list[Any]:
     raise PlainError("a value nested too deep")
   if value is None:
     return ["none"]
+  # A bool is an int too, so it is asked for first.
   if isinstance(value, bool):
     return ["bool", bool(value)]
   if isinstance(value, int):
     # Python limits the number of decimal digits, but not of hexadecimal ones.
     return ["int", hex(int(value))]
+  # Hexadecimal is exact, and has a form for infinity, which JSON lacks.
   if isinstance(value, float):
     return ["float", float(value).hex()]
   if isinstance(value, complex):
     return ["complex", value.real.hex(), value.imag.hex()]
   if isinstance(value, str):
+    # `str` may return an object of a subclass, `join` never does.
     return ["str", "".join(value)]
   if isinstance(value, bytes | bytearray):
     kind = "bytes" if isinstance(value, bytes) else "bytearray"
@@ -54,6 +57,7 @@ def encode(value: Any, depth: int = 0) -> list[Any]:
   if isinstance(value, range):
     return ["range", [hex(x) for x in (value.start, value.stop, value.step)]]
   if isinstance(value, Iterator):
+    # One item more than is kept tells `_items` that the end was not reached.
     items = list(itertools.islice(value, _MAX_ITEMS + 1))
     return ["iterator", [encode(x, depth + 1) for x in items]]
   for kind, collection in _COLLECTIONS.items():
@@ -62,6 +66,7 @@ def encode(value: Any, depth: int = 0) -> list[Any]:
   if isinstance(value, dict):
     items = [[encode(x, depth + 1) for x in pair] for pair in value.items()]
     return ["dict", items]
+  # By name, because numpy may not be installed.
   if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
     return encode(value.tolist(), depth + 1)
   raise PlainError(f"a {type(value).__name__}, which is no plain value")
@@ -143,6 +148,7 @@ def _str(value: Any) -> str:
 
 def _float(text: str) -> float:
   value = float.fromhex(text)
+  # One object, because lists find what they contain equal if it is the same.
   return math.nan if math.isnan(value) else value
 
 
