@@ -331,7 +331,7 @@ def _zero_gradients(cut: Tiles, hidden, unembedding):
 def _add(gradients, start, states, weights, gradient, layout: Layout):
   """Adds a tile's part of the gradients of hidden states and unembedding."""
   hidden_gradient, sums = gradients
-  # Matrix units need the narrow dtype; what is summed stays in float32.
+  # Matrix units are fast in the states' dtype; what is summed is float32.
   gradient = gradient.astype(states.dtype)
   part = _product(gradient, weights, 2, 1).astype(hidden_gradient.dtype)
   hidden_gradient = jax.lax.dynamic_update_slice_in_dim(

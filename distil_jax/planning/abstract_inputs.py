@@ -127,6 +127,7 @@ def rollout_state(
   """Returns the state of a rollout, from the function that starts it."""
   state = jax.eval_shape(start, *arguments)
   caches = (state.prompts.cache, state.kv_cache.cache)
+  # By identity, because another array may have the shape of a cache.
   cache_ids = {id(x) for x in jax.tree.leaves(caches)}
 
   def shard(x: Any) -> jax.ShapeDtypeStruct:

@@ -130,6 +130,8 @@ class _Counter:
     return self._computation(self._module.entry, False)
 
   def _computation(self, name: str, is_in_open_loop: bool) -> Costs:
+    # Within an open loop the same computation costs less, because open loops in
+    # it are counted once.
     key = (name, is_in_open_loop)
     if key not in self._costs:
       computation = self._computations[name]
@@ -147,6 +149,7 @@ class _Counter:
       return self._loop(computation, instruction, called, is_in_open_loop)
     if opcode == "conditional":
       branches = [self._computation(name, is_in_open_loop) for name in called]
+      # Data decide which branch runs, so the dearest is counted.
       return max(branches, key=lambda c: (c.flops, c.num_bytes))
     if opcode in ("call", "async-start"):
       return sum(
@@ -204,6 +207,7 @@ def _messages(kind: str, computation, instruction) -> Costs:
   # The result of an asynchronous start holds the operand as well.
   if instruction.opcode.endswith("-start") and made > read:
     made -= read
+  # The whole array is the result of a gather, and the operand of the others.
   whole = made if kind == "all-gather" else read
   if kind == "all-reduce" and _is_scattered(computation, instruction):
     kind = "reduce-scatter"
@@ -268,6 +272,8 @@ def _along(
     name: (int(before or 1), int(size or shape[name]))
     for name, before, size in re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", axes)
   }
+  # Each axis is split into factors before, inside and after the group's part.
+  # Only the one inside is kept; index 0 of the others gives the first group.
   split, index = [], []
   for name, whole in shape.items():
     before, size = chosen.get(name, (whole, 1))

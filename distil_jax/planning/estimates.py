@@ -141,6 +141,8 @@ def _flops(step: Step) -> float:
   pairs = network.num_layers * network.num_heads * network.head_size
 
   def one_pass(length: int) -> float:
+    # Attention takes 4 · S² · N · H operations a layer, and half of that if
+    # nothing is computed for tokens that come later.
     return 2.0 * length * (step.num_params + length * pairs)
 
   return run.num_sequences * (passes * one_pass(student) + one_pass(teacher))
@@ -161,9 +163,11 @@ def _network_bytes(mesh: Mapping[str, int], micro: int, step: Step) -> float:
     # gradient is scattered in float32.
     gathers = (2 if run.remat == "layer" else 1) + 1 + (teacher > 0)
     total += num_micro_batches * params * (gathers * size + 4)
+  # Replicas sum their float32 gradients; an all-reduce sends an array twice.
   if mesh["data"] > 1:
     total += num_micro_batches * 2 * 4 * params / param_shards
   rows = run.num_sequences / (mesh["data"] * mesh["fsdp"]) / context
+  # The backward pass exchanges about twice as much as the forward pass.
   tokens = rows * (3 * student + teacher)
   if tensor > 1:
     # Activations are summed after attention and after the MLP of each layer.

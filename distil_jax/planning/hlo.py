@@ -59,6 +59,7 @@ class Array:
     bits = _BITS.get(self.dtype)
     if bits is None:  # 8-bit floats have many names; a token has no size
       bits = 8 if self.dtype.startswith("f8") else 0
+    # Entries of less than a byte are packed.
     return -(-self.size * bits // 8)
 
 
@@ -113,6 +114,7 @@ class Instruction:
     if not match:
       return None
     rest = self.text[match.end() :]
+    # What stands in braces may have commas; other values end at the next one.
     if rest.startswith("{"):
       return rest[: _end_of_braces(rest)]
     return re.split(r",\s|$", rest, maxsplit=1)[0]
@@ -143,6 +145,7 @@ class Computation:
     """Returns the instructions that read each instruction."""
     found: dict[str, list[Instruction]] = {}
     for instruction in self.instructions.values():
+      # An instruction may read the same value twice.
       for name in set(instruction.operands):
         found.setdefault(name, []).append(instruction)
     return found
@@ -178,10 +181,12 @@ def parse(text: str) -> Module:
   entry = ""
   name, instructions = "", {}
   for line in text.splitlines():
+    # At the margin stand heads and ends of computations, and the module.
     if not line.startswith((" ", "\t")):
       head = _HEAD.match(line)
       if head and not line.startswith("HloModule"):
         name, instructions = head[2], {}
+        # The dictionary in it is filled by the lines that follow.
         computations[name] = Computation(name, instructions)
         entry = name if head[1] else entry
       continue
@@ -221,6 +226,7 @@ def _instruction(line: str) -> Instruction | None:
     name=head[2],
     opcode=opcode[1],
     arrays=arrays(line[start:end]),
+    # Some versions print the types of operands too, so names are found by sign.
     operands=tuple(_NAME.findall(inside)),
     text=line[close + 1 :],
     is_root=bool(head[1]),

@@ -43,10 +43,13 @@ def num_bytes(
     return 0.0
   operands = computation.arrays_of(instruction)
   made = _total(instruction.arrays)
+  # Of the array that is sliced only the slice is read, and the same is written.
   if opcode in _SLICES:
     return 2 * made
+  # Updated in place: the update is read and written, the rest stays as it is.
   if opcode == "dynamic-update-slice":
     return 2 * _total(operands[1])
+  # The updates are read, and so are the places where they are added.
   if opcode == "scatter":
     return 3 * _total(operands[-1])
   if opcode.endswith("-start"):
@@ -70,6 +73,7 @@ def _fusion(instruction, operands, fused: Computation) -> float:
   for index, arrays in enumerate(operands):
     whole = _total(arrays)
     inner = parameters.get(index)
+    # Slices may overlap, but no fusion reads more than the whole.
     total += whole if inner is None else min(whole, _read(fused, inner, whole))
   return total + _written(fused, fused.root, _total(instruction.arrays))
 

@@ -41,6 +41,7 @@ def flops(computation: Computation, instruction: Instruction) -> float | None:
 def _dot(computation: Computation, instruction: Instruction) -> float:
   (left,) = computation.arrays_of(instruction)[0]
   contracted = instruction.sizes("lhs_contracting_dims")
+  # A multiplication and an addition for each contracted entry of each result.
   return 2.0 * instruction.arrays[0].size * _sizes(left, contracted)
 
 
@@ -81,6 +82,8 @@ def _windows(instruction: Instruction) -> list[_Window]:
   fields = (
     sizes,
     _window_field(window, "stride", ones),
+    # Padding before the first input moves the windows. That after the last only
+    # adds outputs, whose number is known.
     [pad.split("_")[0] for pad in _window_field(window, "pad", ["0"] * count)],
     _window_field(window, "lhs_dilate", ones),
     _window_field(window, "rhs_dilate", ones),
@@ -97,6 +100,7 @@ def _window_field(window: str, name: str, default: list[str]) -> list[str]:
 def _pairs(size: int, num_outputs: int, window: _Window) -> int:
   """Returns the pairs of output and window column that meet an input."""
   width, stride, padding, left_dilation, right_dilation = window
+  # A plain product, the common case, needs no loop.
   if width == 1 and stride == 1 and padding == 0 and left_dilation == 1:
     return num_outputs
   last = (size - 1) * left_dilation
@@ -114,6 +118,7 @@ def _kernel(computation: Computation, instruction: Instruction) -> float | None:
   if "matmul" in target or "gemm" in target.lower():
     return _library_product(computation, instruction)
   if "tpu_custom_call" not in target:
+    # Calls of other libraries, such as sorting, compute no products.
     return None if "cudnn" in target.lower() else 0.0
   if cost := _COST.search(instruction.text[:100_000]):
     return float(cost[1])
@@ -156,6 +161,7 @@ def _causal_attention(
     (x for x in arrays if len(x.shape) >= 3 and x.dtype in ("bf16", "f32")),
     key=lambda x: x.size,
   )
+  # Sequences attend to themselves, so there are as many keys as queries.
   keys = queries.shape[-2]
   return num_products * 2.0 * queries.size * keys / 2
 

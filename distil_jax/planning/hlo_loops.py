@@ -37,6 +37,7 @@ def trip_count(
     return None
   if direction == "LE":
     last += 1
+  # No other loop is known here: the caller reports it as one that data end.
   is_up = direction in ("LT", "LE") and step > 0
   return max(0, -(-(last - start) // step)) if is_up else None
 
@@ -53,6 +54,8 @@ def _comparison(
   root = test.root
   arguments: dict[int | None, str] = {}
   scope = test
+  # The comparison may stand in a fusion, whose parameters stand for values
+  # outside.
   if root.opcode == "fusion":
     (name,) = root.called
     arguments |= enumerate(root.operands)

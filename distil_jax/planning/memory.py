@@ -56,6 +56,7 @@ def tree_bytes(tree: Any) -> float:
 def _leaf_bytes(x: Any) -> float:
   sharding = getattr(x, "sharding", None)
   shape = x.shape if sharding is None else sharding.shard_shape(x.shape)
+  # The dtype of a key does not give the bytes of its numbers.
   if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
     data = jax.eval_shape(
       jax.random.key_data, jax.ShapeDtypeStruct((), x.dtype)
@@ -75,6 +76,7 @@ def from_compiled(
   """
   found = compiled.memory_analysis()
   # `peak_memory_in_bytes` leaves out the temporaries on a CPU.
+  # A donated argument and the result that replaces it are one buffer.
   results = found.output_size_in_bytes - found.alias_size_in_bytes
   return Memory(
     by_hand=by_hand,

@@ -160,9 +160,11 @@ class Planner:
 
   def training_phase(self) -> Phase:
     """Compiles the training step, which is one program."""
+    # Of a policy the step reads only the graph definition.
     policy = Policy(self.network, self.graphdef, {}, cast(Any, None))
     step = setup_step.build_train_step(self.config, policy, self.optimizer)
     shardings = jax.tree.map(lambda x: x.sharding, self.state)
+    # Donated as in a run, or the state would be counted twice.
     step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
     with jax.set_mesh(self.mesh):
       batch = abstract_inputs.batch(
@@ -191,6 +193,7 @@ class Planner:
       *earlier, last = abstract_inputs.cache_lengths(
         engine.FIRST_CACHE_LENGTH, self.run.completion_length
       )
+      # A rollout begins with the shortest cache.
       phases = [self._prefill_phase(weights, min([*earlier, last]))]
       if earlier:
         phases.append(self._growth_phase(weights, earlier[-1], last))
@@ -224,6 +227,7 @@ class Planner:
       CACHE_GROWTH,
       lambda: grow.lower(state),
       abstract_inputs.parts_of_state(state),
+      # Growth does not read the weights, but they stay in memory meanwhile.
       beside=self._beside(weights) + memory.tree_bytes(weights),
     )
 

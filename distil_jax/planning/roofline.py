@@ -68,6 +68,7 @@ class Machine:
 
   def _seconds(self, route: costs.Route, messages: costs.Messages) -> float:
     size = len(route.group) or len(self._coordinates)
+    # A chip sends to one other, over one link.
     if route.kind == "collective-permute":
       return messages.num_bytes / self.chip.link_bandwidth
     # On a ring each chip passes on all parts but its own; an all-reduce does
@@ -92,4 +93,5 @@ class Machine:
       for axis in range(len(self._slice.shape))
       if len({c[axis] for c in coordinates if c}) > 1
     )
+    # A group of one chip, or one without coordinates, spans no axis.
     return max(links, 1) * self.chip.link_bandwidth

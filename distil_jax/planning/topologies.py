@@ -94,6 +94,7 @@ def parse(name: str) -> Slice:
   }
   count = int(match[2])
   if count not in found:
+    # As ratios, by which 16 chips are nearer to 32 than to 1.
     nearest = sorted(found, key=lambda n: abs(math.log((n + 1) / (count + 1))))
     raise PlanError(
       f"no slice {name}; nearest: "

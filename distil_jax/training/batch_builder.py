@@ -103,6 +103,8 @@ def from_experience(
     teacher_prompt_ids=teacher_ids,
     teacher_prompt_mask=teacher_mask,
   )
+  # Split after the stats are made, because the probe samples from whole
+  # prompts.
   batch = _with_shared_prefixes(batch, rows, tokenizer.pad_id, settings)
   return batch, stats
 
@@ -132,6 +134,7 @@ def from_demonstrations(
     for d in demonstrations
   ]
   completions = [
+    # Each end token ends a completion; a demonstration teaches the first.
     [*tokenizer.encode(d.solution), tokenizer.eos_ids[0]]
     for d in demonstrations
   ]
@@ -174,6 +177,7 @@ def _batch(
   is_judged = experience.is_judged.astype(np.int32)[:, None]
   own = rollout.student_mask
   return TrainBatch(
+    # A rollout has one prompt for each problem, a batch one for each sample.
     prompt_ids=np.repeat(rollout.prompt_ids, group_size, axis=0),
     prompt_mask=np.repeat(rollout.prompt_mask, group_size, axis=0),
     teacher_prompt_ids=teacher_ids,

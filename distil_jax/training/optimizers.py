@@ -64,4 +64,5 @@ def make_optimizer(
   )
   if max_gradient_norm is None:
     return adamw
+  # The clip comes first, or the moments would remember what it cuts off.
   return optax.chain(optax.clip_by_global_norm(max_gradient_norm), adamw)

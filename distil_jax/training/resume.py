@@ -119,4 +119,5 @@ def restore_state(
 
 
 def _as_dict(state: train_state.TrainState) -> dict[str, Any]:
+  # Not `asdict`, which would copy every array.
   return {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}

@@ -133,6 +133,7 @@ def check_same_data(config: Config, problems: data_problems.Problems) -> None:
     source = getattr(config.data, split)
     if source != "generated":
       found[f"content of data.{split}={source}"] = _digest([source])
+  # Sizes, not contents: reading all weights of a large model takes minutes.
   directory = resolve_directory(config.model.directory)
   found |= {
     f"size of {path}": path.stat().st_size
@@ -156,6 +157,8 @@ def check_shared_directory(config: Config) -> None:
   marker = directory / ".meeting"
   if jax.process_index() == 0:
     directory.mkdir(parents=True, exist_ok=True)
+    # A new text each time, so that one that was left behind is not taken for
+    # it.
     marker.write_text(uuid.uuid4().hex)
   collectives.wait_for_all("the run folder is there")
   seen = marker.read_text() if marker.exists() else None
@@ -166,6 +169,7 @@ def check_shared_directory(config: Config) -> None:
       f"all of them write to train.run_directory={directory}, which must be "
       "one folder, on a file system that all hosts share",
     )
+  # Behind the barrier of `compare`, so all have read it.
   finally:
     if jax.process_index() == 0:
       marker.unlink(missing_ok=True)
@@ -177,6 +181,7 @@ def _versions() -> dict[str, Any]:
   return {
     "Python": platform.python_version(),
     **run_info.package_versions(),
+    # A version says nothing about a copy that somebody has edited.
     "source of distil_jax": _digest(sorted(package.rglob("*.py"))),
   }
 

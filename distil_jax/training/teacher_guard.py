@@ -73,6 +73,7 @@ def look(
     accuracy=accuracy,
     is_holding=accuracy < start - margin,
   )
+  # Without answers 0 of 0 were correct, which is no accuracy of 0.
   return jax.tree.map(
     lambda a, b: jnp.where(num_answers > 0, a, b).astype(b.dtype), after, state
   )

@@ -60,6 +60,7 @@ class TeacherProbe:
     sampled, _ = self.worker.sample(teacher_params, *arrays, key)
     texts = self.policy.texts(sampled.completion_ids, sampled.completion_mask)
     verdicts = self.judges(problems[: len(rows)], texts[: len(rows)])
+    # A judge that crashed says nothing about the teacher.
     rewards = [v.reward for v in verdicts if v.status != Status.CRASHED]
     is_right = np.asarray(rewards) >= self.success_threshold
     sums = collectives.global_sums(

@@ -96,6 +96,7 @@ def state_shardings(
     step=replicated,
     params=params,
     teacher_params=kept(state.teacher_params),
+    # Without shardings, jit would put all moments on one device.
     opt_state=optax.tree_utils.tree_map_params(
       optimizer,
       lambda _, of_param: of_param,

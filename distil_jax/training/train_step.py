@@ -58,6 +58,8 @@ def train_step(
 
   def update(carry, mini_batch):
     params, opt_state = carry
+    # A teacher with parameters of its own moves once a step, so that every
+    # mini-batch is compared with the same one.
     gradient, value, aux = _gradients(
       params,
       state.teacher_params,
@@ -67,6 +69,7 @@ def train_step(
     )
     updates, opt_state = optimizer.update(gradient, opt_state, params)
     params = optax.apply_updates(params, updates)
+    # The norm is that of the gradient before the optimizer clips it.
     return (params, opt_state), (value, optax.tree.norm(gradient), aux)
 
   carry = (state.params, state.opt_state)
@@ -89,8 +92,12 @@ def train_step(
     teacher_params=_next_teacher(state, params, ema_rate),
     opt_state=opt_state,
   )
+  # NaN and infinity in any mini-batch reach the means, so these two tell of
+  # all.
   is_finite = jnp.isfinite(value) & jnp.isfinite(norm)
   metrics = {**losses.metrics(aux), "loss": value, "gradient_norm": norm}
+  # Chosen on the device: when the host hears of a failure, the old state has
+  # been donated already.
   return optax.tree.where(is_finite, next_state, state), metrics
 
 
@@ -146,6 +153,7 @@ def _gradients(params, teacher_params, batch, *, objective, num_micro_batches):
     prepared = dataclasses.replace(
       prepared, score_weights=scores, future_costs=future
     )
+  # Cut after `prepare_fn`, which needs whole groups and the whole batch.
   slices = _cut(prepared, num_micro_batches)
 
   def loss(params, batch):
@@ -191,6 +199,8 @@ def _cut(tree, num_slices: int):
   """Cuts `[B, ...]` to `[n, B / n, ...]`, each slice over the batch axes."""
 
   def cut(x):
+    # Rows of a slice are neighbours, so a group stays in one slice if its size
+    # divides the slice's.
     size = x.shape[0] // num_slices
     x = x.reshape(num_slices, size, *x.shape[1:])
     return sharding.constrain(x, None, "batch", *(None,) * (x.ndim - 2))
@@ -255,6 +265,8 @@ def _accumulate(loss, params, slices, num_slices: int):
     totals = jax.tree.map(jnp.add, totals, added)
     return (totals, losses.merge(aux, other)), None
 
+  # Zeros of shapes that are found without computing: a first slice outside the
+  # loop would compile its body twice.
   zeros = jax.tree.map(
     lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, first)
   )

@@ -98,6 +98,7 @@ class RunFolder:
     for page in self.directory.glob("rollouts/step_*.md"):
       if step_of_page(page) > last_step:
         page.unlink()
+    # It says that a run has ended, which this one has not.
     (self.directory / SUMMARY).unlink(missing_ok=True)
     _write_atomically(self.directory / "config.yaml", config_yaml)
     _write_json(
@@ -182,6 +183,7 @@ class RunFolder:
     for name, value in record.items():
       # A number that is not finite is a gap here and null in the .jsonl file.
       if name != "step" and value is not None:
+        # TensorBoard allows no such character in a name.
         tag = prefix + name.replace("@", "_at_")
         self._tensorboard.add_scalar(tag, value, record["step"])
 
@@ -221,6 +223,8 @@ def _write_atomically(path: pathlib.Path, text: str) -> None:
   ) as file:
     file.write(text)
     file.flush()
+    # Otherwise a crash of the host could leave an empty file under the new
+    # name.
     os.fsync(file.fileno())
   temporary.replace(path)
 

@@ -106,6 +106,7 @@ class Episodes:
     def on_finished(index: int, ids: np.ndarray) -> None:
       if index < len(rows):  # stand-ins come after the rows
         self._end_turn(rows[index], ids)
+      # Judging of these can begin while other rows are still sampled.
       self._end_unanswered()
 
     return on_finished
@@ -135,6 +136,8 @@ class Episodes:
       The rows that have a next turn.
     """
     continuing = []
+    # In the order of rows: tools answer in any order, which must not decide
+    # which rows are sampled together.
     for row in sorted(self.calls):
       output = self.calls[row].result()
       if output is not None and self._add_output(row, output):
@@ -222,6 +225,7 @@ class Episodes:
     last_id = int(self._ids[row, length - 1])
     ids = self._tool_pool.shown(output, last_id=last_id)
     if length + len(ids) >= self._ids.shape[1]:
+      # For want of room, whatever ended the turn before.
       self._stop_reasons[row] = StopReason.LENGTH
       return False
     self._outputs[row].append(output)
@@ -284,6 +288,7 @@ def play(
     rows, left = waiting[:size], waiting[size:]
     sums = {"rows": float(len(rows)), "left": float(len(left))}
     sums = {k: round(x) for k, x in collectives.global_sums(sums).items()}
+    # Usage counts what is learned from, so tokens of stand-ins are taken out.
     num_stand_ins = num_processes * size - sums["rows"]
     sampled, more = sample_later(
       episodes.turns(rows, size),

@@ -230,6 +230,8 @@ class RolloutWorker:
       return self._sample(params, *prompts, keys, limits, **callbacks)
 
     num_processes = jax.process_count()
+    # The mesh shards what all processes sample together, so each samples a
+    # share of what the batch axes divide.
     multiple = sharding.batch_size_multiple(self._mesh, ("data", "fsdp"))
     multiple = max(multiple // num_processes, 1)
     # Each row of a later turn has a prompt of its own in memory, so no more
@@ -280,4 +282,5 @@ class RolloutWorker:
       on_finished=on_finished,
     )
     rows = jax.tree.map(sharding.local_rows, sampled)
+    # Prompts at the full width again, which the batch of a step has.
     return rows.replace(prompt_ids=prompt_ids, prompt_mask=prompt_mask), usage

@@ -126,6 +126,7 @@ class SelfCritic:
     experience = self._student(params, problems, key, report=report)
     requests, counts = self._requests(experience)
     verdicts = list(experience.verdicts)
+    # Sampling is a program of all devices: if one process asks, all take part.
     if collectives.global_max(len(requests)):
       sampled = self._sample(params, experience, requests, key)
       for row in requests:

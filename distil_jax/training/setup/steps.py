@@ -118,6 +118,8 @@ def build_first_state(
   template: train_state.TrainState,
 ) -> train_state.TrainState:
   """Returns the sharded state before the first step; donates the parameters."""
+  # Under jit with shardings every device makes its own parts, so that neither
+  # moments nor copies exist whole anywhere.
   init = jax.jit(
     lambda params: build_train_state(config, params, optimizer),
     out_shardings=_shardings(template),
@@ -133,6 +135,8 @@ def compile_train_step(
   template: train_state.TrainState,
 ) -> build_step.StepFn:
   """Returns the training step under jit; it donates the state."""
+  # XLA might choose other shardings for the result, with which the next step
+  # would have to be compiled again.
   return jax.jit(
     build_train_step(config, policy, optimizer),
     donate_argnums=0,
