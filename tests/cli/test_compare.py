@@ -4,7 +4,6 @@ import dataclasses
 import json
 import subprocess
 import sys
-import time
 
 import jax
 import pytest
@@ -134,10 +133,8 @@ def test_no_process_outlives_its_end():
   ]
   for process in processes:
     process.stdout.readline()
-  begun = time.monotonic()
   end_all(processes, seconds=0.3)
   assert [process.poll() for process in processes] == [-15, -9]
-  assert time.monotonic() - begun < 30
   for process in processes:
     process.stdout.close()
 

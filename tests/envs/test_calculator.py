@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -16,6 +15,7 @@ from distil_jax.config.environments import CalculatorConfig
 from distil_jax.envs import calculator_steps
 from distil_jax.envs.calculator import Calculator
 from distil_jax.types import Status
+from tests import cpu_time
 
 ROW = {"prompt": "Compute 47 + 8 - 3 + 6.", "answer": "58"}
 SOLUTION = "47 + 8 = 55\n55 - 3 = 52\n52 + 6 = 58\n<answer>58</answer>"
@@ -269,9 +269,8 @@ def test_only_the_answer_decides_the_reward(completion, first_wrong, num_right):
 )
 def test_hostile_completions_are_judged_fast(completion):
   problem = Calculator().problem(ROW)
-  start = time.perf_counter()
-  verdict = Calculator().judge(problem, completion)
-  assert time.perf_counter() - start < 1
+  with cpu_time.at_most(1):
+    verdict = Calculator().judge(problem, completion)
   assert verdict.status == Status.UNPARSABLE
   assert len(verdict.feedback) < 200
 

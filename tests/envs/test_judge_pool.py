@@ -1,6 +1,6 @@
 """A judge that raises or hangs costs its verdict, and nothing else."""
 
-import _thread
+import signal
 import subprocess
 import sys
 import threading
@@ -14,6 +14,7 @@ from distil_jax.envs import deadline_pool, judge_pool
 from distil_jax.types import Problem, Status, Verdict
 
 PROBLEM = Problem(index=7, messages=(), answer="")
+HANG = 100  # seconds, after which a test fails that would hang
 
 
 class UnsaidError(Exception):
@@ -25,7 +26,10 @@ class Judge:
   """Does what the completion says."""
 
   def __init__(self):
-    self.num_at_once = self.most_at_once = 0
+    self.num_at_once = self.most_at_once = self.num_begun = 0
+    self.company = threading.Barrier(4)
+    self.all_waiting = threading.Event()
+    self.released = threading.Event()
     self._lock = threading.Lock()
 
   def problem(self, row, index=0):
@@ -33,6 +37,7 @@ class Judge:
 
   def judge(self, problem, completion):
     with self._lock:
+      self.num_begun += 1
       self.num_at_once += 1
       self.most_at_once = max(self.most_at_once, self.num_at_once)
     try:
@@ -46,6 +51,14 @@ class Judge:
     match word:
       case "sleep":
         time.sleep(float(number))
+      case "meet":
+        self.company.wait(HANG)
+      case "hang":
+        self.released.wait()
+      case "interrupt":
+        self.all_waiting.wait()
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        self.released.wait()
       case "raise":
         raise ValueError(f"no verdict on {number}")
       case "exit":
@@ -69,7 +82,22 @@ class Judge:
 
 @pytest.fixture
 def judge():
-  return Judge()
+  made = Judge()
+  yield made
+  made.released.set()
+
+
+@pytest.fixture
+def threads_end():
+  """Waits for all threads that the test has started, and must be called."""
+  before = set(threading.enumerate())
+
+  def wait():
+    for thread in set(threading.enumerate()) - before:
+      thread.join(HANG)
+      assert not thread.is_alive(), thread
+
+  return wait
 
 
 def make(judge, **settings):
@@ -90,20 +118,15 @@ def test_verdicts_come_in_the_order_in_which_they_were_asked_for(judge):
 
 def test_as_many_at_once_as_there_are_workers(judge):
   judges, _ = make(judge, num_workers=4)
-  begun = time.monotonic()
-  judges([PROBLEM] * 8, ["sleep 0.1"] * 8)
+  verdicts = judges([PROBLEM] * 8, ["meet"] * 8)  # none goes on without 4
+  assert {verdict.status for verdict in verdicts} == {Status.CORRECT}
   assert judge.most_at_once == 4
-  assert time.monotonic() - begun < 0.6  # one after the other: 0.8
 
 
-def test_threads_end_with_their_work(judge):
+def test_threads_end_with_their_work(judge, threads_end):
   judges, _ = make(judge, num_workers=4)
-  before = threading.active_count()
   judges([PROBLEM] * 8, ["sleep 0.01"] * 8)
-  deadline = time.monotonic() + 5
-  while threading.active_count() > before and time.monotonic() < deadline:
-    time.sleep(0.01)
-  assert threading.active_count() <= before
+  threads_end()
 
 
 @pytest.mark.parametrize(
@@ -138,16 +161,15 @@ def test_one_that_raises_costs_its_verdict_and_is_told_of_once(
 
 
 def test_one_that_hangs_costs_its_verdict_and_its_thread(judge):
-  judges, told = make(judge, num_workers=2, seconds=0.2)
-  said = ["sleep 30"] * 3 + ["a", "sleep 0.1", "b", "sleep 0.1"]
-  begun = time.monotonic()
+  judges, told = make(judge, num_workers=2, seconds=0.8)
+  said = ["hang"] * 3 + ["a", "sleep 0.01", "b", "sleep 0.01"]
   verdicts = judges([PROBLEM] * 7, said)
-  assert time.monotonic() - begun < 5
-  late = Verdict(0.0, "", Status.TIMEOUT, {"seconds": 0.2})
+  late = Verdict(0.0, "", Status.TIMEOUT, {"seconds": 0.8})
   assert verdicts[:3] == [late] * 3
   assert [verdict.feedback for verdict in verdicts[3:]] == said[3:]
+  assert judge.num_at_once == 3
   (text,) = told
-  assert "judging.seconds=0.2" in text
+  assert "judging.seconds=0.8" in text
 
 
 def test_feedback_can_be_encoded(judge):
@@ -157,56 +179,60 @@ def test_feedback_can_be_encoded(judge):
   assert not told
 
 
-@pytest.mark.parametrize("said", ["raise it", "sleep 30"])
+@pytest.mark.parametrize("said", ["raise it", "hang"])
 def test_who_waits_hears_that_nobody_could_be_told(judge, said):
   def tell(text):
     raise BrokenPipeError("the terminal is gone")
 
   judges = judge_pool.JudgePool(
-    judge, JudgingConfig(num_workers=1, seconds=0.3), warn=tell
+    judge, JudgingConfig(num_workers=1, seconds=0.8), warn=tell
   )
   with pytest.raises(BrokenPipeError):
-    judges.submit(PROBLEM, said).result(timeout=5)
+    judges.submit(PROBLEM, said).result(HANG)
   assert judges([PROBLEM], ["a"])[0].feedback == "a"
 
 
 def test_waiting_for_a_turn_is_no_part_of_the_deadline(judge):
-  judges, told = make(judge, num_workers=1, seconds=0.5)
-  verdicts = judges([PROBLEM] * 8, ["sleep 0.1"] * 8)
+  judges, told = make(judge, num_workers=1, seconds=1.2)
+  verdicts = judges([PROBLEM] * 3, ["sleep 0.5"] * 3)
   assert {verdict.status for verdict in verdicts} == {Status.CORRECT}
   assert not told
 
 
-def test_a_verdict_after_the_deadline_is_none(judge):
-  judges, _ = make(judge, num_workers=1, seconds=0.1)
-  verdicts = judges([PROBLEM] * 2, ["sleep 0.3", "a"])
-  time.sleep(0.4)  # it comes, and nobody listens
+def test_a_verdict_after_the_deadline_is_none(judge, threads_end):
+  judges, _ = make(judge, num_workers=1, seconds=0.8)
+  verdicts = judges([PROBLEM] * 2, ["hang", "a"])
+  judge.released.set()
+  threads_end()  # it comes, and nobody listens
   assert [v.status for v in verdicts] == [Status.TIMEOUT, Status.CORRECT]
   assert judges([PROBLEM], ["b"])[0].feedback == "b"
 
 
 @pytest.mark.usefixtures("interruptible")
-def test_an_interrupt_while_waiting_takes_back_what_has_not_begun(judge):
+def test_an_interrupt_while_waiting_takes_back_what_has_not_begun(
+  judge, threads_end
+):
   judges, _ = make(judge, num_workers=1)
-  threading.Timer(0.2, _thread.interrupt_main).start()
-  begun = time.monotonic()
+
+  def completions():
+    yield "interrupt"
+    yield from ["a"] * 19
+    judge.all_waiting.set()
+
   with pytest.raises(KeyboardInterrupt):
-    judges([PROBLEM] * 20, ["sleep 0.5"] * 20)
-  assert time.monotonic() - begun < 2
-  deadline = time.monotonic() + 5
-  while judge.num_at_once and time.monotonic() < deadline:
-    time.sleep(0.01)
-  time.sleep(0.05)
-  assert judge.num_at_once == 0
+    judges([PROBLEM] * 20, completions())
+  judge.released.set()
+  threads_end()
+  assert judge.num_begun == 1
 
 
 _LEFT_BEHIND = """
-import time
+import threading
 from distil_jax.config import JudgingConfig
 from distil_jax.envs import judge_pool
 class Judge:
   def judge(self, problem, completion):
-    time.sleep(60)
+    threading.Event().wait()
 judges = judge_pool.JudgePool(Judge(), JudgingConfig(num_workers=2))
 for _ in range(5):
   judges.submit(None, "")
@@ -214,9 +240,8 @@ for _ in range(5):
 
 
 def test_one_that_hangs_does_not_keep_the_process():
-  begun = time.monotonic()
-  subprocess.run([sys.executable, "-c", _LEFT_BEHIND], check=True, timeout=50)
-  assert time.monotonic() - begun < 50
+  program = [sys.executable, "-c", _LEFT_BEHIND]
+  subprocess.run(program, check=True, timeout=HANG)
 
 
 @pytest.mark.parametrize(

