@@ -25,6 +25,11 @@ class Layout:
   num_inputs: int | None = None
 
   @property
+  def num_stacked(self) -> int:
+    """The number of leading axes for which the file has separate tensors."""
+    return self.name.count("{}")
+
+  @property
   def is_stacked(self) -> bool:
     """True if each layer has a tensor of its own in the file."""
     return "{}" in self.name

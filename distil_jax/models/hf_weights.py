@@ -6,27 +6,23 @@ each layer has tensors of its own; here a projection is `[inputs, outputs]` with
 heads apart, and layers are stacked on a leading axis.
 """
 
-import contextlib
 import json
 import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import safetensors
-import safetensors.numpy
 from flax import traverse_util
 
+from distil_jax.models import hf_files, hf_shards
 from distil_jax.models.families.qwen3 import (
   EMBEDDING,
   HEAD,
   LAYOUTS,
   UNEMBEDDING,
 )
-from distil_jax.models.hf_layout import Layout, Path
+from distil_jax.models.hf_layout import Path
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
@@ -35,9 +31,6 @@ INDEX = "model.safetensors.index.json"
 
 class WeightsError(ValueError):
   """Reports a model directory that cannot be used, and why."""
-
-
-_FLOATS = ("BF16", "F16", "F32")
 
 
 def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
@@ -59,11 +52,14 @@ def load(
   template: Mapping[str, Any],
   *,
   tie_embeddings: bool,
+  report: hf_files.Report | None = None,
+  copy: hf_files.Copy = hf_files.copy,
 ) -> dict[str, Any]:
   """Reads a Hugging Face checkpoint into the tree of the model's parameters.
 
-  One stacked parameter at a time passes through host memory. Every process
-  reads the files and keeps the parts that its own devices hold.
+  Every process reads the headers of all files, and of the tensors the parts
+  that its own devices hold, once each. Host memory holds one device's part of
+  one parameter at a time.
 
   Args:
     directory: Has the safetensors files, in bfloat16, float16 or float32.
@@ -71,6 +67,10 @@ def load(
       cast to its dtypes and placed by its shardings, if it has any.
     tie_embeddings: True if the unembedding is the embedding. A tied checkpoint
       may repeat it as `lm_head.weight` if the two are equal.
+    report: Told how many bytes this process has read, and how many it will
+      read in all.
+    copy: Copies a piece of a tensor; every piece that is loaded passes through
+      it once.
 
   Returns:
     The parameters, in the nested dictionary of the template.
@@ -82,13 +82,14 @@ def load(
   directory = _existing(directory)
   leaves = traverse_util.flatten_dict(dict(template))
   check_tree(set(leaves), tie_embeddings)
-  with contextlib.ExitStack() as files:
-    tensors = _open(directory, files)
-    _check_tensors(directory, tensors, leaves, tie_embeddings)
-    params = {
-      path: _place(_read(tensors, LAYOUTS[path], leaf), leaf)
-      for path, leaf in leaves.items()
-    }
+  tensors = _open(directory)
+  _check_tensors(directory, tensors, leaves, tie_embeddings)
+  params = hf_shards.read_all(
+    tensors,
+    {path: (LAYOUTS[path], leaf) for path, leaf in leaves.items()},
+    report=report or (lambda num_bytes_done, num_bytes_total: None),
+    copy=copy,
+  )
   return traverse_util.unflatten_dict(params)
 
 
@@ -151,29 +152,27 @@ def _shards(directory: pathlib.Path) -> list[pathlib.Path]:
   return shards
 
 
-def _open(
-  directory: pathlib.Path, files: contextlib.ExitStack
-) -> dict[str, Any]:
-  """Opens every shard. Returns the file that holds each tensor, by name."""
+def _open(directory: pathlib.Path) -> dict[str, hf_files.StoredTensor]:
+  """Maps every shard into memory. Returns all tensors by name."""
   tensors = {}
   for path in _shards(directory):
     try:
-      file = files.enter_context(safetensors.safe_open(path, "numpy"))
+      found = hf_files.open_file(path)
     except safetensors.SafetensorError as error:
       raise WeightsError(
         f"{path} is no complete safetensors file ({path.stat().st_size} "
         f"bytes): {error}"
       ) from error
-    for name in file.keys():  # noqa: SIM118 (a handle, not a dictionary)
+    for name, tensor in found.items():
       if name in tensors:
         raise WeightsError(f"{path} repeats {name}, which an earlier shard has")
-      tensors[name] = file
+      tensors[name] = tensor
   return tensors
 
 
 def _check_tensors(
   directory: pathlib.Path,
-  tensors: Mapping[str, Any],
+  tensors: Mapping[str, hf_files.StoredTensor],
   leaves: Mapping[Path, Any],
   tie_embeddings: bool,
 ) -> None:
@@ -184,8 +183,8 @@ def _check_tensors(
     for name in LAYOUTS[path].names(leaf.shape)
   }
   found = {
-    name: list(file.get_slice(name).get_shape())
-    for name, file in tensors.items()
+    name: list(tensor.shape)
+    for name, tensor in tensors.items()
     if not name.endswith("rotary_emb.inv_freq")  # follows from the config
   }
   problems = [
@@ -194,9 +193,9 @@ def _check_tensors(
     if name not in found
   ]
   for name, shape in found.items():
-    dtype = tensors[name].get_slice(name).get_dtype()
+    dtype = tensors[name].dtype
     if name == HEAD and tie_embeddings:
-      if not _is_embedding(tensors, name):
+      if not _is_embedding(tensors, leaves[EMBEDDING]):
         problems.append(
           f"extra {name}: found {shape}, differs from the embedding, but the "
           "config says tie_word_embeddings"
@@ -207,10 +206,10 @@ def _check_tensors(
       problems.append(
         f"mis-shaped {name}: found {shape}, expected {expected[name]}"
       )
-    elif dtype not in _FLOATS:
+    elif dtype not in hf_files.FLOATS:
       problems.append(
         f"unreadable {name}: found type {dtype}, expected one of "
-        f"{', '.join(_FLOATS)}"
+        f"{', '.join(hf_files.FLOATS)}"
       )
   if problems:
     raise WeightsError(
@@ -218,32 +217,19 @@ def _check_tensors(
     )
 
 
-def _is_embedding(tensors: Mapping[str, Any], name: str) -> bool:
-  embedding = LAYOUTS[EMBEDDING].name
-  if embedding not in tensors:
+def _is_embedding(
+  tensors: Mapping[str, hf_files.StoredTensor], leaf: Any
+) -> bool:
+  """Returns True if the head of a tied checkpoint repeats its embedding.
+
+  Each process compares the parts of the embedding that it holds.
+  """
+  embedding, head = tensors.get(LAYOUTS[EMBEDDING].name), tensors[HEAD]
+  if embedding is None or embedding.shape != head.shape:
     return False
-  handles = [tensors[key].get_slice(key) for key in (name, embedding)]
-  if any(handle.get_dtype() not in _FLOATS for handle in handles):
+  if not {embedding.dtype, head.dtype} <= hf_files.FLOATS.keys():
     return False
-  first, second = (
-    tensors[key].get_tensor(key).astype(np.float32) for key in (name, embedding)
-  )
-  return np.array_equal(first, second)
-
-
-def _read(tensors: Mapping[str, Any], layout: Layout, leaf: Any) -> np.ndarray:
-  """Reads one parameter, stacked over layers, in the type of the template."""
-  stack = np.empty(leaf.shape, leaf.dtype)
-  layers = stack if layout.is_stacked else stack[None]
-  for layer, name in enumerate(layout.names(leaf.shape)):
-    tensor = tensors[name].get_tensor(name)
-    layers[layer] = layout.read(tensor, layers.shape[1:])
-  return stack
-
-
-def _place(host: np.ndarray, leaf: Any) -> jax.Array:
-  if getattr(leaf, "sharding", None) is None:
-    return jnp.asarray(host)
-  return jax.make_array_from_callback(
-    host.shape, leaf.sharding, lambda index: host[index]
-  )
+  parts = [tuple(slice(0, size) for size in embedding.shape)]
+  if embedding.shape == leaf.shape:
+    parts = [box for box, _ in hf_shards.held_boxes(leaf)]
+  return all(hf_files.equal(embedding, head, box) for box in parts)

@@ -184,6 +184,62 @@ class Progress:
     print(line, file=self._stream, flush=True)
 
 
+@contextlib.contextmanager
+def loading(
+  text: str,
+  *,
+  is_shown: bool = True,
+  stream: TextIO | None = None,
+  interval: float = 10.0,
+) -> Iterator[Callable[[int, int], None]]:
+  """Shows how many bytes of a file are read, if it takes long.
+
+  Args:
+    text: what is read, for example `loading weights`.
+    is_shown: true in one process only.
+    stream: where to write; None means stderr.
+    interval: smallest time between two lines in a log file, seconds.
+
+  Yields:
+    A function to call with the numbers of bytes done and of all bytes.
+  """
+  place = stream or sys.stderr
+  if not is_shown:
+    yield lambda num_done, num_total: None
+  elif place.isatty():
+    with tqdm.tqdm(
+      desc=text,
+      unit="B",
+      unit_scale=True,
+      delay=_STAGE_SECONDS,
+      leave=False,
+      file=place,
+      **_size(place),
+    ) as bar:
+
+      def show(num_done: int, num_total: int) -> None:
+        bar.total = num_total
+        bar.update(num_done - bar.n)
+
+      yield show
+  else:
+    begun = time.monotonic()
+    next_at = begun + _STAGE_SECONDS
+
+    def write(num_done: int, num_total: int) -> None:
+      nonlocal next_at
+      now = time.monotonic()
+      if now >= next_at:
+        next_at = now + interval
+        done, total, pace = (
+          f"{x / 1e9:.1f}"
+          for x in (num_done, num_total, num_done / (now - begun))
+        )
+        print(f"{text} {done}/{total} GB  {pace} GB/s", file=place, flush=True)
+
+    yield write
+
+
 def tell(text: str) -> None:
   """Prints a line that stays on stderr, above a live line, from any thread."""
   tqdm.tqdm.write(text, file=sys.stderr)

@@ -182,3 +182,32 @@ def test_an_error_passes_through_a_stage():
     line.stage("dividing"),
   ):
     _ = 1 / 0
+
+
+def test_log_file_says_how_much_is_loaded_if_that_takes_long(monkeypatch):
+  now = 0.0
+  clock = types.SimpleNamespace(monotonic=lambda: now)
+  monkeypatch.setattr(progress, "time", clock)
+  stream = io.StringIO()
+  with progress.loading("loading weights", stream=stream) as report:
+    for now, done in ((1.9, 1), (2, 2), (11.9, 6), (12, 6), (13, 8)):  # noqa: B007
+      report(done * 10**9, 8 * 10**9)
+  assert stream.getvalue().splitlines() == [
+    "loading weights 2.0/8.0 GB  1.0 GB/s",
+    "loading weights 6.0/8.0 GB  0.5 GB/s",
+  ]
+
+
+def test_terminal_shows_a_bar_of_what_is_loaded(terminal, monkeypatch):
+  stream, read = terminal
+  with progress.loading("loading weights", stream=stream) as report:
+    report(10**9, 8 * 10**9)
+  assert "loading" not in read()  # it took no time
+  monkeypatch.setattr(progress, "_STAGE_SECONDS", 0)
+  with progress.loading("loading weights", stream=stream) as report:
+    time.sleep(0.15)  # longer than between two redraws
+    report(2 * 10**9, 8 * 10**9)
+  assert re.search(r"loading weights:  25%.*2.00G/8.00G", read())
+  with progress.loading("weights", stream=stream, is_shown=False) as report:
+    report(1, 2)
+  assert read() == ""
