@@ -1,4 +1,4 @@
-"""What a benchmark ran on, and how it times things beside each other."""
+"""Describes the machine of a benchmark, and times functions in turn."""
 
 import os
 import pathlib
@@ -15,7 +15,7 @@ from distil_jax.training.logging import run_info
 
 
 def description() -> str:
-  """Device, versions and commit, a line each."""
+  """Returns device, versions and commit, one line each."""
   revision = run_info.source_revision(pathlib.Path(distil_jax.__file__).parent)
   commit = "no commit"
   if revision:
@@ -30,7 +30,7 @@ def description() -> str:
 
 
 def memory_bytes() -> int:
-  """What the first device can hold; else what the host has free."""
+  """Returns the bytes of the first device, else the free ones of the host."""
   stats = jax.devices()[0].memory_stats()
   if stats and "bytes_limit" in stats:
     return stats["bytes_limit"]
@@ -40,10 +40,10 @@ def memory_bytes() -> int:
 def seconds(
   functions: Mapping[str, Callable[[], object]], *, rounds: int
 ) -> dict[str, float]:
-  """Median time of each function; they take turns, after a round to warm up.
+  """Returns the median time of each function, timed in turn after a warm-up.
 
-  What disturbs the machine then disturbs all of them; only ratios are worth
-  reading. A function that returns a float has timed itself.
+  Whatever disturbs the machine then disturbs all of them, so only ratios are
+  reliable. A function that returns a float has timed itself.
   """
   times = {name: [] for name in functions}
   for turn in range(rounds + 1):
@@ -57,7 +57,7 @@ def seconds(
 
 
 def product_rate(dtype: str, *, rounds: int, size: int = 4096) -> float:
-  """Operations a second of one large matrix product in this dtype."""
+  """Returns the operations per second of a large matrix product."""
   x = jnp.ones((size, size), dtype)
   product = jax.jit(lambda x: jnp.matmul(x, x)).lower(x).compile()
   measured = seconds({"product": lambda: product(x)}, rounds=rounds)

@@ -31,7 +31,7 @@ GIB = 2.0**30
 
 _ACTIVITIES = {
   results.PREFILL: "prompts are read",
-  results.CACHE_GROWTH: "rings are made longer",
+  results.CACHE_GROWTH: "KV caches grow",
   results.SAMPLING: "tokens are chosen",
   results.TRAINING: "learning",
 }

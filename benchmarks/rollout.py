@@ -1,22 +1,23 @@
-"""Sampling: beside other libraries, and with and without what saves work.
+"""Measures sampling: against other libraries, and with each saving on and off.
 
   python -m benchmarks.rollout                    # every table but the last
   python -m benchmarks.rollout --bound --dtype bfloat16     # on an accelerator
 
-All networks have Qwen3's shape and random weights. Each table's rows take
-turns, after rounds to warm up: compilation is not counted. How the
-environments of the other libraries are made stands in
-benchmarks/peers/README.md; a row of one that is not there says so.
+All networks have Qwen3's shape and random weights. The rows of a table are
+timed in turn after rounds of warm-up, so compilation is not counted.
+benchmarks/peers/README.md says how to install the other libraries; the row of
+one that is not installed says so.
 
-samplers    every row samples the same number of tokens for each prompt.
-prompts     a group's prompt read once, against the same engine reading it for
-            each sample; columns of keys and values are counted from arrays.
-slots       lengths are drawn beforehand (no end token), so that the plain loop
-            and slots do the same work; efficiency is the share of slot-steps
-            that gave a token that counts.
-bound       a decoding step must read the weights and the keys and values of
-            what is in flight; the bound is these bytes at the bandwidth of a
-            large copy.
+samplers    Each row samples the same number of tokens for each prompt.
+prompts     Prefill of a group's prompt once, against the same engine with a
+            prefill for each sample. Columns of the KV cache are counted from
+            the arrays.
+slots       Lengths are drawn beforehand and there is no end token, so the plain
+            loop and the slots do the same work. Efficiency is the share of
+            slot-steps that gave a token that counts.
+bound       A decode step must read the weights and the KV cache of all samples
+            in flight. The bound is these bytes at the bandwidth of a large
+            copy.
 """
 
 import argparse
@@ -75,10 +76,10 @@ Row = dict[str, Any]
 
 
 class Network:
-  """A random network and what samples from it."""
+  """Holds a random network, and makes samplers for it."""
 
   def __init__(self, shape: str, dtype: str):
-    # The base of rotary angles is Qwen3's; the peers' is the same.
+    # Qwen3's base of the rotary angles, which the peers use too.
     self.config = models_config.DecoderConfig(
       **SHAPES[shape],
       tie_embeddings=True,
@@ -97,7 +98,7 @@ class Network:
   def sampler(
     self, ids: np.ndarray, group_size: int, length: int, **settings: Any
   ) -> Callable[..., Usage]:
-    """A function that samples and tells what it took."""
+    """Returns a function that samples and returns the usage."""
     run = engine.Engine(
       self.graphdef, EngineConfig(**settings), eos_ids=(), pad_id=0
     )
@@ -133,7 +134,7 @@ def installed_peers() -> Iterator[dict[str, peers.Peer]]:
 
 
 def samplers(network: Network, options: argparse.Namespace) -> list[Row]:
-  """16 prompts of 64 tokens, 128 new ones each."""
+  """Returns the rows for 16 prompts of 64 tokens with 128 new tokens each."""
   num_prompts, prompt_length, length = 16, 64, 128
   ids = network.prompts(num_prompts, prompt_length)
   sample = network.sampler(ids, 1, length)
@@ -182,7 +183,7 @@ def versions(peer: peers.Peer | None) -> str:
 
 
 def prompts(network: Network, options: argparse.Namespace) -> list[Row]:
-  """G samples of a prompt: read once, or for each of them."""
+  """Returns the rows for G samples of a prompt: one prefill, or G of them."""
   config, group_size, num_problems = network.config, 8, 4
   itemsize = jnp.dtype(config.compute_dtype).itemsize
   column = 2 * config.num_layers * config.num_kv_heads * config.head_size
@@ -203,7 +204,8 @@ def prompts(network: Network, options: argparse.Namespace) -> list[Row]:
       name: usage.cache_bytes / column / itemsize
       for name, usage in usages.items()
     }
-    # The last token of a prompt stands with the completion.
+    # The first decode step reads the last token of a prompt, so its column is
+    # in the cache of the completion.
     expected = num_problems * (prompt_length - 1 + group_size * length)
     assert columns["shared"] == expected, (columns, expected)
     rows.append(
@@ -223,7 +225,7 @@ def prompts(network: Network, options: argparse.Namespace) -> list[Row]:
 
 
 def draws(rng: np.random.Generator, count: int, limit: int) -> dict[str, Any]:
-  """Lengths of completions, by distribution."""
+  """Returns lengths of completions by the name of their distribution."""
   drawn = {
     "exponential": rng.exponential(limit / 8, count),
     "log-normal": np.exp(rng.normal(np.log(limit / 12), 1.0, count)),
@@ -238,7 +240,7 @@ def draws(rng: np.random.Generator, count: int, limit: int) -> dict[str, Any]:
 
 
 def slots(network: Network, options: argparse.Namespace) -> list[Row]:
-  """256 completions of up to 256 tokens, a few or all of them at once."""
+  """Returns the rows for 256 completions, with all or fewer slots at once."""
   num_problems, group_size, limit = 32, 8, 256
   count = num_problems * group_size
   ids = network.prompts(num_problems, 32)
@@ -288,7 +290,7 @@ def slots(network: Network, options: argparse.Namespace) -> list[Row]:
 
 
 def _plain_loop(params, ids, keys, limits, *, graphdef, length):
-  """What one program does that keeps every row until the longest is done."""
+  """Samples in one program that keeps every row until the longest is done."""
   weights = decoding.by_layer(graphdef, params)
   state = prefill.prefill(
     weights,
@@ -306,7 +308,7 @@ def _plain_loop(params, ids, keys, limits, *, graphdef, length):
 
 
 def bound(options: argparse.Namespace) -> list[Row]:
-  """How near decoding comes to what memory allows."""
+  """Returns the rows that compare decode steps with the memory bound."""
   bandwidth = copy_bandwidth()
   rows = []
   for shape in options.shapes:
@@ -314,7 +316,8 @@ def bound(options: argparse.Namespace) -> list[Row]:
     weights = jax.eval_shape(
       functools.partial(decoding.by_layer, network.graphdef), network.params
     )
-    # An embedding that is looked up is not read; a tied one is, by logits.
+    # The lookup reads few rows of an embedding, but a tied one is read as a
+    # whole for the logits.
     weight_bytes = sum(
       x.size * x.dtype.itemsize for x in jax.tree.leaves(weights)
     )
@@ -331,7 +334,7 @@ def bound(options: argparse.Namespace) -> list[Row]:
         2 * config.num_layers * config.num_kv_heads * config.head_size
         * jnp.dtype(options.cache_dtype or options.dtype).itemsize
       )  # fmt: skip
-      # On average half of the completion is there to be read.
+      # On average half of the completion is in the cache.
       live = column * (
         len(ids) * options.prompt_length + batch * options.length / 2
       )
@@ -355,7 +358,7 @@ def bound(options: argparse.Namespace) -> list[Row]:
 
 
 def copy_bandwidth(size: int = 2**28) -> float:
-  """Bytes read and written a second by a large copy."""
+  """Returns the bytes per second that a large copy reads and writes."""
   x = jnp.zeros(size, jnp.float32)
   copy = jax.jit(lambda x: x + 1)
   seconds = machine.seconds({"copy": lambda: copy(x)}, rounds=5)["copy"]
@@ -363,7 +366,7 @@ def copy_bandwidth(size: int = 2**28) -> float:
 
 
 def table(rows: list[Row]) -> str:
-  """Markdown; a column that a row lacks is empty."""
+  """Returns a Markdown table; a column that a row lacks is empty."""
   names = list(dict.fromkeys(name for row in rows for name in row))
   cells = [names] + [[str(row.get(n, "")) for n in names] for row in rows]
   widths = [max(map(len, column)) for column in zip(*cells, strict=True)]

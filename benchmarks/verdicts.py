@@ -1,15 +1,15 @@
-"""Verdicts on programs: how many a second, beside starting Python anew.
+"""Measures verdicts on programs per second, against starting Python each time.
 
   python -m benchmarks.verdicts
 
-Every row judges trivial programs in as many threads as `--workers` says; rows
-take turns. `ours` is the whole way of a verdict: reading the completion, a
-process of its own behind all walls, comparing, feedback. The others only start
-a process and read its output, which is the least that anybody who does so pays:
+Each row judges trivial programs in `--workers` threads, and rows are timed in
+turn. `ours` is a whole verdict: reading the completion, running the program in
+an isolated process, comparing, and feedback. The other rows only start a
+process and read its output, the least cost of starting one for each program:
 
-bubblewrap  `bwrap` and Python for each program, as a sandbox without warm
-            processes would
-python      Python for each program, with nothing between it and this machine
+bubblewrap  `bwrap` and Python for each program, as in a sandbox without
+            preforked processes.
+python      Python for each program, without isolation.
 """
 
 import argparse
@@ -43,10 +43,10 @@ def main() -> None:
   arguments = _arguments()
   count, workers = arguments.count, arguments.workers
   with (
-    sandbox.make(num_processes=workers) as box,
+    sandbox.make(num_processes=workers) as programs,
     concurrent.futures.ThreadPoolExecutor(workers) as pool,
   ):
-    code = Code(CodeConfig(), box)
+    code = Code(CodeConfig(), programs)
     functions: dict[str, Callable[[], object]] = {}
     for name, (row, program) in _ROWS.items():
       judge = functools.partial(_judge, code, code.problem(row), program)
@@ -100,7 +100,7 @@ def _start(command: list[str]) -> None:
 
 
 def _bubblewrap() -> list[str]:
-  """A new sandbox for each program, with the same view of this machine."""
+  """Runs each program in a new sandbox with the same view of this machine."""
   how = isolation.bubblewrapped()
   return [*how.prefix, how.python, "-I", "-S"]
 

@@ -94,15 +94,17 @@ def pages() -> dict[str, str]:
     parts = [("a failed attempt", failure)]
     if solution is not None:
       assert environment.judge(problem, solution).reward == 1.0
-      told = teacher_prompts.teacher_prompt(problem, solution=solution)
-      parts.append(("with a solution", _text(told)))
+      messages = teacher_prompts.teacher_prompt(problem, solution=solution)
+      parts.append(("with a solution", _text(messages)))
     if isinstance(environment, base.SelfJudged):
       asked = environment.critique_prompt(problem, failure, verdict)
       parts.append(("what the critic is asked", _text(asked)))
       parts.append(("a critique", CRITIQUES[kind]))
       verdict = environment.with_critique(verdict, CRITIQUES[kind])
-    told = teacher_prompts.teacher_prompt(problem, feedback=verdict.feedback)
-    parts.append(("with feedback", _text(told)))
+    messages = teacher_prompts.teacher_prompt(
+      problem, feedback=verdict.feedback
+    )
+    parts.append(("with feedback", _text(messages)))
     found[kind] = "\n".join(f"==== {what}\n{text}\n" for what, text in parts)
   return found
 

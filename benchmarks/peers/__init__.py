@@ -1,10 +1,10 @@
-"""Samplers of other libraries, each in a process and an environment of its own.
+"""Runs samplers of other libraries, each in a process and environment apart.
 
   with peers.Peer("tunix", peers.python("tunix"), sizes) as tunix:
     seconds = tunix.generate(prompt_ids, 128, temperature=1.0, seed=0)
 
-How the environments are made stands in benchmarks/peers/README.md. Workers
-import this package as well: it needs nothing besides the standard library.
+benchmarks/peers/README.md says how the environments are made. The workers
+import this package too, so it needs only the standard library.
 """
 
 import json
@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 NAMES = ("transformers", "tunix")
-# What `sizes` holds; names as in `distil_jax.models.architecture.Qwen3Config`.
+# The keys of `sizes`, named as in `models.decoder_config.DecoderConfig`.
 SIZES: tuple[str, ...] = (
   "vocab_size",
   "width",
@@ -31,7 +31,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def python(name: str) -> pathlib.Path:
-  """Where the interpreter of a peer is expected."""
+  """Returns the path at which the interpreter of a peer is expected."""
   return ROOT / ".peers" / name / "bin" / "python"
 
 
@@ -40,7 +40,7 @@ def is_installed(name: str) -> bool:
 
 
 def commands(name: str) -> str:
-  """What makes the environment of a peer, in the repository's root."""
+  """Returns the commands that make a peer's environment, in the root folder."""
   return (
     f"python3.11 -m venv .peers/{name} && .peers/{name}/bin/pip install "
     f"-r benchmarks/peers/{name}.txt"
@@ -48,7 +48,7 @@ def commands(name: str) -> str:
 
 
 class PeerError(RuntimeError):
-  """A peer that is not installed, died, or took too long."""
+  """Says that a peer is not installed, died, or took too long."""
 
 
 class Peer:
@@ -63,13 +63,13 @@ class Peer:
     program: Sequence[str] | None = None,
     timeout: float = 600.0,
   ):
-    """Only remembers; nothing is started yet.
+    """Stores the settings; nothing is started yet.
 
     Args:
-      name: of the peer, one of `NAMES` unless there is a program.
+      name: name of the peer, one of `NAMES` unless a program is given.
       python: interpreter of the peer's environment.
-      sizes: of the network, all of `SIZES`.
-      program: what Python is to run; the worker of that name by default.
+      sizes: sizes of the network; has all keys of `SIZES`.
+      program: arguments of Python; None means the worker of that name.
       timeout: seconds for one answer, compilation included.
     """
     if set(sizes) != set(SIZES):
@@ -79,7 +79,7 @@ class Peer:
     self.program = program or ("-m", f"benchmarks.peers.{name}_worker")
     self.sizes = dict(sizes)
     self.timeout = timeout
-    # What the worker says of itself: `name` and `versions`.
+    # `name` and `versions` as the worker reports them.
     self.description: dict[str, Any] = {}
     self._process: subprocess.Popen[str] | None = None
     self._errors: Any = None
@@ -91,7 +91,10 @@ class Peer:
     temperature: float,
     seed: int,
   ) -> float:
-    """Seconds from ids to ids, warm; each prompt gets all of the tokens."""
+    """Returns the seconds of a call without compilation, from ids to ids.
+
+    Each prompt gets all of the tokens.
+    """
     answer = self._request(prompt_ids, num_tokens, temperature, seed)
     return float(answer["seconds"])
 
@@ -102,24 +105,25 @@ class Peer:
     temperature: float,
     seed: int,
   ) -> dict[str, Any]:
-    """What was generated, held against the peer's own pass without a cache.
+    """Compares what was generated with the peer's own pass without a cache.
 
     Returns:
-      `completion_ids`; `greedy`: share of the tokens that are the argmax;
-      `surprisal`: mean −log p of the tokens and `entropy`: its expectation
-      where they are drawn from all of the vocabulary at temperature 1, nats.
+      `completion_ids`; `greedy`, the share of tokens that are the argmax;
+      `surprisal`, the mean −log p of the tokens, nats; and `entropy`, its
+      expectation if tokens are drawn from the whole vocabulary at temperature
+      1, nats.
     """
     return self._request(
       prompt_ids, num_tokens, temperature, seed, is_checked=True
     )
 
   def close(self) -> None:
-    """Ends the worker; the next request would start another."""
+    """Ends the worker; the next request starts another one."""
     process, self._process = self._process, None
     if process is None:
       return
     with process:
-      # Its input ends with this, and so does the worker; if not, it is killed.
+      # The worker ends when its input does; if it does not, it is killed.
       assert process.stdin is not None
       try:
         process.stdin.close()
@@ -216,7 +220,7 @@ class Peer:
     return json.loads(line)
 
   def _failure(self, what: str) -> PeerError:
-    """Ends the worker and tells what it said last."""
+    """Ends the worker; returns an error with its last output."""
     assert self._process is not None
     self._process.kill()
     code = self._process.wait()

@@ -1,10 +1,10 @@
-"""Tunix's own sampler over its Qwen3, on the device that jax finds.
+"""Runs Tunix's sampler with its Qwen3, on the device that jax finds.
 
-Timed: the whole call, from lists of ids to arrays of ids. Its sampler takes
-strings; here the tokenizer hands ids on as they are and turns none into text,
-so that only its arrays are made besides. The cache is as long as prompt and
-completion and prompts are not padded to a power of two. It draws tokens only
-with `top_p`, and compiles for each temperature; 1 keeps all of the vocabulary.
+The time is that of the whole call, from lists of ids to arrays of ids. The
+sampler takes strings, so the tokenizer here returns ids unchanged and decodes
+nothing. The KV cache is as long as prompt and completion, and prompts are not
+padded to a power of two. The sampler draws tokens only if `top_p` is set, and
+compiles for each temperature; `top_p=1` keeps the whole vocabulary.
 """
 
 import jax
@@ -18,7 +18,7 @@ from benchmarks.peers import worker
 
 
 class Ids:
-  """Ids for text. No token ends a sequence, none begins or pads it."""
+  """A tokenizer that takes ids for text, without special tokens."""
 
   def encode(self, ids):
     return ids
@@ -57,7 +57,7 @@ class Sampler:
     self.samplers = {}
 
   def _drawn(self, params):
-    """Weights as transformers draws them; some of its own are zero."""
+    """Draws weights as transformers does; some of Tunix's own are zero."""
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(0), len(leaves))
     return jax.tree.unflatten(

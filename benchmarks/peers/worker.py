@@ -1,4 +1,4 @@
-"""The worker's side: a request a line on stdin, an answer a line on stdout."""
+"""Answers a peer's requests: one line on stdin, one line on stdout."""
 
 import importlib.metadata
 import json
@@ -10,16 +10,16 @@ from typing import Any, Protocol
 
 
 class Sampler(Protocol):
-  """What a worker wraps."""
+  """The sampler that a worker runs."""
 
   def generate(
     self, prompt_ids: Any, num_tokens: int, temperature: float, seed: int
   ) -> Any:
-    """Completion ids `[B, T]` on the host, of prompt ids `[B, S]`."""
+    """Returns completion ids `[B, T]` on the host for prompt ids `[B, S]`."""
     ...
 
   def check(self, prompt_ids: Any, completion_ids: Any) -> dict[str, float]:
-    """`greedy`, `surprisal` and `entropy`, by one pass without a cache."""
+    """Returns `greedy`, `surprisal` and `entropy` by a pass without a cache."""
     ...
 
 
@@ -32,11 +32,12 @@ def serve(
   """Answers until stdin ends.
 
   Args:
-    name: of what is measured, settings included.
-    make: the sampler, from the sizes of the network.
-    packages: whose versions belong into the answer.
+    name: name of the sampler with its settings.
+    make: makes the sampler from the sizes of the network.
+    packages: packages whose versions are part of the answer.
   """
-  # Whatever the libraries print goes to stderr, from C as well.
+  # All that the libraries print goes to stderr, also from C: it must not be
+  # taken for an answer.
   answers = os.fdopen(os.dup(1), "w")
   os.dup2(2, 1)
 
@@ -55,7 +56,7 @@ def serve(
     request = json.loads(line)
     is_checked = request.pop("is_checked")
     prompt_ids = request["prompt_ids"]
-    # What may compile again, which is no part of the time. Twice, as Tunix
+    # A new case may compile, which is not timed. It runs twice, because Tunix
     # compiles a comparison of its settings in the second call.
     case = (
       len(prompt_ids),

@@ -131,6 +131,7 @@ def _run_trials(arguments: argparse.Namespace, comparison: Any) -> None:
     record_settings.check_configs(comparison, name, arms or [*comparison.arms])
   done = trial_store.read_trials(comparison.directory)
   if arguments.no_report:
+    # A process of one family leaves the others' trials to their own processes.
     done = {t: r for t, r in done.items() if t.family in families}
   record_settings.check_counted(comparison, done)
   # Each program is compiled once, not once per process and run.

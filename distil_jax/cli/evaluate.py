@@ -19,6 +19,7 @@ def add_parser(commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
   """Evaluates the last checkpoint and prints a table."""
   config = configs.load(arguments.config, arguments.overrides)
+  # These imports take seconds; a mistake in the config shows before them.
   import jax
 
   from distil_jax.training import run_checks, trainer

@@ -26,6 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
 
   from distil_jax.training import run_checks, trainer
 
+  # A setting in the place of the folder would become its name.
   if "=" in arguments.directory:
     raise configs.ConfigError(
       f"DIRECTORY comes before the settings, got {arguments.directory!r}; "

@@ -89,6 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
   words = arguments.overrides
   settings = [word for word in words if _is_setting(word)]
   config = configs.load(arguments.config, settings)
+  # These imports take seconds; a mistake in the config shows before them.
   import dataclasses
 
   import jax
@@ -181,6 +182,7 @@ def _existing_policy(
       f"there is no model in {directory} yet: model.create makes one when the "
       f"run begins; distil-jax train {arguments.config}"
     )
+  # The model exists, so no text is needed to train a tokenizer.
   none = problems.Problems(train=(), evaluation=(), num_skipped=0)
   return policies.build_policy(
     config, environments.build_environment(config), none, mesh

@@ -117,6 +117,8 @@ def _run_together(
     if arguments.debug:
       traceback.print_exc()
     print(f"distil-jax: {process_group.label()}{error}", file=sys.stderr)
+  # Anything else would let Python end in the usual way, which waits for the
+  # other processes.
   except BaseException:
     traceback.print_exc()
   process_group.exit_if_failed(status)

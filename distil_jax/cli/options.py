@@ -115,6 +115,7 @@ def whole(text: str, least: int, most: int) -> int:
   Raises:
     ArgumentTypeError: the text is anything else; argparse shows the message.
   """
+  # `int` refuses thousands of digits with a message that names no option.
   if not re.fullmatch(r"-?[0-9]{1,12}", text) or not least <= int(text) <= most:
     raise argparse.ArgumentTypeError(
       f"must be a whole number from {least} to {most}, got {text!r}"

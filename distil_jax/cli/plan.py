@@ -52,6 +52,7 @@ def add_parser(commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
   """Prints the estimate of one run, or the ranking of a search."""
   config = configs.load(arguments.config, arguments.overrides)
+  # These imports take seconds; a mistake in the config shows before them.
   from distil_jax.planning import hardware as planning_hardware
   from distil_jax.planning import mesh_search, planner, report
   from distil_jax.training.logging.progress import Progress

@@ -90,6 +90,8 @@ def check_prompts(
       a message out.
   """
   positions = policy.config.max_positions
+  # A template treats the same roles alike, so each order of them is checked
+  # once.
   for roles in {tuple(m["role"] for m in messages) for messages in asked}:
     policy.tokenizer.check_template(roles)
   for number, messages in enumerate(asked, start=1):
@@ -140,6 +142,7 @@ def answers(
     report=report,
   )
   mask = np.asarray(rollout.completion_mask)
+  # Sums of many terms need more digits than float32 has.
   log_probs = np.asarray(rollout.log_probs, np.float64)
   texts = policy.texts(rollout.completion_ids, rollout.completion_mask)
   reasons = np.asarray(rollout.stop_reasons)
@@ -197,6 +200,7 @@ def _rows(file: str) -> Sequence[tuple[str, Mapping[str, Any]]]:
 
 def _read(path: pathlib.Path) -> str:
   try:
+    # Some editors put a byte order mark in front of UTF-8.
     return path.read_text(encoding="utf-8-sig")
   except (OSError, UnicodeDecodeError) as error:
     raise datasets.DataError(f"{path} cannot be read: {error}") from error

@@ -67,8 +67,8 @@ def run(arguments: argparse.Namespace) -> int:
       num_processes=arguments.workers,
       python=arguments.python,
       packages=arguments.packages,
-    ) as box,
-    serving.Server((arguments.host, arguments.port), box) as server,
+    ) as programs,
+    serving.Server((arguments.host, arguments.port), programs) as server,
   ):
     print(f"a sandbox listens at {server.url}; Ctrl-C ends it", flush=True)
     server.serve_forever()

@@ -192,6 +192,7 @@ def name_own_environment(section: dict[str, Any]) -> dict[str, Any]:
   `{kind: module:function, …}` becomes `{kind: own, function: …, settings: …}`.
   """
   settings = dict(section)
+  # Only a function of the user's own has a colon in its name.
   if ":" in str(settings.get("kind")):
     function = settings.pop("kind")
     return {"kind": "own", "function": function, "settings": settings}

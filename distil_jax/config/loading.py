@@ -44,6 +44,7 @@ def load_as(
     raise ConfigError(f"{path} is not valid YAML: {error}") from error
   if not isinstance(tree, dict):
     raise ConfigError(f"{path} must hold a mapping of sections")
+  # The name is that of the run's folder, so runs of two files do not collide.
   tree.setdefault("name", path.stem)
   for override in overrides:
     _apply(tree, override)
@@ -74,6 +75,7 @@ class _Loader(yaml.SafeLoader):
   def construct_mapping(self, node, deep=False):
     seen = []
     for name, _ in node.value:
+      # The tag is part of the key: 1 and '1' are two.
       key = (name.tag, name.value)
       if key in seen:
         raise yaml.constructor.ConstructorError(
@@ -104,6 +106,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
       raise ConfigError(f"override {override!r}: {name} is not a section")
     tree = child
   try:
+    # Read as in a file, so that lists, null and nested sections can be given.
     tree[leaf] = yaml.load(text, Loader=_Loader)
   except yaml.YAMLError as error:
     raise ConfigError(f"override {override!r}: {error}") from error

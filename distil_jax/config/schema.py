@@ -70,6 +70,8 @@ class Config(Section):
     if not isinstance(tree, dict):
       return tree
     filled = dict(tree)
+    # A union is chosen by its kind, so the kind must be there before
+    # validation.
     for name in ("environment", "objective"):
       if isinstance(filled.get(name), dict):
         kind = cls.model_fields[name].default.kind

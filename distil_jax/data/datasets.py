@@ -201,8 +201,12 @@ def make_batches(
     raise ValueError(f"start={start} must not be negative")
   if len(items) == 0:
     raise DataError("there are no items to make batches of")
+  # Shuffled before it is repeated: every epoch then has an order of its own,
+  # and each item once.
   sequence = grain.MapDataset.source(items).shuffle(seed).repeat(num_epochs)
   global_size = batch_size * process_count
+  # Cut into global batches first and into shares then, so that the items of a
+  # batch do not depend on the number of processes.
   whole = sequence.batch(global_size, drop_remainder=True, batch_fn=list)
   if not len(whole):
     raise DataError(
@@ -211,6 +215,7 @@ def make_batches(
       "batch, more items or more epochs"
     )
   mine = slice(process_index * batch_size, (process_index + 1) * batch_size)
+  # A slice reads nothing, so that a resumed run begins at once.
   share = whole[start:].map(lambda batch: batch[mine])
   # The items are in memory, so that reading ahead in threads saves nothing.
   options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
@@ -235,6 +240,7 @@ def _raw_rows(path: pathlib.Path) -> tuple[str, _RawRows]:
       f"{path}: data files are .json, .jsonl or .parquet, not {kind!r}"
     )
   try:
+    # Some editors put a byte order mark in front of UTF-8.
     content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
   except OSError as error:
     raise DataError(f"{path} cannot be read: {error}") from error

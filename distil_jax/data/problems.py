@@ -154,6 +154,8 @@ def tokenizer_texts(
       yield d.prefix + d.solution
     return
   for problem in problems:
+    # With an answer in it, the headings of the teacher's prompt are among the
+    # texts that the tokenizer learns from.
     blocks = teacher_prompts.teacher_prompt(problem, solution=problem.answer)
     yield from (message["content"] for message in blocks)
     if problem.solution:
@@ -169,6 +171,8 @@ def _load_split(
   source = getattr(config.data, split)
   limit = getattr(config.data, f"num_{split}")
   if source == "generated":
+    # Problems are made when they are needed: there may be more than fit in
+    # memory.
     make = functools.partial(_generator(environment).generate, split=split)
     return Generated(make, limit or NUM_GENERATED[split]), 0
   try:
@@ -231,6 +235,8 @@ def _drop_long_prompts(
   limit = config.rollout.max_prompt_length
   kept, num_dropped, checked_roles = [], 0, set()
   for problem in problems:
+    # A template treats the same roles alike, so each order of them is checked
+    # once.
     roles = tuple(message["role"] for message in problem.messages)
     if roles not in checked_roles:
       tokenizer.check_template(roles)

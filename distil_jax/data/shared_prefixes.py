@@ -65,6 +65,8 @@ def split(
     for i, row in enumerate(rows)
   ]
   width = narrowest_width(max(map(len, rests)), max_prompt_length)
+  # Only sizes decide, which are the same everywhere: all processes must split,
+  # or none.
   num_tokens = len(prefixes) * max_prefix_length + len(rows) * width
   if num_tokens >= len(rows) * max_prompt_length:
     return None

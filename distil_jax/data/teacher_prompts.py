@@ -156,6 +156,7 @@ def fit_teacher_prompt(
 
   has_feedback = False
   without_feedback = encode(teacher_prompt(problem, solution=solution))
+  # Feedback is cut first, because a solution shows more of what is right.
   if len(without_feedback) > limit:
     best = longest(
       solution, lambda kept: teacher_prompt(problem, solution=kept)

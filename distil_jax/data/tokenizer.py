@@ -195,7 +195,10 @@ class Tokenizer:
     if len(parts) != 2:
       raise TokenizerError(f"it does not show the message of {role} once")
     before, after = (
-      self.backend.encode(part, add_special_tokens=False) for part in parts
+      # No token may mark the beginning of a text in the middle of a
+      # conversation.
+      self.backend.encode(part, add_special_tokens=False)
+      for part in parts
     )
     return before, after
 
@@ -236,6 +239,8 @@ class Tokenizer:
     """A pattern of all special tokens' texts; None if there are none."""
     added = self.backend.added_tokens_decoder.values()
     texts = {x.content for x in added if x.special and len(x.content) > 1}
+    # The first alternative that matches wins, and one special token may begin
+    # with the text of another.
     longest_first = sorted(texts, key=len, reverse=True)
     return (
       re.compile("|".join(map(re.escape, longest_first))) if texts else None

@@ -212,6 +212,7 @@ class Heartbeat:
     limit = _SILENT_POLLS_AFTER_FAILURE if is_broken else _SILENT_POLLS
     for key, sign in self._service.list(_ALIVE):
       before, num_polls = self._signs.get(key, ("", 0))
+      # Signs are compared and not dated, because the clocks of hosts differ.
       num_polls = num_polls + 1 if sign == before else 0
       self._signs[key] = sign, num_polls
       # The limit may fall below the count when a collective fails.

@@ -67,6 +67,7 @@ class ProcessSpec:
 
 def has_tpu() -> bool:
   """Returns True if this host seems to have TPUs; does not start them."""
+  # Asking jax would start the TPUs, and so take them for this process.
   devices = glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*")
   return bool(devices) and importlib.util.find_spec("libtpu") is not None
 
@@ -102,6 +103,7 @@ def find(
   # hide a flag that was forgotten.
   if any(value is not None for value in given.values()):
     return _checked_spec(**given)
+  # Slurm before TPUs: a step of it knows its number of processes.
   if all(name in environ for name in _SLURM):
     return _on_slurm(environ)
   if _is_on_tpu(environ) and has_tpu():

@@ -58,6 +58,7 @@ def joined(spec: ProcessSpec, *, timeout: int) -> Iterator[None]:
       from it in this process.
   """
   global _group
+  # jax connects a process only once, so there is one group for the process.
   _group = _join(spec, timeout)
   if _group is None:
     yield
@@ -81,6 +82,7 @@ def exit_if_failed(status: int) -> None:
   if _group is not None and _group.has_failed:
     sys.stdout.flush()
     sys.stderr.flush()
+    # Nothing is flushed by this, hence the two lines above.
     os._exit(status)
 
 
@@ -180,6 +182,7 @@ class ProcessGroup:
 
   def leave(self) -> None:
     """Waits until all processes are done."""
+    # The service lives in process 0, which must not end while others need it.
     self._service.barrier(heartbeat.ROOT + "the end", _DAY_SECONDS)
     # The service ends with the shutdown. A thread that still watched would take
     # that for the death of process 0.
@@ -197,6 +200,8 @@ class ProcessGroup:
     """Checks that all processes have the same values; see `compare` above."""
     folder = f"{heartbeat.ROOT}{what}/"
     differing = f"{heartbeat.ROOT}{what} differs/"
+    # One process writes its values and the others compare, so that a message
+    # names only what differs.
     if self.index == 0:
       self._service.set(f"{folder}0", json.dumps(dict(values)))
     theirs = json.loads(self._service.wait_for(f"{folder}0", _DAY_SECONDS))

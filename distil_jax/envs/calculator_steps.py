@@ -133,6 +133,7 @@ def cut_steps(rng: random.Random, attempt: str, at_least: int) -> str:
   ends = [
     piece.end()
     for piece in PIECE.finditer(attempt)
+    # Without the closing tag the attempt is never finished.
     if piece.group() != CLOSE and piece.end() >= at_least
   ]
   return attempt[: rng.choice(ends)]
@@ -202,6 +203,7 @@ def result(
     if str(result).startswith(digits)
   }
   if slip_rate == 0:
+    # The right result comes first, and then slips in the order of their size.
     return next(iter(left))
   return rng.choices(list(left), list(left.values()))[0]
 

@@ -130,6 +130,7 @@ class Code:
     deadline = time.monotonic() + self.config.total_seconds
     for test in tests:
       trials.append(self._trial(program, test))
+      # A program that is too slow once is so again, at the same cost.
       is_late = trials[-1].outcome.end is End.TIMEOUT
       if is_late or time.monotonic() > deadline:
         break
@@ -157,6 +158,8 @@ class Code:
       is_passed = is_over and is_same_output(outcome.stdout, test.output)
       return Trial(test, outcome, is_passed, program=program)
     value, returned = _returned(outcome)
+    # Compared as JSON, which has one kind of list: data cannot tell a tuple
+    # from a list either.
     is_passed = is_over and returned == "" and value == json.loads(test.output)
     shown = returned or _shown(value)
     return Trial(test, outcome, is_passed, returned=shown, program=program)
@@ -179,6 +182,7 @@ class Code:
   def _limits(self) -> Limits:
     return Limits(
       seconds=self.config.seconds,
+      # A program that waits uses no CPU time, so it has a limit of its own.
       wall_seconds=2 * self.config.seconds + 2,
       memory_bytes=int(self.config.memory_gib * (1 << 30)),
     )

@@ -149,6 +149,7 @@ def _fault(fault: Fault) -> list[str]:
   """Describes an exception with the program's frames."""
   message = _shortened(fault.message, _MAX_PART)
   lines = [f"{fault.type}: {message}" if message else fault.type]
+  # The frames that were left out belong into the middle.
   half = len(fault.frames) // 2
   for i, (number, function, text) in enumerate(fault.frames):
     if fault.num_skipped and i == half:

@@ -145,6 +145,7 @@ def _prelude(row) -> str:
   """Returns the prompt if it is Python: tests may use what it defines."""
   prompt = rows.text(row, "prompt") or ""
   try:
+    # HumanEval's prompts begin the program; prompts of other data are prose.
     compile(prompt, "prompt", "exec")
   except (SyntaxError, ValueError):
     return ""
@@ -223,6 +224,7 @@ def _listed_apart(value, field: str, name: str | None):
     )
   if value.get("fn_name"):
     name = _checked_name(value["fn_name"])
+  # A name says that a function is called, even where no kind is given.
   kind = value.get("testtype") or ("functional" if name else "stdin")
   tests = [
     {"input": x, "output": y, "testtype": kind}
@@ -293,7 +295,9 @@ def _unpacked(text: str) -> str:
   unpacker = zlib.decompressobj()
   # A few bytes can unpack to more than fits into memory.
   data = unpacker.decompress(
-    base64.b64decode(text, validate=True), _MAX_UNPACKED
+    # Without validation other characters would be skipped silently.
+    base64.b64decode(text, validate=True),
+    _MAX_UNPACKED,
   )
   if unpacker.unconsumed_tail:
     raise ValueError("too long")

@@ -80,6 +80,7 @@ def _problems(
   _require(again == problem, where, "is another problem the second time")
   for name in row:
     rest = {key: value for key, value in row.items() if key != name}
+    # A field of a data file can be absent, null, or of any type.
     for broken in (rest, {**rest, name: None}, {**rest, name: object()}):
       _check_refusal(environment, broken, index)
   yield problem
@@ -125,6 +126,7 @@ def _check_verdict(
     )
   _check_is_good(verdict, where)
   _require(problem == before, where, "changes the problem")
+  # A run that is resumed judges again, and must come to the same verdict.
   again = environment.judge(problem, completion)
   _require(again == verdict, where, "has another verdict the second time")
   if isinstance(environment, SelfJudged):

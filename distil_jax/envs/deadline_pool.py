@@ -76,6 +76,7 @@ class DeadlinePool(Generic[T]):
     task = _Task(function, on_timeout)
     with self._changed:
       self._waiting.append(task)
+      # Threads without work have ended, so those that exist are busy.
       if self._num_threads < self._num_workers:
         self._start_thread()
     return task.future

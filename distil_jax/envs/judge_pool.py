@@ -112,6 +112,7 @@ def _checked(verdict: Verdict) -> Verdict:
     raise TypeError(f"judge gave the feedback {feedback!r}, no text")
   return dataclasses.replace(
     verdict,
+    # A bool or a number of NumPy would be written to the log in another form.
     reward=float(reward),
     feedback=feedback.encode("utf-8", "replace").decode("utf-8"),
     status=Status(status),

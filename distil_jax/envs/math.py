@@ -158,6 +158,7 @@ def last_boxed(text: str) -> str | None:
 def _reference(text: str) -> tuple[str, str | None]:
   """Returns the answer of a row, and its worked solution or None."""
   if _MARKER in text:
+    # The last marker counts, because a solution may use the sign itself.
     worked, _, answer = text.rpartition(_MARKER)
     worked = _CALCULATOR.sub("", worked).strip()
   else:

@@ -61,6 +61,7 @@ def _parsed(text: str) -> list[Any]:
 
 
 if __name__ == "__main__":
+  # math-verify logs every answer that it cannot parse.
   logging.disable()
   importlib.import_module("math_verify")
   process_pool.serve(answer, memory_bytes=_MEMORY_BYTES, seconds=_CPU_SECONDS)

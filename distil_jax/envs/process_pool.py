@@ -67,6 +67,7 @@ class Worker:
       WorkerCrashError: The process does not start, or ends before it answers.
     """
     with self._lock:
+      # One question at a time, because answers do not say what they answer.
       process = self._running_process()
       deadline = time.monotonic() + seconds
       try:
@@ -207,4 +208,5 @@ def _limit(name: str, value: int) -> None:
 
     kind = getattr(resource, name)
     _, hard = resource.getrlimit(kind)
+    # The hard limit stays, so that the soft one can be raised again.
     resource.setrlimit(kind, (value, hard))

@@ -111,6 +111,7 @@ class PythonTool:
   def _limits(self) -> Limits:
     return Limits(
       seconds=self.config.seconds,
+      # A program that waits uses no CPU time, so it has a limit of its own.
       wall_seconds=2 * self.config.seconds + 2,
       memory_bytes=round(self.config.memory_gib * 2**30),
     )

@@ -47,6 +47,7 @@ class ReasoningGym:
       json.dumps(settings)
     except (TypeError, ValueError) as error:
       raise ValueError(f"settings={settings} are no JSON: {error}") from None
+    # A task that cannot be used is refused before anything is trained.
     self._ask(_MAKE_SECONDS, do="check")
 
   def problem(self, row: Mapping[str, Any], index: int = 0) -> Problem:
@@ -90,6 +91,8 @@ class ReasoningGym:
     made = self._ask(
       _MAKE_SECONDS, do="make", seed=self.config.seed, index=index, split=split
     )
+    # The worker makes the problem again from its number. The digest shows if
+    # another version of the task makes another one.
     entry = {"number": made["number"], "digest": made["digest"]}
     return _problem(
       index, [self._user_message(made["question"])], made["answer"], entry
@@ -158,6 +161,7 @@ class ReasoningGym:
       )
     except process_pool.WorkerCrashError:
       answer = {"error": "crash"}
+    # A scorer that is broken says nothing about the answer.
     if answer.get("is_broken"):
       return 0.0, Status.CRASHED, ""
     if "error" in answer:

@@ -157,10 +157,12 @@ def _made(
   """
   block, place = divmod(index, _SIZE)
   for attempt in range(_MAX_ATTEMPTS):
+    # A string, because the hash of a tuple differs from process to process.
     stream = f"reasoning_gym/{seed}/{split}/{block}/{attempt}"
     number = random.Random(stream).randrange(2**31)
     entry = _entry(task, json.dumps(settings), number, place)
     digest = _digest(entry["question"])
+    # Half of all digits are even.
     if (digest[-1] in "02468ace") == (split == "train"):
       known = entry["answer"]
       return {
@@ -186,6 +188,7 @@ def _scored(
       return _broken("the task made another problem the second time")
   else:
     seed = 0
+  # A scorer may change the problem that it is given, and this one is cached.
   scorer, own = _data_set(task, as_text, seed), copy.deepcopy(entry)
   with restricted_eval.confined():
     score = scorer.score_answer(text, own)
@@ -201,6 +204,7 @@ def _broken(text: str) -> dict[str, Any]:
 
 
 def _digest(text: str) -> str:
+  # Questions may hold half a surrogate pair.
   data = text.encode("utf-8", "surrogatepass")
   return hashlib.blake2b(data, digest_size=8).hexdigest()
 

@@ -166,6 +166,7 @@ class SelfEvaluation:
       "answer": problem.answer,
     }
     pieces = []
+    # Only the rubric is parsed: braces in what is filled in stay as they are.
     for literal, name, _, _ in string.Formatter().parse(self._rubric):
       pieces.append(literal)
       if name is not None:
@@ -199,12 +200,15 @@ class SelfEvaluation:
 
   def _judged(self, critique: str) -> Verdict:
     """Returns the policy's own verdict, in the last tags of its critique."""
+    # The last tags count, because a critique may quote an attempt that has
+    # some.
     found = (envs_text.last_tagged(critique, "verdict") or "").strip().lower()
     details = {"has_critique": found in ("correct", "wrong")}
     if found == "correct":
       return Verdict(1.0, "", Status.CORRECT, details)
     if found != "wrong":
       return Verdict(0.0, "", Status.UNPARSABLE, details)
+    # The teacher is shown the critique; the reward is the verdict's only use.
     text = critique[: critique.rindex("<verdict>")].strip()
     feedback = envs_text.shortened(text, self.config.max_feedback_length)
     return Verdict(0.0, feedback, Status.WRONG, details)

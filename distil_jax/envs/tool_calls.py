@@ -177,11 +177,13 @@ def _line_end(text: str, start: int) -> int:
 
 def _input(text: str, start: int, number: int) -> Any:
   """Reads one JSON object; the rest of its last line must be empty."""
+  # `raw_decode` does not skip white space.
   while start < len(text) and text[start].isspace():
     start += 1
   try:
     value, end = _DECODER.raw_decode(text, start)
   except (ValueError, RecursionError) as error:
+    # What follows the colon is a place in the completion, not in the input.
     said = str(error).partition(":")[0] or "it is too deep"
     raise _UnreadableError(
       f"The input of call {number} is not valid JSON ({said})."
@@ -204,6 +206,8 @@ def _no_number(name: str) -> Any:
   raise ValueError(f"{name} is no number")
 
 
+# Python reads NaN and Infinity, which JSON does not have, and keeps the last of
+# two equal fields.
 _DECODER = json.JSONDecoder(
   object_pairs_hook=_fields, parse_constant=_no_number
 )

@@ -110,6 +110,7 @@ def _import_function(what: str, name: str) -> Callable[..., Any]:
       "what is installed"
     ) from None
   finally:
+    # Later imports must not find the user's files instead of packages.
     del sys.path[: len(added)]
   functions = {n: v for n, v in vars(module).items() if callable(v)}
   if attribute not in functions:

@@ -215,6 +215,7 @@ class Engine:
       # As long as rows wait, a free slot is filled in the next step.
       if not look["num_waiting"]:
         width = min(fitting, default=width)
+      # The device stops at a full cache, so it grows before the next call.
       if look["longest"] >= cache_length:
         cache_length = min(2 * cache_length, sampling.max_tokens)
       if (width, cache_length) != shape:
@@ -259,6 +260,7 @@ def _end_at_stop_strings(
 ) -> SamplerState:
   """Ends the rows whose text contains a stop string."""
   ends = search.find(*(np.asarray(x) for x in _tokens(state)))
+  # Most looks find nothing, which saves a program.
   return _stop(state, ends) if (ends >= 0).any() else state
 
 
@@ -294,6 +296,7 @@ def _move_to_mesh(
     # A program would copy an array that is in its place already.
     and not source.is_equivalent_to(target, x.ndim)
   ):
+    # A function of the module: jit would compile a new lambda at each call.
     return jax.jit(_identity, out_shardings=target)(x)
   return jax.device_put(x, target)
 

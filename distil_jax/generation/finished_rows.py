@@ -65,6 +65,7 @@ class FinishedRows:
       parts, rows, lengths, ids = (sharding.local_rows(x) for x in gathered)
       for local_part, part in enumerate(parts):
         for i in range(num_new[part]):
+          # Rows are counted within a process, whose parts follow each other.
           row = local_part * self._num_rows + int(rows[local_part, i])
           self._on_finished(row, ids[local_part, i, : lengths[local_part, i]])
     self._gathered.clear()

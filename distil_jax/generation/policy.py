@@ -62,6 +62,8 @@ class Policy:
       eos_ids=self.tokenizer.eos_ids,
       pad_id=self.tokenizer.pad_id,
     )
+    # Weights are gathered from all processes, so each of them calls `save`;
+    # files that are the same everywhere are written by one.
     if jax.process_index() == 0:
       self.tokenizer.save(directory)
     hf_export.save(directory, self.params, config_json=settings)
@@ -133,12 +135,15 @@ def load_policy(
   sequence_attention.check(
     config.attention, head_size=config.head_size, dtype=compute_dtype
   )
+  # The small files are checked before the weights are read, which takes
+  # minutes.
   tokenizer = tokenizers.Tokenizer.load(
     path, template_kwargs=chat_template_kwargs or {}
   )
   _check_tokenizer(path, tokenizer, config.vocab_size)
   graphdef, template = decoder.make(config)
   if mesh is not None:
+    # With shardings in the template no device ever holds the whole model.
     template = jax.tree.map(
       lambda x, sharding: jax.ShapeDtypeStruct(
         x.shape, x.dtype, sharding=sharding
@@ -171,6 +176,7 @@ def logits(policy: Policy, token_ids: jax.Array, mask: jax.Array) -> jax.Array:
   token_ids, mask = jnp.asarray(token_ids), jnp.asarray(mask)
   chex.assert_rank([token_ids, mask], 2)
   chex.assert_equal_shape([token_ids, mask])
+  # Under jit the values are not known yet, so they cannot be checked.
   if not any(isinstance(x, Tracer) for x in (token_ids, mask)):
     check_tokens(policy, np.asarray(token_ids)[np.asarray(mask) == 1])
   return _logits(policy.params, token_ids, mask, graphdef=policy.graphdef)

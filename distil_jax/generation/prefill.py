@@ -71,6 +71,7 @@ def prefill(
   width = -(-sizes.num_slots // num_parts)
   requests = Requests(
     keys=keys.reshape(num_parts, -1),
+    # Left padding puts the last token of every prompt into the last column.
     last_ids=prompt_ids[:, -1].reshape(num_parts, -1),
     sampling=SamplingArrays(
       temperature=of_rows(jnp.asarray(sampling.temperature, jnp.float32)),

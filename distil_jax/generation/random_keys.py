@@ -93,6 +93,7 @@ def _key_data(keys: jax.Array) -> jax.Array:
 @functools.partial(jax.jit, static_argnames="impl")
 def _turn_keys(data: jax.Array, folded: jax.Array, *, impl: Any) -> jax.Array:
   keys = jax.random.wrap_key_data(data, impl=impl)
+  # A row of a later turn has a prompt of its own, so its group size is 1.
   return jax.vmap(jax.random.fold_in)(keys, folded)[:, None]
 
 

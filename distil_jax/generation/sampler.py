@@ -83,7 +83,11 @@ def generate(
     length,
     graphdef=graphdef,
     sizes=SamplerSizes(
-      num_slots=keys.size, cache_length=length, max_completion_length=length
+      num_slots=keys.size,
+      # A program cannot let its cache grow, so it is as long as a completion
+      # can be.
+      cache_length=length,
+      max_completion_length=length,
     ),
   )
   state = advance(
@@ -191,6 +195,7 @@ def resize(
     kept = dataclasses.replace(
       kept, prompt_index=jnp.argmax(same, axis=2).astype(jnp.int32)
     )
+  # Slots and prompts have moved, so who reads which prompt is found again.
   group_size = group_size_of(state)
   return constrain(
     dataclasses.replace(

@@ -114,6 +114,8 @@ class SamplerState:
   @property
   def num_alive(self) -> jax.Array:
     """Slots that work on a row. Shape `[D]`."""
+    # With 64 bits enabled the sum would be int64, and a loop must keep its
+    # types.
     return jnp.sum(self.slots.is_alive, axis=1, dtype=jnp.int32)
 
   @property

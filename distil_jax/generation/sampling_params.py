@@ -86,6 +86,7 @@ class SamplingParams:
       # A larger top-k would not fit into int32, and keeps all tokens as well.
       rows = [min(x, _LARGEST) for x in rows]
       column = np.asarray(rows, np.int32 if name == "top_k" else np.float32)
+      # A column broadcasts over the samples of each prompt.
       columns[name] = column[0] if len(rows) == 1 else column[:, None]
     return SamplingArrays(**columns)
 

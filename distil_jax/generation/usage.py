@@ -38,4 +38,5 @@ class Usage:
   @property
   def slot_efficiency(self) -> float:
     """Share of the slots' steps that gave a token that counts."""
+    # A rollout without a step has used nothing, and wasted nothing.
     return self.num_tokens / max(self.num_slot_steps, 1)

@@ -102,6 +102,7 @@ def read_settings(kind: type[_Record], section: Any, **others: Any) -> _Record:
     section: of a config; fields that it does not have keep their defaults.
     others: fields that the section cannot know.
   """
+  # By name, so that no setting has to be listed a second time on its way.
   names = [field.name for field in dataclasses.fields(kind)]  # pyright: ignore[reportArgumentType]
   found = {
     name: getattr(section, name) for name in names if hasattr(section, name)

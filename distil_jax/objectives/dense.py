@@ -80,6 +80,8 @@ def clean_statistics(
   )
   if not learns_from_rewards:
     return statistics
+  # Rewards teach sequences without a teacher too. Their score function needs a
+  # gradient, but their costs, which mean nothing, must have none.
   own = token_statistics.from_logits(
     student_logits, teacher_logits, completion_ids, divergence
   )

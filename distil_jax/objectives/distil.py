@@ -207,6 +207,8 @@ def token_costs(
   if cost == "cross_entropy":
     return costs
   if cost == "kl":
+    # Cross-entropy is the KL plus the teacher's own entropy. Tokens that the
+    # teacher leaves free would be charged to the choices before them.
     return costs - masking.where_counts(statistics.teacher_entropies, mask)
   raise ValueError(_unknown_cost(cost))
 
@@ -298,6 +300,8 @@ def distil(
     per_token,
     future,
     completion_mask,
+    # With rewards every sequence has something to learn from, and all are in
+    # the average.
     None if learns_from_rewards else sample_mask,
     aggregation=settings.aggregation,
   )

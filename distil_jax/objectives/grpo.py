@@ -46,6 +46,7 @@ def build(
     prepare_fn=functools.partial(
       losses.prepare,
       aggregation=settings.aggregation,
+      # There is no teacher whose signal a sequence could lack.
       everyone_counts=True,
       advantage_fn=functools.partial(
         advantages_lib.group_advantages,
@@ -87,6 +88,7 @@ def policy_gradient_loss(
   mask = batch.student_tokens
   source = own_fn(params, batch)
   reference = None
+  # A pass through the reference's network is made only if it has a weight.
   if settings.kl_weight > 0:
     reference = own_fn(reference_params, batch).statistics().log_probs
   value, reports = source.fused_loss(

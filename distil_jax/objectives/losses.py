@@ -112,6 +112,8 @@ def feedback_loss(
     The slice's part of the loss, scalar, and what to report.
   """
   taught = teacher_mask(batch)
+  # With rewards every sequence has something to learn from, without them only
+  # those that a teacher judges.
   learned = taught if settings.reward_weight == 0 else batch.student_tokens
   # One value for each sequence cannot be cut along time, so these travel in the
   # carry.
@@ -136,7 +138,10 @@ def feedback_loss(
     (credit_lib.nothing_later(taught.shape[0], dtype), sequences),
   )
   mismatch = mismatch_lib.measure(
-    reports.pop("log_probs"), batch.old_log_probs, learned
+    # Not a metric itself: the mismatch is made of it.
+    reports.pop("log_probs"),
+    batch.old_log_probs,
+    learned,
   )
   ratios = {k: reports.pop(k) for k in _RATIOS if k in reports}
   sums = metric_sums(taught, **reports) | metric_sums(learned, **ratios)
@@ -242,12 +247,15 @@ def batch_credit(
   # One slice after another, so that the activations of one are in memory.
   costs = jax.lax.map(costs_of_slice, slices)
   masks = jax.vmap(teacher_mask)(slices)
+  # Slices are the batch's rows in their order, so flattening joins them.
   whole = (-1, costs.shape[-1])
   return score_fn(costs.reshape(whole), masks.reshape(whole))
 
 
 def merge(one: LossAux, other: LossAux) -> LossAux:
   """Returns the report of two slices together."""
+  # Sums and counts are added and divided at the end, so that a mean does not
+  # depend on how the batch is cut.
   sums = jax.tree.map(jnp.add, one.sums, other.sums)
   if one.mismatch is None or other.mismatch is None:
     return LossAux(sums)

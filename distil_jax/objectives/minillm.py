@@ -11,6 +11,7 @@ from distil_jax.ops import masking
 from distil_jax.ops.divergences import Divergence
 from distil_jax.ops.token_statistics import TokenStatistics
 
+# The local part is exact over the vocabulary; only the future is sampled.
 _DIVERGENCE = Divergence("reverse_kl")
 
 

@@ -145,5 +145,6 @@ def _mean_of_others(grouped: jax.Array) -> jax.Array:
       f"group_size={group_size} leaves no other members to compare with; "
       "it must be at least 2"
     )
+  # One sum less the own reward serves every member of the group.
   total = jnp.sum(grouped, axis=1, keepdims=True)
   return (total - grouped) / (group_size - 1)

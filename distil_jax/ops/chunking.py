@@ -189,6 +189,8 @@ def over_time(cut: Tiles, one, carry, arrays):
     starts = cut.size * jnp.arange(cut.num_chunks)
     carry, found = jax.lax.scan(body, carry, starts, reverse=True)
     length = cut.num_chunks * cut.size
+    # The scan ran backwards but stacks its results in the order of the chunks,
+    # so flattening the first two axes gives time.
     found = jax.tree.map(lambda x: x.reshape(length, *x.shape[2:]), found)
   return carry, jax.tree.map(lambda x: x[:, : cut.length], batch_first(found))
 

@@ -157,6 +157,7 @@ def leave_one_out_baseline(
   others = jnp.sum(alive, axis=1, keepdims=True) - alive
   sums = jnp.sum(values, axis=1, keepdims=True) - values
   means = jnp.where(others > 0, sums / jnp.maximum(others, 1.0), 0.0)
+  # Where a sequence has ended there is nothing to subtract from.
   return (means * alive).reshape(mask.shape)
 
 

@@ -170,6 +170,7 @@ def _teacher_logits(unembeddings, rows):
     # A weight of 0 does not undo NaN, which may stand at padding.
     counts = rows["teacher_mask"].astype(bool)[..., None]
     states = tuple(jnp.where(counts, x, 0) for x in states)
+  # Several summands are a trust region, which mixes the logits of two networks.
   summands = map(fused_linear.logits, states, unembeddings)
   return functools.reduce(jnp.add, summands), rows["ids"]
 

@@ -53,6 +53,7 @@ def aggregation_weights(
     return mask / jnp.maximum(jnp.sum(mask), 1.0)
   if aggregation == "sequence_mean":
     lengths = jnp.sum(mask, axis=1, keepdims=True)
+    # Over all sequences, those without signal too, as published runs average.
     return mask / jnp.maximum(lengths, 1.0) / mask.shape[0]
   raise ValueError(
     f"aggregation={aggregation!r} is neither 'token_mean' nor 'sequence_mean'"

@@ -30,6 +30,7 @@ class _Norm(NamedTuple):
 
   def log_probs(self, logits: jax.Array) -> jax.Array:
     """Returns the log-probabilities of entries, nats. Shape `[..., V]`."""
+    # In this order large numbers cancel before the small one is subtracted.
     return (logits - self.largest) - self.rest
 
 

@@ -35,6 +35,7 @@ def samples(
   chex.assert_equal_shape_prefix([*teacher.hidden, uniforms], 2)
 
   def draw(logits, uniforms):
+    # All draws read the same tile, each with a random number of its own.
     return jax.vmap(token_sampling.sample, (None, -1), -1)(logits, uniforms)
 
   ids = _chosen(draw, teacher, uniforms, chunk_size, layout)

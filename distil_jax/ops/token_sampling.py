@@ -367,6 +367,7 @@ def _draw(blocks, totals, weigh, uniforms) -> tuple[jax.Array, jax.Array]:
   Returns:
     Block and token within it. Shape `[...]` each.
   """
+  # The target is scaled to the weights, which saves dividing all of them.
   block, target = _search(totals, uniforms * jnp.sum(totals, axis=-1))
   token, _ = _search(weigh(_take(blocks, block)), target)
   return block, token

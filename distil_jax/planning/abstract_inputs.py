@@ -105,6 +105,7 @@ def prompts(
   ids = jax.ShapeDtypeStruct(
     (num_problems, prompt_length), jnp.int32, sharding=by_row
   )
+  # The dtype of keys depends on the generator in use, so it is taken from one.
   keys = jax.eval_shape(
     lambda: jax.random.split(jax.random.key(0), (num_problems, group_size))
   )

@@ -57,6 +57,8 @@ def _training(plan: Plan, phase: Phase) -> list[str]:
   state = sum(plan.parts.values())
   # Gradients are accumulated in float32, like each moment of the optimizer.
   gradient = plan.parts["optimizer"] / 2
+  # A state that leaves less than a tenth for activations is too large by
+  # itself, whatever the size of a micro-batch.
   if state + gradient > 0.9 * capacity:
     return _smaller_state(plan, state + gradient)
   shards = batch_shards(run.mesh)
@@ -103,6 +105,7 @@ def _smaller_state(plan: Plan, needed: float) -> list[str]:
       "loses small updates to rounding"
     )
   chips = len(plan.hardware.devices)
+  # Slices double in size, and a fifth of the memory is left for activations.
   factor = 2 ** math.ceil(
     math.log2(max(needed / (0.8 * (plan.capacity or 1)), 2))
   )
@@ -122,6 +125,7 @@ def _sampling(plan: Plan, phase: Phase) -> list[str]:
   left = (plan.capacity or 0.0) - rest
   # Temporaries grow with the slots too, so a fifth of the space is left free.
   slots = int(0.8 * left / caches * run.num_slots) if caches else 0
+  # Every device has the same number of slots.
   slots -= slots % shards
   if slots >= shards:
     return [

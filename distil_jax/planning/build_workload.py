@@ -39,6 +39,7 @@ def build_workload(
     or optimizer.mini_batch_size
     or num_sequences,
     num_slots=min(rollout.num_slots or num_sequences, num_sequences),
+    # As the engine chooses it, which would need the arrays.
     cache_dtype=rollout.cache_dtype
     or (model.compute_dtype if is_cpu else "bfloat16"),
     chunk_size=config.objective.chunk_size,

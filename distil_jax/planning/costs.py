@@ -171,6 +171,7 @@ class _Counter:
       (self._computation(name, is_in_open_loop or is_open) for name in called),
       Costs(),
     )
+    # The caller learns which loops rest on its number of trips.
     names = frozenset([instruction.name] if is_open else ())
     return once.times(trips) + Costs(open_loops=names)
 

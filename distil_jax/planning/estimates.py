@@ -71,6 +71,7 @@ def estimate_all(
     The estimates, the fastest first.
   """
   compute = _flops(step) / num_chips / chip.flops
+  # As if a message could use one link along every axis of the network.
   bandwidth = max(chip.num_axes, 1) * chip.link_bandwidth
 
   def estimate(mesh: Mapping[str, int], micro: int) -> Estimate:

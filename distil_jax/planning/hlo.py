@@ -235,6 +235,7 @@ def _instruction(line: str) -> Instruction | None:
 
 
 def _number(opcode: str, inside: str) -> int | None:
+  # Arrays are constants too, and stand in the same place.
   is_whole = re.fullmatch(r"-?\d+", inside)
   return int(inside) if is_whole and opcode in _NUMBERED else None
 

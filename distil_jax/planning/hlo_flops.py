@@ -54,6 +54,8 @@ def _convolution(computation: Computation, instruction: Instruction) -> float:
   (left,), (right,) = computation.arrays_of(instruction)[:2]
   output = instruction.arrays[0]
   labels = instruction.attribute("dim_labels") or ""
+  # In `bf_io->bf` the letters name batch and features, input and output;
+  # digits, where there are any, are the axes of the window.
   left_axes, rest = labels.split("_")
   right_axes, output_axes = rest.split("->")
   pairs = 1
@@ -108,6 +110,7 @@ def _pairs(size: int, num_outputs: int, window: _Window) -> int:
   count = 0
   for column in range(width):
     positions = starts + column * right_dilation
+    # Between the inputs are the gaps of a dilation, which are not multiplied.
     is_inside = (positions >= 0) & (positions <= last)
     count += int((is_inside & (positions % left_dilation == 0)).sum())
   return count

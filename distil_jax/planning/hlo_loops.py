@@ -30,6 +30,7 @@ def trip_count(
   index, bound, direction = compared
   start = _at_start(computation, loop, index)
   last = bound if isinstance(bound, int) else None
+  # The bound is carried by the loop, as in a loop whose end was an argument.
   if isinstance(bound, str):
     last = _at_start(computation, loop, int(bound))
   step = _step(module, body, index)

@@ -98,6 +98,7 @@ def from_refusal(
   Returns:
     The memory; None if the error has another reason than memory.
   """
+  # No attribute of the error has the number, only its text.
   match = _USED.search(str(error))
   if "RESOURCE_EXHAUSTED" not in str(error) or not match:
     return None

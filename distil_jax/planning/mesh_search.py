@@ -89,6 +89,7 @@ def _ranked(
     batch_sizes=list(meshes.sampled_sizes(config).values()),
     mini_batch_size=config.optimizer.mini_batch_size or config.num_sequences,
   )
+  # Thousands of meshes are estimated in the time in which one is compiled.
   found = estimates.estimate_all(
     sharding.AXES, len(hardware.devices), hardware.chip, step
   )

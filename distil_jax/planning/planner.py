@@ -248,7 +248,9 @@ class Planner:
       {_WEIGHTS: memory.tree_bytes(weights)}
       | abstract_inputs.parts_of_state(state),
       beside=self._beside(weights),
+      # Data end this loop, but after so many steps it ends in any case.
       open_trips=sampler.BUFFER_STEPS,
+      # The program covers one call of `advance`, and a rollout takes many.
       count=waves * run.completion_length / sampler.BUFFER_STEPS,
     )
 
@@ -323,6 +325,7 @@ class Planner:
     with self.progress.stage(f"compiling: {name}"):
       lowered = lower()
       try:
+        # A program that does not fit is a result of a plan, not an error.
         compiled = lowered.compile()
       except jax.errors.JaxRuntimeError as error:
         refused = memory.from_refusal(error, by_hand, beside)

@@ -65,6 +65,7 @@ def to_dict(plan: Plan) -> dict[str, Any]:
   }
 
 
+# A program that was refused has no costs: `x and x.y` then gives null.
 def _phase(phase: Phase) -> dict[str, Any]:
   memory, costs, times = phase.memory, phase.costs, phase.times
   return {
@@ -120,6 +121,7 @@ def _state(plan: Plan) -> str:
   rows = [(name, bytes_text(x)) for name, x in plan.parts.items() if x]
   for phase in plan.phases:
     for name, x in phase.memory.by_hand.items():
+      # Several programs hold the same part; it is listed once.
       if name not in plan.parts and name not in dict(rows):
         rows.append((name, bytes_text(x)))
   return table(("by arithmetic, on each chip", "bytes"), rows)

@@ -14,7 +14,7 @@ from distil_jax.planning.workload import Workload
 
 # Names of the phases; kept plans (JSON) hold them.
 PREFILL = "reading prompts"
-CACHE_GROWTH = "lengthening rings"
+CACHE_GROWTH = "growing KV caches"
 SAMPLING = "sampling"
 TRAINING = "training step"
 
@@ -96,6 +96,7 @@ class Plan:
   def seconds(self) -> float | None:
     """Returns the least time of a training step; None if not known."""
     found = [phase.times.least for phase in self.phases if phase.times]
+    # A sum without one of the programs would not be a lower bound of the step.
     return sum(found) if len(found) == len(self.phases) else None
 
 

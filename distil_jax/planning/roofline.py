@@ -83,6 +83,7 @@ class Machine:
     Links along an axis help only if the group spans that axis.
     """
     if self._slice is None:
+      # A switch connects every pair of chips at the speed of their one link.
       return self.chip.link_bandwidth
     members = group or range(len(self._coordinates))
     coordinates = [

@@ -88,6 +88,7 @@ def parse(name: str) -> Slice:
       f"topology {name!r} is neither of the form v5p:2x2x2 nor v5p-16; known "
       f"chips: {', '.join(_tpus())}"
     )
+  # Google Cloud names slices of v5e in this way.
   chip = _tpu(match[1].replace("v5litepod", "v5e"))
   found = {
     math.prod(shape) * chip.cores: shape for shape in _SHAPES[chip.num_axes]

@@ -57,6 +57,7 @@ def train_step(
   _check_divides(
     "mini_batch_size", mini_batch_size, "num_sequences", num_sequences
   )
+  # Frozen parameters are kept as well, but follow nobody.
   is_ema = objective.keeps_teacher(teacher) and teacher.parameters == "ema"
   return functools.partial(
     training_train_step.train_step,
@@ -68,6 +69,7 @@ def train_step(
         group_size,
         micro_batch_size,
         mini_batch_size,
+        # After its first update a step learns from samples of older parameters.
         is_off_policy=mini_batch_size < num_sequences,
       ),
     ),

@@ -73,6 +73,7 @@ class Checkpoints:
       state: arrays, as a nested dictionary.
       notes: any JSON values; the version of the layout is added.
     """
+    # orbax raises if a step is saved twice, even if it is told to overwrite.
     if self.latest_step == step:
       return
     self._manager.save(
@@ -117,6 +118,8 @@ class Checkpoints:
     with self._reading(step), ocp.PyTreeCheckpointer() as reader:
       tree = {"params": template}
       arguments = ocp.checkpoint_utils.construct_restore_args(tree)
+      # A partial restore leaves teacher and moments on the disk, which take
+      # several times the memory of the parameters.
       restored = reader.restore(
         path,
         args=ocp.args.PyTreeRestore(

@@ -71,6 +71,7 @@ def evaluate(
   for start in range(0, len(problems), num_problems):
     batch = list(problems[start : start + num_problems])
     end = start + len(batch)
+    # All batches have one size, so that one program serves them.
     batch += [problems[0]] * (num_problems - len(batch))
     # The problems of this process's part that are not padding.
     num_real = min(max(end - start - mine.start, 0), mine.stop - mine.start)
@@ -116,6 +117,8 @@ def _averages(
   num_samples = num_problems * group_size
   values = {f"avg@{group_size}": totals["rewards"] / num_samples}
   for k in pass_at:
+    # How many problems had how many successes is all that the estimate needs,
+    # and can be summed over processes.
     passed = sum(
       totals.get(f"correct/{num_correct}", 0.0)
       * pass_at_k(group_size, num_correct, k)

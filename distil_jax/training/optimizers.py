@@ -23,12 +23,15 @@ def make_schedule(
   if schedule == "cosine":
     if num_steps is None:
       raise ValueError("schedule='cosine' needs num_steps")
+    # Joined schedules count from their own beginning, so the warm-up is taken
+    # off.
     decay_steps = max(num_steps - warmup_steps, 1)
     main = optax.cosine_decay_schedule(learning_rate, decay_steps)
   else:
     main = optax.constant_schedule(learning_rate)
   if warmup_steps:
     first = learning_rate / warmup_steps
+    # It begins at 1/n of the rate, so its last step has the whole.
     warmup = optax.linear_schedule(first, learning_rate, warmup_steps - 1)
     main = optax.join_schedules([warmup, main], [warmup_steps])
   return main

@@ -49,7 +49,7 @@ def save_interrupted(
     config: see `save_state`.
     saved: see `save_state`.
     state: see `save_state`.
-    progress: told what is saved.
+    progress: shows what is saved.
     seconds: see `save_state`.
   """
   step = int(state.step)
@@ -98,7 +98,7 @@ def restore_state(
     saved: the run's checkpoints.
     step: the step to restore.
     template: shape, dtype and sharding of each array of the state.
-    progress: told where the run goes on.
+    progress: shows where the run goes on.
 
   Returns:
     The state, and the seconds that the run took to reach it.

@@ -228,6 +228,7 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
   """Returns nested settings by their dotted paths."""
   flat = {}
   for key, value in tree.items():
+    # An empty section is a value itself, or it would not be compared.
     if isinstance(value, Mapping) and value:
       flat |= _flat(value, f"{prefix}{key}.")
     else:

@@ -63,6 +63,8 @@ def look(
   """
   seen = num_correct / jnp.maximum(num_answers, 1)
   num_looks = state.num_looks + 1
+  # 1/n makes a plain mean of the first looks; a constant share, then, a moving
+  # average.
   share = 1.0 / jnp.minimum(num_looks, NUM_LOOKS)
   accuracy = state.accuracy + share * (seen - state.accuracy)
   is_start = num_looks <= NUM_LOOKS

@@ -179,10 +179,12 @@ def _with_teacher_lists(
   if ask_fn is None:
     return batch
   if teacher_params is None:
+    # Nothing is differentiated here, so no gradient has to be stopped.
     teacher_params = params
   # A key for each sequence: how the batch is cut must not change the answers.
   rows = jnp.arange(batch.completion_ids.shape[0])
   keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
+  # In the slices of the update, so that asking needs no more memory than that.
   ids, log_probs = jax.lax.map(
     lambda rows: ask_fn(params, teacher_params, *rows),
     _cut((batch, keys), num_slices),

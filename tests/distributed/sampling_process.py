@@ -73,21 +73,21 @@ def sample(mesh: jax.sharding.Mesh, rows: slice) -> dict[str, Any]:
       if "rollout_mesh" in changed:
         # The narrower widths of it would be many programs more.
         patch.setattr(engine, "ladder", lambda width: [width])
-      told = {}
+      reported = {}
       rolled, _ = sampler.sample(
         params,
         ids[rows],
         mask[rows],
         names,
         jax.random.key(0),
-        on_finished=lambda row, ids, told=told: told.update(
+        on_finished=lambda row, ids, reported=reported: reported.update(
           {row: ids.tolist()}
         ),
       )
     for row, counts in enumerate(rolled.completion_mask):
       length = counts.sum()
-      assert told.pop(row) == rolled.completion_ids[row, :length].tolist()
-    assert not told
+      assert reported.pop(row) == rolled.completion_ids[row, :length].tolist()
+    assert not reported
     found[name] = np.where(rolled.completion_mask, rolled.completion_ids, -1)
   found |= criticise(whole, params, mesh, rows)
   return found | converse(whole, params, mesh, rows)

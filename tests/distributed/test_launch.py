@@ -101,7 +101,7 @@ def test_half_a_place_is_refused(said, text):
 
 
 def meet(*places, timeout=20):
-  """What each process is told: None, or why they cannot begin."""
+  """Returns each process's answer: None, or why they cannot begin."""
 
   def come(place):
     try:

@@ -535,8 +535,8 @@ def test_what_the_page_tells_is_worked_without_slips(demonstrations):
       step[3] != right_result(*step[:3]) for step in steps[:num_finished]
     )
     if solution is None:
-      told = re.match(r"Step (\d+)", feedback)
-      steps = steps[: int(told[1])] if told else steps
+      named = re.match(r"Step (\d+)", feedback)
+      steps = steps[: int(named[1])] if named else steps
     for number, step in enumerate(steps):
       right = right_result(*step[:3])
       if number < num_finished or step[3] == right:

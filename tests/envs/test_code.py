@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from distil_jax.config.environments import CodeConfig
-from distil_jax.envs import code_feedback, code_tests, contract, sandbox
+from distil_jax.envs import code_feedback, code_tests, contract
+from distil_jax.envs import sandbox as sandboxes
 from distil_jax.envs.code import Code, fenced, is_same_output, last_program
 from distil_jax.types import Status
 from tests import cpu_time
@@ -39,14 +40,14 @@ for line in sys.stdin:
 
 
 @pytest.fixture(scope="module")
-def box():
-  with sandbox.make() as made:
+def sandbox():
+  with sandboxes.make() as made:
     yield made
 
 
 @pytest.fixture(scope="module")
-def code(box):
-  return Code(CodeConfig(seconds=2.0), box)
+def code(sandbox):
+  return Code(CodeConfig(seconds=2.0), sandbox)
 
 
 def judge(environment, row, program):
@@ -170,16 +171,16 @@ class TestScripts:
       "pass_rate": 0.0,
     }
 
-  def test_all_together_have_a_time(self, box):
-    slow = Code(CodeConfig(total_seconds=0.3), box)
+  def test_all_together_have_a_time(self, sandbox):
+    slow = Code(CodeConfig(total_seconds=0.3), sandbox)
     row = STDIN | {"tests": [{"input": "", "output": "1"}] * 10}
     verdict = judge(slow, row, "import time\ntime.sleep(0.2)\nprint(1)")
     assert verdict.status is Status.TIMEOUT
     assert verdict.details["num_passed"] == 2
     assert verdict.details["num_tests"] == 10
 
-  def test_other_ends(self, box):
-    small = Code(CodeConfig(memory_gib=0.25), box)
+  def test_other_ends(self, sandbox):
+    small = Code(CodeConfig(memory_gib=0.25), sandbox)
     for program, said in (
       ("import os\nos._exit(3)", "The program ended with exit status 3"),
       ("import sys\nsys.exit('no')", "exit status 1: no"),
@@ -310,9 +311,9 @@ class TestLiveCodeBench:
       "  os.write(3, json.dumps(said).encode()); os._exit(0)",
     ],
   )
-  def test_hidden_tests_stay_hidden(self, box, program):
+  def test_hidden_tests_stay_hidden(self, sandbox, program):
     careful, open_hearted = (
-      Code(CodeConfig(seconds=1.0, reveal_hidden_tests=reveal), box)
+      Code(CodeConfig(seconds=1.0, reveal_hidden_tests=reveal), sandbox)
       for reveal in (False, True)
     )
     verdict = judge(careful, self.row(), program)
@@ -533,8 +534,8 @@ class TestRows:
     assert verdict.feedback == "Wrong Answer\nA hidden test fails."
 
 
-def test_the_contract(box):
-  quick = Code(CodeConfig(seconds=1.0), box)
+def test_the_contract(sandbox):
+  quick = Code(CodeConfig(seconds=1.0), sandbox)
   rows = [STDIN, TestCalls.ROW, TestMBPP.ROW]
   completions = [fenced(SUMS), fenced("1 / 0"), fenced("x = \0\ud800")]
   contract.check(quick, rows, completions)

@@ -101,19 +101,19 @@ def threads_end():
 
 
 def make(judge, **settings):
-  """Judges, and what they tell."""
-  told = []
+  """Returns judges, and the list of their warnings."""
+  warnings = []
   config = JudgingConfig(**settings)
-  return judge_pool.JudgePool(judge, config, warn=told.append), told
+  return judge_pool.JudgePool(judge, config, warn=warnings.append), warnings
 
 
 def test_verdicts_come_in_the_order_in_which_they_were_asked_for(judge):
-  judges, told = make(judge, num_workers=3)
+  judges, warnings = make(judge, num_workers=3)
   said = [f"sleep {0.02 * (2 - i % 3)}" for i in range(9)]
   said += [f"word {i}" for i in range(100)]
   verdicts = judges([PROBLEM] * len(said), said)
   assert [verdict.feedback for verdict in verdicts] == said
-  assert not told
+  assert not warnings
 
 
 def test_as_many_at_once_as_there_are_workers(judge):
@@ -149,43 +149,43 @@ def test_threads_end_with_their_work(judge, threads_end):
 def test_one_that_raises_costs_its_verdict_and_is_told_of_once(
   judge, said, error
 ):
-  judges, told = make(judge, num_workers=2)
+  judges, warnings = make(judge, num_workers=2)
   first, *others, last = judges([PROBLEM] * 5, ["a", *[said] * 3, "b"])
   assert first.status is last.status is Status.CORRECT
   for verdict in others:
     assert verdict == Verdict(0.0, "", Status.CRASHED, {"error": error})
-  (text,) = told
+  (text,) = warnings
   assert text.startswith("problem 7: the environment raised")
   assert "Traceback" in text
   assert error in text
 
 
 def test_one_that_hangs_costs_its_verdict_and_its_thread(judge):
-  judges, told = make(judge, num_workers=2, seconds=0.8)
+  judges, warnings = make(judge, num_workers=2, seconds=0.8)
   said = ["hang"] * 3 + ["a", "sleep 0.01", "b", "sleep 0.01"]
   verdicts = judges([PROBLEM] * 7, said)
   late = Verdict(0.0, "", Status.TIMEOUT, {"seconds": 0.8})
   assert verdicts[:3] == [late] * 3
   assert [verdict.feedback for verdict in verdicts[3:]] == said[3:]
   assert judge.num_at_once == 3
-  (text,) = told
+  (text,) = warnings
   assert "judging.seconds=0.8" in text
 
 
 def test_feedback_can_be_encoded(judge):
-  judges, told = make(judge)
+  judges, warnings = make(judge)
   (verdict,) = judges([PROBLEM], ["half"])
   assert verdict == Verdict(0.0, "? is half", Status.WRONG)
-  assert not told
+  assert not warnings
 
 
 @pytest.mark.parametrize("said", ["raise it", "hang"])
 def test_who_waits_hears_that_nobody_could_be_told(judge, said):
-  def tell(text):
+  def warn(text):
     raise BrokenPipeError("the terminal is gone")
 
   judges = judge_pool.JudgePool(
-    judge, JudgingConfig(num_workers=1, seconds=0.8), warn=tell
+    judge, JudgingConfig(num_workers=1, seconds=0.8), warn=warn
   )
   with pytest.raises(BrokenPipeError):
     judges.submit(PROBLEM, said).result(HANG)
@@ -193,10 +193,10 @@ def test_who_waits_hears_that_nobody_could_be_told(judge, said):
 
 
 def test_waiting_for_a_turn_is_no_part_of_the_deadline(judge):
-  judges, told = make(judge, num_workers=1, seconds=1.2)
+  judges, warnings = make(judge, num_workers=1, seconds=1.2)
   verdicts = judges([PROBLEM] * 3, ["sleep 0.5"] * 3)
   assert {verdict.status for verdict in verdicts} == {Status.CORRECT}
-  assert not told
+  assert not warnings
 
 
 def test_a_verdict_after_the_deadline_is_none(judge, threads_end):

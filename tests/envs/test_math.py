@@ -174,14 +174,14 @@ def test_unparsable(completion, said):
 
 
 def test_the_answer_is_named_only_on_request():
-  told = maths.Math(MathConfig(symbolic=False, reveal_answer=True))
+  revealing = maths.Math(MathConfig(symbolic=False, reveal_answer=True))
   for completion in ("", boxed("7")):
     assert "18" not in judge(completion).feedback
-    revealed = judge(completion, environment=told).feedback
+    revealed = judge(completion, environment=revealing).feedback
     assert revealed.endswith(" The correct answer is 18.")
   silent = maths.Math(MathConfig(symbolic=False, feedback=False))
   assert judge(boxed("7"), environment=silent).feedback == ""
-  assert judge(boxed("18"), environment=told).feedback == ""
+  assert judge(boxed("18"), environment=revealing).feedback == ""
 
 
 def test_without_algebra_numbers_are_equal_by_value_and_nothing_else():

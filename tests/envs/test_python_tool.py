@@ -4,7 +4,8 @@ import pytest
 
 from distil_jax.config import PythonToolConfig
 from distil_jax.envs import completion_text as envs_text
-from distil_jax.envs import sandbox, tools
+from distil_jax.envs import sandbox as sandboxes
+from distil_jax.envs import tools
 from distil_jax.envs.python_tool import PythonTool, last_block
 from distil_jax.types import Problem
 from tests import cpu_time
@@ -14,8 +15,8 @@ PROBLEM = Problem(index=0, messages=(), answer="")
 
 @pytest.fixture(scope="module")
 def tool():
-  with sandbox.make(num_processes=1) as box:
-    yield PythonTool(PythonToolConfig(seconds=0.5, max_characters=200), box)
+  with sandboxes.make(num_processes=1) as sandbox:
+    yield PythonTool(PythonToolConfig(seconds=0.5, max_characters=200), sandbox)
 
 
 def turn(source):

@@ -105,8 +105,8 @@ def test_a_wrong_answer_is_named_and_the_right_one_only_where_asked():
   wrong = str(int(PROBLEM.answer) + 1)
   verdict = judge(f"<answer>{wrong}</answer>")
   assert verdict.feedback == f"{wrong} is not the correct answer."
-  told = changed(reveal_answer=True)
-  verdict = judge(f"<answer>{wrong}</answer>", environment=told)
+  revealing = changed(reveal_answer=True)
+  verdict = judge(f"<answer>{wrong}</answer>", environment=revealing)
   assert verdict.feedback.endswith(f"The correct answer is {PROBLEM.answer}.")
   silent = changed(feedback=False)
   assert judge(f"<answer>{wrong}</answer>", environment=silent).feedback == ""
@@ -154,8 +154,8 @@ def test_a_task_with_one_question_has_none_for_one_of_the_splits():
   assert error.endswith("among 64: the task has too few")
 
 
-# Those that pass an answer to `eval`, that hold so many problems as they are
-# told, that go through sets, and that have no single answer.
+# Tasks that pass an answer to `eval`, that hold as many problems as their size
+# says, that go through sets, and that have no single answer.
 TASKS = (
   "acre",
   "binary_matrix",

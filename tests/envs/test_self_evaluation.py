@@ -56,9 +56,9 @@ def test_the_critic_sees_problem_attempt_and_what_was_said_but_no_answer():
   ):
     assert text in page
   assert "42" not in page
-  told = around_math(rubric="{problem} {completion} {{{answer}}}")
-  assert asked(told).endswith("\\boxed{41} {42}")
-  assert "judged" not in asked(told)
+  with_answer = around_math(rubric="{problem} {completion} {{{answer}}}")
+  assert asked(with_answer).endswith("\\boxed{41} {42}")
+  assert "judged" not in asked(with_answer)
 
 
 @pytest.mark.parametrize("status", Status)

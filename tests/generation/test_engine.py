@@ -511,27 +511,29 @@ def test_with_64_bits_it_samples_the_same(network, prompts):
 
 def test_progress_is_reported(network, prompts, monkeypatch):
   monkeypatch.setattr(engine, "_STEPS", 4)
-  told = []
+  reported = []
   _, usage = sample(
     network,
     prompts,
     num_slots=5,
-    report=lambda num_tokens, num_done: told.append((num_tokens, num_done)),
+    report=lambda num_tokens, num_done: reported.append((num_tokens, num_done)),
   )
-  assert len(told) > 2
-  assert told == sorted(told)
-  assert told[-1] == (usage.num_tokens, 8)
+  assert len(reported) > 2
+  assert reported == sorted(reported)
+  assert reported[-1] == (usage.num_tokens, 8)
 
 
-def told_of(network, prompts, monkeypatch, mesh=None, stop=(), **settings):
-  """Each row's tokens as told, when, and the rollout itself."""
+def finished_rows_of(
+  network, prompts, monkeypatch, mesh=None, stop=(), **settings
+):
+  """Returns each row's tokens as reported, when, and the rollout itself."""
   monkeypatch.setattr(engine, "_STEPS", 4)
   monkeypatch.setattr(finished_rows, "_ROWS_AT_ONCE", 2)
-  told, tokens = [], []
+  reported, tokens = [], []
   sampler = make(network, **settings)
 
   def on_finished(row, ids):
-    told.append((row, ids.tolist(), tokens[-1]))
+    reported.append((row, ids.tolist(), tokens[-1]))
 
   params = network.params if mesh is None else on_mesh(network, mesh)
   put = sharding.put_batch if mesh else lambda _, x: map(jnp.asarray, x)
@@ -544,7 +546,7 @@ def told_of(network, prompts, monkeypatch, mesh=None, stop=(), **settings):
       report=lambda num_tokens, _: tokens.append(num_tokens),
       on_finished=on_finished,
     )
-  return told, tokens, jax.tree.map(np.asarray, rolled)
+  return reported, tokens, jax.tree.map(np.asarray, rolled)
 
 
 @pytest.mark.parametrize(
@@ -553,27 +555,27 @@ def told_of(network, prompts, monkeypatch, mesh=None, stop=(), **settings):
   ids=["all at once", "few slots", "stop strings"],
 )
 @pytest.mark.parametrize("is_cut", [False, True], ids=["whole", "by device"])
-def test_each_row_is_told_of_once_as_it_ends(
+def test_each_row_is_reported_once_as_it_ends(
   network, prompts, monkeypatch, settings, is_cut
 ):
   mesh = None
   if is_cut:
     mesh = sharding.make_mesh(2, 1, 2, devices=jax.devices()[:4])
-  told, tokens, rolled = told_of(
+  reported, tokens, rolled = finished_rows_of(
     network, prompts, monkeypatch, mesh, **settings
   )
   expected, _ = sample(network, prompts, **settings)
   assert_same(rolled, expected)
-  assert sorted(row for row, *_ in told) == list(range(8))
-  for row, ids, _ in told:
+  assert sorted(row for row, *_ in reported) == list(range(8))
+  for row, ids, _ in reported:
     length = rolled.completion_mask[row].sum()
     assert ids == rolled.completion_ids[row, :length].tolist()
-  # The first are told of before the last token is sampled.
-  assert told[0][2] < tokens[-1]
+  # The first are reported before the last token is sampled.
+  assert reported[0][2] < tokens[-1]
 
 
-def test_telling_compiles_nothing_new(network, prompts, monkeypatch):
-  told_of(network, prompts, monkeypatch, num_slots=5)
+def test_reporting_rows_compiles_nothing_new(network, prompts, monkeypatch):
+  finished_rows_of(network, prompts, monkeypatch, num_slots=5)
   programs = [
     finished_rows._gather,
     finished_rows._none_reported,
@@ -581,7 +583,7 @@ def test_telling_compiles_nothing_new(network, prompts, monkeypatch):
     engine._advance,
   ]
   sizes = [program._cache_size() for program in programs]
-  told_of(network, prompts, monkeypatch, num_slots=5)
+  finished_rows_of(network, prompts, monkeypatch, num_slots=5)
   assert [program._cache_size() for program in programs] == sizes
 
 

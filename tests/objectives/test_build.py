@@ -164,8 +164,8 @@ def from_logits(kind, student, teacher, reference, batch):
     case "distil":
       # The batch's mean cost of a token, from a first look at the costs.
       local = references.distil(*fed, **shared)
-      told = mask * batch.sample_mask[:, None]
-      average = jnp.sum(local.costs * told) / jnp.sum(told)
+      taught = mask * batch.sample_mask[:, None]
+      average = jnp.sum(local.costs * taught) / jnp.sum(taught)
       return references.distil(
         *fed,
         baseline="batch_mean",
@@ -426,8 +426,8 @@ def test_samples_of_a_teacher_come_close_to_its_distribution(
 def test_what_an_outside_expert_has_said_is_learned_word_for_word(
   network, teacher, batch
 ):
-  """Told the student's own tokens, DistIL is supervised learning."""
-  told = batch.replace(
+  """With the student's own tokens listed, DistIL is supervised learning."""
+  listed = batch.replace(
     teacher_candidate_ids=batch.completion_ids[..., None],
     teacher_candidate_log_probs=jnp.zeros((*batch.completion_ids.shape, 1)),
   )
@@ -436,19 +436,19 @@ def test_what_an_outside_expert_has_said_is_learned_word_for_word(
   copy = gradients_of(network, config.SFTConfig())
   ours, theirs = (
     made(network.params, teacher, given, key)
-    for made, given in ((listen, told), (copy, batch))
+    for made, given in ((listen, listed), (copy, batch))
   )
   assert_close(ours[:2], theirs[:2])
 
 
 def test_an_expert_s_words_are_not_passed_over(network, teacher, batch):
-  told = batch.replace(
+  listed = batch.replace(
     teacher_candidate_ids=batch.completion_ids[..., None],
     teacher_candidate_log_probs=jnp.zeros((*batch.completion_ids.shape, 1)),
   )
   with pytest.raises(ValueError, match=r"set teacher\.access"):
     gradients_of(network, LOCAL)(
-      network.params, teacher, told, jax.random.key(0)
+      network.params, teacher, listed, jax.random.key(0)
     )
 
 

@@ -88,7 +88,7 @@ def dense_sources(student, matrix, teacher, teacher_matrix, ids):
   lists = np.random.default_rng(3)
   candidates = lists.integers(0, VOCAB_SIZE, (SIZE, LENGTH, 3))
   log_probs = lists.normal(-2, 1, (SIZE, LENGTH, 3)).astype(np.float32)
-  told = jax.nn.log_softmax(jnp.asarray(log_probs))
+  listed = jax.nn.log_softmax(jnp.asarray(log_probs))
   kept = jax.nn.log_softmax(jnp.take_along_axis(logits, candidates, -1))
   mine = {
     "log_probs": jnp.take_along_axis(own, ids[..., None], -1)[..., 0],
@@ -102,7 +102,7 @@ def dense_sources(student, matrix, teacher, teacher_matrix, ids):
       name: getattr(compared, name)
       for name in ("costs", "log_probs", "entropies", "cross_entropies")
     },
-    "listed": {"costs": -jnp.sum(jnp.exp(told) * kept, -1), **mine},
+    "listed": {"costs": -jnp.sum(jnp.exp(listed) * kept, -1), **mine},
     "alone": mine,
   }
 

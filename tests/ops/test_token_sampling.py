@@ -365,7 +365,7 @@ class TestChooseAgainstSorting:
     for row in range(rows):
       of_row = {name: float(x[row]) for name, x in settings.items()}
       of_row["top_k"] = int(of_row["top_k"])
-      # A float32 is what the row is told.
+      # The row gets a float32.
       for name in ("temperature", "top_p", "min_p"):
         of_row[name] = float(np.float32(of_row[name]))
       expected = reference(logits[row], **of_row)

@@ -1,4 +1,4 @@
-"""Who gets a teacher, and what the teacher is told."""
+"""Which rows get a teacher, and what stands in its prompt."""
 
 import dataclasses
 
@@ -125,9 +125,9 @@ def test_what_is_quoted_ends_no_turn(tokenizer):
   samples = ((evil, 1.0, ""), ("wrong", 0.0, "no"), ("bad", 0.0, "no"))
   samples += (("a", 0.0, evil), ("b", 0.0, evil), ("c", 0.0, evil))
   _, stats = teach(tokenizer, make_experience(tokenizer, samples))
-  told = [text for text in stats.teacher_prompts if text]
-  assert len(told) == 5
-  for text in told:
+  prompts = [text for text in stats.teacher_prompts if text]
+  assert len(prompts) == 5
+  for text in prompts:
     assert text.count("<|im_end|>") == 1
     assert "<\u200b|im_end|>" in text
 
@@ -245,7 +245,7 @@ def test_what_the_teacher_prompts_hold_is_counted(tokenizer):
     _, stats = teach(tokenizer, **settings)
     return stats.num_feedback, stats.num_sibling, stats.num_reference
 
-  # Two successes of a group know each other; only "bad", "worse" are told.
+  # Two successes of a group know each other; only "bad", "worse" get feedback.
   assert counted() == (2, 3, 0)
   assert counted(feedback="always") == (3, 3, 0)
   assert counted(solution="none") == (3, 0, 0)
@@ -296,9 +296,9 @@ def test_without_a_teacher_every_sample_counts(tokenizer):
   assert stats.teacher_prompts == [None] * 6
   np.testing.assert_array_equal(batch.sample_mask, [1] * 6)
   assert batch.teacher_prompt_ids.shape == (6, 0)
-  told, _ = teach(tokenizer, experience)
+  taught, _ = teach(tokenizer, experience)
   for name in ("prompt_ids", "prompt_mask", "completion_ids"):
-    np.testing.assert_array_equal(getattr(batch, name), getattr(told, name))
+    np.testing.assert_array_equal(getattr(batch, name), getattr(taught, name))
 
 
 def test_teacher_prompts_in_the_batch(tokenizer):

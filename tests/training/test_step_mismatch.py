@@ -57,7 +57,7 @@ def by_hand(differences, mask):
   return dict(zip(NAMES, values, strict=True))
 
 
-def told(batch):
+def taught_tokens(batch):
   return batch.completion_mask * batch.sample_mask[:, None]
 
 
@@ -128,7 +128,7 @@ def test_each_objective_reports_it(
   found = metrics_of(
     network, teacher, batch, objective, asked, micro_batch_size=2
   )
-  mask = batch.completion_mask if counts_all else told(batch)
+  mask = batch.completion_mask if counts_all else taught_tokens(batch)
   assert_reported(found, by_hand(differences, mask))
 
 
@@ -143,7 +143,7 @@ def test_eight_devices_report_the_same(network, teacher, sampled, size):
     mesh=sharding.make_mesh(8, 1, 1),
     micro_batch_size=size,
   )
-  assert_reported(found, by_hand(differences, told(batch)))
+  assert_reported(found, by_hand(differences, taught_tokens(batch)))
 
 
 @pytest.mark.parametrize("kind", ["distil", "grpo"])
@@ -151,7 +151,7 @@ def test_of_mini_batches_only_the_first_is_on_policy(
   network, teacher, sampled, kind
 ):
   batch, differences = sampled
-  objective, mask = distil(), told(batch)
+  objective, mask = distil(), taught_tokens(batch)
   if kind == "grpo":
     objective, mask = config.GRPOConfig(), batch.completion_mask
   first, rest = (

@@ -179,9 +179,9 @@ def test_a_step_learns_as_if_tools_were_cut_out_of_what_was_chosen(
   # It reads what the tools wrote: by that alone has their token a gradient.
   assert jnp.abs(found["embedding"][TOOL]).max() > 1e-4
   if kind != "sft":
-    told = batch.student_mask
+    learned = batch.student_mask
     if kind != "grpo":
-      told = told * batch.sample_mask[:, None]
+      learned = learned * batch.sample_mask[:, None]
     own = chosen(
       logits(
         network.params,
@@ -192,7 +192,7 @@ def test_a_step_learns_as_if_tools_were_cut_out_of_what_was_chosen(
       ),
       batch.completion_ids,
     )
-    distances = np.abs(own - batch.old_log_probs)[np.asarray(told) == 1]
+    distances = np.abs(own - batch.old_log_probs)[np.asarray(learned) == 1]
     np.testing.assert_allclose(
       metrics["mismatch/mean"], distances.mean(), rtol=1e-4
     )
@@ -319,7 +319,7 @@ def test_an_expert_that_gives_lists_is_not_heard_on_tools(
   made = gradients_fn(network.graphdef, objective, teacher=asked)
   rng = np.random.default_rng(5)
   ids = rng.integers(0, TOOL, (8, 5, 3)).astype(np.int32)
-  told = -rng.uniform(0.5, 3.0, ids.shape).astype(np.float32)
+  log_probs = -rng.uniform(0.5, 3.0, ids.shape).astype(np.float32)
   is_tool = np.asarray(batch.student_mask)[..., None] == 0
   found = [
     made(
@@ -327,7 +327,7 @@ def test_an_expert_that_gives_lists_is_not_heard_on_tools(
       teacher,
       batch.replace(
         teacher_candidate_ids=jnp.where(is_tool, one, ids),
-        teacher_candidate_log_probs=jnp.where(is_tool, other, told),
+        teacher_candidate_log_probs=jnp.where(is_tool, other, log_probs),
       ),
       jax.random.key(0),
     )

@@ -140,6 +140,7 @@ def _steps(state, keys, begin, end, *, plan: Plan):
     params = cast(decoder.Params, optax.apply_updates(params, updates))
     return params, opt_state, excesses.at[i].set(excess)
 
+  # The ends of the loop are arrays, so another range needs no other program.
   return jax.lax.fori_loop(begin, end, step, state)
 
 
@@ -209,6 +210,8 @@ def _demonstrations(family, key, batch_size):
   keys = jax.random.split(key, 9)
   problems = families.make_problems(family, keys[0], batch_size)
   preferences = jnp.asarray([r.preference for r in family.routes])
+  # Half of the routes are drawn evenly, so that the base model learns the steps
+  # of a rare one too.
   route = jax.random.categorical(
     keys[1],
     jnp.log(0.5 * preferences + 0.5 / len(family.routes)),

@@ -64,6 +64,7 @@ def collapse_step(curve: Curve) -> int | None:
   """
   best = max(point["avg"] for point in curve)
   step = None
+  # From the end, so that a fall that is made good again does not count.
   for point in reversed(curve):
     if point["avg"] > best - _LOST_ACCURACY:
       return step

@@ -40,6 +40,7 @@ def init_state(
   """Returns the state before the first step; copies the parameters."""
   return train_state.init_state(
     jax.tree.map(jnp.copy, params),
+    # The rate has no part in the optimizer's state.
     optimizer=_optimizer(setting, 1.0),
     keeps_teacher=setting.objective.keeps_teacher(setting.teacher),
     seed=seed,
@@ -181,6 +182,7 @@ def evaluate(
   end_log_probs, entropies = fused_statistics.token_log_probs(
     hidden, layers.unembedding(params), jnp.full_like(ids, families.EOS)
   )
+  # The end at the last token is right, so p_eos is measured before it.
   is_last = jnp.pad(mask[:, 1:], ((0, 0), (0, 1))) == 0
   before_last = mask * (1 - is_last)
   return {
@@ -203,6 +205,8 @@ def teacher_accuracy(
   num_problems: int,
 ) -> jax.Array:
   """Returns the mean reward of the teacher's samples, given feedback."""
+  # Feedback of the problems themselves and never wrong: what is measured is if
+  # the teacher still reads it.
   family = setting.family
   key = jax.random.fold_in(key, FEEDBACK_KEY)
   keys = jax.random.split(key, 4)
@@ -302,7 +306,9 @@ def _guarded(
 
   is_due = state.step % settings.every == 0
   return dataclasses.replace(
-    state, guard=jax.lax.cond(is_due, look, lambda: state.guard)
+    state,
+    # A cond, so that steps without a look do not pay for the samples.
+    guard=jax.lax.cond(is_due, look, lambda: state.guard),
   )
 
 

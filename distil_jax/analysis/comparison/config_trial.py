@@ -60,6 +60,8 @@ def run_config_trial(config: Config, train: Train) -> dict[str, Any]:
   else:
     after = _from_evaluation(summary["after"], accuracy)
     seconds = summary["seconds"]
+  # The record has all that the report reads, and the checkpoints of hundreds of
+  # trials would fill the disk.
   shutil.rmtree(folder)
   return {
     "num_sequences": config.num_sequences,

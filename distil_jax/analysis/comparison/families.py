@@ -165,6 +165,8 @@ def step_digits(
       if before is not None and position:
         written = before[:, i]
         own = (written + problems.digits[:, position]) % 10
+        # A corrupted token may be no digit; the total then goes on from the
+        # right one.
         column = jnp.where(written < 10, own, column)
       position += 1
     else:
@@ -214,6 +216,7 @@ def judge(
     target = expected(family, problems, route)[:, None]
     same = (ids == target) | ((target == _ANY_DIGIT) & (ids < 10))
     same |= (target == _ANY_FILLER) & (ids >= FILLERS[0])
+    # Where nothing may stand, a token that counts is as wrong as another token.
     same = jnp.where(target == _NOTHING, ~counts, same & counts)
     is_right |= jnp.all(same, axis=-1)
   return is_right.astype(jnp.float32)
@@ -263,6 +266,8 @@ def reference_completion(
   fillers = jax.random.choice(
     key, jnp.asarray(FILLERS), (route.shape[0], family.completion_length)
   )
+  # Under jit the route of a problem is data: all routes are written, and one is
+  # taken for each problem.
   options = []
   for r in range(len(family.routes)):
     written = step_digits(family, problems, r, None)

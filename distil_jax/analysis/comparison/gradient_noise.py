@@ -92,6 +92,7 @@ def qualities(
       num_batches=num_batches,
     )
     norm = optax.tree.norm(mean)
+    # Over n batches the plain difference is too small by (n − 1) / n.
     variance = (square - norm**2) * num_batches / (num_batches - 1)
     found[name] = Quality(
       noise=float(jnp.sqrt(variance) / norm),
@@ -125,6 +126,7 @@ def _moments(
     new = (gradient, optax.tree.norm(gradient, squared=True), cosine)
     return jax.tree.map(jnp.add, totals, new), None
 
+  # Gradients are summed on the way: keeping hundreds would fill the memory.
   zeros = jax.tree.map(jnp.zeros_like, params)
   start = (zeros, jnp.float32(0), jnp.float32(0))
   totals, _ = jax.lax.scan(one, start, jax.random.split(key, num_batches))

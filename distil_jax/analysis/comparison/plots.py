@@ -197,6 +197,7 @@ def _horizontal(
   steps = np.asarray([point["step"] for point in records[0]["curve"]])
   if against == "rollouts":
     return steps * records[0]["num_sequences"] / 1000
+  # The median, because other work on the machine disturbs some trials.
   return steps * np.median([r["step_seconds"] for r in records])
 
 

@@ -66,6 +66,7 @@ def run_side_by_side(
 def _first_to_end(running: dict[str, subprocess.Popen]) -> str:
   """Waits for a process to end; returns its family."""
   while True:
+    # Waited for in turn: `subprocess` cannot wait for the first of several.
     for name, process in running.items():
       try:
         process.wait(timeout=0.2)
@@ -78,6 +79,7 @@ def end_all(
   processes: Sequence[subprocess.Popen], seconds: float = _SECONDS_TO_END
 ) -> None:
   """Asks processes to end, and kills those that have not after some seconds."""
+  # All are asked before the first is waited for, so that they end at once.
   for process in processes:
     process.terminate()
   deadline = time.monotonic() + seconds

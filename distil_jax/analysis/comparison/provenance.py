@@ -38,6 +38,7 @@ def basis(comparison: Comparison, found: Found, arms: Sequence[str]) -> str:
 
 def made_by(records: Sequence[Mapping[str, Any]]) -> str:
   """Returns commits and devices of trials or measurements."""
+  # All are named: a comparison may be run over days, while the code changes.
   commits = sorted({_revision(r["revision"]) for r in records})
   # Records of earlier versions do not hold a device.
   devices = sorted({r.get("device", "unknown") for r in records})
@@ -55,6 +56,7 @@ def families(comparison: Comparison, found: Found) -> str:
     records = [
       r for arm_records in found.get(name, {}).values() for r in arm_records
     ]
+    # Each base model counts once, however many trials started from it.
     before = {r["base"]: r["before"]["avg"] for r in records}
     base = markdown.NONE
     if before:
@@ -97,6 +99,8 @@ def arms(comparison: Comparison) -> str:
       teacher = _changes(arm.teacher, like.teacher)
     else:
       objective = _settings(arm.objective.model_dump(mode="json"))
+      # In a family with a config only what the arm sets replaces the teacher
+      # there.
       shown = arm.teacher.model_dump(mode="json", exclude_unset=True)
       if not all(with_config):
         shown = {"parameters": arm.teacher.parameters, **shown}

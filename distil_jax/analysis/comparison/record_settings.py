@@ -186,6 +186,7 @@ def differences(
   defaults = _flat(defaults)
   new = _flat(settings_of(comparison, trial))
   old = _flat(record["settings"])
+  # Only keys that the old record lacks: a value that it has is compared.
   old |= {k: defaults[k] for k in new.keys() - old.keys() if k in defaults}
   return [
     f"  {key}: {old.get(key)!r} then, {new.get(key)!r} now"

@@ -36,6 +36,7 @@ def write(comparison: Comparison, say: Callable[[str], None]) -> None:
       f"no trials in {comparison.directory / 'trials'}: there is nothing to "
       "report; run the comparison first, or set run_directory to where it ran"
     )
+  # Before anything is written: a table of mixed settings would look valid.
   record_settings.check_counted(comparison, done)
   path = save(comparison, done)
   found = results.collect(comparison, done)

@@ -23,6 +23,7 @@ def chosen_rate(
   grid = comparison.learning_rates_of(family, arm)
   if len(grid) == 1:
     return grid[0]
+  # Rates of a grid are factors apart, so distances are those of logarithms.
   middle = math.log(sorted(grid)[len(grid) // 2])
   ranks = []
   for rate in grid:
@@ -39,6 +40,7 @@ def chosen_rate(
     final = np.mean([r["after"]["avg"] for r in records])
     curve = np.mean([[p["avg"] for p in r["curve"]] for r in records])
     distance = abs(math.log(rate) - middle)
+    # Rounded, so that noise in the last digits does not choose a rate.
     ranks.append((round(float(final), 2), float(curve), -distance, rate))
   return max(ranks)[-1]
 

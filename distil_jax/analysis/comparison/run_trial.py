@@ -46,6 +46,8 @@ def run_trial(
   arm = comparison.arms[trial.arm]
   setting = build_setting(trial.family, run, arm)
   state = compiled_trial.init_state(setting, params, trial.seed)
+  # Learning curves, tuning and the final accuracy each have problems of their
+  # own, so that no choice is made on what is reported.
   key = jax.random.fold_in(
     jax.random.key(3 if trial.is_tuning else 0), _HELD_OUT
   )

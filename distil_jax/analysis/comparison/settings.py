@@ -231,6 +231,8 @@ class Comparison(Section):
     """Returns the number of the base model from which a seed starts."""
     if self.families[family].config:
       return 0  # the config's model is the only base
+    # Tuning seeds begin with the same base as the others, so that rates are
+    # chosen on all bases alike.
     is_tuning = seed >= FIRST_TUNING_SEED
     return (seed - FIRST_TUNING_SEED * is_tuning) % self.num_bases
 

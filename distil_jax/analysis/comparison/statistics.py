@@ -116,6 +116,7 @@ def is_tied(one: Cell, first: Cell) -> bool:
   The error is that of the difference. If there is none, because an arm has
   only one seed, only equal means are tied.
   """
+  # Errors add as squares, as if the two means were independent.
   error = math.hypot(one.error, first.error)
   return one.mean >= first.mean - (0.0 if math.isnan(error) else error)
 

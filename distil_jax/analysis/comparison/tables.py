@@ -135,6 +135,7 @@ def ablations(
   likes = {name: arm.like for name, arm in comparison.arms.items() if arm.like}
   present = _present([*likes], found)
   families = [f for f in found if any(arm in found[f] for arm in present)]
+  # A dictionary keeps the order of the config and drops repetitions.
   originals = dict.fromkeys(likes[arm] for arm in present)
   rows = [["arm", *families]]
   for original in originals:
@@ -193,11 +194,13 @@ def measures(comparison: Comparison, found: Found) -> str:
   for family, arm, records in statistics.rows_of(found, main):
     shown = []
     for name in _MEASURES:
+      # Measures that not every family has are taken where they are.
       values = [r["curve"][-1][name] for r in records if name in r["curve"][-1]]
       # Without a teacher it would measure the student, given feedback.
       if name == "teacher" and not comparison.arms[arm].objective.needs_teacher:
         values = []
       shown.append(_mean(values, 1, 3) if values else markdown.NONE)
+    # The median, because other work on the machine disturbs some trials.
     seconds = 100 * float(np.median([r["step_seconds"] for r in records]))
     rows.append([family, arm, *shown, f"{seconds:.1f}"])
   return f"{markdown.table(rows)}\n\n{_MEASURES_NOTE}"
@@ -230,6 +233,7 @@ def _marked(column: Mapping[str, Cell], arm: str) -> str:
   if own is None:
     return markdown.NONE
   others = [c for name, c in column.items() if name != arm]
+  # An arm alone is neither first nor behind.
   if not others:
     return _percent(own)
   is_first = own.mean >= max(other.mean for other in others)

@@ -72,6 +72,7 @@ def _siblings(
     Its ids `[B, T]`, and 1 for each row that has one `[B]`.
   """
   group_size = rewards.shape[1]
+  # A sample's own success is no sibling.
   others = rewards[:, None, :] * (1 - jnp.eye(group_size))[None]
   first = jnp.argmax(others > 0, axis=-1)
   chosen = jnp.take_along_axis(ids, first[..., None], axis=1)
@@ -90,6 +91,7 @@ def _wrong_for_some(
     return problems
   num_problems = problems.index.shape[0] // group_size
   is_wrong = jax.random.bernoulli(key, family.wrong_feedback, (num_problems,))
+  # A whole group shares its feedback, wrong or not, as in training.
   is_wrong = jnp.repeat(is_wrong, group_size)[:, None]
   return families.Problems(
     digits=jnp.where(

@@ -80,6 +80,7 @@ def largest_rate(policy: Array, gradient: Array) -> Array:
   """Returns the largest η that keeps all probabilities ≥ 0, or infinity."""
   fall = -npg_direction(policy, gradient)
   falling = fall > 0
+  # Only a probability that falls limits the step.
   ratios = np.where(falling, policy / np.where(falling, fall, 1.0), np.inf)
   return np.min(ratios, axis=-1)
 

@@ -34,12 +34,14 @@ def likelihood_bound(completions: Array, teacher: Array) -> Array:
     teacher: q(y), 0 at failures. Shape `[..., Y]`.
   """
   written = teacher > 0
+  # 0 · log 0 is 0: what the teacher never writes drops out of the sum.
   ratio = np.where(written, completions, 1.0) / np.where(written, teacher, 1.0)
   return np.sum(teacher * np.log(ratio), axis=-1)
 
 
 def pass_at(chance: float | Array, num_samples: int | Array) -> Array:
   """Returns Pass@N = 1 − (1−p)^N."""
+  # For small p, 1 − (1 − p)^N would lose most of its digits.
   return -np.expm1(num_samples * np.log1p(-np.asarray(chance)))
 
 

@@ -54,7 +54,9 @@ def action_values(mdp: Mdp, policy: Array) -> Array:
   """Returns Qₜ(s, a) = rₜ(s, a) + E_{s'} Vₜ₊₁(s'). Shape `[..., T, S, A]`."""
   horizon = mdp.rewards.shape[-3]
   values = []
+  # After the last step nothing is earned.
   later = np.zeros(mdp.rewards.shape[:-3] + mdp.rewards.shape[-2:-1])
+  # Backwards in time, because the value of a step needs that of the next.
   for t in reversed(range(horizon)):
     moves = mdp.transitions[..., t, :, :, :]
     q = mdp.rewards[..., t, :, :] + np.einsum(

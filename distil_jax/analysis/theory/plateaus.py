@@ -168,6 +168,8 @@ def settle(drift: Drift, start: float, num_points: int = 4001) -> float:
   direction = np.sign(drift(np.array([start])))[0]
   if direction == 0:
     return start
+  # In logits, where the ends 0 and 1 are far away and a zero near them is
+  # found.
   grid = np.linspace(float(logit(start)), 30.0 * direction, num_points)
   turned = np.flatnonzero(direction * drift(sigmoid(grid)) < 0)
   if not turned.size:

@@ -24,6 +24,7 @@ def completions(num_words: int, length: int) -> tuple[np.ndarray, np.ndarray]:
   ids = np.array(list(itertools.product(range(num_words), repeat=length)))
   states = np.zeros_like(ids)
   for t in range(1, length):
+    # As in a heap, the children of state s are V s + 1 to V s + V.
     states[:, t] = num_words * states[:, t - 1] + 1 + ids[:, t - 1]
   return ids, states
 

@@ -219,6 +219,7 @@ def _isolation(
 def _flags(found: str, as_root: bool) -> list[str]:
   """Returns flags for namespaces, the environment and no capabilities."""
   flags = [found, "--unshare-ipc", "--unshare-pid", "--unshare-net"]
+  # The environment is emptied: it may hold keys of services.
   flags += ["--unshare-uts", "--unshare-cgroup-try", "--clearenv"]
   if not as_root:
     # In a user namespace of its own a program would have all capabilities

@@ -29,6 +29,7 @@ class Limits:
 
   def __post_init__(self) -> None:
     for name, value in dataclasses.asdict(self).items():
+      # Written so that NaN is refused too.
       if value is not None and not value > 0:
         raise ValueError(f"{name}={value} must be above 0")
       if not name.endswith("seconds") and not isinstance(value, int):

@@ -108,6 +108,7 @@ class LocalSandbox:
         KeyError,
       ) as error:
         process.kill()
+        # Whatever has failed here, it was not the program.
         return crashed(f"{type(error).__name__}: {error}")
       except BaseException:
         # The answer would still come and be taken for that of the next job.
@@ -148,6 +149,8 @@ class _Prefork:
     """Returns the report of each process of the job by its role."""
     process = self._running_process()
     deadline = time.monotonic() + seconds
+    # Lengths come first, so that the process can read jobs by their size and
+    # never looks into them.
     head = b" ".join(b"%d" % len(x) for x in messages) + b"\n"
     process.write(head + b"".join(messages), deadline)
     # Each answer names its role, because the two come in any order.

@@ -94,6 +94,7 @@ class Child:
       GoneError: The process has ended.
     """
     view = memoryview(data)
+    # In pieces, because a pipe takes what it has room for and no more.
     while view:
       _wait(self._input, selectors.EVENT_WRITE, deadline)
       try:

@@ -75,6 +75,7 @@ class RemoteSandbox:
     )
     try:
       with _OPENER.open(request, timeout=seconds) as response:
+        # A longer answer is cut off, and then no JSON.
         answer = json.loads(response.read(_MAX_ANSWER))
     except urllib.error.HTTPError as error:
       with error:

@@ -31,6 +31,7 @@ _SOCKET_SECONDS = 30
 class Server(http.server.ThreadingHTTPServer):
   """Answers `GET /` and `POST /run`."""
 
+  # A job that still runs does not keep the server from ending.
   daemon_threads = True
   request_queue_size = 1024  # All threads of a run connect at once.
 

@@ -55,6 +55,7 @@ def plot(run_directory: str | os.PathLike[str]) -> pathlib.Path:
       f"{run_folder.EVALUATIONS} have no numbers to show; train first"
     )
   path = folder / PLOT
+  # Replaced as a whole: a notebook or a viewer may read it at any time.
   temporary = path.with_name(f".{path.name}.partial")
   figure.savefig(temporary, format="png", dpi=150)
   temporary.replace(path)
@@ -119,6 +120,7 @@ def running_mean(values: np.ndarray, window: int) -> np.ndarray:
   Returns:
     Shape `[n]`.
   """
+  # Sums up to each point, so that the time does not depend on the window.
   sums = np.concatenate([[0.0], np.cumsum(values)])
   positions = np.arange(len(values))
   begins = np.maximum(positions - window // 2, 0)

@@ -240,7 +240,7 @@ def loading(
     yield write
 
 
-def tell(text: str) -> None:
+def print_line(text: str) -> None:
   """Prints a line that stays on stderr, above a live line, from any thread."""
   tqdm.tqdm.write(text, file=sys.stderr)
   sys.stderr.flush()
@@ -248,7 +248,7 @@ def tell(text: str) -> None:
 
 def warn(text: str) -> None:
   """Prints a warning above a live line, with the name of this process."""
-  tell(f"distil-jax: {process_group.label()}{text}")
+  print_line(f"distil-jax: {process_group.label()}{text}")
 
 
 def _size(terminal: TextIO) -> dict[str, Any]:

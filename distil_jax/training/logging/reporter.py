@@ -116,6 +116,7 @@ class Reporter:
 
     All processes go by what the writer finds.
     """
+    # Only the writer surely sees its files, and all must evaluate or none.
     is_found = jax.process_index() == 0 and any(
       line["step"] == step for line in self._folder.evaluations()
     )

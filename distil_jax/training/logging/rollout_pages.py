@@ -72,6 +72,7 @@ def _fenced(text: str) -> str:
   """Returns the text in a fence longer than any run of backticks in it."""
   if not text:
     return "(empty)\n"
+  # A completion may contain fences, which would end this one.
   longest = max((len(run) for run in re.findall("`+", text)), default=0)
   fence = "`" * max(3, longest + 1)
   end = "" if text.endswith("\n") else "\n"

@@ -65,12 +65,15 @@ def source_revision(package: pathlib.Path) -> dict[str, Any] | None:
   """
 
   def git(*arguments: str) -> str:
+    # `git status` would otherwise take a lock, on which another git may fail.
     command = ["git", "--no-optional-locks", "-C", str(package), *arguments]
     return subprocess.run(
       command, capture_output=True, text=True, check=True, timeout=_GIT_SECONDS
     ).stdout.strip()
 
   try:
+    # A package in a virtual environment may lie inside a repository that is not
+    # its own.
     git("ls-files", "--error-unmatch", "__init__.py")
     commit = git("rev-parse", "HEAD")
     dirty = bool(git("status", "--porcelain", "--", "."))

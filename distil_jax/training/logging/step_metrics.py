@@ -153,6 +153,7 @@ def experience_metrics(
     **{k: float(x.sum()) for k, x in experience.tool_counts.items()},
     "count": len(experience.verdicts),
   }
+  # One exchange for all metrics: each waits for every process.
   sums = collectives.global_sums(sums | counts)
   count = sums.pop("count")
   values = {
@@ -186,6 +187,7 @@ def critique_metrics(experience: Experience) -> dict[str, float]:
     return {}
   counts = {**experience.critiques, "count": len(experience.verdicts)}
   sums = collectives.global_sums(counts)
+  # A step without critiques has means of 0, not 0 / 0.
   num_asked = max(sums["asked"], 1.0)
   values = {
     name: sums[name]

@@ -90,6 +90,7 @@ def format_number(name: str, value: Any) -> int | float | None:
     ReportError: the value is not a single number.
   """
   try:
+    # Integers of NumPy and JAX too, but not a float that happens to be whole.
     return operator.index(value)
   except TypeError:
     pass  # not an integer

@@ -54,6 +54,7 @@ class Experience:
   def is_judged(self) -> np.ndarray:
     """True if a judge has judged the completion. Shape `[B]`."""
     statuses = [verdict.status for verdict in self.verdicts]
+    # A verdict of a judge that crashed is none, whatever reward stands in it.
     return np.asarray([status != Status.CRASHED for status in statuses], bool)
 
   @property

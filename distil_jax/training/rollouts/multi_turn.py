@@ -159,6 +159,7 @@ class Episodes:
     width = self.prompt_ids.shape[1] + self._ids.shape[1]
     pad_id = self._tokenizer.pad_id
     prompts = [self._tokens_so_far(row) for row in rows]
+    # No prompt may be empty.
     prompts += [[pad_id]] * (size - len(rows))
     max_lengths = np.ones(size, np.int32)
     max_lengths[: len(rows)] = self._ids.shape[1] - self._lengths[list(rows)]
@@ -191,6 +192,7 @@ class Episodes:
     return [
       [
         {"role": role, "content": text}
+        # The last turn has no output, so it is not among the earlier ones.
         for pair in zip(turns, outputs, strict=False)
         for role, text in zip(("student", "tool"), pair, strict=True)
       ]

@@ -224,6 +224,7 @@ class RolloutWorker:
       return self._sample(params, *prompts, first_keys, None, **callbacks)
 
     def sample_later(turns: multi_turn.Turns, **callbacks):
+      # A later turn has a prompt for each row, so its group size is 1.
       limits = turns.max_lengths[:, None]
       keys = turn_keys(turns.rows, turns.numbers, len(limits))
       prompts = (turns.prompt_ids, turns.prompt_mask)
@@ -240,6 +241,7 @@ class RolloutWorker:
     if self._engine.config.num_slots is not None:
       num_slots = self._engine.config.num_slots // num_processes
       num_slots = num_slots // multiple * multiple
+      # A mesh needs that many rows at least, even if there are fewer slots.
       at_once = min(at_once, max(num_slots, multiple))
     with deadline_pool.cancelled_on_failure(episodes.calls):
       return multi_turn.play(

@@ -148,6 +148,7 @@ class SelfCritic:
     """Returns the token ids of each request, by row, and counts."""
     requests: dict[int, list[int]] = {}
     counts: collections.Counter[str] = collections.Counter()
+    # All counts are there at every step, so that the log has no gaps.
     counts.update(dict.fromkeys(COUNTS, 0))
     for row, verdict in enumerate(experience.verdicts):
       problem = experience.problems[row // self.group_size]

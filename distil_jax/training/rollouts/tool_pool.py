@@ -32,7 +32,7 @@ class ToolPool:
     max_output_tokens: int,
     num_workers: int | None = None,
     seconds: float = 60.0,
-    tell: warn_once.Warn = warn_once.to_stderr,
+    warn: warn_once.Warn = warn_once.to_stderr,
   ):
     """Prepares the pool; no thread is started yet.
 
@@ -44,7 +44,7 @@ class ToolPool:
         marked as such.
       num_workers: Most threads; None means one for each core.
       seconds: Time limit of one answer, from when the tool begins.
-      tell: Called with a warning, once each, when the tool raises and when it
+      warn: Called with a warning, once each, when the tool raises and when it
         exceeds the limit.
 
     Raises:
@@ -66,7 +66,7 @@ class ToolPool:
       num_workers=num_workers, seconds=seconds
     )
     self._seconds = seconds
-    self._complain = warn_once.WarnOnce(tell)
+    self._warn_once = warn_once.WarnOnce(warn)
 
   def ask(
     self, problem: Problem, turns: Sequence[str], outputs: Sequence[str]
@@ -82,6 +82,7 @@ class ToolPool:
       The output, None if the tool has nothing to say (see `envs.tools.Tool`),
       or `FAILED` if it has failed.
     """
+    # Copies, because the caller's lists grow while the thread reads them.
     turns, outputs = tuple(turns), tuple(outputs)
     return self._threads.submit(
       lambda: self._answer(problem, turns, outputs),
@@ -113,6 +114,8 @@ class ToolPool:
     ids = encode(start.encode("utf-8", "replace").decode("utf-8"))
     if len(ids) <= limit and len(start) == len(output):
       return ids
+    # Text and mark may be tokenised in another way together than apart, so the
+    # result is measured and shortened until it fits.
     kept = limit - len(encode(_CUT))
     while True:
       # A cut inside a character leaves bytes that decode to U+FFFD.
@@ -133,7 +136,7 @@ class ToolPool:
     # SystemExit too: in a thread it would end the tool without a word.
     except BaseException as error:
       text = "".join(traceback.format_exception(error))
-      self._complain(
+      self._warn_once(
         "raised",
         f"problem {problem.index}: the tool raised an error; the student is "
         f"shown {FAILED!r}, now and whenever this happens:\n{text}",
@@ -143,7 +146,7 @@ class ToolPool:
 
   def _give_up(self, problem: Problem) -> str:
     """Warns of a tool that exceeds its time limit."""
-    self._complain(
+    self._warn_once(
       "hangs",
       f"problem {problem.index}: the tool has not answered within "
       f"{self._seconds:g} s; its thread stays busy until the end of the run, "

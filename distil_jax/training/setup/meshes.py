@@ -33,6 +33,7 @@ def build_mesh(
     raise ConfigError(
       f"mesh does not suit how the chips are joined: {error}"
     ) from None
+  # Sizes that are not set are those of the whole batch, which is checked.
   learned = {
     f"optimizer.{name}": size
     for name in ("mini_batch_size", "micro_batch_size")
@@ -72,6 +73,8 @@ def build_rollout_mesh(
   """
   if config.rollout.mesh is None:
     training_mesh = build_mesh(config, devices)
+    # Decoding splits no sequence, so the devices along context take rows
+    # instead.
     if training_mesh.shape["context"] == 1:
       return None
     _check_batches(

@@ -143,4 +143,5 @@ def _create(
     params = decoder.init(network, jax.random.key(create.seed))
     made = Policy(network, graphdef, params, tokenizer)
     made.save(config.model.directory)
+  # Behind this line every process finds the files.
   collectives.wait_for_all("the model is created")

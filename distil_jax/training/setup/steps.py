@@ -48,6 +48,8 @@ def _num_sharing(config: Config) -> int:
   at_once = (
     sizes.micro_batch_size or sizes.mini_batch_size or config.num_sequences
   )
+  # A prefix is read once for its prompts, so these must lie in one group, one
+  # micro-batch and on one device.
   return math.gcd(
     config.rollout.group_size, at_once // sharding.num_shards("batch")
   )

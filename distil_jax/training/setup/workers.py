@@ -38,6 +38,7 @@ def build_tool_pool(config: Config, policy: Policy) -> ToolPool | None:
   section = config.tools
   if section is None:
     return None
+  # The pool takes what every kind of tool has; the rest belongs to the tool.
   common = section.model_dump(include=set(ToolsConfig.model_fields))
   seconds = common.pop("call_seconds")
   try:
@@ -45,7 +46,7 @@ def build_tool_pool(config: Config, policy: Policy) -> ToolPool | None:
       build_tool(section, functools.partial(build_sandbox, config)),
       policy.tokenizer,
       seconds=seconds,
-      tell=progress.warn,
+      warn=progress.warn,
       **common,
     )
   except ValueError as error:
@@ -243,6 +244,7 @@ def build_worker_set(
     environment=environment,
   )
   evaluation = build_evaluation_worker(*parts, tool_pool)
+  # Held-out rewards come from the same critic where no other judge gives any.
   if getattr(environment, "is_rewarded_by_critique", False):
     evaluation = add_self_critique(
       *parts, worker=evaluation, environment=environment

@@ -9,12 +9,12 @@ from tests.analysis.comparison import tiny
 
 @pytest.fixture(scope="session")
 def trained_base():
-  """Parameters, how far from its targets each step was, and what was told."""
-  told = []
+  """Returns parameters, each step's distance from its targets, and reports."""
+  reports = []
   params, excess = base_models.train(
-    jax.random.key(0), tiny.PLAN, report=lambda *said: told.append(said)
+    jax.random.key(0), tiny.PLAN, report=lambda *said: reports.append(said)
   )
-  return params, excess, told
+  return params, excess, reports
 
 
 @pytest.fixture(scope="session")

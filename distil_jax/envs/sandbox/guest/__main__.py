@@ -105,6 +105,7 @@ def _start(length: int, end, joined, settings, lock: int) -> None:
     try:
       supervise.send(1, role, result, lock)
     finally:
+      # Also if the answer could not be sent.
       os._exit(0)
 
 

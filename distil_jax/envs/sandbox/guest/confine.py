@@ -29,6 +29,8 @@ _SPARE_BYTES = 16 << 10
 
 @functools.cache
 def _libc() -> ctypes.CDLL:
+  # With `use_errno` the error's number is kept until it is asked for; calls of
+  # the interpreter would overwrite it.
   return ctypes.CDLL(None, use_errno=True)
 
 
@@ -84,6 +86,7 @@ def enter_namespaces(file_bytes: int, input_bytes: int) -> None:
     # An empty /proc hides the processes of others.
     (b"/proc", input_bytes + _SPARE_BYTES, 0o755),
   ):
+    # Empty files take no bytes, so the number of files is limited as well.
     options = f"size={size},nr_inodes=4096,mode={mode:o}".encode()
     _check(
       libc.mount(b"tmpfs", place, b"tmpfs", _NOSUID_NODEV, options),
@@ -105,6 +108,7 @@ def limit(
   _limit("RLIMIT_CORE", 1)
   # Programs raise it for deep recursion; their memory is limited anyway.
   _limit("RLIMIT_STACK", _STACK_BYTES, may_rise=True)
+  # The kernel counts threads as processes.
   _limit("RLIMIT_NPROC", num_processes + _NUM_THREADS)
 
 

@@ -21,6 +21,8 @@ _MAX_SHOWN = 300
 _MAX_ANSWER = 8 << 20
 
 
+# These are no `Exception`, so that no `except Exception` of a test catches
+# them.
 class GoneError(BaseException):
   """Means that the program has ended and cannot be called any more."""
 
@@ -133,6 +135,7 @@ class _Log:
       exec(compile(job["prelude"], "prelude.py", "exec"), namespace)
     for name in {*job["names"], *_undefined(tree, namespace)}:
       namespace[name] = self.program.function(name)
+    # After `_undefined`, which must see the names of the tests alone.
     tree = ast.fix_missing_locations(_Watched().visit(tree))
     sys.setrecursionlimit(10_000)
     try:

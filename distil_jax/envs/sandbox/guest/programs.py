@@ -133,6 +133,7 @@ def fault(error: BaseException) -> Fault:
   if len(frames) > _MAX_FRAMES:
     skipped = len(frames) - _MAX_FRAMES
     half = _MAX_FRAMES // 2
+    # A deep recursion shows how it begins and where it ends.
     frames = frames[:half] + frames[-half:]
   if isinstance(error, SyntaxError) and error.filename == FILE:
     text = (error.text or "").strip()[:_MAX_LINE]
@@ -187,6 +188,7 @@ def _encoded(value: Any) -> dict[str, Any]:
 
 def _settle() -> None:
   """Gives this process the streams and arguments of a new interpreter."""
+  # Bytes that are no UTF-8 must not stop a program that only copies them.
   sys.stdin = io.TextIOWrapper(
     io.BufferedReader(io.FileIO(0, closefd=False)),
     encoding="utf-8",
@@ -201,6 +203,7 @@ def _settle() -> None:
     setattr(sys, f"__{name}__", stream)
   sys.__stdin__ = sys.stdin
   sys.argv = [FILE]
+  # `exit` and `quit` come from `site`, which this interpreter started without.
   site.setquit()
 
 

@@ -109,6 +109,7 @@ def _become(act, descriptors, limits, has_namespaces, user, folder) -> None:
     for number, descriptor in enumerate(moved):
       # Programs that it starts do not inherit the report and the channel.
       os.dup2(descriptor, number, inheritable=number < 3)
+    # Nothing else that the supervisor has open is handed on.
     os.closerange(len(moved), 4096)
     os.chdir(folder)
     os.environ.update(HOME=folder, TMPDIR=folder)
@@ -169,6 +170,7 @@ class _Watch:
       now = time.monotonic()
       if now >= deadline:
         self.stop("timeout")
+      # Looking takes longer the more processes there are, so it is done rarely.
       if now - looked >= _LOOK_SECONDS:
         looked = now
         self.look()
@@ -212,6 +214,7 @@ class _Watch:
     """Kills it for this reason, if there was none before."""
     self.reason = self.reason or reason
     with contextlib.suppress(ProcessLookupError):
+      # In a namespace its first process takes all others with it.
       os.kill(self.child, signal.SIGKILL)
     self.reap(wait=True)
 

@@ -124,6 +124,7 @@ def as_json(encoded: Any, depth: int = 0) -> Any:
 def _items(items: list[Any]) -> Iterator[Any]:
   yield from items[:_MAX_ITEMS]
   if len(items) > _MAX_ITEMS:
+    # A test fails only if it reads that far.
     raise PlainError(f"an iterator, read past {_MAX_ITEMS} items")
 
 
