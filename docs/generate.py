@@ -106,10 +106,10 @@ def _sections(annotation: typing.Any) -> list[type[pydantic.BaseModel]]:
     is_section = issubclass(annotation, pydantic.BaseModel)
     return [annotation] if is_section else []
   origin = typing.get_origin(annotation)
-  if origin not in (typing.Union, types.UnionType, typing.Annotated):
+  if origin not in (typing.Union, types.UnionType, typing.Annotated, tuple):
     return []
   arguments = typing.get_args(annotation)
-  if origin is typing.Annotated:
+  if origin in (typing.Annotated, tuple):
     arguments = arguments[:1]
   return [section for part in arguments for section in _sections(part)]
 
@@ -127,6 +127,8 @@ def _type(annotation: typing.Any, metadata: typing.Sequence[object]) -> str:
   if annotation is type(None):
     return "null"
   nested = _sections(annotation)
+  if nested and origin is tuple:
+    return "list of sections"
   if nested:
     is_optional = " or null" if _is_optional(annotation) else ""
     return f"section{is_optional}"

@@ -27,6 +27,8 @@ PURE = (
   "training.train_step",
   "training.train_state",
   "training.optimizers",
+  "training.low_precision",
+  "training.parameter_groups",
 )
 READS_FILES = ("models.hf_", "generation.policy")
 # An objective's file reads its own section of a config.

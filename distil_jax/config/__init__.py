@@ -26,6 +26,14 @@ from distil_jax.config.objectives import (
   SFTConfig,
   check_teacher,
 )
+from distil_jax.config.optimizers import (
+  AdafactorConfig,
+  AdamWConfig,
+  LionConfig,
+  MuonConfig,
+  OptimizerConfig,
+  ParameterGroupConfig,
+)
 from distil_jax.config.rollout import MeshConfig, RolloutConfig
 from distil_jax.config.schema import Config
 from distil_jax.config.teacher import GuardConfig, TeacherConfig
@@ -34,11 +42,12 @@ from distil_jax.config.training import (
   CheckpointConfig,
   EvaluationConfig,
   LoggingConfig,
-  OptimizerConfig,
   TrainConfig,
 )
 
 __all__ = [
+  "AdafactorConfig",
+  "AdamWConfig",
   "CalculatorConfig",
   "CheckpointConfig",
   "Config",
@@ -51,15 +60,18 @@ __all__ = [
   "GRPOConfig",
   "GuardConfig",
   "JudgingConfig",
+  "LionConfig",
   "LoggingConfig",
   "MeshConfig",
   "MiniLLMConfig",
   "ModelConfig",
   "MultipleChoiceConfig",
+  "MuonConfig",
   "OPSDConfig",
   "ObjectiveConfig",
   "OptimizerConfig",
   "OwnToolConfig",
+  "ParameterGroupConfig",
   "PythonToolConfig",
   "RolloutConfig",
   "SDPOConfig",

@@ -8,11 +8,13 @@ from typing import Any
 
 from distil_jax.config.data import DataConfig
 from distil_jax.config.environments import CodeConfig, JudgingConfig
+from distil_jax.config.model import ModelConfig
 from distil_jax.config.objectives import ObjectiveConfig
+from distil_jax.config.optimizers import OptimizerConfig
 from distil_jax.config.rollout import RolloutConfig
 from distil_jax.config.teacher import TeacherConfig
 from distil_jax.config.tools import PythonToolConfig, ToolConfig
-from distil_jax.config.training import EvaluationConfig, OptimizerConfig
+from distil_jax.config.training import EvaluationConfig, TrainConfig
 
 
 def check_batch_sizes(
@@ -34,6 +36,29 @@ def check_batch_sizes(
   if micro and (mini or num_sequences) % micro:
     whole = f"optimizer.mini_batch_size={mini}" if mini else f"the {sequences}"
     raise ValueError(f"optimizer.micro_batch_size={micro} must divide {whole}")
+
+
+def check_schedule(optimizer: OptimizerConfig, train: TrainConfig) -> None:
+  """Checks that warm-up and fall of a wsd schedule fit into the run."""
+  if optimizer.schedule != "wsd":
+    return
+  needed = optimizer.warmup_steps + (optimizer.decay_steps or 0)
+  if needed > train.num_steps:
+    raise ValueError(
+      f"optimizer.warmup_steps={optimizer.warmup_steps} and "
+      f"optimizer.decay_steps={optimizer.decay_steps} are more than "
+      f"train.num_steps={train.num_steps}; lower them, or train for longer"
+    )
+
+
+def check_rounding(optimizer: OptimizerConfig, model: ModelConfig) -> None:
+  """Checks that there is something to round."""
+  if optimizer.stochastic_rounding and model.param_dtype != "bfloat16":
+    raise ValueError(
+      "optimizer.stochastic_rounding=true rounds to bfloat16, but "
+      f"model.param_dtype={model.param_dtype}; set the one to false, or the "
+      "other to bfloat16"
+    )
 
 
 def check_groups(objective: ObjectiveConfig, rollout: RolloutConfig) -> None:

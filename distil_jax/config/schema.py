@@ -21,6 +21,7 @@ from distil_jax.config.objectives import (
   ObjectiveConfig,
   check_teacher,
 )
+from distil_jax.config.optimizers import AdamWConfig, OptimizerConfig
 from distil_jax.config.rollout import MeshConfig, RolloutConfig
 from distil_jax.config.teacher import TeacherConfig
 from distil_jax.config.tools import ToolConfig, with_kind
@@ -28,7 +29,6 @@ from distil_jax.config.training import (
   CheckpointConfig,
   EvaluationConfig,
   LoggingConfig,
-  OptimizerConfig,
   TrainConfig,
 )
 
@@ -46,7 +46,7 @@ class Config(Section):
   tools: ToolConfig | None = pydantic.Field(default=None, discriminator="kind")
   teacher: TeacherConfig = TeacherConfig()
   objective: ObjectiveConfig = DistilConfig()
-  optimizer: OptimizerConfig = OptimizerConfig()
+  optimizer: OptimizerConfig = AdamWConfig()
   mesh: MeshConfig = MeshConfig()
   train: TrainConfig = TrainConfig()
   evaluation: EvaluationConfig = EvaluationConfig()
@@ -72,7 +72,7 @@ class Config(Section):
     filled = dict(tree)
     # A union is chosen by its kind, so the kind must be there before
     # validation.
-    for name in ("environment", "objective"):
+    for name in ("environment", "objective", "optimizer"):
       if isinstance(filled.get(name), dict):
         kind = cls.model_fields[name].default.kind
         filled[name] = {"kind": kind, **filled[name]}
@@ -85,6 +85,8 @@ class Config(Section):
   @pydantic.model_validator(mode="after")
   def _check_sections(self):
     checks.check_batch_sizes(self.rollout, self.optimizer)
+    checks.check_schedule(self.optimizer, self.train)
+    checks.check_rounding(self.optimizer, self.model)
     checks.check_groups(self.objective, self.rollout)
     check_teacher(self.objective, self.teacher)
     checks.check_teacher_prompt(self.objective, self.teacher, self.rollout)

@@ -1,6 +1,4 @@
-"""Config sections of optimizer, training loop, evaluation and logging."""
-
-from typing import Annotated, Literal
+"""Config sections of training loop, evaluation, checkpoints and logging."""
 
 import pydantic
 
@@ -11,34 +9,7 @@ from distil_jax.config.base import (
   SamplingConfig,
   Section,
   Seed,
-  Weight,
 )
-
-
-class OptimizerConfig(Section):
-  """AdamW behind a clip of the gradient's norm."""
-
-  learning_rate: Above = 1e-5
-  """Reached after the warm-up."""
-  warmup_steps: NonNegative = 0
-  """Training steps until then."""
-  schedule: Literal["constant", "cosine"] = "constant"
-  """After the warm-up; the cosine falls to 0 at `train.num_steps`."""
-  beta1: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.9
-  """Decay of the gradient's mean."""
-  beta2: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.999
-  """Decay of the gradient's square."""
-  epsilon: Above = 1e-8
-  """Added to the root of that square."""
-  weight_decay: Weight = 0.01
-  """Share of each weight taken off, times the learning rate."""
-  max_gradient_norm: Above | None = 1.0
-  """Longer gradients are scaled down to it; null: never."""
-  mini_batch_size: Positive | None = None
-  """Sequences of one update: several updates on the same rollouts, with
-  off-policy ratios; null: one update, on all of them."""
-  micro_batch_size: Positive | None = None
-  """Sequences whose gradient is computed at once; null: all of an update."""
 
 
 class TrainConfig(Section):

@@ -55,8 +55,7 @@ def _training(plan: Plan, phase: Phase) -> list[str]:
   """Suggests how to shrink the training state, or else the activations."""
   run, capacity = plan.run, plan.capacity or 0.0
   state = sum(plan.parts.values())
-  # Gradients are accumulated in float32, like each moment of the optimizer.
-  gradient = plan.parts["optimizer"] / 2
+  gradient = _gradient_bytes(plan)
   # A state that leaves less than a tenth for activations is too large by
   # itself, whatever the size of a micro-batch.
   if state + gradient > 0.9 * capacity:
@@ -92,6 +91,12 @@ def _training(plan: Plan, phase: Phase) -> list[str]:
   return found
 
 
+def _gradient_bytes(plan: Plan) -> float:
+  """Returns the bytes of a gradient, which is accumulated in float32."""
+  size = {"float32": 4, "bfloat16": 2}[plan.run.param_dtype]
+  return plan.parts["parameters"] * 4 / size
+
+
 def _smaller_state(plan: Plan, needed: float) -> list[str]:
   run = plan.run
   share = f"{needed / 2**30:.1f} GiB per chip for state and gradient"
@@ -99,10 +104,16 @@ def _smaller_state(plan: Plan, needed: float) -> list[str]:
   if run.mesh["data"] > 1:
     size = run.mesh["data"] * run.mesh["fsdp"]
     found.append(f"{share}: mesh.data=1 mesh.fsdp={size} shards them further")
+  if plan.parts["optimizer"] > 1.5 * _gradient_bytes(plan):
+    found.append(
+      f"{share}: optimizer.kind=lion or muon keeps one moment in place of two, "
+      "adafactor next to none"
+    )
   if run.param_dtype == "float32":
     found.append(
-      f"{share}: model.param_dtype=bfloat16 halves parameters and teacher, but "
-      "loses small updates to rounding"
+      f"{share}: model.param_dtype=bfloat16 with optimizer.master_dtype=null "
+      "halves parameters, but needs optimizer.stochastic_rounding=true, or "
+      "else loses small updates"
     )
   chips = len(plan.hardware.devices)
   # Slices double in size, and a fifth of the memory is left for activations.

@@ -43,7 +43,7 @@ class Step:
     network: Sizes of the network.
     run: Numbers of the run; mesh and micro-batch size are not used.
     num_params: Parameters of the network.
-    num_copies: Copies of the parameters beside the student's.
+    state_bytes: The training state, on all chips of a shard together.
     batch_sizes: Batches that every mesh must shard evenly.
     mini_batch_size: Sequences of an update.
   """
@@ -51,7 +51,7 @@ class Step:
   network: DecoderConfig
   run: Workload
   num_params: int
-  num_copies: int
+  state_bytes: float
   batch_sizes: Sequence[int]
   mini_batch_size: int
 
@@ -186,11 +186,9 @@ def _memory_bytes(mesh: Mapping[str, int], micro: int, step: Step) -> float:
   student, teacher = _lengths(run)
   tensor, context = mesh.get("tensor", 1), mesh.get("context", 1)
   shards = mesh["fsdp"] * context * tensor
-  param_size = _BYTES[run.param_dtype]
   size = _BYTES[run.compute_dtype]
-  # Beside the copies: two moments, the gradient and its sum, in float32.
-  copies = (1 + step.num_copies) * param_size
-  state = step.num_params * (copies + 8 + 4 + 4) / shards
+  # Beside the state: the gradient and its sum, in float32.
+  state = (step.state_bytes + step.num_params * (4 + 4)) / shards
   rows = micro / (mesh["data"] * mesh["fsdp"]) / context
   layer = (
     2 * network.width * tensor

@@ -2,16 +2,19 @@
 
 from collections.abc import Callable
 
+import jax
+
 from distil_jax.config.base import ConfigError
 from distil_jax.config.rollout import MeshConfig
 from distil_jax.config.schema import Config
 from distil_jax.models import decoder, sharding
 from distil_jax.models.decoder_config import DecoderConfig
-from distil_jax.planning import abstract_inputs, estimates
+from distil_jax.planning import abstract_inputs, estimates, memory
 from distil_jax.planning.build_workload import build_workload
 from distil_jax.planning.results import Candidate, Hardware, Plan, Search
 from distil_jax.training.logging.progress import Progress
 from distil_jax.training.setup import meshes
+from distil_jax.training.setup import steps as setup_step
 
 
 def search(
@@ -79,13 +82,17 @@ def _ranked(
       f"--search ranks by published peaks, and those of {hardware.name} are "
       "not known; give --topology"
     )
-  guard = config.teacher.guard
+  shapes = decoder.make(network)[1]
+  optimizer, _ = setup_step.build_optimizer(config, shapes)
+  state = jax.eval_shape(
+    lambda params: setup_step.build_train_state(config, params, optimizer),
+    shapes,
+  )
   step = estimates.Step(
     network=network,
     run=build_workload(config, hardware, network),
-    num_params=abstract_inputs.num_params(decoder.make(network)[1]),
-    num_copies=config.objective.keeps_teacher(config.teacher)
-    + (guard is not None and guard.action == "roll_back"),
+    num_params=abstract_inputs.num_params(shapes),
+    state_bytes=memory.tree_bytes(state),
     batch_sizes=list(meshes.sampled_sizes(config).values()),
     mini_batch_size=config.optimizer.mini_batch_size or config.num_sequences,
   )

@@ -33,12 +33,14 @@ from distil_jax.planning.results import (
   Phase,
   Plan,
 )
+from distil_jax.training import low_precision, train_state
 from distil_jax.training.logging.progress import Progress
 from distil_jax.training.setup import meshes, policies
 from distil_jax.training.setup import steps as setup_step
 from distil_jax.training.setup.records import record_of
 
 _WEIGHTS = "weights for sampling"
+MASTERS = "float32 copy of the parameters"
 # The ids that end a completion do not change what is planned.
 _EOS_IDS = (0,)
 
@@ -89,6 +91,20 @@ def load_network(
   return found
 
 
+def _state_parts(state: train_state.TrainState) -> dict[str, float]:
+  """Returns the bytes of each part of the training state on a chip."""
+  masters = memory.tree_bytes(low_precision.full_params(None, state.opt_state))
+  parts = {
+    "parameters": memory.tree_bytes(state.params),
+    "teacher": memory.tree_bytes(state.teacher_params),
+    "initial parameters": memory.tree_bytes(state.initial_params),
+    "optimizer": memory.tree_bytes(state.opt_state) - masters,
+  }
+  if masters:
+    parts[MASTERS] = masters
+  return parts
+
+
 class Planner:
   """Compiles the programs of a run for some hardware."""
 
@@ -123,7 +139,7 @@ class Planner:
     self.run = build_workload(
       config, hardware, network, self.mesh, self.rollout_mesh
     )
-    self.optimizer, _ = setup_step.build_optimizer(config)
+    self.optimizer, _ = setup_step.build_optimizer(config, self.shapes)
     try:
       self.state = abstract_inputs.train_state(
         lambda params: setup_step.build_train_state(
@@ -135,12 +151,7 @@ class Planner:
       )
     except ValueError as error:
       raise ConfigError(str(error)) from None
-    self.parts = {
-      "parameters": memory.tree_bytes(self.state.params),
-      "teacher": memory.tree_bytes(self.state.teacher_params),
-      "initial parameters": memory.tree_bytes(self.state.initial_params),
-      "optimizer": memory.tree_bytes(self.state.opt_state),
-    }
+    self.parts = _state_parts(self.state)
 
   def plan(self) -> Plan:
     """Compiles all phases."""

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
+import pydantic
 
 from distil_jax.config.base import ConfigError
 from distil_jax.config.schema import Config
@@ -74,11 +75,11 @@ def check_same_settings(
   Raises:
     ConfigError: lists every difference.
   """
-  old = _flat(saved)
+  old = _flat(_with_defaults(saved))
   new = _flat(config.model_dump(mode="json"))
   free = set(_FREE)
-  if config.optimizer.schedule != "constant":
-    free.remove("train.num_steps")  # the schedule depends on it
+  if config.optimizer.falls_until_last_step:
+    free.remove("train.num_steps")
   differences = [
     f"  {key}: {old.get(key)!r} in the checkpoint, {new.get(key)!r} now"
     for key in {**old, **new}
@@ -92,6 +93,20 @@ def check_same_settings(
       "settings; restore them, or set another train.run_directory:\n"
       + "\n".join(differences)
     )
+
+
+def _with_defaults(saved: Mapping[str, Any]) -> Mapping[str, Any]:
+  """Returns settings with what older code did where they name nothing."""
+  tree = dict(saved)
+  optimizer = dict(tree.get("optimizer", {}))
+  is_short = tree.get("model", {}).get("param_dtype") == "bfloat16"
+  if is_short and "master_dtype" not in optimizer:
+    # Runs from before this setting updated the rounded parameters.
+    tree["optimizer"] = optimizer | {"master_dtype": None}
+  try:
+    return Config.model_validate(tree).model_dump(mode="json")
+  except pydantic.ValidationError:
+    return saved  # the differences name what is not known any more
 
 
 def check_same_command(command: str, config: Config) -> None:
@@ -199,10 +214,12 @@ def _digest(paths: Iterable[str | pathlib.Path]) -> str:
 def warnings(config: Config) -> list[str]:
   """Returns warnings of settings that are allowed but seldom right."""
   found = []
-  if config.model.param_dtype == "bfloat16":
+  is_short = config.model.param_dtype == "bfloat16"
+  if is_short and not config.optimizer.keeps_small_updates:
     found.append(
-      "model.param_dtype=bfloat16 rounds away an update below 1/256 of its "
-      "weight; float32 with model.compute_dtype=bfloat16 keeps it"
+      "model.param_dtype=bfloat16 with optimizer.master_dtype=null rounds away "
+      "an update below 1/256 of its weight; optimizer.master_dtype=float32 "
+      "keeps it, and optimizer.stochastic_rounding=true does on average"
     )
   environment = config.environment
   if environment.kind == "self_evaluation" and environment.of is None:

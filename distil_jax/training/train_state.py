@@ -1,5 +1,6 @@
 """Defines the training state and how its arrays are sharded."""
 
+import functools
 from typing import Any, Literal
 
 import jax
@@ -44,6 +45,7 @@ def init_state(
   keeps_teacher: bool,
   seed: int,
   guard_action: Literal["freeze", "roll_back"] | None = None,
+  teacher_dtype: Any = None,
 ) -> TrainState:
   """Returns the state before the first step.
 
@@ -55,17 +57,19 @@ def init_state(
     keeps_teacher: whether the teacher has parameters of its own.
     seed: of the run's key.
     guard_action: what the teacher's guard does; None means no guard.
+    teacher_dtype: type of the teacher's parameters; None means the student's.
   """
 
-  def copied(is_kept):
+  def copied(is_kept, dtype=None):
     # Copied, not shared: the step donates its state, and a buffer can be
     # donated only once.
-    return jax.tree.map(jnp.copy, params) if is_kept else None
+    copy = functools.partial(jnp.array, dtype=dtype)
+    return jax.tree.map(copy, params) if is_kept else None
 
   return TrainState(
     step=jnp.int32(0),
     params=params,
-    teacher_params=copied(keeps_teacher),
+    teacher_params=copied(keeps_teacher, teacher_dtype),
     # Moments are float32 even if the parameters are not: in bfloat16 the second
     # moment would stop moving.
     opt_state=optimizer.init(
@@ -84,7 +88,8 @@ def state_shardings(
 ) -> TrainState:
   """Returns the `NamedSharding` of each array of the state, as the same tree.
 
-  Moments are sharded like their parameters; the rest is on every device.
+  Moments and masters are sharded like their parameters, and so are their means
+  along an axis, but for that axis; the rest is on every device.
   """
   params = decoder.shardings(mesh, state.params)
   replicated = sharding.sharding(mesh)
@@ -99,12 +104,35 @@ def state_shardings(
     # Without shardings, jit would put all moments on one device.
     opt_state=optax.tree_utils.tree_map_params(
       optimizer,
-      lambda _, of_param: of_param,
+      _moment_sharding,
       state.opt_state,
+      state.params,
       params,
       transform_non_params=lambda _: replicated,
+      is_leaf=lambda x: isinstance(x, optax.MaskedNode),
     ),
     key=replicated,
     guard=jax.tree.map(lambda _: replicated, state.guard),
     initial_params=kept(state.initial_params),
   )
+
+
+def _moment_sharding(moment: Any, param: Any, of_param: Any) -> Any:
+  """Returns the sharding of what an optimizer keeps of a parameter.
+
+  Args:
+    moment: shape of what is kept; a `MaskedNode` if nothing is.
+    param: shape of the parameter.
+    of_param: the parameter's sharding.
+  """
+  if isinstance(moment, optax.MaskedNode):
+    return moment
+  if moment.shape == param.shape:
+    return of_param
+  axes = (*of_param.spec, *(None,) * (param.ndim - len(of_param.spec)))
+  for axis in range(param.ndim):
+    kept = [i for i in range(param.ndim) if i != axis]
+    if moment.shape == tuple(param.shape[i] for i in kept):
+      spec = jax.sharding.PartitionSpec(*(axes[i] for i in kept))
+      return jax.sharding.NamedSharding(of_param.mesh, spec)
+  return jax.sharding.NamedSharding(of_param.mesh, jax.sharding.PartitionSpec())

@@ -9,6 +9,7 @@ import optax
 from distil_jax.models import decoder, sharding
 from distil_jax.objectives import losses
 from distil_jax.objectives.base import LossAux, Objective
+from distil_jax.training import low_precision
 from distil_jax.training.train_state import TrainState
 from distil_jax.types import TrainBatch
 
@@ -68,7 +69,7 @@ def train_step(
       num_micro_batches=num_micro_batches,
     )
     updates, opt_state = optimizer.update(gradient, opt_state, params)
-    params = optax.apply_updates(params, updates)
+    params = low_precision.next_params(params, updates, opt_state)
     # The norm is that of the gradient before the optimizer clips it.
     return (params, opt_state), (value, optax.tree.norm(gradient), aux)
 
@@ -89,7 +90,9 @@ def train_step(
     state,
     step=state.step + 1,
     params=params,
-    teacher_params=_next_teacher(state, params, ema_rate),
+    teacher_params=_next_teacher(
+      state, low_precision.full_params(params, opt_state), ema_rate
+    ),
     opt_state=opt_state,
   )
   # NaN and infinity in any mini-batch reach the means, so these two tell of
@@ -229,7 +232,7 @@ def _next_teacher(state: TrainState, params, rate: float | None):
 
 
 def _follow(teacher_params, params, rate: float):
-  """Returns the moving average, taken in float32.
+  """Returns the moving average, taken in float32, in the teacher's type.
 
   Its weights `rate` and 1 − `rate`, rounded to bfloat16, would not sum to 1 and
   would shrink the teacher at every step.

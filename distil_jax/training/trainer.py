@@ -64,10 +64,11 @@ class Trainer:
     # Missing or malformed data ends the run before anything is written.
     problems = data_problems.load_problems(config, self.environment)
     run_checks.check_same_data(config, problems)
-    with jax.set_mesh(self.mesh):
+    with jax.set_mesh(self.mesh):  # how prompts are split depends on the mesh
       self.policy = policies.build_policy(
         config, self.environment, problems, self.mesh
       )
+      self.teacher_settings = setup_step.build_teacher_settings(config)
     self.data = data_problems.build_data(
       config, self.environment, problems, self.policy.tokenizer
     )
@@ -75,9 +76,9 @@ class Trainer:
       config, self.environment, self.policy, self.mesh
     )
     self.rollout_worker, self.evaluation_worker, self.teacher_probe = built
-    with jax.set_mesh(self.mesh):  # how prompts are split depends on the mesh
-      self.teacher_settings = setup_step.build_teacher_settings(config)
-    self.optimizer, self.schedule = setup_step.build_optimizer(config)
+    self.optimizer, self.schedule = setup_step.build_optimizer(
+      config, self.policy.params
+    )
     self.key = jax.random.key(config.train.seed)
 
   def train(self) -> dict[str, Any]:
@@ -246,8 +247,7 @@ class Trainer:
   ) -> None:
     """Reports the metrics of a step and now and then samples to read."""
     # A constant schedule returns a Python float; the update sees float32.
-    learning_rate = float(jnp.asarray(self.schedule(step)))
-    metrics |= {"learning_rate": learning_rate}
+    metrics["learning_rate"] = float(jnp.asarray(self.schedule(step)))
     metrics |= step_metrics.batch_metrics(
       experience, batch, stats, self.state.guard, self.config.num_sequences
     )

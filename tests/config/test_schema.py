@@ -355,7 +355,11 @@ def test_every_choice_of_objective_and_teacher_is_described():
     configs.SFTConfig,
     configs.TeacherConfig,
     configs.GuardConfig,
-    configs.OptimizerConfig,
+    configs.AdamWConfig,
+    configs.AdafactorConfig,
+    configs.LionConfig,
+    configs.MuonConfig,
+    configs.ParameterGroupConfig,
   )
   for member in members:
     for name, field in member.model_fields.items():

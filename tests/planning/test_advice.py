@@ -59,7 +59,8 @@ def test_then_the_mesh_and_the_chunk():
 def test_state_names_chips_and_types():
   state = {"parameters": 40, "teacher": 40, "optimizer": 80}
   lines = advice.advice(planned(TRAINING, state, 10))
-  assert "model.param_dtype=bfloat16" in lines[0]
+  assert "optimizer.kind=lion" in lines[0]
+  assert "model.param_dtype=bfloat16" in lines[1]
   assert lines[-1].endswith("32 chips")
 
 

@@ -46,7 +46,7 @@ def found(num_chips=8, run=RUN, batch_sizes=(32, 64)):
     network=NETWORK,
     run=run,
     num_params=NUM_PARAMS,
-    num_copies=1,
+    state_bytes=(4 + 4 + 8) * NUM_PARAMS,
     batch_sizes=batch_sizes,
     mini_batch_size=256,
   )

@@ -2,18 +2,28 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 import optax
 
+from distil_jax.config.base import ConfigError
+from distil_jax.config.optimizers import (
+  AdafactorConfig,
+  LionConfig,
+  MuonConfig,
+  OptimizerConfig,
+)
 from distil_jax.config.schema import Config
 from distil_jax.generation.policy import Policy
 from distil_jax.models import decoder, sharding
 from distil_jax.training import (
   batch_builder,
   build_step,
+  low_precision,
   optimizers,
+  parameter_groups,
   teacher_guard,
   train_state,
 )
@@ -56,27 +66,95 @@ def _num_sharing(config: Config) -> int:
 
 
 def build_optimizer(
-  config: Config,
+  config: Config, params: decoder.Params
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-  """Returns the optimizer, and the learning rate at each training step."""
+  """Returns the optimizer, and the learning rate at each training step.
+
+  Args:
+    config: the run's settings.
+    params: the student's parameters, or their shapes.
+
+  Raises:
+    ConfigError: `optimizer.groups` names parameters that do not exist.
+  """
   section = config.optimizer
   schedule = optimizers.make_schedule(
     learning_rate=section.learning_rate,
     warmup_steps=section.warmup_steps,
     schedule=section.schedule,
     num_steps=config.train.num_steps,
+    decay_steps=section.decay_steps,
+    final_learning_rate=section.final_learning_rate,
   )
+  groups = [
+    record_of(parameter_groups.ParameterGroup, group)
+    for group in section.groups
+  ]
+  _check_groups(params, groups)
   mini_batch_size = section.mini_batch_size or config.num_sequences
   optimizer = optimizers.make_optimizer(
     schedule,
-    beta1=section.beta1,
-    beta2=section.beta2,
-    epsilon=section.epsilon,
-    weight_decay=section.weight_decay,
+    direction=_build_direction(section, params),
+    weight_decay=parameter_groups.weight_decays(
+      params,
+      groups,
+      weight_decay=section.weight_decay,
+      only_matrices=section.decay == "matrices",
+    )
+    if groups or section.decay == "matrices"
+    else section.weight_decay,
+    learning_rate_scales=parameter_groups.learning_rate_scales(params, groups)
+    if groups
+    else None,
     max_gradient_norm=section.max_gradient_norm,
     updates_per_step=config.num_sequences // mini_batch_size,
   )
+  if config.model.param_dtype != "float32":
+    if section.master_dtype is not None:
+      optimizer = low_precision.with_master_params(optimizer)
+    elif section.stochastic_rounding:
+      optimizer = low_precision.with_stochastic_rounding(
+        optimizer, config.train.seed
+      )
   return optimizer, schedule
+
+
+def _build_direction(
+  section: OptimizerConfig, params: decoder.Params
+) -> optax.GradientTransformation:
+  """Returns what turns gradients into updates, by `optimizer.kind`."""
+  match section:
+    case AdafactorConfig():
+      return optimizers.adafactor(
+        decay_rate=section.decay_rate,
+        clipping_threshold=section.clipping_threshold,
+        multiply_by_parameter_scale=section.multiply_by_parameter_scale,
+        min_dim_size_to_factor=section.min_dim_size_to_factor,
+      )
+    case LionConfig():
+      return optax.scale_by_lion(section.beta1, section.beta2)
+  adam = optax.scale_by_adam(section.beta1, section.beta2, section.epsilon)
+  if isinstance(section, MuonConfig):
+    return optimizers.muon(
+      parameter_groups.matrices(params), momentum=section.momentum, adam=adam
+    )
+  return adam
+
+
+def _check_groups(
+  params: decoder.Params,
+  groups: Sequence[parameter_groups.ParameterGroup],
+) -> None:
+  """Refuses a group without parameters, which would be ignored silently."""
+  unmatched = parameter_groups.unmatched(params, groups)
+  if unmatched is None:
+    return
+  index, match = unmatched
+  known = jax.tree.leaves(parameter_groups.names(params))
+  raise ConfigError(
+    f"optimizer.groups[{index}].match={match!r} names no parameter that an "
+    f"earlier group has not; the parameters are {', '.join(known)}"
+  )
 
 
 def build_train_state(
@@ -86,12 +164,18 @@ def build_train_state(
 ) -> train_state.TrainState:
   """Returns the state before the first step."""
   guard = config.teacher.guard
+  # A moving average in bfloat16 would stop: at a rate of 0.01 it moves by less
+  # than it can be rounded to.
+  is_precise = (
+    config.teacher.parameters == "ema" and config.optimizer.keeps_small_updates
+  )
   return train_state.init_state(
     params,
     optimizer=optimizer,
     keeps_teacher=config.objective.keeps_teacher(config.teacher),
     seed=config.train.seed,
     guard_action=guard.action if guard else None,
+    teacher_dtype=jnp.float32 if is_precise else None,
   )
 
 
