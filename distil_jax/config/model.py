@@ -36,10 +36,14 @@ class ModelConfig(Section):
   """The policy: a Hugging Face directory of a Qwen3-architecture decoder.
 
   `directory` may be `embedded:calculator`, the tiny base model that ships with
-  the package. With `create` the directory is made first if it is not there.
+  the package, or a model of the Hub, such as `Qwen/Qwen3-8B`. With `create` the
+  directory is made first if it is not there.
   """
 
   directory: str = "embedded:calculator"
+  revision: str | None = None
+  """Branch, tag or commit of a model of the Hub; null is `main`, which may
+  change."""
   create: CreateModelConfig | None = None
   param_dtype: DType = "float32"
   compute_dtype: DType = "float32"
@@ -57,5 +61,10 @@ class ModelConfig(Section):
       raise ValueError(
         f"directory={self.directory} ships with the package, but create is "
         "set; give the new model a directory of its own"
+      )
+    if self.create and self.revision is not None:
+      raise ValueError(
+        f"revision={self.revision} belongs to a model of the Hub, but create "
+        "makes a new one; remove revision or create"
       )
     return self

@@ -19,12 +19,17 @@ from flax import nnx
 from jax.core import Tracer
 
 from distil_jax.data import tokenizer as tokenizers
-from distil_jax.models import decoder, hf_export, hf_weights, layers
+from distil_jax.generation.policy_directory import resolve_directory
+from distil_jax.models import (
+  decoder,
+  hf_export,
+  hf_files,
+  hf_weights,
+  layers,
+)
 from distil_jax.models import decoder_config as models_config
 from distil_jax.models.kernels import sequence_attention
 from distil_jax.ops import fused_linear
-
-_EMBEDDED = "embedded:"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,51 +74,38 @@ class Policy:
     hf_export.save(directory, self.params, config_json=settings)
 
 
-def resolve_directory(directory: str | os.PathLike[str]) -> pathlib.Path:
-  """Returns the path of a model; `embedded:NAME` ships with the package.
-
-  Raises:
-    ValueError: No model of this name ships with the package.
-  """
-  name = str(directory)
-  if not name.startswith(_EMBEDDED):
-    return pathlib.Path(directory)
-  assets = pathlib.Path(__file__).parents[1] / "models/assets"
-  path = assets / name.removeprefix(_EMBEDDED)
-  if not path.is_dir():
-    known = sorted(p.name for p in assets.iterdir() if p.is_dir())
-    raise ValueError(
-      f"model.directory={name} is not embedded; known: "
-      + ", ".join(_EMBEDDED + k for k in known)
-    )
-  return path
-
-
 def load_policy(
   directory: str | os.PathLike[str],
   dtype: str = "float32",
   *,
+  revision: str | None = None,
   compute_dtype: str | None = None,
   remat: str = "layer",
   attention: str = "auto",
   mesh: jax.sharding.Mesh | None = None,
   chat_template_kwargs: Mapping[str, Any] | None = None,
+  report: hf_files.Report | None = None,
 ) -> Policy:
   """Loads a Hugging Face directory of a Qwen3-architecture decoder.
 
   Args:
     directory: Has `config.json`, safetensors and a tokenizer with a chat
-      template; or `embedded:calculator`.
+      template; or OWNER/NAME of a model on the Hub, which is downloaded into
+      its cache; or `embedded:calculator`.
     dtype: Type of the parameters.
+    revision: Branch, tag or commit of a model on the Hub; None means `main`.
     compute_dtype: Type of activations; None means that of the parameters.
     remat: `layer` recomputes each layer in the backward pass, `none` keeps it.
     attention: Kernel for whole sequences: `xla`, on CUDA GPUs `cudnn`, on TPUs
       `splash`; `auto` takes the best one that supports the network.
     mesh: Mesh to shard the parameters over; None puts them on one device.
     chat_template_kwargs: Passed to the tokenizer's chat template.
+    report: Told how many bytes of the weights this process has read, and how
+      many it will read in all.
 
   Raises:
     ValueError: Names the file, tensor or setting that does not fit.
+    HubError: The model cannot be downloaded.
   """
   if remat not in ("layer", "none"):
     raise ValueError(f"remat={remat!r} must be 'layer' or 'none'")
@@ -124,7 +116,7 @@ def load_policy(
   compute_dtype = models_config.float_name(
     "compute_dtype", compute_dtype or dtype
   )
-  path = resolve_directory(directory)
+  path = resolve_directory(directory, revision)
   config = models_config.from_hugging_face(
     hf_weights.read_config(path),
     param_dtype=dtype,
@@ -151,7 +143,9 @@ def load_policy(
       template,
       decoder.shardings(mesh, template),
     )
-  params = hf_weights.load(path, template, tie_embeddings=config.tie_embeddings)
+  params = hf_weights.load(
+    path, template, tie_embeddings=config.tie_embeddings, report=report
+  )
   return Policy(
     config=config, graphdef=graphdef, params=params, tokenizer=tokenizer
   )

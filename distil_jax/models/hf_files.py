@@ -13,13 +13,13 @@ import mmap
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 import safetensors
 
 # Types that can be read, by their names in the files.
 FLOATS = {
-  "BF16": np.dtype(ml_dtypes.bfloat16),
+  "BF16": np.dtype(jnp.bfloat16),
   "F16": np.dtype(np.float16),
   "F32": np.dtype(np.float32),
 }

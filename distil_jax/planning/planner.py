@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from distil_jax.config.base import ConfigError
 from distil_jax.config.schema import Config
 from distil_jax.generation import engine, prefill, sampler, sampler_state
-from distil_jax.generation.policy import Policy, resolve_directory
+from distil_jax.generation.policy import Policy
 from distil_jax.models import decoder, decoding, sharding
 from distil_jax.models import decoder_config as models_config
 from distil_jax.models import hf_weights as weights_io
@@ -37,6 +37,7 @@ from distil_jax.training import low_precision, train_state
 from distil_jax.training.logging.progress import Progress
 from distil_jax.training.setup import meshes, policies
 from distil_jax.training.setup import steps as setup_step
+from distil_jax.training.setup.model_directory import model_directory
 from distil_jax.training.setup.records import record_of
 
 _WEIGHTS = "weights for sampling"
@@ -57,6 +58,7 @@ def load_network(
 
   Raises:
     ConfigError: There is no such file, or the run does not suit the network.
+    HubError: The model is one of the Hub, and its `config.json` is not here.
   """
   model = config.model
   settings: dict[str, Any] = {
@@ -68,7 +70,7 @@ def load_network(
   path = (
     pathlib.Path(sizes_from)
     if sizes_from
-    else resolve_directory(model.directory) / weights_io.CONFIG
+    else model_directory(config, only_config=True) / weights_io.CONFIG
   )
   if path.is_file():
     try:

@@ -14,8 +14,8 @@ from distil_jax.config.base import ConfigError
 from distil_jax.config.schema import Config
 from distil_jax.data import problems as data_problems
 from distil_jax.distributed import collectives, process_group
-from distil_jax.generation.policy import resolve_directory
 from distil_jax.training.logging import run_info
+from distil_jax.training.setup.model_directory import model_directory
 
 # Settings that may differ when a run goes on from a checkpoint, because they
 # change at most the rounding of what is computed.
@@ -148,13 +148,19 @@ def check_same_data(config: Config, problems: data_problems.Problems) -> None:
     source = getattr(config.data, split)
     if source != "generated":
       found[f"content of data.{split}={source}"] = _digest([source])
-  # Sizes, not contents: reading all weights of a large model takes minutes.
-  directory = resolve_directory(config.model.directory)
-  found |= {
-    f"size of {path}": path.stat().st_size
-    for path in sorted(directory.glob("*"))
-    if path.is_file()
-  }
+  directory = model_directory(config)
+  name = config.model.directory
+  if directory.parent.name == "snapshots":
+    # Of the Hub: `main` may have moved on between the downloads of two hosts.
+    # One commit has the same files, but a host may have fetched more of them.
+    found[f"commit of {name}"] = directory.name
+  else:
+    # Sizes, not contents: reading all weights of a large model takes minutes.
+    found |= {
+      f"size of {name}/{path.name}": path.stat().st_size
+      for path in sorted(directory.glob("*"))
+      if path.is_file()
+    }
   process_group.compare(
     "data, model or devices", found, "give all processes the same"
   )

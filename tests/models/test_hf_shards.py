@@ -5,7 +5,6 @@ import weakref
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -157,7 +156,7 @@ def test_host_holds_one_part_at_a_time(folder, monkeypatch):
 
 def test_every_bfloat16_becomes_its_float32():
   bits = np.arange(2**16, dtype=np.uint16).reshape(256, 256)
-  source = bits.view(ml_dtypes.bfloat16)
+  source = bits.view(jnp.bfloat16)
   for view in (source, source.T, source[:, 3:9], source[5:6]):
     target = np.zeros(view.shape, np.float32)
     hf_files.copy(view, target)

@@ -12,10 +12,12 @@ from distil_jax.data import problems as data_problems
 from distil_jax.data import tokenizer as tokenizers
 from distil_jax.distributed import collectives
 from distil_jax.envs.base import Environment
-from distil_jax.generation.policy import Policy, load_policy, resolve_directory
+from distil_jax.generation.policy import Policy, load_policy
 from distil_jax.models import decoder, hf_weights
 from distil_jax.models import decoder_config as models_config
+from distil_jax.training.logging import progress
 from distil_jax.training.setup.meshes import check_attention
+from distil_jax.training.setup.model_directory import model_directory
 from distil_jax.training.setup.records import record_of
 from distil_jax.types import Problem
 
@@ -42,19 +44,22 @@ def build_policy(
       than a sequence has tokens, or fewer tokens than a top-k list is long; or
       `model.attention` does not run on the mesh.
   """
-  directory = resolve_directory(config.model.directory)
+  directory = model_directory(config)
   if config.model.create and not (directory / hf_weights.CONFIG).is_file():
     _create(config, config.model.create, environment, problems.train)
   check_attention(config, mesh)
-  loaded = load_policy(
-    config.model.directory,
-    config.model.param_dtype,
-    compute_dtype=config.model.compute_dtype,
-    remat=config.model.remat,
-    attention=config.model.attention,
-    mesh=mesh,
-    chat_template_kwargs=config.model.chat_template_kwargs,
-  )
+  is_shown = jax.process_index() == 0
+  with progress.loading("loading weights", is_shown=is_shown) as report:
+    loaded = load_policy(
+      directory,
+      config.model.param_dtype,
+      compute_dtype=config.model.compute_dtype,
+      remat=config.model.remat,
+      attention=config.model.attention,
+      mesh=mesh,
+      chat_template_kwargs=config.model.chat_template_kwargs,
+      report=report,
+    )
   check_network(config, loaded.config)
   return loaded
 
