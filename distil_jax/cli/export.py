@@ -1,6 +1,7 @@
 """The `export` command."""
 
 import argparse
+import pathlib
 
 from distil_jax import config as configs
 from distil_jax.cli.options import add_run_command
@@ -8,12 +9,23 @@ from distil_jax.cli.options import add_run_command
 
 def add_parser(commands) -> None:
   """Adds the command to the parser."""
-  add_run_command(
+  command = add_run_command(
     commands,
     "export",
     "write the last checkpoint as a Hugging Face folder",
     run,
     directory="the folder to write",
+  )
+  command.add_argument(
+    "--dtype",
+    choices=("float32", "bfloat16"),
+    help="type of the weights (default: that in which they are trained)",
+  )
+  command.add_argument(
+    "--teacher",
+    action="store_true",
+    help="write the teacher's weights, such as their moving average, instead "
+    "of the student's",
   )
 
 
@@ -33,11 +45,67 @@ def run(arguments: argparse.Namespace) -> int:
       "put the settings last"
     )
   command = f"export to {arguments.directory}"
+  command += f" {arguments.dtype} {arguments.teacher}"
   run_checks.check_same_command(command, config)
   loaded = trainer.Trainer(config)
   with jax.set_mesh(loaded.mesh):
-    step, params = loaded.trained_params()
-    dataclasses.replace(loaded.policy, params=params).save(arguments.directory)
+    step, params = (
+      _teacher_params(config, loaded)
+      if arguments.teacher
+      else loaded.trained_params()
+    )
+    _copy_generation_config(config, arguments.directory)
+    exported = dataclasses.replace(loaded.policy, params=params)
+    exported.save(arguments.directory, dtype=arguments.dtype)
   if jax.process_index() == 0:
-    print(f"step {step} of {config.run_directory} -> {arguments.directory}")
+    what = "teacher of step" if arguments.teacher else "step"
+    print(f"{what} {step} of {config.run_directory} -> {arguments.directory}")
   return 0
+
+
+def _teacher_params(config: configs.Config, loaded):
+  """Returns step and teacher's parameters of the last checkpoint.
+
+  Raises:
+    ConfigError: the teacher has no parameters of its own, or there is no
+      checkpoint.
+  """
+  from distil_jax.training import checkpoints
+  from distil_jax.training.setup import steps
+
+  template = steps.build_state_template(
+    config, loaded.policy.params, loaded.optimizer, loaded.mesh
+  ).teacher_params
+  if template is None:
+    raise configs.ConfigError(
+      f"objective.kind={config.objective.kind} with teacher.parameters="
+      f"{config.teacher.parameters} keeps no weights of a teacher; leave out "
+      "--teacher to export the student"
+    )
+  directory = config.run_directory / "checkpoints"
+  if directory.is_dir():
+    with checkpoints.Checkpoints(directory) as saved:
+      step = saved.latest_step
+      if step is not None:
+        return step, saved.read_params(step, template, "teacher_params")
+  raise configs.ConfigError(
+    f"no checkpoint in {config.run_directory}: the teacher is still the base "
+    "model; train first, or leave out --teacher to export the base model"
+  )
+
+
+def _copy_generation_config(config: configs.Config, directory: str) -> None:
+  """Copies the settings with which others sample from the base model.
+
+  The tokenizer adds the tokens that end a completion.
+  """
+  import jax
+
+  from distil_jax.training.setup.model_directory import model_directory
+
+  name = "generation_config.json"
+  source = model_directory(config) / name
+  target = pathlib.Path(directory, name)
+  if jax.process_index() == 0 and source.is_file():
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(source.read_bytes())

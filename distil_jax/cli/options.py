@@ -25,7 +25,7 @@ def add_run_command(
   text: str,
   run: Callable[[argparse.Namespace], int],
   directory: str | None = None,
-) -> None:
+) -> argparse.ArgumentParser:
   """Adds a command on a training config that several hosts may run together.
 
   Args:
@@ -34,6 +34,9 @@ def add_run_command(
     run: takes the parsed arguments and returns the exit status.
     directory: help text of the argument DIRECTORY; None means that there is
       none.
+
+  Returns:
+    The command's parser, for options of its own.
   """
   command = add_command(commands, name, text)
   command.add_argument("config", metavar="CONFIG", help=CONFIG_HELP)
@@ -41,6 +44,7 @@ def add_run_command(
     command.add_argument("directory", metavar="DIRECTORY", help=directory)
   add_launch(command)
   add_common(command, run, OVERRIDES_HELP)
+  return command
 
 
 def add_common(

@@ -60,8 +60,16 @@ class Policy:
       for row, counts in zip(np.asarray(ids), np.asarray(mask), strict=True)
     ]
 
-  def save(self, directory: str | os.PathLike[str]) -> None:
-    """Writes a Hugging Face directory: weights, config and tokenizer."""
+  def save(
+    self, directory: str | os.PathLike[str], *, dtype: str | None = None
+  ) -> None:
+    """Writes a Hugging Face directory: weights, config and tokenizer.
+
+    Args:
+      directory: Made if it does not exist. Earlier weights are replaced, and
+        settings in its `generation_config.json` are kept.
+      dtype: Type of the weights; None means that of the parameters.
+    """
     settings = models_config.to_hugging_face(
       self.config,
       eos_ids=self.tokenizer.eos_ids,
@@ -71,7 +79,7 @@ class Policy:
     # files that are the same everywhere are written by one.
     if jax.process_index() == 0:
       self.tokenizer.save(directory)
-    hf_export.save(directory, self.params, config_json=settings)
+    hf_export.save(directory, self.params, config_json=settings, dtype=dtype)
 
 
 def load_policy(

@@ -26,6 +26,7 @@ def save(
   *,
   config_json: Mapping[str, Any],
   max_shard_bytes: int = 5 * 10**9,
+  dtype: str | None = None,
 ) -> None:
   """Writes parameters as a Hugging Face directory that transformers can load.
 
@@ -41,6 +42,7 @@ def save(
       parameters, because transformers casts to it.
     max_shard_bytes: A larger model is split into shards with an index. A single
       tensor is never split.
+    dtype: Type of the tensors in the files; None means that of the parameters.
 
   Raises:
     WeightsError: The tree is not that of a Qwen3, or contradicts
@@ -50,15 +52,20 @@ def save(
   # transformers takes an absent key as false.
   check_tree(set(flat), bool(config_json.get("tie_word_embeddings", False)))
   if jax.process_index() != 0:
-    for _ in _unstacked(flat):  # takes part in gathering sharded parameters
+    for _ in _unstacked(
+      flat, dtype
+    ):  # takes part in gathering sharded parameters
       pass
     return
-  config = dict(config_json, dtype=str(jnp.result_type(*flat.values())))
+  saved_dtype = dtype or jnp.result_type(*flat.values())
+  config = dict(config_json, dtype=str(saved_dtype))
   config.pop("torch_dtype", None)  # what transformers 4 called it
   directory = pathlib.Path(directory)
   directory.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(dir=directory, prefix=".writing-") as folder:
-    _write_shards(pathlib.Path(folder), _unstacked(flat), max_shard_bytes)
+    _write_shards(
+      pathlib.Path(folder), _unstacked(flat, dtype), max_shard_bytes
+    )
     _write_json(pathlib.Path(folder, CONFIG), config)
     for file in pathlib.Path(folder).iterdir():
       # safetensors makes files that only their owner can read.
@@ -70,12 +77,16 @@ def _write_json(path: pathlib.Path, tree: Mapping[str, Any]) -> None:
   path.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
 
 
-def _unstacked(flat: Mapping[Path, Any]) -> Iterator[tuple[str, np.ndarray]]:
+def _unstacked(
+  flat: Mapping[Path, Any], dtype: str | None
+) -> Iterator[tuple[str, np.ndarray]]:
   """Yields the tensors of the file, one parameter at a time on the host."""
   for path, layout in LAYOUTS.items():
     if path not in flat:
       continue
     stack = _to_host(flat[path])
+    if dtype is not None:
+      stack = stack.astype(jnp.dtype(dtype))
     layers = stack if layout.is_stacked else stack[None]
     for layer, name in zip(layers, layout.names(stack.shape), strict=True):
       yield name, layout.write(layer)

@@ -103,12 +103,15 @@ class Checkpoints:
       )
     return restored["state"]
 
-  def read_params(self, step: int, template: dict[str, Any]) -> dict[str, Any]:
-    """Reads the student's parameters alone; needs no data and no optimizer.
+  def read_params(
+    self, step: int, template: dict[str, Any], name: str = "params"
+  ) -> dict[str, Any]:
+    """Reads the parameters alone; needs no data and no optimizer.
 
     Args:
       step: a step that was saved.
       template: as for `restore`, of the parameters.
+      name: `params`, the student's, or `teacher_params`.
 
     Raises:
       CheckpointError: see `restore`.
@@ -116,7 +119,7 @@ class Checkpoints:
     self.notes(step)  # refuses a newer layout
     path = self._manager.directory / str(step) / "state"
     with self._reading(step), ocp.PyTreeCheckpointer() as reader:
-      tree = {"params": template}
+      tree = {name: template}
       arguments = ocp.checkpoint_utils.construct_restore_args(tree)
       # A partial restore leaves teacher and moments on the disk, which take
       # several times the memory of the parameters.
@@ -126,7 +129,7 @@ class Checkpoints:
           item=tree, restore_args=arguments, partial_restore=True
         ),
       )
-    return restored["params"]
+    return restored[name]
 
   def notes(self, step: int) -> dict[str, Any]:
     """Returns the notes of a step, without the version of the layout.

@@ -340,6 +340,67 @@ def test_export_needs_its_directory(tiny, tmp_path, capsys, monkeypatch):
   assert not (tmp_path / "train.num_steps=2").exists()
 
 
+def test_export_of_a_teacher_that_there_is_not(tiny, tmp_path, capsys):
+  target = tmp_path / "exported"
+  err = refusal(capsys, "export", tiny, target, "--teacher")
+  assert f"no checkpoint in {tmp_path / 'run'}" in err
+  assert "leave out --teacher" in err
+  err = refusal(
+    capsys, "export", tiny, target, "--teacher", "teacher.parameters=current"
+  )
+  assert "teacher.parameters=current keeps no weights" in err
+  assert not target.exists()
+
+
+def test_export_of_student_and_teacher(tiny, tmp_path, model_directory, capsys):
+  settings = ["teacher.ema_rate=0.25", "optimizer.learning_rate=0.01"]
+  assert main.main(["train", str(tiny), *settings]) == 0
+  sampling = {"temperature": 0.6, "top_k": 20}
+  file = model_directory / "generation_config.json"
+  file.write_text(json.dumps(json.loads(file.read_text()) | sampling))
+
+  def exported(name, *options):
+    target = tmp_path / name
+    command = ["export", str(tiny), str(target), *options, *settings]
+    assert main.main(command) == 0
+    kept = json.loads((target / "generation_config.json").read_text())
+    assert sampling.items() <= kept.items()
+    template = "chat_template.jinja"
+    assert (target / template).read_text() == (
+      model_directory / template
+    ).read_text()
+    dtype = json.loads((target / "config.json").read_text())["dtype"]
+    return dtype, dj.load_policy(target, dtype).params
+
+  base = dj.load_policy(model_directory).params
+  dtype, student = exported("student")
+  assert dtype == "float32"
+  capsys.readouterr()
+  dtype, teacher = exported("teacher", "--teacher", "--dtype=float32")
+  assert "teacher of step 1 of" in capsys.readouterr().out
+  assert dtype == "float32"
+  # After one step, by hand: a quarter of the way from the base model.
+  jax.tree.map(
+    lambda x, a, b: np.testing.assert_allclose(
+      x, a + 0.25 * (b - a), rtol=1e-5, atol=1e-7
+    ),
+    teacher,
+    base,
+    student,
+  )
+  assert np.abs(student["embedding"] - base["embedding"]).max() > 1e-3
+  dtype, rounded = exported("rounded", "--dtype", "bfloat16")
+  assert dtype == "bfloat16"
+  jax.tree.map(
+    lambda x, y: np.testing.assert_array_equal(x, y.astype(x.dtype)),
+    rounded,
+    student,
+  )
+  with pytest.raises(SystemExit):
+    exported("wrong", "--dtype", "float16")
+  assert "invalid choice: 'float16'" in capsys.readouterr().err
+
+
 def test_epochs_that_fill_no_batch_are_refused(tiny, tmp_path, capsys):
   err = refusal(capsys, "train", tiny, "data.num_train=4", "data.num_epochs=1")
   assert "4 items in 1 epochs" in err

@@ -155,6 +155,25 @@ def total_size(directory):
   return index["metadata"]["total_size"]
 
 
+@pytest.mark.parametrize("max_shard_bytes", [10**9, 4000])
+def test_saves_in_another_type(tmp_path, max_shard_bytes):
+  params = random_params()
+  hf_export.save(
+    tmp_path,
+    params,
+    config_json=CONFIG,
+    max_shard_bytes=max_shard_bytes,
+    dtype="bfloat16",
+  )
+  assert hf_weights.read_config(tmp_path)["dtype"] == "bfloat16"
+  assert {x.dtype for x in tensors_of(tmp_path).values()} == {jnp.bfloat16}
+  loaded = hf_weights.load(
+    tmp_path, template(dtype=jnp.bfloat16), tie_embeddings=True
+  )
+  rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+  assert_equal(loaded, rounded)
+
+
 def test_saves_what_transformers_has_saved(tmp_path):
   """Same names, shapes, types and values as a file of transformers' own."""
   source = GOLDEN / "untied_bfloat16_both_sides"
