@@ -172,12 +172,12 @@ def _existing_policy(
 ):
   """Loads the base model; never creates one, which would need the data."""
   from distil_jax.data import problems
-  from distil_jax.models import hf_weights
+  from distil_jax.models import hf_directory
   from distil_jax.training.setup import environments, policies
   from distil_jax.training.setup.model_directory import model_directory
 
   directory = model_directory(config)
-  if config.model.create and not (directory / hf_weights.CONFIG).is_file():
+  if config.model.create and not (directory / hf_directory.CONFIG).is_file():
     raise configs.ConfigError(
       f"there is no model in {directory} yet: model.create makes one when the "
       f"run begins; distil-jax train {arguments.config}"

@@ -4,12 +4,27 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
-from distil_jax.config.base import DType, Positive, Section, Seed
+from distil_jax.config.base import DType, NonNegative, Positive, Section, Seed
+
+FamilyName = Literal[
+  "gemma3_text",
+  "llama",
+  "mistral",
+  "olmo2",
+  "olmo3",
+  "qwen2",
+  "qwen3",
+  "qwen3_moe",
+]
+# Families that have layers with a sliding window.
+_WINDOWED = ("gemma3_text", "mistral", "olmo3")
 
 
 class CreateModelConfig(Section):
-  """A new, randomly initialised Qwen3 with a tokenizer trained on the data."""
+  """A new model with random weights and a tokenizer trained on the data."""
 
+  family: FamilyName = "qwen3"
+  """Name of the family, as `model_type` in `config.json`."""
   vocab_size: Annotated[int, pydantic.Field(ge=300)] = 512
   width: Positive = 64
   num_layers: Positive = 2
@@ -20,6 +35,13 @@ class CreateModelConfig(Section):
   tie_embeddings: bool = True
   rope_theta: Annotated[float, pydantic.Field(gt=1)] = 10000.0
   max_positions: Positive = 4096
+  sliding_window: Positive | None = None
+  """Tokens that layers with a window read: in `mistral` all layers, in `olmo3`
+  three of four, in `gemma3_text` five of six; null: no layer has a window."""
+  num_experts: NonNegative = 0
+  """Experts of each layer of a `qwen3_moe`, each of `mlp_size`."""
+  num_experts_per_token: NonNegative = 0
+  """Experts that a token is sent to."""
   seed: Seed = 0
 
   @pydantic.model_validator(mode="after")
@@ -31,9 +53,30 @@ class CreateModelConfig(Section):
       )
     return self
 
+  @pydantic.model_validator(mode="after")
+  def _family(self):
+    if self.sliding_window and self.family not in _WINDOWED:
+      raise ValueError(
+        f"sliding_window={self.sliding_window}, but layers of "
+        f"family={self.family} have none; drop it, or use one of "
+        f"{', '.join(_WINDOWED)}"
+      )
+    num_experts, chosen = self.num_experts, self.num_experts_per_token
+    if self.family != "qwen3_moe" and (num_experts or chosen):
+      raise ValueError(
+        f"num_experts={num_experts} and num_experts_per_token={chosen} are of "
+        f"family=qwen3_moe, but family={self.family}; drop them"
+      )
+    if self.family == "qwen3_moe" and not 1 <= chosen <= num_experts:
+      raise ValueError(
+        f"family=qwen3_moe needs num_experts_per_token from 1 to num_experts, "
+        f"got {chosen} of {num_experts}"
+      )
+    return self
+
 
 class ModelConfig(Section):
-  """The policy: a Hugging Face directory of a Qwen3-architecture decoder.
+  """The policy: a Hugging Face directory of a decoder of a known family.
 
   `directory` may be `embedded:calculator`, the tiny base model that ships with
   the package, or a model of the Hub, such as `Qwen/Qwen3-8B`. With `create` the

@@ -22,6 +22,8 @@ from distil_jax.data import tokenizer as tokenizers
 from distil_jax.generation.policy_directory import resolve_directory
 from distil_jax.models import (
   decoder,
+  hf_config,
+  hf_directory,
   hf_export,
   hf_files,
   hf_weights,
@@ -70,7 +72,7 @@ class Policy:
         settings in its `generation_config.json` are kept.
       dtype: Type of the weights; None means that of the parameters.
     """
-    settings = models_config.to_hugging_face(
+    settings = hf_config.to_hugging_face(
       self.config,
       eos_ids=self.tokenizer.eos_ids,
       pad_id=self.tokenizer.pad_id,
@@ -79,7 +81,9 @@ class Policy:
     # files that are the same everywhere are written by one.
     if jax.process_index() == 0:
       self.tokenizer.save(directory)
-    hf_export.save(directory, self.params, config_json=settings, dtype=dtype)
+    hf_export.save(
+      directory, self.params, self.config, config_json=settings, dtype=dtype
+    )
 
 
 def load_policy(
@@ -94,7 +98,7 @@ def load_policy(
   chat_template_kwargs: Mapping[str, Any] | None = None,
   report: hf_files.Report | None = None,
 ) -> Policy:
-  """Loads a Hugging Face directory of a Qwen3-architecture decoder.
+  """Loads a Hugging Face directory of a decoder; see `models.families`.
 
   Args:
     directory: Has `config.json`, safetensors and a tokenizer with a chat
@@ -125,8 +129,8 @@ def load_policy(
     "compute_dtype", compute_dtype or dtype
   )
   path = resolve_directory(directory, revision)
-  config = models_config.from_hugging_face(
-    hf_weights.read_config(path),
+  config = hf_config.from_hugging_face(
+    hf_directory.read_config(path),
     param_dtype=dtype,
     compute_dtype=compute_dtype,
     remat=remat,
@@ -151,9 +155,7 @@ def load_policy(
       template,
       decoder.shardings(mesh, template),
     )
-  params = hf_weights.load(
-    path, template, tie_embeddings=config.tie_embeddings, report=report
-  )
+  params = hf_weights.load(path, template, config, report=report)
   return Policy(
     config=config, graphdef=graphdef, params=params, tokenizer=tokenizer
   )

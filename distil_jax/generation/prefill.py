@@ -1,5 +1,6 @@
 """Prefill: reads the prompts and makes the initial sampler state."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -160,7 +161,8 @@ def _read_prompts(weights, ids, mask, *, graphdef, num_parts, dtype):
 
   # One chunk after another, so that only its activations are in memory.
   chunks = jax.lax.map(lambda chunk: read(*chunk), (cut(ids), cut(mask)))
-  return kv_cache.PromptCache(
+  return dataclasses.replace(
+    chunks,
     cache=jax.tree.map(join, chunks.cache),
     lengths=join(chunks.lengths.reshape(count, -1)).reshape(num_parts, -1),
   )

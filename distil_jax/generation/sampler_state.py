@@ -127,7 +127,7 @@ class SamplerState:
   @property
   def cache_length(self) -> int:
     """Tokens of a completion that the KV cache can hold."""
-    return self.kv_cache.cache.keys[0].shape[2]
+    return self.kv_cache.length
 
 
 def group_size_of(state: SamplerState) -> int:

@@ -1,8 +1,10 @@
-"""Passes of a Qwen3-architecture decoder over whole sequences.
+"""Passes of a decoder over whole sequences.
 
 `make` splits the Flax module once into a graph definition (static under jit)
 and parameters. Every function takes both and is pure. Layers are stacked on a
-leading axis and scanned, so that compile time does not grow with depth.
+leading axis and scanned, so that compile time does not grow with depth. Where
+layers with a sliding window alternate with others, one turn of the scan runs
+all layers of a period.
 
 A token's position is the number of tokens before it that count, never its
 column. A row may therefore be padded on either side, or have a hole between
@@ -10,21 +12,23 @@ prompt and completion. Its tokens are packed to the front before the first
 layer, so that the layers need no mask.
 """
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 
-from distil_jax.models import attention, sharding
+from distil_jax.models import attention, prefix_attention, sharding
 from distil_jax.models.decoder_config import DecoderConfig
 from distil_jax.models.layers import (
-  PARAMETER_AXES,
+  Angles,
   Attend,
   Decoder,
   Params,
   merge,
   pack,
+  parameter_axes,
 )
 
 
@@ -70,9 +74,11 @@ def init(config: DecoderConfig, key: jax.Array) -> Params:
 def logical_axes(params: Params) -> Any:
   """Returns the `LogicalAxes` of each parameter, in the same tree."""
   return {
-    name: {k: ("layers", *PARAMETER_AXES[k]) for k in value}
+    name: {
+      k: ("layers", *parameter_axes(k, v.ndim - 1)) for k, v in value.items()
+    }
     if name == "layers"
-    else PARAMETER_AXES[name]
+    else parameter_axes(name, value.ndim)
     for name, value in params.items()
   }
 
@@ -173,10 +179,16 @@ def _full_pass(model: Decoder, ids, remat: str, *, keeps_cache: bool = False):
   length = ids.shape[1]
   ids = jnp.pad(ids, ((0, 0), (0, attention.padding(length))))
   angles = model.angles(jnp.arange(ids.shape[1])[None])
+  config = model.config
 
-  def attend(query, key, value):
+  def attend(window, query, key, value):
     attended = attention.causal(
-      query, key, value, implementation=model.config.attention
+      query,
+      key,
+      value,
+      window=window,
+      scale=config.attention_scale,
+      implementation=config.attention,
     )
     return attended, Cache(key=key, value=value) if keeps_cache else None
 
@@ -189,9 +201,14 @@ def _pass_after(model: Decoder, ids: jax.Array, prefix: Prefix) -> jax.Array:
   starts = jnp.repeat(prefix.lengths, len(ids) // len(prefix.lengths))
   angles = model.angles(starts[:, None] + jnp.arange(ids.shape[1])[None])
 
-  def attend(query, key, value, shared):
-    attended = attention.after_shared(
-      query, key, value, shared.key, shared.value, prefix.lengths
+  def attend(window, query, key, value, shared):
+    attended = prefix_attention.after_shared(
+      query,
+      key,
+      value,
+      prefix_attention.Shared(shared.key, shared.value, prefix.lengths),
+      window=window,
+      scale=model.config.attention_scale,
     )
     return attended, None
 
@@ -201,17 +218,57 @@ def _pass_after(model: Decoder, ids: jax.Array, prefix: Prefix) -> jax.Array:
 
 
 def _scan_layers(
-  model: Decoder, ids, angles, attend: Attend, extra, remat: str
+  model: Decoder, ids, angles: Angles, attend: Attend, extra, remat: str
 ):
-  """Runs the layers in order; each attends with its own slice of `extra`."""
+  """Runs the layers in order; each attends with its own slice of `extra`.
+
+  `attend` gets the window of its layer before the other arguments.
+  """
   graph, stacked = nnx.split(model.layers)
+  config = model.config
 
-  def layer_fn(x, inputs):
-    state, extra = inputs
-    x, kept = nnx.merge(graph, state)(x, angles, attend, *extra)
-    return sharding.constrain(x, "batch", "sequence", None), kept
+  def layer_fn(layer: int):
+    window = config.window(layer)
 
-  if remat == "layer":
-    layer_fn = jax.checkpoint(layer_fn)
+    def run(x, inputs):
+      state, extra = inputs
+      attend_in_window = functools.partial(attend, window)
+      block = nnx.merge(graph, state)
+      x, kept = block(x, angles.of(window), attend_in_window, *extra)
+      return sharding.constrain(x, "batch", "sequence", None), kept
+
+    return jax.checkpoint(run) if remat == "layer" else run
+
   x = model.embed(ids, "sequence")
-  return jax.lax.scan(layer_fn, x, (stacked, extra))
+  period = config.period
+  if period == 1:
+    return jax.lax.scan(layer_fn(0), x, (stacked, extra))
+  layers = [layer_fn(i) for i in range(config.num_layers)]
+  return _scan_periods(layers, period, x, (stacked, extra))
+
+
+def _scan_periods(layer_fns, period: int, x, inputs):
+  """Scans over whole periods of unequal layers, then runs those left over."""
+  num_layers = len(layer_fns)
+  num_periods = num_layers // period
+  whole = num_periods * period
+
+  def run(first: int, count: int, x, inputs):
+    kept = []
+    for i in range(count):
+      mine = jax.tree.map(lambda leaf, i=i: leaf[i], inputs)
+      x, own = layer_fns[first + i](x, mine)
+      kept.append(own)
+    return x, jax.tree.map(lambda *own: jnp.stack(own), *kept)
+
+  periods = jax.tree.map(
+    lambda leaf: leaf[:whole].reshape(num_periods, period, *leaf.shape[1:]),
+    inputs,
+  )
+  x, kept = jax.lax.scan(functools.partial(run, 0, period), x, periods)
+  kept = jax.tree.map(lambda leaf: leaf.reshape(whole, *leaf.shape[2:]), kept)
+  if whole == num_layers:
+    return x, kept
+  rest = jax.tree.map(lambda leaf: leaf[whole:], inputs)
+  x, last = run(whole, num_layers - whole, x, rest)
+  return x, jax.tree.map(lambda *parts: jnp.concatenate(parts), kept, last)

@@ -1,33 +1,63 @@
-"""Sizes of a Qwen3 decoder; reads and writes Hugging Face's `config.json`."""
+"""Sizes and traits of a decoder."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax.numpy as jnp
 
-# Settings of the format that would change the network, with the only value of
-# each that is implemented.
-_FIXED = {
-  "attention_bias": False,
-  "hidden_act": "silu",
-  "use_sliding_window": False,
-}
-_SIZES = (
-  "vocab_size",
-  "hidden_size",
-  "num_hidden_layers",
-  "num_attention_heads",
-  "num_key_value_heads",
-  "head_dim",
-  "intermediate_size",
-  "max_position_embeddings",
-)
+# Where a norm stands: before attention and MLP, after them, or both.
+NormPlacement = Literal["before", "after", "both"]
+# What shares one norm of queries and of keys: nothing, a head, or all heads.
+QueryKeyNorm = Literal["none", "head", "all_heads"]
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+  """Describes how wavelengths are stretched beyond the pretrained length.
+
+  Attributes:
+    kind: `linear` stretches all wavelengths, `llama3` the long ones, and `yarn`
+      the long ones while it makes attention sharper.
+    factor: Factor by which a wavelength is stretched.
+    original_max_positions: Positions before the stretching; not of `linear`.
+    low_freq_factor: `llama3` stretches wavelengths in full above
+      `original_max_positions / low_freq_factor`.
+    high_freq_factor: `llama3` keeps wavelengths below
+      `original_max_positions / high_freq_factor`.
+    beta_fast: `yarn` keeps wavelengths that turn more often than this.
+    beta_slow: `yarn` stretches those in full that turn less often than this.
+    attention_factor: `yarn` multiplies cosine and sine by it.
+    truncate: `yarn` rounds the range between the two betas to whole numbers.
+  """
+
+  kind: Literal["linear", "llama3", "yarn"]
+  factor: float
+  original_max_positions: int = 0
+  low_freq_factor: float = 1.0
+  high_freq_factor: float = 4.0
+  beta_fast: float = 32.0
+  beta_slow: float = 1.0
+  attention_factor: float = 1.0
+  truncate: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-  """Holds the sizes of the network and how it computes."""
+  """Holds the sizes of the network, its family's traits and how it computes.
+
+  Attributes:
+    sliding_window: Number of tokens, its own included, that a token reads in
+      the layers with a window; None means that no layer has one.
+    sliding_layers: True for each layer with a window; empty means no layer.
+    local_rope_theta: Base of the wavelengths in layers with a window, unscaled;
+      None means that these layers are like the others.
+    attention_scale: Factor of the attention logits; None means H^-0.5.
+    embedding_scale: Factor of the embeddings.
+    norm_adds_one: True if a norm's scale is 1 plus its parameter.
+    num_experts: Experts of each layer; 0 means one MLP.
+    num_experts_per_token: Experts that a token is sent to.
+    normalizes_experts: True if the weights of a token's experts sum to 1.
+  """
 
   vocab_size: int
   width: int
@@ -44,108 +74,49 @@ class DecoderConfig:
   compute_dtype: str = "float32"
   remat: Literal["none", "layer"] = "layer"
   attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
+  family: str = "qwen3"
+  rope_scaling: RopeScaling | None = None
+  local_rope_theta: float | None = None
+  sliding_window: int | None = None
+  sliding_layers: tuple[bool, ...] = ()
+  query_key_norm: QueryKeyNorm = "head"
+  norm_placement: NormPlacement = "before"
+  norm_adds_one: bool = False
+  query_key_value_bias: bool = False
+  output_bias: bool = False
+  mlp_bias: bool = False
+  activation: Literal["silu", "gelu_tanh"] = "silu"
+  attention_scale: float | None = None
+  embedding_scale: float = 1.0
+  num_experts: int = 0
+  num_experts_per_token: int = 0
+  normalizes_experts: bool = False
 
+  def window(self, layer: int) -> int | None:
+    """Returns the number of tokens that a layer reads; None means all."""
+    has_window = bool(self.sliding_layers) and self.sliding_layers[layer]
+    return self.sliding_window if has_window else None
 
-def from_hugging_face(
-  settings: Mapping[str, Any], **computing: Any
-) -> DecoderConfig:
-  """Reads a `config.json`.
+  @property
+  def windows(self) -> tuple[int | None, ...]:
+    """The number of tokens that each layer reads; None means all."""
+    return tuple(map(self.window, range(self.num_layers)))
 
-  Args:
-    settings: The parsed file.
-    **computing: `param_dtype`, `compute_dtype`, `remat`, `attention`.
+  @property
+  def period(self) -> int:
+    """The number of layers after which the kinds of layers repeat."""
+    kinds = self.sliding_layers
+    for period in range(1, len(kinds)):
+      if all(kinds[i] == kinds[i % period] for i in range(len(kinds))):
+        return period
+    return max(len(kinds), 1)
 
-  Raises:
-    ValueError: The architecture or a variant of it is not implemented.
-  """
-  kind = settings.get("model_type")
-  if kind != "qwen3":
-    raise ValueError(f"model_type={kind!r} is not supported; known: 'qwen3'")
-  for key, value in _FIXED.items():
-    if settings.get(key, value) != value:
-      raise ValueError(
-        f"{key}={settings[key]!r} is not supported; only {value!r} is"
-      )
-  for key, value in settings.items():
-    _check(key, value)
-  try:
-    num_heads = settings["num_attention_heads"]
-    return DecoderConfig(
-      vocab_size=settings["vocab_size"],
-      width=settings["hidden_size"],
-      num_layers=settings["num_hidden_layers"],
-      num_heads=num_heads,
-      num_kv_heads=settings.get("num_key_value_heads") or num_heads,
-      head_size=settings.get("head_dim")
-      or settings["hidden_size"] // num_heads,
-      mlp_size=settings["intermediate_size"],
-      tie_embeddings=settings.get("tie_word_embeddings", False),
-      rope_theta=_rope_theta(settings),
-      max_positions=settings.get("max_position_embeddings", 32768),
-      norm_epsilon=settings.get("rms_norm_eps", 1e-6),
-      **computing,
-    )
-  except KeyError as error:
-    raise ValueError(f"config.json lacks {error.args[0]!r}") from None
-
-
-def _check(key: str, value: Any) -> None:
-  """Refuses values of the wrong type; absent and optional ones pass."""
-  if key in _SIZES:
-    is_right = type(value) is int and value > 0
-    is_right |= value is None and key in ("num_key_value_heads", "head_dim")
-    expected = "a positive integer"
-  elif key in ("rms_norm_eps", "rope_theta"):
-    is_number = isinstance(value, int | float) and value > 0
-    is_right = is_number or (value is None and key == "rope_theta")
-    expected = "a positive number"
-  elif key in ("rope_parameters", "rope_scaling"):
-    is_right = value is None or isinstance(value, Mapping)
-    expected = "a JSON object"
-  else:
-    return
-  if not is_right:
-    raise ValueError(f"{key} must be {expected}, got {value!r}")
-
-
-def to_hugging_face(
-  config: DecoderConfig, *, eos_ids: tuple[int, ...], pad_id: int
-) -> dict[str, Any]:
-  """Returns the `config.json` with which transformers loads the network."""
-  return {
-    "architectures": ["Qwen3ForCausalLM"],
-    "model_type": "qwen3",
-    **_FIXED,
-    "vocab_size": config.vocab_size,
-    "hidden_size": config.width,
-    "num_hidden_layers": config.num_layers,
-    "num_attention_heads": config.num_heads,
-    "num_key_value_heads": config.num_kv_heads,
-    "head_dim": config.head_size,
-    "intermediate_size": config.mlp_size,
-    "tie_word_embeddings": config.tie_embeddings,
-    "rope_theta": config.rope_theta,
-    "max_position_embeddings": config.max_positions,
-    "rms_norm_eps": config.norm_epsilon,
-    "eos_token_id": list(eos_ids),
-    "pad_token_id": pad_id,
-    "dtype": config.param_dtype,
-  }
-
-
-def _rope_theta(settings: Mapping[str, Any]) -> float:
-  """Returns the base, which newer files have in `rope_parameters`."""
-  parameters = settings.get("rope_parameters") or {}
-  scaling = settings.get("rope_scaling") or parameters
-  kind = scaling.get("rope_type", scaling.get("type", "default"))
-  if kind != "default":
-    raise ValueError(
-      f"rope_type={kind!r} is not supported; only 'default' (unscaled) is"
-    )
-  theta = parameters.get("rope_theta", settings.get("rope_theta"))
-  if theta is None:
-    raise ValueError("config.json lacks 'rope_theta'")
-  return float(theta)
+  @property
+  def logit_scale(self) -> float:
+    """The factor of the attention logits."""
+    if self.attention_scale is None:
+      return self.head_size**-0.5
+    return self.attention_scale
 
 
 def float_name(name: str, dtype: Any) -> str:

@@ -15,14 +15,17 @@ import safetensors.numpy
 from flax import traverse_util
 from jax.experimental import multihost_utils
 
-from distil_jax.models.families.qwen3 import LAYOUTS
-from distil_jax.models.hf_layout import Path
-from distil_jax.models.hf_weights import CONFIG, INDEX, SINGLE, check_tree
+from distil_jax.models import decoder
+from distil_jax.models.decoder_config import DecoderConfig
+from distil_jax.models.families import FAMILIES
+from distil_jax.models.hf_directory import CONFIG, INDEX, SINGLE, check_tree
+from distil_jax.models.hf_layout import Layout, Path
 
 
 def save(
   directory: str | os.PathLike[str],
   params: Mapping[str, Any],
+  config: DecoderConfig,
   *,
   config_json: Mapping[str, Any],
   max_shard_bytes: int = 5 * 10**9,
@@ -38,6 +41,7 @@ def save(
   Args:
     directory: Created if it does not exist.
     params: The tree that `hf_weights.load` returns, in any sharding.
+    config: Of the network.
     config_json: Contents of `config.json`; its `dtype` is set to that of the
       parameters, because transformers casts to it.
     max_shard_bytes: A larger model is split into shards with an index. A single
@@ -45,28 +49,27 @@ def save(
     dtype: Type of the tensors in the files; None means that of the parameters.
 
   Raises:
-    WeightsError: The tree is not that of a Qwen3, or contradicts
-      `config_json["tie_word_embeddings"]`.
+    WeightsError: The tree is not that of the network.
   """
   flat = traverse_util.flatten_dict(dict(params))
-  # transformers takes an absent key as false.
-  check_tree(set(flat), bool(config_json.get("tie_word_embeddings", False)))
+  expected = set(traverse_util.flatten_dict(decoder.make(config)[1]))
+  check_tree(set(flat), expected, config)
+  layouts = FAMILIES[config.family].tensors
   if jax.process_index() != 0:
-    for _ in _unstacked(
-      flat, dtype
-    ):  # takes part in gathering sharded parameters
+    # Takes part in gathering sharded parameters.
+    for _ in _unstacked(flat, layouts, dtype):
       pass
     return
   saved_dtype = dtype or jnp.result_type(*flat.values())
-  config = dict(config_json, dtype=str(saved_dtype))
-  config.pop("torch_dtype", None)  # what transformers 4 called it
+  settings = dict(config_json, dtype=str(saved_dtype))
+  settings.pop("torch_dtype", None)  # what transformers 4 called it
   directory = pathlib.Path(directory)
   directory.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(dir=directory, prefix=".writing-") as folder:
     _write_shards(
-      pathlib.Path(folder), _unstacked(flat, dtype), max_shard_bytes
+      pathlib.Path(folder), _unstacked(flat, layouts, dtype), max_shard_bytes
     )
-    _write_json(pathlib.Path(folder, CONFIG), config)
+    _write_json(pathlib.Path(folder, CONFIG), settings)
     for file in pathlib.Path(folder).iterdir():
       # safetensors makes files that only their owner can read.
       shutil.copymode(pathlib.Path(folder, CONFIG), file)
@@ -78,16 +81,16 @@ def _write_json(path: pathlib.Path, tree: Mapping[str, Any]) -> None:
 
 
 def _unstacked(
-  flat: Mapping[Path, Any], dtype: str | None
+  flat: Mapping[Path, Any], layouts: Mapping[Path, Layout], dtype: str | None
 ) -> Iterator[tuple[str, np.ndarray]]:
   """Yields the tensors of the file, one parameter at a time on the host."""
-  for path, layout in LAYOUTS.items():
+  for path, layout in layouts.items():
     if path not in flat:
       continue
     stack = _to_host(flat[path])
     if dtype is not None:
       stack = stack.astype(jnp.dtype(dtype))
-    layers = stack if layout.is_stacked else stack[None]
+    layers = stack.reshape(-1, *stack.shape[layout.num_stacked :])
     for layer, name in zip(layers, layout.names(stack.shape), strict=True):
       yield name, layout.write(layer)
 

@@ -1,4 +1,4 @@
-"""Loads Qwen3 weights from Hugging Face directories.
+"""Loads weights from Hugging Face directories.
 
 A directory holds `config.json` and either `model.safetensors` or shards with
 `model.safetensors.index.json`. There a projection is `[outputs, inputs]` and
@@ -6,7 +6,6 @@ each layer has tensors of its own; here a projection is `[inputs, outputs]` with
 heads apart, and layers are stacked on a leading axis.
 """
 
-import json
 import os
 import pathlib
 from collections.abc import Mapping
@@ -15,43 +14,29 @@ from typing import Any
 import safetensors
 from flax import traverse_util
 
-from distil_jax.models import hf_files, hf_shards
-from distil_jax.models.families.qwen3 import (
-  EMBEDDING,
-  HEAD,
-  LAYOUTS,
-  UNEMBEDDING,
+from distil_jax.models import decoder, hf_files, hf_shards
+from distil_jax.models.decoder_config import DecoderConfig
+from distil_jax.models.families import FAMILIES
+from distil_jax.models.families.base import EMBEDDING, ENDS, UNEMBEDDING
+from distil_jax.models.hf_directory import (
+  CONFIG,
+  INDEX,
+  SINGLE,
+  WeightsError,
+  check_tree,
+  existing,
+  read_json,
 )
 from distil_jax.models.hf_layout import Path
 
-CONFIG = "config.json"
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-
-
-class WeightsError(ValueError):
-  """Reports a model directory that cannot be used, and why."""
-
-
-def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
-  """Reads a model directory's `config.json`.
-
-  Raises:
-    WeightsError: The directory or the file is missing, or is no JSON object.
-  """
-  directory = _existing(directory)
-  if not (directory / CONFIG).is_file():
-    raise WeightsError(
-      f"{directory} has no {CONFIG}: it is no Hugging Face model directory"
-    )
-  return read_json(directory / CONFIG)
+_HEAD = ENDS[UNEMBEDDING].name
 
 
 def load(
   directory: str | os.PathLike[str],
   template: Mapping[str, Any],
+  config: DecoderConfig,
   *,
-  tie_embeddings: bool,
   report: hf_files.Report | None = None,
   copy: hf_files.Copy = hf_files.copy,
 ) -> dict[str, Any]:
@@ -65,8 +50,8 @@ def load(
     directory: Has the safetensors files, in bfloat16, float16 or float32.
     template: `jax.ShapeDtypeStruct`s in the tree of the parameters. Values are
       cast to its dtypes and placed by its shardings, if it has any.
-    tie_embeddings: True if the unembedding is the embedding. A tied checkpoint
-      may repeat it as `lm_head.weight` if the two are equal.
+    config: Of the network. With tied embeddings the checkpoint may repeat the
+      embedding as `lm_head.weight` if the two are equal.
     report: Told how many bytes this process has read, and how many it will
       read in all.
     copy: Copies a piece of a tensor; every piece that is loaded passes through
@@ -79,52 +64,20 @@ def load(
     WeightsError: A file is missing or damaged, or tensors are missing, unknown
       or mis-shaped; all of them are listed.
   """
-  directory = _existing(directory)
+  directory = existing(directory)
   leaves = traverse_util.flatten_dict(dict(template))
-  check_tree(set(leaves), tie_embeddings)
+  expected = set(traverse_util.flatten_dict(decoder.make(config)[1]))
+  check_tree(set(leaves), expected, config)
+  layouts = FAMILIES[config.family].tensors
   tensors = _open(directory)
-  _check_tensors(directory, tensors, leaves, tie_embeddings)
+  _check_tensors(directory, tensors, leaves, config)
   params = hf_shards.read_all(
     tensors,
-    {path: (LAYOUTS[path], leaf) for path, leaf in leaves.items()},
+    {path: (layouts[path], leaf) for path, leaf in leaves.items()},
     report=report or (lambda num_bytes_done, num_bytes_total: None),
     copy=copy,
   )
   return traverse_util.unflatten_dict(params)
-
-
-def _existing(directory: str | os.PathLike[str]) -> pathlib.Path:
-  directory = pathlib.Path(directory)
-  if not directory.is_dir():
-    raise WeightsError(f"no model directory at {directory}")
-  return directory
-
-
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-  """Reads a JSON file that holds one object.
-
-  Raises:
-    WeightsError: It is not JSON, or holds something else.
-  """
-  try:
-    tree = json.loads(path.read_text(encoding="utf-8"))
-  except ValueError as error:  # not JSON, or not UTF-8
-    raise WeightsError(f"{path} is not valid JSON: {error}") from error
-  if not isinstance(tree, dict):
-    raise WeightsError(f"{path} must hold a JSON object, not {tree!r:.40}")
-  return tree
-
-
-def check_tree(paths: set[Path], tie_embeddings: bool) -> None:
-  """Refuses a tree of parameters that is not that of the model."""
-  expected = set(LAYOUTS) - ({UNEMBEDDING} if tie_embeddings else set())
-  if paths != expected:
-    missing = sorted(".".join(path) for path in expected - paths)
-    unknown = sorted(".".join(path) for path in paths - expected)
-    raise WeightsError(
-      f"not the parameters of a Qwen3 with tie_embeddings={tie_embeddings}: "
-      f"missing {missing}, unknown {unknown}"
-    )
 
 
 def _shards(directory: pathlib.Path) -> list[pathlib.Path]:
@@ -174,13 +127,14 @@ def _check_tensors(
   directory: pathlib.Path,
   tensors: Mapping[str, hf_files.StoredTensor],
   leaves: Mapping[Path, Any],
-  tie_embeddings: bool,
+  config: DecoderConfig,
 ) -> None:
   """Compares every tensor of the files with what the model needs."""
+  layouts = FAMILIES[config.family].tensors
   expected = {
-    name: list(LAYOUTS[path].theirs(leaf.shape))
+    name: list(layouts[path].theirs(leaf.shape))
     for path, leaf in leaves.items()
-    for name in LAYOUTS[path].names(leaf.shape)
+    for name in layouts[path].names(leaf.shape)
   }
   found = {
     name: list(tensor.shape)
@@ -194,7 +148,7 @@ def _check_tensors(
   ]
   for name, shape in found.items():
     dtype = tensors[name].dtype
-    if name == HEAD and tie_embeddings:
+    if name == _HEAD and config.tie_embeddings:
       if not _is_embedding(tensors, leaves[EMBEDDING]):
         problems.append(
           f"extra {name}: found {shape}, differs from the embedding, but the "
@@ -224,7 +178,7 @@ def _is_embedding(
 
   Each process compares the parts of the embedding that it holds.
   """
-  embedding, head = tensors.get(LAYOUTS[EMBEDDING].name), tensors[HEAD]
+  embedding, head = tensors.get(ENDS[EMBEDDING].name), tensors[_HEAD]
   if embedding is None or embedding.shape != head.shape:
     return False
   if not {embedding.dtype, head.dtype} <= hf_files.FLOATS.keys():

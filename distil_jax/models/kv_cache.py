@@ -2,13 +2,20 @@
 
 Letters besides those of `types`: D parts of the batch, each with R prompts and
 W samples in flight; here S and T are the columns of a cache.
+
+A layer with a sliding window keeps no more columns than its window can reach,
+so S and T are smaller there.
 """
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from distil_jax.models import sharding
+
+Windows = tuple[int | None, ...]
 
 
 @struct.dataclass
@@ -29,12 +36,15 @@ class PromptCache:
   """Holds the keys and values of prompts, once for all samples of a group.
 
   Attributes:
-    cache: Column i holds the prompt's i-th token. `[D * R, K, S, H]` a layer.
-    lengths: Number of columns that count; may be 0. Shape `[D, R]`.
+    cache: Column i holds the prompt's i-th token; with fewer columns than the
+      prompt has tokens, the last ones. `[D * R, K, S, H]` a layer.
+    lengths: Number of tokens; may be 0. Shape `[D, R]`.
+    windows: Sliding window of each layer; None means that it has none.
   """
 
   cache: LayerCaches
   lengths: jax.Array
+  windows: Windows = struct.field(pytree_node=False)
 
 
 @struct.dataclass
@@ -44,11 +54,16 @@ class KVCache:
   Attributes:
     cache: The columns written last, up to `write_index`. `[D * W, K, T, H]` a
       layer.
-    write_index: Column of the next token, the same for all samples. Scalar.
+    write_index: Column of the next token, the same for all samples, modulo the
+      columns of a layer. Scalar.
+    length: T of layers without a sliding window.
+    windows: Sliding window of each layer; None means that it has none.
   """
 
   cache: LayerCaches
   write_index: jax.Array
+  length: int = struct.field(pytree_node=False)
+  windows: Windows = struct.field(pytree_node=False)
 
 
 @struct.dataclass
@@ -69,6 +84,21 @@ class PromptAssignment:
   samples: jax.Array
 
 
+def prompt_columns(length: int, window: int | None) -> int:
+  """Returns how many columns of prompts a layer keeps.
+
+  Args:
+    length: S, tokens of the longest prompt.
+    window: Of the layer; its own token is one of those that it reads.
+  """
+  return length if window is None else min(length, max(window - 1, 1))
+
+
+def first_columns(prompts: PromptCache, layer: int) -> jax.Array:
+  """Returns the token in column 0 of each prompt of a layer. Shape `[D, R]`."""
+  return jnp.maximum(prompts.lengths - prompts.cache.keys[layer].shape[2], 0)
+
+
 def empty_cache(prompts: PromptCache, width: int, length: int) -> KVCache:
   """Returns an empty KV cache for samples in flight.
 
@@ -78,13 +108,21 @@ def empty_cache(prompts: PromptCache, width: int, length: int) -> KVCache:
     length: T, tokens of a completion that the cache can hold.
   """
   num_parts = prompts.lengths.shape[0]
-  _, num_kv_heads, _, head_size = prompts.cache.keys[0].shape
-  shape = (num_parts * width, num_kv_heads, length, head_size)
+
+  def empty(buffer, window):
+    _, num_kv_heads, _, head_size = buffer.shape
+    num_columns = length if window is None else min(length, window)
+    shape = (num_parts * width, num_kv_heads, num_columns, head_size)
+    return constrain_cache(jnp.zeros(shape, buffer.dtype))
+
   return KVCache(
-    cache=jax.tree.map(
-      lambda x: constrain_cache(jnp.zeros(shape, x.dtype)), prompts.cache
+    cache=LayerCaches(
+      keys=tuple(map(empty, prompts.cache.keys, prompts.windows)),
+      values=tuple(map(empty, prompts.cache.values, prompts.windows)),
     ),
     write_index=jnp.zeros((), jnp.int32),
+    length=length,
+    windows=prompts.windows,
   )
 
 
@@ -96,20 +134,28 @@ def resize_cache(kv_cache: KVCache, samples: jax.Array, length: int) -> KVCache:
     samples: Samples to keep. Shape `[D, W']`.
     length: New number of columns; no sample in flight may need more.
   """
-  old = kv_cache.cache.keys[0].shape[2]
-  # The buffer is unrolled with the oldest column first, so that the added
-  # columns follow the newest one.
-  order = (kv_cache.write_index + jnp.arange(old)) % old
-  kept = order[max(old - length, 0) :]
+  # The oldest column that is kept comes first, so that a longer buffer has its
+  # free columns after the newest one.
+  write_index = min(kv_cache.length, length)
 
-  def resize(buffer):
-    taken = jnp.take(take(buffer, samples), kept, axis=2)
-    padding = [(0, 0)] * 2 + [(0, length - len(kept)), (0, 0)]
-    return constrain_cache(jnp.pad(taken, padding))
+  def resize(buffer, window):
+    old = buffer.shape[2]
+    new = length if window is None else min(length, window)
+    age = (write_index - 1 - jnp.arange(new)) % new
+    columns = (kv_cache.write_index - 1 - age) % old
+    taken = jnp.take(take(buffer, samples), columns, axis=2)
+    is_kept = age < min(old, new)
+    return constrain_cache(jnp.where(is_kept[None, None, :, None], taken, 0))
 
+  caches, windows = kv_cache.cache, kv_cache.windows
   return KVCache(
-    cache=jax.tree.map(resize, kv_cache.cache),
-    write_index=jnp.asarray(len(kept) % length, jnp.int32),
+    cache=LayerCaches(
+      keys=tuple(map(resize, caches.keys, windows)),
+      values=tuple(map(resize, caches.values, windows)),
+    ),
+    windows=windows,
+    write_index=jnp.asarray(write_index, jnp.int32),
+    length=length,
   )
 
 
@@ -120,7 +166,8 @@ def keep_prompts(prompts: PromptCache, index: jax.Array) -> PromptCache:
     prompts: R in each part.
     index: Prompts to keep. Shape `[D, R']`.
   """
-  return PromptCache(
+  return dataclasses.replace(
+    prompts,
     cache=jax.tree.map(
       lambda x: constrain_cache(take(x, index)), prompts.cache
     ),

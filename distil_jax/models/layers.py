@@ -1,8 +1,11 @@
-"""Layers of a Qwen3-architecture decoder.
+"""Layers of a decoder.
+
+The families of models share these layers: a `DecoderConfig` says which norms,
+biases and MLP a layer has, and a parameter exists only where it is used.
 
 A layer does not know where its keys and values come from: the caller passes
 attention as a function. Passes over whole sequences (`decoder`) and decode
-steps with a KV cache (`decoding`) therefore share these layers.
+steps with a KV cache (`decoding`) therefore share them too.
 """
 
 import functools
@@ -11,10 +14,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
+from flax import nnx, struct
 
-from distil_jax.models import sharding
+from distil_jax.models import experts, sharding
 from distil_jax.models.decoder_config import DecoderConfig
+from distil_jax.models.rope import rope_angles, rotate
 
 # Parameters as a nested dictionary.
 Params = dict[str, Any]
@@ -26,89 +30,125 @@ PARAMETER_AXES: Mapping[str, sharding.LogicalAxes] = {
   "query": ("embed", "heads", "head_size"),
   "key": ("embed", "kv_heads", "head_size"),
   "value": ("embed", "kv_heads", "head_size"),
+  "query_bias": ("heads", "head_size"),
+  "key_bias": ("kv_heads", "head_size"),
+  "value_bias": ("kv_heads", "head_size"),
   "query_norm": (None,),
   "key_norm": (None,),
   "output": ("heads", "head_size", "embed"),
+  "output_bias": (None,),
+  "attention_post_norm": (None,),
   "mlp_norm": (None,),
   "gate": ("embed", "mlp"),
   "up": ("embed", "mlp"),
   "down": ("mlp", "embed"),
+  "gate_bias": ("mlp",),
+  "up_bias": ("mlp",),
+  "down_bias": (None,),
+  "router": ("embed", None),
+  "expert_gate": ("experts", "embed", None),
+  "expert_up": ("experts", "embed", None),
+  "expert_down": ("experts", None, "embed"),
+  "mlp_post_norm": (None,),
   "embedding": ("vocab", "embed"),
   "norm": (None,),
   "unembedding": ("embed", "vocab"),
 }
+# Axes of scales that act on all heads together, `[N, H]`.
+_ALL_HEADS_AXES: Mapping[str, sharding.LogicalAxes] = {
+  "query_norm": ("heads", "head_size"),
+  "key_norm": ("kv_heads", "head_size"),
+}
 
 
-def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
-  """Returns the root-mean-square norm over the last axis.
-
-  Computed in float32 and returned in the type of `x`.
-  """
-  full = x.astype(jnp.float32)
-  mean_square = jnp.mean(jnp.square(full), axis=-1, keepdims=True)
-  normed = full * jax.lax.rsqrt(mean_square + epsilon)
-  scale = jnp.expand_dims(scale.astype(jnp.float32), range(x.ndim - 1))
-  return (normed * scale).astype(x.dtype)
-
-
-def rope_angles(
-  positions: jax.Array, head_size: int, theta: float
-) -> tuple[jax.Array, jax.Array]:
-  """Returns cosine and sine of the rotary angles.
+def parameter_axes(name: str, rank: int) -> sharding.LogicalAxes:
+  """Returns the logical axes of a parameter of one layer, or outside them.
 
   Args:
-    positions: Position of each token. Shape `[...]`.
-    head_size: H.
-    theta: Base of the wavelengths.
-
-  Returns:
-    Two float32 arrays of shape `[..., 1, H / 2]`.
+    name: Name of the parameter.
+    rank: Number of its axes, without that of the layers.
   """
-  exponents = jnp.arange(0, head_size, 2, dtype=jnp.float32) / head_size
-  wavelengths = jnp.expand_dims(theta**exponents, range(positions.ndim))
-  angles = positions[..., None].astype(jnp.float32) / wavelengths
-  return jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
+  axes = PARAMETER_AXES[name]
+  return axes if len(axes) == rank else _ALL_HEADS_AXES[name]
 
 
-def rotate(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
-  """Applies the rotary embedding to `x`, of shape `[..., N, H]`.
+def rms_norm(
+  x: jax.Array, scale: jax.Array, epsilon: float, *, adds_one: bool = False
+) -> jax.Array:
+  """Returns the root-mean-square norm over the axes of `scale`.
 
-  As in Hugging Face's Qwen3, the first half of H is paired with the second.
+  Computed in float32 and returned in the type of `x`.
+
+  Args:
+    x: Any array whose last axes are those of `scale`.
+    scale: Factor after the division.
+    epsilon: Added to the mean square.
+    adds_one: True if the factor is 1 plus `scale`.
   """
-  cos, sin = angles
-  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  rotated = [first * cos - second * sin, second * cos + first * sin]
-  return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
+  full = x.astype(jnp.float32)
+  axes = tuple(range(-scale.ndim, 0))
+  mean_square = jnp.mean(jnp.square(full), axis=axes, keepdims=True)
+  normed = full * jax.lax.rsqrt(mean_square + epsilon)
+  scale = jnp.expand_dims(scale.astype(jnp.float32), range(x.ndim - scale.ndim))
+  return (normed * (1 + scale if adds_one else scale)).astype(x.dtype)
 
 
 class Block(nnx.Module):
-  """Implements one layer: grouped-query attention and a gated MLP.
-
-  Queries and keys are normed for each head.
-  """
+  """Implements one layer: grouped-query attention, and an MLP or experts."""
 
   def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
     c = config
     weight = functools.partial(_weight, c, rngs)
+    zeros, scale = functools.partial(_zeros, c), functools.partial(_scale, c)
+    heads, kv_heads = (c.num_heads, c.head_size), (c.num_kv_heads, c.head_size)
     self.config = c
-    self.attention_norm = _scale(c, c.width)
-    self.query = weight(c.width, c.num_heads, c.head_size)
-    self.key = weight(c.width, c.num_kv_heads, c.head_size)
-    self.value = weight(c.width, c.num_kv_heads, c.head_size)
-    self.query_norm = _scale(c, c.head_size)
-    self.key_norm = _scale(c, c.head_size)
-    self.output = weight(c.num_heads, c.head_size, c.width)
-    self.mlp_norm = _scale(c, c.width)
+    if c.norm_placement != "after":
+      self.attention_norm = scale(c.width)
+    self.query = weight(c.width, *heads)
+    self.key = weight(c.width, *kv_heads)
+    self.value = weight(c.width, *kv_heads)
+    if c.query_key_value_bias:
+      self.query_bias = zeros(*heads)
+      self.key_bias, self.value_bias = zeros(*kv_heads), zeros(*kv_heads)
+    if c.query_key_norm != "none":
+      is_shared = c.query_key_norm == "all_heads"
+      self.query_norm = scale(*heads) if is_shared else scale(c.head_size)
+      self.key_norm = scale(*kv_heads) if is_shared else scale(c.head_size)
+    self.output = weight(*heads, c.width)
+    if c.output_bias:
+      self.output_bias = zeros(c.width)
+    if c.norm_placement != "after":
+      self.mlp_norm = scale(c.width)
+    if c.num_experts:
+      self._init_experts(weight)
+    else:
+      self._init_mlp(weight, zeros)
+    if c.norm_placement != "before":
+      self.attention_post_norm = scale(c.width)
+      self.mlp_post_norm = scale(c.width)
+
+  def _init_mlp(self, weight, zeros):
+    c = self.config
     self.gate = weight(c.width, c.mlp_size)
     self.up = weight(c.width, c.mlp_size)
     self.down = weight(c.mlp_size, c.width)
+    if c.mlp_bias:
+      self.gate_bias, self.up_bias = zeros(c.mlp_size), zeros(c.mlp_size)
+      self.down_bias = zeros(c.width)
+
+  def _init_experts(self, weight):
+    c = self.config
+    self.router = weight(c.width, c.num_experts)
+    self.expert_gate = weight(c.num_experts, c.width, c.mlp_size)
+    self.expert_up = weight(c.num_experts, c.width, c.mlp_size)
+    self.expert_down = weight(c.num_experts, c.mlp_size, c.width)
 
   def __call__(self, x, angles, attend: Attend, *extra):
     """Runs the layer.
 
     Args:
       x: Shape `[..., D]`.
-      angles: From `rope_angles`.
+      angles: From `Decoder.angles`.
       attend: Called with query, key, value and `extra`; returns the attention
         output, and what the caller wants to keep (a cache).
       *extra: Passed on to `attend`.
@@ -116,23 +156,95 @@ class Block(nnx.Module):
     Returns:
       The layer's output, of shape `[..., D]`, and what `attend` kept.
     """
-    dtype, epsilon = x.dtype, self.config.norm_epsilon
-    normed = rms_norm(x, self.attention_norm[...], epsilon)
-    query = jnp.einsum("...d,dnh->...nh", normed, self.query[...].astype(dtype))
-    key = jnp.einsum("...d,dkh->...kh", normed, self.key[...].astype(dtype))
-    value = jnp.einsum("...d,dkh->...kh", normed, self.value[...].astype(dtype))
-    query = rotate(rms_norm(query, self.query_norm[...], epsilon), angles)
-    key = rotate(rms_norm(key, self.key_norm[...], epsilon), angles)
+    query, key, value = self._project(self._norm("attention_norm", x), angles)
     attended, kept = attend(query, key, value, *extra)
-    output = self.output[...].astype(dtype)
+    output = self.output[...].astype(x.dtype)
     # One matrix product: for `nh,nhd->d` XLA would transpose the weights at
     # each call.
     attended = attended.reshape(*x.shape[:-1], -1)
-    x = x + attended @ output.reshape(-1, x.shape[-1])
-    normed = rms_norm(x, self.mlp_norm[...], epsilon)
-    gate = jax.nn.silu(normed @ self.gate[...].astype(dtype))
-    up = normed @ self.up[...].astype(dtype)
-    return x + (gate * up) @ self.down[...].astype(dtype), kept
+    attended = attended @ output.reshape(-1, x.shape[-1])
+    attended = self._add_bias("output_bias", attended)
+    x = x + self._norm("attention_post_norm", attended)
+    normed = self._norm("mlp_norm", x)
+    mixed = (
+      self._experts(normed) if self.config.num_experts else (self._mlp(normed))
+    )
+    return x + self._norm("mlp_post_norm", mixed), kept
+
+  def _project(self, x: jax.Array, angles):
+    """Returns queries, keys and values, with norms and rope applied."""
+    dtype = x.dtype
+    query = jnp.einsum("...d,dnh->...nh", x, self.query[...].astype(dtype))
+    key = jnp.einsum("...d,dkh->...kh", x, self.key[...].astype(dtype))
+    value = jnp.einsum("...d,dkh->...kh", x, self.value[...].astype(dtype))
+    query = self._add_bias("query_bias", query)
+    key = self._add_bias("key_bias", key)
+    value = self._add_bias("value_bias", value)
+    query = rotate(self._norm("query_norm", query), angles)
+    key = rotate(self._norm("key_norm", key), angles)
+    return query, key, value
+
+  def _mlp(self, x: jax.Array) -> jax.Array:
+    gate = self._add_bias("gate_bias", x @ self.gate[...].astype(x.dtype))
+    up = self._add_bias("up_bias", x @ self.up[...].astype(x.dtype))
+    mixed = activation(self.config)(gate) * up
+    return self._add_bias("down_bias", mixed @ self.down[...].astype(x.dtype))
+
+  def _experts(self, x: jax.Array) -> jax.Array:
+    c = self.config
+    return experts.mix(
+      x,
+      self.router[...],
+      experts.Weights(
+        gate=self.expert_gate[...].astype(x.dtype),
+        up=self.expert_up[...].astype(x.dtype),
+        down=self.expert_down[...].astype(x.dtype),
+      ),
+      num_chosen=c.num_experts_per_token,
+      normalizes=c.normalizes_experts,
+      activation=activation(c),
+    )
+
+  def _norm(self, name: str, x: jax.Array) -> jax.Array:
+    """Applies a norm that the family has, or returns `x`."""
+    scale = getattr(self, name, None)
+    if scale is None:
+      return x
+    c = self.config
+    return rms_norm(x, scale[...], c.norm_epsilon, adds_one=c.norm_adds_one)
+
+  def _add_bias(self, name: str, x: jax.Array) -> jax.Array:
+    """Adds a bias that the family has, or returns `x`."""
+    bias = getattr(self, name, None)
+    if bias is None:
+      return x
+    bias = bias[...].astype(x.dtype)
+    return x + jnp.expand_dims(bias, range(x.ndim - bias.ndim))
+
+
+def activation(config: DecoderConfig) -> Callable[[jax.Array], jax.Array]:
+  """Returns the activation of a network's MLPs."""
+  if config.activation == "silu":
+    return jax.nn.silu
+  return functools.partial(jax.nn.gelu, approximate=True)
+
+
+@struct.dataclass
+class Angles:
+  """Holds cosine and sine for layers of both kinds.
+
+  Attributes:
+    everywhere: For layers that read everything. Shape `[..., 1, H / 2]` each.
+    local: For layers with a sliding window. The same arrays if the family has
+      one kind of rope.
+  """
+
+  everywhere: tuple[jax.Array, jax.Array]
+  local: tuple[jax.Array, jax.Array]
+
+  def of(self, window: int | None) -> tuple[jax.Array, jax.Array]:
+    """Returns the angles for a layer with this window."""
+    return self.everywhere if window is None else self.local
 
 
 class Decoder(nnx.Module):
@@ -172,15 +284,26 @@ class Decoder(nnx.Module):
     x = self.embedding[...].astype(self.config.compute_dtype)[ids]
     x = sharding.constrain(x, "copies", None, "embed")
     x = sharding.constrain(x, "batch", None, "embed_by_context")
-    return sharding.constrain(x, "batch", sequence, None)
+    x = sharding.constrain(x, "batch", sequence, None)
+    if self.config.embedding_scale == 1:
+      return x
+    return x * jnp.asarray(self.config.embedding_scale, x.dtype)
 
-  def angles(self, positions: jax.Array):
+  def angles(self, positions: jax.Array) -> Angles:
     """Returns the rotary angles of positions; see `rope_angles`."""
-    return rope_angles(positions, self.config.head_size, self.config.rope_theta)
+    c = self.config
+    everywhere = rope_angles(
+      positions, c.head_size, c.rope_theta, c.rope_scaling
+    )
+    if c.local_rope_theta is None:
+      return Angles(everywhere, everywhere)
+    local = rope_angles(positions, c.head_size, c.local_rope_theta)
+    return Angles(everywhere, local)
 
   def finish(self, x: jax.Array) -> jax.Array:
     """Applies the final norm."""
-    return rms_norm(x, self.norm[...], self.config.norm_epsilon)
+    c = self.config
+    return rms_norm(x, self.norm[...], c.norm_epsilon, adds_one=c.norm_adds_one)
 
 
 def _weight(config: DecoderConfig, rngs: nnx.Rngs, *shape: int) -> nnx.Param:
@@ -188,8 +311,14 @@ def _weight(config: DecoderConfig, rngs: nnx.Rngs, *shape: int) -> nnx.Param:
   return nnx.Param(init(rngs.params(), shape, jnp.dtype(config.param_dtype)))
 
 
-def _scale(config: DecoderConfig, size: int) -> nnx.Param:
-  return nnx.Param(jnp.ones(size, jnp.dtype(config.param_dtype)))
+def _zeros(config: DecoderConfig, *shape: int) -> nnx.Param:
+  return nnx.Param(jnp.zeros(shape, jnp.dtype(config.param_dtype)))
+
+
+def _scale(config: DecoderConfig, *shape: int) -> nnx.Param:
+  """Returns the parameter of a norm that changes nothing at first."""
+  value = 0.0 if config.norm_adds_one else 1.0
+  return nnx.Param(jnp.full(shape, value, jnp.dtype(config.param_dtype)))
 
 
 def unembedding(params: Params) -> jax.Array:

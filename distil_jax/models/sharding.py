@@ -32,6 +32,7 @@ RULES: Mapping[str, str | tuple[str, ...] | None] = {
   "kv_heads": "tensor",
   "head_size": None,
   "mlp": "tensor",
+  "experts": "tensor",
 }
 
 LogicalAxes = tuple[str | None, ...]

@@ -18,9 +18,14 @@ from distil_jax.config.base import ConfigError
 from distil_jax.config.schema import Config
 from distil_jax.generation import engine, prefill, sampler, sampler_state
 from distil_jax.generation.policy import Policy
-from distil_jax.models import decoder, decoding, sharding
+from distil_jax.models import (
+  decoder,
+  decoding,
+  hf_config,
+  hf_directory,
+  sharding,
+)
 from distil_jax.models import decoder_config as models_config
-from distil_jax.models import hf_weights as weights_io
 from distil_jax.models.kernels import sequence_attention
 from distil_jax.planning import abstract_inputs, costs, memory, roofline
 from distil_jax.planning.build_workload import build_workload
@@ -38,7 +43,6 @@ from distil_jax.training.logging.progress import Progress
 from distil_jax.training.setup import meshes, policies
 from distil_jax.training.setup import steps as setup_step
 from distil_jax.training.setup.model_directory import model_directory
-from distil_jax.training.setup.records import record_of
 
 _WEIGHTS = "weights for sampling"
 MASTERS = "float32 copy of the parameters"
@@ -70,16 +74,16 @@ def load_network(
   path = (
     pathlib.Path(sizes_from)
     if sizes_from
-    else model_directory(config, only_config=True) / weights_io.CONFIG
+    else model_directory(config, only_config=True) / hf_directory.CONFIG
   )
   if path.is_file():
     try:
-      sizes = weights_io.read_json(path)
-    except weights_io.WeightsError as error:
+      sizes = hf_directory.read_json(path)
+    except hf_directory.WeightsError as error:
       raise ConfigError(str(error)) from error
-    found = models_config.from_hugging_face(sizes, **settings)
+    found = hf_config.from_hugging_face(sizes, **settings)
   elif model.create is not None and not sizes_from:
-    found = record_of(models_config.DecoderConfig, model.create, **settings)
+    found = policies.new_network(model.create, **settings)
   else:
     raise ConfigError(
       f"there is no {path}; a plan needs the sizes of the network: set "

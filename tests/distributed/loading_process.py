@@ -41,7 +41,7 @@ def main() -> None:
   params = hf_weights.load(
     folder,
     template(sharding.make_mesh(1, 2, 2)),
-    tie_embeddings=False,
+    NETWORK,
     copy=seen.copy,
   )
   found = {}

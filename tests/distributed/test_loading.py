@@ -36,7 +36,9 @@ def test_each_process_reads_its_own_bytes(tmp_path):
   for index in range(2):
     folder = tmp_path / str(index)
     config = {"tie_word_embeddings": False}
-    hf_export.save(folder, params, config_json=config, max_shard_bytes=9000)
+    hf_export.save(
+      folder, params, NETWORK, config_json=config, max_shard_bytes=9000
+    )
     for path in folder.glob("*.safetensors"):
       # Whoever read another's bytes would find no numbers.
       tensors = safetensors.numpy.load_file(path)

@@ -9,7 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distil_jax.models import attention, decoder, decoding, sharding
+from distil_jax.models import (
+  attention,
+  attention_blocks,
+  decoder,
+  decoding,
+  prefix_attention,
+  sharding,
+)
 from distil_jax.models.kernels import sequence_attention
 from tests import networks
 
@@ -28,14 +35,15 @@ def made_up(shape_of_heads=(4, 2), *, batch=2, length=5, size=8, seed=0):
   ]
 
 
-def by_hand(query, key, value):
+def by_hand(query, key, value, *, window=None, scale=None):
   """Token by token and head by head, in float64."""
   query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
   attended = np.zeros(query.shape)
   share = query.shape[2] // key.shape[2]
   for b, t, n in np.ndindex(query.shape[:3]):
-    keys, values = (x[b, : t + 1, n // share] for x in (key, value))
-    logits = keys @ query[b, t, n] / np.sqrt(query.shape[-1])
+    first = 0 if window is None else max(t + 1 - window, 0)
+    keys, values = (x[b, first : t + 1, n // share] for x in (key, value))
+    logits = keys @ query[b, t, n] * (scale or query.shape[-1] ** -0.5)
     weights = np.exp(logits - logits.max())
     attended[b, t, n] = weights @ values / weights.sum()
   return attended
@@ -61,6 +69,54 @@ def test_the_kernel_of_tpus_is_that_of_a_loop(heads, length):
   np.testing.assert_allclose(
     jax.jit(splash)(*arrays), by_hand(*arrays), atol=1e-5
   )
+
+
+@pytest.mark.parametrize("window", [1, 2, 5, 36, 37, 1000])
+def test_a_window_is_that_of_a_loop(window):
+  arrays = made_up((4, 2), length=37, size=LANES)[:3]
+  expected = by_hand(*arrays, window=window, scale=0.05)
+  for kernel in (attention.causal, splash):
+    attend = functools.partial(kernel, window=window, scale=0.05)
+    np.testing.assert_allclose(jax.jit(attend)(*arrays), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [1, 100, 600, 2000])
+def test_a_window_over_long_rows_is_that_of_one_mask(window):
+  """Blocks of queries that read the keys of their window alone."""
+  length = 2100
+  *arrays, direction = made_up((2, 1), batch=1, length=length, size=4)
+
+  def in_blocks(*arrays):
+    return attention.causal(*arrays, window=window, implementation="xla")
+
+  def with_mask(*arrays):
+    mask = attention_blocks.is_readable(0, length, length, window)
+    return jax.nn.dot_product_attention(*arrays, mask=mask[None, None])
+
+  np.testing.assert_allclose(
+    jax.jit(in_blocks)(*arrays), jax.jit(with_mask)(*arrays), atol=2e-6
+  )
+  for part, gradient in zip(
+    gradient_of(in_blocks)(*arrays, direction),
+    gradient_of(with_mask)(*arrays, direction),
+    strict=True,
+  ):
+    np.testing.assert_allclose(part, gradient, atol=3e-5)
+
+
+@pytest.mark.parametrize("window", [1, 3, 6, 50])
+def test_a_window_reaches_into_what_rows_share(window):
+  query, key, value, _ = made_up((4, 2), batch=6, length=7, size=6)
+  shared = made_up((4, 2), batch=3, length=5, size=6, seed=1)[1:3]
+  lengths = np.asarray([5, 0, 2])
+  prefixes = prefix_attention.Shared(*shared, lengths)
+  attended = prefix_attention.after_shared(
+    query, key, value, prefixes, window=window
+  )
+  expected = after_shared_by_hand(
+    query, key, value, *shared, lengths, window=window
+  )
+  np.testing.assert_allclose(attended, expected, atol=2e-6)
 
 
 def gradient_of(attend):
@@ -165,7 +221,14 @@ def test_bfloat16_in_the_kernel_of_tpus_stays_near_float32():
   )
 
 
-def after_shared_by_hand(query, key, value, shared_key, shared_value, lengths):
+def after_shared(query, key, value, shared_key, shared_value, lengths):
+  shared = prefix_attention.Shared(shared_key, shared_value, lengths)
+  return prefix_attention.after_shared(query, key, value, shared)
+
+
+def after_shared_by_hand(
+  query, key, value, shared_key, shared_value, lengths, **settings
+):
   """Each row by itself, as the end of its prefix and itself."""
   share = len(query) // len(lengths)
   rows = []
@@ -180,7 +243,8 @@ def after_shared_by_hand(query, key, value, shared_key, shared_value, lengths):
     )
     nothing = np.zeros((length, *query.shape[2:]))
     queries = np.concatenate([nothing, np.asarray(query)[row]])
-    rows.append(by_hand(queries[None], keys[None], values[None])[0, length:])
+    attended = by_hand(queries[None], keys[None], values[None], **settings)
+    rows.append(attended[0, length:])
   return np.stack(rows)
 
 
@@ -192,15 +256,13 @@ def test_what_rows_share_is_as_if_each_had_it(heads, length):
   query, key, value, _ = made_up(heads, batch=6, length=length, size=6)
   shared = made_up(heads, batch=3, length=5, size=6, seed=1)[1:3]
   lengths = np.asarray([5, 0, 2])
-  attended = jax.jit(attention.after_shared)(
-    query, key, value, *shared, lengths
-  )
+  attended = jax.jit(after_shared)(query, key, value, *shared, lengths)
   expected = after_shared_by_hand(query, key, value, *shared, lengths)
   np.testing.assert_allclose(attended, expected, atol=2e-6)
   # What stands at the prefixes' padding changes nothing.
   counted = jnp.arange(5)[None, :, None, None] < lengths[:, None, None, None]
   dirty = [jnp.where(counted, x, 1e4) for x in shared]
-  again = jax.jit(attention.after_shared)(query, key, value, *dirty, lengths)
+  again = jax.jit(after_shared)(query, key, value, *dirty, lengths)
   np.testing.assert_array_equal(again, attended)
 
 
@@ -218,7 +280,7 @@ def test_parts_merge_to_the_whole():
   ]
   # A part without keys.
   parts.append((np.full((2, 3), 1e3), np.full(2, -1e38)))
-  merged = attention.merge_parts(*zip(*parts, strict=True))
+  merged = prefix_attention.merge_parts(*zip(*parts, strict=True))
   whole = (weights[..., None] * values).sum(1) / weights.sum(1)[:, None]
   np.testing.assert_allclose(merged, whole, rtol=1e-5)
 

@@ -192,6 +192,8 @@ def test_a_cache_keeps_its_newest_columns(length, column):
   cache = kv_cache.KVCache(
     cache=kv_cache.LayerCaches(keys=(buffer,), values=(buffer,)),
     write_index=jnp.int32(column),
+    length=5,
+    windows=(None,),
   )
   resized = kv_cache.resize_cache(cache, jnp.asarray([[1]]), length)
   kept = np.asarray(resized.cache.keys[0])[0, 0, :, 0]

@@ -11,6 +11,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from distil_jax.models import (
   decoder,
+  hf_config,
   hf_export,
   hf_files,
   hf_shards,
@@ -18,6 +19,7 @@ from distil_jax.models import (
   sharding,
 )
 from distil_jax.models.decoder_config import DecoderConfig
+from distil_jax.models.families import FAMILIES
 from tests.models.bytes_read import BytesRead
 
 NETWORK = DecoderConfig(
@@ -31,7 +33,7 @@ NETWORK = DecoderConfig(
   tie_embeddings=False,
   rope_theta=1e4,
 )
-UNTIED = {"tie_word_embeddings": False}
+SETTINGS = hf_config.to_hugging_face(NETWORK, eos_ids=(1,), pad_id=0)
 
 
 def template(mesh=None):
@@ -56,7 +58,9 @@ def params():
 @pytest.fixture(scope="module")
 def folder(params, tmp_path_factory):
   folder = tmp_path_factory.mktemp("checkpoint")
-  hf_export.save(folder, params, config_json=UNTIED, max_shard_bytes=9000)
+  hf_export.save(
+    folder, params, NETWORK, config_json=SETTINGS, max_shard_bytes=9000
+  )
   assert len(list(folder.glob("*.safetensors"))) > 2
   return folder
 
@@ -70,9 +74,7 @@ def test_every_byte_is_read_once_however_the_mesh_cuts(
 ):
   mesh = sharding.make_mesh(data, fsdp, tensor, context)
   seen = BytesRead()
-  loaded = hf_weights.load(
-    folder, template(mesh), tie_embeddings=False, copy=seen.copy
-  )
+  loaded = hf_weights.load(folder, template(mesh), NETWORK, copy=seen.copy)
   jax.tree.map(np.testing.assert_array_equal, loaded, params)
   for path in folder.glob("*.safetensors"):
     counts = seen.counts(path)
@@ -86,7 +88,7 @@ def test_a_part_is_read_alone(tmp_path):
   mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
   place = NamedSharding(mesh, PartitionSpec(None, "x", "y"))
   leaf = jax.ShapeDtypeStruct((2, 16, 4, 6), jnp.float32, sharding=place)
-  layout = hf_weights.LAYOUTS["layers", "query"]
+  layout = FAMILIES["qwen3"].tensors["layers", "query"]
   name = layout.names(leaf.shape)[1]
   file = tmp_path / "one"
   values = np.random.default_rng(0).normal(size=(24, 16)).astype(np.float32)
@@ -114,7 +116,7 @@ def test_progress_ends_at_the_bytes_of_the_tensors(folder):
   hf_weights.load(
     folder,
     template(sharding.make_mesh(2, 4)),
-    tie_embeddings=False,
+    NETWORK,
     report=lambda *numbers: told.append(numbers),
   )
   done, totals = zip(*told, strict=True)
@@ -146,7 +148,7 @@ def test_host_holds_one_part_at_a_time(folder, monkeypatch):
 
   monkeypatch.setattr(hf_shards, "zeros", counted)
   mesh = sharding.make_mesh(1, 4, 2)
-  hf_weights.load(folder, template(mesh), tie_embeddings=False)
+  hf_weights.load(folder, template(mesh), NETWORK)
   largest = max(
     np.prod(x.sharding.shard_shape(x.shape)) * 4
     for x in jax.tree.leaves(template(mesh))

@@ -8,11 +8,32 @@ import pytest
 import safetensors.numpy
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from distil_jax.models import hf_export, hf_weights
+from distil_jax.models import hf_config, hf_directory, hf_export, hf_weights
+from distil_jax.models.decoder_config import DecoderConfig
 from tests.paths import GOLDEN
 
 L, D, F, N, K, H, V = 3, 16, 40, 4, 2, 6, 24
-CONFIG = {"model_type": "qwen3", "tie_word_embeddings": True}
+
+
+def network(*, tie_embeddings=True):
+  return DecoderConfig(
+    vocab_size=V,
+    width=D,
+    num_layers=L,
+    num_heads=N,
+    num_kv_heads=K,
+    head_size=H,
+    mlp_size=F,
+    tie_embeddings=tie_embeddings,
+    rope_theta=100.0,
+  )
+
+
+def config_json(**changed):
+  return hf_config.to_hugging_face(network(**changed), eos_ids=(1,), pad_id=0)
+
+
+CONFIG = config_json()
 
 
 def template(*, tie_embeddings=True, dtype=jnp.float32, place=lambda _: None):
@@ -67,7 +88,9 @@ def assert_equal(tree, other):
 @pytest.fixture
 def saved(tmp_path):
   """A tied checkpoint, free to be damaged."""
-  hf_export.save(tmp_path / "model", random_params(), config_json=CONFIG)
+  hf_export.save(
+    tmp_path / "model", random_params(), network(), config_json=CONFIG
+  )
   return tmp_path / "model"
 
 
@@ -80,8 +103,9 @@ def rewrite(directory, change):
 
 def test_each_element_goes_to_its_place(tmp_path):
   params = random_params(tie_embeddings=False)
-  config = {**CONFIG, "tie_word_embeddings": False}
-  hf_export.save(tmp_path, params, config_json=config)
+  config = config_json(tie_embeddings=False)
+  untied = network(tie_embeddings=False)
+  hf_export.save(tmp_path, params, untied, config_json=config)
   theirs = tensors_of(tmp_path)
   layer = {
     name: np.asarray(value[1]) for name, value in params["layers"].items()
@@ -124,7 +148,11 @@ def test_round_trip_is_exact(tmp_path, tie_embeddings, dtype, max_shard_bytes):
   hf_export.save(
     tmp_path,
     params,
-    config_json={"tie_word_embeddings": tie_embeddings, "torch_dtype": "?"},
+    network(tie_embeddings=tie_embeddings),
+    config_json={
+      **config_json(tie_embeddings=tie_embeddings),
+      "torch_dtype": "?",
+    },
     max_shard_bytes=max_shard_bytes,
   )
   files = {path.name for path in tmp_path.iterdir()}
@@ -141,11 +169,11 @@ def test_round_trip_is_exact(tmp_path, tie_embeddings, dtype, max_shard_bytes):
     assert max(sizes) <= max_shard_bytes
     assert total_size(tmp_path) == sum(sizes)
   loaded = hf_weights.load(
-    tmp_path, template(**settings), tie_embeddings=tie_embeddings
+    tmp_path, template(**settings), network(tie_embeddings=tie_embeddings)
   )
   assert_equal(loaded, params)
-  assert hf_weights.read_config(tmp_path) == {
-    "tie_word_embeddings": tie_embeddings,
+  assert hf_directory.read_config(tmp_path) == {
+    **config_json(tie_embeddings=tie_embeddings),
     "dtype": jnp.dtype(dtype).name,
   }
 
@@ -178,10 +206,11 @@ def test_saves_what_transformers_has_saved(tmp_path):
   """Same names, shapes, types and values as a file of transformers' own."""
   source = GOLDEN / "untied_bfloat16_both_sides"
   tensors = tensors_of(source)
-  config = hf_weights.read_config(source)
+  config = hf_directory.read_config(source)
   shapes = golden_template(config)
-  params = hf_weights.load(source, shapes, tie_embeddings=False)
-  hf_export.save(tmp_path, params, config_json=config)
+  theirs = hf_config.from_hugging_face(config)
+  params = hf_weights.load(source, shapes, theirs)
+  hf_export.save(tmp_path, params, theirs, config_json=config)
   again = tensors_of(tmp_path)
   assert again.keys() == tensors.keys()
   for name, tensor in tensors.items():
@@ -189,7 +218,7 @@ def test_saves_what_transformers_has_saved(tmp_path):
     np.testing.assert_array_equal(again[name], tensor)
   with safetensors.safe_open(tmp_path / "model.safetensors", "numpy") as file:
     assert file.metadata() == {"format": "pt"}
-  assert hf_weights.read_config(tmp_path) == config
+  assert hf_directory.read_config(tmp_path) == config
 
 
 def golden_template(config):
@@ -222,10 +251,8 @@ def golden_template(config):
 )
 def test_casts_to_the_template(tmp_path, on_disk, wanted):
   params = random_params(dtype=on_disk)
-  hf_export.save(tmp_path, params, config_json=CONFIG)
-  loaded = hf_weights.load(
-    tmp_path, template(dtype=wanted), tie_embeddings=True
-  )
+  hf_export.save(tmp_path, params, network(), config_json=CONFIG)
+  loaded = hf_weights.load(tmp_path, template(dtype=wanted), network())
   assert_equal(loaded, jax.tree.map(lambda x: x.astype(wanted), params))
 
 
@@ -240,9 +267,9 @@ def test_places_by_the_sharding_of_the_template_and_gathers_again(tmp_path):
     return NamedSharding(mesh, PartitionSpec(*spec))
 
   params = random_params()
-  hf_export.save(tmp_path / "first", params, config_json=CONFIG)
+  hf_export.save(tmp_path / "first", params, network(), config_json=CONFIG)
   shapes = template(place=place)
-  loaded = hf_weights.load(tmp_path / "first", shapes, tie_embeddings=True)
+  loaded = hf_weights.load(tmp_path / "first", shapes, network())
   assert_equal(loaded, params)
   for leaf, wanted in zip(
     jax.tree.leaves(loaded), jax.tree.leaves(shapes), strict=True
@@ -251,7 +278,7 @@ def test_places_by_the_sharding_of_the_template_and_gathers_again(tmp_path):
   gate = loaded["layers"]["gate"]
   cut = int(np.argmax([size % count == 0 for size in gate.shape]))
   assert gate.addressable_shards[0].data.shape[cut] == gate.shape[cut] // count
-  hf_export.save(tmp_path / "second", loaded, config_json=CONFIG)
+  hf_export.save(tmp_path / "second", loaded, network(), config_json=CONFIG)
   first, second = (
     (tmp_path / name / "model.safetensors").read_bytes()
     for name in ("first", "second")
@@ -268,8 +295,8 @@ def test_lists_every_tensor_that_does_not_fit(saved):
     tensors["model.layers.1.mlp.down_proj.weight"] = np.zeros((D, F), np.int8)
 
   rewrite(saved, change)
-  with pytest.raises(hf_weights.WeightsError) as caught:
-    hf_weights.load(saved, template(), tie_embeddings=True)
+  with pytest.raises(hf_directory.WeightsError) as caught:
+    hf_weights.load(saved, template(), network())
   head, *lines = str(caught.value).splitlines()
   assert str(saved) in head
   layers = "model.layers."
@@ -290,10 +317,10 @@ def test_transposed_projection_is_mis_shaped(saved):
     lambda tensors: tensors.update({name: np.zeros((D, F), np.float32)}),
   )
   with pytest.raises(
-    hf_weights.WeightsError,
+    hf_directory.WeightsError,
     match=r"gate_proj.*found \[16, 40\], expected \[40, 16",
   ):
-    hf_weights.load(saved, template(), tie_embeddings=True)
+    hf_weights.load(saved, template(), network())
 
 
 def test_tied_checkpoint_may_repeat_the_embedding(saved):
@@ -301,7 +328,7 @@ def test_tied_checkpoint_may_repeat_the_embedding(saved):
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
 
   rewrite(saved, repeat)
-  loaded = hf_weights.load(saved, template(), tie_embeddings=True)
+  loaded = hf_weights.load(saved, template(), network())
   assert_equal(loaded, random_params())
 
   def differ(tensors):
@@ -309,23 +336,25 @@ def test_tied_checkpoint_may_repeat_the_embedding(saved):
 
   rewrite(saved, differ)
   with pytest.raises(
-    hf_weights.WeightsError, match=r"lm_head\.weight.*differs"
+    hf_directory.WeightsError, match=r"lm_head\.weight.*differs"
   ):
-    hf_weights.load(saved, template(), tie_embeddings=True)
+    hf_weights.load(saved, template(), network())
 
 
 def test_untied_model_needs_its_own_unembedding(saved):
   with pytest.raises(
-    hf_weights.WeightsError,
+    hf_directory.WeightsError,
     match=r"missing lm_head\.weight: expected \[24, 16\]",
   ):
-    hf_weights.load(saved, template(tie_embeddings=False), tie_embeddings=False)
+    hf_weights.load(
+      saved, template(tie_embeddings=False), network(tie_embeddings=False)
+    )
 
 
 def test_rotary_buffers_are_ignored(saved):
   name = "model.layers.0.self_attn.rotary_emb.inv_freq"
   rewrite(saved, lambda t: t.update({name: np.ones(3, np.float32)}))
-  loaded = hf_weights.load(saved, template(), tie_embeddings=True)
+  loaded = hf_weights.load(saved, template(), network())
   assert_equal(loaded, random_params())
 
 
@@ -334,18 +363,18 @@ def test_truncated_file(saved, kept):
   path = saved / "model.safetensors"
   path.write_bytes(path.read_bytes()[:kept])
   with pytest.raises(
-    hf_weights.WeightsError, match=r"model\.safetensors is no complete"
+    hf_directory.WeightsError, match=r"model\.safetensors is no complete"
   ):
-    hf_weights.load(saved, template(), tie_embeddings=True)
+    hf_weights.load(saved, template(), network())
 
 
 def test_text_in_place_of_weights(saved):
   """What is left where a large file was never fetched."""
   (saved / "model.safetensors").write_text("version https://git-lfs\n" * 9)
   with pytest.raises(
-    hf_weights.WeightsError, match="is no complete safetensors"
+    hf_directory.WeightsError, match="is no complete safetensors"
   ):
-    hf_weights.load(saved, template(), tie_embeddings=True)
+    hf_weights.load(saved, template(), network())
 
 
 @pytest.fixture
@@ -353,6 +382,7 @@ def sharded(tmp_path):
   hf_export.save(
     tmp_path / "model",
     random_params(),
+    network(),
     config_json=CONFIG,
     max_shard_bytes=10000,
   )
@@ -362,17 +392,17 @@ def sharded(tmp_path):
 def test_missing_shard_is_named(sharded):
   gone = sorted(sharded.glob("*.safetensors"))[1]
   gone.unlink()
-  with pytest.raises(hf_weights.WeightsError, match=gone.name):
-    hf_weights.load(sharded, template(), tie_embeddings=True)
+  with pytest.raises(hf_directory.WeightsError, match=gone.name):
+    hf_weights.load(sharded, template(), network())
 
 
 def test_tensor_in_two_shards(sharded):
   first, second = sorted(sharded.glob("*.safetensors"))[:2]
   shutil.copy(first, second)
   with pytest.raises(
-    hf_weights.WeightsError, match=f"{second.name} repeats model"
+    hf_directory.WeightsError, match=f"{second.name} repeats model"
   ):
-    hf_weights.load(sharded, template(), tie_embeddings=True)
+    hf_weights.load(sharded, template(), network())
 
 
 @pytest.mark.parametrize(
@@ -381,70 +411,70 @@ def test_tensor_in_two_shards(sharded):
 def test_damaged_index(sharded, text):
   (sharded / "model.safetensors.index.json").write_text(text)
   with pytest.raises(
-    hf_weights.WeightsError, match=r"model\.safetensors\.index\.json"
+    hf_directory.WeightsError, match=r"model\.safetensors\.index\.json"
   ):
-    hf_weights.load(sharded, template(), tie_embeddings=True)
+    hf_weights.load(sharded, template(), network())
 
 
 def test_no_weights(tmp_path):
-  with pytest.raises(hf_weights.WeightsError, match="no model directory"):
-    hf_weights.load(tmp_path / "absent", template(), tie_embeddings=True)
+  with pytest.raises(hf_directory.WeightsError, match="no model directory"):
+    hf_weights.load(tmp_path / "absent", template(), network())
   (tmp_path / "pytorch_model.bin").write_bytes(b"")
-  with pytest.raises(hf_weights.WeightsError, match="save the model again"):
-    hf_weights.load(tmp_path, template(), tie_embeddings=True)
+  with pytest.raises(hf_directory.WeightsError, match="save the model again"):
+    hf_weights.load(tmp_path, template(), network())
 
 
 def test_template_must_be_that_of_the_model(saved):
   unknown = {**template(), "bias": jax.ShapeDtypeStruct((1,), jnp.float32)}
-  with pytest.raises(hf_weights.WeightsError, match=r"unknown \['bias'\]"):
-    hf_weights.load(saved, unknown, tie_embeddings=True)
+  with pytest.raises(hf_directory.WeightsError, match=r"unknown \['bias'\]"):
+    hf_weights.load(saved, unknown, network())
   with pytest.raises(
-    hf_weights.WeightsError, match=r"missing \['unembedding'\]"
+    hf_directory.WeightsError, match=r"missing \['unembedding'\]"
   ):
-    hf_weights.load(saved, template(), tie_embeddings=False)
+    hf_weights.load(saved, template(), network(tie_embeddings=False))
 
 
 def test_read_config(tmp_path):
-  with pytest.raises(hf_weights.WeightsError, match="no model directory"):
-    hf_weights.read_config(tmp_path / "absent")
-  with pytest.raises(hf_weights.WeightsError, match=r"has no config\.json"):
-    hf_weights.read_config(tmp_path)
+  with pytest.raises(hf_directory.WeightsError, match="no model directory"):
+    hf_directory.read_config(tmp_path / "absent")
+  with pytest.raises(hf_directory.WeightsError, match=r"has no config\.json"):
+    hf_directory.read_config(tmp_path)
   for content in (b"{", b"", b"[1]", b"\xff\xfe"):
     (tmp_path / "config.json").write_bytes(content)
-    with pytest.raises(hf_weights.WeightsError, match=r"config\.json"):
-      hf_weights.read_config(tmp_path)
+    with pytest.raises(hf_directory.WeightsError, match=r"config\.json"):
+      hf_directory.read_config(tmp_path)
   (tmp_path / "config.json").write_text('{"hidden_size": 8}')
-  assert hf_weights.read_config(tmp_path) == {"hidden_size": 8}
+  assert hf_directory.read_config(tmp_path) == {"hidden_size": 8}
 
 
 def test_saving_again_replaces_all_weights_and_nothing_else(sharded):
   (sharded / "tokenizer.json").write_text("{}")
   params = jax.tree.map(lambda x: x + 1, random_params())
-  hf_export.save(sharded, params, config_json=CONFIG)
+  hf_export.save(sharded, params, network(), config_json=CONFIG)
   assert {path.name for path in sharded.iterdir()} == {
     "config.json",
     "model.safetensors",
     "tokenizer.json",
   }
-  assert_equal(
-    hf_weights.load(sharded, template(), tie_embeddings=True), params
-  )
+  assert_equal(hf_weights.load(sharded, template(), network()), params)
 
 
 def test_failed_save_leaves_what_was_there(saved):
   before = {path.name: path.read_bytes() for path in saved.iterdir()}
   other = jax.tree.map(lambda x: x + 1, random_params())
   with pytest.raises(TypeError):  # found only after the weights are written
-    hf_export.save(saved, other, config_json={**CONFIG, "path": saved})
+    hf_export.save(
+      saved, other, network(), config_json={**CONFIG, "path": saved}
+    )
   assert {p.name: p.read_bytes() for p in saved.iterdir()} == before
 
 
-def test_save_refuses_a_config_that_contradicts_the_parameters(tmp_path):
-  for config in ({"tie_word_embeddings": False}, {}):
-    with pytest.raises(
-      hf_weights.WeightsError, match=r"missing \['unembedding'"
-    ):
-      hf_export.save(tmp_path / "x", random_params(), config_json=config)
+def test_save_refuses_parameters_of_another_network(tmp_path):
+  untied = network(tie_embeddings=False)
+  with pytest.raises(
+    hf_directory.WeightsError, match=r"qwen3 .* missing \['unembedding'"
+  ):
+    hf_export.save(tmp_path / "x", random_params(), untied, config_json=CONFIG)
   assert not (tmp_path / "x").exists()
 
 

@@ -45,8 +45,10 @@ def test_training_goes_on_as_the_old_code_did(folder):
   assert last.keys() == expected["metrics"].keys()
   if golden_runs.machine() == expected["machine"]:
     assert last == expected["metrics"]
+  # Another CPU rounds otherwise, and a metric may be the small difference of
+  # numbers of size 1, each of which float32 holds to 1e-7.
   for name, value in expected["metrics"].items():
-    np.testing.assert_allclose(last[name], value, rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(last[name], value, rtol=1e-4, atol=1e-6)
   evaluated = lines(folder / "run/evaluations.jsonl")
   assert [line["step"] for line in evaluated] == [0, 1, 2]
 

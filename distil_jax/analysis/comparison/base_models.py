@@ -19,7 +19,14 @@ import numpy as np
 import optax
 
 from distil_jax.analysis.comparison import families
-from distil_jax.models import decoder, hf_export, hf_weights, layers
+from distil_jax.models import (
+  decoder,
+  hf_config,
+  hf_directory,
+  hf_export,
+  hf_weights,
+  layers,
+)
 from distil_jax.models import decoder_config as models_config
 
 Settings = Mapping[str, Any]
@@ -154,10 +161,10 @@ def save(
   folder.mkdir(parents=True, exist_ok=True)
   text = json.dumps(settings, indent=2) + "\n"
   (folder / _SETTINGS).write_text(text, encoding="utf-8")
-  hugging_face = models_config.to_hugging_face(
+  hugging_face = hf_config.to_hugging_face(
     plan.network, eos_ids=(families.EOS,), pad_id=families.PAD
   )
-  hf_export.save(folder, params, config_json=hugging_face)
+  hf_export.save(folder, params, plan.network, config_json=hugging_face)
 
 
 def is_saved(folder: pathlib.Path) -> bool:
@@ -165,7 +172,7 @@ def is_saved(folder: pathlib.Path) -> bool:
 
   Its config is written last.
   """
-  return (folder / hf_weights.CONFIG).is_file()
+  return (folder / hf_directory.CONFIG).is_file()
 
 
 def differences(folder: pathlib.Path, settings: Settings) -> list[str]:
@@ -187,7 +194,7 @@ def differences(folder: pathlib.Path, settings: Settings) -> list[str]:
 def load(folder: pathlib.Path, plan: Plan) -> decoder.Params:
   """Loads a base model for which `is_saved` is True."""
   _, template = decoder.make(plan.network)
-  return hf_weights.load(folder, template, tie_embeddings=False)
+  return hf_weights.load(folder, template, plan.network)
 
 
 def _loss(params, key, graphdef, family, batch_size):

@@ -15,8 +15,8 @@ Implementation = Literal["auto", "xla", "cudnn", "splash"]
 _CUDNN_STEP, _CUDNN_MOST = 8, 128
 # Lanes of a TPU's vector unit.
 LANES = 128
-# The largest block of rows or columns of the logits that is held at once.
-LARGEST_BLOCK = 512
+# The largest block of rows or columns of the logits that a kernel holds.
+_LARGEST_BLOCK = 512
 
 
 def has_cudnn() -> bool:
@@ -105,13 +105,21 @@ def by_platform(
   return found
 
 
-def splash_kernel(length: int, num_heads: int, count: int, *, interpret: bool):
+def splash_kernel(
+  length: int,
+  num_heads: int,
+  count: int,
+  *,
+  window: int | None = None,
+  interpret: bool,
+):
   """Builds the TPU kernel for one device.
 
   Args:
     length: S, a multiple of `count * LANES`.
     num_heads: Query heads of this device.
     count: Devices that share a sequence; each has S / count of the queries.
+    window: Number of tokens that each reads; None means all.
     interpret: Interprets the kernel, slowly, on any platform.
   """
   part = length // count
@@ -119,10 +127,14 @@ def splash_kernel(length: int, num_heads: int, count: int, *, interpret: bool):
   # values less often.
   size = max(
     size
-    for size in range(LANES, min(part, LARGEST_BLOCK) + 1, LANES)
+    for size in range(LANES, min(part, _LARGEST_BLOCK) + 1, LANES)
     if part % size == 0
   )
-  mask = pallas_splash.CausalMask((length, length))
+  shape = (length, length)
+  if window is None:
+    mask = pallas_splash.CausalMask(shape)
+  else:
+    mask = pallas_splash.LocalMask(shape, window_size=(window - 1, 0), offset=0)
   return pallas_splash.make_splash_mha(
     pallas_splash.MultiHeadMask([mask] * num_heads),
     block_sizes=_block_sizes(size),

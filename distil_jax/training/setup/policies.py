@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 
@@ -13,8 +14,9 @@ from distil_jax.data import tokenizer as tokenizers
 from distil_jax.distributed import collectives
 from distil_jax.envs.base import Environment
 from distil_jax.generation.policy import Policy, load_policy
-from distil_jax.models import decoder, hf_weights
+from distil_jax.models import decoder, hf_directory
 from distil_jax.models import decoder_config as models_config
+from distil_jax.models.families import new_fields
 from distil_jax.training.logging import progress
 from distil_jax.training.setup.meshes import check_attention
 from distil_jax.training.setup.model_directory import model_directory
@@ -45,7 +47,7 @@ def build_policy(
       `model.attention` does not run on the mesh.
   """
   directory = model_directory(config)
-  if config.model.create and not (directory / hf_weights.CONFIG).is_file():
+  if config.model.create and not (directory / hf_directory.CONFIG).is_file():
     _create(config, config.model.create, environment, problems.train)
   check_attention(config, mesh)
   is_shown = jax.process_index() == 0
@@ -125,6 +127,24 @@ def _check_lists(config: Config, vocab_size: int) -> None:
       )
 
 
+def new_network(
+  create: CreateModelConfig, **others: Any
+) -> models_config.DecoderConfig:
+  """Returns sizes and traits of a new model.
+
+  Args:
+    create: The section.
+    **others: Fields that it does not have; they win over the section's.
+  """
+  traits = new_fields(
+    create.family,
+    num_layers=create.num_layers,
+    width=create.width,
+    sliding_window=create.sliding_window,
+  )
+  return record_of(models_config.DecoderConfig, create, **{**traits, **others})
+
+
 def _create(
   config: Config,
   create: CreateModelConfig,
@@ -138,8 +158,7 @@ def _create(
       itertools.islice(texts, _NUM_TOKENIZER_TEXTS),
       vocab_size=create.vocab_size,
     )
-    network = record_of(
-      models_config.DecoderConfig,
+    network = new_network(
       create,
       vocab_size=tokenizer.vocab_size,
       param_dtype=config.model.param_dtype,
