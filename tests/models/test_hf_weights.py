@@ -189,15 +189,14 @@ def test_saves_in_another_type(tmp_path, max_shard_bytes):
   hf_export.save(
     tmp_path,
     params,
+    network(),
     config_json=CONFIG,
     max_shard_bytes=max_shard_bytes,
     dtype="bfloat16",
   )
-  assert hf_weights.read_config(tmp_path)["dtype"] == "bfloat16"
+  assert hf_directory.read_config(tmp_path)["dtype"] == "bfloat16"
   assert all(x.dtype == jnp.bfloat16 for x in tensors_of(tmp_path).values())
-  loaded = hf_weights.load(
-    tmp_path, template(dtype=jnp.bfloat16), tie_embeddings=True
-  )
+  loaded = hf_weights.load(tmp_path, template(dtype=jnp.bfloat16), network())
   rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
   assert_equal(loaded, rounded)
 
