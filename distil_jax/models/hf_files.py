@@ -25,7 +25,7 @@ FLOATS = {
 }
 
 # What a thread copies at once; mapped pages are given back after each.
-_PIECE_BYTES = 16 * 2**20
+_PIECE_BYTES = 4 * 2**20
 # A transposed copy is several times faster if what it reads fits into a cache.
 _BLOCK_BYTES = 2**19
 # An array of this size has huge pages.
