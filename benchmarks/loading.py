@@ -62,7 +62,7 @@ def make(folder: pathlib.Path, num_layers: int) -> None:
   """Writes the checkpoint; run in a process of its own, which it fills."""
   import jax
 
-  from distil_jax.models import decoder, decoder_config, hf_export
+  from distil_jax.models import decoder, hf_config, hf_export
 
   config = network(num_layers, "bfloat16")
   random = np.random.default_rng(0)
@@ -76,7 +76,8 @@ def make(folder: pathlib.Path, num_layers: int) -> None:
   hf_export.save(
     folder,
     jax.tree.map(values, template),
-    config_json=decoder_config.to_hugging_face(config, eos_ids=(0,), pad_id=0),
+    config,
+    config_json=hf_config.to_hugging_face(config, eos_ids=(0,), pad_id=0),
     max_shard_bytes=10**9,
   )
 
@@ -165,7 +166,8 @@ def ours(folder: pathlib.Path, options) -> Any:
   hf_shards._NUM_THREADS = options.threads
   if options.keeps_pages:
     hf_files._give_back = lambda file, view: None
-  return hf_weights.load(folder, template_of(options), tie_embeddings=True)
+  config = network(options.layers, options.dtype)
+  return hf_weights.load(folder, template_of(options), config)
 
 
 def before(folder: pathlib.Path, options) -> Any:
@@ -176,7 +178,7 @@ def before(folder: pathlib.Path, options) -> Any:
   import safetensors
   from flax import traverse_util
 
-  from distil_jax.models.families.qwen3 import LAYOUTS
+  from distil_jax.models.families import FAMILIES
 
   leaves = traverse_util.flatten_dict(template_of(options))
   params = {}
@@ -186,9 +188,9 @@ def before(folder: pathlib.Path, options) -> Any:
       file = opened.enter_context(safetensors.safe_open(path, "numpy"))
       tensors |= dict.fromkeys(file.keys(), file)
     for path, leaf in leaves.items():
-      layout = LAYOUTS[path]
+      layout = FAMILIES["qwen3"].tensors[path]
       host = np.empty(leaf.shape, leaf.dtype)
-      layers = host if layout.is_stacked else host[None]
+      layers = host if layout.num_stacked else host[None]
       for layer, name in enumerate(layout.names(leaf.shape)):
         tensor = tensors[name].get_tensor(name)
         layers[layer] = layout.read(tensor, layers.shape[1:])

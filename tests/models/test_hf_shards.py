@@ -20,6 +20,7 @@ from distil_jax.models import (
 )
 from distil_jax.models.decoder_config import DecoderConfig
 from distil_jax.models.families import FAMILIES
+from distil_jax.models.hf_layout import Layout
 from tests.models.bytes_read import BytesRead
 
 NETWORK = DecoderConfig(
@@ -109,6 +110,22 @@ def test_a_part_is_read_alone(tmp_path):
   expected = np.zeros((24, 16, 4))
   expected[6:12, 8:16] = 1
   np.testing.assert_array_equal(counts, expected)
+
+
+@pytest.mark.parametrize(
+  ("layout", "shape"),
+  [
+    (Layout("model.{}.experts.{}.up", 1), (2, 3, 4, 5)),
+    (Layout("model.{}.output", 2), (2, 3, 4, 5)),
+    (Layout("model.{}.bias", is_flat=True), (2, 3, 4)),
+    (Layout("embedding"), (6, 4)),
+  ],
+)
+def test_no_layout_copies_a_tensor(layout, shape):
+  """A part would be read with the whole tensor otherwise."""
+  tensor = np.zeros(layout.theirs(shape))
+  view = layout.read(tensor, shape[layout.num_stacked :])
+  assert np.shares_memory(view, tensor)
 
 
 def test_progress_ends_at_the_bytes_of_the_tensors(folder):
