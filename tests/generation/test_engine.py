@@ -39,6 +39,16 @@ def short_cache(monkeypatch):
   monkeypatch.setattr(engine, "FIRST_CACHE_LENGTH", 8)
 
 
+@pytest.fixture
+def one_width(monkeypatch):
+  """So that slots stay, where giving them up is not what is tested.
+
+  Each number of slots is a program, and another dtype, mesh or shape of the
+  prompts would compile all of them again.
+  """
+  monkeypatch.setattr(engine, "ladder", lambda width: [width])
+
+
 def decode(ids):
   """A letter a token; the last ones have none, like special tokens."""
   return "".join(chr(ord("a") + i) for i in ids if i < 20)
@@ -195,6 +205,7 @@ def test_devices_change_nothing(network, prompts, plain, sizes, num_slots):
     assert_same(jax.tree.map(np.asarray, rolled), expected)
 
 
+@pytest.mark.usefixtures("one_width")
 def test_sampling_on_another_mesh(network, prompts, plain):
   """Trained in parts, sampled whole: brought over without the host."""
   trained = sharding.make_mesh(1, 4, 2)
@@ -247,7 +258,7 @@ def test_rows_choose_by_settings_of_their_own(network, prompts):
 
 def test_lengths_of_their_own(network, prompts):
   limits = np.arange(1, 9, dtype=np.int32).reshape(4, GROUP_SIZE)
-  cut, _ = sample(network, prompts, max_lengths=limits, num_slots=3)
+  cut, _ = sample(network, prompts, max_lengths=limits, num_slots=5)
   whole, _ = sample(network, prompts)
   for row, limit in enumerate(limits.ravel()):
     length = min(limit, whole.completion_mask[row].sum())
@@ -407,6 +418,7 @@ class TestStopStrings:
 
 
 class TestEdges:
+  @pytest.mark.usefixtures("one_width")
   def test_everyone_ends_at_the_first_token(self, network, prompts):
     everything = tuple(range(networks.VOCAB_SIZE))
     rolled, usage = sample(network, prompts, eos_ids=everything, num_slots=5)
@@ -427,6 +439,7 @@ class TestEdges:
     assert rolled.completion_ids.shape == (1, 1)
     assert usage.num_tokens == usage.num_slot_steps == 1
 
+  @pytest.mark.usefixtures("one_width")
   def test_a_prompt_of_one_column(self, network, prompts):
     ids, mask = prompts
     narrow = (ids[2:3, -1:], mask[2:3, -1:])
@@ -483,6 +496,7 @@ def test_lengths_that_do_not_fit_are_refused(network, prompts):
     sample(network, prompts, max_lengths=0)
 
 
+@pytest.mark.usefixtures("one_width")
 def test_other_generators_draw_each_row_by_its_own_key(network, prompts):
   ids, mask = (jnp.asarray(x) for x in prompts)
   rolled = [
@@ -502,6 +516,7 @@ def test_other_generators_draw_each_row_by_its_own_key(network, prompts):
   np.testing.assert_array_equal(*rolled)
 
 
+@pytest.mark.usefixtures("one_width")
 def test_with_64_bits_it_samples_the_same(network, prompts):
   expected, _ = sample(network, prompts, num_slots=5)
   with jax.enable_x64(True):
@@ -551,7 +566,7 @@ def finished_rows_of(
 
 @pytest.mark.parametrize(
   "settings",
-  [{}, {"num_slots": 3}, {"stop": ("ab", "q", "rs")}],
+  [{}, {"num_slots": 5}, {"stop": ("ab", "q", "rs")}],
   ids=["all at once", "few slots", "stop strings"],
 )
 @pytest.mark.parametrize("is_cut", [False, True], ids=["whole", "by device"])
@@ -560,6 +575,7 @@ def test_each_row_is_reported_once_as_it_ends(
 ):
   mesh = None
   if is_cut:
+    monkeypatch.setattr(engine, "ladder", lambda width: [width])
     mesh = sharding.make_mesh(2, 1, 2, devices=jax.devices()[:4])
   reported, tokens, rolled = finished_rows_of(
     network, prompts, monkeypatch, mesh, **settings
@@ -588,10 +604,11 @@ def test_reporting_rows_compiles_nothing_new(network, prompts, monkeypatch):
 
 
 def test_prompts_are_read_a_few_at_a_time(network, prompts, monkeypatch):
-  """The last: the tests above need not compile again what this one clears."""
   expected, _ = sample(network, prompts)
-  jax.clear_caches()
+  engine._start.clear_cache()  # it is read while a program is traced
   monkeypatch.setattr(prefill, "_PREFILL_TOKENS", 8)
+  before = engine._start._cache_size()
   rolled, _ = sample(network, prompts)
-  jax.clear_caches()
+  assert engine._start._cache_size() == before + 1
+  engine._start.clear_cache()
   assert_same(rolled, expected)
