@@ -273,6 +273,23 @@ def test_matrices_of_a_network_are_found_by_their_axes():
     assert decays["layers"][name] == (0.5 if axes else 0)
 
 
+def test_experts_are_matrices_and_biases_are_not():
+  shapes = {
+    "expert_down": (2, 3, 4, 5),
+    "router": (2, 5, 3),
+    "query_bias": (2, 4, 6),
+    "output_bias": (2, 5),
+  }
+  params = {"layers": {k: np.zeros(v) for k, v in shapes.items()}}
+  found = parameter_groups.matrices(params)["layers"]
+  assert {name: x and tuple(x) for name, x in found.items()} == {
+    "expert_down": ((2,), (3,)),
+    "router": ((1,), (2,)),
+    "query_bias": None,
+    "output_bias": None,
+  }
+
+
 def test_groups_have_rates_and_decays_of_their_own():
   params, gradient = draw(0), draw(1)
   groups = [
