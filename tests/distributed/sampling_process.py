@@ -1,8 +1,5 @@
 """One of several processes that sample together; see test_two_processes."""
 
-import tests.conftest  # noqa: F401  (strict settings, before jax is imported)
-
-# isort: split
 import sys
 from typing import Any
 
@@ -70,9 +67,8 @@ def sample(mesh: jax.sharding.Mesh, rows: slice) -> dict[str, Any]:
     )
     names = random_keys.identities(NAMES)[rows]
     with pytest.MonkeyPatch.context() as patch, jax.set_mesh(mesh):
-      if "rollout_mesh" in changed:
-        # The narrower widths of it would be many programs more.
-        patch.setattr(engine, "ladder", lambda width: [width])
+      if name != "few slots":
+        _keep_slots(patch)
       reported = {}
       rolled, _ = sampler.sample(
         params,
@@ -91,6 +87,11 @@ def sample(mesh: jax.sharding.Mesh, rows: slice) -> dict[str, Any]:
     found[name] = np.where(rolled.completion_mask, rolled.completion_ids, -1)
   found |= criticise(whole, params, mesh, rows)
   return found | converse(whole, params, mesh, rows)
+
+
+def _keep_slots(patch: pytest.MonkeyPatch) -> None:
+  """Gives up no slots: each number of them is a program that compiles long."""
+  patch.setattr(engine, "ladder", lambda width: [width])
 
 
 class Attempts:
@@ -144,7 +145,8 @@ def criticise(
     Problem(i, ({"role": "user", "content": f"Compute {i}."},), "")
     for i in NAMES[rows]
   ]
-  with jax.set_mesh(mesh):
+  with pytest.MonkeyPatch.context() as patch, jax.set_mesh(mesh):
+    _keep_slots(patch)
     found = critic(params, problems, jax.random.key(0))
   assert found.critiques is not None
   num_asked = sum(v.status is Status.WRONG for v in found.verdicts)
@@ -181,8 +183,8 @@ def converse(
   ]
   seen = []
   with pytest.MonkeyPatch.context() as patch, jax.set_mesh(mesh):
-    # One width of slots and one of prompts: they compile for long.
-    patch.setattr(engine, "ladder", lambda width: [width])
+    _keep_slots(patch)
+    # One width of prompts too: each is a program.
     patch.setattr(shared_prefixes, "_NUM_WIDTHS", 1)
     found = player(
       params,
@@ -202,6 +204,7 @@ def converse(
 
 def main() -> None:
   address, index, out = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+  jax.config.update("jax_numpy_rank_promotion", "raise")  # as in the tests
   jax.distributed.initialize(address, num_processes=2, process_id=index)
   engine._STEPS = 4  # several looks
   rows = slice(4 * index, 4 * index + 4)

@@ -1,9 +1,6 @@
 """Two processes sample what one samples, each its own problems."""
 
-import os
-import socket
-import subprocess
-import sys
+import contextlib
 
 import jax
 import numpy as np
@@ -14,28 +11,27 @@ from tests.distributed import sampling_process
 
 
 def test_two_processes_sample_what_one_samples(tmp_path):
-  with socket.socket() as free:
-    free.bind(("127.0.0.1", 0))
-    address = f"127.0.0.1:{free.getsockname()[1]}"
-  # The flags that stand are those of this process; the children add theirs.
-  environment = {
-    **os.environ,
-    "XLA_FLAGS": "",
-    "DISTIL_JAX_TEST_DEVICES": "2",
-  }
+  address = f"127.0.0.1:{commands.free_port()}"
   program = ("-m", sampling_process.__name__)
-  children = [
-    subprocess.Popen(
-      [sys.executable, *program, address, str(i), tmp_path / f"{i}.npz"],
-      env=environment,
-      cwd=commands.ROOT,
-      stderr=subprocess.PIPE,
-    )
-    for i in range(2)
-  ]
-  for child in children:
-    _, said = child.communicate(timeout=300)
-    assert child.returncode == 0, said.decode()[-3000:]
+  with contextlib.ExitStack() as started:
+    children = [
+      started.enter_context(
+        commands.start(
+          [address, i, tmp_path / f"{i}.npz"],
+          tmp_path / "compiled",
+          program,
+          num_devices=2,
+        )
+      )
+      for i in range(2)
+    ]
+    try:
+      for child in children:
+        _, said = child.communicate(timeout=300)
+        assert child.returncode == 0, said[-3000:]
+    finally:
+      for child in children:
+        child.kill()
   mesh = sharding.make_mesh(2, 1, 2, devices=jax.devices()[:4])
   one = sampling_process.sample(mesh, slice(None))
   parts = [np.load(tmp_path / f"{i}.npz") for i in range(2)]
