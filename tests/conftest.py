@@ -13,11 +13,13 @@ os.environ["XLA_FLAGS"] = " ".join(
   (
     os.environ.get("XLA_FLAGS", ""),
     xla_settings.fast_compile_flags(),
-    "--xla_force_host_platform_device_count="
-    + os.environ.get("DISTIL_JAX_TEST_DEVICES", "8"),
+    "--xla_force_host_platform_device_count=8",
   )
 )
 os.environ.update(xla_settings.shared_cache())
+# Where in the source each operation of a program comes from costs a few per
+# cent of all time, and no test reads it.
+os.environ["JAX_INCLUDE_FULL_TRACEBACKS_IN_LOCATIONS"] = "0"
 
 import jax
 import pytest
@@ -29,8 +31,12 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 _FIRST = (
   "test_hosts",
   "test_commands",
+  "test_compare",
   "test_engine",
+  "test_golden_runs",
+  "test_gradient_noise",
   "test_resume",
+  "test_trainer",
   "test_two_processes",
 )
 
@@ -57,6 +63,14 @@ def interruptible():
   signal.signal(signal.SIGINT, before)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def little_memory():
+  """Lets the programs of a file go, if they are many: the next has its own."""
+  yield
+  if _num_memory_maps() > 12_000:
+    _forget_programs()
+
+
 # Seconds; to count the maps after each short test would cost more than these.
 _SHORT = 0.3
 
@@ -72,7 +86,15 @@ def few_memory_maps():
   yield
   if time.monotonic() - begun < _SHORT:
     return
+  if _num_memory_maps() > 45_000:
+    _forget_programs()
+
+
+def _num_memory_maps() -> int:
   maps = pathlib.Path("/proc/self/maps")
-  if maps.exists() and maps.read_bytes().count(b"\n") > 45_000:
-    jax.clear_caches()
-    gc.collect()
+  return maps.read_bytes().count(b"\n") if maps.exists() else 0
+
+
+def _forget_programs() -> None:
+  jax.clear_caches()
+  gc.collect()
