@@ -11,6 +11,21 @@ from typing import Any
 from tests import prefork, xla_settings
 from tests.paths import ROOT
 
+# Runs the command with few programs, each of which compiles for a second: slots
+# are not given up, and all that is read of a turn has one length.
+WITH_FEW_PROGRAMS = (
+  "-c",
+  """
+import sys
+from distil_jax.cli import main
+from distil_jax.data import shared_prefixes
+from distil_jax.generation import engine
+engine.ladder = lambda width: [width]
+shared_prefixes._NUM_WIDTHS = 1
+sys.exit(main.main())
+""",
+)
+
 
 def start(
   arguments: Sequence[str],

@@ -10,7 +10,7 @@ import yaml
 
 import distil_jax as dj
 from distil_jax.cli import main
-from tests.commands import run
+from tests.commands import WITH_FEW_PROGRAMS, run
 from tests.paths import DATA
 
 SMOKE = "configs/science/smoke.yaml"
@@ -135,12 +135,14 @@ def test_other_environments_go_through_all_stations(
       f"configs/{config}.yaml",
       "train.num_steps=1",
       "model.create.num_layers=1",  # compiles sooner; others have more
+      "evaluation.num_samples=2",  # as many as a group: the same programs
       f"train.run_directory={tmp_path}/run",
       f"model.directory={tmp_path}/model",
       f"data.train={data}",
       f"data.evaluation={data}",
     ],
     folder / "compiled",
+    program=WITH_FEW_PROGRAMS,
   )
   assert done.returncode == 0, done.stderr
   (metrics,) = read_lines(tmp_path / "run/metrics.jsonl")

@@ -51,7 +51,10 @@ def test_train_with_a_tool_that_always_answers(tmp_path):
   arguments = ["train", str(CONFIG), *SETTINGS, "train.num_steps=1"]
   arguments += [f"train.run_directory={tmp_path}/run"]
   with commands.start(
-    arguments, tmp_path / "compiled", directory=tmp_path
+    arguments,
+    tmp_path / "compiled",
+    commands.WITH_FEW_PROGRAMS,
+    directory=tmp_path,
   ) as process:
     _, said = process.communicate(timeout=240)
   assert process.returncode == 0, said

@@ -14,7 +14,7 @@ import pytest
 
 import distil_jax as dj
 from distil_jax.training import checkpoints
-from tests.commands import free_port, run, start
+from tests.commands import WITH_FEW_PROGRAMS, free_port, run, start
 
 CONFIG = """
 data: {train: generated, evaluation: generated, num_train: 64,
@@ -56,11 +56,11 @@ def launched(index, port, *, count=2):
 
 
 @contextlib.contextmanager
-def together(commands, compiled, **settings):
+def together(commands, compiled, program=WITH_FEW_PROGRAMS):
   """Starts one process for each command; none outlives the block."""
   port = free_port()
   children = [
-    start([*command, *launched(index, port)], compiled, **settings)
+    start([*command, *launched(index, port)], compiled, program)
     for index, command in enumerate(commands)
   ]
   try:
@@ -127,7 +127,12 @@ def wait_for(condition, children):
 @pytest.fixture(scope="module")
 def alone(folder):
   """One process with as many devices, never interrupted."""
-  done = run(arguments(folder, "alone"), folder / "compiled", num_devices=2)
+  done = run(
+    arguments(folder, "alone"),
+    folder / "compiled",
+    program=WITH_FEW_PROGRAMS,
+    num_devices=2,
+  )
   assert done.returncode == 0, done.stderr
   expected = numbers(folder / "alone")
   assert 0 < sum(line["reward"] for line in expected) < len(expected)
@@ -180,7 +185,9 @@ def test_another_number_goes_on_and_all_stop_at_one_step(folder, alone, killed):
   del killed
   place = folder / "elastic"
   done = run(
-    arguments(folder, "elastic", "train.num_steps=6"), folder / "compiled"
+    arguments(folder, "elastic", "train.num_steps=6"),
+    folder / "compiled",
+    program=WITH_FEW_PROGRAMS,
   )
   assert done.returncode == 0, done.stderr
   assert "going on from step" in done.stderr
