@@ -28,8 +28,8 @@ from distil_jax.models.layers import (
   Params,
   merge,
   pack,
-  parameter_axes,
 )
+from distil_jax.models.parameter_axes import parameter_axes
 
 
 @struct.dataclass

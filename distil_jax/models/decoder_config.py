@@ -42,6 +42,27 @@ class RopeScaling:
 
 
 @dataclasses.dataclass(frozen=True)
+class LoRA:
+  """Describes low-rank adapters: W + alpha / rank · A B for chosen matrices.
+
+  Attributes:
+    rank: r, columns of A and rows of B.
+    alpha: Times 1 / r, the factor of the product.
+    targets: Names of the matrices: `query`, `key`, `value`, `output`, `gate`,
+      `up` or `down`.
+  """
+
+  rank: int
+  alpha: float
+  targets: tuple[str, ...]
+
+  @property
+  def scale(self) -> float:
+    """The factor of the product of A and B."""
+    return self.alpha / self.rank
+
+
+@dataclasses.dataclass(frozen=True)
 class DecoderConfig:
   """Holds the sizes of the network, its family's traits and how it computes.
 
@@ -57,6 +78,7 @@ class DecoderConfig:
     num_experts: Experts of each layer; 0 means one MLP.
     num_experts_per_token: Experts that a token is sent to.
     normalizes_experts: True if the weights of a token's experts sum to 1.
+    lora: Adapters beside the weights; None means that there are none.
   """
 
   vocab_size: int
@@ -91,6 +113,7 @@ class DecoderConfig:
   num_experts: int = 0
   num_experts_per_token: int = 0
   normalizes_experts: bool = False
+  lora: LoRA | None = None
 
   def window(self, layer: int) -> int | None:
     """Returns the number of tokens that a layer reads; None means all."""

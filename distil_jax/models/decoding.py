@@ -30,6 +30,7 @@ from distil_jax.models.kv_cache import (
   prompt_columns,
   take,
 )
+from distil_jax.models.parameter_axes import parameter_axes
 from distil_jax.models.prefix_attention import merge_parts
 
 Weights = dict[str, Any]
@@ -56,7 +57,7 @@ def by_layer(graphdef: nnx.GraphDef, params: layers.Params) -> Weights:
 
   def layer(i):
     return {
-      name: sharding.constrain(x[i], *layers.parameter_axes(name, x.ndim - 1))
+      name: sharding.constrain(x[i], *parameter_axes(name, x.ndim - 1))
       for name, x in whole["layers"].items()
     }
 
@@ -67,7 +68,7 @@ def shardings(mesh: jax.sharding.Mesh, weights: Weights) -> Any:
   """Returns the `NamedSharding` of each array, in the same tree."""
 
   def sharding_of(name: str, x) -> jax.sharding.NamedSharding:
-    return sharding.sharding(mesh, *layers.parameter_axes(name, x.ndim))
+    return sharding.sharding(mesh, *parameter_axes(name, x.ndim))
 
   return {
     name: tuple(

@@ -9,7 +9,7 @@ steps with a KV cache (`decoding`) therefore share them too.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -24,52 +24,6 @@ from distil_jax.models.rope import rope_angles, rotate
 Params = dict[str, Any]
 # (query, key, value, ...) -> the attention output, and what the caller keeps.
 Attend = Callable[..., tuple[jax.Array, Any]]
-
-PARAMETER_AXES: Mapping[str, sharding.LogicalAxes] = {
-  "attention_norm": (None,),
-  "query": ("embed", "heads", "head_size"),
-  "key": ("embed", "kv_heads", "head_size"),
-  "value": ("embed", "kv_heads", "head_size"),
-  "query_bias": ("heads", "head_size"),
-  "key_bias": ("kv_heads", "head_size"),
-  "value_bias": ("kv_heads", "head_size"),
-  "query_norm": (None,),
-  "key_norm": (None,),
-  "output": ("heads", "head_size", "embed"),
-  "output_bias": (None,),
-  "attention_post_norm": (None,),
-  "mlp_norm": (None,),
-  "gate": ("embed", "mlp"),
-  "up": ("embed", "mlp"),
-  "down": ("mlp", "embed"),
-  "gate_bias": ("mlp",),
-  "up_bias": ("mlp",),
-  "down_bias": (None,),
-  "router": ("embed", None),
-  "expert_gate": ("experts", "embed", None),
-  "expert_up": ("experts", "embed", None),
-  "expert_down": ("experts", None, "embed"),
-  "mlp_post_norm": (None,),
-  "embedding": ("vocab", "embed"),
-  "norm": (None,),
-  "unembedding": ("embed", "vocab"),
-}
-# Axes of scales that act on all heads together, `[N, H]`.
-_ALL_HEADS_AXES: Mapping[str, sharding.LogicalAxes] = {
-  "query_norm": ("heads", "head_size"),
-  "key_norm": ("kv_heads", "head_size"),
-}
-
-
-def parameter_axes(name: str, rank: int) -> sharding.LogicalAxes:
-  """Returns the logical axes of a parameter of one layer, or outside them.
-
-  Args:
-    name: Name of the parameter.
-    rank: Number of its axes, without that of the layers.
-  """
-  axes = PARAMETER_AXES[name]
-  return axes if len(axes) == rank else _ALL_HEADS_AXES[name]
 
 
 def rms_norm(
@@ -126,6 +80,8 @@ class Block(nnx.Module):
     if c.norm_placement != "before":
       self.attention_post_norm = scale(c.width)
       self.mlp_post_norm = scale(c.width)
+    for target in c.lora.targets if c.lora else ():
+      self._init_adapter(target, c.lora.rank)
 
   def _init_mlp(self, weight, zeros):
     c = self.config
@@ -142,6 +98,14 @@ class Block(nnx.Module):
     self.expert_gate = weight(c.num_experts, c.width, c.mlp_size)
     self.expert_up = weight(c.num_experts, c.width, c.mlp_size)
     self.expert_down = weight(c.num_experts, c.mlp_size, c.width)
+
+  def _init_adapter(self, target: str, rank: int):
+    """Adds A and B, float32 whatever the type of the weights, with B = 0."""
+    shape = getattr(self, target).shape
+    num_inputs = 2 if target == "output" else 1
+    inputs, outputs = shape[:num_inputs], shape[num_inputs:]
+    setattr(self, f"{target}_lora_a", nnx.Param(jnp.zeros((*inputs, rank))))
+    setattr(self, f"{target}_lora_b", nnx.Param(jnp.zeros((rank, *outputs))))
 
   def __call__(self, x, angles, attend: Attend, *extra):
     """Runs the layer.
@@ -162,9 +126,10 @@ class Block(nnx.Module):
     # One matrix product: for `nh,nhd->d` XLA would transpose the weights at
     # each call.
     attended = attended.reshape(*x.shape[:-1], -1)
-    attended = attended @ output.reshape(-1, x.shape[-1])
-    attended = self._add_bias("output_bias", attended)
-    x = x + self._norm("attention_post_norm", attended)
+    projected = attended @ output.reshape(-1, x.shape[-1])
+    projected = self._add_adapter("output", attended, projected)
+    projected = self._add_bias("output_bias", projected)
+    x = x + self._norm("attention_post_norm", projected)
     normed = self._norm("mlp_norm", x)
     mixed = (
       self._experts(normed) if self.config.num_experts else (self._mlp(normed))
@@ -177,18 +142,22 @@ class Block(nnx.Module):
     query = jnp.einsum("...d,dnh->...nh", x, self.query[...].astype(dtype))
     key = jnp.einsum("...d,dkh->...kh", x, self.key[...].astype(dtype))
     value = jnp.einsum("...d,dkh->...kh", x, self.value[...].astype(dtype))
-    query = self._add_bias("query_bias", query)
-    key = self._add_bias("key_bias", key)
-    value = self._add_bias("value_bias", value)
+    query = self._add_bias("query_bias", self._add_adapter("query", x, query))
+    key = self._add_bias("key_bias", self._add_adapter("key", x, key))
+    value = self._add_bias("value_bias", self._add_adapter("value", x, value))
     query = rotate(self._norm("query_norm", query), angles)
     key = rotate(self._norm("key_norm", key), angles)
     return query, key, value
 
   def _mlp(self, x: jax.Array) -> jax.Array:
-    gate = self._add_bias("gate_bias", x @ self.gate[...].astype(x.dtype))
-    up = self._add_bias("up_bias", x @ self.up[...].astype(x.dtype))
-    mixed = activation(self.config)(gate) * up
-    return self._add_bias("down_bias", mixed @ self.down[...].astype(x.dtype))
+    gate = self._linear("gate", x)
+    mixed = activation(self.config)(gate) * self._linear("up", x)
+    return self._linear("down", mixed)
+
+  def _linear(self, name: str, x: jax.Array) -> jax.Array:
+    """Multiplies by a matrix of the MLP, with its adapter and bias."""
+    y = x @ getattr(self, name)[...].astype(x.dtype)
+    return self._add_bias(f"{name}_bias", self._add_adapter(name, x, y))
 
   def _experts(self, x: jax.Array) -> jax.Array:
     c = self.config
@@ -212,6 +181,24 @@ class Block(nnx.Module):
       return x
     c = self.config
     return rms_norm(x, scale[...], c.norm_epsilon, adds_one=c.norm_adds_one)
+
+  def _add_adapter(self, name: str, x: jax.Array, y: jax.Array) -> jax.Array:
+    """Adds what the adapter of a matrix makes of `x`, or returns `y`.
+
+    Args:
+      name: Name of the matrix.
+      x: What the matrix was multiplied with.
+      y: The product.
+    """
+    if self.config.lora is None or name not in self.config.lora.targets:
+      return y
+    rank, dtype = self.config.lora.rank, x.dtype
+    a = getattr(self, f"{name}_lora_a")[...].astype(dtype).reshape(-1, rank)
+    b = getattr(self, f"{name}_lora_b")[...].astype(dtype).reshape(rank, -1)
+    # Two thin products instead of one with A B: the gradient of a whole matrix
+    # is then never made.
+    added = ((x @ a) @ b) * jnp.asarray(self.config.lora.scale, dtype)
+    return y + added.reshape(y.shape)
 
   def _add_bias(self, name: str, x: jax.Array) -> jax.Array:
     """Adds a bias that the family has, or returns `x`."""

@@ -11,7 +11,8 @@ import pytest
 from distil_jax import config
 from distil_jax.generation import random_keys, sampler
 from distil_jax.generation.sampling_params import SamplingParams
-from distil_jax.models import decoder, layers, sharding
+from distil_jax.models import decoder, sharding
+from distil_jax.models.parameter_axes import PARAMETER_AXES
 from distil_jax.training import build_step, train_state
 from tests import networks
 
@@ -84,7 +85,7 @@ def test_every_parameter_has_a_place():
 @pytest.mark.parametrize(
   "axes",
   [
-    *layers.PARAMETER_AXES.values(),
+    *PARAMETER_AXES.values(),
     ("batch", "sequence", "heads", "head_size"),
     ("batch", None, "kv_heads", "head_size"),
     ("batch", "sequence", None),
@@ -119,7 +120,7 @@ def test_context_joins_fsdp_without_moving_a_parameter():
   mesh = sharding.make_mesh(fsdp=2, context=2, tensor=2)
   joined = sharding.without_context(mesh)
   assert dict(joined.shape) == {"data": 1, "fsdp": 4, "context": 1, "tensor": 2}
-  for name, axes in layers.PARAMETER_AXES.items():
+  for name, axes in PARAMETER_AXES.items():
     shape = (8,) * len(axes)
     before, after = (
       sharding.sharding(m, *axes).devices_indices_map(shape)
