@@ -70,6 +70,7 @@ def _teacher_params(config: configs.Config, loaded):
     ConfigError: the teacher has no parameters of its own, or there is no
       checkpoint.
   """
+  from distil_jax.models import lora
   from distil_jax.training import checkpoints
   from distil_jax.training.setup import steps
 
@@ -87,7 +88,9 @@ def _teacher_params(config: configs.Config, loaded):
     with checkpoints.Checkpoints(directory) as saved:
       step = saved.latest_step
       if step is not None:
-        return step, saved.read_params(step, template, "teacher_params")
+        params = saved.read_params(step, template, "teacher_params")
+        base, _ = steps.split_params(config, loaded.policy.params)
+        return step, lora.join(base, params)
   raise configs.ConfigError(
     f"no checkpoint in {config.run_directory}: the teacher is still the base "
     "model; train first, or leave out --teacher to export the base model"

@@ -4,7 +4,14 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
-from distil_jax.config.base import DType, NonNegative, Positive, Section, Seed
+from distil_jax.config.base import (
+  Above,
+  DType,
+  NonNegative,
+  Positive,
+  Section,
+  Seed,
+)
 
 FamilyName = Literal[
   "gemma3_text",
@@ -15,6 +22,9 @@ FamilyName = Literal[
   "qwen2",
   "qwen3",
   "qwen3_moe",
+]
+LoRATarget = Literal[
+  "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"
 ]
 # Families that have layers with a sliding window.
 _WINDOWED = ("gemma3_text", "mistral", "olmo3")
@@ -75,6 +85,38 @@ class CreateModelConfig(Section):
     return self
 
 
+class LoRAConfig(Section):
+  """Low-rank adapters: only they are trained, and the weights stay.
+
+  A frozen teacher is the model without them, and a moving average one of the
+  adapters, so that no second copy of the weights is kept.
+  """
+
+  rank: Positive = 64
+  """Columns of A and rows of B in W + alpha / rank · A B."""
+  alpha: Above | None = None
+  """null: twice the rank."""
+  targets: tuple[LoRATarget, ...] = (
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+    "gate_proj",
+    "up_proj",
+    "down_proj",
+  )
+  """Matrices that have adapters, by their names in PEFT."""
+
+  @pydantic.model_validator(mode="after")
+  def _targets(self):
+    if not self.targets or len(set(self.targets)) < len(self.targets):
+      raise ValueError(
+        f"targets={list(self.targets)} must name at least one matrix, and none "
+        "twice"
+      )
+    return self
+
+
 class ModelConfig(Section):
   """The policy: a Hugging Face directory of a decoder of a known family.
 
@@ -90,6 +132,8 @@ class ModelConfig(Section):
   create: CreateModelConfig | None = None
   param_dtype: DType = "float32"
   compute_dtype: DType = "float32"
+  lora: LoRAConfig | None = None
+  """null: all weights are trained."""
   remat: Literal["none", "layer"] = "layer"
   attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
   """Attention kernel for whole sequences. `cudnn` is for CUDA GPUs, `splash`

@@ -24,7 +24,8 @@ from distil_jax.generation.sampler_state import SamplerSizes, SamplerState
 from distil_jax.generation.sampling_params import SamplingParams
 from distil_jax.generation.stop_strings import StopStringSearch
 from distil_jax.generation.usage import OnFinished, Report, Usage, no_report
-from distil_jax.models import decoding, layers, sharding
+from distil_jax.models import decoding, layers, lora, sharding
+from distil_jax.models.decoder_config import LoRA
 from distil_jax.types import Rollout
 
 # Tokens that the KV cache can hold at first.
@@ -45,21 +46,25 @@ class Engine:
     eos_ids: Sequence[int],
     pad_id: int,
     decode: Callable[[list[int]], str] | None = None,
+    adapters: LoRA | None = None,
   ):
     """Prepares the engine; nothing is compiled yet.
 
     Args:
-      graphdef: From `decoder.make`.
+      graphdef: From `decoder.make`, without adapters.
       config: Slots, type of the KV cache and mesh; None means the defaults.
       eos_ids: Each of them ends a completion, as its last token.
       pad_id: Fills the completions after their end.
       decode: Turns token ids into text; needed to find stop strings.
+      adapters: Those of the parameters, into which they are merged once a call;
+        None means that there are none.
     """
     self.config = config or EngineConfig()
     self._graphdef = graphdef
     self._eos_ids = tuple(eos_ids)
     self._pad_id = pad_id
     self._decode = decode
+    self._adapters = adapters
     self._programs: set[tuple[int, ...]] = set()
 
   def __call__(
@@ -114,7 +119,8 @@ class Engine:
     """Returns the parameters as they are sampled from, on the engine's mesh."""
     # jit would copy arrays that it returns unchanged, so they are left out.
     unchanged = {k: v for k, v in params.items() if k != "layers"}
-    weights = {**unchanged, **_changed_weights(self._graphdef, params)}
+    changed = _changed_weights(self._graphdef, params, adapters=self._adapters)
+    weights = {**unchanged, **changed}
     mesh = self.config.mesh
     if mesh is None:
       return weights
@@ -271,12 +277,13 @@ def _default_cache_dtype(weights: decoding.Weights) -> str:
 
 
 def _cast_or_split(
-  graphdef: nnx.GraphDef, params: layers.Params
+  graphdef: nnx.GraphDef, params: layers.Params, *, adapters: LoRA | None
 ) -> dict[str, Any]:
-  """Returns the weights that must be cast or split before decoding."""
+  """Returns the weights that must be cast, split or merged before decoding."""
+  merged = lora.merge(params, adapters)
   return {
     name: value
-    for name, value in decoding.by_layer(graphdef, params).items()
+    for name, value in decoding.by_layer(graphdef, merged).items()
     if name == "layers" or value.dtype != params[name].dtype
   }
 
@@ -341,7 +348,9 @@ def _replicate(x: jax.Array) -> jax.Array:
 
 # Compiled functions are shared by all engines, so that engines with equal
 # shapes share their programs.
-_changed_weights = jax.jit(_cast_or_split, static_argnums=0)
+_changed_weights = jax.jit(
+  _cast_or_split, static_argnums=0, static_argnames="adapters"
+)
 _start = jax.jit(prefill.prefill, static_argnames=("graphdef", "sizes"))
 # A donated state is updated in place. Its KV cache is the largest array of a
 # rollout, and a second one would often not fit.

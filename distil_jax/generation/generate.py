@@ -136,11 +136,12 @@ def sample_completions(
   if not jnp.issubdtype(jnp.asarray(key).dtype, jax.dtypes.prng_key):
     key = jax.random.wrap_key_data(key)
   run = engine.Engine(
-    policy.graphdef,
+    policy.sampling_graphdef,
     engine_config,
     eos_ids=policy.tokenizer.eos_ids,
     pad_id=policy.tokenizer.pad_id,
     decode=policy.tokenizer.decode,
+    adapters=policy.config.lora,
   )
   sampled, _ = run(
     policy.params,

@@ -28,6 +28,7 @@ from distil_jax.models import (
   hf_files,
   hf_weights,
   layers,
+  lora,
 )
 from distil_jax.models import decoder_config as models_config
 from distil_jax.models.kernels import sequence_attention
@@ -62,10 +63,19 @@ class Policy:
       for row, counts in zip(np.asarray(ids), np.asarray(mask), strict=True)
     ]
 
+  @property
+  def sampling_graphdef(self) -> nnx.GraphDef:
+    """The graph definition of the network with its adapters merged."""
+    if self.config.lora is None:
+      return self.graphdef
+    return decoder.make(dataclasses.replace(self.config, lora=None))[0]
+
   def save(
     self, directory: str | os.PathLike[str], *, dtype: str | None = None
   ) -> None:
     """Writes a Hugging Face directory: weights, config and tokenizer.
+
+    Adapters are merged into the weights.
 
     Args:
       directory: Made if it does not exist. Earlier weights are replaced, and
@@ -81,8 +91,10 @@ class Policy:
     # files that are the same everywhere are written by one.
     if jax.process_index() == 0:
       self.tokenizer.save(directory)
+    merged = lora.merge(self.params, self.config.lora)
+    network = dataclasses.replace(self.config, lora=None)
     hf_export.save(
-      directory, self.params, self.config, config_json=settings, dtype=dtype
+      directory, merged, network, config_json=settings, dtype=dtype
     )
 
 

@@ -91,6 +91,7 @@ def load_network(
       "--num-params-from config.json"
     )
   policies.check_network(config, found)
+  found = policies.with_lora(config, found)
   sequence_attention.check(
     found.attention, head_size=found.head_size, dtype=found.compute_dtype
   )
@@ -101,7 +102,7 @@ def _state_parts(state: train_state.TrainState) -> dict[str, float]:
   """Returns the bytes of each part of the training state on a chip."""
   masters = memory.tree_bytes(low_precision.full_params(None, state.opt_state))
   parts = {
-    "parameters": memory.tree_bytes(state.params),
+    "parameters": memory.tree_bytes(state.student_params),
     "teacher": memory.tree_bytes(state.teacher_params),
     "initial parameters": memory.tree_bytes(state.initial_params),
     "optimizer": memory.tree_bytes(state.opt_state) - masters,
@@ -137,6 +138,9 @@ class Planner:
     self.network = network
     self.progress = progress
     self.graphdef, self.shapes = decoder.make(network)
+    # Adapters are merged into the weights before they are sampled from.
+    merged = dataclasses.replace(network, lora=None)
+    self.sampling_graphdef, self.sampling_shapes = decoder.make(merged)
     self.mesh = meshes.build_mesh(config, hardware.devices)
     meshes.check_attention(config, self.mesh)
     self.rollout_mesh = (
@@ -205,7 +209,7 @@ class Planner:
     """
     with jax.set_mesh(self.rollout_mesh):
       weights = abstract_inputs.weights(
-        self.graphdef, self.shapes, self.rollout_mesh
+        self.sampling_graphdef, self.sampling_shapes, self.rollout_mesh
       )
       *earlier, last = abstract_inputs.cache_lengths(
         engine.FIRST_CACHE_LENGTH, self.run.completion_length
@@ -253,7 +257,7 @@ class Planner:
   ) -> Phase:
     state, run = self._rollout_state(weights, cache_length), self.run
     advance = functools.partial(
-      sampler.advance, graphdef=self.graphdef, eos_ids=_EOS_IDS
+      sampler.advance, graphdef=self.sampling_graphdef, eos_ids=_EOS_IDS
     )
     advance = jax.jit(advance, donate_argnums=1)
     # Every completion has the maximum length, and slots are reused in waves.
@@ -291,7 +295,7 @@ class Planner:
       )
     start = functools.partial(
       prefill.prefill,
-      graphdef=self.graphdef,
+      graphdef=self.sampling_graphdef,
       sizes=sampler_state.SamplerSizes(
         num_slots=run.num_slots,
         cache_length=cache_length,

@@ -90,6 +90,7 @@ def restore_state(
   step: int,
   template: train_state.TrainState,
   progress: Progress,
+  base_params: Any = None,
 ) -> tuple[train_state.TrainState, float]:
   """Restores a checkpoint; its step is also the position in the data.
 
@@ -99,6 +100,8 @@ def restore_state(
     step: the step to restore.
     template: shape, dtype and sharding of each array of the state.
     progress: shows where the run goes on.
+    base_params: what the adapters of the checkpoint stand beside; None without
+      adapters.
 
   Returns:
     The state, and the seconds that the run took to reach it.
@@ -115,9 +118,15 @@ def restore_state(
     if step < num_steps
     else f"step {step} of {num_steps} is done: raise train.num_steps to go on"
   )
-  return train_state.TrainState(**restored), seconds
+  state = train_state.TrainState(**restored)
+  return dataclasses.replace(state, base_params=base_params), seconds
 
 
 def _as_dict(state: train_state.TrainState) -> dict[str, Any]:
-  # Not `asdict`, which would copy every array.
-  return {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
+  # Not `asdict`, which would copy every array. The frozen weights are those of
+  # `model.directory`.
+  return {
+    f.name: getattr(state, f.name)
+    for f in dataclasses.fields(state)
+    if f.name != "base_params"
+  }

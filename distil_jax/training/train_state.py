@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from distil_jax.models import decoder, sharding
+from distil_jax.models import decoder, lora, sharding
 from distil_jax.training import teacher_guard
 
 
@@ -27,6 +27,8 @@ class TrainState:
     key: raw key data of the run; each step folds its number in. uint32.
     guard: the state of the teacher's guard; None without a guard.
     initial_params: what a guarded teacher goes back to; None if it does not.
+    base_params: frozen parameters, of which the trees above hold the adapters
+      alone; None without adapters. Checkpoints leave it out.
   """
 
   step: Any
@@ -36,6 +38,16 @@ class TrainState:
   key: Any
   guard: Any = None
   initial_params: Any = None
+  base_params: Any = None
+
+  @property
+  def student_params(self) -> Any:
+    """The parameters of the student's network."""
+    return self.whole(self.params)
+
+  def whole(self, params: Any) -> Any:
+    """Returns the network's parameters with these adapters, or as they are."""
+    return lora.join(self.base_params, params)
 
 
 def init_state(
@@ -46,18 +58,20 @@ def init_state(
   seed: int,
   guard_action: Literal["freeze", "roll_back"] | None = None,
   teacher_dtype: Any = None,
+  base_params: decoder.Params | None = None,
 ) -> TrainState:
   """Returns the state before the first step.
 
   The teacher starts at the initial weights.
 
   Args:
-    params: the student's initial parameters.
+    params: the student's initial parameters, or its adapters.
     optimizer: from `make_optimizer`.
     keeps_teacher: whether the teacher has parameters of its own.
     seed: of the run's key.
     guard_action: what the teacher's guard does; None means no guard.
     teacher_dtype: type of the teacher's parameters; None means the student's.
+    base_params: what the adapters stand beside; None without adapters.
   """
 
   def copied(is_kept, dtype=None):
@@ -78,6 +92,7 @@ def init_state(
     key=jax.random.key_data(jax.random.key(seed)),
     guard=teacher_guard.init_state() if guard_action else None,
     initial_params=copied(guard_action == "roll_back"),
+    base_params=base_params,
   )
 
 
@@ -114,6 +129,9 @@ def state_shardings(
     key=replicated,
     guard=jax.tree.map(lambda _: replicated, state.guard),
     initial_params=kept(state.initial_params),
+    base_params=None
+    if state.base_params is None
+    else decoder.shardings(mesh, state.base_params),
   )
 
 

@@ -48,9 +48,12 @@ def train_step(
     The next state, and scalars to log.
   """
   key = jax.random.fold_in(jax.random.wrap_key_data(state.key), _TEACHER_KEY)
+  teacher_params = state.teacher_params
+  if teacher_params is not None:
+    teacher_params = state.whole(teacher_params)
   batch = _with_teacher_lists(
-    state.params,
-    state.teacher_params,
+    state.student_params,
+    teacher_params,
     batch,
     jax.random.fold_in(key, state.step),
     ask_fn=objective.ask_fn,
@@ -63,10 +66,11 @@ def train_step(
     # mini-batch is compared with the same one.
     gradient, value, aux = _gradients(
       params,
-      state.teacher_params,
+      teacher_params,
       mini_batch,
       objective=objective,
       num_micro_batches=num_micro_batches,
+      whole=state.whole,
     )
     updates, opt_state = optimizer.update(gradient, opt_state, params)
     params = low_precision.next_params(params, updates, opt_state)
@@ -101,7 +105,13 @@ def train_step(
   metrics = {**losses.metrics(aux), "loss": value, "gradient_norm": norm}
   # Chosen on the device: when the host hears of a failure, the old state has
   # been donated already.
-  return optax.tree.where(is_finite, next_state, state), metrics
+  chosen = optax.tree.where(
+    is_finite,
+    dataclasses.replace(next_state, base_params=None),
+    dataclasses.replace(state, base_params=None),
+  )
+  # Frozen parameters are the same in both, and are not to be copied.
+  return dataclasses.replace(chosen, base_params=state.base_params), metrics
 
 
 def gradients(
@@ -140,19 +150,31 @@ def gradients(
     batch,
     objective=objective,
     num_micro_batches=num_micro_batches,
+    whole=lambda params: params,
   )
   return gradient, value, losses.metrics(aux)
 
 
-def _gradients(params, teacher_params, batch, *, objective, num_micro_batches):
-  """Returns gradient, loss and `LossAux` of a batch, slice by slice."""
+def _gradients(
+  params, teacher_params, batch, *, objective, num_micro_batches, whole
+):
+  """Returns gradient, loss and `LossAux` of a batch, slice by slice.
+
+  Args:
+    params: what is differentiated.
+    teacher_params: parameters of the teacher's network, or None.
+    batch: of an update.
+    objective: see `train_step`.
+    num_micro_batches: see `train_step`.
+    whole: maps `params` to the parameters of the student's network.
+  """
   if teacher_params is None:
     # The current student is a label here: its teacher must not follow it.
-    teacher_params = jax.lax.stop_gradient(params)
+    teacher_params = jax.lax.stop_gradient(whole(params))
   prepared = objective.prepare_fn(batch)
   if objective.credit_fn is not None:
     slices = _cut(batch, num_micro_batches)
-    scores, future = objective.credit_fn(params, teacher_params, slices)
+    scores, future = objective.credit_fn(whole(params), teacher_params, slices)
     prepared = dataclasses.replace(
       prepared, score_weights=scores, future_costs=future
     )
@@ -160,7 +182,7 @@ def _gradients(params, teacher_params, batch, *, objective, num_micro_batches):
   slices = _cut(prepared, num_micro_batches)
 
   def loss(params, batch):
-    return objective.loss_fn(params, teacher_params, batch)
+    return objective.loss_fn(whole(params), teacher_params, batch)
 
   return _accumulate(loss, params, slices, num_micro_batches)
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from distil_jax.config.schema import Config
 from distil_jax.data import problems as data_problems
 from distil_jax.distributed import process_group, signals
-from distil_jax.models import decoder, sharding
+from distil_jax.models import decoder, lora, sharding
 from distil_jax.training import (
   batch_builder,
   checkpoints,
@@ -142,7 +142,10 @@ class Trainer:
     key = jax.random.fold_in(jax.random.wrap_key_data(self.state.key), step)
     report = self.progress.sampling(self.config.num_sequences)
     return self.rollout_worker(
-      self.state.params, problems, key, report=process_group.checked(report)
+      self.state.student_params,
+      problems,
+      key,
+      report=process_group.checked(report),
     )
 
   def build_batch(
@@ -188,7 +191,7 @@ class Trainer:
       return None
     key = jax.random.fold_in(jax.random.wrap_key_data(self.state.key), _GUARD)
     counts = probe(
-      self.state.teacher_params,
+      self.state.whole(self.state.teacher_params),
       experience,
       batch,
       stats,
@@ -291,8 +294,9 @@ class Trainer:
     Before the first checkpoint these are step 0 and the base model.
     """
     directory = self.config.run_directory / "checkpoints"
-    step, params = checkpoints.last_params(directory, self.policy.params)
-    return step or 0, params
+    base, trained = setup_step.split_params(self.config, self.policy.params)
+    step, params = checkpoints.last_params(directory, trained)
+    return step or 0, lora.join(base, params)
 
   def _check_before_writing(self) -> None:
     """Refuses a run that would fail after its first files are written."""
@@ -352,10 +356,11 @@ class Trainer:
         # The summary needs the base model's accuracy, and only now are the
         # base model's parameters at hand.
         base_values = self.evaluate(params, self.progress, _BASE_TEXT)
+      base, _ = setup_step.split_params(config, params)
       del params
       self._release_params()
       self.state, self._seconds_before = resume.restore_state(
-        config, self.saved, latest, template, self.progress
+        config, self.saved, latest, template, self.progress, base
       )
     batches = data_problems.build_batches(config, self.data, start=latest or 0)
     self.reporter.start(latest, self.data)
@@ -378,7 +383,7 @@ class Trainer:
 
   def _evaluate_and_report(self, step: int) -> None:
     text = "evaluating" if step else _BASE_TEXT
-    values = self.evaluate(self.state.params, self.progress, text)
+    values = self.evaluate(self.state.student_params, self.progress, text)
     self.reporter.evaluation(step, values)
 
   def _save(self) -> None:

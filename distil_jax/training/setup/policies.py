@@ -1,5 +1,7 @@
 """Builds the policy."""
 
+import dataclasses
+import functools
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +16,7 @@ from distil_jax.data import tokenizer as tokenizers
 from distil_jax.distributed import collectives
 from distil_jax.envs.base import Environment
 from distil_jax.generation.policy import Policy, load_policy
-from distil_jax.models import decoder, hf_directory
+from distil_jax.models import decoder, hf_directory, lora
 from distil_jax.models import decoder_config as models_config
 from distil_jax.models.families import new_fields
 from distil_jax.training.logging import progress
@@ -63,7 +65,53 @@ def build_policy(
       report=report,
     )
   check_network(config, loaded.config)
-  return loaded
+  return _with_adapters(config, loaded, mesh)
+
+
+def with_lora(
+  config: Config, network: models_config.DecoderConfig
+) -> models_config.DecoderConfig:
+  """Returns the network with the adapters that the run asks for.
+
+  Raises:
+    ConfigError: the network has no such matrix.
+  """
+  section = config.model.lora
+  if section is None:
+    return network
+  targets = tuple(lora.TARGETS[name] for name in section.targets)
+  if network.num_experts and {"gate", "up", "down"} & set(targets):
+    raise ConfigError(
+      f"model.lora.targets={list(section.targets)} has matrices of an MLP, but "
+      f"a {network.family} has experts, which have no adapters; use "
+      "[q_proj, k_proj, v_proj, o_proj]"
+    )
+  alpha = 2 * section.rank if section.alpha is None else section.alpha
+  return dataclasses.replace(
+    network, lora=models_config.LoRA(section.rank, alpha, targets)
+  )
+
+
+def _with_adapters(
+  config: Config, policy: Policy, mesh: jax.sharding.Mesh
+) -> Policy:
+  """Returns the policy with new adapters, if the run asks for them."""
+  network = with_lora(config, policy.config)
+  if network.lora is None:
+    return policy
+  graphdef, template = decoder.make(network)
+  _, shapes = lora.split(template)
+  make = jax.jit(
+    functools.partial(lora.init, shapes),
+    out_shardings=decoder.shardings(mesh, shapes),
+  )
+  adapters = make(jax.random.key(config.train.seed))
+  return dataclasses.replace(
+    policy,
+    config=network,
+    graphdef=graphdef,
+    params=lora.join(policy.params, adapters),
+  )
 
 
 def check_network(config: Config, network: models_config.DecoderConfig) -> None:

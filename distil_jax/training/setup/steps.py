@@ -17,7 +17,7 @@ from distil_jax.config.optimizers import (
 )
 from distil_jax.config.schema import Config
 from distil_jax.generation.policy import Policy
-from distil_jax.models import decoder, sharding
+from distil_jax.models import decoder, lora, sharding
 from distil_jax.training import (
   batch_builder,
   build_step,
@@ -77,6 +77,7 @@ def build_optimizer(
   Raises:
     ConfigError: `optimizer.groups` names parameters that do not exist.
   """
+  _, params = split_params(config, params)
   section = config.optimizer
   schedule = optimizers.make_schedule(
     learning_rate=section.learning_rate,
@@ -109,7 +110,8 @@ def build_optimizer(
     max_gradient_norm=section.max_gradient_norm,
     updates_per_step=config.num_sequences // mini_batch_size,
   )
-  if config.model.param_dtype != "float32":
+  # Adapters are float32 whatever the type of the weights.
+  if config.model.param_dtype != "float32" and config.model.lora is None:
     if section.master_dtype is not None:
       optimizer = low_precision.with_master_params(optimizer)
     elif section.stochastic_rounding:
@@ -157,6 +159,13 @@ def _check_groups(
   )
 
 
+def split_params(
+  config: Config, params: decoder.Params
+) -> tuple[decoder.Params | None, decoder.Params]:
+  """Returns the frozen parameters, if there are adapters, and the trained."""
+  return (None, params) if config.model.lora is None else lora.split(params)
+
+
 def build_train_state(
   config: Config,
   params: decoder.Params,
@@ -169,8 +178,10 @@ def build_train_state(
   is_precise = (
     config.teacher.parameters == "ema" and config.optimizer.keeps_small_updates
   )
+  base, trained = split_params(config, params)
   return train_state.init_state(
-    params,
+    trained,
+    base_params=base,
     optimizer=optimizer,
     keeps_teacher=config.objective.keeps_teacher(config.teacher),
     seed=config.train.seed,

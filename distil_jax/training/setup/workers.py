@@ -87,7 +87,7 @@ def build_sampling_params(
 def build_engine(config: Config, policy: Policy) -> Engine:
   """Builds an engine on the mesh for rollouts."""
   return Engine(
-    policy.graphdef,
+    policy.sampling_graphdef,
     EngineConfig(
       num_slots=config.rollout.num_slots,
       cache_dtype=config.rollout.cache_dtype,
@@ -96,6 +96,7 @@ def build_engine(config: Config, policy: Policy) -> Engine:
     eos_ids=policy.tokenizer.eos_ids,
     pad_id=policy.tokenizer.pad_id,
     decode=policy.tokenizer.decode,
+    adapters=policy.config.lora,
   )
 
 

@@ -1,0 +1,169 @@
+"""Runs that train adapters alone."""
+
+import dataclasses
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from distil_jax import config as configs
+from distil_jax.generation.policy import load_policy
+from distil_jax.models import decoder, lora
+from distil_jax.models.decoder_config import LoRA
+from distil_jax.training import trainer
+from distil_jax.training.setup import policies, steps
+from tests import networks
+
+SETTINGS = {
+  "data": {
+    "train": "generated",
+    "evaluation": "generated",
+    "num_train": 64,
+    "num_evaluation": 8,
+  },
+  "environment": {"kind": "calculator"},
+  "rollout": {
+    "num_problems": 8,
+    "group_size": 2,
+    "max_prompt_length": 24,
+    "max_completion_length": 8,
+  },
+  "teacher": {"parameters": "ema", "ema_rate": 0.5, "max_prompt_length": 120},
+  "optimizer": {"learning_rate": 1e-2},
+  "evaluation": {"num_samples": 1, "pass_at": [1], "num_problems": 8},
+  "checkpoint": {"every": 1},
+  "logging": {"rollouts_every": 0, "tensorboard": False},
+}
+
+
+def settings(folder: pathlib.Path, num_steps: int) -> configs.Config:
+  return configs.Config.model_validate(
+    {
+      **SETTINGS,
+      "model": {"lora": {"rank": 4, "targets": ["q_proj", "down_proj"]}},
+      "train": {"num_steps": num_steps, "run_directory": str(folder)},
+    }
+  )
+
+
+def metrics(folder: pathlib.Path):
+  lines = (folder / "metrics.jsonl").read_text().splitlines()
+  return [
+    {k: v for k, v in json.loads(x).items() if not k.startswith("time/")}
+    for x in lines
+  ]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+  """A run of three steps, and one of two steps that went on."""
+  folder = tmp_path_factory.mktemp("lora")
+  whole = trainer.Trainer(settings(folder / "whole", 3))
+  whole.train()
+  trainer.Trainer(settings(folder / "parts", 2)).train()
+  parts = trainer.Trainer(settings(folder / "parts", 3))
+  parts.train()
+  return folder, whole, parts
+
+
+def test_only_the_adapters_are_trained(trained):
+  _, whole, _ = trained
+  state = whole.state
+  base = load_policy("embedded:calculator").params
+  jax.tree.map(np.testing.assert_array_equal, state.base_params, base)
+  names = {"query_lora_a", "query_lora_b", "down_lora_a", "down_lora_b"}
+  for tree in (state.params, state.teacher_params):
+    assert tree.keys() == {"layers"}
+    assert tree["layers"].keys() == names
+  assert np.abs(state.params["layers"]["query_lora_b"]).max() > 1e-3
+  # A moving average of the adapters, on the way from B = 0.
+  assert 0 < networks.distance(state.teacher_params, state.params) < 0.1
+
+
+def test_it_goes_on_bit_for_bit(trained):
+  folder, whole, parts = trained
+  assert metrics(folder / "whole") == metrics(folder / "parts")
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    whole.state.student_params,
+    parts.state.student_params,
+  )
+
+
+def test_a_checkpoint_holds_no_weights_of_the_base(trained):
+  folder, whole, _ = trained
+  files = (folder / "whole/checkpoints/3/state").rglob("*")
+  size = sum(path.stat().st_size for path in files if path.is_file())
+  weights = sum(x.nbytes for x in jax.tree.leaves(whole.state.base_params))
+  assert size < weights / 4
+
+
+def test_the_exported_model_computes_what_was_trained(trained, tmp_path):
+  folder, whole, _ = trained
+  again = trainer.Trainer(settings(folder / "whole", 3))
+  step, params = again.trained_params()
+  assert step == 3
+  dataclasses.replace(again.policy, params=params).save(tmp_path)
+  exported = load_policy(tmp_path)
+  merged = lora.merge(whole.state.student_params, again.policy.config.lora)
+  jax.tree.map(np.testing.assert_array_equal, exported.params, merged)
+
+
+def test_other_adapters_do_not_go_on(trained):
+  folder, _, _ = trained
+  other = settings(folder / "whole", 4)
+  lora_section = other.model.lora.model_copy(update={"rank": 8})
+  model = other.model.model_copy(update={"lora": lora_section})
+  with pytest.raises(configs.ConfigError, match=r"model\.lora\.rank: 4 in the"):
+    trainer.Trainer(other.model_copy(update={"model": model})).train()
+
+
+def test_experts_have_no_adapters():
+  config = settings(pathlib.Path("unused"), 1)
+  network = networks.config_of(num_experts=4, num_experts_per_token=2)
+  with pytest.raises(configs.ConfigError, match=r"use \[q_proj, k_proj, v_"):
+    policies.with_lora(config, network)
+
+
+@pytest.mark.parametrize(
+  ("section", "message"),
+  [
+    ({"targets": []}, "must name at least one matrix"),
+    ({"targets": ["q_proj", "q_proj"]}, "none twice"),
+    ({"targets": ["query"]}, "q_proj"),
+    ({"rank": 0}, "rank"),
+  ],
+)
+def test_wrong_settings_are_refused(section, message):
+  with pytest.raises(ValueError, match=message):
+    configs.Config.model_validate({"model": {"lora": section}})
+
+
+def test_the_state_of_the_optimizer_is_small():
+  """At rank 64 of a model of 8B parameters: under 2 % of all weights'."""
+  network = networks.config_of(
+    vocab_size=151936,
+    width=4096,
+    num_layers=36,
+    num_heads=32,
+    num_kv_heads=8,
+    head_size=128,
+    mlp_size=12288,
+  )
+
+  def num_bytes(network, section):
+    config = configs.Config.model_validate({"model": {"lora": section}})
+    _, shapes = decoder.make(network)
+    optimizer, _ = steps.build_optimizer(config, shapes)
+    state = jax.eval_shape(
+      lambda p: steps.build_train_state(config, p, optimizer), shapes
+    )
+    return sum(
+      x.size * x.dtype.itemsize for x in jax.tree.leaves(state.opt_state)
+    )
+
+  names = tuple(lora.TARGETS.values())
+  adapted = dataclasses.replace(network, lora=LoRA(64, 128.0, names))
+  assert num_bytes(adapted, {"rank": 64}) < 0.025 * num_bytes(network, None)
