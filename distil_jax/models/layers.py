@@ -80,8 +80,9 @@ class Block(nnx.Module):
     if c.norm_placement != "before":
       self.attention_post_norm = scale(c.width)
       self.mlp_post_norm = scale(c.width)
-    for target in c.lora.targets if c.lora else ():
-      self._init_adapter(target, c.lora.rank)
+    if c.lora is not None:
+      for target in c.lora.targets:
+        self._init_adapter(target, c.lora.rank)
 
   def _init_mlp(self, weight, zeros):
     c = self.config

@@ -140,18 +140,14 @@ class Trainer:
     if not self.config.objective.uses_rollouts:
       return None
     key = jax.random.fold_in(jax.random.wrap_key_data(self.state.key), step)
-    report = self.progress.sampling(self.config.num_sequences)
-    return self.rollout_worker(
-      self.state.student_params,
-      problems,
-      key,
-      report=process_group.checked(report),
+    report = process_group.checked(
+      self.progress.sampling(self.config.num_sequences)
     )
+    params = self.state.student_params
+    return self.rollout_worker(params, problems, key, report=report)
 
   def build_batch(
-    self,
-    problems: Sequence[Any],
-    experience: Experience | None,
+    self, problems: Sequence[Any], experience: Experience | None
   ) -> tuple[TrainBatch, BatchStats]:
     """Returns what the update learns from, on the host.
 
@@ -356,8 +352,7 @@ class Trainer:
         # The summary needs the base model's accuracy, and only now are the
         # base model's parameters at hand.
         base_values = self.evaluate(params, self.progress, _BASE_TEXT)
-      base, _ = setup_step.split_params(config, params)
-      del params
+      base, params = setup_step.split_params(config, params)[0], None
       self._release_params()
       self.state, self._seconds_before = resume.restore_state(
         config, self.saved, latest, template, self.progress, base
