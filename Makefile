@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin
 
-.PHONY: quickstart test check base clean
+.PHONY: quickstart test check real base clean
 
 quickstart: $(VENV)/.base  ## Train on the embedded calculator; before and after.
 	$(RUN)/distil-jax train configs/calculator/quickstart.yaml
@@ -15,6 +15,11 @@ check: $(VENV)/.test
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/basedpyright --pythonpath $(RUN)/python
+
+real: $(VENV)/.test  ## A real model beside transformers; see docs/reference/models.md.
+	@test -n "$$DISTIL_JAX_REAL_MODEL" || \
+	  { echo "DISTIL_JAX_REAL_MODEL must name a folder with the model."; exit 1; }
+	$(RUN)/pytest -q -p no:xdist tests/models/test_real_model.py
 
 base: $(VENV)/.base  ## Make the embedded base model anew (about half an hour).
 	$(RUN)/distil-jax train configs/calculator/base.yaml
