@@ -37,6 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
   import jax
 
   from distil_jax.training import run_checks, trainer
+  from distil_jax.training.setup.model_directory import model_directory
 
   # A setting in the place of the folder would become its name.
   if "=" in arguments.directory:
@@ -47,6 +48,13 @@ def run(arguments: argparse.Namespace) -> int:
   command = f"export to {arguments.directory}"
   command += f" {arguments.dtype} {arguments.teacher}"
   run_checks.check_same_command(command, config)
+  # The run still reads its base model, for a frozen teacher as an example.
+  target = pathlib.Path(arguments.directory).resolve()
+  if target == model_directory(config).resolve():
+    raise configs.ConfigError(
+      f"{arguments.directory} holds the base model of this run, which it still "
+      "needs; export to another folder"
+    )
   loaded = trainer.Trainer(config)
   with jax.set_mesh(loaded.mesh):
     step, params = (

@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import pathlib
+import re
 import sys
 import traceback
 import warnings
@@ -135,7 +136,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   else:
     unknown = [t for t in rest if t.startswith("-") or "=" not in t]
   if unknown:
-    parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    cure = ""
+    if any(re.match(r"--\w+(\.\w+)+", t) for t in unknown):
+      cure = "; a setting has no dashes: section.key=value"
+    parser.error(f"unrecognized arguments: {' '.join(unknown)}{cure}")
   arguments.overrides += rest
   return arguments
 

@@ -96,20 +96,23 @@ _Loader.add_implicit_resolver(
 def _apply(tree: dict[str, Any], override: str) -> None:
   key, equals, text = override.partition("=")
   if not equals or not key:
-    raise ConfigError(f"override {override!r} is not of the form key=value")
+    raise ConfigError(
+      f"setting {override!r} is not of the form key=value, for example "
+      "train.num_steps=10"
+    )
   *parents, leaf = key.split(".")
   for name in parents:
     child = tree.setdefault(name, {})
     if child is None:  # the file has `create: null`, this is `create.width=8`
       child = tree[name] = {}
     if not isinstance(child, dict):
-      raise ConfigError(f"override {override!r}: {name} is not a section")
+      raise ConfigError(f"setting {override!r}: {name} is not a section")
     tree = child
   try:
     # Read as in a file, so that lists, null and nested sections can be given.
     tree[leaf] = yaml.load(text, Loader=_Loader)
   except yaml.YAMLError as error:
-    raise ConfigError(f"override {override!r}: {error}") from error
+    raise ConfigError(f"setting {override!r}: {error}") from error
 
 
 def _explain(schema: type[Section], detail) -> str:

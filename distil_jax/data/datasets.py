@@ -316,10 +316,15 @@ def _check(
       label = f"{fields[name]!r} (read as {name!r})"
     value = row.get(name)
     if value is None:
-      raise ValueError(
-        f"field {label} is {'null' if name in row else 'missing'}"
-        f"{'' if name in row else _nearest(fields.get(name, name), row)}"
+      if name in row:
+        raise ValueError(f"field {label} is null")
+      near = _nearest(fields.get(name, name), row)
+      other = (
+        ""
+        if name in fields
+        else f" (data.fields={{{name}: NAME}} reads another field as it)"
       )
+      raise ValueError(f"field {label} is missing{near}{other}")
     if not isinstance(value, str):
       raise ValueError(
         f"field {label} must be a string, got {type(value).__name__}"

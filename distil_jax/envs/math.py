@@ -46,7 +46,8 @@ class Math:
     if self.config.symbolic and not math_worker.is_installed():
       raise ValueError(
         "environment math compares by algebra with math-verify, which is not "
-        f"installed: {math_worker.INSTALL}, or set symbolic=false"
+        f"installed: {math_worker.INSTALL}, or set environment.symbolic=false "
+        "to compare numbers and texts alone"
       )
 
   def problem(self, row: Mapping[str, Any], index: int = 0) -> Problem:

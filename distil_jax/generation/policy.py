@@ -47,9 +47,10 @@ class Policy:
   """
 
   config: models_config.DecoderConfig
-  graphdef: nnx.GraphDef
-  params: layers.Params
-  tokenizer: tokenizers.Tokenizer
+  # Shown in full, these three fill pages of a notebook.
+  graphdef: nnx.GraphDef = dataclasses.field(repr=False)
+  params: layers.Params = dataclasses.field(repr=False)
+  tokenizer: tokenizers.Tokenizer = dataclasses.field(repr=False)
 
   def texts(self, ids: jax.Array, mask: jax.Array) -> list[str]:
     """Returns the texts of token ids without padding and special tokens.

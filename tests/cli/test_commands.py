@@ -259,7 +259,12 @@ def test_wrong_settings_are_refused_before_anything_is_written(
     (f"data.train={nowhere}.json", f"no data file {nowhere}.json"),
     (f"data.evaluation={nowhere}.json", f"no data file {nowhere}.json"),
     (f"data.train={empty}", f"{empty} holds no rows"),
-    (f"data.train={malformed}", "line 1", "'answer' is missing"),
+    (
+      f"data.train={malformed}",
+      "line 1",
+      "'answer' is missing",
+      "data.fields={answer: NAME}",
+    ),
     ("mesh.fsdp=3", "fsdp=3", "8 devices"),
     ("rollout.num_problems=6", "rollout.num_problems=6", "multiple of 8"),
     ("evaluation.pass_at=[1,8]", "k=8", "num_samples=2"),
@@ -340,6 +345,26 @@ def test_export_needs_its_directory(tiny, tmp_path, capsys, monkeypatch):
   err = refusal(capsys, "export", tiny, "train.num_steps=2")
   assert "DIRECTORY comes before the settings" in err
   assert not (tmp_path / "train.num_steps=2").exists()
+
+
+def test_export_onto_the_base_model_is_refused(tiny, model_directory, capsys):
+  refusal(capsys, "train", tiny, "rollout.max_prompt_length=1")  # makes it
+  weights = model_directory / "model.safetensors"
+  before = weights.read_bytes()
+  winding = model_directory / ".." / model_directory.name
+  for target in (model_directory, winding):
+    err = refusal(capsys, "export", tiny, target)
+    assert f"{target} holds the base model of this run" in err
+  assert weights.read_bytes() == before
+
+
+def test_a_setting_with_dashes_is_explained(tiny, capsys):
+  with pytest.raises(SystemExit):
+    main.main(["train", str(tiny), "--train.num_steps=2"])
+  assert "a setting has no dashes" in capsys.readouterr().err
+  with pytest.raises(SystemExit):
+    main.main(["train", str(tiny), "--num-steps=2"])
+  assert "dashes" not in capsys.readouterr().err
 
 
 def test_export_of_a_teacher_that_there_is_not(tiny, tmp_path, capsys):

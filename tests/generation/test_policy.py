@@ -50,6 +50,12 @@ def test_saved_and_loaded_is_the_same(made, policy):
     assert policy.tokenizer.encode(text) == made.tokenizer.encode(text)
 
 
+def test_repr_leaves_out_the_weights(policy):
+  text = repr(policy)
+  assert "vocab_size" in text
+  assert len(text) < 2000
+
+
 def test_dtypes_are_what_was_asked_for(directory, made):
   half = dj.load_policy(directory, "bfloat16")
   assert half.config.compute_dtype == half.config.param_dtype == "bfloat16"

@@ -123,12 +123,20 @@ class Progress:
       finally:
         bar.set_description_str(earlier)
     else:
+      latest = label(0)
+
+      def report(num_done: int) -> None:
+        nonlocal latest
+        latest = label(num_done)
+        if self._print_in_turn(latest):
+          timer.cancel()
+
       # A stage that ends before the timer prints nothing.
-      timer = threading.Timer(_STAGE_SECONDS, self._print, [label(0)])
+      timer = threading.Timer(_STAGE_SECONDS, lambda: self._print(latest))
       timer.daemon = True
       timer.start()
       try:
-        yield lambda num_done: self._print_in_turn(label(num_done))
+        yield report
       finally:
         timer.cancel()
 
@@ -175,9 +183,11 @@ class Progress:
     seconds = round(pace * (self._num_steps - step))
     return [f"{datetime.timedelta(seconds=seconds)} left"]
 
-  def _print_in_turn(self, line: str) -> None:
-    if time.monotonic() - self._printed_at >= self._interval:
+  def _print_in_turn(self, line: str) -> bool:
+    is_due = time.monotonic() - self._printed_at >= self._interval
+    if is_due:
       self._print(line)
+    return is_due
 
   def _print(self, line: str) -> None:
     self._printed_at = time.monotonic()

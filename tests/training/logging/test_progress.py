@@ -166,6 +166,27 @@ def test_log_file_counts_in_long_stages():
   assert stream.getvalue() == "evaluating 1/2\nevaluating 2/2\n"
 
 
+def test_log_file_never_counts_backwards(monkeypatch):
+  monkeypatch.setattr(progress, "_STAGE_SECONDS", 0.1)
+  counted = io.StringIO()
+  with (
+    progress.Progress(3, stream=counted, interval=0) as line,
+    line.stage("evaluating", total=2) as count,
+  ):
+    count(1)
+    time.sleep(0.4)
+  assert counted.getvalue() == "evaluating 1/2\n"
+  late = io.StringIO()
+  with (
+    progress.Progress(3, stream=late, interval=1e9) as line,
+    line.stage("evaluating", total=2) as count,
+  ):
+    line.message("hello")  # so that no count is due
+    count(1)
+    time.sleep(0.4)
+  assert late.getvalue() == "hello\nevaluating 1/2\n"
+
+
 def test_other_processes_stay_silent(terminal):
   stream, read = terminal
   with progress.Progress(3, stream=stream, is_shown=False) as line:
