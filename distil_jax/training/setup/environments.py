@@ -1,4 +1,7 @@
-"""Builds environments and the sandbox."""
+"""Builds the environment of a run.
+
+Environments are registered in `envs.ENVIRONMENTS`.
+"""
 
 import functools
 
