@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from distil_jax import __version__
 from distil_jax.cli import (
+  check_teacher,
   compare,
   evaluate,
   export,
@@ -23,7 +24,18 @@ from distil_jax.cli import (
 from distil_jax.distributed import launch, signals
 
 # The help lists them in this order.
-_COMMANDS = (train, evaluate, export, generate, plan, compare, sandbox)
+_COMMANDS = (
+  train,
+  evaluate,
+  export,
+  generate,
+  check_teacher,
+  plan,
+  compare,
+  sandbox,
+)
+# These do not run as one of several processes.
+_ALONE = (generate.run, compare.run, check_teacher.run)
 
 _show_as_python_does = warnings.showwarning
 
@@ -86,7 +98,7 @@ def _find_process(arguments: argparse.Namespace) -> launch.ProcessSpec | None:
     num_processes=getattr(arguments, "num_processes", None),
     process_id=getattr(arguments, "process_id", None),
   )
-  if process is not None and arguments.run in (generate.run, compare.run):
+  if process is not None and arguments.run in _ALONE:
     raise launch.LaunchError(
       f"this is {process}, but this command runs in one process: start it on a "
       "single host, without the cluster's launcher; to ask what several hosts "

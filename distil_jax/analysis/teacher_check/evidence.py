@@ -1,0 +1,306 @@
+"""Runs a run's own programs on a batch, and plain ones beside them."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from distil_jax.analysis.teacher_check import expected, movement, token_numbers
+from distil_jax.analysis.teacher_check.records import (
+  Evidence,
+  Gathered,
+  Movement,
+  Numbers,
+  PaddingTrial,
+)
+from distil_jax.models import decoder, layers, sharding
+from distil_jax.objectives.base import Objective, teacher_mask
+from distil_jax.ops import credit as credit_lib
+from distil_jax.training import low_precision
+from distil_jax.training.setup import steps
+from distil_jax.types import TrainBatch
+
+# Rows of a plain pass are as long as the longest, rounded up to this, so that
+# devices can share them.
+_LENGTH_MULTIPLE = 64
+_GARBAGE_SEED = 7
+
+
+def collect(trainer: Any, state: Any, gathered: Gathered) -> Evidence:
+  """Runs everything that the checks need.
+
+  Args:
+    trainer: the run's `Trainer`.
+    state: from `gather.load_state`; it is kept.
+    gathered: from `gather.gather`.
+  """
+  batch = put_batch(trainer, state, gathered)
+  metrics, padding, teacher = try_step(trainer, state, gathered, batch)
+  return Evidence(
+    tokens=dense_tokens(*networks(trainer, state), gathered, batch),
+    signal=objective_signal(trainer, state, batch),
+    metrics=metrics,
+    padding=padding,
+    teacher=teacher,
+  )
+
+
+def put_batch(trainer: Any, state: Any, gathered: Gathered) -> TrainBatch:
+  """Returns the batch on the devices, with lists if the teacher gives lists."""
+  batch = sharding.put_batch(trainer.mesh, gathered.batch)
+  ask_fn = _objective(trainer).ask_fn
+  if ask_fn is None:
+    return batch
+  student, teacher = networks(trainer, state)
+  seed, num_rows = gathered.config.train.seed, len(batch.completion_ids)
+  keys = jax.random.split(jax.random.key(seed), num_rows)
+  ids, log_probs = jax.jit(ask_fn)(student[1], teacher[0][2], batch, keys)
+  return dataclasses.replace(
+    batch, teacher_candidate_ids=ids, teacher_candidate_log_probs=log_probs
+  )
+
+
+def objective_signal(trainer: Any, state: Any, batch: TrainBatch) -> Numbers:
+  """Returns what the run's objective makes of the batch. `[B, T]` each."""
+  student, teacher = networks(trainer, state)
+  signal = _signal(
+    student[1], teacher[0][2], batch, objective=_objective(trainer)
+  )
+  return jax.tree.map(lambda x: np.asarray(x, np.float64), signal)
+
+
+def try_step(
+  trainer: Any, state: Any, gathered: Gathered, batch: TrainBatch
+) -> tuple[dict[str, float], PaddingTrial, Movement | None]:
+  """Makes the run's step on the batch, and again with small changes.
+
+  Returns:
+    The step's metrics, what garbage at padding changed, and how the teacher
+    moved.
+  """
+  config = gathered.config
+  template = steps.build_state_template(
+    config, networks(trainer, state)[0][1], trainer.optimizer, trainer.mesh
+  )
+  step_fn = steps.compile_train_step(
+    config, trainer.policy, trainer.optimizer, template
+  )
+  after, metrics = step_fn(_copied(state), batch)
+  padding = _padding_trial(step_fn, state, batch, gathered, after, metrics)
+  del after
+  teacher = _moved_teacher(config, step_fn, state, batch)
+  return {name: float(x) for name, x in metrics.items()}, padding, teacher
+
+
+def _objective(trainer: Any) -> Objective:
+  """Returns the objective inside the run's training step."""
+  step: Any = steps.build_train_step(
+    trainer.config, trainer.policy, trainer.optimizer
+  )
+  # Taken from the step itself, so that what is checked is what is trained.
+  return step.keywords["objective"]
+
+
+def networks(
+  trainer: Any, state: Any
+) -> tuple[tuple[Any, Any], list[tuple[float, Any, Any]]]:
+  """Returns the student's network, and the parts of the teacher's logits.
+
+  Returns:
+    Graph definition and parameters of the student; and for each part of the
+    teacher its share, graph definition and parameters.
+  """
+  graphdef = trainer.policy.graphdef
+  student = teacher = state.student_params
+  if state.teacher_params is not None:
+    teacher = state.whole(state.teacher_params)
+  section = trainer.config.teacher
+  parts = [(1.0, graphdef, teacher)]
+  if section.parameters == "trust_region":
+    rate = section.trust_region_rate
+    parts = [(1 - rate, graphdef, teacher), (rate, graphdef, student)]
+  return (graphdef, student), parts
+
+
+@functools.partial(jax.jit, static_argnames="objective")
+def _signal(params, teacher_params, batch: TrainBatch, *, objective: Objective):
+  """Returns what the objective makes of the batch. `[B, T]` each."""
+  prepared = objective.prepare_fn(batch)
+  # The loss is bound to these settings, and nothing else computes its costs.
+  loss_fn: Any = objective.loss_fn
+  settings = loss_fn.keywords["settings"]
+  source = settings.compare_fn(params, teacher_params, prepared)
+  statistics = source.statistics()
+  mask = teacher_mask(prepared)
+  carried = settings.costs_fn(statistics, mask)
+  found = {
+    "log_probs": statistics.log_probs,
+    "teacher_log_probs": statistics.teacher_log_probs,
+    "costs": statistics.costs,
+    "carried": carried,
+  }
+  scores = future = None
+  if objective.credit_fn is not None:
+    slices = jax.tree.map(lambda x: x[None], batch)
+    scores, future = objective.credit_fn(params, teacher_params, slices)
+  elif settings.score_fn is not None:
+    nothing = credit_lib.nothing_later(mask.shape[0], carried.dtype)
+    scores, future, _ = settings.score_fn(carried, mask, nothing)
+  if scores is not None:
+    found |= {"score_weights": scores, "future_costs": future}
+  return found
+
+
+def dense_tokens(
+  student: tuple[Any, Any],
+  teacher: Sequence[tuple[float, Any, Any]],
+  gathered: Gathered,
+  batch: TrainBatch,
+) -> Numbers:
+  """Returns numbers of all tokens from plain passes over whole sequences.
+
+  Each sequence is its prompt and its completion in one row, without padding in
+  front, without shared prefixes, and with all logits.
+  """
+  config = gathered.config
+  count = len(gathered.batch.completion_ids)
+  length = gathered.batch.completion_ids.shape[1]
+  own_rows = [
+    (gathered.student_prompt(i), gathered.completion(i)) for i in range(count)
+  ]
+  teacher_rows = [
+    (gathered.teacher_prompt(i), gathered.completion(i)) for i in range(count)
+  ]
+  width = max(len(p) + len(c) for p, c in (*own_rows, *teacher_rows))
+  width += -width % _LENGTH_MULTIPLE
+  at_once = config.optimizer.micro_batch_size or count
+  read = functools.partial(_hidden_rows, width=width, at_once=at_once)
+  own_hidden = read(*student, own_rows)
+  parts = [
+    (share, params, read(graphdef, params, teacher_rows))
+    for share, graphdef, params in teacher
+  ]
+  formulas = (
+    expected.local_formula(config.objective, config.teacher),
+    expected.carried_formula(config.objective, config.teacher),
+  )
+  found = []
+  for row in range(count):
+    stretches = []
+    ids = np.asarray(own_rows[row][1])
+    begins = [len(rows[row][0]) for rows in (own_rows, teacher_rows)]
+    for part in token_numbers.stretches(len(ids), gathered.vocab_size):
+      own = _logits(student[1], own_hidden[row], begins[0], part, 0)
+      theirs = np.sum(
+        [
+          share * _logits(params, hidden[row], begins[1], part, 1)
+          for share, params, hidden in parts
+        ],
+        axis=0,
+      )
+      lists = _lists(batch, row, part)
+      stretches.append(
+        token_numbers.of_tokens(
+          own, theirs, ids[part], *formulas, lists, config.teacher.access
+        )
+      )
+    found.append(token_numbers.joined(stretches, length))
+  return {name: np.stack([x[name] for x in found]) for name in found[0]}
+
+
+@functools.partial(jax.jit, static_argnames="graphdef")
+def _hidden_states(graphdef, params, ids, mask):
+  return decoder.hidden_states(graphdef, params, ids, mask)
+
+
+def _hidden_rows(graphdef, params, rows, *, width: int, at_once: int):
+  """Returns the hidden states of whole sequences, on the host."""
+  found = []
+  for start in range(0, len(rows), at_once):
+    ids = np.zeros((at_once, width), np.int32)
+    mask = np.zeros((at_once, width), np.int32)
+    for i, (prompt, completion) in enumerate(rows[start : start + at_once]):
+      ids[i, : len(prompt) + len(completion)] = prompt + completion
+      mask[i, : len(prompt) + len(completion)] = 1
+    hidden = _hidden_states(graphdef, params, ids, mask)
+    found.append(np.asarray(hidden.astype(jnp.float32)))
+  return np.concatenate(found)
+
+
+def _logits(params, hidden, begin: int, part: slice, more: int) -> np.ndarray:
+  """Returns logits of the states before a stretch, and of some around it."""
+  # The state in a column predicts the token in the next one.
+  first = begin - 1
+  columns = np.arange(part.start - more, part.stop + more) + first
+  states = jnp.asarray(hidden[np.maximum(columns, 0)])
+  weights = layers.unembedding(params).astype(jnp.float32)
+  return np.asarray(
+    jnp.matmul(states, weights, precision=jax.lax.Precision.HIGHEST)
+  )
+
+
+def _lists(batch: TrainBatch, row: int, part: slice):
+  if batch.teacher_candidate_ids is None:
+    return None
+  return (
+    np.asarray(batch.teacher_candidate_ids[row])[part],
+    np.asarray(batch.teacher_candidate_log_probs[row])[part],
+  )
+
+
+def _padding_trial(step_fn, state, batch, gathered, after, metrics):
+  """Returns what a step learns from the same batch with garbage around it."""
+  garbled, count = movement.with_garbage(
+    jax.tree.map(np.asarray, batch), gathered.vocab_size, _GARBAGE_SEED
+  )
+  garbled = jax.tree.map(
+    lambda x, like: jax.device_put(np.asarray(x), like.sharding), garbled, batch
+  )
+  other_after, other_metrics = step_fn(_copied(state), garbled)
+  names = ("loss", "cost", "gradient_norm", "future_cost")
+  return PaddingTrial(
+    num_positions=count,
+    metrics={
+      name: (float(metrics[name]), float(other_metrics[name]))
+      for name in names
+      if name in metrics
+    },
+    # Moments are sums of gradients, so that they show what a small learning
+    # rate hides.
+    distance=movement.relative_distance(
+      (after.params, after.opt_state),
+      (other_after.params, other_after.opt_state),
+    ),
+  )
+
+
+def _moved_teacher(config, step_fn, state, batch) -> Movement | None:
+  """Returns how a step moves the teacher from a place beside its own."""
+  if state.teacher_params is None:
+    return None
+  # At the start student and teacher are one, and a small learning rate would
+  # hide how the teacher follows. From elsewhere it has a way to go.
+  displaced = dataclasses.replace(
+    state, teacher_params=movement.displaced(state.teacher_params)
+  )
+  before = jax.tree.map(np.asarray, displaced.teacher_params)
+  after, _ = step_fn(_copied(displaced), batch)
+  target = low_precision.full_params(after.params, after.opt_state)
+  if state.guard is not None and bool(state.guard.is_holding):
+    target = before if state.initial_params is None else state.initial_params
+  is_moving = config.teacher.parameters == "ema"
+  return movement.of_teacher(
+    before,
+    target,
+    after.teacher_params,
+    config.teacher.ema_rate if is_moving else 0.0,
+  )
+
+
+def _copied(state: Any) -> Any:
+  # The step donates its state, and the state serves more than one.
+  return jax.tree.map(jnp.copy, state)

@@ -1,0 +1,142 @@
+"""Defines the records of a check: what was sampled, measured and found."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from distil_jax.config.schema import Config
+from distil_jax.data.tokenizer import Tokenizer
+from distil_jax.training.rollouts.experience import Experience
+from distil_jax.types import BatchStats, TrainBatch
+
+# Numbers of tokens by their names; the first axes are `[B, T]` or `[T]`.
+Numbers = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Gathered:
+  """Holds what a step would learn from, on the host.
+
+  Attributes:
+    config: of the run, with fewer problems.
+    experience: the judged completions.
+    batch: the arrays of the step.
+    stats: how they came about.
+    tokenizer: of the student.
+    teacher_tokenizer: writes the teacher's prompts.
+    vocab_size: entries of the student's logits.
+  """
+
+  config: Config
+  experience: Experience
+  batch: TrainBatch
+  stats: BatchStats
+  tokenizer: Tokenizer
+  teacher_tokenizer: Tokenizer
+  vocab_size: int
+
+  @property
+  def teacher_mask(self) -> np.ndarray:
+    """True at the tokens that the teacher judges. Shape `[B, T]`."""
+    own = np.asarray(self.batch.student_tokens) == 1
+    return own & (np.asarray(self.batch.sample_mask) == 1)[:, None]
+
+  def teacher_prompt(self, row: int) -> list[int]:
+    """Returns the ids of a teacher's whole prompt."""
+    return _counted(
+      self.stats.teacher_prompt_ids[row], self.stats.teacher_prompt_mask[row]
+    )
+
+  def student_prompt(self, row: int) -> list[int]:
+    """Returns the ids of the student's prompt."""
+    return _counted(self.batch.prompt_ids[row], self.batch.prompt_mask[row])
+
+  def completion(self, row: int) -> list[int]:
+    """Returns the ids of a completion, what a tool wrote included."""
+    rollout = self.experience.rollout
+    return _counted(rollout.completion_ids[row], rollout.completion_mask[row])
+
+
+@dataclasses.dataclass(frozen=True)
+class Movement:
+  """Says how the teacher's parameters moved in a step.
+
+  Attributes:
+    rate: the rate at which it should follow the student; 0 if it stays.
+    measured_rate: the share of the way that it went, by least squares.
+    distance: the longest way of one parameter.
+    deviation: the largest distance from where it should be, in units of the
+      rounding of its type.
+    num_params: number of parameters.
+  """
+
+  rate: float
+  measured_rate: float
+  distance: float
+  deviation: float
+  num_params: int
+
+
+@dataclasses.dataclass(frozen=True)
+class PaddingTrial:
+  """Says what garbage at padding changed.
+
+  Attributes:
+    num_positions: positions that were filled with garbage.
+    metrics: each metric of the step without and with garbage.
+    distance: of parameters and moments after the step, relative.
+  """
+
+  num_positions: int
+  metrics: dict[str, tuple[float, float]]
+  distance: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Evidence:
+  """Holds what the checks compare; all of it in NumPy.
+
+  Attributes:
+    tokens: from plain passes over whole sequences, see
+      `token_numbers.of_tokens`. Shape `[B, T, ...]` each.
+    signal: what the objective computed: `log_probs`, `teacher_log_probs`,
+      `costs`, `carried`, and with credit `future_costs`, `score_weights`.
+      Shape `[B, T]` each.
+    metrics: of a training step on the batch.
+    padding: what garbage at padding changed.
+    teacher: how the teacher moved in a step; None if it has no parameters in
+      the training state.
+  """
+
+  tokens: Numbers
+  signal: Numbers
+  metrics: dict[str, float]
+  padding: PaddingTrial
+  teacher: Movement | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+  """Holds what one check found.
+
+  Attributes:
+    name: of the check.
+    is_ok: None if there was nothing to tell right from wrong by.
+    numbers: what was measured.
+    cure: what to do if it failed.
+  """
+
+  name: str
+  is_ok: bool | None
+  numbers: str
+  cure: str = ""
+
+  @property
+  def label(self) -> str:
+    """The first word of the check's line."""
+    return {True: "ok", False: "FAIL", None: "--"}[self.is_ok]
+
+
+def _counted(ids: Any, mask: Any) -> list[int]:
+  return np.asarray(ids)[np.asarray(mask) == 1].tolist()

@@ -1,0 +1,169 @@
+"""Reads each token's numbers from logits that a plain pass computed."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from distil_jax.analysis.teacher_check import reference
+from distil_jax.analysis.teacher_check.records import Numbers
+from distil_jax.analysis.teacher_check.reference import Formula
+
+NUM_CHOICES = 3
+# What a cost could be by mistake, over the same tokens as the right one.
+_RIVALS = ("forward cross-entropy", "forward KL", "reverse KL")
+
+
+def of_tokens(
+  student_logits: np.ndarray,
+  teacher_logits: np.ndarray,
+  ids: np.ndarray,
+  local: Formula,
+  carried: Formula,
+  lists: tuple[np.ndarray, np.ndarray] | None = None,
+  kind: str = "probabilities",
+) -> Numbers:
+  """Returns what is known of each token of a stretch of a completion.
+
+  Args:
+    student_logits: of the states before the T tokens. Shape `[T, V]`.
+    teacher_logits: the teacher's, with one state more at either end: entry
+      t + 1 belongs to token t. Shape `[T + 2, V]`.
+    ids: the completion's tokens. Shape `[T]`.
+    local: the cost that a token minimises.
+    carried: the cost that is charged to the tokens before it.
+    lists: ids and log-probabilities that the teacher gave. `[T, C]` each.
+    kind: `teacher.access`.
+
+  Returns:
+    Arrays whose first axis is T: log-probabilities and first choices of both,
+    the costs, what they would be by rival formulas (`rival/...`), and the
+    likelihood of the tokens one state too early and one too late.
+  """
+  teacher = teacher_logits[1:-1]
+  student_log_probs = reference.log_softmax(student_logits)
+  around = reference.log_softmax(teacher_logits)
+  shifted = {
+    name: around[start : start + len(ids)]
+    for name, start in (("early", 0), ("teacher", 1), ("late", 2))
+  }
+  found: Numbers = {
+    "student_log_probs": _pick(student_log_probs, ids),
+    "cross_entropies": reference.costs(
+      student_logits, teacher, Formula("forward cross-entropy")
+    ),
+    "teacher_entropies": reference.entropy(shifted["teacher"]),
+    **{f"{k}_log_probs": _pick(x, ids) for k, x in shifted.items()},
+    **_choices("student", student_log_probs),
+    **_choices("teacher", shifted["teacher"]),
+  }
+  if lists is not None:
+    found |= _of_lists(shifted, *lists)
+    found["costs"] = _listed(student_logits, *lists, local, kind)
+    found["carried"] = found["costs"]
+    if carried.name == "forward KL":
+      found["carried"] = found["costs"] - _list_entropy(lists[1], local)
+  else:
+    found["costs"] = reference.costs(student_logits, teacher, local)
+    found["carried"] = _carried(found, student_logits, teacher, carried)
+  return found | {
+    f"rival/{name}": values
+    for name, values in _rivals(student_logits, teacher, local)
+  }
+
+
+def joined(parts: Sequence[Numbers], length: int) -> Numbers:
+  """Joins stretches of one completion, and fills up with NaN to T."""
+  found = {}
+  for name in parts[0]:
+    whole = np.concatenate([part[name] for part in parts])
+    filled = np.full((length, *whole.shape[1:]), np.nan)
+    filled[: len(whole)] = whole
+    found[name] = filled
+  return found
+
+
+def stretches(length: int, vocab_size: int) -> Iterator[slice]:
+  """Yields slices of a completion whose logits fit into memory."""
+  # Some ten float64 arrays of this size are in memory at once.
+  size = max(1, 2**22 // vocab_size)
+  for start in range(0, length, size):
+    yield slice(start, min(start + size, length))
+
+
+def _rivals(
+  student: np.ndarray, teacher: np.ndarray, local: Formula
+) -> Iterator[tuple[str, np.ndarray]]:
+  """Yields what the cost would be by mistake."""
+  for name in _RIVALS:
+    if name != local.name:
+      rival = dataclasses.replace(local, name=name, token_clip=None)
+      yield name, reference.costs(student, teacher, rival)
+  roles = {"student": "teacher", "teacher": "student"}
+  swapped = dataclasses.replace(local, top_k_of=roles[local.top_k_of])
+  yield "the swapped cost", reference.costs(teacher, student, swapped)
+
+
+def _carried(
+  found: Numbers, student: np.ndarray, teacher: np.ndarray, carried: Formula
+) -> np.ndarray:
+  if carried.name == "sampled reverse KL":
+    return found["student_log_probs"] - found["teacher_log_probs"]
+  return reference.costs(student, teacher, carried)
+
+
+def _listed(
+  student_logits: np.ndarray,
+  ids: np.ndarray,
+  log_probs: np.ndarray,
+  local: Formula,
+  kind: str,
+) -> np.ndarray:
+  if kind == "samples":
+    return reference.sampled_costs(student_logits, ids)
+  return reference.listed_costs(student_logits, ids, log_probs, tail=local.tail)
+
+
+def _list_entropy(log_probs: np.ndarray, local: Formula) -> np.ndarray:
+  """Returns the teacher's entropy on a list of its most probable tokens."""
+  log_probs = np.asarray(log_probs, np.float64)
+  if local.tail:
+    rest = np.maximum(1 - np.exp(log_probs).sum(-1, keepdims=True), 0)
+    with np.errstate(divide="ignore"):
+      log_probs = np.concatenate([log_probs, np.log(rest)], -1)
+  return reference.entropy(reference.log_softmax(log_probs))
+
+
+def _of_lists(
+  shifted: dict[str, np.ndarray], ids: np.ndarray, log_probs: np.ndarray
+) -> Numbers:
+  """Returns how likely the lists are, at their states and beside them."""
+  found = {
+    f"list/{name}": np.take_along_axis(x, ids, axis=-1).mean(axis=-1)
+    for name, x in shifted.items()
+  }
+  listed = np.take_along_axis(shifted["teacher"], ids, axis=-1)
+  found["list/distance"] = np.abs(listed - log_probs).mean(axis=-1)
+  probs = np.exp(shifted["teacher"])
+  with np.errstate(invalid="ignore"):
+    squares = probs * np.where(probs == 0, 0.0, shifted["teacher"] ** 2)
+  entropies = reference.entropy(shifted["teacher"])
+  # The variance of log p(a) of a sample a, which says how far chance goes.
+  variances = squares.sum(axis=-1) - entropies**2
+  found["list/variance"] = np.maximum(variances, 0) / ids.shape[-1]
+  return found
+
+
+def _choices(name: str, log_probs: np.ndarray) -> Numbers:
+  """Returns the most probable tokens and their probabilities."""
+  count = min(NUM_CHOICES, log_probs.shape[-1])
+  ids = np.argsort(-log_probs, axis=-1, kind="stable")[:, :count]
+  return {
+    f"{name}_choices": ids,
+    f"{name}_choice_probs": np.exp(np.take_along_axis(log_probs, ids, -1)),
+  }
+
+
+def _pick(log_probs: np.ndarray, ids: Any) -> np.ndarray:
+  return np.take_along_axis(log_probs, np.asarray(ids)[:, None], -1)[:, 0]

@@ -1,0 +1,279 @@
+"""The checks pass a right run, and each fails where its fault is put in."""
+
+import dataclasses
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from distil_jax import config as configs
+from distil_jax.analysis.teacher_check import (
+  checks,
+  evidence,
+  gather,
+  movement,
+  page,
+  prompt_checks,
+  report,
+  samples,
+)
+from distil_jax.models import sharding
+from distil_jax.objectives import scoring
+from distil_jax.training import train_step, trainer
+from distil_jax.training.logging.progress import Progress
+from tests.paths import ROOT
+
+RUN = ROOT / "configs/calculator/quickstart.yaml"
+SMALL = ["rollout.group_size=2", "rollout.max_completion_length=48"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Checked:
+  """A run of two problems with two samples each, and all that was found."""
+
+  trainer: object
+  state: object
+  gathered: object
+  evidence: object
+  batch: object
+
+
+@pytest.fixture(scope="module")
+def one_device():
+  """A mesh of one device, for which programs compile sooner."""
+  with pytest.MonkeyPatch.context() as patch:
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    patch.setattr(
+      trainer.meshes, "build_mesh", lambda config, devices=None: mesh
+    )
+    with jax.set_mesh(mesh):
+      yield
+
+
+@pytest.fixture(scope="module")
+def checked(one_device):
+  few = gather.fewer_problems(configs.load(RUN, SMALL), 2)
+  loaded = trainer.Trainer(configs.load(RUN, [*SMALL, *few]))
+  loaded.progress = Progress(None, is_shown=False)
+  step, state = gather.load_state(loaded, loaded.progress)
+  assert step == 0
+  gathered = gather.gather(loaded, state, step)
+  return Checked(
+    loaded,
+    state,
+    gathered,
+    evidence.collect(loaded, state, gathered),
+    evidence.put_batch(loaded, state, gathered),
+  )
+
+
+def failed(checked, **changed):
+  """Names of the checks that fail if parts of the evidence are changed."""
+  found = dataclasses.replace(checked.evidence, **changed)
+  results = checks.all_checks(checked.gathered, found)
+  return {check.name for check in checks.failures(results)}
+
+
+def changed_gathered(checked, **changed):
+  return dataclasses.replace(checked.gathered, **changed)
+
+
+def test_a_right_run_passes(checked):
+  results = checks.all_checks(checked.gathered, checked.evidence)
+  assert [check.is_ok for check in results] == [True] * 8, results
+
+
+def test_a_shift_by_one_fails(checked, monkeypatch):
+  right = scoring.completion_hidden_states
+
+  def shifted(params, prompt_ids, prompt_mask, ids, mask, **others):
+    found = right(params, prompt_ids, prompt_mask, ids, mask, **others)
+    return jnp.roll(found, 1, axis=1)
+
+  monkeypatch.setattr(scoring, "completion_hidden_states", shifted)
+  signal = evidence.objective_signal(
+    checked.trainer, checked.state, checked.batch
+  )
+  names = failed(checked, signal=signal)
+  assert {"alignment", "sampler = scorer", "direction"} <= names
+
+
+def test_another_cost_and_other_credit_fail(checked):
+  wrong = checked.trainer.config.model_copy(
+    update={
+      "objective": checked.trainer.config.objective.model_copy(
+        update={"local_cost": "reverse_kl", "normalize": False}
+      )
+    }
+  )
+  other = types.SimpleNamespace(**vars(checked.trainer) | {"config": wrong})
+  signal = evidence.objective_signal(other, checked.state, checked.batch)
+  assert failed(checked, signal=signal) == {"direction", "credit"}
+
+
+def test_leaked_padding_and_a_wrong_rate_fail(checked, monkeypatch):
+  follow, read = train_step._follow, scoring.completion_hidden_states
+
+  def attend_to_padding(params, prompt_ids, prompt_mask, *others, **more):
+    ones = jnp.ones_like(prompt_mask)
+    return read(params, prompt_ids, ones, *others, **more)
+
+  monkeypatch.setattr(
+    train_step, "_follow", lambda old, new, rate: follow(old, new, 2 * rate)
+  )
+  monkeypatch.setattr(scoring, "completion_hidden_states", attend_to_padding)
+  metrics, padding, teacher = evidence.try_step(
+    checked.trainer, checked.state, checked.gathered, checked.batch
+  )
+  names = failed(checked, metrics=metrics, padding=padding, teacher=teacher)
+  assert {"padding", "teacher's rate"} <= names
+  assert not names & {"alignment", "tokenizer", "feedback"}
+
+
+@pytest.mark.parametrize(
+  ("rate", "went", "is_ok"),
+  [
+    (0.01, 0.01, True),
+    (0.01, 0.02, False),
+    (0.01, 0.0, False),
+    (0.0, 0.0, True),
+    (0.0, 0.01, False),
+  ],
+)
+def test_the_rate_is_measured(checked, rate, went, is_ok):
+  rng = np.random.default_rng(0)
+  student = {"w": rng.normal(size=50).astype(np.float32)}
+  before = movement.displaced({"w": jnp.asarray(student["w"])})
+  after = {"w": before["w"] + went * (student["w"] - before["w"])}
+  moved = movement.of_teacher(before, student, after, rate)
+  assert checks.teacher_rate(moved, checked.gathered).is_ok is is_ok
+
+
+def test_an_average_that_is_rounded_away_fails(checked):
+  before = movement.displaced({"w": jnp.ones(4, jnp.bfloat16)})
+  moved = movement.of_teacher(before, {"w": np.ones(4)}, before, 0.01)
+  found = checks.teacher_rate(moved, checked.gathered)
+  assert found.is_ok is False
+  assert "optimizer.master_dtype" in found.cure
+
+
+def test_a_sampler_that_scores_otherwise_fails(checked):
+  batch = checked.gathered.batch
+  batch = batch.replace(old_log_probs=batch.old_log_probs - 0.06)
+  gathered = changed_gathered(checked, batch=batch)
+  assert checks.sampler(gathered, checked.evidence).is_ok is False
+
+
+def test_feedback_in_the_students_prompt_fails(checked):
+  stats = checked.gathered.stats
+  batch = checked.gathered.batch.replace(
+    prompt_ids=stats.teacher_prompt_ids, prompt_mask=stats.teacher_prompt_mask
+  )
+  found = prompt_checks.feedback(changed_gathered(checked, batch=batch))
+  assert found.is_ok is False
+  assert "not the problem alone" in found.numbers
+
+
+def test_a_teacher_without_the_feedback_fails(checked):
+  gathered = checked.gathered
+  stats = dataclasses.replace(
+    gathered.stats,
+    teacher_prompts=[
+      gathered.tokenizer.decode(gathered.student_prompt(row))
+      for row in range(4)
+    ],
+  )
+  found = prompt_checks.feedback(changed_gathered(checked, stats=stats))
+  assert found.is_ok is False
+  assert "lacks" in found.numbers
+
+
+def test_a_cut_is_said(checked):
+  stats = dataclasses.replace(checked.gathered.stats, num_truncated=3)
+  found = prompt_checks.feedback(changed_gathered(checked, stats=stats))
+  assert found.is_ok
+  assert "3 prompts were cut at teacher.max_prompt_length=120" in found.numbers
+
+
+def test_other_ends_and_unknown_ids_fail(checked):
+  gathered = checked.gathered
+  other = dataclasses.replace(gathered.tokenizer, eos_ids=(5,))
+  for changed in ({"teacher_tokenizer": other}, {"vocab_size": 100}):
+    found = prompt_checks.tokenizer(changed_gathered(checked, **changed))
+    assert found.is_ok is False
+  assert "the vocabulary has 100" in found.numbers
+
+
+def test_a_prompt_without_the_assistants_marker_fails(checked):
+  batch = checked.gathered.batch
+  mask = batch.prompt_mask.copy()
+  mask[:, -1] = 0
+  batch = batch.replace(prompt_mask=mask)
+  found = prompt_checks.tokenizer(changed_gathered(checked, batch=batch))
+  assert found.is_ok is False
+  assert "marker" in found.numbers
+
+
+def test_no_signal_fails_and_says_the_cure(checked):
+  batch = checked.gathered.batch.replace(sample_mask=np.zeros(4, np.int32))
+  gathered = changed_gathered(checked, batch=batch)
+  results = checks.failures(checks.all_checks(gathered, None))
+  assert "--num-problems" in results[-1].cure
+  text = report.to_text(
+    samples.all_samples(gathered, None), results, colours=False
+  )
+  assert "FAIL  signal" in text
+
+
+def test_text_and_page_show_every_token(checked):
+  results = checks.all_checks(checked.gathered, checked.evidence)
+  shown = samples.all_samples(checked.gathered, checked.evidence)
+  plain = report.to_text(shown, results, colours=False)
+  coloured = report.to_text(shown, results, colours=True)
+  assert "\x1b" not in plain
+  assert "\x1b[32m" in coloured
+  html = page.to_page("a <run>", shown, results)
+  assert "a &lt;run&gt;" in html
+  assert "<|im_end|>" not in html
+  for sample in shown:
+    assert sample.facts in plain
+    assert sample.facts in html
+  first = shown[0].tokens[0]
+  assert f"{first.student:8.4f} {first.teacher:8.4f}" in plain
+  num_tokens = sum(len(sample.tokens) for sample in shown)
+  assert html.count("<tr><td>") == num_tokens
+  for outside in ("http://", "https://", "src=", "url("):
+    assert outside not in html
+
+
+def test_colours_need_a_terminal_without_no_color():
+  terminal = types.SimpleNamespace(isatty=lambda: True)
+  file = types.SimpleNamespace(isatty=lambda: False)
+  assert report.has_colours(terminal, {})
+  assert not report.has_colours(terminal, {"NO_COLOR": "1"})
+  assert not report.has_colours(file, {})
+
+
+def test_text_of_a_model_cannot_command_a_terminal():
+  assert samples.visible("a\x1b[2J\n") == "a�[2J⏎"
+
+
+def test_an_objective_without_a_teacher_is_refused():
+  with pytest.raises(configs.ConfigError, match=r"kind=grpo asks no teacher"):
+    gather.check_has_teacher(configs.parse({"objective": {"kind": "grpo"}}))
+
+
+def test_mini_batches_shrink_with_the_batch():
+  config = configs.parse(
+    {
+      "rollout": {"num_problems": 16, "group_size": 8},
+      "optimizer": {"mini_batch_size": 64, "micro_batch_size": 32},
+    }
+  )
+  assert gather.fewer_problems(config, 3) == [
+    "rollout.num_problems=3",
+    "optimizer.mini_batch_size=8",
+    "optimizer.micro_batch_size=8",
+  ]
