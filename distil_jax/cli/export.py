@@ -85,6 +85,12 @@ def _teacher_params(config: configs.Config, loaded):
   template = steps.build_state_template(
     config, loaded.policy.params, loaded.optimizer, loaded.mesh
   ).teacher_params
+  if template is None and config.teacher.model is not None:
+    raise configs.ConfigError(
+      f"teacher.model.directory={config.teacher.model.directory} is the "
+      "teacher's folder, which no run changes; leave out --teacher to export "
+      "the student"
+    )
   if template is None:
     raise configs.ConfigError(
       f"objective.kind={config.objective.kind} with teacher.parameters="

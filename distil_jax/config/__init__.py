@@ -36,7 +36,11 @@ from distil_jax.config.optimizers import (
 )
 from distil_jax.config.rollout import MeshConfig, RolloutConfig
 from distil_jax.config.schema import Config
-from distil_jax.config.teacher import GuardConfig, TeacherConfig
+from distil_jax.config.teacher import (
+  GuardConfig,
+  TeacherConfig,
+  TeacherModelConfig,
+)
 from distil_jax.config.tools import OwnToolConfig, PythonToolConfig, ToolsConfig
 from distil_jax.config.training import (
   CheckpointConfig,
@@ -80,6 +84,7 @@ __all__ = [
   "SandboxConfig",
   "Section",
   "TeacherConfig",
+  "TeacherModelConfig",
   "ToolsConfig",
   "TrainConfig",
   "check_teacher",

@@ -4,7 +4,7 @@ from typing import Literal
 
 import pydantic
 
-from distil_jax.config.base import Fraction, Positive, Section, Share
+from distil_jax.config.base import DType, Fraction, Positive, Section, Share
 
 
 class GuardConfig(Section):
@@ -21,9 +21,29 @@ class GuardConfig(Section):
   """Failures of a step on which the teacher is asked for one answer each."""
 
 
+class TeacherModelConfig(Section):
+  """Another model as the teacher: any family and size, the same tokenizer.
+
+  Its weights are those of its directory and never change. They are sharded as
+  the student's and are no part of a checkpoint.
+  """
+
+  directory: str
+  """A folder, or a model of the Hub, as `model.directory`."""
+  revision: str | None = None
+  """Branch, tag or commit of a model of the Hub; null is `main`, which may
+  change."""
+  param_dtype: DType = "float32"
+  compute_dtype: DType = "float32"
+  attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
+  """As `model.attention`."""
+
+
 class TeacherConfig(Section):
   """Whose weights the teacher has and what stands in its prompt."""
 
+  model: TeacherModelConfig | None = None
+  """null: the teacher is the student's own network."""
   parameters: Literal["ema", "frozen", "current", "trust_region"] = "frozen"
   """Moving average, initial weights, the student's own, or logits between the
   last two. SDPO and DistIL as published: a moving average."""
@@ -66,6 +86,24 @@ class TeacherConfig(Section):
           f"{name}={value} is of parameters={of}, but "
           f"parameters={self.parameters}; set parameters={of}, or drop {name}"
         )
+    return self
+
+  @pydantic.model_validator(mode="after")
+  def _model(self):
+    if self.model is None:
+      return self
+    other = f"model.directory={self.model.directory}"
+    if self.parameters != "frozen":
+      raise ValueError(
+        f"parameters={self.parameters} makes the teacher from the student's "
+        f"weights, but {other} has weights of its own, which stay; set "
+        "parameters=frozen, or model=null"
+      )
+    if self.guard:
+      raise ValueError(
+        f"guard.action={self.guard.action} watches a moving average of the "
+        f"student, but {other} does not move; set guard=null, or model=null"
+      )
     return self
 
   @pydantic.model_validator(mode="after")

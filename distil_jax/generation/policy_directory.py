@@ -23,6 +23,7 @@ def resolve_directory(
   revision: str | None = None,
   *,
   only_config: bool = False,
+  section: str = "model",
 ) -> pathlib.Path:
   """Returns the folder of a model.
 
@@ -34,6 +35,7 @@ def resolve_directory(
       package, or OWNER/NAME for one of the Hub. A folder of that name wins.
     revision: Branch, tag or commit of a model of the Hub; None means `main`.
     only_config: Fetch `config.json` of a model of the Hub alone.
+    section: Path of the config section that names the model, for errors.
 
   Raises:
     ValueError: No model of this name ships with the package, or a revision is
@@ -44,16 +46,19 @@ def resolve_directory(
   if not hf_hub.is_name(name):
     if revision is not None:
       raise ValueError(
-        f"model.revision={revision} belongs to a model of the Hub, but "
-        f"model.directory={name} is not OWNER/NAME; remove model.revision"
+        f"{section}.revision={revision} belongs to a model of the Hub, but "
+        f"{section}.directory={name} is not OWNER/NAME; remove "
+        f"{section}.revision"
       )
-    return _embedded(name) if name.startswith(_EMBEDDED) else path
-  if _is_here(name, path):
+    if name.startswith(_EMBEDDED):
+      return _embedded(name, section)
+    return path
+  if _is_here(name, path, section):
     if revision is not None:
       raise ValueError(
-        f"model.revision={revision} belongs to a model of the Hub, but there "
-        f"is a folder {name} here, which is used instead; remove "
-        "model.revision, or rename the folder"
+        f"{section}.revision={revision} belongs to a model of the Hub, but "
+        f"there is a folder {name} here, which is used instead; remove "
+        f"{section}.revision, or rename the folder"
       )
     return path
   key = name, revision, only_config
@@ -62,19 +67,19 @@ def resolve_directory(
   return _found[key]
 
 
-def _embedded(name: str) -> pathlib.Path:
+def _embedded(name: str, section: str) -> pathlib.Path:
   assets = pathlib.Path(__file__).parents[1] / "models/assets"
   path = assets / name.removeprefix(_EMBEDDED)
   if not path.is_dir():
     known = sorted(p.name for p in assets.iterdir() if p.is_dir())
     raise ValueError(
-      f"model.directory={name} is not embedded; known: "
+      f"{section}.directory={name} is not embedded; known: "
       + ", ".join(_EMBEDDED + k for k in known)
     )
   return path
 
 
-def _is_here(name: str, path: pathlib.Path) -> bool:
+def _is_here(name: str, path: pathlib.Path, section: str) -> bool:
   """Returns True if a folder exists, on all hosts.
 
   Raises:
@@ -85,7 +90,7 @@ def _is_here(name: str, path: pathlib.Path) -> bool:
   found = multihost_utils.process_allgather(np.int32(path.is_dir()))
   if found.any() and not found.all():
     raise ValueError(
-      f"the folder model.directory={name} exists for processes "
+      f"the folder {section}.directory={name} exists for processes "
       f"{np.flatnonzero(found).tolist()}, but not for the others; copy it to "
       "all hosts, or remove it everywhere to take the model of the Hub"
     )

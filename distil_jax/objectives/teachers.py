@@ -27,11 +27,27 @@ from distil_jax.types import TrainBatch
 
 
 @dataclasses.dataclass(frozen=True)
-class Network:
-  """The network that student and teacher share, and how it is run.
+class OtherNetwork:
+  """The network of a teacher that is another model.
 
   Attributes:
-    graphdef: from `decoder.make`.
+    graphdef: from `decoder.make`. Its logits have as many entries as the
+      student's.
+    vocab_size: the number of tokens that both know, see `Divergence`; None
+      means all entries of the logits.
+  """
+
+  graphdef: nnx.GraphDef
+  vocab_size: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+  """The networks of student and teacher, mostly one, and how they are run.
+
+  Attributes:
+    graphdef: the student's, from `decoder.make`.
+    teacher: the teacher's, if that is another model; None means the same.
     chunk_size: columns of time whose logits are in memory at once; None
       chooses by memory.
     trust_region_rate: makes the teacher's logits (1 − rate) times those of the
@@ -40,8 +56,14 @@ class Network:
   """
 
   graphdef: nnx.GraphDef
+  teacher: "OtherNetwork | None" = None
   chunk_size: int | None = None
   trust_region_rate: float | None = None
+
+  @property
+  def vocab_size(self) -> int | None:
+    """Tokens that student and teacher know; None means all entries."""
+    return self.teacher and self.teacher.vocab_size
 
 
 def forward_passes(
@@ -99,7 +121,7 @@ def dense_statistics(
     weights,
     _dense_teacher(params, teacher_params, batch, network),
     batch.completion_ids,
-    divergence,
+    dataclasses.replace(divergence, vocab_size=network.vocab_size),
     teacher_mask(batch),
     top_k_fn=_top_k_fn(params, batch),
   )
@@ -134,6 +156,7 @@ def sparse_statistics(
     kind,
     # Samples are drawn from the whole vocabulary: nothing is left out.
     tail=divergence.tail and kind == "top_k",
+    vocab_size=network.vocab_size,
   )
   source = fused_statistics.compared_with_list(
     hidden, weights, teacher, batch.completion_ids, teacher_mask(batch)
@@ -180,6 +203,7 @@ def ask_teacher(
   settings = {
     "chunk_size": network.chunk_size,
     "layout": layout(teacher.hidden[0], teacher.unembedding[0]),
+    "vocab_size": network.vocab_size,
   }
   if kind == "top_k":
     return teacher_candidates.most_probable(
@@ -221,24 +245,27 @@ def _dense_teacher(
   if batch.teacher_prefix_ids is not None:
     prefix = (batch.teacher_prefix_ids, batch.teacher_prefix_mask)
 
-  def run(params):
+  def run(params, graphdef):
     hidden = scoring.completion_hidden_states(
       params,
       batch.teacher_prompt_ids,
       batch.teacher_prompt_mask,
       batch.completion_ids,
       batch.completion_mask,
-      graphdef=network.graphdef,
+      graphdef=graphdef,
       prefix=prefix,
     )
     return _shard_states(hidden), _sharded_unembedding(params, batch)
 
-  hidden, weights = run(teacher_params)
+  other = network.teacher
+  hidden, weights = run(
+    teacher_params, network.graphdef if other is None else other.graphdef
+  )
   rate = network.trust_region_rate
   if rate is None:
     return DenseTeacher((hidden,), (weights,))
   # The student's share of its own teacher is a label like the rest of it.
-  own_hidden, own_weights = run(jax.lax.stop_gradient(params))
+  own_hidden, own_weights = run(jax.lax.stop_gradient(params), network.graphdef)
   # Logits are linear in the hidden states, and so is their mixture.
   return DenseTeacher(
     ((1 - rate) * hidden, rate * own_hidden), (weights, own_weights)

@@ -37,6 +37,8 @@ class Divergence:
     tail: one more bucket for the mass of all other tokens, of student and
       teacher each; without it both are renormalised over what is kept.
     temperature: divides both logits before the softmax.
+    vocab_size: entries behind the first so many are padding and left out of
+      both distributions. None means that all entries are tokens.
   """
 
   kind: Kind = "forward_cross_entropy"
@@ -46,6 +48,7 @@ class Divergence:
   top_k_of: Literal["student", "teacher"] = "student"
   tail: bool = True
   temperature: float = 1.0
+  vocab_size: int | None = None
 
   def __post_init__(self):
     if self.kind not in get_args(Kind):
@@ -94,7 +97,8 @@ def log_probs_on_support(
   rounds to 1, and is −inf where nothing is left.
 
   Args:
-    student_logits: −inf excludes a token. Shape `[..., V]`.
+    student_logits: −inf excludes a token; a divergence's `vocab_size` is the
+      caller's to apply, by `vocabulary.only_tokens`. Shape `[..., V]`.
     teacher_logits: shape `[..., V]`.
     divergence: its support and temperature.
 

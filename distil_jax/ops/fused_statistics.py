@@ -95,7 +95,7 @@ def compared_with_list(
   Raises:
     ValueError: an unknown kind, or samples with a tail.
   """
-  ids, log_probs, kind, tail = teacher
+  ids, log_probs, kind, tail, vocab_size = teacher
   if kind not in ("samples", "top_k"):
     raise ValueError(f"kind={kind!r} is neither 'samples' nor 'top_k'")
   if kind == "samples" and tail:
@@ -108,7 +108,9 @@ def compared_with_list(
     ids = jnp.where(counts, ids, 0)
     log_probs = jnp.where(counts, log_probs, 0.0)
   rows = (_checked(hidden, token_ids), (ids, log_probs))
-  read = functools.partial(_read_list, kind=kind, tail=tail)
+  read = functools.partial(
+    _read_list, kind=kind, tail=tail, vocab_size=vocab_size
+  )
   return FusedStatistics(
     fused_linear.reader_by_autodiff(read), hidden, unembedding, None, rows
   )
@@ -210,13 +212,18 @@ def _vjp_own(logits, ids, residuals, cotangents: OwnStatistics):
   return statistics_vjp.own_vjp(logits, ids, residuals, **cotangents._asdict())
 
 
-def _read_list(logits, tile, *, kind: ListKind, tail: bool):
+def _read_list(
+  logits, tile, *, kind: ListKind, tail: bool, vocab_size: int | None
+):
   """Returns statistics of a tile for `compared_with_list`, for autodiff."""
   ids, candidates = tile
+  known = vocabulary.only_tokens(logits, vocab_size)
   if kind == "samples":
-    costs, entropies = _sampled_costs(logits, *candidates)
+    costs, entropies = _sampled_costs(known, *candidates)
   else:
-    costs, entropies = _listed_costs(logits, *candidates, tail=tail)
+    costs, entropies = _listed_costs(
+      known, *candidates, tail=tail, vocab_size=vocab_size
+    )
   log_softmax = jax.nn.log_softmax(logits, axis=-1)
   return TokenStatistics(
     costs=costs,
@@ -239,7 +246,12 @@ def _sampled_costs(
 
 
 def _listed_costs(
-  logits: jax.Array, ids: jax.Array, log_probs: jax.Array, *, tail: bool
+  logits: jax.Array,
+  ids: jax.Array,
+  log_probs: jax.Array,
+  *,
+  tail: bool,
+  vocab_size: int | None,
 ) -> tuple[jax.Array, jax.Array]:
   """Returns cross-entropy and the teacher's entropy on a list's support."""
   # An absent candidate may carry any id, so the logit that stands there must
@@ -256,6 +268,9 @@ def _listed_costs(
     )
     hits = (ids[..., None] == vocabulary) & is_listed[..., None]
     others = ~jnp.any(hits, axis=-2)
+    if vocab_size is not None:
+      # Padding has no mass, but it would make a bucket that is empty look full.
+      others &= vocabulary[0] < vocab_size
     kept = jnp.concatenate([kept, divergences.log_sum(logits, others)], axis=-1)
     mass = jnp.sum(jnp.exp(log_probs), axis=-1, keepdims=True)
     # If the list holds the whole vocabulary, all that is left is rounding.

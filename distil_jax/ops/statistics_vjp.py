@@ -96,9 +96,13 @@ def read(
   # If nothing is left out at temperature 1, the support's norm is already that
   # of the whole vocabulary, and a second pass over V is saved.
   whole, teacher_whole = student.norm, teacher.norm
+  teacher_logits = vocabulary.only_tokens(teacher_logits, divergence.vocab_size)
   is_renormalised = kept is not None and not divergence.tail
   if is_renormalised or divergence.temperature != 1:
     whole, teacher_whole = _norm(student_logits), _norm(teacher_logits)
+  elif divergence.vocab_size is not None:
+    # The sampler may draw padding, so the student's own norm covers it.
+    whole = _norm(student_logits)
   log_student = student.norm.log_probs(student_scaled)
   log_teacher = teacher.norm.log_probs(teacher_scaled)
 
@@ -264,6 +268,11 @@ def _own_gradients(log_softmax, token_ids, own_entropies, log_probs, entropies):
 
 
 def _scaled(student, teacher, divergence: Divergence):
+  """Returns both logits at the divergence's temperature, without padding."""
+  student, teacher = (
+    vocabulary.only_tokens(logits, divergence.vocab_size)
+    for logits in (student, teacher)
+  )
   if divergence.temperature == 1:
     return student, teacher
   return student / divergence.temperature, teacher / divergence.temperature

@@ -7,7 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from distil_jax.ops import fused_linear, token_sampling
+from distil_jax.ops import fused_linear, token_sampling, vocabulary
 from distil_jax.ops.chunking import Layout
 from distil_jax.ops.divergences import TopKFn
 from distil_jax.ops.token_statistics import DenseTeacher
@@ -19,6 +19,7 @@ def samples(
   *,
   chunk_size: int | None = None,
   layout: Layout = Layout(),  # noqa: B008 (frozen)
+  vocab_size: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Draws C independent tokens from each distribution; one may come twice.
 
@@ -27,6 +28,7 @@ def samples(
     uniforms: in [0, 1), one for each draw. Shape `[B, T, C]`.
     chunk_size: columns of time at once; None chooses by memory.
     layout: how arrays are sharded.
+    vocab_size: as in `Divergence`: the tokens that a list may name.
 
   Returns:
     The ids, and −log C for each: together they are the empirical distribution.
@@ -38,7 +40,8 @@ def samples(
     # All draws read the same tile, each with a random number of its own.
     return jax.vmap(token_sampling.sample, (None, -1), -1)(logits, uniforms)
 
-  ids = _chosen(draw, teacher, uniforms, chunk_size, layout)
+  draw_tokens = _of_tokens(draw, vocab_size)
+  ids = _chosen(draw_tokens, teacher, uniforms, chunk_size, layout)
   share = -jnp.log(jnp.float32(uniforms.shape[-1]))
   return ids, jnp.full(ids.shape, share)
 
@@ -49,6 +52,7 @@ def most_probable(
   size: int,
   chunk_size: int | None = None,
   layout: Layout = Layout(),  # noqa: B008 (frozen)
+  vocab_size: int | None = None,
   top_k_fn: TopKFn = jax.lax.top_k,
 ) -> tuple[jax.Array, jax.Array]:
   """Returns the C most probable tokens of each distribution.
@@ -58,6 +62,7 @@ def most_probable(
     size: C, from 1 to V.
     chunk_size: columns of time at once; None chooses by memory.
     layout: how arrays are sharded.
+    vocab_size: as in `Divergence`: the tokens that a list may name.
     top_k_fn: finds them in `[t, B, V]`.
 
   Returns:
@@ -67,13 +72,13 @@ def most_probable(
   Raises:
     ValueError: a size that is not above 0, or more than there are tokens.
   """
-  vocab_size = teacher.unembedding[0].shape[-1]
+  num_tokens = vocab_size or teacher.unembedding[0].shape[-1]
   if size < 1:
     raise ValueError(f"a list of {size} tokens says nothing; ask for 1 or more")
-  if size > vocab_size:
+  if size > num_tokens:
     raise ValueError(
       f"a list of {size} tokens was asked for, but the vocabulary has "
-      f"{vocab_size}; lower teacher.top_k"
+      f"{num_tokens}; lower teacher.top_k"
     )
 
   def choose(logits, _):
@@ -83,7 +88,15 @@ def most_probable(
     log_probs, ids = top_k_fn(log_softmax, size)
     return ids, log_probs
 
-  return _chosen(choose, teacher, None, chunk_size, layout)
+  choose_tokens = _of_tokens(choose, vocab_size)
+  return _chosen(choose_tokens, teacher, None, chunk_size, layout)
+
+
+def _of_tokens(choose, vocab_size: int | None):
+  """Returns `choose` of logits without padding."""
+  return lambda logits, rows: choose(
+    vocabulary.only_tokens(logits, vocab_size), rows
+  )
 
 
 def _chosen(choose, teacher: DenseTeacher, rows, chunk_size, layout):

@@ -25,10 +25,11 @@ class TokenStatistics:
       divergence's support and at its temperature.
     teacher_entropies: the teacher's entropy there.
     log_probs: the student's log-probability of the token that was sampled, in
-      the whole vocabulary at temperature 1; NaN for an id outside it, which
-      the student cannot have sampled.
+      the whole vocabulary, padding included, at temperature 1; NaN for an id
+      outside it, which the student cannot have sampled.
     entropies: the student's entropy, in the whole vocabulary at temperature 1.
-    teacher_log_probs: the teacher's log-probability of that token, likewise.
+    teacher_log_probs: the teacher's log-probability of that token, likewise,
+      but without the padding that the divergence leaves out.
   """
 
   costs: jax.Array
@@ -87,12 +88,15 @@ class SparseTeacher(NamedTuple):
     log_probs: nats. Shape `[B, T, C]`.
     kind: what the list holds.
     tail: whether `top_k` has a tail; samples have none.
+    vocab_size: as in `Divergence`: what is left out of the student's
+      distribution; the lists have none of it.
   """
 
   ids: jax.Array
   log_probs: jax.Array
   kind: ListKind
   tail: bool = False
+  vocab_size: int | None = None
 
 
 def from_logits(
@@ -114,8 +118,12 @@ def from_logits(
   """
   # The teacher's distribution is a label: the student must not move it.
   teacher_logits = jax.lax.stop_gradient(teacher_logits)
+  known, teacher_logits = (
+    vocabulary.only_tokens(logits, divergence.vocab_size)
+    for logits in (student_logits, teacher_logits)
+  )
   student, teacher = divergences.log_probs_on_support(
-    student_logits, teacher_logits, divergence
+    known, teacher_logits, divergence
   )
   log_softmax = jax.nn.log_softmax(student_logits, axis=-1)
   return TokenStatistics(

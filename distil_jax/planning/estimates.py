@@ -46,6 +46,9 @@ class Step:
     state_bytes: The training state, on all chips of a shard together.
     batch_sizes: Batches that every mesh must shard evenly.
     mini_batch_size: Sequences of an update.
+    teacher: Sizes of a teacher that is another model; None means that student
+      and teacher are one network.
+    num_teacher_params: Parameters of such a teacher.
   """
 
   network: DecoderConfig
@@ -54,6 +57,13 @@ class Step:
   state_bytes: float
   batch_sizes: Sequence[int]
   mini_batch_size: int
+  teacher: DecoderConfig | None = None
+  num_teacher_params: int = 0
+
+  @property
+  def networks(self) -> list[DecoderConfig]:
+    """Returns the student's network, and the teacher's if it is another."""
+    return [x for x in (self.network, self.teacher) if x is not None]
 
 
 def estimate_all(
@@ -92,7 +102,6 @@ def meshes(
   axes: Sequence[str], num_chips: int, step: Step
 ) -> Iterator[dict[str, int]]:
   """Yields all meshes that shard network and batches evenly."""
-  network = step.network
   divisors = [n for n in range(1, num_chips + 1) if num_chips % n == 0]
   for sizes in itertools.product(divisors, repeat=len(axes)):
     if math.prod(sizes) != num_chips:
@@ -100,15 +109,19 @@ def meshes(
     mesh = dict(zip(axes, sizes, strict=True))
     context, tensor = mesh.get("context", 1), mesh.get("tensor", 1)
     batch_shards = mesh["data"] * mesh["fsdp"] * context
-    tensor_sizes = (
-      network.num_kv_heads,
-      network.num_heads,
-      network.mlp_size,
-      network.vocab_size,
-    )
+    tensor_sizes = [
+      size
+      for network in step.networks
+      for size in (
+        network.num_kv_heads,
+        network.num_heads,
+        network.mlp_size,
+        network.vocab_size,
+      )
+    ]
     if (
       all(size % tensor == 0 for size in tensor_sizes)
-      and network.width % (mesh["fsdp"] * context) == 0
+      and all(x.width % (mesh["fsdp"] * context) == 0 for x in step.networks)
       and step.run.completion_length % context == 0
       and all(size % batch_shards == 0 for size in step.batch_sizes)
     ):
@@ -134,19 +147,25 @@ def _lengths(run: Workload) -> tuple[int, int]:
 
 def _flops(step: Step) -> float:
   """Returns the operations of all chips together."""
-  network, run = step.network, step.run
+  run = step.run
   student, teacher = _lengths(run)
   # One forward pass, two for the backward pass, and another forward pass if
   # activations of the layers are not kept.
   passes = 4 if run.remat == "layer" else 3
-  pairs = network.num_layers * network.num_heads * network.head_size
 
-  def one_pass(length: int) -> float:
+  def one_pass(length: int, network: DecoderConfig, num_params: int) -> float:
     # Attention takes 4 · S² · N · H operations a layer, and half of that if
     # nothing is computed for tokens that come later.
-    return 2.0 * length * (step.num_params + length * pairs)
+    pairs = network.num_layers * network.num_heads * network.head_size
+    return 2.0 * length * (num_params + length * pairs)
 
-  return run.num_sequences * (passes * one_pass(student) + one_pass(teacher))
+  own = one_pass(student, step.network, step.num_params)
+  asked = one_pass(
+    teacher,
+    step.teacher or step.network,
+    step.num_teacher_params or step.num_params,
+  )
+  return run.num_sequences * (passes * own + asked)
 
 
 def _network_bytes(mesh: Mapping[str, int], micro: int, step: Step) -> float:
@@ -162,8 +181,11 @@ def _network_bytes(mesh: Mapping[str, int], micro: int, step: Step) -> float:
   if param_shards > 1:
     # Parameters are gathered for each pass over each micro-batch, and its
     # gradient is scattered in float32.
-    gathers = (2 if run.remat == "layer" else 1) + 1 + (teacher > 0)
+    gathers = (2 if run.remat == "layer" else 1) + 1
     total += num_micro_batches * params * (gathers * size + 4)
+    if teacher:
+      asked = (step.num_teacher_params or step.num_params) / tensor
+      total += num_micro_batches * asked * size
   # Replicas sum their float32 gradients; an all-reduce sends an array twice.
   if mesh["data"] > 1:
     total += num_micro_batches * 2 * 4 * params / param_shards
@@ -190,16 +212,20 @@ def _memory_bytes(mesh: Mapping[str, int], micro: int, step: Step) -> float:
   # Beside the state: the gradient and its sum, in float32.
   state = (step.state_bytes + step.num_params * (4 + 4)) / shards
   rows = micro / (mesh["data"] * mesh["fsdp"]) / context
-  layer = (
-    2 * network.width * tensor
-    + 2 * network.mlp_size
-    + 2 * network.num_heads * network.head_size
-  ) / tensor
+
+  def layer_of(network: DecoderConfig) -> float:
+    return (
+      2 * network.width * tensor
+      + 2 * network.mlp_size
+      + 2 * network.num_heads * network.head_size
+    ) / tensor
+
+  layer, asked = layer_of(network), layer_of(step.teacher or network)
   kept_layers = network.num_layers if run.remat == "layer" else 0
   activations = rows * student * network.width * size * kept_layers
   if run.remat == "none":
     activations = rows * student * layer * size * network.num_layers
-  working = rows * max(student, teacher) * layer * size * 3
+  working = rows * max(student * layer, teacher * asked) * size * 3
   vocabulary = 3 * 4 * network.width * network.vocab_size / tensor
   # The last term is room for the runtime and for fragmentation.
   return state + activations + working + vocabulary + 2**29

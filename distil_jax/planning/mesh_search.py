@@ -13,7 +13,7 @@ from distil_jax.planning import abstract_inputs, estimates, memory
 from distil_jax.planning.build_workload import build_workload
 from distil_jax.planning.results import Candidate, Hardware, Plan, Search
 from distil_jax.training.logging.progress import Progress
-from distil_jax.training.setup import meshes
+from distil_jax.training.setup import meshes, teacher_models
 from distil_jax.training.setup import steps as setup_step
 
 
@@ -88,13 +88,19 @@ def _ranked(
     lambda params: setup_step.build_train_state(config, params, optimizer),
     shapes,
   )
+  teacher = teacher_models.teacher_network(
+    config, network.vocab_size, only_config=True
+  )
+  teacher_shapes = decoder.make(teacher)[1] if teacher else {}
   step = estimates.Step(
     network=network,
     run=build_workload(config, hardware, network),
     num_params=abstract_inputs.num_params(shapes),
-    state_bytes=memory.tree_bytes(state),
+    state_bytes=memory.tree_bytes((state, teacher_shapes)),
     batch_sizes=list(meshes.sampled_sizes(config).values()),
     mini_batch_size=config.optimizer.mini_batch_size or config.num_sequences,
+    teacher=teacher,
+    num_teacher_params=abstract_inputs.num_params(teacher_shapes),
   )
   # Thousands of meshes are estimated in the time in which one is compiled.
   found = estimates.estimate_all(

@@ -38,6 +38,7 @@ from distil_jax.planning.results import (
   Phase,
   Plan,
 )
+from distil_jax.planning.teacher_inputs import teacher_inputs
 from distil_jax.training import low_precision, train_state
 from distil_jax.training.logging.progress import Progress
 from distil_jax.training.setup import meshes, policies
@@ -46,6 +47,7 @@ from distil_jax.training.setup.model_directory import model_directory
 
 _WEIGHTS = "weights for sampling"
 MASTERS = "float32 copy of the parameters"
+TEACHER_MODEL = "teacher's model"
 # The ids that end a completion do not change what is planned.
 _EOS_IDS = (0,)
 
@@ -162,6 +164,11 @@ class Planner:
     except ValueError as error:
       raise ConfigError(str(error)) from None
     self.parts = _state_parts(self.state)
+    self._teacher, self._teacher_params = teacher_inputs(
+      config, network.vocab_size, self.mesh
+    )
+    if self._teacher is not None:
+      self.parts[TEACHER_MODEL] = memory.tree_bytes(self._teacher_params)
 
   def plan(self) -> Plan:
     """Compiles all phases."""
@@ -183,7 +190,9 @@ class Planner:
     """Compiles the training step, which is one program."""
     # Of a policy the step reads only the graph definition.
     policy = Policy(self.network, self.graphdef, {}, cast(Any, None))
-    step = setup_step.build_train_step(self.config, policy, self.optimizer)
+    step = setup_step.build_train_step(
+      self.config, policy, self.optimizer, self._teacher
+    )
     shardings = jax.tree.map(lambda x: x.sharding, self.state)
     # Donated as in a run, or the state would be counted twice.
     step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
@@ -198,7 +207,7 @@ class Planner:
       )
       return self._phase(
         TRAINING,
-        lambda: step.lower(self.state, batch),
+        lambda: step.lower(self.state, batch, self._teacher_params),
         {**self.parts, "batch": memory.tree_bytes(batch)},
       )
 

@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -29,6 +29,9 @@ class TeacherSettings:
     num_sharing: prompts in a row whose common prefix is split off; 1 splits
       nothing.
     max_prefix_length: tokens of such a prefix.
+    vocab_size: the number of tokens that the teacher knows; a sample with
+      another, of a student's padded vocabulary, has no signal. None means
+      that it knows all.
   """
 
   solution: SolutionSource
@@ -37,6 +40,46 @@ class TeacherSettings:
   max_prompt_length: int
   num_sharing: int = 1
   max_prefix_length: int = 0
+  vocab_size: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchBuilder:
+  """Builds what the update learns from, on the host.
+
+  Attributes:
+    tokenizer: of the policy.
+    teacher_tokenizer: writes the teacher's prompts.
+    teacher: what stands in these; None without a teacher.
+    max_prompt_length: S.
+    max_completion_length: T.
+  """
+
+  tokenizer: Tokenizer
+  teacher_tokenizer: Tokenizer
+  teacher: TeacherSettings | None
+  max_prompt_length: int
+  max_completion_length: int
+
+  def __call__(
+    self, problems: Sequence[Any], experience: Experience | None
+  ) -> tuple[TrainBatch, BatchStats]:
+    """Returns the batch of a training step.
+
+    Args:
+      problems: this process's problems, or demonstrations.
+      experience: their completions and verdicts; None for demonstrations.
+    """
+    if experience is None:
+      return from_demonstrations(
+        problems,
+        self.tokenizer,
+        max_prompt_length=self.max_prompt_length,
+        max_completion_length=self.max_completion_length,
+      )
+    if self.teacher is None:
+      return from_rewards(experience)
+    return from_experience(experience, self.teacher_tokenizer, self.teacher)
 
 
 def from_rewards(experience: Experience) -> tuple[TrainBatch, BatchStats]:
@@ -92,6 +135,7 @@ def from_experience(
     tokenizer.pad_id,
   )
   has_signal = np.asarray([row is not None for row in rows], np.int32)
+  has_signal *= _is_known(experience, settings.vocab_size)
   batch = _batch(experience, teacher_ids, teacher_mask, has_signal)
   stats = BatchStats(
     teacher_prompts=texts,
@@ -189,6 +233,14 @@ def _batch(
     old_log_probs=np.asarray(rollout.log_probs, np.float32),
     student_mask=own if own is None else own * is_judged,
   )
+
+
+def _is_known(experience: Experience, vocab_size: int | None) -> np.ndarray:
+  """Returns 1 for samples whose tokens the teacher knows. Shape `[B]`."""
+  rollout = experience.rollout
+  ids = np.where(rollout.completion_mask == 1, rollout.completion_ids, 0)
+  limit = np.inf if vocab_size is None else vocab_size
+  return np.asarray((ids < limit).all(axis=1), np.int32)
 
 
 def _rewards(experience: Experience) -> np.ndarray:

@@ -15,9 +15,9 @@ from distil_jax.objectives.build import build_objective
 from distil_jax.training import train_step as training_train_step
 from distil_jax.training.train_state import TrainState
 from distil_jax.training.train_step import Metrics
-from distil_jax.types import TrainBatch
 
-StepFn = Callable[[TrainState, TrainBatch], tuple[TrainState, Metrics]]
+# The last argument is left out but by a teacher that is another model.
+StepFn = Callable[..., tuple[TrainState, Metrics]]
 GradientsFn = Callable[..., tuple[Any, Any, Metrics]]
 
 
@@ -26,6 +26,7 @@ def train_step(
   teacher: TeacherConfig,
   *,
   graphdef: nnx.GraphDef,
+  teacher_network: teachers.OtherNetwork | None = None,
   optimizer: optax.GradientTransformation,
   group_size: int,
   num_sequences: int,
@@ -37,6 +38,7 @@ def train_step(
   Args:
     objective, teacher: sections of a config.
     graphdef: from `decoder.make`.
+    teacher_network: the teacher's, if that is another model.
     optimizer: from `make_optimizer`; called once for each mini-batch.
     group_size: G.
     num_sequences: B.
@@ -45,7 +47,8 @@ def train_step(
     mini_batch_size: sequences of one update; None means all.
 
   Returns:
-    `(state, batch) -> (state, metrics)`, see `train_step.train_step`.
+    `(state, batch, teacher_params) -> (state, metrics)`, see
+    `train_step.train_step`.
 
   Raises:
     ConfigError: the teacher cannot give what the objective needs.
@@ -64,7 +67,7 @@ def train_step(
     objective=build_objective(
       objective,
       teacher,
-      forward=_forward_passes(objective, teacher, graphdef),
+      forward=_forward_passes(objective, teacher, graphdef, teacher_network),
       layout=_layout(
         group_size,
         micro_batch_size,
@@ -85,6 +88,7 @@ def gradients(
   teacher: TeacherConfig,
   *,
   graphdef: nnx.GraphDef,
+  teacher_network: teachers.OtherNetwork | None = None,
   group_size: int,
   num_sequences: int,
   micro_batch_size: int | None = None,
@@ -92,7 +96,7 @@ def gradients(
   """Returns a function for the gradient that a step with one update uses.
 
   Args:
-    objective, teacher, graphdef, group_size, num_sequences,
+    objective, teacher, graphdef, teacher_network, group_size, num_sequences,
       micro_batch_size: as for `train_step`.
 
   Returns:
@@ -109,7 +113,7 @@ def gradients(
     objective=build_objective(
       objective,
       teacher,
-      forward=_forward_passes(objective, teacher, graphdef),
+      forward=_forward_passes(objective, teacher, graphdef, teacher_network),
       layout=_layout(
         group_size, micro_batch_size, num_sequences, is_off_policy=False
       ),
@@ -119,12 +123,16 @@ def gradients(
 
 
 def _forward_passes(
-  objective: ObjectiveConfig, teacher: TeacherConfig, graphdef: nnx.GraphDef
+  objective: ObjectiveConfig,
+  teacher: TeacherConfig,
+  graphdef: nnx.GraphDef,
+  teacher_network: teachers.OtherNetwork | None,
 ) -> ForwardPasses:
   """Returns the passes through the network that the sections ask for."""
   rate = teacher.trust_region_rate
   network = teachers.Network(
     graphdef,
+    teacher=teacher_network,
     chunk_size=objective.chunk_size,
     trust_region_rate=rate if teacher.parameters == "trust_region" else None,
   )

@@ -10,6 +10,13 @@ from distil_jax.config.schema import Config
 from distil_jax.distributed import process_group, signals
 from distil_jax.training import checkpoints, run_checks, train_state
 from distil_jax.training.logging.progress import Progress
+from distil_jax.training.setup.teacher_models import (
+  TeacherModel,
+  check_resumed_teacher,
+)
+
+# The key of a checkpoint's notes about a teacher that is another model.
+_TEACHER = "teacher_model"
 
 
 def save_state(
@@ -18,6 +25,7 @@ def save_state(
   state: train_state.TrainState,
   *,
   seconds: float,
+  teacher: TeacherModel | None = None,
 ) -> None:
   """Saves the state under its step, with the settings that led to it.
 
@@ -26,8 +34,11 @@ def save_state(
     saved: the run's checkpoints.
     state: the state after `state.step` steps.
     seconds: time that the run has taken so far.
+    teacher: the teacher, if it is another model.
   """
   notes = {"config": config.model_dump(mode="json"), "seconds": seconds}
+  if teacher is not None:
+    notes[_TEACHER] = teacher.notes()
   # An interrupt waits until the checkpoint is handed over as a whole.
   with signals.deferred():
     saved.save(int(state.step), _as_dict(state), notes)
@@ -40,6 +51,7 @@ def save_interrupted(
   progress: Progress,
   *,
   seconds: float,
+  teacher: TeacherModel | None = None,
 ) -> None:
   """Saves the steps since the last checkpoint of an interrupted run.
 
@@ -51,6 +63,7 @@ def save_interrupted(
     state: see `save_state`.
     progress: shows what is saved.
     seconds: see `save_state`.
+    teacher: see `save_state`.
   """
   step = int(state.step)
   if step == 0:
@@ -59,20 +72,23 @@ def save_interrupted(
     # The processes have not agreed where to stop, and saving needs them all.
     progress.message("interrupted: the run can go on from its last checkpoint")
     return
-  save_state(config, saved, state, seconds=seconds)
+  save_state(config, saved, state, seconds=seconds, teacher=teacher)
   progress.message(
     f"interrupted: step {step} is saved; the same command goes on from it"
   )
 
 
 def check_resumable(
-  config: Config, saved: checkpoints.Checkpoints, step: int
+  config: Config,
+  saved: checkpoints.Checkpoints,
+  step: int,
+  teacher: TeacherModel | None = None,
 ) -> None:
   """Refuses a checkpoint that this run must not go on from.
 
   Raises:
     ConfigError: `checkpoint.resume` is false, or the checkpoint was made with
-      other settings.
+      other settings or another teacher.
     CheckpointError: the checkpoint cannot be read.
   """
   if not config.checkpoint.resume:
@@ -81,7 +97,9 @@ def check_resumable(
       "checkpoint.resume=false; set another train.run_directory, or remove "
       "that folder"
     )
-  run_checks.check_same_settings(saved.notes(step)["config"], config, step)
+  notes = saved.notes(step)
+  run_checks.check_same_settings(notes["config"], config, step)
+  check_resumed_teacher(config, notes.get(_TEACHER), teacher, step)
 
 
 def restore_state(

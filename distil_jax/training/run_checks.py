@@ -15,7 +15,10 @@ from distil_jax.config.schema import Config
 from distil_jax.data import problems as data_problems
 from distil_jax.distributed import collectives, process_group
 from distil_jax.training.logging import run_info
-from distil_jax.training.setup.model_directory import model_directory
+from distil_jax.training.setup.model_directory import (
+  model_directory,
+  teacher_directory,
+)
 
 # Settings that may differ when a run goes on from a checkpoint, because they
 # change at most the rounding of what is computed.
@@ -25,6 +28,7 @@ _FREE = (
   "train.run_directory",
   "model.attention",
   "teacher.share_prefix",
+  "teacher.model.attention",
   "rollout.num_slots",
   "rollout.cache_dtype",
   "rollout.mesh",
@@ -148,22 +152,27 @@ def check_same_data(config: Config, problems: data_problems.Problems) -> None:
     source = getattr(config.data, split)
     if source != "generated":
       found[f"content of data.{split}={source}"] = _digest([source])
-  directory = model_directory(config)
-  name = config.model.directory
-  if directory.parent.name == "snapshots":
-    # Of the Hub: `main` may have moved on between the downloads of two hosts.
-    # One commit has the same files, but a host may have fetched more of them.
-    found[f"commit of {name}"] = directory.name
-  else:
-    # Sizes, not contents: reading all weights of a large model takes minutes.
-    found |= {
-      f"size of {name}/{path.name}": path.stat().st_size
-      for path in sorted(directory.glob("*"))
-      if path.is_file()
-    }
+  found |= _of_folder(config.model.directory, model_directory(config))
+  teacher, folder = config.teacher.model, teacher_directory(config)
+  if teacher is not None and folder is not None:
+    found |= _of_folder(teacher.directory, folder)
   process_group.compare(
     "data, model or devices", found, "give all processes the same"
   )
+
+
+def _of_folder(name: str, folder: pathlib.Path) -> dict[str, Any]:
+  """Returns what tells whether processes read the same model."""
+  if folder.parent.name == "snapshots":
+    # Of the Hub: `main` may have moved on between the downloads of two hosts.
+    # One commit has the same files, but a host may have fetched more of them.
+    return {f"commit of {name}": folder.name}
+  # Sizes, not contents: reading all weights of a large model takes minutes.
+  return {
+    f"size of {name}/{path.name}": path.stat().st_size
+    for path in sorted(folder.glob("*"))
+    if path.is_file()
+  }
 
 
 def check_shared_directory(config: Config) -> None:

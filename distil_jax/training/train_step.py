@@ -23,6 +23,7 @@ _TEACHER_KEY = 2**31 + 2
 def train_step(
   state: TrainState,
   batch: TrainBatch,
+  teacher_params: decoder.Params | None = None,
   *,
   objective: Objective,
   optimizer: optax.GradientTransformation,
@@ -36,6 +37,8 @@ def train_step(
     state: donate it. It is returned unchanged, its step too, if a loss or a
       gradient is not finite.
     batch: the whole batch of this step.
+    teacher_params: a teacher's that is another model, which no step changes;
+      None means that the teacher is in the state, or that there is none.
     objective: from `build_objective`.
     optimizer: from `make_optimizer`.
     num_mini_batches: number of updates, each on another part of the batch.
@@ -48,9 +51,9 @@ def train_step(
     The next state, and scalars to log.
   """
   key = jax.random.fold_in(jax.random.wrap_key_data(state.key), _TEACHER_KEY)
-  teacher_params = state.teacher_params
-  if teacher_params is not None:
-    teacher_params = state.whole(teacher_params)
+  # Another model has all its parameters, and the state may hold adapters.
+  if teacher_params is None and state.teacher_params is not None:
+    teacher_params = state.whole(state.teacher_params)
   batch = _with_teacher_lists(
     state.student_params,
     teacher_params,

@@ -15,7 +15,6 @@ from distil_jax.data import problems as data_problems
 from distil_jax.distributed import process_group, signals
 from distil_jax.models import decoder, lora, sharding
 from distil_jax.training import (
-  batch_builder,
   checkpoints,
   evaluation,
   resume,
@@ -27,7 +26,13 @@ from distil_jax.training.logging import step_metrics
 from distil_jax.training.logging.progress import Progress
 from distil_jax.training.logging.reporter import Reporter
 from distil_jax.training.rollouts.experience import Experience
-from distil_jax.training.setup import environments, meshes, policies, workers
+from distil_jax.training.setup import (
+  environments,
+  meshes,
+  policies,
+  teacher_models,
+  workers,
+)
 from distil_jax.training.setup import steps as setup_step
 from distil_jax.types import BatchStats, TrainBatch
 
@@ -68,7 +73,12 @@ class Trainer:
       self.policy = policies.build_policy(
         config, self.environment, problems, self.mesh
       )
-      self.teacher_settings = setup_step.build_teacher_settings(config)
+      self.teacher_model = teacher_models.build_teacher_model(
+        config, self.policy, self.mesh
+      )
+      self.build_batch = setup_step.build_batch_builder(
+        config, self.policy, self.teacher_model
+      )
     self.data = data_problems.build_data(
       config, self.environment, problems, self.policy.tokenizer
     )
@@ -128,7 +138,12 @@ class Trainer:
           process_group.check()
       except KeyboardInterrupt:
         resume.save_interrupted(
-          config, self.saved, self.state, self.progress, seconds=self._seconds
+          config,
+          self.saved,
+          self.state,
+          self.progress,
+          seconds=self._seconds,
+          teacher=self.teacher_model,
         )
         raise
       return self._finish()
@@ -145,29 +160,6 @@ class Trainer:
     )
     params = self.state.student_params
     return self.rollout_worker(params, problems, key, report=report)
-
-  def build_batch(
-    self, problems: Sequence[Any], experience: Experience | None
-  ) -> tuple[TrainBatch, BatchStats]:
-    """Returns what the update learns from, on the host.
-
-    Args:
-      problems: this process's problems, or demonstrations.
-      experience: their completions and verdicts; None for demonstrations.
-    """
-    tokenizer = self.policy.tokenizer
-    if experience is None:
-      return batch_builder.from_demonstrations(
-        problems,
-        tokenizer,
-        max_prompt_length=self.config.rollout.max_prompt_length,
-        max_completion_length=self.config.rollout.max_completion_length,
-      )
-    if self.teacher_settings is None:
-      return batch_builder.from_rewards(experience)
-    return batch_builder.from_experience(
-      experience, tokenizer, self.teacher_settings
-    )
 
   def probe_teacher(
     self,
@@ -331,14 +323,14 @@ class Trainer:
     config = self.config
     latest = self.saved.latest_step
     if latest is not None:
-      resume.check_resumable(config, self.saved, latest)
+      resume.check_resumable(config, self.saved, latest, self.teacher_model)
     self._seconds_before, self._started = 0.0, time.monotonic()
     params, optimizer = self.policy.params, self.optimizer
     template = setup_step.build_state_template(
       config, params, optimizer, self.mesh
     )
     self._step_fn = setup_step.compile_train_step(
-      config, self.policy, optimizer, template
+      config, self.policy, optimizer, template, self.teacher_model
     )
     self._guard_fn = setup_step.compile_guard(config, self.mesh)
     base_values = None
@@ -383,7 +375,11 @@ class Trainer:
 
   def _save(self) -> None:
     resume.save_state(
-      self.config, self.saved, self.state, seconds=self._seconds
+      self.config,
+      self.saved,
+      self.state,
+      seconds=self._seconds,
+      teacher=self.teacher_model,
     )
 
   @property

@@ -53,6 +53,37 @@ def found(num_chips=8, run=RUN, batch_sizes=(32, 64)):
   return estimates.estimate_all(AXES, num_chips, chip_specs.CHIPS["v5p"], step)
 
 
+def test_a_teacher_of_another_size_is_counted():
+  """Half as deep and wide; its width and heads limit the meshes as well."""
+  small = dataclasses.replace(
+    NETWORK, width=2048, num_layers=18, num_heads=16, num_kv_heads=2
+  )
+  step = estimates.Step(
+    network=NETWORK,
+    run=RUN,
+    num_params=NUM_PARAMS,
+    state_bytes=(4 + 4 + 8) * NUM_PARAMS,
+    batch_sizes=(32, 64),
+    mini_batch_size=256,
+  )
+  other = dataclasses.replace(
+    step, teacher=small, num_teacher_params=NUM_PARAMS // 6
+  )
+  chip = chip_specs.CHIPS["v5p"]
+  own, asked = (
+    {
+      (*e.mesh.values(), e.micro_batch_size): e
+      for e in estimates.estimate_all(AXES, 8, chip, x)
+    }
+    for x in (step, other)
+  )
+  assert max(mesh[3] for mesh in own) == 8
+  assert max(mesh[3] for mesh in asked) == 2
+  for mesh in own.keys() & asked.keys():
+    assert asked[mesh].seconds < own[mesh].seconds
+    assert asked[mesh].network_seconds <= own[mesh].network_seconds
+
+
 def test_meshes_cut_everything_evenly():
   for estimate in found():
     mesh = estimate.mesh

@@ -16,15 +16,23 @@ from distil_jax.training.setup import steps
 
 
 def check_has_teacher(config: Config) -> None:
-  """Refuses an objective that asks no teacher.
+  """Refuses an objective that asks no teacher, and one that is not checked.
 
   Raises:
-    ConfigError: there is nothing to check.
+    ConfigError: there is nothing to check, or the teacher is another model.
   """
   if not config.objective.needs_teacher:
     raise ConfigError(
       f"objective.kind={config.objective.kind} asks no teacher, so there is no "
       "signal to check; set objective.kind to distil, sdpo, opsd or minillm"
+    )
+  other = config.teacher.model
+  if other is not None:
+    # The plain passes know one network, and would check the student by itself.
+    raise ConfigError(
+      f"teacher.model.directory={other.directory} is another model, and "
+      "check-teacher reads only the student's own network; set "
+      "teacher.model=null to check the rest of the run"
     )
 
 

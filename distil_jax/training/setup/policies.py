@@ -134,7 +134,8 @@ def check_network(config: Config, network: models_config.DecoderConfig) -> None:
         "set another model.directory, or remove that one"
       )
   prompt = config.rollout.max_prompt_length
-  if config.objective.needs_teacher:
+  # Another model that is the teacher reads the teacher's prompts itself.
+  if config.objective.needs_teacher and config.teacher.model is None:
     prompt = max(prompt, config.teacher.max_prompt_length)
   completion = max(
     config.rollout.max_completion_length,

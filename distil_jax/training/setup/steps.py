@@ -18,6 +18,7 @@ from distil_jax.config.optimizers import (
 from distil_jax.config.schema import Config
 from distil_jax.generation.policy import Policy
 from distil_jax.models import decoder, lora, sharding
+from distil_jax.objectives.teachers import OtherNetwork
 from distil_jax.training import (
   batch_builder,
   build_step,
@@ -28,14 +29,42 @@ from distil_jax.training import (
   train_state,
 )
 from distil_jax.training.setup.records import record_of
+from distil_jax.training.setup.teacher_models import TeacherModel
+
+
+def build_batch_builder(
+  config: Config, policy: Policy, teacher: TeacherModel | None
+) -> batch_builder.BatchBuilder:
+  """Returns what builds the batches of a run.
+
+  It depends on the mesh that is set, see `_num_sharing`.
+
+  Args:
+    config: the run's settings.
+    policy: the student.
+    teacher: the teacher, if it is another model.
+  """
+  return record_of(
+    batch_builder.BatchBuilder,
+    config.rollout,
+    tokenizer=policy.tokenizer,
+    teacher_tokenizer=teacher.tokenizer if teacher else policy.tokenizer,
+    teacher=build_teacher_settings(
+      config, vocab_size=teacher.vocab_size if teacher else None
+    ),
+  )
 
 
 def build_teacher_settings(
-  config: Config,
+  config: Config, *, vocab_size: int | None = None
 ) -> batch_builder.TeacherSettings | None:
   """Returns what stands in the teacher's prompt; None without a teacher.
 
   It depends on the mesh that is set, see `_num_sharing`.
+
+  Args:
+    config: the run's settings.
+    vocab_size: see `batch_builder.TeacherSettings`.
   """
   if not config.objective.needs_teacher:
     return None
@@ -44,6 +73,7 @@ def build_teacher_settings(
     config.teacher,
     num_sharing=_num_sharing(config),
     max_prefix_length=config.rollout.max_prompt_length,
+    vocab_size=vocab_size,
   )
 
 
@@ -230,15 +260,23 @@ def compile_train_step(
   policy: Policy,
   optimizer: optax.GradientTransformation,
   template: train_state.TrainState,
+  teacher: TeacherModel | None = None,
 ) -> build_step.StepFn:
-  """Returns the training step under jit; it donates the state."""
+  """Returns the training step under jit; it donates the state.
+
+  The weights of a teacher that is another model are read here.
+  """
   # XLA might choose other shardings for the result, with which the next step
   # would have to be compiled again.
-  return jax.jit(
-    build_train_step(config, policy, optimizer),
+  step_fn = jax.jit(
+    build_train_step(config, policy, optimizer, teacher and teacher.network),
     donate_argnums=0,
     out_shardings=(_shardings(template), None),
   )
+  if teacher is None:
+    return step_fn
+  params = teacher.load_params(template.step.sharding.mesh)
+  return functools.partial(step_fn, teacher_params=params)
 
 
 def compile_guard(
@@ -262,12 +300,14 @@ def build_train_step(
   config: Config,
   policy: Policy,
   optimizer: optax.GradientTransformation,
+  teacher_network: OtherNetwork | None = None,
 ) -> build_step.StepFn:
   """Returns the training step of the config's objective, to be compiled."""
   return build_step.train_step(
     config.objective,
     config.teacher,
     graphdef=policy.graphdef,
+    teacher_network=teacher_network,
     optimizer=optimizer,
     group_size=config.rollout.group_size,
     num_sequences=config.num_sequences,

@@ -1,0 +1,279 @@
+"""Builds a teacher that is another model than the student."""
+
+import dataclasses
+import hashlib
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from distil_jax.config.base import ConfigError
+from distil_jax.config.schema import Config
+from distil_jax.config.teacher import TeacherModelConfig
+from distil_jax.data import tokenizer_match
+from distil_jax.data.tokenizer import Tokenizer
+from distil_jax.generation.policy import Policy, load_policy
+from distil_jax.models import decoder, hf_config, hf_directory
+from distil_jax.models.decoder_config import DecoderConfig
+from distil_jax.models.kernels import sequence_attention
+from distil_jax.objectives.teachers import OtherNetwork
+from distil_jax.training.logging import progress
+from distil_jax.training.setup.model_directory import teacher_directory
+
+# Bytes of a file's beginning and end that stand for its content.
+_END = 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherModel:
+  """Holds what a run knows of its teacher before it reads the weights.
+
+  Attributes:
+    section: Names the model.
+    path: Folder of the model.
+    config: Sizes of the network, with as many logits as the student's.
+    vocab_size: Tokens that both know; None means all entries of the logits.
+    tokenizer: Writes the teacher's prompts.
+  """
+
+  section: TeacherModelConfig
+  path: pathlib.Path
+  config: DecoderConfig
+  vocab_size: int | None
+  tokenizer: Tokenizer
+
+  @property
+  def network(self) -> OtherNetwork:
+    """Returns the network in the form that the training step takes."""
+    return OtherNetwork(decoder.make(self.config)[0], self.vocab_size)
+
+  def load_params(self, mesh: jax.sharding.Mesh) -> decoder.Params:
+    """Reads the weights onto the mesh.
+
+    Raises:
+      ConfigError: The weights cannot be read, or the mesh does not cut them.
+    """
+    is_shown = jax.process_index() == 0
+    text = "loading the teacher's weights"
+    try:
+      with progress.loading(text, is_shown=is_shown) as report:
+        loaded = load_policy(
+          self.path,
+          self.section.param_dtype,
+          compute_dtype=self.section.compute_dtype,
+          attention=self.section.attention,
+          mesh=mesh,
+          report=report,
+        )
+    except ValueError as error:
+      raise _config_error(self.section, error) from error
+    return _with_vocabulary(loaded.params, self.config.vocab_size, mesh)
+
+  def notes(self) -> dict[str, Any]:
+    """Returns what a checkpoint keeps, to know the teacher again."""
+    return {
+      "directory": self.section.directory,
+      "digest": _digest(self.path),
+    }
+
+
+def build_teacher_model(
+  config: Config, policy: Policy, mesh: jax.sharding.Mesh
+) -> TeacherModel | None:
+  """Builds the teacher if it is another model; reads no weights.
+
+  Args:
+    config: The run's settings.
+    policy: The student.
+    mesh: The mesh for training.
+
+  Returns:
+    None if the student's own network is the teacher, or nobody is.
+
+  Raises:
+    ConfigError: The model cannot be used, has another tokenizer than the
+      student, or fewer positions than its sequences have tokens.
+    HubError: The model cannot be downloaded.
+  """
+  section, path = config.teacher.model, teacher_directory(config)
+  if section is None or path is None:
+    return None
+  network = teacher_network(config, policy.config.vocab_size)
+  assert network is not None
+  platform = mesh.devices.flat[0].platform
+  try:
+    sequence_attention.check_platform(section.attention, platform)
+    tokenizer = Tokenizer.load(
+      path, template_kwargs=config.model.chat_template_kwargs
+    )
+  except ValueError as error:
+    raise _config_error(section, error) from error
+  student = policy.tokenizer
+  difference = tokenizer_match.difference(student, tokenizer)
+  if difference:
+    raise ConfigError(
+      f"teacher.model.directory={section.directory} has another tokenizer than "
+      f"model.directory={config.model.directory}: {difference}; a teacher "
+      "scores the student's own tokens, so take a model with the same "
+      "vocabulary, or teacher.model=null"
+    )
+  _check_access(config, student.vocab_size)
+  if tokenizer_match.is_template_shared(student, tokenizer):
+    tokenizer = student
+  elif jax.process_index() == 0:
+    progress.warn(
+      "the chat template of teacher.model.directory="
+      f"{section.directory} is not the student's: the teacher's prompt is "
+      "written with the teacher's own"
+    )
+  is_padded = student.vocab_size < policy.config.vocab_size
+  return TeacherModel(
+    section,
+    path,
+    network,
+    student.vocab_size if is_padded else None,
+    tokenizer,
+  )
+
+
+def teacher_network(
+  config: Config, vocab_size: int, *, only_config: bool = False
+) -> DecoderConfig | None:
+  """Returns the sizes of a teacher that is another model.
+
+  Args:
+    config: The run's settings.
+    vocab_size: V of the student. The teacher's logits are cut or padded to it.
+    only_config: Download `config.json` of a model of the Hub alone.
+
+  Returns:
+    The sizes; None if the student's own network is the teacher, or nobody is.
+
+  Raises:
+    ConfigError: The model cannot be used, or has fewer positions than its
+      sequences have tokens.
+    HubError: The model cannot be downloaded.
+  """
+  section = config.teacher.model
+  path = teacher_directory(config, only_config=only_config)
+  if section is None or path is None:
+    return None
+  try:
+    network = hf_config.from_hugging_face(
+      hf_directory.read_config(path),
+      param_dtype=section.param_dtype,
+      compute_dtype=section.compute_dtype,
+      attention=section.attention,
+      # Nothing is kept of a pass without gradient.
+      remat="none",
+    )
+    sequence_attention.check(
+      network.attention,
+      head_size=network.head_size,
+      dtype=network.compute_dtype,
+    )
+  except ValueError as error:
+    raise _config_error(section, error) from error
+  prompt = config.teacher.max_prompt_length
+  completion = config.rollout.max_completion_length
+  if prompt + completion > network.max_positions:
+    raise ConfigError(
+      f"teacher.max_prompt_length={prompt} and rollout.max_completion_length="
+      f"{completion} are longer than the {network.max_positions} positions of "
+      f"teacher.model.directory={section.directory} "
+      "(max_position_embeddings); lower one of them"
+    )
+  return dataclasses.replace(network, vocab_size=vocab_size)
+
+
+def check_resumed_teacher(
+  config: Config, saved: Any, teacher: TeacherModel | None, step: int
+) -> None:
+  """Refuses to go on from a checkpoint with another teacher.
+
+  Args:
+    config: The run's settings.
+    saved: What the checkpoint says of its teacher, from `TeacherModel.notes`.
+    teacher: The teacher now.
+    step: The checkpoint's step.
+
+  Raises:
+    ConfigError: The folder of the teacher holds another model than before.
+  """
+  if teacher is None or saved is None:
+    return  # a setting has changed, which `check_same_settings` refuses
+  now = teacher.notes()
+  if saved["digest"] != now["digest"]:
+    raise ConfigError(
+      f"{config.run_directory} has a checkpoint of step {step} whose teacher "
+      f"had digest {saved['digest']}, but teacher.model.directory="
+      f"{teacher.section.directory} now has {now['digest']}: its config or "
+      "weights have changed; restore them, or set another train.run_directory"
+    )
+
+
+def _config_error(section: TeacherModelConfig, error: Exception) -> ConfigError:
+  return ConfigError(f"teacher.model.directory={section.directory}: {error}")
+
+
+def _check_access(config: Config, num_tokens: int) -> None:
+  """Refuses lists of tokens that are longer than what both models know."""
+  sizes = {"objective.top_k": getattr(config.objective, "top_k", None)}
+  if config.teacher.access == "top_k":
+    sizes["teacher.top_k"] = config.teacher.top_k
+  for name, size in sizes.items():
+    if size is not None and size > num_tokens:
+      raise ConfigError(
+        f"{name}={size} is more than the {num_tokens} tokens of student and "
+        "teacher; lower it"
+      )
+
+
+def _with_vocabulary(
+  params: decoder.Params, vocab_size: int, mesh: jax.sharding.Mesh
+) -> decoder.Params:
+  """Cuts or pads embedding and unembedding to a number of entries.
+
+  Both models know the tokens, and what is cut or added is padding. With one
+  number of logits, devices share the teacher's as they share the student's.
+  """
+  axes = {"embedding": 0, "unembedding": 1}
+  changed = {
+    name: params[name]
+    for name, axis in axes.items()
+    if name in params and params[name].shape[axis] != vocab_size
+  }
+  if not changed:
+    return params
+
+  def resized(name: str, x: jax.Array) -> jax.Array:
+    axis = axes[name]
+    kept = jax.lax.slice_in_dim(x, 0, min(x.shape[axis], vocab_size), axis=axis)
+    padding = [(0, 0), (0, 0)]
+    padding[axis] = (0, vocab_size - kept.shape[axis])
+    return jnp.pad(kept, padding)
+
+  def resize(changed):
+    return {name: resized(name, x) for name, x in changed.items()}
+
+  places = decoder.shardings(mesh, jax.eval_shape(resize, changed))
+  return {**params, **jax.jit(resize, out_shardings=places)(changed)}
+
+
+def _digest(path: pathlib.Path) -> str:
+  """Returns a hash of config and weights.
+
+  Of a file of weights it covers size, beginning and end: reading all weights of
+  a large model takes minutes.
+  """
+  digest = hashlib.blake2b(digest_size=8)
+  for name in (hf_directory.CONFIG, "*.safetensors"):
+    for file in sorted(path.glob(name)):
+      size = file.stat().st_size
+      digest.update(f"{file.name} {size}".encode())
+      with file.open("rb") as content:
+        digest.update(content.read(_END))
+        content.seek(max(size - _END, 0))
+        digest.update(content.read(_END))
+  return digest.hexdigest()
