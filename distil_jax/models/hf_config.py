@@ -20,6 +20,7 @@ _SIZES = (
   "num_experts_per_tok",
   "moe_intermediate_size",
 )
+_COUNTS = ("max_window_layers",)
 _NUMBERS = (
   "rms_norm_eps",
   "rope_theta",
@@ -75,6 +76,7 @@ def from_hugging_face(
       raise ValueError(
         f"{key}={settings[key]!r} is not supported; only {value!r} is"
       )
+  _check_variants(settings)
   for key, value in settings.items():
     _check(key, value)
   settings = {**family.defaults, **settings}
@@ -107,6 +109,21 @@ def from_hugging_face(
   return config
 
 
+def _check_variants(settings: Mapping[str, Any]) -> None:
+  """Refuses what no family implements, but files of all of them may have."""
+  for key in ("quantization_config", "compression_config"):
+    if settings.get(key) is not None:
+      raise ValueError(
+        f"{key}={settings[key]!r:.80}: quantized weights are not supported; "
+        "take the model that they were made from"
+      )
+  rotated = settings.get("partial_rotary_factor")
+  if rotated not in (None, 1):
+    raise ValueError(
+      f"partial_rotary_factor={rotated!r} is not supported; only 1 is"
+    )
+
+
 def _check(key: str, value: Any) -> None:
   """Refuses values of the wrong type; absent and optional ones pass."""
   if value is None and key in _OPTIONAL:
@@ -114,6 +131,9 @@ def _check(key: str, value: Any) -> None:
   if key in _SIZES:
     is_right = type(value) is int and value > 0
     expected = "a positive integer"
+  elif key in _COUNTS:
+    is_right = type(value) is int and value >= 0
+    expected = "a whole number"
   elif key in _NUMBERS:
     is_right = _is_number(value) and value > 0
     expected = "a positive number"
@@ -135,6 +155,11 @@ def _is_number(value: Any) -> TypeGuard[float]:
 
 def _check_together(config: DecoderConfig) -> None:
   """Refuses sizes that contradict each other."""
+  if config.head_size % 2:
+    raise ValueError(
+      f"head_dim={config.head_size} is odd, but the rotary embedding turns "
+      "pairs of channels"
+    )
   if config.num_heads % config.num_kv_heads:
     raise ValueError(
       f"num_attention_heads={config.num_heads} is not a multiple of "

@@ -72,7 +72,7 @@ def read(
   if theta is None:
     raise ValueError("config.json lacks 'rope_theta'")
   fields = {
-    "rope_theta": float(theta),
+    "rope_theta": _base(theta),
     "rope_scaling": _read_scaling(scaling, settings),
   }
   if has_local_rope:
@@ -84,13 +84,21 @@ def read(
       )
     default = local_rope_theta or theta
     local_theta = settings.get("rope_local_base_freq", default)
-    fields["local_rope_theta"] = float(local.get("rope_theta", local_theta))
+    fields["local_rope_theta"] = _base(local.get("rope_theta", local_theta))
   return fields
+
+
+def _base(theta: Any) -> float:
+  """Returns the base of the wavelengths, which must be a positive number."""
+  is_number = isinstance(theta, int | float) and not isinstance(theta, bool)
+  if not is_number or theta <= 0:
+    raise ValueError(f"rope_theta must be a positive number, got {theta!r}")
+  return float(theta)
 
 
 def _kind(scaling: Mapping[str, Any]) -> Any:
   """Returns the kind of rope, which older files call `type`."""
-  return scaling.get("rope_type", scaling.get("type", "default"))
+  return scaling.get("rope_type") or scaling.get("type") or "default"
 
 
 def _read_scaling(

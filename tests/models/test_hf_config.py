@@ -96,6 +96,21 @@ WRONG = [
   ("qwen3_moe_plain", "mlp_only_layers", [0], r"only \[\] is"),
   ("qwen3_moe_plain", "decoder_sparse_step", 2, "only 1 is"),
   ("qwen3_moe_plain", "num_experts", "8", "must be a positive integer"),
+  (
+    "llama_scaled",
+    "quantization_config",
+    {"quant_method": "gptq", "bits": 4},
+    "quantization_config=.*gptq.*quantized weights are not supported",
+  ),
+  ("llama_scaled", "partial_rotary_factor", 0.5, "only 1 is"),
+  ("llama_scaled", "head_dim", 7, "head_dim=7 is odd"),
+  (
+    "llama_scaled",
+    "rope_parameters",
+    {"rope_theta": "1e4"},
+    "rope_theta must be a positive number, got '1e4'",
+  ),
+  ("qwen2_plain", "max_window_layers", None, "a whole number, got None"),
 ]
 
 
@@ -103,6 +118,28 @@ WRONG = [
 def test_what_is_not_implemented_is_refused(name, key, value, message):
   with pytest.raises(ValueError, match=message):
     hf_config.from_hugging_face({**CASES[name], key: value})
+
+
+def test_settings_that_published_files_leave_empty_or_out_are_read():
+  def read(name, **changed):
+    return hf_config.from_hugging_face({**CASES[name], **changed})
+
+  plain = read("llama_scaled")
+  assert plain == read(
+    "llama_scaled", quantization_config=None, partial_rotary_factor=None
+  )
+  scaling = {"type": "linear", "rope_type": None, "factor": 2}
+  assert read("llama_scaled", rope_scaling=scaling).rope_scaling.factor == 2
+  # A window that the file does not name is the one of transformers.
+  window = {"use_sliding_window": True, "max_window_layers": 0}
+  no_size = {
+    k: v for k, v in CASES["qwen2_plain"].items() if k != "sliding_window"
+  }
+  config = hf_config.from_hugging_face({**no_size, **window})
+  assert set(config.windows) == {4096}
+  # transformers reads no types of layers in a Mistral.
+  types = ["full_attention"] * CASES["mistral_window"]["num_hidden_layers"]
+  assert read("mistral_window", layer_types=types) == read("mistral_window")
 
 
 @pytest.mark.parametrize("name", CASES)

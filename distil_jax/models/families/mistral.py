@@ -7,7 +7,8 @@ from distil_jax.models.families import base
 
 
 def _read(settings: base.Settings) -> dict[str, Any]:
-  return base.read_layer_types(settings, (True,))
+  # transformers reads no `layer_types` here.
+  return base.read_layer_types({**settings, "layer_types": None}, (True,))
 
 
 def _write(config: DecoderConfig) -> dict[str, Any]:

@@ -42,4 +42,6 @@ FAMILY = base.Family(
   fixed={"hidden_act": "silu"},
   read=_read,
   write=_write,
+  # What transformers assumes.
+  defaults={"sliding_window": 4096},
 )
