@@ -31,8 +31,9 @@ TINY = (
   "families.sparse.network.num_heads=2",
   "seeds=1",
   "num_held_out=4",
-  "num_pass_problems=2",
-  "pass_at=[1, 2]",
+  # As many problems and samples as of the mean: the same program.
+  "num_pass_problems=4",
+  "pass_at=[1, 4]",
 )
 
 
@@ -150,7 +151,12 @@ def run(tmp_path_factory):
     assert compare(folder, *only) == 0
     return folder
 
-  yield again
+  # The arms share the programs that evaluate, and a trial that is made again
+  # has those of the first: to trace and compile them anew takes most of the
+  # time. Of two arms there are few.
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(jax, "clear_caches", lambda: None)
+    yield again
   jax.config.update("jax_compilation_cache_dir", before)
 
 
@@ -174,7 +180,7 @@ def test_from_bases_to_pictures_and_on(run, capsys):
   for record in found:
     assert [point["step"] for point in record["curve"]] == [1, 2]
     assert record["before"] == found[0]["before"]
-    assert set(record["after"]) == {"avg", "pass@1", "pass@2"}
+    assert set(record["after"]) == {"avg", "pass@1", "pass@4"}
   assert [r["curve"][0]["score_share"] == 1 for r in found] == [True, False]
   report = (folder / "report.md").read_text()
   assert report.startswith("# smoke\n")
@@ -223,14 +229,14 @@ def test_gradients_alone(run, capsys):
   folder = run()
   trials = (folder / "trials/sparse.jsonl").read_bytes()
   settings = [
-    "gradients={families: [sparse], arms: [default, sdpo], num_batches: 2, "
+    "gradients={families: [sparse], arms: [grpo], num_batches: 2, "
     "num_reference: 2}"
   ]
   capsys.readouterr()
   assert compare(folder, "--gradients", *settings) == 0
-  assert "gradients of 2 arms measured" in capsys.readouterr().out
+  assert "gradients of 1 arms measured" in capsys.readouterr().out
   text = (folder / "gradients.md").read_text()
-  assert "| sparse | default |" in text
+  assert "| sparse | grpo |" in text
   assert "Computed on: " in text
   assert (folder / "trials/sparse.jsonl").read_bytes() == trials
   # What is there is not measured again.
