@@ -109,7 +109,9 @@ def prefill(
       log_probs=jnp.zeros(tokens_shape, jnp.float32),
       behavior_log_probs=jnp.zeros(tokens_shape, jnp.float32),
       lengths=jnp.zeros(rows_shape, jnp.int32),
-      stop_reasons=jnp.full(rows_shape, StopReason.LENGTH, jnp.int32),
+      # Of an enum's member itself JAX makes a weak type, and the state after
+      # the first steps, which has none, would need another program.
+      stop_reasons=jnp.full(rows_shape, int(StopReason.LENGTH), jnp.int32),
     ),
     next_row=jnp.zeros(num_parts, jnp.int32),
     num_steps=jnp.int32(0),

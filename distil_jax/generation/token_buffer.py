@@ -79,7 +79,7 @@ def blank(
     ids=full(0, jnp.int32),
     log_probs=full(0, jnp.float32),
     behavior_log_probs=full(0, jnp.float32),
-    stop_reasons=full(StopReason.LENGTH, jnp.int32),
+    stop_reasons=full(int(StopReason.LENGTH), jnp.int32),
   )
 
 

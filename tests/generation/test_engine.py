@@ -297,6 +297,16 @@ def test_a_second_rollout_compiles_nothing(network, prompts):
   assert len(sampler._programs) <= len(engine.ladder(5)) * 2
 
 
+@pytest.mark.usefixtures("one_width")
+def test_steps_from_look_to_look_are_one_program(network, prompts, monkeypatch):
+  """Of one number of slots and one length of the cache."""
+  monkeypatch.setattr(engine, "_STEPS", 3)
+  before = engine._advance._cache_size()
+  _, usage = sample(network, prompts, max_tokens=7, eos_ids=())
+  assert usage.num_steps == 7
+  assert engine._advance._cache_size() == before + 1
+
+
 def test_the_number_of_programs_is_logarithmic():
   for width in (1, 2, 7, 64, 1000):
     steps = engine.ladder(width)
