@@ -55,6 +55,22 @@ def trained(smoke):
   return smoke("train", is_cold=True)
 
 
+# Of an environment; SMOKE trains with all that a large network has.
+SMALL = (
+  "model.remat=none",
+  "model.create.width=16",
+  "model.create.num_layers=1",
+  "model.create.num_heads=2",
+  "model.create.num_kv_heads=1",
+  "model.create.head_size=8",
+  "model.create.mlp_size=32",
+  "rollout.num_problems=2",
+  "data.num_evaluation=2",
+  "evaluation.num_problems=2",
+  "logging.tensorboard=false",
+)
+
+
 def read_lines(path):
   return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -134,7 +150,7 @@ def test_other_environments_go_through_all_stations(
       "train",
       f"configs/{config}.yaml",
       "train.num_steps=1",
-      "model.create.num_layers=1",  # compiles sooner; others have more
+      *SMALL,
       "evaluation.num_samples=2",  # as many as a group: the same programs
       f"train.run_directory={tmp_path}/run",
       f"model.directory={tmp_path}/model",

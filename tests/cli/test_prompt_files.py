@@ -10,6 +10,7 @@ import yaml
 
 import distil_jax as dj
 from distil_jax.cli import main
+from distil_jax.generation import engine
 
 PROMPT = "Compute 47 + 8 - 3."
 SLIPS = """\
@@ -18,6 +19,12 @@ SLIPS = """\
 52 - 3 = 49
 <answer>49</answer>"""  # what the embedded base finds most probable
 GREEDY = ("--temperature", "0")
+
+
+@pytest.fixture(autouse=True)
+def one_width(monkeypatch):
+  """So that slots are not given up: each number of them is a program."""
+  monkeypatch.setattr(engine, "ladder", lambda width: [width])
 
 
 @pytest.fixture
@@ -236,6 +243,7 @@ def test_checkpoint_answers_once_there_is_one(
 ):
   tree = yaml.safe_load(config.read_text()) | {
     "model": {
+      "remat": "none",
       "directory": str(tmp_path / "model"),
       "create": {
         "vocab_size": 300,

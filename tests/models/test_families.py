@@ -60,8 +60,8 @@ def costs_and_logits(graphdef, params, ids, mask):
   return jnp.sum(costs * follows) / jnp.sum(follows), logits
 
 
-# One program: of a gradient that is not compiled whole, forward and backward are
-# compiled for themselves.
+# One program: of a gradient that is not compiled whole, forward and backward
+# are two.
 cost_and_gradient = jax.jit(
   jax.value_and_grad(costs_and_logits, argnums=1, has_aux=True),
   static_argnums=0,

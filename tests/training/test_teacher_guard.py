@@ -14,6 +14,7 @@ from distil_jax import config
 from distil_jax.data import padding
 from distil_jax.envs.calculator import Calculator
 from distil_jax.envs.judge_pool import JudgePool
+from distil_jax.generation import engine
 from distil_jax.generation.policy import load_policy
 from distil_jax.models import sharding
 from distil_jax.training import (
@@ -131,8 +132,10 @@ def mesh():
   return sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
 
 
-def test_a_spoiled_teacher_is_caught_reading(mesh):
+def test_a_spoiled_teacher_is_caught_reading(mesh, monkeypatch):
   """The base model, with feedback, against one whose weights are noise."""
+  # Slots are not given up: each number of them is a program.
+  monkeypatch.setattr(engine, "ladder", lambda width: [width])
   environment = Calculator()
   policy = load_policy("embedded:calculator", mesh=mesh)
   group_size, num_answers = 2, 16
@@ -243,9 +246,12 @@ _TRAIN = """
 import sys, zlib
 from distil_jax import config
 from distil_jax.envs.calculator import Calculator
+from distil_jax.generation import engine
 from distil_jax.training import trainer
 from distil_jax.training.setup import environments
 from distil_jax.types import Status, Verdict
+
+engine.ladder = lambda width: [width]  # each number of slots is a program
 
 class CheckSum(Calculator):
   def judge(self, problem, completion):
@@ -258,6 +264,7 @@ trainer.Trainer(config.load(sys.argv[1], sys.argv[2:])).train()
 """
 _CONFIG = """
 model:
+  remat: none
   create: {vocab_size: 300, width: 16, num_layers: 1, num_heads: 2,
            num_kv_heads: 1, head_size: 8, mlp_size: 16}
 data: {num_train: 32, num_evaluation: 4}

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from distil_jax import config
+from distil_jax.generation import engine
 from distil_jax.training import run_checks, trainer
 
 TINY = {
@@ -20,10 +21,20 @@ TINY = {
 }
 
 
+@pytest.fixture(autouse=True)
+def one_width(monkeypatch):
+  """So that slots are not given up: each number of them is a program."""
+  monkeypatch.setattr(engine, "ladder", lambda width: [width])
+
+
 def settings(tmp_path, num_steps):
   return config.parse(
     {
-      "model": {"directory": str(tmp_path / "model"), "create": TINY},
+      "model": {
+        "directory": str(tmp_path / "model"),
+        "create": TINY,
+        "remat": "none",
+      },
       "data": {"num_train": 32, "num_evaluation": 4},
       "rollout": {
         "num_problems": 4,
