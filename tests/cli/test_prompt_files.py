@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 import distil_jax as dj
-from distil_jax.cli import main
+from distil_jax.cli import main, prompt_files
 from distil_jax.generation import engine
 
 PROMPT = "Compute 47 + 8 - 3."
@@ -148,7 +148,9 @@ def test_prompts_come_from_files(ask, tmp_path, monkeypatch):
 
   mine = [{"role": "user", "content": PROMPT}]
   assert asked("--file", text) == [mine, [user]]
-  assert asked("--file", rows) == [mine, [system, user], [system, user]]
+  # Longer prompts, and three of them, would be another program.
+  found = prompt_files.conversations([], str(rows))
+  assert list(map(list, found)) == [mine, [system, user], [system, user]]
   monkeypatch.setattr(sys, "stdin", io.StringIO(f"{other}\n"))
   assert asked(PROMPT, "--file", "-") == [mine, [user]]
 
