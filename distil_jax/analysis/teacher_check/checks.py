@@ -48,55 +48,66 @@ def all_checks(gathered: Gathered, evidence: Evidence | None) -> list[Check]:
 
 def alignment(gathered: Gathered, evidence: Evidence) -> Check:
   """Checks that the teacher's state t is the one that predicts token t."""
-  access = gathered.config.teacher.access
-  mask, tokens = gathered.teacher_mask, evidence.tokens
-  limit = _limit(gathered)
-  kinds = ("teacher", "early", "late")
-  cure = (
-    "the teacher is read at other states than those before each token; look "
-    "at objectives.scoring and at what cuts the teacher's sequence"
+  access, mask = gathered.config.teacher.access, gathered.teacher_mask
+  # Likelihoods of the student's tokens, or of those in the teacher's lists.
+  name = "{}_log_probs" if access == "probabilities" else "list/{}"
+  aligned, early, late = (
+    evidence.tokens[name.format(kind)][mask]
+    for kind in ("teacher", "early", "late")
   )
-  prefix, end = (
-    ("", "_log_probs")
-    if access == "probabilities"
-    else (
-      "list/",
-      "",
-    )
-  )
-  means = {k: float(np.mean(tokens[f"{prefix}{k}{end}"][mask])) for k in kinds}
-  aligned = means["teacher"]
-  others = [means["early"], means["late"]]
-  said = (
-    f"log-likelihood {aligned:.3f} nats a token; one state earlier "
-    f"{others[0]:.3f}, later {others[1]:.3f}"
-  )
-  if access == "samples":
-    excess = tokens["list/teacher"] + tokens["teacher_entropies"]
-    spread = np.sqrt(tokens["list/variance"][mask].sum())
-    z = float(abs(excess[mask].sum()) / max(spread, 1e-12))
-    is_ok = z <= _CHANCE
-    said = f"{z:.1f} standard errors from the teacher's own; {said}"
-  else:
-    gap = (
-      _gap(tokens["list/distance"], 0 * tokens["list/distance"], mask)
-      if access == "top_k"
-      else _gap(
-        evidence.signal["teacher_log_probs"], tokens["teacher_log_probs"], mask
-      )
-    )
-    said = f"{gap:.1e} nats from a plain pass; {said}"
-    is_ok = gap <= limit
-  if access == "probabilities":
-    used = evidence.signal["teacher_log_probs"]
-    shifted = min(_gap(used, tokens[f"{k}_log_probs"], mask) for k in kinds[1:])
-    is_ok = is_ok and _gap(used, tokens["teacher_log_probs"], mask) < shifted
-  differences = [
-    tokens[f"{prefix}teacher{end}"][mask] - tokens[f"{prefix}{k}{end}"][mask]
-    for k in kinds[1:]
-  ]
+  is_ok, said = {
+    "probabilities": _same_probabilities,
+    "samples": _likely_samples,
+    "top_k": _same_lists,
+  }[access](gathered, evidence)
   return Check(
-    "alignment", is_ok and not any(map(_is_below, differences)), said, cure
+    "alignment",
+    is_ok and not _is_below(aligned - early) and not _is_below(aligned - late),
+    f"{said}; log-likelihood {aligned.mean():.3f} nats a token, one state "
+    f"earlier {early.mean():.3f}, later {late.mean():.3f}",
+    "the teacher is read at other states than those before each token; look "
+    "at objectives.scoring and at what cuts the teacher's sequence",
+  )
+
+
+def _same_probabilities(
+  gathered: Gathered, evidence: Evidence
+) -> tuple[bool, str]:
+  """Compares the teacher's probabilities with those of plain passes."""
+  gaps = {
+    kind: _gap(
+      evidence.signal["teacher_log_probs"],
+      evidence.tokens[f"{kind}_log_probs"],
+      gathered.teacher_mask,
+    )
+    for kind in ("teacher", "early", "late")
+  }
+  is_nearest = gaps["teacher"] < min(gaps["early"], gaps["late"])
+  return (
+    is_nearest and gaps["teacher"] <= _limit(gathered),
+    f"{gaps['teacher']:.1e} nats from a plain pass",
+  )
+
+
+def _same_lists(gathered: Gathered, evidence: Evidence) -> tuple[bool, str]:
+  """Compares listed log-probabilities with those of plain passes."""
+  gap = float(np.mean(evidence.tokens["list/distance"][gathered.teacher_mask]))
+  return (
+    gap <= _limit(gathered),
+    f"lists are {gap:.1e} nats from a plain pass",
+  )
+
+
+def _likely_samples(gathered: Gathered, evidence: Evidence) -> tuple[bool, str]:
+  """Compares the likelihood of samples with what chance makes of it."""
+  tokens, mask = evidence.tokens, gathered.teacher_mask
+  # The mean of log p(a) over samples a is minus the entropy.
+  excess = (tokens["list/teacher"] + tokens["teacher_entropies"])[mask].sum()
+  error = np.sqrt(tokens["list/variance"][mask].sum())
+  distance = float(abs(excess) / max(error, 1e-12))
+  return (
+    distance <= _CHANCE,
+    f"samples are {distance:.1f} standard errors from the teacher's own",
   )
 
 

@@ -1,6 +1,8 @@
 """The checks pass a right run, and each fails where its fault is put in."""
 
+import contextlib
 import dataclasses
+import io
 import types
 
 import jax
@@ -19,14 +21,15 @@ from distil_jax.analysis.teacher_check import (
   report,
   samples,
 )
+from distil_jax.cli import main
 from distil_jax.models import sharding
 from distil_jax.objectives import scoring
-from distil_jax.training import train_step, trainer
-from distil_jax.training.logging.progress import Progress
+from distil_jax.training import train_step
+from distil_jax.training.setup import meshes
 from tests.paths import ROOT
 
 RUN = ROOT / "configs/calculator/quickstart.yaml"
-SMALL = ["rollout.group_size=2", "rollout.max_completion_length=48"]
+SMALL = "rollout.group_size=2"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,35 +41,33 @@ class Checked:
   gathered: object
   evidence: object
   batch: object
+  status: int
+  text: str
+  html: str
 
 
 @pytest.fixture(scope="module")
-def one_device():
-  """A mesh of one device, for which programs compile sooner."""
-  with pytest.MonkeyPatch.context() as patch:
-    mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    patch.setattr(
-      trainer.meshes, "build_mesh", lambda config, devices=None: mesh
-    )
-    with jax.set_mesh(mesh):
-      yield
+def checked(tmp_path_factory):
+  """The command itself, in this process, on a mesh of one device."""
+  path = tmp_path_factory.mktemp("page") / "teacher.html"
+  collect, seen, text = evidence.collect, [], io.StringIO()
 
+  def remember(*arguments):
+    seen.extend((*arguments, collect(*arguments)))
+    return seen[-1]
 
-@pytest.fixture(scope="module")
-def checked(one_device):
-  few = gather.fewer_problems(configs.load(RUN, SMALL), 2)
-  loaded = trainer.Trainer(configs.load(RUN, [*SMALL, *few]))
-  loaded.progress = Progress(None, is_shown=False)
-  step, state = gather.load_state(loaded, loaded.progress)
-  assert step == 0
-  gathered = gather.gather(loaded, state, step)
-  return Checked(
-    loaded,
-    state,
-    gathered,
-    evidence.collect(loaded, state, gathered),
-    evidence.put_batch(loaded, state, gathered),
-  )
+  # Programs for one device compile sooner than those for eight.
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+  with pytest.MonkeyPatch.context() as patch, jax.set_mesh(mesh):
+    patch.setattr(evidence, "collect", remember)
+    patch.setattr(meshes, "build_mesh", lambda config, devices=None: mesh)
+    with contextlib.redirect_stdout(text):
+      status = main.main(
+        ["check-teacher", str(RUN), "--html", str(path), SMALL]
+      )
+    batch = evidence.put_batch(*seen[:3])
+    html = path.read_text(encoding="utf-8")
+    yield Checked(*seen, batch, status, text.getvalue(), html)
 
 
 def failed(checked, **changed):
@@ -80,9 +81,66 @@ def changed_gathered(checked, **changed):
   return dataclasses.replace(checked.gathered, **changed)
 
 
+def with_settings(checked, **sections):
+  """The run with other settings, on the same samples."""
+  config = checked.trainer.config
+  changed = {
+    name: getattr(config, name).model_copy(update=settings)
+    if isinstance(settings, dict)
+    else settings
+    for name, settings in sections.items()
+  }
+  config = config.model_copy(update=changed)
+  fields = vars(checked.trainer) | {"config": config}
+  return types.SimpleNamespace(**fields), dataclasses.replace(
+    checked.gathered, config=config
+  )
+
+
 def test_a_right_run_passes(checked):
+  assert checked.status == 0
   results = checks.all_checks(checked.gathered, checked.evidence)
   assert [check.is_ok for check in results] == [True] * 8, results
+  assert [line[:4] for line in checked.text.splitlines()[-8:]] == ["ok  "] * 8
+
+
+@pytest.mark.parametrize(
+  "sections",
+  [
+    {"objective": configs.SDPOConfig(alpha=0.3, top_k=5)},
+    {
+      "objective": configs.OPSDConfig(
+        beta=0.4, token_clip=0.05, temperature=1.1
+      ),
+      "teacher": {"parameters": "trust_region"},
+    },
+    {"teacher": {"access": "samples", "num_samples": 3}},
+    {
+      "teacher": {"access": "top_k", "top_k": 6},
+      "objective": {
+        "cost": "kl",
+        "local_cost": "forward_cross_entropy",
+        "differential": True,
+      },
+    },
+  ],
+  ids=("sdpo", "opsd", "samples", "lists"),
+)
+def test_other_objectives_and_teachers_pass(checked, sections):
+  other, gathered = with_settings(checked, **sections)
+  batch = evidence.put_batch(other, checked.state, gathered)
+  networks = evidence.networks(other, checked.state)
+  tokens = evidence.dense_tokens(*networks, gathered, batch)
+  # A step would compile for each; its cost is compared by the whole command.
+  mean = float(tokens["carried"][gathered.teacher_mask].mean())
+  found = dataclasses.replace(
+    checked.evidence,
+    signal=evidence.objective_signal(other, checked.state, batch),
+    tokens=tokens,
+    metrics={**checked.evidence.metrics, "cost": mean},
+  )
+  assert checks.alignment(gathered, found).is_ok
+  assert checks.direction(gathered, found).is_ok
 
 
 def test_a_shift_by_one_fails(checked, monkeypatch):
@@ -101,14 +159,9 @@ def test_a_shift_by_one_fails(checked, monkeypatch):
 
 
 def test_another_cost_and_other_credit_fail(checked):
-  wrong = checked.trainer.config.model_copy(
-    update={
-      "objective": checked.trainer.config.objective.model_copy(
-        update={"local_cost": "reverse_kl", "normalize": False}
-      )
-    }
+  other, _ = with_settings(
+    checked, objective={"local_cost": "reverse_kl", "normalize": False}
   )
-  other = types.SimpleNamespace(**vars(checked.trainer) | {"config": wrong})
   signal = evidence.objective_signal(other, checked.state, checked.batch)
   assert failed(checked, signal=signal) == {"direction", "credit"}
 
@@ -234,8 +287,9 @@ def test_text_and_page_show_every_token(checked):
   coloured = report.to_text(shown, results, colours=True)
   assert "\x1b" not in plain
   assert "\x1b[32m" in coloured
-  html = page.to_page("a <run>", shown, results)
-  assert "a &lt;run&gt;" in html
+  assert checked.text == plain + "\n"
+  html = page.to_page("Teacher of quickstart, step 0", shown, results)
+  assert checked.html == html
   assert "<|im_end|>" not in html
   for sample in shown:
     assert sample.facts in plain
