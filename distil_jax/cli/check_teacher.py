@@ -55,19 +55,18 @@ def run(arguments: argparse.Namespace) -> int:
   config = configs.load(arguments.config, [*arguments.overrides, *fewer])
   loaded = trainer.Trainer(config)
   with Progress(None) as progress, jax.set_mesh(loaded.mesh):
-    loaded.progress = progress
-    step, state = gather.load_state(loaded, progress)
-    gathered = gather.gather(loaded, state, step)
+    checked = gather.load(loaded, progress)
+    gathered = gather.gather(checked)
     found = None
     if gathered.teacher_mask.any():
       with progress.stage("scoring the samples"):
-        found = evidence.collect(loaded, state, gathered)
+        found = evidence.collect(checked, gathered)
   results = checks.all_checks(gathered, found)
   shown = samples.all_samples(gathered, found)
   colours = report.has_colours(sys.stdout, os.environ)
   print(report.to_text(shown, results, colours=colours))
   if arguments.html:
-    title = f"Teacher of {config.name}, step {step}"
+    title = f"Teacher of {config.name}, step {checked.step}"
     written = page.to_page(title, shown, results)
     pathlib.Path(arguments.html).write_text(written, encoding="utf-8")
   return 1 if checks.failures(results) else 0

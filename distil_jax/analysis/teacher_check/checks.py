@@ -149,6 +149,13 @@ def direction(gathered: Gathered, evidence: Evidence) -> Check:
 def teacher_rate(moved: Movement | None, gathered: Gathered) -> Check:
   """Checks how far the teacher followed the student in a step."""
   section = gathered.config.teacher
+  if moved is None and section.model is not None:
+    return Check(
+      "teacher's rate",
+      None,
+      f"teacher.model.directory={section.model.directory} is no part of the "
+      "training state, which a step could move",
+    )
   if moved is None:
     return Check(
       "teacher's rate",
@@ -266,7 +273,12 @@ def _nothing_to_compare() -> Check:
 
 
 def _limit(gathered: Gathered) -> float:
-  return _ROUNDING[gathered.config.model.compute_dtype]
+  config = gathered.config
+  sections = [
+    config.model,
+    *([config.teacher.model] if config.teacher.model else []),
+  ]
+  return max(_ROUNDING[section.compute_dtype] for section in sections)
 
 
 def _has_one_update(gathered: Gathered) -> bool:

@@ -16,6 +16,7 @@ from distil_jax.analysis.teacher_check.records import (
   Movement,
   Numbers,
   PaddingTrial,
+  Run,
 )
 from distil_jax.models import decoder, layers, sharding
 from distil_jax.objectives.base import Objective, teacher_mask
@@ -30,51 +31,67 @@ _LENGTH_MULTIPLE = 64
 _GARBAGE_SEED = 7
 
 
-def collect(trainer: Any, state: Any, gathered: Gathered) -> Evidence:
+@dataclasses.dataclass(frozen=True)
+class Networks:
+  """Holds what plain passes run.
+
+  Attributes:
+    student: graph definition and parameters.
+    teacher: for each part of the teacher's logits its share, graph definition
+      and parameters.
+  """
+
+  student: tuple[Any, Any]
+  teacher: Sequence[tuple[float, Any, Any]]
+
+  @property
+  def params(self) -> tuple[Any, Any]:
+    """Parameters of student and teacher, as an objective takes them."""
+    return self.student[1], self.teacher[0][2]
+
+
+def collect(run: Run, gathered: Gathered) -> Evidence:
   """Runs everything that the checks need.
 
   Args:
-    trainer: the run's `Trainer`.
-    state: from `gather.load_state`; it is kept.
+    run: from `gather.load`; its state is kept.
     gathered: from `gather.gather`.
   """
-  batch = put_batch(trainer, state, gathered)
-  metrics, padding, teacher = try_step(trainer, state, gathered, batch)
+  batch = put_batch(run, gathered)
+  metrics, padding, teacher = try_step(run, gathered, batch)
   return Evidence(
-    tokens=dense_tokens(*networks(trainer, state), gathered, batch),
-    signal=objective_signal(trainer, state, batch),
+    tokens=dense_tokens(networks(run), gathered, batch),
+    signal=objective_signal(run, batch),
     metrics=metrics,
     padding=padding,
     teacher=teacher,
   )
 
 
-def put_batch(trainer: Any, state: Any, gathered: Gathered) -> TrainBatch:
+def put_batch(run: Run, gathered: Gathered) -> TrainBatch:
   """Returns the batch on the devices, with lists if the teacher gives lists."""
-  batch = sharding.put_batch(trainer.mesh, gathered.batch)
-  ask_fn = _objective(trainer).ask_fn
+  batch = sharding.put_batch(run.trainer.mesh, gathered.batch)
+  ask_fn = _objective(run.trainer).ask_fn
   if ask_fn is None:
     return batch
-  student, teacher = networks(trainer, state)
   seed, num_rows = gathered.config.train.seed, len(batch.completion_ids)
   keys = jax.random.split(jax.random.key(seed), num_rows)
-  ids, log_probs = jax.jit(ask_fn)(student[1], teacher[0][2], batch, keys)
+  ids, log_probs = jax.jit(ask_fn)(*networks(run).params, batch, keys)
   return dataclasses.replace(
     batch, teacher_candidate_ids=ids, teacher_candidate_log_probs=log_probs
   )
 
 
-def objective_signal(trainer: Any, state: Any, batch: TrainBatch) -> Numbers:
+def objective_signal(run: Run, batch: TrainBatch) -> Numbers:
   """Returns what the run's objective makes of the batch. `[B, T]` each."""
-  student, teacher = networks(trainer, state)
   signal = _signal(
-    student[1], teacher[0][2], batch, objective=_objective(trainer)
+    *networks(run).params, batch, objective=_objective(run.trainer)
   )
   return jax.tree.map(lambda x: np.asarray(x, np.float64), signal)
 
 
 def try_step(
-  trainer: Any, state: Any, gathered: Gathered, batch: TrainBatch
+  run: Run, gathered: Gathered, batch: TrainBatch
 ) -> tuple[dict[str, float], PaddingTrial, Movement | None]:
   """Makes the run's step on the batch, and again with small changes.
 
@@ -82,48 +99,43 @@ def try_step(
     The step's metrics, what garbage at padding changed, and how the teacher
     moved.
   """
-  config = gathered.config
-  template = steps.build_state_template(
-    config, networks(trainer, state)[0][1], trainer.optimizer, trainer.mesh
-  )
-  step_fn = steps.compile_train_step(
-    config, trainer.policy, trainer.optimizer, template
-  )
-  after, metrics = step_fn(_copied(state), batch)
-  padding = _padding_trial(step_fn, state, batch, gathered, after, metrics)
+  after, metrics = run.step_fn(_copied(run.state), batch)
+  padding = _padding_trial(run, batch, gathered, after, metrics)
   del after
-  teacher = _moved_teacher(config, step_fn, state, batch)
+  teacher = _moved_teacher(run, batch)
   return {name: float(x) for name, x in metrics.items()}, padding, teacher
 
 
 def _objective(trainer: Any) -> Objective:
   """Returns the objective inside the run's training step."""
+  other = trainer.teacher_model
   step: Any = steps.build_train_step(
-    trainer.config, trainer.policy, trainer.optimizer
+    trainer.config, trainer.policy, trainer.optimizer, other and other.network
   )
   # Taken from the step itself, so that what is checked is what is trained.
   return step.keywords["objective"]
 
 
-def networks(
-  trainer: Any, state: Any
-) -> tuple[tuple[Any, Any], list[tuple[float, Any, Any]]]:
-  """Returns the student's network, and the parts of the teacher's logits.
+def networks(run: Run) -> Networks:
+  """Returns the networks of student and teacher.
 
-  Returns:
-    Graph definition and parameters of the student; and for each part of the
-    teacher its share, graph definition and parameters.
+  Nothing else here knows where the teacher's parameters come from.
   """
-  graphdef = trainer.policy.graphdef
-  student = teacher = state.student_params
+  trainer, state = run.trainer, run.state
+  graphdef, other = trainer.policy.graphdef, trainer.teacher_model
+  student = (graphdef, state.student_params)
+  if other is not None:
+    # The step was bound to the weights when they were read.
+    params = run.step_fn.keywords["teacher_params"]
+    return Networks(student, [(1.0, other.network.graphdef, params)])
+  teacher = student[1]
   if state.teacher_params is not None:
     teacher = state.whole(state.teacher_params)
   section = trainer.config.teacher
-  parts = [(1.0, graphdef, teacher)]
-  if section.parameters == "trust_region":
-    rate = section.trust_region_rate
-    parts = [(1 - rate, graphdef, teacher), (rate, graphdef, student)]
-  return (graphdef, student), parts
+  if section.parameters != "trust_region":
+    return Networks(student, [(1.0, graphdef, teacher)])
+  rate = section.trust_region_rate
+  return Networks(student, [(1 - rate, graphdef, teacher), (rate, *student)])
 
 
 @functools.partial(jax.jit, static_argnames="objective")
@@ -156,10 +168,7 @@ def _signal(params, teacher_params, batch: TrainBatch, *, objective: Objective):
 
 
 def dense_tokens(
-  student: tuple[Any, Any],
-  teacher: Sequence[tuple[float, Any, Any]],
-  gathered: Gathered,
-  batch: TrainBatch,
+  read: Networks, gathered: Gathered, batch: TrainBatch
 ) -> Numbers:
   """Returns numbers of all tokens from plain passes over whole sequences.
 
@@ -178,11 +187,11 @@ def dense_tokens(
   width = max(len(p) + len(c) for p, c in (*own_rows, *teacher_rows))
   width += -width % _LENGTH_MULTIPLE
   at_once = config.optimizer.micro_batch_size or count
-  read = functools.partial(_hidden_rows, width=width, at_once=at_once)
-  own_hidden = read(*student, own_rows)
+  run = functools.partial(_hidden_rows, width=width, at_once=at_once)
+  own_hidden = run(*read.student, own_rows)
   parts = [
-    (share, params, read(graphdef, params, teacher_rows))
-    for share, graphdef, params in teacher
+    (share, params, run(graphdef, params, teacher_rows))
+    for share, graphdef, params in read.teacher
   ]
   formulas = (
     expected.local_formula(config.objective, config.teacher),
@@ -194,7 +203,7 @@ def dense_tokens(
     ids = np.asarray(own_rows[row][1])
     begins = [len(rows[row][0]) for rows in (own_rows, teacher_rows)]
     for part in token_numbers.stretches(len(ids), gathered.vocab_size):
-      own = _logits(student[1], own_hidden[row], begins[0], part, 0)
+      own = _logits(read.student[1], own_hidden[row], begins[0], part, 0)
       theirs = np.sum(
         [
           share * _logits(params, hidden[row], begins[1], part, 1)
@@ -205,7 +214,13 @@ def dense_tokens(
       lists = _lists(batch, row, part)
       stretches.append(
         token_numbers.of_tokens(
-          own, theirs, ids[part], *formulas, lists, config.teacher.access
+          own,
+          theirs,
+          ids[part],
+          *formulas,
+          lists,
+          config.teacher.access,
+          gathered.num_shared_tokens,
         )
       )
     found.append(token_numbers.joined(stretches, length))
@@ -252,7 +267,7 @@ def _lists(batch: TrainBatch, row: int, part: slice):
   )
 
 
-def _padding_trial(step_fn, state, batch, gathered, after, metrics):
+def _padding_trial(run: Run, batch, gathered: Gathered, after, metrics):
   """Returns what a step learns from the same batch with garbage around it."""
   garbled, count = movement.with_garbage(
     jax.tree.map(np.asarray, batch), gathered.vocab_size, _GARBAGE_SEED
@@ -260,7 +275,7 @@ def _padding_trial(step_fn, state, batch, gathered, after, metrics):
   garbled = jax.tree.map(
     lambda x, like: jax.device_put(np.asarray(x), like.sharding), garbled, batch
   )
-  other_after, other_metrics = step_fn(_copied(state), garbled)
+  other_after, other_metrics = run.step_fn(_copied(run.state), garbled)
   names = ("loss", "cost", "gradient_norm", "future_cost")
   return PaddingTrial(
     num_positions=count,
@@ -278,8 +293,9 @@ def _padding_trial(step_fn, state, batch, gathered, after, metrics):
   )
 
 
-def _moved_teacher(config, step_fn, state, batch) -> Movement | None:
+def _moved_teacher(run: Run, batch: TrainBatch) -> Movement | None:
   """Returns how a step moves the teacher from a place beside its own."""
+  state, section = run.state, run.trainer.config.teacher
   if state.teacher_params is None:
     return None
   # At the start student and teacher are one, and a small learning rate would
@@ -288,16 +304,16 @@ def _moved_teacher(config, step_fn, state, batch) -> Movement | None:
     state, teacher_params=movement.displaced(state.teacher_params)
   )
   before = jax.tree.map(np.asarray, displaced.teacher_params)
-  after, _ = step_fn(_copied(displaced), batch)
+  after, _ = run.step_fn(_copied(displaced), batch)
   target = low_precision.full_params(after.params, after.opt_state)
   if state.guard is not None and bool(state.guard.is_holding):
     target = before if state.initial_params is None else state.initial_params
-  is_moving = config.teacher.parameters == "ema"
+  is_moving = section.parameters == "ema"
   return movement.of_teacher(
     before,
     target,
     after.teacher_params,
-    config.teacher.ema_rate if is_moving else 0.0,
+    section.ema_rate if is_moving else 0.0,
   )
 
 

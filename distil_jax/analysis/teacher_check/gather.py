@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from distil_jax.analysis.teacher_check.records import Gathered
+from distil_jax.analysis.teacher_check.records import Gathered, Run
 from distil_jax.config.base import ConfigError
 from distil_jax.config.schema import Config
 from distil_jax.data import problems as data_problems
@@ -16,23 +16,15 @@ from distil_jax.training.setup import steps
 
 
 def check_has_teacher(config: Config) -> None:
-  """Refuses an objective that asks no teacher, and one that is not checked.
+  """Refuses an objective that asks no teacher.
 
   Raises:
-    ConfigError: there is nothing to check, or the teacher is another model.
+    ConfigError: there is nothing to check.
   """
   if not config.objective.needs_teacher:
     raise ConfigError(
       f"objective.kind={config.objective.kind} asks no teacher, so there is no "
       "signal to check; set objective.kind to distil, sdpo, opsd or minillm"
-    )
-  other = config.teacher.model
-  if other is not None:
-    # The plain passes know one network, and would check the student by itself.
-    raise ConfigError(
-      f"teacher.model.directory={other.directory} is another model, and "
-      "check-teacher reads only the student's own network; set "
-      "teacher.model=null to check the rest of the run"
     )
 
 
@@ -53,17 +45,40 @@ def fewer_problems(config: Config, num_problems: int) -> Sequence[str]:
   return found
 
 
-def load_state(trainer: Any, progress: Any) -> tuple[int, Any]:
-  """Returns step and training state: the last checkpoint's, or the first.
+def load(trainer: Any, progress: Any) -> Run:
+  """Returns the run at its last checkpoint, or before its first step.
 
   Args:
     trainer: a `Trainer` that has not trained; its parameters are donated.
     progress: shows what is read.
   """
+  trainer.progress = progress
+  template = steps.build_state_template(
+    trainer.config, trainer.policy.params, trainer.optimizer, trainer.mesh
+  )
+  step_fn = compile_step(trainer)
+  step, state = _load_state(trainer, template, progress)
+  trainer.state = state
+  return Run(trainer, step, state, step_fn)
+
+
+def compile_step(trainer: Any) -> Any:
+  """Returns the run's training step, which compiles when it is called.
+
+  The weights of a teacher that is another model are read here.
+  """
   config, params = trainer.config, trainer.policy.params
   template = steps.build_state_template(
     config, params, trainer.optimizer, trainer.mesh
   )
+  return steps.compile_train_step(
+    config, trainer.policy, trainer.optimizer, template, trainer.teacher_model
+  )
+
+
+def _load_state(trainer: Any, template: Any, progress: Any) -> tuple[int, Any]:
+  """Returns step and training state."""
+  config, params = trainer.config, trainer.policy.params
   directory = config.run_directory / "checkpoints"
   if directory.is_dir():
     with checkpoints.Checkpoints(directory) as saved:
@@ -78,26 +93,23 @@ def load_state(trainer: Any, progress: Any) -> tuple[int, Any]:
   return 0, state
 
 
-def gather(trainer: Any, state: Any, step: int) -> Gathered:
-  """Samples completions of a step's problems and builds its batch.
-
-  Args:
-    trainer: a `Trainer` whose `progress` is set.
-    state: from `load_state`.
-    step: the number of steps done.
-  """
-  trainer.state = state
-  config = trainer.config
-  problems = next(data_problems.build_batches(config, trainer.data, step))
-  experience = trainer.sample_and_judge(step, problems)
+def gather(run: Run) -> Gathered:
+  """Samples completions of a step's problems and builds its batch."""
+  trainer = run.trainer
+  problems = next(
+    data_problems.build_batches(trainer.config, trainer.data, run.step)
+  )
+  experience = trainer.sample_and_judge(run.step, problems)
   assert experience is not None, "every objective with a teacher samples"
   batch, stats = trainer.build_batch(problems, experience)
+  policy, other = trainer.policy, trainer.teacher_model
   return Gathered(
-    config=config,
+    config=trainer.config,
     experience=experience,
     batch=jax.tree.map(np.asarray, batch),
     stats=stats,
-    tokenizer=trainer.policy.tokenizer,
-    teacher_tokenizer=trainer.policy.tokenizer,
-    vocab_size=trainer.policy.config.vocab_size,
+    tokenizer=policy.tokenizer,
+    teacher_tokenizer=policy.tokenizer if other is None else other.tokenizer,
+    vocab_size=policy.config.vocab_size,
+    num_shared_tokens=other and other.vocab_size,
   )

@@ -15,6 +15,23 @@ Numbers = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
+class Run:
+  """Holds the run that is checked.
+
+  Attributes:
+    trainer: a `Trainer`, whose parts are used and which does not train.
+    step: number of training steps done.
+    state: the training state after them.
+    step_fn: the training step; it donates its state.
+  """
+
+  trainer: Any
+  step: int
+  state: Any
+  step_fn: Any
+
+
+@dataclasses.dataclass(frozen=True)
 class Gathered:
   """Holds what a step would learn from, on the host.
 
@@ -26,6 +43,8 @@ class Gathered:
     tokenizer: of the student.
     teacher_tokenizer: writes the teacher's prompts.
     vocab_size: entries of the student's logits.
+    num_shared_tokens: the first of these are tokens that both models know, and
+      costs compare on them; None means all.
   """
 
   config: Config
@@ -35,6 +54,7 @@ class Gathered:
   tokenizer: Tokenizer
   teacher_tokenizer: Tokenizer
   vocab_size: int
+  num_shared_tokens: int | None = None
 
   @property
   def teacher_mask(self) -> np.ndarray:

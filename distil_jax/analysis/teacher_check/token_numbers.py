@@ -23,6 +23,7 @@ def of_tokens(
   carried: Formula,
   lists: tuple[np.ndarray, np.ndarray] | None = None,
   kind: str = "probabilities",
+  num_tokens: int | None = None,
 ) -> Numbers:
   """Returns what is known of each token of a stretch of a completion.
 
@@ -35,14 +36,18 @@ def of_tokens(
     carried: the cost that is charged to the tokens before it.
     lists: ids and log-probabilities that the teacher gave. `[T, C]` each.
     kind: `teacher.access`.
+    num_tokens: costs compare on the first of these entries; None means all.
 
   Returns:
     Arrays whose first axis is T: log-probabilities and first choices of both,
     the costs, what they would be by rival formulas (`rival/...`), and the
     likelihood of the tokens one state too early and one too late.
   """
-  teacher = teacher_logits[1:-1]
+  # The score function has the whole softmax of what sampled.
   student_log_probs = reference.log_softmax(student_logits)
+  student_logits = student_logits[:, :num_tokens]
+  teacher_logits = teacher_logits[:, :num_tokens]
+  teacher = teacher_logits[1:-1]
   around = reference.log_softmax(teacher_logits)
   shifted = {
     name: around[start : start + len(ids)]
@@ -166,4 +171,6 @@ def _choices(name: str, log_probs: np.ndarray) -> Numbers:
 
 
 def _pick(log_probs: np.ndarray, ids: Any) -> np.ndarray:
-  return np.take_along_axis(log_probs, np.asarray(ids)[:, None], -1)[:, 0]
+  # A token that only the student knows belongs to a sample without signal.
+  ids = np.minimum(np.asarray(ids), log_probs.shape[-1] - 1)
+  return np.take_along_axis(log_probs, ids[:, None], -1)[:, 0]

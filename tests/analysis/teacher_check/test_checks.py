@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import io
 import types
 
@@ -23,7 +24,7 @@ from distil_jax.analysis.teacher_check import (
 )
 from distil_jax.cli import main
 from distil_jax.models import sharding
-from distil_jax.objectives import scoring
+from distil_jax.objectives import scoring, teachers
 from distil_jax.training import train_step
 from distil_jax.training.setup import meshes
 from tests.paths import ROOT
@@ -36,8 +37,7 @@ SMALL = "rollout.group_size=2"
 class Checked:
   """A run of two problems with two samples each, and all that was found."""
 
-  trainer: object
-  state: object
+  run: object
   gathered: object
   evidence: object
   batch: object
@@ -65,7 +65,7 @@ def checked(tmp_path_factory):
       status = main.main(
         ["check-teacher", str(RUN), "--html", str(path), SMALL]
       )
-    batch = evidence.put_batch(*seen[:3])
+    batch = evidence.put_batch(*seen[:2])
     html = path.read_text(encoding="utf-8")
     yield Checked(*seen, batch, status, text.getvalue(), html)
 
@@ -83,7 +83,7 @@ def changed_gathered(checked, **changed):
 
 def with_settings(checked, **sections):
   """The run with other settings, on the same samples."""
-  config = checked.trainer.config
+  config = checked.run.trainer.config
   changed = {
     name: getattr(config, name).model_copy(update=settings)
     if isinstance(settings, dict)
@@ -91,10 +91,11 @@ def with_settings(checked, **sections):
     for name, settings in sections.items()
   }
   config = config.model_copy(update=changed)
-  fields = vars(checked.trainer) | {"config": config}
-  return types.SimpleNamespace(**fields), dataclasses.replace(
-    checked.gathered, config=config
+  fields = vars(checked.run.trainer) | {"config": config}
+  run = dataclasses.replace(
+    checked.run, trainer=types.SimpleNamespace(**fields)
   )
+  return run, dataclasses.replace(checked.gathered, config=config)
 
 
 def test_a_right_run_passes(checked):
@@ -128,19 +129,50 @@ def test_a_right_run_passes(checked):
 )
 def test_other_objectives_and_teachers_pass(checked, sections):
   other, gathered = with_settings(checked, **sections)
-  batch = evidence.put_batch(other, checked.state, gathered)
-  networks = evidence.networks(other, checked.state)
-  tokens = evidence.dense_tokens(*networks, gathered, batch)
+  batch = evidence.put_batch(other, gathered)
+  tokens = evidence.dense_tokens(evidence.networks(other), gathered, batch)
   # A step would compile for each; its cost is compared by the whole command.
   mean = float(tokens["carried"][gathered.teacher_mask].mean())
   found = dataclasses.replace(
     checked.evidence,
-    signal=evidence.objective_signal(other, checked.state, batch),
+    signal=evidence.objective_signal(other, batch),
     tokens=tokens,
     metrics={**checked.evidence.metrics, "cost": mean},
   )
   assert checks.alignment(gathered, found).is_ok
   assert checks.direction(gathered, found).is_ok
+
+
+def test_another_model_with_padding_passes(checked):
+  """A teacher with weights of its own, which knows fewer tokens."""
+  student = checked.run.state.params
+  params = jax.tree.map(lambda x: 1.05 * x, student)
+  graphdef = checked.run.trainer.policy.graphdef
+  model = types.SimpleNamespace(network=teachers.OtherNetwork(graphdef, 400))
+  fields = vars(checked.run.trainer) | {"teacher_model": model}
+  run = dataclasses.replace(
+    checked.run,
+    trainer=types.SimpleNamespace(**fields),
+    step_fn=functools.partial(print, teacher_params=params),
+  )
+  gathered = changed_gathered(checked, num_shared_tokens=400)
+  tokens = evidence.dense_tokens(
+    evidence.networks(run), gathered, checked.batch
+  )
+  found = dataclasses.replace(
+    checked.evidence,
+    signal=evidence.objective_signal(run, checked.batch),
+    tokens=tokens,
+  )
+  assert checks.alignment(gathered, found).is_ok
+  mask = gathered.teacher_mask
+  for name in ("costs", "carried"):
+    np.testing.assert_allclose(
+      found.signal[name][mask], tokens[name][mask], atol=1e-5
+    )
+  # The student's own network is another teacher.
+  other = checked.evidence.tokens["teacher_log_probs"]
+  assert np.abs(tokens["teacher_log_probs"] - other)[mask].max() > 1e-3
 
 
 def test_a_shift_by_one_fails(checked, monkeypatch):
@@ -151,9 +183,7 @@ def test_a_shift_by_one_fails(checked, monkeypatch):
     return jnp.roll(found, 1, axis=1)
 
   monkeypatch.setattr(scoring, "completion_hidden_states", shifted)
-  signal = evidence.objective_signal(
-    checked.trainer, checked.state, checked.batch
-  )
+  signal = evidence.objective_signal(checked.run, checked.batch)
   names = failed(checked, signal=signal)
   assert {"alignment", "sampler = scorer", "direction"} <= names
 
@@ -162,7 +192,7 @@ def test_another_cost_and_other_credit_fail(checked):
   other, _ = with_settings(
     checked, objective={"local_cost": "reverse_kl", "normalize": False}
   )
-  signal = evidence.objective_signal(other, checked.state, checked.batch)
+  signal = evidence.objective_signal(other, checked.batch)
   assert failed(checked, signal=signal) == {"direction", "credit"}
 
 
@@ -177,8 +207,11 @@ def test_leaked_padding_and_a_wrong_rate_fail(checked, monkeypatch):
     train_step, "_follow", lambda old, new, rate: follow(old, new, 2 * rate)
   )
   monkeypatch.setattr(scoring, "completion_hidden_states", attend_to_padding)
+  run = dataclasses.replace(
+    checked.run, step_fn=gather.compile_step(checked.run.trainer)
+  )
   metrics, padding, teacher = evidence.try_step(
-    checked.trainer, checked.state, checked.gathered, checked.batch
+    run, checked.gathered, checked.batch
   )
   names = failed(checked, metrics=metrics, padding=padding, teacher=teacher)
   assert {"padding", "teacher's rate"} <= names
