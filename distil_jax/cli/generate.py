@@ -96,9 +96,8 @@ def run(arguments: argparse.Namespace) -> int:
 
   from distil_jax.cli import prompt_files
   from distil_jax.generation.engine_config import EngineConfig
-  from distil_jax.training import checkpoints
   from distil_jax.training.logging.progress import Progress
-  from distil_jax.training.setup import meshes
+  from distil_jax.training.setup import meshes, steps
   from distil_jax.types import StopReason
 
   asked = prompt_files.conversations(
@@ -112,9 +111,7 @@ def run(arguments: argparse.Namespace) -> int:
     prompt_files.check_prompts(policy, asked, sampling.max_tokens)
     source = f"base model {config.model.directory}"
     if not arguments.base:
-      step, params = checkpoints.last_params(
-        config.run_directory / "checkpoints", policy.params
-      )
+      step, params = steps.trained_params(config, policy.params)
       policy = dataclasses.replace(policy, params=params)
       run = config.run_directory
       source = (

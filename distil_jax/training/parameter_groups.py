@@ -139,9 +139,11 @@ def _sides(axes: Any) -> optax.contrib.MuonDimensionNumbers | None:
   """Returns the input and output axes of a matrix, by its logical axes."""
   inner = [i for i, axis in enumerate(axes) if axis not in _BATCH_AXES]
   named = [axes[i] for i in inner]
-  if "embed" not in named or len(named) < 2:
+  # The width, or the rank of an adapter, which is cut over no devices.
+  small = [i for i in (0, -1) if named and named[i] in ("embed", None)]
+  if not small or len(named) < 2:
     return None
-  cut = 1 if named[0] == "embed" else -1
+  cut = -1 if small == [-1] else 1
   return optax.contrib.MuonDimensionNumbers(
     tuple(inner[:cut]), tuple(inner[cut:])
   )

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from distil_jax.config.schema import Config
 from distil_jax.data import problems as data_problems
 from distil_jax.distributed import process_group, signals
-from distil_jax.models import decoder, lora, sharding
+from distil_jax.models import decoder, sharding
 from distil_jax.training import (
   checkpoints,
   evaluation,
@@ -281,10 +281,8 @@ class Trainer:
 
     Before the first checkpoint these are step 0 and the base model.
     """
-    directory = self.config.run_directory / "checkpoints"
-    base, trained = setup_step.split_params(self.config, self.policy.params)
-    step, params = checkpoints.last_params(directory, trained)
-    return step or 0, lora.join(base, params)
+    step, params = setup_step.trained_params(self.config, self.policy.params)
+    return step or 0, params
 
   def _check_before_writing(self) -> None:
     """Refuses a run that would fail after its first files are written."""

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from distil_jax import config as configs
+from distil_jax.cli import main
 from distil_jax.generation.policy import load_policy
 from distil_jax.models import decoder, lora
 from distil_jax.models.decoder_config import LoRA
@@ -109,6 +110,17 @@ def test_the_exported_model_computes_what_was_trained(trained, tmp_path):
   exported = load_policy(tmp_path)
   merged = lora.merge(whole.state.student_params, again.policy.config.lora)
   jax.tree.map(np.testing.assert_array_equal, exported.params, merged)
+
+
+def test_a_person_asks_the_trained_adapters(trained, tmp_path, capsys):
+  folder, whole, _ = trained
+  path = tmp_path / "ask.yaml"
+  path.write_text(json.dumps(whole.config.model_dump(mode="json")))
+  options = ["--max-tokens", "2", "--temperature", "0", "--json"]
+  assert main.main(["generate", str(path), "12 + 5 =", *options]) == 0
+  out, err = capsys.readouterr()
+  assert f"step 3 of {folder / 'whole'}" in err
+  assert json.loads(out)["num_tokens"] > 0
 
 
 def test_other_adapters_do_not_go_on(trained):

@@ -7,7 +7,8 @@ import optax
 import pytest
 
 from distil_jax import config
-from distil_jax.models import decoder
+from distil_jax.models import decoder, lora
+from distil_jax.models.decoder_config import LoRA
 from distil_jax.training import low_precision, optimizers, parameter_groups
 from distil_jax.training.setup import steps as setup_step
 from tests import networks
@@ -287,6 +288,23 @@ def test_experts_are_matrices_and_biases_are_not():
     "router": ((1,), (2,)),
     "query_bias": None,
     "output_bias": None,
+  }
+
+
+def test_both_matrices_of_an_adapter_are_matrices():
+  names = ("query", "output", "gate", "down")
+  network = networks.config_of(lora=LoRA(rank=2, alpha=4, targets=names))
+  _, adapters = lora.split(decoder.make(network)[1])
+  found = parameter_groups.matrices(adapters)["layers"]
+  assert {name: x and tuple(x) for name, x in found.items()} == {
+    "query_lora_a": ((1,), (2,)),
+    "query_lora_b": ((1,), (2, 3)),
+    "output_lora_a": ((1, 2), (3,)),
+    "output_lora_b": ((1,), (2,)),
+    "gate_lora_a": ((1,), (2,)),
+    "gate_lora_b": ((1,), (2,)),
+    "down_lora_a": ((1,), (2,)),
+    "down_lora_b": ((1,), (2,)),
   }
 
 

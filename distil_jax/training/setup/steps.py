@@ -22,6 +22,7 @@ from distil_jax.objectives.teachers import OtherNetwork
 from distil_jax.training import (
   batch_builder,
   build_step,
+  checkpoints,
   low_precision,
   optimizers,
   parameter_groups,
@@ -194,6 +195,24 @@ def split_params(
 ) -> tuple[decoder.Params | None, decoder.Params]:
   """Returns the frozen parameters, if there are adapters, and the trained."""
   return (None, params) if config.model.lora is None else lora.split(params)
+
+
+def trained_params(
+  config: Config, params: decoder.Params
+) -> tuple[int | None, decoder.Params]:
+  """Returns the step and the parameters of the run's last checkpoint.
+
+  Args:
+    config: the run's settings.
+    params: the base model's, with new adapters if the run has any.
+
+  Returns:
+    None and `params` if there is no checkpoint.
+  """
+  base, trained = split_params(config, params)
+  directory = config.run_directory / "checkpoints"
+  step, found = checkpoints.last_params(directory, trained)
+  return step, lora.join(base, found)
 
 
 def build_train_state(
