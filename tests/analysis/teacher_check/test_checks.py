@@ -313,6 +313,17 @@ def test_no_signal_fails_and_says_the_cure(checked):
   assert "FAIL  signal" in text
 
 
+def test_a_failure_is_the_exit_status(checked, monkeypatch, capsys):
+  """All samples are wrong, and the teacher is told nothing of that."""
+  assert not checked.gathered.experience.rewards.any()
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+  monkeypatch.setattr(meshes, "build_mesh", lambda config, devices=None: mesh)
+  settings = [SMALL, "teacher.feedback=never"]
+  with jax.set_mesh(mesh):
+    assert main.main(["check-teacher", str(RUN), *settings]) == 1
+  assert "FAIL  signal: no token has a teacher" in capsys.readouterr().out
+
+
 def test_text_and_page_show_every_token(checked):
   results = checks.all_checks(checked.gathered, checked.evidence)
   shown = samples.all_samples(checked.gathered, checked.evidence)
