@@ -51,7 +51,7 @@ class Engine:
     """Prepares the engine; nothing is compiled yet.
 
     Args:
-      graphdef: From `decoder.make`, without adapters.
+      graphdef: From `decoder.make`, without `adapters`.
       config: Slots, type of the KV cache and mesh; None means the defaults.
       eos_ids: Each of them ends a completion, as its last token.
       pad_id: Fills the completions after their end.

@@ -141,7 +141,7 @@ def sample_completions(
     eos_ids=policy.tokenizer.eos_ids,
     pad_id=policy.tokenizer.pad_id,
     decode=policy.tokenizer.decode,
-    adapters=policy.config.lora,
+    adapters=policy.config.merged_lora,
   )
   sampled, _ = run(
     policy.params,

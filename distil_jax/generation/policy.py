@@ -66,8 +66,8 @@ class Policy:
 
   @property
   def sampling_graphdef(self) -> nnx.GraphDef:
-    """The graph definition of the network with its adapters merged."""
-    if self.config.lora is None:
+    """The graph definition of the network that samples."""
+    if self.config.merged_lora is None:
       return self.graphdef
     return decoder.make(dataclasses.replace(self.config, lora=None))[0]
 

@@ -121,6 +121,16 @@ class DecoderConfig:
     return self.sliding_window if has_window else None
 
   @property
+  def merged_lora(self) -> LoRA | None:
+    """The adapters that are merged into the weights before sampling.
+
+    A weight of 16 bits would round a young adapter away, so there the adapters
+    stay beside the weights.
+    """
+    is_exact = self.param_dtype == self.compute_dtype == "float32"
+    return self.lora if is_exact else None
+
+  @property
   def windows(self) -> tuple[int | None, ...]:
     """The number of tokens that each layer reads; None means all."""
     return tuple(map(self.window, range(self.num_layers)))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from distil_jax.generation import generate
 from distil_jax.models import decoder, decoding, layers, lora, sharding
 from distil_jax.models.decoder_config import LoRA
 from tests import networks
@@ -191,3 +192,32 @@ def test_the_sampler_reads_merged_weights():
   config, _, params = with_adapters(small.config, small.params)
   weights = decoding.by_layer(small.graphdef, lora.merge(params, config.lora))
   assert weights["layers"][0].keys() == small.params["layers"].keys()
+
+
+def test_bfloat16_weights_do_not_round_adapters_away_in_the_sampler():
+  policy = networks.policy()
+  network = dataclasses.replace(policy.config, param_dtype="bfloat16")
+  base = networks.random_params(decoder.make(network)[1], seed=1)
+  network, graphdef, params = with_adapters(network, base)
+  policy = dataclasses.replace(
+    policy, config=network, graphdef=graphdef, params=params
+  )
+  sampled = generate.generate(
+    policy, ["What is it?"], jax.random.key(0), max_completion_length=4
+  )
+  ids, mask = (
+    jnp.concatenate(parts, axis=1)
+    for parts in (
+      (sampled.prompt_ids, sampled.completion_ids),
+      (sampled.prompt_mask, sampled.completion_mask),
+    )
+  )
+  # Activations are float32, so the two differ by their rounding alone.
+  scored = networks.full_log_probs(params, ids, mask, graphdef=graphdef)
+  length = sampled.prompt_ids.shape[1]
+  expected = jnp.take_along_axis(
+    scored[:, length - 1 : -1], sampled.completion_ids[..., None], axis=-1
+  )[..., 0]
+  np.testing.assert_allclose(
+    sampled.log_probs, expected * sampled.completion_mask, atol=1e-4
+  )

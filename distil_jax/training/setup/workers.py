@@ -96,7 +96,7 @@ def build_engine(config: Config, policy: Policy) -> Engine:
     eos_ids=policy.tokenizer.eos_ids,
     pad_id=policy.tokenizer.pad_id,
     decode=policy.tokenizer.decode,
-    adapters=policy.config.lora,
+    adapters=policy.config.merged_lora,
   )
 
 
