@@ -129,6 +129,11 @@ class Checkpoints:
           item=tree, restore_args=arguments, partial_restore=True
         ),
       )
+      # What the files lack comes back as the shape that was asked for.
+      if not all(isinstance(x, jax.Array) for x in jax.tree.leaves(restored)):
+        raise ValueError(
+          "it lacks some of these parameters: is model.lora that of the run?"
+        )
     return restored[name]
 
   def notes(self, step: int) -> dict[str, Any]:

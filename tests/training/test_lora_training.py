@@ -13,7 +13,7 @@ from distil_jax.cli import main
 from distil_jax.generation.policy import load_policy
 from distil_jax.models import decoder, lora
 from distil_jax.models.decoder_config import LoRA
-from distil_jax.training import trainer
+from distil_jax.training import checkpoints, trainer
 from distil_jax.training.setup import policies, steps
 from tests import networks
 
@@ -130,6 +130,15 @@ def test_other_adapters_do_not_go_on(trained):
   model = other.model.model_copy(update={"lora": lora_section})
   with pytest.raises(configs.ConfigError, match=r"model\.lora\.rank: 4 in the"):
     trainer.Trainer(other.model_copy(update={"model": model})).train()
+
+
+def test_adapters_are_not_taken_for_all_weights(trained):
+  folder, _, _ = trained
+  config = settings(folder / "whole", 3)
+  model = config.model.model_copy(update={"lora": None})
+  plain = trainer.Trainer(config.model_copy(update={"model": model}))
+  with pytest.raises(checkpoints.CheckpointError, match=r"is model\.lora that"):
+    plain.trained_params()
 
 
 def test_experts_have_no_adapters():
