@@ -81,6 +81,7 @@ def _teacher_params(config: configs.Config, loaded):
   from distil_jax.models import lora
   from distil_jax.training import checkpoints
   from distil_jax.training.setup import steps
+  from distil_jax.training.setup.model_directory import check_same_base
 
   template = steps.build_state_template(
     config, loaded.policy.params, loaded.optimizer, loaded.mesh
@@ -102,6 +103,8 @@ def _teacher_params(config: configs.Config, loaded):
     with checkpoints.Checkpoints(directory) as saved:
       step = saved.latest_step
       if step is not None:
+        saved_base = saved.notes(step).get(checkpoints.BASE)
+        check_same_base(config, saved_base, str(directory))
         params = saved.read_params(step, template, "teacher_params")
         base, _ = steps.split_params(config, loaded.policy.params)
         return step, lora.join(base, params)

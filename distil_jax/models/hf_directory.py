@@ -1,5 +1,6 @@
 """Names and small files of a Hugging Face directory."""
 
+import hashlib
 import json
 import os
 import pathlib
@@ -12,6 +13,8 @@ from distil_jax.models.hf_layout import Path
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+# Bytes of a file's beginning and end that stand for its content.
+_END = 2**20
 
 
 class WeightsError(ValueError):
@@ -80,3 +83,21 @@ def check_tree(
       f"tie_embeddings={config.tie_embeddings}: missing {missing}, unknown "
       f"{unknown}"
     )
+
+
+def digest(path: pathlib.Path) -> str:
+  """Returns a hash of config and weights.
+
+  Of a file of weights it covers size, beginning and end: reading all weights of
+  a large model takes minutes.
+  """
+  found = hashlib.blake2b(digest_size=8)
+  for name in (CONFIG, "*.safetensors"):
+    for file in sorted(path.glob(name)):
+      size = file.stat().st_size
+      found.update(f"{file.name} {size}".encode())
+      with file.open("rb") as content:
+        found.update(content.read(_END))
+        content.seek(max(size - _END, 0))
+        found.update(content.read(_END))
+  return found.hexdigest()

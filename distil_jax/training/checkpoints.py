@@ -16,6 +16,8 @@ import orbax.checkpoint as ocp
 # below. Checkpoints without a number are version 1.
 LAYOUT_VERSION = 1
 _LAYOUT = "layout_version"
+# The note that names the frozen weights beside which adapters were trained.
+BASE = "base_digest"
 
 
 class CheckpointError(RuntimeError):
@@ -178,6 +180,15 @@ class Checkpoints:
         "remove this folder to go on from the checkpoint before it.\n"
         f"{error}"
       ) from error
+
+
+def last_notes(directory: pathlib.Path) -> dict[str, Any]:
+  """Returns the notes of a folder's last checkpoint; empty if it has none."""
+  if not directory.is_dir():
+    return {}
+  with Checkpoints(directory) as saved:
+    step = saved.latest_step
+    return {} if step is None else saved.notes(step)
 
 
 def last_params(directory: pathlib.Path, base: Any) -> tuple[int | None, Any]:

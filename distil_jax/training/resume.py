@@ -10,6 +10,10 @@ from distil_jax.config.schema import Config
 from distil_jax.distributed import process_group, signals
 from distil_jax.training import checkpoints, run_checks, train_state
 from distil_jax.training.logging.progress import Progress
+from distil_jax.training.setup.model_directory import (
+  base_digest,
+  check_same_base,
+)
 from distil_jax.training.setup.teacher_models import (
   TeacherModel,
   check_resumed_teacher,
@@ -39,6 +43,8 @@ def save_state(
   notes = {"config": config.model_dump(mode="json"), "seconds": seconds}
   if teacher is not None:
     notes[_TEACHER] = teacher.notes()
+  if config.model.lora is not None:
+    notes[checkpoints.BASE] = base_digest(config)
   # An interrupt waits until the checkpoint is handed over as a whole.
   with signals.deferred():
     saved.save(int(state.step), _as_dict(state), notes)
@@ -100,6 +106,8 @@ def check_resumable(
   notes = saved.notes(step)
   run_checks.check_same_settings(notes["config"], config, step)
   check_resumed_teacher(config, notes.get(_TEACHER), teacher, step)
+  where = f"{config.run_directory} has a checkpoint of step {step} that"
+  check_same_base(config, notes.get(checkpoints.BASE), where)
 
 
 def restore_state(

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 
 import jax
 import numpy as np
@@ -11,10 +12,11 @@ import pytest
 from distil_jax import config as configs
 from distil_jax.cli import main
 from distil_jax.generation.policy import load_policy
+from distil_jax.generation.policy_directory import resolve_directory
 from distil_jax.models import decoder, lora
 from distil_jax.models.decoder_config import LoRA
 from distil_jax.training import checkpoints, trainer
-from distil_jax.training.setup import policies, steps
+from distil_jax.training.setup import model_directory, policies, steps
 from tests import networks
 
 SETTINGS = {
@@ -43,7 +45,10 @@ def settings(folder: pathlib.Path, num_steps: int) -> configs.Config:
   return configs.Config.model_validate(
     {
       **SETTINGS,
-      "model": {"lora": {"rank": 4, "targets": ["q_proj", "down_proj"]}},
+      "model": {
+        "directory": str(folder.parent / "model"),
+        "lora": {"rank": 4, "targets": ["q_proj", "down_proj"]},
+      },
       "train": {"num_steps": num_steps, "run_directory": str(folder)},
     }
   )
@@ -61,6 +66,7 @@ def metrics(folder: pathlib.Path):
 def trained(tmp_path_factory):
   """A run of three steps, and one of two steps that went on."""
   folder = tmp_path_factory.mktemp("lora")
+  shutil.copytree(resolve_directory("embedded:calculator"), folder / "model")
   whole = trainer.Trainer(settings(folder / "whole", 3))
   whole.train()
   trainer.Trainer(settings(folder / "parts", 2)).train()
@@ -139,6 +145,25 @@ def test_adapters_are_not_taken_for_all_weights(trained):
   plain = trainer.Trainer(config.model_copy(update={"model": model}))
   with pytest.raises(checkpoints.CheckpointError, match=r"is model\.lora that"):
     plain.trained_params()
+
+
+def test_adapters_do_not_join_other_weights(trained):
+  """Not to go on, and not to be evaluated or exported."""
+  folder, _, _ = trained
+  config = settings(folder / "whole", 4)
+  policy = load_policy(folder / "model")
+  other = {**policy.params, "norm": policy.params["norm"] + 1}
+  dataclasses.replace(policy, params=other).save(folder / "model")
+  model_directory._digest_of.cache_clear()  # as in another process
+  try:
+    with pytest.raises(configs.ConfigError, match="config or weights have ch"):
+      trainer.Trainer(config).train()
+    with pytest.raises(configs.ConfigError, match=r"set model\.revision to a"):
+      trainer.Trainer(config).trained_params()
+  finally:
+    shutil.rmtree(folder / "model")
+    shutil.copytree(resolve_directory("embedded:calculator"), folder / "model")
+    model_directory._digest_of.cache_clear()
 
 
 def test_experts_have_no_adapters():

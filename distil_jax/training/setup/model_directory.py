@@ -1,10 +1,12 @@
 """Finds the folders of the run's models."""
 
+import functools
 import pathlib
 
 from distil_jax.config.base import ConfigError
 from distil_jax.config.schema import Config
 from distil_jax.generation.policy_directory import resolve_directory
+from distil_jax.models import hf_directory
 from distil_jax.models.hf_hub import HubError
 
 
@@ -28,6 +30,45 @@ def model_directory(
     return pathlib.Path(config.model.directory)
   return resolve_directory(
     config.model.directory, config.model.revision, only_config=only_config
+  )
+
+
+@functools.cache
+def _digest_of(directory: str, revision: str | None) -> str:
+  return hf_directory.digest(resolve_directory(directory, revision))
+
+
+def base_digest(config: Config) -> str | None:
+  """Returns a hash of the frozen weights; None if the run has no adapters.
+
+  It is taken once in a process, before the first step: a later look might find
+  another model, or a Hub that does not answer. With several processes all must
+  call this.
+  """
+  if config.model.lora is None:
+    return None
+  return _digest_of(config.model.directory, config.model.revision)
+
+
+def check_same_base(config: Config, saved: str | None, where: str) -> None:
+  """Refuses to join adapters with other weights than they were trained with.
+
+  Args:
+    config: the run's settings.
+    saved: what the checkpoint says of the weights, from `base_digest`.
+    where: names the checkpoint.
+
+  Raises:
+    ConfigError: `model.directory` holds other weights than before.
+  """
+  now = base_digest(config)
+  if saved is None or now is None or saved == now:
+    return
+  raise ConfigError(
+    f"{where} has adapters of a model with digest {saved}, but "
+    f"model.directory={config.model.directory} now has {now}: its config or "
+    "weights have changed; restore them (of the Hub, set model.revision to a "
+    "commit), or set another train.run_directory"
   )
 
 

@@ -29,6 +29,7 @@ from distil_jax.training import (
   teacher_guard,
   train_state,
 )
+from distil_jax.training.setup.model_directory import check_same_base
 from distil_jax.training.setup.records import record_of
 from distil_jax.training.setup.teacher_models import TeacherModel
 
@@ -211,6 +212,9 @@ def trained_params(
   """
   base, trained = split_params(config, params)
   directory = config.run_directory / "checkpoints"
+  if base is not None:
+    notes = checkpoints.last_notes(directory)
+    check_same_base(config, notes.get(checkpoints.BASE), str(directory))
   step, found = checkpoints.last_params(directory, trained)
   return step, lora.join(base, found)
 

@@ -1,7 +1,6 @@
 """Builds a teacher that is another model than the student."""
 
 import dataclasses
-import hashlib
 import pathlib
 from typing import Any
 
@@ -20,9 +19,6 @@ from distil_jax.models.kernels import sequence_attention
 from distil_jax.objectives.teachers import OtherNetwork
 from distil_jax.training.logging import progress
 from distil_jax.training.setup.model_directory import teacher_directory
-
-# Bytes of a file's beginning and end that stand for its content.
-_END = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +70,7 @@ class TeacherModel:
     """Returns what a checkpoint keeps, to know the teacher again."""
     return {
       "directory": self.section.directory,
-      "digest": _digest(self.path),
+      "digest": hf_directory.digest(self.path),
     }
 
 
@@ -259,21 +255,3 @@ def _with_vocabulary(
 
   places = decoder.shardings(mesh, jax.eval_shape(resize, changed))
   return {**params, **jax.jit(resize, out_shardings=places)(changed)}
-
-
-def _digest(path: pathlib.Path) -> str:
-  """Returns a hash of config and weights.
-
-  Of a file of weights it covers size, beginning and end: reading all weights of
-  a large model takes minutes.
-  """
-  digest = hashlib.blake2b(digest_size=8)
-  for name in (hf_directory.CONFIG, "*.safetensors"):
-    for file in sorted(path.glob(name)):
-      size = file.stat().st_size
-      digest.update(f"{file.name} {size}".encode())
-      with file.open("rb") as content:
-        digest.update(content.read(_END))
-        content.seek(max(size - _END, 0))
-        digest.update(content.read(_END))
-  return digest.hexdigest()
