@@ -92,7 +92,7 @@ class Policy:
     # files that are the same everywhere are written by one.
     if jax.process_index() == 0:
       self.tokenizer.save(directory)
-    merged = lora.merge(self.params, self.config.lora)
+    merged = lora.merge(self.params, self.config.lora, dtype)
     network = dataclasses.replace(self.config, lora=None)
     hf_export.save(
       directory, merged, network, config_json=settings, dtype=dtype

@@ -78,10 +78,16 @@ def init(template: dict[str, Any], key: jax.Array) -> dict[str, Any]:
   return jax.tree_util.tree_map_with_path(draw, template)
 
 
-def merge(params: dict[str, Any], lora: LoRA | None) -> dict[str, Any]:
+def merge(
+  params: dict[str, Any], lora: LoRA | None, dtype: Any = None
+) -> dict[str, Any]:
   """Returns parameters of the network without adapters that compute the same.
 
-  The sum is taken in float32 and has the type of the weights.
+  Args:
+    params: Weights and adapters.
+    lora: Describes the adapters; None means that there are none.
+    dtype: Type of the sums, which are taken in float32; None means that of the
+      weights.
   """
   if lora is None:
     return params
@@ -101,5 +107,5 @@ def merge(params: dict[str, Any], lora: LoRA | None) -> dict[str, Any]:
     total = weight.astype(jnp.float32) + lora.scale * product.reshape(
       weight.shape
     )
-    merged[target] = total.astype(weight.dtype)
+    merged[target] = total.astype(dtype or weight.dtype)
   return {**base, "layers": merged}

@@ -84,6 +84,20 @@ def test_by_hand():
   np.testing.assert_allclose(merged["down"][layer, f, d], expected, 1e-6)
 
 
+def test_a_wider_type_keeps_what_bfloat16_rounds_away():
+  small = networks.network()
+  config, _, params = with_adapters(small.config, small.params)
+  base, adapter = lora.split(params)
+  short = jax.tree.map(lambda x: x.astype(jnp.bfloat16), base)
+  young = lora.join(short, jax.tree.map(lambda x: x * 1e-3, adapter))
+  found = lora.merge(young, config.lora, "float32")["layers"]["query"]
+  weights = short["layers"]["query"]
+  assert found.dtype == jnp.float32
+  assert np.abs(found - weights.astype(jnp.float32)).max() > 0
+  rounded = lora.merge(young, config.lora)["layers"]["query"]
+  np.testing.assert_array_equal(rounded, found.astype(jnp.bfloat16))
+
+
 def test_a_new_adapter_changes_nothing():
   """Not a bit, and its A has the variance of PEFT's: 1 / (3 inputs)."""
   small = networks.network()
