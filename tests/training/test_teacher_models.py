@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from distil_jax import config
-from distil_jax.analysis.teacher_check import gather
 from distil_jax.cli import export
 from distil_jax.data import tokenizer as tokenizers
 from distil_jax.generation.policy import Policy, load_policy
@@ -297,12 +296,6 @@ def test_objectives_without_a_teacher_read_none(student):
   policy = load_policy(student)
   assert teacher_models.build_teacher_model(trial, policy, mesh) is None
   assert teacher_models.teacher_network(trial, 416) is None
-
-
-def test_a_check_of_the_students_own_network_is_not_made(student):
-  trial = settings(student)
-  with pytest.raises(config.ConfigError, match="reads only the student's own"):
-    gather.check_has_teacher(trial)
 
 
 def test_a_plan_counts_the_teacher(student, tmp_path, tokenizer):
