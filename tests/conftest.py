@@ -18,7 +18,7 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 os.environ.update(xla_settings.shared_cache())
 # Where in the source each operation of a program comes from costs a few per
-# cent of all time, and no test reads it.
+# cent of all time. Only plans read it, for the names of kernels.
 os.environ["JAX_INCLUDE_FULL_TRACEBACKS_IN_LOCATIONS"] = "0"
 
 import jax

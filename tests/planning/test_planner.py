@@ -309,7 +309,16 @@ def test_mesh_that_does_not_suit_the_chips_is_refused():
     planner(chips_of_a_cube, **{**TPU, **changes, "rollout": sizes})
 
 
+@pytest.fixture
+def named_kernels():
+  """Keeps the places in the source that name a kernel in its program."""
+  jax.config.update("jax_include_full_tracebacks_in_locations", True)
+  yield
+  jax.config.update("jax_include_full_tracebacks_in_locations", False)
+
+
 @has_compiler
+@pytest.mark.usefixtures("named_kernels")
 def test_training_step_for_a_tpu(tpu):
   found = planner(tpu, **TPU)
   step = found.training_phase()
