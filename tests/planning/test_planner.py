@@ -4,6 +4,7 @@ import json
 import platform
 import sys
 
+import jax
 import pytest
 
 from distil_jax import config
