@@ -57,8 +57,10 @@ class Judge:
         self.released.wait()
       case "interrupt":
         self.all_waiting.wait()
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-        self.released.wait()
+        # Again and again: a signal that comes just before the main thread
+        # begins to wait does not end its waiting.
+        while not self.released.wait(0.05):
+          signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
       case "raise":
         raise ValueError(f"no verdict on {number}")
       case "exit":
@@ -213,6 +215,14 @@ def test_an_interrupt_while_waiting_takes_back_what_has_not_begun(
   judge, threads_end
 ):
   judges, _ = make(judge, num_workers=1)
+  received = []
+
+  def interrupt_once(*_):
+    received.append(True)
+    if len(received) == 1:
+      raise KeyboardInterrupt
+
+  signal.signal(signal.SIGINT, interrupt_once)
 
   def completions():
     yield "interrupt"
