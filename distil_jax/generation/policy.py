@@ -67,9 +67,9 @@ class Policy:
   @property
   def sampling_graphdef(self) -> nnx.GraphDef:
     """The graph definition of the network that samples."""
-    if self.config.merged_lora is None:
+    if self.config.sampled is self.config:
       return self.graphdef
-    return decoder.make(dataclasses.replace(self.config, lora=None))[0]
+    return decoder.make(self.config.sampled)[0]
 
   def save(
     self, directory: str | os.PathLike[str], *, dtype: str | None = None

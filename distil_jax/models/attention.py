@@ -14,6 +14,7 @@ With a sliding window of w, a token reads itself and the w - 1 tokens before it.
 
 import functools
 from collections.abc import Callable, Mapping
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -109,9 +110,20 @@ def select_kernel() -> Mapping[str, _Kernel]:
   return {"xla": xla, "cudnn": cudnn, "splash": splash}
 
 
-def _window_sides(window: int | None) -> tuple[int, int] | None:
-  """Returns how far a token reads to its left and right, for jax.nn."""
-  return None if window is None else (window - 1, 0)
+def _whole(
+  query, key, value, window, scale, implementation: Literal["xla", "cudnn"]
+) -> jax.Array:
+  """Attends with all queries at once, by an implementation of jax."""
+  return jax.nn.dot_product_attention(
+    query,
+    key,
+    value,
+    scale=scale,
+    is_causal=True,
+    # How far a token reads to its left and to its right.
+    local_window_size=None if window is None else (window - 1, 0),
+    implementation=implementation,
+  )
 
 
 def xla(
@@ -133,15 +145,7 @@ def xla(
     return _on_devices(attend_from, query, key, value)
   if query.shape[1] > _LARGEST_WHOLE:
     return attend_from(query, key, value, 0)
-  return jax.nn.dot_product_attention(
-    query,
-    key,
-    value,
-    scale=scale,
-    is_causal=True,
-    local_window_size=_window_sides(window),
-    implementation="xla",
-  )
+  return _whole(query, key, value, window, scale, "xla")
 
 
 def cudnn(
@@ -162,15 +166,7 @@ def cudnn(
   if _num_parts(query) > 1:
     # The kernel assumes that its queries begin where its keys begin.
     return xla(query, key, value, window=window, scale=scale)
-  return jax.nn.dot_product_attention(
-    query,
-    key,
-    value,
-    scale=scale,
-    is_causal=True,
-    local_window_size=_window_sides(window),
-    implementation="cudnn",
-  )
+  return _whole(query, key, value, window, scale, "cudnn")
 
 
 def splash(

@@ -131,6 +131,13 @@ class DecoderConfig:
     return self.lora if is_exact else None
 
   @property
+  def sampled(self) -> "DecoderConfig":
+    """The network that is sampled from, in which adapters may be merged."""
+    if self.merged_lora is None:
+      return self
+    return dataclasses.replace(self, lora=None)
+
+  @property
   def windows(self) -> tuple[int | None, ...]:
     """The number of tokens that each layer reads; None means all."""
     return tuple(map(self.window, range(self.num_layers)))

@@ -140,10 +140,7 @@ class Planner:
     self.network = network
     self.progress = progress
     self.graphdef, self.shapes = decoder.make(network)
-    sampled = network
-    if network.merged_lora is not None:
-      sampled = dataclasses.replace(network, lora=None)
-    self.sampling_graphdef, self.sampling_shapes = decoder.make(sampled)
+    self.sampling_graphdef, self.sampling_shapes = decoder.make(network.sampled)
     self.mesh = meshes.build_mesh(config, hardware.devices)
     meshes.check_attention(config, self.mesh)
     self.rollout_mesh = (

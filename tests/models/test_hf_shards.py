@@ -10,7 +10,6 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from distil_jax.models import (
-  decoder,
   hf_config,
   hf_export,
   hf_files,
@@ -18,34 +17,12 @@ from distil_jax.models import (
   hf_weights,
   sharding,
 )
-from distil_jax.models.decoder_config import DecoderConfig
 from distil_jax.models.families import FAMILIES
 from distil_jax.models.hf_layout import Layout
+from tests.distributed.loading_process import NETWORK, template
 from tests.models.bytes_read import BytesRead
 
-NETWORK = DecoderConfig(
-  vocab_size=32,
-  width=16,
-  num_layers=2,
-  num_heads=4,
-  num_kv_heads=2,
-  head_size=6,
-  mlp_size=24,
-  tie_embeddings=False,
-  rope_theta=1e4,
-)
 SETTINGS = hf_config.to_hugging_face(NETWORK, eos_ids=(1,), pad_id=0)
-
-
-def template(mesh=None):
-  _, shapes = decoder.make(NETWORK)
-  if mesh is None:
-    return shapes
-  return jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-    shapes,
-    decoder.shardings(mesh, shapes),
-  )
 
 
 @pytest.fixture(scope="module")

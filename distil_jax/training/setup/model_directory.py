@@ -33,21 +33,19 @@ def model_directory(
   )
 
 
-@functools.cache
-def _digest_of(directory: str, revision: str | None) -> str:
-  return hf_directory.digest(resolve_directory(directory, revision))
+# Taken once in a process, when the weights are read: a later look might find
+# another model.
+_digest_of = functools.cache(hf_directory.digest)
 
 
 def base_digest(config: Config) -> str | None:
   """Returns a hash of the frozen weights; None if the run has no adapters.
 
-  It is taken once in a process, before the first step: a later look might find
-  another model, or a Hub that does not answer. With several processes all must
-  call this.
+  With several processes all must call this.
   """
   if config.model.lora is None:
     return None
-  return _digest_of(config.model.directory, config.model.revision)
+  return _digest_of(model_directory(config))
 
 
 def check_same_base(config: Config, saved: str | None, where: str) -> None:

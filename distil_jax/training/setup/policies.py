@@ -21,7 +21,10 @@ from distil_jax.models import decoder_config as models_config
 from distil_jax.models.families import new_fields
 from distil_jax.training.logging import progress
 from distil_jax.training.setup.meshes import check_attention
-from distil_jax.training.setup.model_directory import model_directory
+from distil_jax.training.setup.model_directory import (
+  base_digest,
+  model_directory,
+)
 from distil_jax.training.setup.records import record_of
 from distil_jax.types import Problem
 
@@ -99,6 +102,7 @@ def _with_adapters(
   network = with_lora(config, policy.config)
   if network.lora is None:
     return policy
+  base_digest(config)  # of the weights that have just been read
   graphdef, template = decoder.make(network)
   _, shapes = lora.split(template)
   make = jax.jit(

@@ -28,6 +28,7 @@ class TeacherModel:
   Attributes:
     section: Names the model.
     path: Folder of the model.
+    digest: Hash of config and weights when the run began.
     config: Sizes of the network, with as many logits as the student's.
     vocab_size: Tokens that both know; None means all entries of the logits.
     tokenizer: Writes the teacher's prompts.
@@ -35,6 +36,7 @@ class TeacherModel:
 
   section: TeacherModelConfig
   path: pathlib.Path
+  digest: str
   config: DecoderConfig
   vocab_size: int | None
   tokenizer: Tokenizer
@@ -70,7 +72,7 @@ class TeacherModel:
     """Returns what a checkpoint keeps, to know the teacher again."""
     return {
       "directory": self.section.directory,
-      "digest": hf_directory.digest(self.path),
+      "digest": self.digest,
     }
 
 
@@ -127,6 +129,7 @@ def build_teacher_model(
   return TeacherModel(
     section,
     path,
+    hf_directory.digest(path),
     network,
     student.vocab_size if is_padded else None,
     tokenizer,
