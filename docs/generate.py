@@ -84,6 +84,8 @@ def _section(
   yield "| --- | --- | --- | --- |"
   inner = []
   for name, field in section.model_fields.items():
+    if name == "kind" and default is not None:
+      continue  # the heading says it
     nested = _sections(field.annotation)
     if len(nested) == 1:
       inner.append((f"{path}.{name}", nested[0]))

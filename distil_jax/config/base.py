@@ -34,8 +34,12 @@ class SamplingConfig(Section):
   """Settings of drawing a token from the distribution of the next one."""
 
   temperature: Annotated[float, pydantic.Field(ge=0)] = 1.0
+  """Logits are divided by it; 0 takes the most probable token."""
   top_k: Positive | None = None
+  """Sample only the k most probable tokens; null: all."""
   top_p: Fraction | None = None
+  """Sample only the most probable tokens that together reach this probability;
+  null: all."""
   min_p: Fraction | None = None
   """Sample only tokens at least this share as probable as the most probable."""
 

@@ -179,6 +179,7 @@ class SelfEvaluationConfig(EnvironmentSection):
   max_feedback_length: Positive = 4000
   """Characters of a critique that are kept."""
   critique: CritiqueConfig = CritiqueConfig()
+  """Limits of a critique."""
 
 
 EnvironmentConfig = Annotated[

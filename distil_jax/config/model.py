@@ -36,15 +36,25 @@ class CreateModelConfig(Section):
   family: FamilyName = "qwen3"
   """Name of the family, as `model_type` in `config.json`."""
   vocab_size: Annotated[int, pydantic.Field(ge=300)] = 512
+  """Tokens of the tokenizer that is trained, at most."""
   width: Positive = 64
+  """Size of the hidden states."""
   num_layers: Positive = 2
+  """Blocks of attention and MLP."""
   num_heads: Positive = 4
+  """Heads of queries in a layer."""
   num_kv_heads: Positive = 2
+  """Heads of keys and values; divides `num_heads`."""
   head_size: Annotated[int, pydantic.Field(gt=0, multiple_of=2)] = 16
+  """Size of a head, which need not be `width / num_heads`."""
   mlp_size: Positive = 192
+  """Hidden size of an MLP."""
   tie_embeddings: bool = True
+  """Use the embedding as unembedding too."""
   rope_theta: Annotated[float, pydantic.Field(gt=1)] = 10000.0
+  """Base of the rotary frequencies; larger for longer contexts."""
   max_positions: Positive = 4096
+  """Tokens of prompt and completion together, at most."""
   sliding_window: Positive | None = None
   """Tokens that layers with a window read: in `mistral` all layers, in `olmo3`
   three of four, in `gemma3_text` five of six; null: no layer has a window."""
@@ -53,6 +63,7 @@ class CreateModelConfig(Section):
   num_experts_per_token: NonNegative = 0
   """Experts that a token is sent to."""
   seed: Seed = 0
+  """Seed of the random weights."""
 
   @pydantic.model_validator(mode="after")
   def _heads(self):
@@ -126,21 +137,28 @@ class ModelConfig(Section):
   """
 
   directory: str = "embedded:calculator"
+  """A folder, `embedded:calculator`, or a model of the Hub."""
   revision: str | None = None
   """Branch, tag or commit of a model of the Hub; null is `main`, which may
   change."""
   create: CreateModelConfig | None = None
+  """Makes a new random model if the folder is not there; null: never."""
   param_dtype: DType = "float32"
+  """Type in which parameters are kept; with bfloat16 the optimizer keeps a
+  float32 copy by default."""
   compute_dtype: DType = "float32"
+  """Type of the activations."""
   lora: LoRAConfig | None = None
   """null: all weights are trained."""
   remat: Literal["none", "layer"] = "layer"
+  """`layer` computes a layer again in the backward pass, for less memory."""
   attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
   """Attention kernel for whole sequences. `cudnn` is for CUDA GPUs, `splash`
   for TPUs; `auto` takes them there if head size and dtype allow it."""
   chat_template_kwargs: dict[str, Any] = pydantic.Field(
     default={"enable_thinking": False}
   )
+  """Variables for the chat template."""
 
   @pydantic.model_validator(mode="after")
   def _place_to_create(self):

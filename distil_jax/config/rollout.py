@@ -36,9 +36,13 @@ class RolloutConfig(SamplingConfig):
   """Settings of sampling by the student while it trains."""
 
   num_problems: Positive = 16
+  """Problems in a step."""
   group_size: Positive = 8
+  """Completions of each problem."""
   max_prompt_length: Positive = 128
+  """Tokens of a prompt, at most."""
   max_completion_length: Positive = 128
+  """Tokens of a completion, at most; then it is cut."""
   stop: tuple[Annotated[str, pydantic.Field(min_length=1)], ...] = ()
   """Strings that end a completion when its text contains one of them."""
   num_slots: Positive | None = None

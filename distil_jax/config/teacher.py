@@ -34,7 +34,9 @@ class TeacherModelConfig(Section):
   """Branch, tag or commit of a model of the Hub; null is `main`, which may
   change."""
   param_dtype: DType = "float32"
+  """Type in which its parameters are kept."""
   compute_dtype: DType = "float32"
+  """Type of its activations."""
   attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
   """As `model.attention`."""
 

@@ -31,6 +31,7 @@ class PythonToolConfig(ToolsConfig):
   """
 
   kind: Literal["python"] = "python"
+  """Runs programs in the sandbox."""
   seconds: Above = 5.0
   """CPU time in seconds of a block and those before it."""
   memory_gib: Above = 1.0
@@ -47,6 +48,7 @@ class OwnToolConfig(ToolsConfig):
   """
 
   kind: Literal["own"] = "own"
+  """A tool of yours."""
   function: Annotated[
     str, pydantic.Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
   ]

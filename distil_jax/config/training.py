@@ -16,7 +16,9 @@ class TrainConfig(Section):
   """Length, seed and folder of a run."""
 
   num_steps: Positive = 100
+  """Steps of the run in all, those before a restart included."""
   seed: Seed = 0
+  """Seed of all samples."""
   run_directory: str | None = None
   """null: `runs/` and the name of the config file."""
 

@@ -28,6 +28,11 @@ def test_generated_pages_are_up_to_date(path):
   assert text == generate.pages()[path], "run `python -m docs.generate`"
 
 
+def test_every_setting_is_described():
+  text = generate.config_page()
+  assert not re.findall(r"^\| `[^|]*` \|.*\|\s*\|$", text, re.MULTILINE)
+
+
 def listed_metrics():
   text = (ROOT / "docs/reference/metrics.md").read_text(encoding="utf-8")
   cells = re.findall(r"^\| (`[^|]*`) \|", text, re.MULTILINE)
