@@ -39,7 +39,7 @@ from distil_jax.generation.engine_config import EngineConfig
 from distil_jax.generation.sampler_state import SamplerSizes
 from distil_jax.generation.sampling_params import SamplingParams
 from distil_jax.generation.usage import Usage
-from distil_jax.models import decoder, decoding
+from distil_jax.models import cached_forward, decoder
 from distil_jax.models import decoder_config as models_config
 
 SMALL = {
@@ -291,7 +291,7 @@ def slots(network: Network, options: argparse.Namespace) -> list[Row]:
 
 def _plain_loop(params, ids, keys, limits, *, graphdef, length):
   """Samples in one program that keeps every row until the longest is done."""
-  weights = decoding.by_layer(graphdef, params)
+  weights = cached_forward.by_layer(graphdef, params)
   state = prefill.prefill(
     weights,
     jnp.asarray(ids),
@@ -314,7 +314,8 @@ def bound(options: argparse.Namespace) -> list[Row]:
   for shape in options.shapes:
     network = Network(shape, options.dtype)
     weights = jax.eval_shape(
-      functools.partial(decoding.by_layer, network.graphdef), network.params
+      functools.partial(cached_forward.by_layer, network.graphdef),
+      network.params,
     )
     # The lookup reads few rows of an embedding, but a tied one is read as a
     # whole for the logits.

@@ -15,7 +15,7 @@ from distil_jax.generation.sampler_state import (
   group_size_of,
   requests_of_rows,
 )
-from distil_jax.models import decoding, layers, sharding
+from distil_jax.models import cached_forward, layers, sharding
 from distil_jax.ops import fused_linear, token_sampling
 from distil_jax.types import StopReason
 
@@ -64,7 +64,7 @@ def admit_rows(state: SamplerState) -> SamplerState:
 
 
 def decode_step(
-  weights: decoding.Weights,
+  weights: cached_forward.Weights,
   state: SamplerState,
   *,
   graphdef: nnx.GraphDef,
@@ -73,7 +73,7 @@ def decode_step(
   """Samples one token for every slot.
 
   Args:
-    weights: From `decoding.by_layer`.
+    weights: From `cached_forward.by_layer`.
     state: A rollout that is under way.
     graphdef: From `decoder.make`.
     eos_ids: Tokens that end a completion.
@@ -83,7 +83,7 @@ def decode_step(
     entry of the step for the token buffer, of shape `[D, W]` each.
   """
   slots = state.slots
-  hidden, kv_cache = decoding.decode(
+  hidden, kv_cache = cached_forward.decode(
     graphdef,
     weights,
     slots.ids,
@@ -129,11 +129,11 @@ def decode_step(
   return state, entry
 
 
-def _logits(weights: decoding.Weights, hidden: jax.Array) -> jax.Array:
+def _logits(weights: cached_forward.Weights, hidden: jax.Array) -> jax.Array:
   """Returns the logits of the next token of each sample.
 
   Args:
-    weights: From `decoding.by_layer`.
+    weights: From `cached_forward.by_layer`.
     hidden: Shape `[D, W, D']`.
 
   Returns:

@@ -24,7 +24,7 @@ from distil_jax.generation.sampler_state import SamplerSizes, SamplerState
 from distil_jax.generation.sampling_params import SamplingParams
 from distil_jax.generation.stop_strings import StopStringSearch
 from distil_jax.generation.usage import OnFinished, Report, Usage, no_report
-from distil_jax.models import decoding, layers, lora, sharding
+from distil_jax.models import cached_forward, layers, lora, sharding
 from distil_jax.models.decoder_config import LoRA
 from distil_jax.types import Rollout
 
@@ -115,7 +115,7 @@ class Engine:
       sampled = _finish(state, prompt_ids, prompt_mask, pad_id=self._pad_id)
     return sampled, usage
 
-  def weights(self, params: layers.Params) -> decoding.Weights:
+  def weights(self, params: layers.Params) -> cached_forward.Weights:
     """Returns the parameters as they are sampled from, on the engine's mesh."""
     # jit would copy arrays that it returns unchanged, so they are left out.
     unchanged = {k: v for k, v in params.items() if k != "layers"}
@@ -125,7 +125,7 @@ class Engine:
     if mesh is None:
       return weights
     return jax.tree.map(
-      _move_to_mesh, weights, decoding.shardings(mesh, weights)
+      _move_to_mesh, weights, cached_forward.shardings(mesh, weights)
     )
 
   def _mesh_context(self):
@@ -163,7 +163,7 @@ class Engine:
 
   def _sample(
     self,
-    weights: decoding.Weights,
+    weights: cached_forward.Weights,
     state: SamplerState,
     sampling: SamplingParams,
     report: Report,
@@ -270,7 +270,7 @@ def _end_at_stop_strings(
   return _stop(state, ends) if (ends >= 0).any() else state
 
 
-def _default_cache_dtype(weights: decoding.Weights) -> str:
+def _default_cache_dtype(weights: cached_forward.Weights) -> str:
   array = weights["embedding"]
   platform = next(iter(array.sharding.device_set)).platform
   return array.dtype.name if platform == "cpu" else "bfloat16"
@@ -283,7 +283,7 @@ def _cast_or_split(
   merged = lora.merge(params, adapters)
   return {
     name: value
-    for name, value in decoding.by_layer(graphdef, merged).items()
+    for name, value in cached_forward.by_layer(graphdef, merged).items()
     if name == "layers" or value.dtype != params[name].dtype
   }
 

@@ -17,7 +17,7 @@ from distil_jax.generation.sampler_state import (
   constrain,
   requests_of_rows,
 )
-from distil_jax.models import decoding, kv_cache, sharding
+from distil_jax.models import cached_forward, kv_cache, sharding
 from distil_jax.ops.token_sampling import SamplingArrays
 from distil_jax.types import StopReason
 
@@ -27,7 +27,7 @@ _PREFILL_TOKENS = 16384
 
 
 def prefill(
-  weights: decoding.Weights,
+  weights: cached_forward.Weights,
   prompt_ids: jax.Array,
   prompt_mask: jax.Array,
   keys: jax.Array,
@@ -40,7 +40,7 @@ def prefill(
   """Reads the prompts; no token is sampled yet.
 
   Args:
-    weights: From `decoding.by_layer`.
+    weights: From `cached_forward.by_layer`.
     prompt_ids: Left-padded, at least one token each. Shape `[P, S]`.
     prompt_mask: 1 where the token counts. Shape `[P, S]`.
     keys: From `random_keys.sample_keys`. Shape `[P, G]`.
@@ -137,7 +137,7 @@ def _read_prompts(weights, ids, mask, *, graphdef, num_parts, dtype):
     mask = jnp.zeros_like(mask)
 
   def read(ids, mask):
-    return decoding.prefill(
+    return cached_forward.prefill(
       graphdef, weights, ids, mask, num_parts=num_parts, dtype=dtype
     )
 

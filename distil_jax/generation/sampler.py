@@ -28,7 +28,7 @@ from distil_jax.generation.sampler_state import (
   group_size_of,
 )
 from distil_jax.generation.sampling_params import SamplingParams
-from distil_jax.models import decoding, kv_cache, layers, sharding
+from distil_jax.models import cached_forward, kv_cache, layers, sharding
 from distil_jax.types import Rollout, StopReason
 
 # Decode steps after which the token buffer is sorted into the rows.
@@ -73,7 +73,7 @@ def generate(
       "Engine, or without stop strings"
     )
   length = sampling.max_tokens
-  weights = decoding.by_layer(graphdef, params)
+  weights = cached_forward.by_layer(graphdef, params)
   state = prefill(
     weights,
     prompt_ids,
@@ -101,7 +101,7 @@ def generate(
 
 
 def advance(
-  weights: decoding.Weights,
+  weights: cached_forward.Weights,
   state: SamplerState,
   num_steps: Any = None,
   shrink_at: Any = 0,
@@ -113,7 +113,7 @@ def advance(
   """Runs decode steps until all rows are done or the host has to decide.
 
   Args:
-    weights: From `decoding.by_layer`.
+    weights: From `cached_forward.by_layer`.
     state: A rollout that is under way; donate it.
     num_steps: Most decode steps; None means `buffer_length`.
     shrink_at: Stop when no row waits and no part has more slots alive.

@@ -16,7 +16,7 @@ import optax
 from flax import nnx
 
 from distil_jax.generation import sampler_state
-from distil_jax.models import decoder, decoding, sharding
+from distil_jax.models import cached_forward, decoder, sharding
 from distil_jax.ops import token_sampling
 from distil_jax.planning import memory
 from distil_jax.training import train_state as training_train_state
@@ -86,10 +86,10 @@ def batch(
 
 def weights(
   graphdef: nnx.GraphDef, shapes: decoder.Params, mesh: jax.sharding.Mesh
-) -> decoding.Weights:
+) -> cached_forward.Weights:
   """Returns the parameters in the layout that the sampler uses."""
-  found = jax.eval_shape(lambda p: decoding.by_layer(graphdef, p), shapes)
-  return _with_shardings(found, decoding.shardings(mesh, found))
+  found = jax.eval_shape(lambda p: cached_forward.by_layer(graphdef, p), shapes)
+  return _with_shardings(found, cached_forward.shardings(mesh, found))
 
 
 def prompts(

@@ -19,8 +19,8 @@ from distil_jax.config.schema import Config
 from distil_jax.generation import engine, prefill, sampler, sampler_state
 from distil_jax.generation.policy import Policy
 from distil_jax.models import (
+  cached_forward,
   decoder,
-  decoding,
   hf_config,
   hf_directory,
   sharding,
@@ -228,7 +228,7 @@ class Planner:
       return [*phases, self._decode_phase(weights, last)]
 
   def _prefill_phase(
-    self, weights: decoding.Weights, cache_length: int
+    self, weights: cached_forward.Weights, cache_length: int
   ) -> Phase:
     start, prompts = self._start(cache_length)
     # Prefill does not read all weights of the last layer, but they are in
@@ -245,7 +245,7 @@ class Planner:
     )
 
   def _growth_phase(
-    self, weights: decoding.Weights, old: int, new: int
+    self, weights: cached_forward.Weights, old: int, new: int
   ) -> Phase:
     state = self._rollout_state(weights, old)
     width = state.slots.rows.shape[1]
@@ -260,7 +260,7 @@ class Planner:
     )
 
   def _decode_phase(
-    self, weights: decoding.Weights, cache_length: int
+    self, weights: cached_forward.Weights, cache_length: int
   ) -> Phase:
     state, run = self._rollout_state(weights, cache_length), self.run
     advance = functools.partial(
@@ -324,7 +324,7 @@ class Planner:
     return max(self.run.num_slots // multiple, 1) * multiple
 
   def _rollout_state(
-    self, weights: decoding.Weights, cache_length: int
+    self, weights: cached_forward.Weights, cache_length: int
   ) -> sampler_state.SamplerState:
     start, prompts = self._start(cache_length)
     return abstract_inputs.rollout_state(
@@ -376,7 +376,7 @@ class Planner:
     devices = list(self.mesh.devices.flat)
     return roofline.Machine(self.hardware.chip, devices, self.hardware.slice_)
 
-  def _beside(self, weights: decoding.Weights) -> float:
+  def _beside(self, weights: cached_forward.Weights) -> float:
     """Returns the bytes of the training state that sampling does not use.
 
     Weights that the sampler shares with the training state are counted once.

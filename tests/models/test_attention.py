@@ -12,8 +12,8 @@ import pytest
 from distil_jax.models import (
   attention,
   attention_blocks,
+  cached_forward,
   decoder,
-  decoding,
   prefix_attention,
   sharding,
 )
@@ -332,8 +332,8 @@ def test_prompts_are_read_by_the_kernel_of_tpus_too(for_tpus):
   ids = jax.ShapeDtypeStruct((4, 70), jnp.int32)
 
   def prefill(params, ids, mask):
-    weights = decoding.by_layer(graphdef, params)
-    return decoding.prefill(
+    weights = cached_forward.by_layer(graphdef, params)
+    return cached_forward.prefill(
       graphdef, weights, ids, mask, num_parts=1, dtype="bfloat16"
     )
 

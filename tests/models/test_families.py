@@ -15,8 +15,8 @@ import pytest
 import safetensors.numpy
 
 from distil_jax.models import (
+  cached_forward,
   decoder,
-  decoding,
   hf_config,
   hf_export,
   hf_weights,
@@ -122,8 +122,8 @@ def decode(graphdef, params, ids, mask, completions, *, cache_length):
 
   The cache begins short and grows when it is full.
   """
-  weights = decoding.by_layer(graphdef, params)
-  prompts = decoding.prefill(
+  weights = cached_forward.by_layer(graphdef, params)
+  prompts = cached_forward.prefill(
     graphdef, weights, ids, mask, num_parts=1, dtype=jnp.float32
   )
   width = len(completions)
@@ -136,7 +136,7 @@ def decode(graphdef, params, ids, mask, completions, *, cache_length):
   )
 
   def step(cache, t):
-    hidden, cache = decoding.decode(
+    hidden, cache = cached_forward.decode(
       graphdef,
       weights,
       completions[None, :, t],
@@ -212,8 +212,8 @@ def test_a_sliding_window_bounds_the_cache(name):
   ids, mask, completions = rows_of(config)
 
   def caches():
-    weights = decoding.by_layer(graphdef, params)
-    prompts = decoding.prefill(
+    weights = cached_forward.by_layer(graphdef, params)
+    prompts = cached_forward.prefill(
       graphdef, weights, ids, mask, num_parts=1, dtype=jnp.float32
     )
     return prompts, kv_cache.empty_cache(prompts, len(completions), 100)

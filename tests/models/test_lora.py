@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from distil_jax.generation import generate
-from distil_jax.models import decoder, decoding, layers, lora, sharding
+from distil_jax.models import cached_forward, decoder, layers, lora, sharding
 from distil_jax.models.decoder_config import LoRA
 from tests import networks
 from tests.models import test_families
@@ -204,7 +204,9 @@ def test_no_gradient_of_a_whole_matrix_is_made():
 def test_the_sampler_reads_merged_weights():
   small = networks.network()
   config, _, params = with_adapters(small.config, small.params)
-  weights = decoding.by_layer(small.graphdef, lora.merge(params, config.lora))
+  weights = cached_forward.by_layer(
+    small.graphdef, lora.merge(params, config.lora)
+  )
   assert weights["layers"][0].keys() == small.params["layers"].keys()
 
 

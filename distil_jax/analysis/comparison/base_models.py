@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from distil_jax.analysis.comparison import families
+from distil_jax.analysis.comparison import problem_families
 from distil_jax.models import (
   decoder,
   hf_config,
@@ -48,7 +48,7 @@ def network(
 ) -> models_config.DecoderConfig:
   """Returns the config of a small Qwen3 with the comparison's vocabulary."""
   return models_config.DecoderConfig(
-    vocab_size=families.VOCAB_SIZE,
+    vocab_size=problem_families.VOCAB_SIZE,
     width=width,
     num_layers=num_layers,
     num_heads=num_heads,
@@ -82,7 +82,7 @@ class Plan:
     learning_rate: Peak rate, after a warm-up and before a cosine decay.
   """
 
-  family: families.Family
+  family: problem_families.Family
   network: models_config.DecoderConfig
   num_steps: int
   batch_size: int
@@ -162,7 +162,7 @@ def save(
   text = json.dumps(settings, indent=2) + "\n"
   (folder / _SETTINGS).write_text(text, encoding="utf-8")
   hugging_face = hf_config.to_hugging_face(
-    plan.network, eos_ids=(families.EOS,), pad_id=families.PAD
+    plan.network, eos_ids=(problem_families.EOS,), pad_id=problem_families.PAD
   )
   hf_export.save(folder, params, plan.network, config_json=hugging_face)
 
@@ -215,7 +215,7 @@ def _loss(params, key, graphdef, family, batch_size):
 def _demonstrations(family, key, batch_size):
   """Returns prompts with and without feedback, completions and targets."""
   keys = jax.random.split(key, 9)
-  problems = families.make_problems(family, keys[0], batch_size)
+  problems = problem_families.make_problems(family, keys[0], batch_size)
   preferences = jnp.asarray([r.preference for r in family.routes])
   # Half of the routes are drawn evenly, so that the base model learns the steps
   # of a rare one too.
@@ -227,23 +227,27 @@ def _demonstrations(family, key, batch_size):
   sibling_route = jax.random.randint(
     keys[2], (batch_size,), 0, len(family.routes)
   )
-  sibling, _ = families.reference_completion(
+  sibling, _ = problem_families.reference_completion(
     family, problems, sibling_route, keys[3]
   )
-  hint_ids, hint_mask = families.hints(family, problems, sibling)
+  hint_ids, hint_mask = problem_families.hints(family, problems, sibling)
   has_feedback = jax.random.bernoulli(keys[4], _FEEDBACK_SHARE, (batch_size,))
-  prompts, prompt_mask = families.teacher_prompts(problems, hint_ids, hint_mask)
+  prompts, prompt_mask = problem_families.teacher_prompts(
+    problems, hint_ids, hint_mask
+  )
   # Without feedback the same row holds only the problem, padded on the left.
   is_problem = jnp.arange(prompts.shape[1]) > hint_ids.shape[1]
   prompt_mask = prompt_mask * (has_feedback[:, None] | is_problem[None])
-  ids, mask = families.reference_completion(family, problems, route, keys[5])
+  ids, mask = problem_families.reference_completion(
+    family, problems, route, keys[5]
+  )
   share = jnp.asarray(_CORRUPTED_SHARES)[
     jax.random.randint(keys[6], (batch_size, 1), 0, len(_CORRUPTED_SHARES))
   ]
   is_corrupted = jax.random.bernoulli(keys[7], share, ids.shape) & (ids < 10)
   random_digits = jax.random.randint(keys[8], ids.shape, 0, 10)
   ids = jnp.where(is_corrupted, random_digits, ids)
-  targets = families.base_targets(
+  targets = problem_families.base_targets(
     family, problems, route, ids, has_feedback, sibling_route
   )
   return prompts, prompt_mask, ids, mask, targets

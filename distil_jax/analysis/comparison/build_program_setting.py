@@ -2,8 +2,8 @@
 
 from distil_jax.analysis.comparison import (
   base_models,
-  families,
-  family_list,
+  builtin_families,
+  problem_families,
   program_setting,
 )
 from distil_jax.analysis.comparison.settings import Arm, FamilyRun
@@ -14,7 +14,7 @@ def build_setting(
   name: str, run: FamilyRun, arm: Arm
 ) -> program_setting.Setting:
   """Builds the setting of an arm in a family that comes with the package."""
-  family = family_list.FAMILIES[name]
+  family = builtin_families.FAMILIES[name]
   num_sequences = run.num_problems * run.group_size
   return program_setting.Setting(
     family=family,
@@ -33,7 +33,7 @@ def build_setting(
 
 
 def build_network(
-  run: FamilyRun, family: families.Family
+  run: FamilyRun, family: problem_families.Family
 ) -> decoder_config.DecoderConfig:
   """Returns sizes of student and teacher that fit the family's sequences."""
   return base_models.network(

@@ -10,7 +10,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from distil_jax.analysis.comparison import families, trial_batch
+from distil_jax.analysis.comparison import problem_families, trial_batch
 from distil_jax.analysis.comparison.program_setting import (
   FEEDBACK_KEY,
   PROBLEMS_KEY,
@@ -98,19 +98,19 @@ def train(
 
 def experience(
   params: decoder.Params, key: jax.Array, *, setting: Setting
-) -> tuple[TrainBatch, jax.Array, families.Problems]:
+) -> tuple[TrainBatch, jax.Array, problem_families.Problems]:
   """Samples a training batch; for `sft` it holds demonstrations.
 
   Returns:
     The batch, rewards `[P, G]`, and the problems `[P]`.
   """
-  problems = families.make_problems(
+  problems = problem_families.make_problems(
     setting.family, jax.random.fold_in(key, PROBLEMS_KEY), setting.num_problems
   )
   rollout = sample(
     params,
     problems,
-    families.prompts(problems),
+    problem_families.prompts(problems),
     jax.random.fold_in(key, SAMPLES_KEY),
     setting=setting,
     group_size=setting.group_size,
@@ -135,7 +135,7 @@ def held_out_rewards(
   """Returns rewards on held-out problems `[num_problems, num_samples]`."""
   problems, rollout = _held_out(params, key, setting, num_problems, num_samples)
   shape = (num_problems, num_samples, -1)
-  return families.judge(
+  return problem_families.judge(
     setting.family,
     problems,
     rollout.completion_ids.reshape(shape),
@@ -167,10 +167,12 @@ def evaluate(
   problems, rollout = _held_out(params, key, setting, num_problems, num_samples)
   shape = (num_problems, num_samples, -1)
   ids, mask = rollout.completion_ids, rollout.completion_mask
-  rewards = families.judge(
+  rewards = problem_families.judge(
     family, problems, ids.reshape(shape), mask.reshape(shape)
   )
-  prompt_ids = families.prompts(families.repeat(problems, num_samples))
+  prompt_ids = problem_families.prompts(
+    problem_families.repeat(problems, num_samples)
+  )
   hidden = scoring.completion_hidden_states(
     params,
     prompt_ids,
@@ -180,7 +182,7 @@ def evaluate(
     graphdef=setting.graphdef,
   )
   end_log_probs, entropies = fused_statistics.token_log_probs(
-    hidden, layers.unembedding(params), jnp.full_like(ids, families.EOS)
+    hidden, layers.unembedding(params), jnp.full_like(ids, problem_families.EOS)
   )
   # The end at the last token is right, so p_eos is measured before it.
   is_last = jnp.pad(mask[:, 1:], ((0, 0), (0, 1))) == 0
@@ -190,7 +192,7 @@ def evaluate(
     "length": jnp.mean(jnp.sum(mask, axis=1)),
     "entropy": _mean(entropies, mask),
     "p_eos": _mean(jnp.exp(end_log_probs), before_last),
-    "good_route": jnp.mean(ids[:, 0] == families.ROUTES[0]),
+    "good_route": jnp.mean(ids[:, 0] == problem_families.ROUTES[0]),
     "teacher": teacher_accuracy(
       teacher_params, key, setting=setting, num_problems=num_problems
     ),
@@ -210,11 +212,13 @@ def teacher_accuracy(
   family = setting.family
   key = jax.random.fold_in(key, FEEDBACK_KEY)
   keys = jax.random.split(key, 4)
-  problems = families.make_problems(family, keys[0], num_problems)
+  problems = problem_families.make_problems(family, keys[0], num_problems)
   route = jax.random.randint(keys[1], (num_problems,), 0, len(family.routes))
-  sibling, _ = families.reference_completion(family, problems, route, keys[2])
-  prompt_ids, prompt_mask = families.teacher_prompts(
-    problems, *families.hints(family, problems, sibling)
+  sibling, _ = problem_families.reference_completion(
+    family, problems, route, keys[2]
+  )
+  prompt_ids, prompt_mask = problem_families.teacher_prompts(
+    problems, *problem_families.hints(family, problems, sibling)
   )
   rollout = sample(
     teacher_params,
@@ -225,7 +229,7 @@ def teacher_accuracy(
     group_size=1,
     prompt_mask=prompt_mask,
   )
-  rewards = families.judge(
+  rewards = problem_families.judge(
     family,
     problems,
     rollout.completion_ids[:, None],
@@ -236,7 +240,7 @@ def teacher_accuracy(
 
 def sample(
   params: decoder.Params,
-  problems: families.Problems,
+  problems: problem_families.Problems,
   prompt_ids: jax.Array,
   key: jax.Array,
   *,
@@ -258,8 +262,8 @@ def sample(
     random_keys.sample_keys(key, names, group_size),
     SamplingParams(max_tokens=setting.family.completion_length),
     graphdef=setting.graphdef,
-    eos_ids=(families.EOS,),
-    pad_id=families.PAD,
+    eos_ids=(problem_families.EOS,),
+    pad_id=problem_families.PAD,
   )
 
 
@@ -269,13 +273,15 @@ def _held_out(
   setting: Setting,
   num_problems: int,
   num_samples: int,
-) -> tuple[families.Problems, Rollout]:
+) -> tuple[problem_families.Problems, Rollout]:
   problems_key, samples_key = jax.random.split(key)
-  problems = families.make_problems(setting.family, problems_key, num_problems)
+  problems = problem_families.make_problems(
+    setting.family, problems_key, num_problems
+  )
   rollout = sample(
     params,
     problems,
-    families.prompts(problems),
+    problem_families.prompts(problems),
     samples_key,
     setting=setting,
     group_size=num_samples,

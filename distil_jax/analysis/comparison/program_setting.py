@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from distil_jax.analysis.comparison import families
+from distil_jax.analysis.comparison import problem_families
 from distil_jax.config.teacher import GuardConfig, TeacherConfig
 from distil_jax.models import decoder, decoder_config
 
@@ -27,7 +27,7 @@ class Setting:
       rate to 0. None means a constant rate.
   """
 
-  family: families.Family
+  family: problem_families.Family
   network: decoder_config.DecoderConfig
   objective: Any
   teacher: TeacherConfig

@@ -8,7 +8,7 @@ from flax import traverse_util
 from distil_jax import config as configs
 from distil_jax.analysis.comparison import (
   base_models,
-  family_list,
+  builtin_families,
   markdown,
   statistics,
 )
@@ -69,7 +69,7 @@ def families(comparison: Comparison, found: Found) -> str:
       comparison.planned_seeds(name),
       comparison.tuning_seeds_of(name),
     ]
-    question = run.question or family_list.FAMILIES[name].question
+    question = run.question or builtin_families.FAMILIES[name].question
     rows.append([name, question, base, *sizes, *map(str, counts)])
   return (
     f"{markdown.table(rows)}\n\nbase: held-out accuracy before training. "

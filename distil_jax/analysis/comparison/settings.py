@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import pydantic
 
-from distil_jax.analysis.comparison import family_list
+from distil_jax.analysis.comparison import builtin_families
 from distil_jax.analysis.comparison.trial_record import FIRST_TUNING_SEED, Trial
 from distil_jax.config.base import ConfigError, Section
 from distil_jax.config.objectives import ObjectiveConfig, check_teacher
@@ -45,7 +45,7 @@ _BUILTIN_SETTINGS = {
 class FamilyRun(Section):
   """Says how a family is run.
 
-  Its problems come from `family_list` or, if it has a `config`, from that
+  Its problems come from `builtin_families` or, if it has a `config`, from that
   training config, whose model is then the only base.
   """
 
@@ -160,10 +160,10 @@ class Comparison(Section):
   @pydantic.model_validator(mode="after")
   def _check_together(self):
     for name, run in self.families.items():
-      if name not in family_list.FAMILIES and run.config is None:
+      if name not in builtin_families.FAMILIES and run.config is None:
         raise ValueError(
           f"families.{name} is not known; known: "
-          f"{sorted(family_list.FAMILIES)}, "
+          f"{sorted(builtin_families.FAMILIES)}, "
           "or any name with a training config (families.NAME.config)"
         )
       if run.num_steps % run.evaluate_every:

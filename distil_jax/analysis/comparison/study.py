@@ -19,8 +19,8 @@ import numpy as np
 
 from distil_jax.analysis.comparison import (
   base_models,
+  builtin_families,
   config_trial,
-  family_list,
   record_settings,
   trial_store,
 )
@@ -242,7 +242,7 @@ def _bases(
   comparison: Comparison, name: str, run: FamilyRun, say: Say
 ) -> list[decoder.Params]:
   """Returns the family's base models; trains those that are not there yet."""
-  family = family_list.FAMILIES[name]
+  family = builtin_families.FAMILIES[name]
   plan = base_models.Plan(
     family=family,
     network=build_network(run, family),

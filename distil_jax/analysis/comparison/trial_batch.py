@@ -5,13 +5,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from distil_jax.analysis.comparison import families
+from distil_jax.analysis.comparison import problem_families
 from distil_jax.analysis.comparison.program_setting import FEEDBACK_KEY, Setting
 from distil_jax.types import Rollout, TrainBatch
 
 
 def build_batch(
-  problems: families.Problems,
+  problems: problem_families.Problems,
   rollout: Rollout,
   key: jax.Array,
   *,
@@ -33,17 +33,19 @@ def build_batch(
   shape = (setting.num_problems, setting.group_size, -1)
   ids = rollout.completion_ids.reshape(shape)
   mask = rollout.completion_mask.reshape(shape)
-  rewards = families.judge(family, problems, ids, mask)
-  repeated = families.repeat(problems, setting.group_size)
+  rewards = problem_families.judge(family, problems, ids, mask)
+  repeated = problem_families.repeat(problems, setting.group_size)
   sibling, has_sibling = _siblings(ids, rewards)
   feedback_problems = _wrong_for_some(
     family, repeated, jax.random.fold_in(key, FEEDBACK_KEY), setting.group_size
   )
-  hint_ids, hint_mask = families.hints(family, feedback_problems, sibling)
-  teacher_ids, teacher_mask = families.teacher_prompts(
+  hint_ids, hint_mask = problem_families.hints(
+    family, feedback_problems, sibling
+  )
+  teacher_ids, teacher_mask = problem_families.teacher_prompts(
     repeated, hint_ids, hint_mask
   )
-  prompt_ids = families.prompts(repeated)
+  prompt_ids = problem_families.prompts(repeated)
   has_signal = jnp.ones(setting.num_sequences, jnp.int32)
   if family.feedback == "sibling":
     has_signal = has_sibling
@@ -81,11 +83,11 @@ def _siblings(
 
 
 def _wrong_for_some(
-  family: families.Family,
-  problems: families.Problems,
+  family: problem_families.Family,
+  problems: problem_families.Problems,
   key: jax.Array,
   group_size: int,
-) -> families.Problems:
+) -> problem_families.Problems:
   """Returns the problems that feedback is about; for some rows another one."""
   if not family.wrong_feedback:
     return problems
@@ -93,7 +95,7 @@ def _wrong_for_some(
   is_wrong = jax.random.bernoulli(key, family.wrong_feedback, (num_problems,))
   # A whole group shares its feedback, wrong or not, as in training.
   is_wrong = jnp.repeat(is_wrong, group_size)[:, None]
-  return families.Problems(
+  return problem_families.Problems(
     digits=jnp.where(
       is_wrong, jnp.roll(problems.digits, group_size, axis=0), problems.digits
     ),
@@ -105,9 +107,9 @@ def _wrong_for_some(
 
 
 def _demonstrated(
-  family: families.Family,
+  family: problem_families.Family,
   batch: Any,
-  problems: families.Problems,
+  problems: problem_families.Problems,
   sibling: jax.Array,
   key: jax.Array,
 ) -> TrainBatch:
@@ -126,10 +128,12 @@ def _demonstrated(
     route = jax.random.categorical(
       route_key, jnp.log(preferences), shape=(batch.rewards.shape[0],)
     )
-    ids, _ = families.reference_completion(family, problems, route, filler_key)
+    ids, _ = problem_families.reference_completion(
+      family, problems, route, filler_key
+    )
   return batch.replace(
     completion_ids=ids,
-    completion_mask=(ids != families.PAD).astype(jnp.int32),
+    completion_mask=(ids != problem_families.PAD).astype(jnp.int32),
     teacher_prompt_ids=batch.teacher_prompt_ids[:, :0],
     teacher_prompt_mask=batch.teacher_prompt_mask[:, :0],
   )

@@ -221,7 +221,7 @@ def sampler(gathered: Gathered, evidence: Evidence) -> Check:
     f"{said} nats a token; the limit is {limit:g}",
     "the sampler computes other probabilities than the training step; set "
     "rollout.cache_dtype and model.compute_dtype to float32, and if it stays, "
-    "look at models.decoding",
+    "look at models.cached_forward",
   )
 
 

@@ -5,7 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distil_jax.analysis.comparison import base_models, compiled_trial, families
+from distil_jax.analysis.comparison import (
+  base_models,
+  compiled_trial,
+  problem_families,
+)
 from tests.analysis.comparison import tiny
 
 
@@ -69,7 +73,7 @@ def test_the_number_of_parameters(base):
 
 def test_its_student_is_as_unsure_as_the_family_says(base):
   """.25 of route 0, right with .6, and .75 of route 1, right with .1."""
-  problems = families.make_problems(tiny.FAMILY, jax.random.key(5), 512)
+  problems = problem_families.make_problems(tiny.FAMILY, jax.random.key(5), 512)
   sampled = jax.jit(
     lambda params, prompts: compiled_trial.sample(
       params,
@@ -79,11 +83,11 @@ def test_its_student_is_as_unsure_as_the_family_says(base):
       setting=tiny.setting(),
       group_size=4,
     )
-  )(base, families.prompts(problems))
+  )(base, problem_families.prompts(problems))
   ids = sampled.completion_ids.reshape(512, 4, -1)
   mask = sampled.completion_mask.reshape(512, 4, -1)
-  rewards = np.asarray(families.judge(tiny.FAMILY, problems, ids, mask))
-  is_first = np.asarray(ids[..., 0] == families.ROUTES[0])
+  rewards = np.asarray(problem_families.judge(tiny.FAMILY, problems, ids, mask))
+  is_first = np.asarray(ids[..., 0] == problem_families.ROUTES[0])
   np.testing.assert_allclose(is_first.mean(), 0.25, atol=0.05)
   np.testing.assert_allclose(rewards[is_first].mean(), 0.6, atol=0.08)
   np.testing.assert_allclose(rewards[~is_first].mean(), 0.1, atol=0.04)
@@ -110,11 +114,11 @@ def test_demonstrations_without_feedback_hide_it():
     mask[~is_told], [[0, 0, 0, 1, 1]] * sum(~is_told)
   )
   np.testing.assert_array_equal(mask[is_told], 1)
-  assert np.all(np.asarray(prompts[:, 0]) == families.HINT)
+  assert np.all(np.asarray(prompts[:, 0]) == problem_families.HINT)
   # Told, the digit is certain; else as likely as the route's accuracy.
   digits = np.asarray(jnp.max(targets[:, 1], axis=-1))
   np.testing.assert_allclose(digits[is_told], 0.998, rtol=1e-5)
-  first = np.asarray(ids[:, 0]) == families.ROUTES[0]
+  first = np.asarray(ids[:, 0]) == problem_families.ROUTES[0]
   np.testing.assert_allclose(digits[~is_told & first], 0.6, rtol=1e-5)
   np.testing.assert_allclose(digits[~is_told & ~first], 0.1, rtol=1e-5)
   np.testing.assert_array_equal(ids_mask, 1)

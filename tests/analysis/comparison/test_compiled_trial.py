@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from distil_jax import config as configs
-from distil_jax.analysis.comparison import compiled_trial, families
+from distil_jax.analysis.comparison import compiled_trial, problem_families
 from distil_jax.models import decoder, layers
 from distil_jax.objectives import scoring
 from distil_jax.ops import fused_statistics
@@ -30,7 +30,9 @@ RATE = np.float32(1e-3)
 
 def grouped(batch):
   """Completions with PAD after their end, `[P, G, T]`."""
-  ids = np.where(batch.completion_mask, batch.completion_ids, families.PAD)
+  ids = np.where(
+    batch.completion_mask, batch.completion_ids, problem_families.PAD
+  )
   return ids.reshape(-1, G, ids.shape[-1])
 
 
@@ -60,7 +62,7 @@ def test_a_batch_of_rollouts(base):
   assert 0.05 < rewards.mean() < 0.95
   np.testing.assert_array_equal(
     rewards,
-    families.judge(
+    problem_families.judge(
       tiny.FAMILY,
       problems,
       jnp.asarray(grouped(batch)),
@@ -71,7 +73,7 @@ def test_a_batch_of_rollouts(base):
   digits = np.repeat(problems.digits, G, axis=0)
   np.testing.assert_array_equal(batch.prompt_ids[:, :1], digits)
   # Both references stand in the teacher's prompt, then the problem.
-  hints, _ = families.hints(tiny.FAMILY, problems)
+  hints, _ = problem_families.hints(tiny.FAMILY, problems)
   np.testing.assert_array_equal(
     batch.teacher_prompt_ids[:, 1:3], np.repeat(hints, G, axis=0)
   )
@@ -103,7 +105,7 @@ def test_a_sibling_is_the_first_other_success(base):
 def test_wrong_feedback_is_a_whole_groups(base):
   setting = tiny.setting(family=NOISY, num_problems=64)
   batch, rewards, problems = tiny.experience(base, KEY, setting=setting)
-  hints, _ = families.hints(NOISY, problems)
+  hints, _ = problem_families.hints(NOISY, problems)
   hints = np.asarray(hints)
   shown = np.asarray(batch.teacher_prompt_ids)[:, 1:3].reshape(-1, G, 2)
   np.testing.assert_array_equal(shown, np.repeat(shown[:, :1], G, axis=1))
@@ -118,7 +120,7 @@ def test_wrong_feedback_is_a_whole_groups(base):
   np.testing.assert_array_equal(batch.prompt_ids[::G, :1], problems.digits)
   np.testing.assert_array_equal(
     rewards,
-    families.judge(
+    problem_families.judge(
       NOISY,
       problems,
       jnp.asarray(grouped(batch)),
@@ -131,14 +133,14 @@ def test_demonstrations_have_the_teachers_habits(base):
   setting = tiny.setting(configs.SFTConfig(), num_problems=64)
   batch, _, problems = tiny.experience(base, KEY, setting=setting)
   completions = grouped(batch)
-  rewards = families.judge(
+  rewards = problem_families.judge(
     tiny.FAMILY,
     problems,
     jnp.asarray(completions),
     batch.completion_mask.reshape(-1, G, 3),
   )
   np.testing.assert_array_equal(rewards, 1)
-  share = np.mean(completions[..., 0] == families.ROUTES[0])
+  share = np.mean(completions[..., 0] == problem_families.ROUTES[0])
   assert 0.15 < share < 0.35
   assert batch.teacher_prompt_ids.shape == (64 * G, 0)
 

@@ -8,7 +8,7 @@ from distil_jax.analysis.comparison import (
   compiled_trial,
   program_setting,
 )
-from distil_jax.analysis.comparison.families import Family, Route
+from distil_jax.analysis.comparison.problem_families import Family, Route
 from tests import networks
 
 # The base writes the code of one digit, right with .6, or guesses.

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distil_jax.analysis.comparison import families, family_list
-from distil_jax.analysis.comparison.families import (
+from distil_jax.analysis.comparison import builtin_families, problem_families
+from distil_jax.analysis.comparison.problem_families import (
   ASK,
   EOS,
   HINT,
@@ -51,7 +51,9 @@ def judged(family, made, *tokens):
   for i, row in enumerate(tokens):
     rows[0, i, : len(row)] = row
     mask[0, i, : len(row)] = 1
-  rewards = families.judge(family, made, jnp.asarray(rows), jnp.asarray(mask))
+  rewards = problem_families.judge(
+    family, made, jnp.asarray(rows), jnp.asarray(mask)
+  )
   return rewards[0].tolist()
 
 
@@ -95,45 +97,47 @@ def test_code_has_no_fixed_point():
 
 def test_teacher_prompt():
   made = problems([[3, 0]], [[6, 1, 1]])
-  ids, mask = families.teacher_prompts(made, *families.hints(CODES, made))
+  ids, mask = problem_families.teacher_prompts(
+    made, *problem_families.hints(CODES, made)
+  )
   # Filler, two digits of the code, the fresh digit; then the problem.
   assert ids.tolist() == [[HINT, 0, 0, 7, 6, 3, 0, ASK]]
   assert mask.tolist() == [[1] * 8]
 
 
 def test_sibling_is_the_feedback_without_its_padding():
-  family = family_list.FAMILIES["partial"]
+  family = builtin_families.FAMILIES["partial"]
   made = problems([[1, 2, 3, 4]], [[0, 0, 0, 0]])
   sibling = jnp.asarray([[GUESS, 0, EOS, PAD, PAD, PAD]])
-  ids, mask = families.teacher_prompts(
-    made, *families.hints(family, made, sibling)
+  ids, mask = problem_families.teacher_prompts(
+    made, *problem_families.hints(family, made, sibling)
   )
   assert ids[0, 1:7].tolist() == [GUESS, 0, EOS, PAD, PAD, PAD]
   assert mask[0].tolist() == [1, 1, 1, 1, 0, 0, 0, 1, 1, 1, 1, 1]
 
 
-@pytest.mark.parametrize("name", family_list.FAMILIES)
+@pytest.mark.parametrize("name", builtin_families.FAMILIES)
 def test_reference_completions_are_right(name):
-  family = family_list.FAMILIES[name]
-  made = families.make_problems(family, jax.random.key(0), 16)
+  family = builtin_families.FAMILIES[name]
+  made = problem_families.make_problems(family, jax.random.key(0), 16)
   for route in range(len(family.routes)):
-    ids, mask = families.reference_completion(
+    ids, mask = problem_families.reference_completion(
       family, made, jnp.full(16, route), jax.random.key(1)
     )
-    rewards = families.judge(family, made, ids[:, None], mask[:, None])
+    rewards = problem_families.judge(family, made, ids[:, None], mask[:, None])
     assert rewards.min() == 1, route
 
 
-@pytest.mark.parametrize("name", family_list.FAMILIES)
+@pytest.mark.parametrize("name", builtin_families.FAMILIES)
 def test_base_targets_are_distributions(name):
-  family = family_list.FAMILIES[name]
-  made = families.make_problems(family, jax.random.key(0), 16)
+  family = builtin_families.FAMILIES[name]
+  made = problem_families.make_problems(family, jax.random.key(0), 16)
   route = jnp.arange(16) % len(family.routes)
-  ids, mask = families.reference_completion(
+  ids, mask = problem_families.reference_completion(
     family, made, route, jax.random.key(1)
   )
   for has_feedback in (True, False):
-    targets = families.base_targets(
+    targets = problem_families.base_targets(
       family, made, route, ids, jnp.full(16, has_feedback), route
     )
     sums = np.asarray(jnp.sum(targets, axis=-1))
@@ -148,7 +152,7 @@ def test_targets_without_and_with_feedback():
   ids = jnp.asarray([[WORK, 2, 5, 4, EOS]])  # the first total is spoilt
 
   def targets(has_feedback):
-    found = families.base_targets(
+    found = problem_families.base_targets(
       TOTALS,
       made,
       jnp.asarray([0]),
@@ -172,11 +176,13 @@ def test_targets_without_and_with_feedback():
 
 
 def test_known_digits_of_the_code():
-  family = family_list.FAMILIES["mixed"]
+  family = builtin_families.FAMILIES["mixed"]
   made = problems([[4, 5, 0, 9, 1, 8]], [[0] * 6])
   route = jnp.asarray([0])
-  ids, _ = families.reference_completion(family, made, route, jax.random.key(0))
-  found = families.base_targets(
+  ids, _ = problem_families.reference_completion(
+    family, made, route, jax.random.key(0)
+  )
+  found = problem_families.base_targets(
     family, made, route, ids, jnp.asarray([False]), route
   )
   chances = jnp.take_along_axis(found, ids[..., None], axis=-1)[0, 1:7, 0]
@@ -186,12 +192,14 @@ def test_known_digits_of_the_code():
 
 
 def test_sibling_moves_the_teachers_choice():
-  family = family_list.FAMILIES["partial"]
+  family = builtin_families.FAMILIES["partial"]
   made = problems([[1, 2, 3, 4]], [[0, 0, 0, 0]])
   route = jnp.asarray([0])
-  ids, _ = families.reference_completion(family, made, route, jax.random.key(0))
+  ids, _ = problem_families.reference_completion(
+    family, made, route, jax.random.key(0)
+  )
   for sibling_route in (0, 1):
-    found = families.base_targets(
+    found = problem_families.base_targets(
       family,
       made,
       route,

@@ -2,7 +2,7 @@
 
 import functools
 
-from distil_jax.analysis.comparison.families import Family, Route
+from distil_jax.analysis.comparison.problem_families import Family, Route
 
 
 def _codes(length: int, preference: float, *, num_known: int = 0):

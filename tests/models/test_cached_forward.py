@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distil_jax.models import decoder, decoding, kv_cache
+from distil_jax.models import cached_forward, decoder, kv_cache
 from tests import networks
 
 GROUP_SIZE, NUM_STEPS, LENGTHS = 3, 4, [1, 3, 5]
@@ -49,9 +49,9 @@ def stepwise(
     newest: the tokens of each slot, the prompt's last one first. `[W, T]`.
     prompt_index: which prompt each reads. Shape `[W]`.
   """
-  weights = decoding.by_layer(graphdef, params)
+  weights = cached_forward.by_layer(graphdef, params)
   dtype = dtype or weights["embedding"].dtype
-  prompts = decoding.prefill(
+  prompts = cached_forward.prefill(
     graphdef, weights, ids[:, :-1], mask[:, :-1], num_parts=1, dtype=dtype
   )
   width, length = newest.shape
@@ -64,7 +64,7 @@ def stepwise(
   )
 
   def one(cache, t):
-    hidden, cache = decoding.decode(
+    hidden, cache = cached_forward.decode(
       graphdef,
       weights,
       newest[None, :, t],
