@@ -27,6 +27,12 @@ def add_parser(commands) -> None:
     help="write the teacher's weights, such as their moving average, instead "
     "of the student's",
   )
+  command.add_argument(
+    "--adapter",
+    action="store_true",
+    help="write the adapter of a run with model.lora as PEFT does, instead of "
+    "merged weights",
+  )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -37,6 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
   import jax
 
   from distil_jax.training import run_checks, trainer
+  from distil_jax.training.setup import stored_adapters
   from distil_jax.training.setup.model_directory import model_directory
 
   # A setting in the place of the folder would become its name.
@@ -46,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
       "put the settings last"
     )
   command = f"export to {arguments.directory}"
-  command += f" {arguments.dtype} {arguments.teacher}"
+  command += f" {arguments.dtype} {arguments.teacher} {arguments.adapter}"
   run_checks.check_same_command(command, config)
   # The run still reads its base model, for a frozen teacher as an example.
   target = pathlib.Path(arguments.directory).resolve()
@@ -55,6 +62,12 @@ def run(arguments: argparse.Namespace) -> int:
       f"{arguments.directory} holds the base model of this run, which it still "
       "needs; export to another folder"
     )
+  begun_from = config.model.lora and config.model.lora.adapter
+  if begun_from and target == pathlib.Path(begun_from).resolve():
+    raise configs.ConfigError(
+      f"{arguments.directory} holds the adapter that this run began from; "
+      "export to another folder"
+    )
   loaded = trainer.Trainer(config)
   with jax.set_mesh(loaded.mesh):
     step, params = (
@@ -62,9 +75,18 @@ def run(arguments: argparse.Namespace) -> int:
       if arguments.teacher
       else loaded.trained_params()
     )
-    _copy_generation_config(config, arguments.directory)
     exported = dataclasses.replace(loaded.policy, params=params)
-    exported.save(arguments.directory, dtype=arguments.dtype)
+    if arguments.adapter:
+      stored_adapters.save_adapter(
+        config,
+        exported.config,
+        params,
+        arguments.directory,
+        dtype=arguments.dtype,
+      )
+    else:
+      _copy_generation_config(config, arguments.directory)
+      exported.save(arguments.directory, dtype=arguments.dtype)
   if jax.process_index() == 0:
     what = "teacher of step" if arguments.teacher else "step"
     print(f"{what} {step} of {config.run_directory} -> {arguments.directory}")

@@ -117,6 +117,9 @@ class LoRAConfig(Section):
     "down_proj",
   )
   """Matrices that have adapters, by their names in PEFT."""
+  adapter: str | None = None
+  """Folder of a PEFT adapter to begin from; rank, alpha and targets must be its
+  own. null: new adapters, which change nothing at first."""
 
   @pydantic.model_validator(mode="after")
   def _targets(self):

@@ -57,7 +57,7 @@ def save(
   layouts = FAMILIES[config.family].tensors
   if jax.process_index() != 0:
     # Takes part in gathering sharded parameters.
-    for _ in _unstacked(flat, layouts, dtype):
+    for _ in unstacked(flat, layouts, dtype):
       pass
     return
   saved_dtype = dtype or jnp.result_type(*flat.values())
@@ -67,23 +67,32 @@ def save(
   directory.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(dir=directory, prefix=".writing-") as folder:
     _write_shards(
-      pathlib.Path(folder), _unstacked(flat, layouts, dtype), max_shard_bytes
+      pathlib.Path(folder), unstacked(flat, layouts, dtype), max_shard_bytes
     )
-    _write_json(pathlib.Path(folder, CONFIG), settings)
+    write_json(pathlib.Path(folder, CONFIG), settings)
     for file in pathlib.Path(folder).iterdir():
       # safetensors makes files that only their owner can read.
       shutil.copymode(pathlib.Path(folder, CONFIG), file)
     _replace(directory, pathlib.Path(folder))
 
 
-def _write_json(path: pathlib.Path, tree: Mapping[str, Any]) -> None:
+def write_json(path: pathlib.Path, tree: Mapping[str, Any]) -> None:
+  """Writes a JSON object as transformers does."""
   path.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
 
 
-def _unstacked(
+def unstacked(
   flat: Mapping[Path, Any], layouts: Mapping[Path, Layout], dtype: str | None
 ) -> Iterator[tuple[str, np.ndarray]]:
-  """Yields the tensors of the file, one parameter at a time on the host."""
+  """Yields the tensors of the file, one parameter at a time on the host.
+
+  Args:
+    flat: Parameters by their paths, in any sharding; with several processes all
+      must call this.
+    layouts: Name and layout of each parameter; those that are not in `flat` are
+      left out.
+    dtype: Type of the tensors; None means that of the parameters.
+  """
   for path, layout in layouts.items():
     if path not in flat:
       continue
@@ -136,7 +145,7 @@ def _write_shards(
     file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
     (folder / str(number)).rename(folder / file)
     weight_map.update(dict.fromkeys(names, file))
-  _write_json(
+  write_json(
     folder / INDEX,
     {"metadata": {"total_size": total}, "weight_map": weight_map},
   )

@@ -26,7 +26,14 @@ TARGETS = {
   "up_proj": "up",
   "down_proj": "down",
 }
+# Those of an MLP, which experts do not have.
+MLP = ("gate", "up", "down")
 _A, _B = "_lora_a", "_lora_b"
+
+
+def names(target: str) -> tuple[str, str]:
+  """Returns the names of A and B of a matrix."""
+  return target + _A, target + _B
 
 
 def is_adapter(name: str) -> bool:
@@ -96,7 +103,7 @@ def merge(
   for target in lora.targets:
     weight = merged[target]
     a, b = (
-      adapter["layers"][target + end].astype(jnp.float32) for end in (_A, _B)
+      adapter["layers"][name].astype(jnp.float32) for name in names(target)
     )
     num_layers, rank = len(weight), lora.rank
     product = jnp.matmul(

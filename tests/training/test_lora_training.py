@@ -8,6 +8,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from distil_jax import config as configs
 from distil_jax.cli import main
@@ -18,6 +19,7 @@ from distil_jax.models.decoder_config import LoRA
 from distil_jax.training import checkpoints, trainer
 from distil_jax.training.setup import model_directory, policies, steps
 from tests import networks
+from tests.paths import ROOT
 
 SETTINGS = {
   "data": {
@@ -100,11 +102,17 @@ def test_it_goes_on_bit_for_bit(trained):
 
 
 def test_a_checkpoint_holds_no_weights_of_the_base(trained):
+  # The size of its files depends on when orbax writes what.
   folder, whole, _ = trained
-  files = (folder / "whole/checkpoints/3/state").rglob("*")
-  size = sum(path.stat().st_size for path in files if path.is_file())
-  weights = sum(x.nbytes for x in jax.tree.leaves(whole.state.base_params))
-  assert size < weights / 4
+  path = folder / "whole/checkpoints/3/state/_METADATA"
+  keys = [
+    {part["key"] for part in entry["key_metadata"]}
+    for entry in json.loads(path.read_text())["tree_metadata"].values()
+  ]
+  for tree in ("params", "teacher_params"):
+    held = {name for names in keys if tree in names for name in names}
+    assert held == {tree, "layers", *whole.state.params["layers"]}
+  assert not any("base_params" in names for names in keys)
 
 
 def test_the_exported_model_computes_what_was_trained(trained, tmp_path):
@@ -127,6 +135,104 @@ def test_a_person_asks_the_trained_adapters(trained, tmp_path, capsys):
   out, err = capsys.readouterr()
   assert f"step 3 of {folder / 'whole'}" in err
   assert json.loads(out)["num_tokens"] > 0
+
+
+@pytest.fixture(scope="module")
+def stored(trained):
+  """The adapter of the whole run, as `export` writes it, and the command."""
+  folder, whole, _ = trained
+  path, target = folder / "export.yaml", folder / "stored"
+  path.write_text(json.dumps(whole.config.model_dump(mode="json")))
+  command = ["export", str(path), str(target), "--adapter"]
+  assert main.main(command) == 0
+  return target, command
+
+
+def begun_from(adapter, folder, **changed):
+  """A run that begins from a stored adapter."""
+  config = settings(folder / "begun", 1)
+  changed = {"adapter": str(adapter), **changed}
+  section = config.model.lora.model_copy(update=changed)
+  model = config.model.model_copy(update={"lora": section})
+  return config.model_copy(update={"model": model})
+
+
+def test_a_run_begins_from_a_stored_adapter(trained, stored):
+  """The student, and with it the teacher that is frozen at the first step."""
+  folder, whole, _ = trained
+  target, _ = stored
+  files = {path.name for path in target.iterdir()}
+  assert files == {"adapter_config.json", "adapter_model.safetensors"}
+  again = trainer.Trainer(begun_from(target, folder))
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    again.policy.params,
+    whole.state.student_params,
+  )
+  first = steps.build_train_state(
+    again.config, again.policy.params, again.optimizer
+  )
+  jax.tree.map(
+    np.testing.assert_array_equal, first.teacher_params, whole.state.params
+  )
+
+
+def test_the_adapter_of_the_teacher_is_stored(trained, stored, capsys):
+  folder, whole, _ = trained
+  _, command = stored
+  command = [*command[:2], str(folder / "average"), "--adapter", "--teacher"]
+  assert main.main(command) == 0
+  assert "teacher of step 3 of" in capsys.readouterr().out
+  average = trainer.Trainer(begun_from(folder / "average", folder))
+  found = lora.split(average.policy.params)[1]
+  jax.tree.map(np.testing.assert_array_equal, found, whole.state.teacher_params)
+
+
+def test_other_stored_adapters_are_refused(trained, stored, tmp_path, capsys):
+  folder, _, _ = trained
+  target, command = stored
+  config = begun_from(target, folder, rank=8, targets=("q_proj",))
+  with pytest.raises(
+    configs.ConfigError,
+    match=r"has rank=8, alpha=16, targets=\[q_proj\], but .* is an adapter "
+    r"with rank=4, alpha=8, targets=\[q_proj, down_proj\]; set these",
+  ):
+    trainer.Trainer(config)
+  config = begun_from(tmp_path / "absent", folder)
+  with pytest.raises(configs.ConfigError, match="there is no folder model"):
+    trainer.Trainer(config)
+  # PEFT notes the name of the base alone.
+  shutil.copytree(target, tmp_path / "named")
+  path = tmp_path / "named/adapter_model.safetensors"
+  tensors = safetensors.numpy.load_file(path)
+  safetensors.numpy.save_file(tensors, path)
+  other = str(ROOT / "tests/golden/families/llama_biases")
+  path = tmp_path / "named/adapter_config.json"
+  noted = json.loads(path.read_text())
+  path.write_text(json.dumps(noted | {"base_model_name_or_path": other}))
+  with pytest.raises(
+    configs.ConfigError, match=rf"is one of {other}, not of model\.directory="
+  ):
+    trainer.Trainer(begun_from(tmp_path / "named", folder))
+  config = begun_from(target, folder)
+  (tmp_path / "begun.yaml").write_text(
+    json.dumps(config.model_dump(mode="json"))
+  )
+  command = ["export", str(tmp_path / "begun.yaml"), str(target), "--adapter"]
+  assert main.main(command) == 1
+  assert "holds the adapter that this run began from" in capsys.readouterr().err
+
+
+def test_a_run_without_adapters_stores_none(trained, tmp_path, capsys):
+  _, whole, _ = trained
+  path = tmp_path / "plain.yaml"
+  config = whole.config.model_dump(mode="json")
+  config["model"]["lora"] = None
+  config["train"]["run_directory"] = str(tmp_path / "plain")
+  path.write_text(json.dumps(config))
+  command = ["export", str(path), str(tmp_path / "stored"), "--adapter"]
+  assert main.main(command) == 1
+  assert "has no adapter; leave out --adapter" in capsys.readouterr().err
 
 
 def test_other_adapters_do_not_go_on(trained):

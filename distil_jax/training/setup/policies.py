@@ -20,6 +20,7 @@ from distil_jax.models import decoder, hf_directory, lora
 from distil_jax.models import decoder_config as models_config
 from distil_jax.models.families import new_fields
 from distil_jax.training.logging import progress
+from distil_jax.training.setup import stored_adapters
 from distil_jax.training.setup.meshes import check_attention
 from distil_jax.training.setup.model_directory import (
   base_digest,
@@ -83,7 +84,7 @@ def with_lora(
   if section is None:
     return network
   targets = tuple(lora.TARGETS[name] for name in section.targets)
-  if network.num_experts and {"gate", "up", "down"} & set(targets):
+  if network.num_experts and set(lora.MLP) & set(targets):
     raise ConfigError(
       f"model.lora.targets={list(section.targets)} has matrices of an MLP, but "
       f"a {network.family} has experts, which have no adapters; use "
@@ -98,18 +99,21 @@ def with_lora(
 def _with_adapters(
   config: Config, policy: Policy, mesh: jax.sharding.Mesh
 ) -> Policy:
-  """Returns the policy with new adapters, if the run asks for them."""
+  """Returns the policy with the adapters that the run begins with, if any."""
   network = with_lora(config, policy.config)
   if network.lora is None:
     return policy
   base_digest(config)  # of the weights that have just been read
   graphdef, template = decoder.make(network)
   _, shapes = lora.split(template)
-  make = jax.jit(
-    functools.partial(lora.init, shapes),
-    out_shardings=decoder.shardings(mesh, shapes),
-  )
-  adapters = make(jax.random.key(config.train.seed))
+  shardings = decoder.shardings(mesh, shapes)
+  if config.model.lora and config.model.lora.adapter is not None:
+    adapters = stored_adapters.load_adapter(config, network, shapes, shardings)
+  else:
+    make = jax.jit(
+      functools.partial(lora.init, shapes), out_shardings=shardings
+    )
+    adapters = make(jax.random.key(config.train.seed))
   return dataclasses.replace(
     policy,
     config=network,
