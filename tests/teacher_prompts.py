@@ -25,6 +25,11 @@ CASES = {
     "```python\ndef double(x):\n  print(x)\n  return x + x * 0\n```",
     "```python\ndef double(x):\n  return x + x\n```",
   ),
+  "constrained_writing": (
+    {"topic": "the sea", "words": ["lamp", "road"]},
+    "The sea lay beside the roads. It was dark.",
+    "A lamp lit the road to the sea.",
+  ),
   "math": (
     {
       "prompt": "Two hens lay 3 eggs a day each. How many in a week?",

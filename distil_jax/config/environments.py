@@ -6,6 +6,9 @@ import pydantic
 
 from distil_jax.config.base import Above, Positive, Section, Seed
 
+# The split for evaluation has 50 words in all.
+_NumWords = Annotated[int, pydantic.Field(ge=1, le=20)]
+
 
 class EnvironmentSection(Section):
   """The base of the sections of environments."""
@@ -118,6 +121,46 @@ class CalculatorConfig(EnvironmentSection):
     return self
 
 
+class ConstrainedWritingConfig(EnvironmentSection):
+  """Asks for one sentence with given words, judged by rules."""
+
+  generates_problems = True
+
+  kind: Literal["constrained_writing"] = "constrained_writing"
+  num_words: tuple[_NumWords, _NumWords] = (2, 2)
+  """Fewest and most words that a problem asks for."""
+  in_order: bool = False
+  """The words must stand in the order of the question."""
+  ends_with_word: bool = False
+  """The sentence must end with the last of the words."""
+  forbid_letter: bool = False
+  """Each generated problem forbids one letter."""
+  length: tuple[Positive, Positive] | None = None
+  """Fewest and most words of the whole sentence; null: no rule."""
+  partial_credit: bool = False
+  """Reward one sentence by the share of the rules that it keeps; false: 1 if
+  it keeps all, else 0."""
+  feedback: bool = True
+  """Name each broken rule in the verdict."""
+  seed: Seed = 0
+  """Seed of all problems."""
+
+  @pydantic.model_validator(mode="after")
+  def _ranges(self):
+    for name in ("num_words", "length"):
+      value = getattr(self, name)
+      if value and value[0] > value[1]:
+        raise ValueError(
+          f"{name}=[{value[0]}, {value[1]}] must be [fewest, most]; swap them"
+        )
+    if self.length and self.length[1] < (needed := self.num_words[1] + 3):
+      raise ValueError(
+        f"length={list(self.length)} leaves no room for a sentence with "
+        f"num_words={list(self.num_words)}; allow at least {needed} words"
+      )
+    return self
+
+
 class OwnEnvironmentConfig(EnvironmentSection):
   """Names an environment that is not in this package.
 
@@ -143,6 +186,7 @@ _Judge = (
   | ToolCallsConfig
   | ReasoningGymConfig
   | CalculatorConfig
+  | ConstrainedWritingConfig
   | OwnEnvironmentConfig
 )
 

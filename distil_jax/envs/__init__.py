@@ -21,6 +21,7 @@ from distil_jax.envs import sandbox, user_functions
 from distil_jax.envs.base import Environment, Generator, SelfJudged
 from distil_jax.envs.calculator import Calculator
 from distil_jax.envs.code import Code
+from distil_jax.envs.constrained_writing import ConstrainedWriting
 from distil_jax.envs.math import Math
 from distil_jax.envs.multiple_choice import MultipleChoice
 from distil_jax.envs.reasoning_gym import ReasoningGym
@@ -45,6 +46,10 @@ ENVIRONMENTS: dict[str, tuple[type[Section], Callable[..., Any]]] = {
   "reasoning_gym": (sections.ReasoningGymConfig, ReasoningGym),
   "self_evaluation": (sections.SelfEvaluationConfig, SelfEvaluation),
   "calculator": (sections.CalculatorConfig, Calculator),
+  "constrained_writing": (
+    sections.ConstrainedWritingConfig,
+    ConstrainedWriting,
+  ),
 }
 
 

@@ -139,6 +139,7 @@ def test_train_leaves_a_complete_run_folder(trained, folder):
       "no answer was found in \\box",
     ),
     ("reasoning_gym/smoke", None, "no answer was found between <answer>"),
+    ("writing/smoke", None, "The sentence "),
   ],
 )
 def test_other_environments_go_through_all_stations(

@@ -30,6 +30,7 @@ ROWS = {
   "reasoning_gym": None,
   "self_evaluation": {"prompt": "p", "answer": "x #### 3"},
   "calculator": None,
+  "constrained_writing": {"topic": "the sea", "words": ["lamp", "road"]},
 }
 SETTINGS = {
   "reasoning_gym": {"task": "chain_sum"},
@@ -54,6 +55,7 @@ def test_every_environment_keeps_the_contract(kind):
     "1 + 2 = 3\n<answer>3</answer>",
     "\\boxed{3}",
     "\\boxed{1 + 2}",
+    "A lamp lit the road to the sea.",
   ]
   made = envs.make_environment(kind, **SETTINGS.get(kind, {}))
   contract.check(made, [row_of(kind)], right)
