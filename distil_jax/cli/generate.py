@@ -90,14 +90,12 @@ def run(arguments: argparse.Namespace) -> int:
   settings = [word for word in words if _is_setting(word)]
   config = configs.load(arguments.config, settings)
   # These imports take seconds; a mistake in the config shows before them.
-  import dataclasses
-
   import jax
 
-  from distil_jax.cli import prompt_files
+  from distil_jax.cli import prompt_files, trained_policy
   from distil_jax.generation.engine_config import EngineConfig
   from distil_jax.training.logging.progress import Progress
-  from distil_jax.training.setup import meshes, steps
+  from distil_jax.training.setup import meshes
   from distil_jax.types import StopReason
 
   asked = prompt_files.conversations(
@@ -107,18 +105,12 @@ def run(arguments: argparse.Namespace) -> int:
   sampling = _sampling_params(arguments, config)
   mesh = meshes.build_mesh(config)
   with jax.set_mesh(mesh), Progress(None) as progress:
-    policy = _existing_policy(arguments, config, mesh)
+    policy = trained_policy.base_policy(config, arguments.config, mesh)
     prompt_files.check_prompts(policy, asked, sampling.max_tokens)
-    source = f"base model {config.model.directory}"
     if not arguments.base:
-      step, params = steps.trained_params(config, policy.params)
-      policy = dataclasses.replace(policy, params=params)
-      run = config.run_directory
-      source = (
-        f"no checkpoint in {run}: {source}"
-        if step is None
-        else f"step {step} of {run}"
-      )
+      policy, source = trained_policy.last_policy(config, policy)
+    else:
+      source = f"base model {config.model.directory}"
     progress.message(source)
     report = progress.sampling(len(asked) * arguments.num_samples)
     with progress.stage("answering"):
@@ -161,26 +153,4 @@ def _sampling_params(arguments: argparse.Namespace, config: configs.Config):
     max_tokens=arguments.max_tokens
     or config.evaluation.max_completion_length
     or config.rollout.max_completion_length,
-  )
-
-
-def _existing_policy(
-  arguments: argparse.Namespace, config: configs.Config, mesh
-):
-  """Loads the base model; never creates one, which would need the data."""
-  from distil_jax.data import problems
-  from distil_jax.models import hf_directory
-  from distil_jax.training.setup import environments, policies
-  from distil_jax.training.setup.model_directory import model_directory
-
-  directory = model_directory(config)
-  if config.model.create and not (directory / hf_directory.CONFIG).is_file():
-    raise configs.ConfigError(
-      f"there is no model in {directory} yet: model.create makes one when the "
-      f"run begins; distil-jax train {arguments.config}"
-    )
-  # The model exists, so no text is needed to train a tokenizer.
-  none = problems.Problems(train=(), evaluation=(), num_skipped=0)
-  return policies.build_policy(
-    config, environments.build_environment(config), none, mesh
   )

@@ -19,6 +19,7 @@ from distil_jax.cli import (
   generate,
   plan,
   sandbox,
+  serve,
   train,
 )
 from distil_jax.distributed import launch, signals
@@ -29,13 +30,14 @@ _COMMANDS = (
   evaluate,
   export,
   generate,
+  serve,
   check_teacher,
   plan,
   compare,
   sandbox,
 )
 # These do not run as one of several processes.
-_ALONE = (generate.run, compare.run, check_teacher.run)
+_ALONE = (generate.run, serve.run, compare.run, check_teacher.run)
 
 _show_as_python_does = warnings.showwarning
 

@@ -102,11 +102,43 @@ class Engine:
       ValueError: A length is out of its range, or there are stop strings and no
         `decode`.
     """
+    return self.sample(
+      self.weights(params),
+      prompt_ids,
+      prompt_mask,
+      keys,
+      sampling,
+      max_lengths,
+      report=report,
+      on_finished=on_finished,
+    )
+
+  def sample(
+    self,
+    weights: decoding.Weights,
+    prompt_ids: jax.Array,
+    prompt_mask: jax.Array,
+    keys: jax.Array,
+    sampling: SamplingParams,
+    max_lengths: Any = None,
+    *,
+    report: Report = no_report,
+    on_finished: OnFinished | None = None,
+  ) -> tuple[Rollout, Usage]:
+    """Samples with weights that are prepared already; see `__call__`.
+
+    Args:
+      weights: From `weights`; they serve any number of calls.
+      prompt_ids, prompt_mask, keys, sampling, max_lengths, report, on_finished:
+        As for `__call__`.
+
+    Returns:
+      As `__call__`.
+    """
     if sampling.stop and self._decode is None:
       raise ValueError(
         f"stop={sampling.stop!r} needs decode, which turns ids to text"
       )
-    weights = self.weights(params)
     with self._mesh_context():
       state = self._start(
         weights, prompt_ids, prompt_mask, keys, sampling, max_lengths

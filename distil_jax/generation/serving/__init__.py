@@ -1,0 +1,1 @@
+"""An HTTP server of completions and log-probabilities, as OpenAI's API."""

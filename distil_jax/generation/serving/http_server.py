@@ -1,0 +1,113 @@
+"""Brings requests of HTTP to a service, one thread for each connection."""
+
+import http.server
+import json
+import threading
+import urllib.parse
+from typing import Any
+
+from distil_jax.generation.serving.service import Service, error_json
+
+# Prompts of a batch fit well; a larger body is a mistake or an attack.
+_MAX_BODY_BYTES = 64 * 2**20
+# A client that sends nothing for so long has gone.
+_IDLE_SECONDS = 300.0
+
+
+class Server(http.server.ThreadingHTTPServer):
+  """Serves until `stop`; a context manager, which closes the socket."""
+
+  # A connection may stay open without a request, so that waiting for its
+  # thread could take for ever. Requests are waited for by their number.
+  daemon_threads = True
+  block_on_close = False
+  request_queue_size = 128
+
+  def __init__(self, host: str, port: int, service: Service):
+    """Binds the address; port 0 takes a free one."""
+    super().__init__((host, port), _Handler)
+    self.service = service
+    self._num_requests = 0
+    self._changed = threading.Condition()
+    self._is_stopping = False
+
+  @property
+  def url(self) -> str:
+    """Returns the address for clients."""
+    host = str(self.server_address[0])
+    return f"http://{host}:{self.server_port}/v1"
+
+  def finish_requests(self, timeout: float | None = None) -> None:
+    """Refuses new requests, and waits until those under way are answered."""
+    with self._changed:
+      self._is_stopping = True
+      self._changed.wait_for(lambda: self._num_requests == 0, timeout)
+
+  def answer(self, *request: Any) -> tuple[int, dict[str, Any]]:
+    """Returns what the service answers, or that the server is stopping."""
+    if self._is_stopping:
+      return 503, error_json("the server is stopping", kind="server_error")
+    return self.service.answer(*request)
+
+  def count_request(self, change: int) -> None:
+    """Adds to the number of requests that are under way."""
+    with self._changed:
+      self._num_requests += change
+      self._changed.notify_all()
+
+  def handle_error(self, request, client_address) -> None:
+    """Ignores a client that has gone: nobody is left to be told."""
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+  server: Server  # pyright: ignore[reportIncompatibleVariableOverride]
+  protocol_version = "HTTP/1.1"
+  timeout = _IDLE_SECONDS
+  # Headers and body leave together: a client that acknowledges late would
+  # otherwise wait for tens of milliseconds.
+  wbufsize = -1
+  disable_nagle_algorithm = True
+
+  def do_GET(self) -> None:
+    self._serve()
+
+  def do_POST(self) -> None:
+    self._serve()
+
+  def log_message(self, format: str, *arguments: Any) -> None:
+    """Writes nothing: a request is no event."""
+
+  def _serve(self) -> None:
+    self.server.count_request(1)
+    try:
+      self._send(*self._answer())
+    finally:
+      self.server.count_request(-1)
+
+  def _answer(self) -> tuple[int, dict[str, Any]]:
+    length = self.headers.get("Content-Length", "0")
+    if not length.isdecimal() or "Transfer-Encoding" in self.headers:
+      self.close_connection = True
+      return 411, error_json("the body needs a Content-Length")
+    if int(length) > _MAX_BODY_BYTES:
+      self.close_connection = True  # the body is not read
+      return 413, error_json(
+        f"the body has {length} bytes, more than {_MAX_BODY_BYTES}; send fewer "
+        "prompts at once"
+      )
+    body = self.rfile.read(int(length))
+    path = urllib.parse.urlsplit(self.path).path
+    return self.server.answer(
+      self.command, path, body, self.headers.get("Authorization")
+    )
+
+  def _send(self, status: int, content: dict[str, Any]) -> None:
+    data = json.dumps(content).encode()
+    self.send_response(status)
+    self.send_header("Content-Type", "application/json")
+    self.send_header("Content-Length", str(len(data)))
+    if self.close_connection:
+      self.send_header("Connection", "close")
+    self.end_headers()
+    self.wfile.write(data)
+    self.wfile.flush()

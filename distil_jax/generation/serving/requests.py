@@ -1,0 +1,369 @@
+"""Reads the bodies of requests, and says what is wrong with them."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from distil_jax.data.tokenizer import Tokenizer, TokenizerError
+from distil_jax.generation.serving.jobs import SampleJob
+
+_MAX_SEED = 2**32
+# Fields that ask for what this server does not do, and the values with which
+# they ask for nothing.
+_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+  "stream": (False,),
+  "suffix": ("",),
+  "best_of": (1,),
+  "presence_penalty": (0,),
+  "frequency_penalty": (0,),
+  "repetition_penalty": (1,),
+  "logit_bias": ({},),
+  "tools": ([],),
+  "response_format": ({"type": "text"},),
+}
+# Fields that change nothing in the answer.
+_IGNORED = {
+  "user",
+  "metadata",
+  "store",
+  "stream_options",
+  "service_tier",
+  # Of llama.cpp's server.
+  "cache_prompt",
+}
+_SHARED = {
+  *("model", "n", "max_tokens", "temperature", "top_p", "top_k", "min_p"),
+  *("seed", "stop", "logprobs", "prompt_logprobs", "return_token_ids"),
+  *("return_tokens_as_token_ids", "add_special_tokens"),
+}
+_COMPLETION = {*_SHARED, "prompt", "echo"}
+_CHAT = {
+  *_SHARED,
+  *("messages", "max_completion_tokens", "top_logprobs"),
+  "chat_template_kwargs",
+}
+
+
+class RequestError(ValueError):
+  """Says what is wrong with a request.
+
+  Attributes:
+    status: of HTTP.
+    param: the field at fault, if there is one.
+    code: a word for programs, if there is one.
+  """
+
+  def __init__(
+    self,
+    message: str,
+    param: str | None = None,
+    *,
+    status: int = 400,
+    code: str | None = None,
+  ):
+    super().__init__(message)
+    self.status, self.param, self.code = status, param, code
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+  """Holds what a server can do.
+
+  Attributes:
+    model: the name under which it answers.
+    vocab_size: tokens have ids below it.
+    max_length: tokens of prompt and completion together.
+    max_logprobs: most probable tokens that are named at each place.
+    max_completions: completions of a request, of all its prompts.
+  """
+
+  model: str
+  vocab_size: int
+  max_length: int
+  max_logprobs: int
+  max_completions: int = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+  """Holds a request in the form in which it is answered.
+
+  Attributes:
+    jobs: for each prompt; `max_tokens` may be 0, for scores alone.
+    top: most probable tokens that are named at each token of the completion;
+      None leaves log-probabilities out.
+    prompt_top: the same for the prompt, in vLLM's form.
+    is_chat: answers as `/v1/chat/completions`.
+    echoes: the prompt is repeated in front of the completion.
+    returns_ids: token ids are added to the answer.
+    names_ids: tokens are named by their ids, not by their texts.
+  """
+
+  jobs: Sequence[SampleJob]
+  top: int | None = None
+  prompt_top: int | None = None
+  is_chat: bool = False
+  echoes: bool = False
+  returns_ids: bool = False
+  names_ids: bool = False
+
+
+def read_completion(body: Any, tokenizer: Tokenizer, limits: Limits) -> Request:
+  """Reads a request of `/v1/completions`.
+
+  Raises:
+    RequestError: a field is missing, unknown or has a wrong value.
+  """
+  fields = _Fields(body, _COMPLETION, limits)
+  prompts = _prompts(fields, tokenizer)
+  echoes = fields.flag("echo")
+  top = fields.whole("logprobs", 0, limits.max_logprobs)
+  request = Request(
+    jobs=(),
+    top=top,
+    prompt_top=fields.whole("prompt_logprobs", 0, limits.max_logprobs),
+    echoes=echoes,
+    returns_ids=fields.flag("return_token_ids"),
+    names_ids=fields.flag("return_tokens_as_token_ids"),
+  )
+  max_tokens = fields.whole("max_tokens", 0, limits.max_length)
+  max_tokens = 16 if max_tokens is None else max_tokens
+  if max_tokens == 0 and not (echoes or request.prompt_top is not None):
+    raise RequestError(
+      "max_tokens=0 asks for nothing without echo=true or prompt_logprobs",
+      "max_tokens",
+    )
+  return _with_jobs(request, prompts, max_tokens, fields)
+
+
+def read_chat(body: Any, tokenizer: Tokenizer, limits: Limits) -> Request:
+  """Reads a request of `/v1/chat/completions`.
+
+  Raises:
+    RequestError: as for `read_completion`.
+  """
+  fields = _Fields(body, _CHAT, limits)
+  messages = _messages(fields.value("messages"))
+  settings = fields.value("chat_template_kwargs") or {}
+  if not isinstance(settings, Mapping):
+    raise RequestError(
+      "chat_template_kwargs must be an object", "chat_template_kwargs"
+    )
+  try:
+    prompt = tokenizer.encode_messages(messages, **settings)
+  except (TokenizerError, TypeError) as error:
+    raise RequestError(str(error), "messages") from error
+  top = fields.whole("top_logprobs", 0, limits.max_logprobs)
+  if fields.flag("logprobs"):
+    top = top or 0
+  elif top is not None:
+    raise RequestError("top_logprobs needs logprobs=true", "top_logprobs")
+  request = Request(
+    jobs=(),
+    top=top,
+    prompt_top=fields.whole("prompt_logprobs", 0, limits.max_logprobs),
+    is_chat=True,
+    returns_ids=fields.flag("return_token_ids"),
+    names_ids=fields.flag("return_tokens_as_token_ids"),
+  )
+  names = ("max_completion_tokens", "max_tokens")
+  found = [fields.whole(name, 1, limits.max_length) for name in names]
+  rest = max(limits.max_length - len(prompt), 1)
+  max_tokens = next((x for x in found if x is not None), rest)
+  return _with_jobs(request, [tuple(prompt)], max_tokens, fields)
+
+
+def _with_jobs(
+  request: Request,
+  prompts: Sequence[tuple[int, ...]],
+  max_tokens: int,
+  fields: "_Fields",
+) -> Request:
+  limits = fields.limits
+  for prompt in prompts:
+    if not prompt:
+      raise RequestError("a prompt has no token", "prompt")
+    if len(prompt) + max_tokens > limits.max_length:
+      raise RequestError(
+        f"a prompt of {len(prompt)} tokens and max_tokens={max_tokens} are "
+        f"longer than the {limits.max_length} positions of {limits.model}; "
+        "shorten the one or lower the other",
+        "messages" if request.is_chat else "prompt",
+        code="context_length_exceeded",
+      )
+  count = fields.whole("n", 1, limits.max_completions) or 1
+  if count * len(prompts) > limits.max_completions:
+    raise RequestError(
+      f"n={count} for {len(prompts)} prompts is more than the "
+      f"{limits.max_completions} completions of a request; send several",
+      "n",
+    )
+  seed = fields.whole("seed", -(2**63), 2**63 - 1)
+  temperature = fields.number("temperature", 0, 1e6)
+  job = SampleJob(
+    prompt=(),
+    count=count,
+    max_tokens=max_tokens,
+    temperature=1.0 if temperature is None else temperature,
+    top_p=fields.number("top_p", 0, 1),
+    # vLLM and SGLang write -1, and llama.cpp 0, for all tokens.
+    top_k=_at_least_one(fields.whole("top_k", -1, 2**31 - 1)),
+    min_p=fields.number("min_p", 0, 1),
+    stop=_stop(fields.value("stop")),
+    seed=None if seed is None else seed % _MAX_SEED,
+  )
+  if 0 < job.temperature < 1e-6:
+    raise RequestError("temperature must be 0 or at least 1e-6", "temperature")
+  if job.top_p == 0:
+    raise RequestError("top_p must be above 0", "top_p")
+  jobs = [dataclasses.replace(job, prompt=prompt) for prompt in prompts]
+  return dataclasses.replace(request, jobs=jobs)
+
+
+class _Fields:
+  """Gives the fields of a body, checked for their types."""
+
+  def __init__(self, body: Any, known: set[str], limits: Limits):
+    if not isinstance(body, Mapping):
+      raise RequestError("the body must be a JSON object")
+    self._body, self.limits = body, limits
+    for name, value in body.items():
+      if value is None or name in known or name in _IGNORED:
+        continue
+      if name in _NEUTRAL and value in _NEUTRAL[name]:
+        continue
+      raise RequestError(
+        f"{name} is not supported by this server; leave it out", name
+      )
+    model = body.get("model")
+    if model is not None and model != limits.model:
+      raise RequestError(
+        f"there is no model {model!r} here; this server has {limits.model!r}",
+        "model",
+        status=404,
+        code="model_not_found",
+      )
+
+  def value(self, name: str) -> Any:
+    return self._body.get(name)
+
+  def flag(self, name: str) -> bool:
+    value = self.value(name)
+    if value is not None and not isinstance(value, bool):
+      raise RequestError(f"{name}={value!r} must be true or false", name)
+    return bool(value)
+
+  def whole(self, name: str, least: int, most: int) -> int | None:
+    value = self.value(name)
+    if value is None:
+      return None
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    if not is_whole or not least <= value <= most:
+      raise RequestError(
+        f"{name}={value!r} must be a whole number from {least} to {most}", name
+      )
+    return value
+
+  def number(self, name: str, least: float, most: float) -> float | None:
+    value = self.value(name)
+    if value is None:
+      return None
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or math.isnan(value) or not least <= value <= most:
+      raise RequestError(
+        f"{name}={value!r} must be a number from {least:g} to {most:g}", name
+      )
+    return float(value)
+
+
+def _prompts(fields: _Fields, tokenizer: Tokenizer) -> list[tuple[int, ...]]:
+  given = fields.value("prompt")
+  if isinstance(given, str) or _is_ids(given):
+    given = [given]
+  if not isinstance(given, Sequence) or not given:
+    raise RequestError(
+      "prompt must be a text, a list of token ids, or a list of these",
+      "prompt",
+    )
+  special = fields.value("add_special_tokens")
+  found = []
+  for prompt in given:
+    if isinstance(prompt, str):
+      # As other servers do: the text of a special token is that token.
+      ids = tokenizer.backend.encode(
+        prompt, add_special_tokens=True if special is None else bool(special)
+      )
+    elif _is_ids(prompt):
+      ids = prompt
+    else:
+      raise RequestError(
+        f"a prompt must be a text or a list of token ids, got {prompt!r:.80}",
+        "prompt",
+      )
+    found.append(_checked_ids(ids, fields.limits))
+  return found
+
+
+def _is_ids(value: Any) -> bool:
+  """Returns True for a list of whole numbers, of which there is one."""
+  return (
+    isinstance(value, Sequence)
+    and not isinstance(value, str)
+    and len(value) > 0
+    and all(isinstance(x, int) and not isinstance(x, bool) for x in value)
+  )
+
+
+def _checked_ids(ids: Sequence[int], limits: Limits) -> tuple[int, ...]:
+  for token in ids:
+    if not 0 <= token < limits.vocab_size:
+      raise RequestError(
+        f"prompt has a token {token}, but the ids of {limits.model} are 0 to "
+        f"{limits.vocab_size - 1}",
+        "prompt",
+      )
+  return tuple(ids)
+
+
+def _messages(given: Any) -> list[dict[str, str]]:
+  if not isinstance(given, Sequence) or isinstance(given, str) or not given:
+    raise RequestError("messages must be a list of messages", "messages")
+  found = []
+  for message in given:
+    role = message.get("role") if isinstance(message, Mapping) else None
+    if not isinstance(message, Mapping) or not isinstance(role, str):
+      raise RequestError(
+        "each of messages must be an object with role and content", "messages"
+      )
+    found.append({"role": role, "content": _content(message.get("content"))})
+  return found
+
+
+def _content(given: Any) -> str:
+  if isinstance(given, str):
+    return given
+  parts = given if isinstance(given, Sequence) else [None]
+  texts = [
+    part.get("text") if isinstance(part, Mapping) else None for part in parts
+  ]
+  if not all(isinstance(text, str) for text in texts):
+    raise RequestError(
+      "content must be a text, or a list of parts with a text", "messages"
+    )
+  return "".join(str(text) for text in texts)
+
+
+def _stop(given: Any) -> tuple[str, ...]:
+  if given is None:
+    return ()
+  texts = [given] if isinstance(given, str) else given
+  if not isinstance(texts, Sequence) or not all(
+    isinstance(text, str) and text for text in texts
+  ):
+    raise RequestError("stop must be a text, or a list of texts", "stop")
+  return tuple(texts)
+
+
+def _at_least_one(top_k: int | None) -> int | None:
+  return None if top_k is None or top_k < 1 else top_k
