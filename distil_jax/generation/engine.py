@@ -115,7 +115,7 @@ class Engine:
 
   def sample(
     self,
-    weights: decoding.Weights,
+    weights: cached_forward.Weights,
     prompt_ids: jax.Array,
     prompt_mask: jax.Array,
     keys: jax.Array,
