@@ -110,6 +110,9 @@ class DistilConfig(_FeedbackConfig):
   """Whose most probable tokens they are."""
   tail: bool = True
   """One more bucket for all other tokens; false: renormalise without them."""
+  temperature: Annotated[float, pydantic.Field(ge=1e-6)] = 1.0
+  """Both logits are divided by it before costs are taken; log π in the score
+  function is at 1."""
 
   @property
   def learns_from_rewards(self) -> bool:
@@ -274,6 +277,12 @@ def _check_list(objective: ObjectiveConfig, teacher: TeacherConfig) -> None:
       f"{', '.join(f'objective.{name}' for name in cures)}: needs the "
       f"teacher's probabilities, which {access} does not tell; set "
       f"{', '.join(cures.values())}, or teacher.access=probabilities"
+    )
+  if objective.temperature != 1:
+    raise ConfigError(
+      f"objective.temperature={objective.temperature} divides the teacher's "
+      f"logits, which {access} does not tell; set objective.temperature=1, or "
+      "teacher.access=probabilities"
     )
   if objective.top_k is not None:
     raise ConfigError(

@@ -29,6 +29,7 @@ class DistilSettings:
   Attributes:
     top_k, top_k_of, tail: the support of all costs, see
       `divergences.Divergence`; a top_k of V or more is the whole vocabulary.
+    temperature: of student and teacher in all costs; log π_θ is at 1.
     cost: what R is made of. `kl` leaves out the teacher's own entropy, of
       which the student has no part.
     local_cost: costₜ; None means the same as `cost`.
@@ -44,6 +45,7 @@ class DistilSettings:
   top_k: int | None = None
   top_k_of: Literal["student", "teacher"] = "student"
   tail: bool = True
+  temperature: float = 1.0
   cost: Cost = "cross_entropy"
   local_cost: LocalCost | None = None
   future_weight: float = 1.0
@@ -64,6 +66,7 @@ class DistilSettings:
       top_k=self.top_k,
       top_k_of=self.top_k_of,
       tail=self.tail,
+      temperature=self.temperature,
     )
 
   @property

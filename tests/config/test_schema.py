@@ -223,6 +223,11 @@ def test_kind_chooses_the_section(tmp_path):
       ["objective.top_k=5", "teacher.top_k"],
     ),
     (
+      "{objective: {temperature: 0.7, local_cost: forward_cross_entropy},"
+      " teacher: {access: top_k}}",
+      ["objective.temperature=0.7", "access=probabilities"],
+    ),
+    (
       "optimizer: {mini_batch_size: 12}",
       ["optimizer.mini_batch_size=12", "128 sequences", "group_size=8"],
     ),

@@ -38,6 +38,7 @@ REWARDED = distil(
   reward_weight=1.0,
   failure_weighted=True,
   top_k=6,
+  temperature=0.7,
 )
 KINDS = {
   "distil": distil(baseline="batch_mean", differential=True),
@@ -149,6 +150,7 @@ def rewarded(student, teacher, batch, old_log_probs=None):
     reward_weight=1.0,
     failure_weights=jnp.asarray(failures),
     top_k=6,
+    temperature=0.7,
     old_log_probs=old_log_probs,
     importance_clip=None if old_log_probs is None else 2.0,
     sample_mask=batch.sample_mask,

@@ -32,6 +32,7 @@ DISTIL = {
   "top_k": None,
   "top_k_of": "student",
   "tail": True,
+  "temperature": 1.0,
   "future_weight": 1.0,
   "normalize": True,
   "discount": 1.0,
@@ -77,6 +78,13 @@ NAMED = {
   },
   "top_k": {"top_k": 2, "cost": "kl", "normalize": False},
   "renormalised": {"top_k": 3, "top_k_of": "teacher", "tail": False},
+  # As published for hard mathematics.
+  "temperature": {
+    "top_k": 3,
+    "top_k_of": "teacher",
+    "tail": False,
+    "temperature": 0.7,
+  },
   "differential": {"average_cost": 0.9, "baseline": "batch_mean", "cost": "kl"},
   "off_policy": {
     "old_log_probs": OLD_LOG_PROBS,
@@ -175,7 +183,7 @@ def scores_of(costs, settings, taught):
 
 def distil_parts(settings):
   """What `token_loss` needs, and R."""
-  where = {k: settings[k] for k in ("top_k", "top_k_of", "tail")}
+  where = {k: settings[k] for k in ("top_k", "top_k_of", "tail", "temperature")}
   taught = settings["sample_mask"]
   taught = np.ones(SIZE) if taught is None else taught
   costs = {}

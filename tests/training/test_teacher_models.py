@@ -15,7 +15,7 @@ from distil_jax.planning import hardware as planning_hardware
 from distil_jax.planning import memory, planner
 from distil_jax.training import checkpoints, trainer
 from distil_jax.training.logging.progress import Progress
-from distil_jax.training.setup import teacher_models
+from distil_jax.training.setup import policies, teacher_models
 from tests import networks
 
 CALCULATOR = "embedded:calculator"
@@ -323,3 +323,21 @@ def test_a_plan_counts_the_teacher(student, tmp_path, tokenizer):
   own["teacher"]["parameters"] = "current"
   alone = planner.Planner(config.parse(own), found, network, Progress(None))
   assert planner.TEACHER_MODEL not in alone.parts
+
+
+def test_no_teacher_reads_what_is_sampled_to_evaluate():
+  network = networks.config_of(max_positions=80)
+
+  def check(teacher_length):
+    trial = config.Config.model_validate(
+      {
+        "rollout": {"max_prompt_length": 10, "max_completion_length": 20},
+        "teacher": {"max_prompt_length": teacher_length},
+        "evaluation": {"max_completion_length": 70},
+      }
+    )
+    policies.check_network(trial, network)
+
+  check(60)
+  with pytest.raises(config.ConfigError, match="prompts of 61 and completions"):
+    check(61)

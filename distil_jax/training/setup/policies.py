@@ -141,14 +141,7 @@ def check_network(config: Config, network: models_config.DecoderConfig) -> None:
         f"{config.model.directory}, made before, has {getattr(network, name)}; "
         "set another model.directory, or remove that one"
       )
-  prompt = config.rollout.max_prompt_length
-  # Another model that is the teacher reads the teacher's prompts itself.
-  if config.objective.needs_teacher and config.teacher.model is None:
-    prompt = max(prompt, config.teacher.max_prompt_length)
-  completion = max(
-    config.rollout.max_completion_length,
-    config.evaluation.max_completion_length or 0,
-  )
+  _check_positions(config, network)
   critique = getattr(config.environment, "critique", None)
   if critique and (
     critique.max_prompt_length + critique.max_length > network.max_positions
@@ -160,15 +153,32 @@ def check_network(config: Config, network: models_config.DecoderConfig) -> None:
       f"{config.model.directory} (max_position_embeddings); lower "
       "environment.critique.max_prompt_length or max_length"
     )
-  if prompt + completion > network.max_positions:
-    raise ConfigError(
-      f"prompts of {prompt} and completions of {completion} tokens are longer "
-      f"than the {network.max_positions} positions of the model in "
-      f"{config.model.directory} (max_position_embeddings); lower "
-      "rollout.max_prompt_length, teacher.max_prompt_length or "
-      "max_completion_length"
-    )
   _check_lists(config, network.vocab_size)
+
+
+def _check_positions(
+  config: Config, network: models_config.DecoderConfig
+) -> None:
+  """Refuses sequences that are longer than the model's positions."""
+  rollout = config.rollout
+  evaluated = config.evaluation.max_completion_length or 0
+  longest = max(rollout.max_completion_length, evaluated)
+  sequences = [(rollout.max_prompt_length, longest)]
+  # Another model that is the teacher reads the teacher's prompts itself, and no
+  # teacher reads what is sampled to evaluate.
+  if config.objective.needs_teacher and config.teacher.model is None:
+    sequences.append(
+      (config.teacher.max_prompt_length, rollout.max_completion_length)
+    )
+  for prompt, completion in sequences:
+    if prompt + completion > network.max_positions:
+      raise ConfigError(
+        f"prompts of {prompt} and completions of {completion} tokens are "
+        f"longer than the {network.max_positions} positions of the model in "
+        f"{config.model.directory} (max_position_embeddings); lower "
+        "rollout.max_prompt_length, teacher.max_prompt_length or "
+        "max_completion_length"
+      )
 
 
 def _check_lists(config: Config, vocab_size: int) -> None:
