@@ -11,6 +11,7 @@ from distil_jax.config.base import (
   Positive,
   Section,
   Seed,
+  Weight,
 )
 
 FamilyName = Literal[
@@ -120,6 +121,21 @@ class LoRAConfig(Section):
   adapter: str | None = None
   """Folder of a PEFT adapter to begin from; rank, alpha and targets must be its
   own. null: new adapters, which change nothing at first."""
+  dropout: Weight = 0.0
+  """Only 0: tokens are sampled without dropout, and must be learned from by the
+  policy that sampled them."""
+
+  @pydantic.field_validator("dropout")
+  @classmethod
+  def _dropout(cls, value: float) -> float:
+    if value:
+      raise ValueError(
+        f"dropout={value} is not supported: tokens are sampled without it, so "
+        "the policy that learns would not be the one that sampled them, and "
+        "ratios and mismatch would measure its noise; set dropout=0, and "
+        "regularise with optimizer.weight_decay or a smaller rank"
+      )
+    return value
 
   @pydantic.model_validator(mode="after")
   def _targets(self):

@@ -286,6 +286,8 @@ def test_experts_have_no_adapters():
     ({"targets": ["q_proj", "q_proj"]}, "none twice"),
     ({"targets": ["query"]}, "q_proj"),
     ({"rank": 0}, "rank"),
+    ({"dropout": 0.1}, "dropout=0.1 is not supported: .*weight_decay"),
+    ({"dropout": -0.1}, "dropout"),
   ],
 )
 def test_wrong_settings_are_refused(section, message):
