@@ -147,7 +147,7 @@ class Calculator:
     written = list(itertools.islice(filter(None, lines), len(steps) + 1))
     num_right, fault = first_fault(written, steps, problem.answer)
 
-    content = completion_text.last_tagged(completion, "answer")
+    content = completion_text.last_answer(completion)
     content = content and content.strip()
     parsed = int(content) if content and INTEGER.fullmatch(content) else None
     is_correct = parsed == int(problem.answer)

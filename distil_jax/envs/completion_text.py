@@ -20,6 +20,12 @@ def without_thought(text: str) -> str:
   return _ENDED_THOUGHT.sub("", _THOUGHT.sub("", text))
 
 
+def without_open_thought(text: str) -> str:
+  """Returns a completion up to a thought that is never closed."""
+  start = text.find("<think>", text.rfind("</think>") + 1)
+  return text if start < 0 else text[:start]
+
+
 def shortened_inside(text: str, length: int, sign: str = "\n[…]\n") -> str:
   """Returns at most `length` characters: beginning, sign and end."""
   if len(text) <= length:
@@ -41,3 +47,11 @@ def last_tagged(text: str, name: str) -> str | None:
     return None
   start += len(opening)
   return text[start : text.find(closing, start)]
+
+
+def last_answer(completion: str) -> str | None:
+  """Returns the content of the last `<answer>…</answer>`, or None.
+
+  What stands in a thought that is never closed is no answer.
+  """
+  return last_tagged(without_open_thought(completion), "answer")

@@ -3,26 +3,31 @@
 import dataclasses
 import re
 from collections.abc import Mapping
-from fractions import Fraction
 from typing import Any, ClassVar
 
 from distil_jax.config.environments import MathConfig
 from distil_jax.envs import completion_text as envs_text
-from distil_jax.envs import math_worker, process_pool, rows
+from distil_jax.envs import (
+  math_answers,
+  math_boxes,
+  math_worker,
+  process_pool,
+  rows,
+)
 from distil_jax.types import Problem, Status, Verdict
 
 _BOX = "\\boxed{"
-_NUMBER = re.compile(r"([-+]?)(\d{1,40}|\d{1,3}(?:,\d{3}){1,12})?(\.\d{1,40})?")
-# LaTeX that may surround a number without being part of it.
-_ORNAMENT = re.compile(r"\\[,!;: ]|\\?\$|\\(?:left|right)|\s")
 # GSM8K marks calculator results, and the beginning of the answer.
 _CALCULATOR = re.compile(r"<<[^<>\n]*>>")
 _MARKER = "####"
-_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _MAX_LENGTH = 1000
-# Braces that are read in all boxes together, so that a completion of nothing
-# but boxes takes linear time.
-_MAX_BRACES = 10_000
+# A reference in words is shorter than a sentence of a solution.
+_MAX_WORDS = 15
+_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
+_SENTENCE = re.compile(
+  r"\b(?:is|are|so|therefore|thus|hence|answer|we|she|he|they)\b",
+  re.IGNORECASE,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,18 +83,21 @@ class Math:
   def judge(self, problem: Problem, completion: str) -> Verdict:
     """Compares the content of the last closed box with the answer.
 
-    Numbers are compared by value, without currency signs, spaces and thousands
-    separators; anything else by algebra, in a process that is killed at the
-    deadline.
+    Numbers are compared by value, without currency signs and thousands
+    separators, and with their units if both have one; anything else by algebra,
+    in a process that is killed at the deadline. If a list is expected, its
+    values may stand in several boxes. A thought that is never closed is not
+    read.
 
     Returns:
       A verdict whose reward is 1 or 0; `details` has the content of the box, or
       None, as `parsed`.
     """
-    found = last_boxed(completion)
+    text = envs_text.without_open_thought(completion)
+    found = math_boxes.last_boxed(text)
     details = {"parsed": found and found[:_MAX_LENGTH]}
     if found is None or not found.strip():
-      status, feedback = Status.UNPARSABLE, _format_feedback(completion, found)
+      status, feedback = Status.UNPARSABLE, _format_feedback(text, found)
     elif len(found) > _MAX_LENGTH:
       status = Status.UNPARSABLE
       feedback = (
@@ -98,6 +106,10 @@ class Math:
       )
     else:
       status, feedback = self._compared(found.strip(), problem.answer)
+      several = _several(text, problem.answer)
+      if status is not Status.CORRECT and several is not None:
+        status, feedback = self._compared(several, problem.answer)
+        details = {"parsed": several}
     if status is Status.CORRECT:
       return Verdict(1.0, "", status, details)
     if self.config.reveal_answer:
@@ -109,13 +121,12 @@ class Math:
   def _compared(self, found: str, expected: str) -> tuple[Status, str]:
     shown = envs_text.shortened(found)
     wrong = Status.WRONG, f"{shown} is not the correct answer."
-    # Most correct answers are written as in the data and need no algebra.
+    # Most answers are as in the data, or numbers, and need no algebra.
     if found == expected:
       return Status.CORRECT, ""
-    # Fractions compare exactly, where floats would call close numbers equal.
-    numbers = _number(found), _number(expected)
-    if None not in numbers:
-      return (Status.CORRECT, "") if numbers[0] == numbers[1] else wrong
+    is_equal = math_answers.compare(expected, found, math_answers.no_algebra)
+    if is_equal is not None:
+      return (Status.CORRECT, "") if is_equal else wrong
     if not self.config.symbolic:
       return wrong
     try:
@@ -135,25 +146,12 @@ class Math:
     return (Status.CORRECT, "") if answer["is_equal"] else wrong
 
 
-def last_boxed(text: str) -> str | None:
-  """Returns the content of the last closed `\\boxed{…}`, or None.
-
-  Takes time linear in the length of the text.
-  """
-  start = text.rfind(_BOX)
-  num_braces = 0
-  while start >= 0 and num_braces < _MAX_BRACES:
-    content = start + len(_BOX)
-    depth = 1
-    for match in _BRACE.finditer(text, content):
-      num_braces += 1
-      depth += {"{": 1, "}": -1}.get(match[0], 0)
-      if depth == 0:
-        return text[content : match.start()]
-      if num_braces >= _MAX_BRACES:
-        break
-    start = text.rfind(_BOX, 0, start)
-  return None
+def _several(text: str, expected: str) -> str | None:
+  """Returns the last boxes as one list, if a list is expected."""
+  num_values = len(math_answers.items(expected))
+  run = math_boxes.last_run(text, num_values) if num_values > 1 else []
+  joined = ", ".join(run)
+  return joined if len(run) > 1 and len(joined) <= _MAX_LENGTH else None
 
 
 def _reference(text: str) -> tuple[str, str | None]:
@@ -162,34 +160,51 @@ def _reference(text: str) -> tuple[str, str | None]:
     # The last marker counts, because a solution may use the sign itself.
     worked, _, answer = text.rpartition(_MARKER)
     worked = _CALCULATOR.sub("", worked).strip()
+    if math_boxes.has_box(answer):
+      answer = _boxed_reference(answer)
+  elif math_boxes.has_box(text):
+    answer, worked = _boxed_reference(text), text.strip()
   else:
-    answer, worked = last_boxed(text), text.strip()
-    if answer is None:
-      answer, worked = text, ""
+    answer, worked = text, ""
+    _check_is_answer(answer)
   answer = answer.strip()
   if not answer:
     raise ValueError("the row has no answer")
   if len(answer) > _MAX_LENGTH:
     raise ValueError(f"an answer of {len(answer)} characters is none")
+  if answer.count("{") != answer.count("}"):
+    raise ValueError(f"the braces of answer {answer!r} do not match")
   # The teacher is shown the solution, which should end as a completion must.
-  if worked and last_boxed(worked) is None:
+  if worked and math_boxes.last_boxed(worked) is None:
     worked += f"\n{_BOX}{answer}}}"
   return answer, worked or None
 
 
-def _number(text: str) -> Fraction | None:
-  """Returns the value of a plain number, or None for anything else."""
-  plain = _ORNAMENT.sub("", text)
-  match = _NUMBER.fullmatch(plain)
-  if match is None or (match[2] is None and match[3] is None):
-    return None
-  return Fraction(plain.replace(",", ""))
+def _boxed_reference(text: str) -> str:
+  run = math_boxes.last_run(text)
+  if not run:
+    raise ValueError(
+      f"answer has a box that cannot be read: …{text[-60:]!r}; close it, or "
+      "give the answer alone"
+    )
+  return ", ".join(run)
+
+
+def _check_is_answer(answer: str) -> None:
+  """Raises ValueError for a whole solution, which no completion can equal."""
+  words = _WORD.findall(answer)
+  if len(words) > _MAX_WORDS or (len(words) > 2 and _SENTENCE.search(answer)):
+    raise ValueError(
+      f"answer is a text of {len(words)} words, "
+      f"{envs_text.shortened(answer)!r}; put the final answer into a last "
+      f"{_BOX}…}}, or after {_MARKER}, or give it alone"
+    )
 
 
 def _format_feedback(completion: str, found: str | None) -> str:
   if found is not None:
     fault = f"{_BOX}}} is empty"
-  elif _BOX in completion:
+  elif math_boxes.has_box(completion):
     fault = f"{_BOX} is never closed"
   else:
     fault = f"no answer was found in {_BOX}…}}"

@@ -62,7 +62,7 @@ class MultipleChoice:
       A verdict whose reward is 1 or 0; `details` has the letter, or None, as
       `parsed`.
     """
-    content = completion_text.last_tagged(completion, "answer")
+    content = completion_text.last_answer(completion)
     match = None if content is None else _LETTER.fullmatch(content.strip())
     parsed = (match[1] or match[2]).upper() if match else None
     if parsed == problem.answer:

@@ -130,7 +130,7 @@ class ReasoningGym:
       than the one that was asked; `details` has the answer, or None, as
       `parsed`.
     """
-    found = envs_text.last_tagged(completion, "answer")
+    found = envs_text.last_answer(completion)
     text = (found or "").strip()
     details = {"parsed": None if found is None else text[:_MAX_LENGTH]}
     reward = 0.0

@@ -1,6 +1,5 @@
 import contextlib
 import errno
-import json
 import os
 import pathlib
 import pickle
@@ -15,11 +14,10 @@ from hypothesis import strategies as st
 
 from distil_jax.config.environments import MathConfig
 from distil_jax.envs import math as maths
-from distil_jax.envs import math_worker, process_pool
+from distil_jax.envs import math_boxes, math_worker, process_pool
 from distil_jax.types import Status
-from tests.paths import DATA, ROOT
+from tests.paths import ROOT
 
-GSM8K = DATA / "gsm8k/test.jsonl"
 ENVIRONMENT = maths.Math(MathConfig(seconds=60.0))  # of a loaded machine
 IMPATIENT = maths.Math(MathConfig(seconds=1.0))
 FAST = maths.Math(MathConfig(symbolic=False))
@@ -104,7 +102,7 @@ def test_a_row_that_is_no_problem(row, message):
   ],
 )
 def test_the_last_box_that_is_closed(text, found):
-  assert maths.last_boxed(text) == found
+  assert math_boxes.last_boxed(text) == found
 
 
 @pytest.mark.parametrize(
@@ -188,31 +186,6 @@ def test_without_algebra_numbers_are_equal_by_value_and_nothing_else():
   assert judge(boxed("18.0"), environment=FAST).reward == 1.0
   assert judge(boxed("9 + 9"), environment=FAST).reward == 0.0
   assert judge(boxed("x"), "x", FAST).reward == 1.0
-
-
-def test_every_reference_of_gsm8k_in_five_spellings_and_a_wrong_one():
-  lines = GSM8K.read_text(encoding="utf-8").splitlines()
-  rows = [json.loads(line) for line in lines]
-  assert len(rows) == 400
-  spellings = [
-    "{:,}.00",
-    "\\${:,}",
-    "{0} \\text{{ eggs}}",
-    "\\frac{{{0}}}{{1}}",
-    "{0} + 0",
-  ]
-  for i, row in enumerate(rows):
-    found = ENVIRONMENT.problem(
-      {"prompt": row["question"], "answer": row["answer"]}, i
-    )
-    value = int(found.answer.replace(",", ""))
-    assert ENVIRONMENT.judge(found, found.solution).reward == 1.0
-    for spelling in spellings:
-      written = boxed(spelling.format(value))
-      verdict = ENVIRONMENT.judge(found, written)
-      assert verdict.reward == 1.0, (found.answer, written, verdict)
-    for wrong in (f"{value + 1}", f"{value}.5", f"{value} + 1"):
-      assert ENVIRONMENT.judge(found, boxed(wrong)).reward == 0.0, wrong
 
 
 @pytest.mark.parametrize(
