@@ -15,6 +15,7 @@ _DIGITS = 50
 # Formulas that are equal agree in all digits; one in decimals is rounded.
 _EXACT = sympy.Float("1e-30", _DIGITS)
 _ROUNDED = sympy.Rational(1, 1000)
+_LISTS = sympy.Tuple, sympy.FiniteSet, sympy.Interval
 # Values of variables that no formula is likely to single out.
 _POINTS = (Fraction(17, 13), Fraction(41, 19))
 
@@ -66,22 +67,22 @@ def _is_close(gold: Any, answer: Any) -> bool:
     answer, sympy.MatrixBase
   ):
     return all(map(_is_close, gold.flat(), answer.flat()))
-  is_pair = isinstance(gold, sympy.Interval), isinstance(answer, sympy.Interval)
-  a, b = (
-    (x.start, x.end)
-    if isinstance(x, sympy.Interval)
-    else getattr(x, "args", ())
-    for x in (gold, answer)
-  )
-  if all(is_pair) or isinstance(gold, sympy.Tuple):
-    return len(a) == len(b) and all(map(_is_close, a, b))
-  if isinstance(gold, sympy.FiniteSet):
+  if isinstance(gold, _LISTS) or isinstance(answer, _LISTS):
+    a, b = _elements(gold), _elements(answer)
+    if type(gold) is type(answer) and not isinstance(gold, sympy.FiniteSet):
+      return len(a) == len(b) and all(map(_is_close, a, b))
     return all(any(_is_close(x, y) for y in b) for x in a)
   if isinstance(gold, Relational) and isinstance(answer, Relational):
     sets = as_set([gold], True), as_set([answer], True)
     is_rounded = gold.atoms(sympy.Float) | answer.atoms(sympy.Float)
     return bool(is_rounded) or None in sets or is_same_set(*sets)
   return True
+
+
+def _elements(value: Any) -> tuple[Any, ...]:
+  if isinstance(value, sympy.Interval):
+    return value.start, value.end
+  return value.args if isinstance(value, _LISTS) else (value,)
 
 
 def _is_close_number(gold: Any, answer: Any) -> bool:

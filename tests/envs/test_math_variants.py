@@ -244,6 +244,12 @@ x<1 \text{ or } x>2 → x>2 \text{ or } x<1
 2,5 → x=2 \text{ or } x=5
 2,5 → \{2,5\}
 2, 5 → 5,2
+\{5\} → 5
+\{\sqrt{2}\} → \sqrt{2}
+\sqrt{2} → \{\sqrt{2}\}
+\{\sqrt2, \sqrt3\} → \{\sqrt3, \sqrt2\}
+(\sqrt2, \sqrt3) → (\sqrt{2},\sqrt{3})
+(1,2) → 1,2
 2, 5 → 2;5
 2 and 5 → 2,5
 \{2,5\} → \boxed{2}, \boxed{5}
