@@ -115,7 +115,7 @@ def form_faults(sentence: str, required: Sequence[str]) -> Iterator[str]:
   for token in _ABOUT_ITSELF:
     if token in tokens and token not in required:
       yield (
-        f'The sentence speaks of a "{token}"; use the words to say something '
+        f'The sentence speaks of "{token}"; use the words to say something '
         "about the topic."
       )
       break

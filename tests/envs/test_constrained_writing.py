@@ -148,12 +148,12 @@ def test_one_sentence_with_the_words_is_right(text):
     # The question, and talk about the words.
     (
       "Write one sentence about the sea with the words lamp and road.",
-      'The sentence speaks of a "words"; use the words to say something about '
+      'The sentence speaks of "words"; use the words to say something about '
       "the topic.",
     ),
     (
       "Here is a sentence with a lamp on a road.",
-      'The sentence speaks of a "sentence"; use the words to say something '
+      'The sentence speaks of "sentence"; use the words to say something '
       "about the topic.",
     ),
     (
