@@ -1,7 +1,6 @@
 """Judges programs: the last fenced block runs against tests in a sandbox."""
 
 import dataclasses
-import decimal
 import json
 import re
 import time
@@ -9,7 +8,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from distil_jax.config.environments import CodeConfig
-from distil_jax.envs import code_feedback, code_tests, rows
+from distil_jax.envs import (
+  code_blocks,
+  code_feedback,
+  code_outputs,
+  code_prompts,
+  code_tests,
+  rows,
+)
 from distil_jax.envs.code_feedback import Trial
 from distil_jax.envs.code_tests import Asserts, Case
 from distil_jax.envs.sandbox import (
@@ -24,21 +30,7 @@ from distil_jax.envs.sandbox import (
 from distil_jax.envs.sandbox.guest import values
 from distil_jax.types import Problem, Status, Verdict
 
-# Possessive quantifiers never backtrack, so a line of a million letters is read
-# in linear time.
-_FENCE = re.compile(r"^[ \t]*+```[ \t]*+(\w*+)[^\n`]*+$", re.MULTILINE)
-_LANGUAGES = ("", "py", "python", "python3")
 _MAX_PROGRAM = 200_000
-_MAX_NUMBER = 100
-_FUNCTION = (
-  "Complete this function. Answer with the whole program, imports and helping "
-  "functions included, in a ```python block."
-)
-_SCRIPT = (
-  "Answer with a Python program in a ```python block. It reads standard input "
-  "and writes the answer to standard output."
-)
-_STARTER = "Answer with a Python program in a ```python block. Begin with:"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +60,8 @@ class Code:
     """
     messages = list(rows.messages(row))
     tests = code_tests.read(row)
-    messages[-1] = {**messages[-1], "content": self._question(row)}
+    question = code_prompts.question(row, tests, self.config.instruction)
+    messages[-1] = {**messages[-1], "content": question}
     return Problem(
       index=index,
       messages=tuple(messages),
@@ -155,12 +148,18 @@ class Code:
       )
       return Trial(test, outcome, is_passed, program=program)
     if test.function is None:
-      is_passed = is_over and is_same_output(outcome.stdout, test.output)
+      is_passed = is_over and code_outputs.is_same_output(
+        outcome.stdout, test.output
+      )
       return Trial(test, outcome, is_passed, program=program)
     value, returned = _returned(outcome)
     # Compared as JSON, which has one kind of list: data cannot tell a tuple
     # from a list either.
-    is_passed = is_over and returned == "" and value == json.loads(test.output)
+    is_passed = (
+      is_over
+      and returned == ""
+      and code_outputs.is_same_value(value, json.loads(test.output))
+    )
     shown = returned or _shown(value)
     return Trial(test, outcome, is_passed, returned=shown, program=program)
 
@@ -187,78 +186,25 @@ class Code:
       memory_bytes=int(self.config.memory_gib * (1 << 30)),
     )
 
-  def _question(self, row: Mapping[str, Any]) -> str:
-    prompt = rows.text(row, "prompt") or ""
-    starter = rows.text(row, "starter_code")
-    instruction = self.config.instruction
-    if instruction is not None:
-      return f"{prompt}\n\n{instruction}" if instruction else prompt
-    if starter and starter.strip():
-      return f"{prompt}\n\n{_STARTER}\n\n{fenced(starter)}"
-    if rows.text(row, "entry_point"):
-      return f"{_FUNCTION}\n\n{fenced(prompt)}"
-    if row.get("test_list"):
-      return f"{prompt}\n\n{_STARTER.partition('. ')[0]}."
-    return f"{prompt}\n\n{_SCRIPT}"
-
 
 def last_program(text: str) -> tuple[str | None, str]:
   """Returns the last closed block of Python, or None and what is wrong.
 
-  A block without a language counts as Python.
+  A block without a language counts if none is said to be Python.
   """
-  blocks, start = [], None
-  for match in _FENCE.finditer(text):
-    if start is None:
-      start = match
-    elif not match[1]:
-      blocks.append((start[1].lower(), text[start.end() + 1 : match.start()]))
-      start = None
-    # A fence with a language inside a block does not close the block.
-  found = [code for language, code in blocks if language in _LANGUAGES]
-  if not found:
-    is_open = start is not None and start[1].lower() in _LANGUAGES
-    fault = "the code block is never closed" if is_open else "no code block"
+  program, is_open = code_blocks.last_python(text, takes_unlabelled=True)
+  if program is None:
+    if is_open:
+      return None, (
+        "the code block is never closed. Write the whole program, and end its "
+        "block with ```."
+      )
     return None, (
-      f"{fault} was found. Write the whole program in one ```python block."
-      if not is_open
-      else f"{fault}. Write the whole program, and end its block with ```."
+      "no code block was found. Write the whole program in one ```python block."
     )
-  if len(found[-1]) > _MAX_PROGRAM:
-    return None, f"the program has {len(found[-1])} characters."
-  return found[-1], ""
-
-
-def fenced(code: str) -> str:
-  """Returns the code as a block of Markdown."""
-  return f"```python\n{code.strip(chr(10))}\n```"
-
-
-def is_same_output(written: str, expected: str) -> bool:
-  """Returns True if two outputs are the same, up to space and number format.
-
-  Lines are compared without the space around each and blank lines at the end;
-  a line that differs is compared word by word, and numbers by value.
-  """
-  lines, wanted = (
-    [line.split() for line in text.rstrip().splitlines()]
-    for text in (written, expected)
-  )
-  return len(lines) == len(wanted) and all(
-    len(a) == len(b) and all(map(_is_same_word, a, b))
-    for a, b in zip(lines, wanted, strict=True)
-  )
-
-
-def _is_same_word(a: str, b: str) -> bool:
-  if a == b:
-    return True
-  if max(len(a), len(b)) > _MAX_NUMBER:
-    return False
-  try:
-    return decimal.Decimal(a) == decimal.Decimal(b)
-  except decimal.InvalidOperation:
-    return False
+  if len(program) > _MAX_PROGRAM:
+    return None, f"the program has {len(program)} characters."
+  return program, ""
 
 
 def _returned(outcome: Outcome) -> tuple[Any, str]:
@@ -283,7 +229,11 @@ def _solution(row: Mapping[str, Any]) -> str | None:
   if solution:
     return solution
   rest = rows.text(row, "canonical_solution")
-  return fenced((rows.text(row, "prompt") or "") + rest) if rest else None
+  return (
+    code_prompts.fenced((rows.text(row, "prompt") or "") + rest)
+    if rest
+    else None
+  )
 
 
 def _counts(trial: Trial) -> tuple[int, int]:

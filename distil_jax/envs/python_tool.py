@@ -5,19 +5,14 @@ first, without their output, so that their variables are there.
 """
 
 import dataclasses
-import re
 from collections.abc import Sequence
 
 from distil_jax.config.tools import PythonToolConfig
+from distil_jax.envs import code_blocks
 from distil_jax.envs import completion_text as envs_text
 from distil_jax.envs.sandbox import End, Job, Limits, Outcome, Sandbox
 from distil_jax.types import Problem
 
-# Possessive quantifiers never backtrack, so a block that is never closed is
-# read in linear time.
-_FENCE = re.compile(
-  r"^[ \t]*+```[ \t]*+(python3?|py)?[ \t]*+$", re.MULTILINE | re.IGNORECASE
-)
 # Lines of an error that are shown: its last lines say what went wrong.
 _NUM_ERROR_LINES = 8
 _SILENT = "(nothing was printed)"
@@ -135,11 +130,8 @@ class PythonTool:
 
 
 def last_block(text: str) -> str | None:
-  """Returns the source of the last closed block of Python, or None."""
-  found = start = None
-  for fence in _FENCE.finditer(text):
-    if start is None:
-      start = fence if fence[1] else None
-    elif not fence[1]:
-      found, start = text[start.end() + 1 : fence.start()], None
-  return found
+  """Returns the source of the last closed block of Python, or None.
+
+  A block without a language is what a program printed, as often as not.
+  """
+  return code_blocks.last_python(text, takes_unlabelled=False)[0]

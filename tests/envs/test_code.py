@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from distil_jax.config.environments import CodeConfig
 from distil_jax.envs import code_feedback, code_tests, contract
 from distil_jax.envs import sandbox as sandboxes
-from distil_jax.envs.code import Code, fenced, is_same_output, last_program
+from distil_jax.envs.code import Code, last_program
+from distil_jax.envs.code_outputs import is_same_output
+from distil_jax.envs.code_prompts import fenced
 from distil_jax.types import Status
 from tests import cpu_time
 from tests.paths import DATA
@@ -421,7 +423,7 @@ class TestBlocks:
       ("```python\nx\n```\n```text\noutput\n```", "x\n"),
       ("```python\nx\n```\nand\n```python\ny", "x\n"),
       ("```python\n'''\n```python\n'''\n```", "'''\n```python\n'''\n"),
-      ("  ```python\n  x\n  ```", "  x\n"),
+      ("  ```python\n  x\n  ```", "x\n"),
       ("```python title='a'\nx\n```", "x\n"),
     ):
       assert last_program(text)[0] == program, text

@@ -15,7 +15,7 @@ import threading
 import types
 from typing import Any
 
-from distil_jax.envs.sandbox.guest import values
+from distil_jax.envs.sandbox.guest import leetcode, values
 
 FILE = "program.py"
 _MAX_FRAMES = 6
@@ -85,9 +85,10 @@ def value_of(program: str, call: dict[str, Any]) -> dict[str, Any]:
     call: `name`, where `A.f` is a method of a new `A()`, and `args`, encoded.
   """
   try:
-    function = _function(_loaded(program), call["name"])
+    namespace = _loaded(program, leetcode.builtin_names())
+    function = _function(namespace, call["name"])
     args = [values.decode(x) for x in call["args"]]
-    return _encoded(function(*args))
+    return _encoded(leetcode.call(function, args, namespace))
   except BaseException as error:
     return {"raised": fault(error)}
 
@@ -163,9 +164,13 @@ def _compiled(program: str) -> types.CodeType:
   return compile(program, FILE, "exec", dont_inherit=True)
 
 
-def _loaded(program: str) -> dict[str, Any]:
+def _loaded(
+  program: str, builtin_names: dict[str, Any] | None = None
+) -> dict[str, Any]:
   """Returns the names that the program defines, imported rather than run."""
   module = types.ModuleType("program")
+  if builtin_names is not None:
+    module.__dict__["__builtins__"] = builtin_names
   sys.modules["program"] = module
   exec(_compiled(program), module.__dict__)
   return module.__dict__
