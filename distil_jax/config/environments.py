@@ -64,9 +64,21 @@ class CodeConfig(EnvironmentSection):
 
 
 class ToolCallsConfig(EnvironmentSection):
-  """Compares tool calls, `Action:` and `Action Input:`, with the row's."""
+  """Compares tool calls with the row's.
+
+  They are written as `Action:` and `Action Input:`, or as objects with `name`
+  and `arguments`, as the row has them.
+  """
 
   kind: Literal["tool_calls"] = "tool_calls"
+  ordered: bool = True
+  """Calls must come in the row's order."""
+  accept_defaults: bool = False
+  """An argument may be written or left out if its value is the default that
+  the row's `tools` give it."""
+  accept_no_call: bool = False
+  """A row may have an empty list of calls: then an answer in words is right,
+  and any call wrong."""
   feedback: bool = True
   """Say in the verdict what was wrong."""
   reveal_answer: bool = False

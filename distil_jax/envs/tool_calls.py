@@ -1,33 +1,13 @@
 """Judges tool calls by their names and inputs, as in ToolAlpaca."""
 
 import dataclasses
-import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from distil_jax.config.environments import ToolCallsConfig
-from distil_jax.envs import completion_text as envs_text
-from distil_jax.envs import rows
+from distil_jax.envs import rows, tool_call_text, tool_call_values
+from distil_jax.envs.tool_call_text import Call
 from distil_jax.types import Problem, Status, Verdict
-
-Call = tuple[str, Any]  # the tool's name, and its input as JSON has it
-
-_ACTION, _INPUT = "Action:", "Action Input:"
-_MARKER = re.compile(r"^[ \t]*(Action|Action Input):[ \t]*", re.MULTILINE)
-# The tag must end its line or stand before an action. A tag inside a JSON
-# string does not end a line, because JSON escapes line feeds.
-_THOUGHT_END = re.compile(r"</think>[ \t]*(?=\r?\n|\Z|Action)")
-_FORMAT = (
-  f"Write each call as a line `{_ACTION}` with the name of the tool, and below "
-  f"it `{_INPUT}` with its input, one JSON object."
-)
-# Levels of a value that are compared; a deeper value counts as different.
-_MAX_DEPTH = 100
-
-
-class _UnreadableError(ValueError):
-  """Means that a completion's calls cannot be read; says which one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +15,7 @@ class ToolCalls:
   """Judges by the calls alone: their names, their inputs, their order.
 
   Attributes:
-    config: How much the feedback says.
+    config: What counts, and how much the feedback says.
   """
 
   config: ToolCallsConfig = dataclasses.field(default_factory=ToolCallsConfig)
@@ -45,9 +25,11 @@ class ToolCalls:
     """Reads a row of a data file.
 
     Args:
-      row: `prompt`; `answer`, a list of one or more calls, each an object with
-        `Action` and `Action_Input`, both as JSON texts or as values;
-        optionally `system`, and `solution`, which is otherwise the calls as a
+      row: `prompt`; `answer` or `tool_calls`, a list of calls, each an object
+        with `Action` and `Action_Input`, or `name` and `arguments`, or
+        `function` with these two, all as JSON texts or as values, or a text
+        with Qwen's tags; optionally `tools`, whose schemas have the defaults of
+        arguments; `system`; and `solution`, which is otherwise the calls as a
         completion writes them. Other fields are not read.
       index: Identity of the row within its data set.
 
@@ -55,18 +37,38 @@ class ToolCalls:
       ValueError: A field is missing or malformed.
     """
     messages = rows.messages(row)
-    calls = _expected(row.get("answer"))
-    answer = _written(calls)
+    given = row.get("answer")
+    given = row.get("tool_calls") if given is None else given
+    expected = _expected(given, may_be_empty=self.config.accept_no_call)
+    calls = [(name, value) for name, value, _ in expected]
+    shown = [
+      (name, value if is_text else tool_call_values.without_nulls(value))
+      for name, value, is_text in expected
+    ]
+    details: dict[str, Any] = {"calls": calls}
+    if shown != calls:
+      # Files of columns fill the fields that a call lacks with nulls.
+      details |= {"calls": shown, "with_nulls": calls}
+    is_tagged = not _has_actions(given)
+    if is_tagged:
+      details["is_tagged"] = True
+    if self.config.accept_defaults:
+      details["defaults"] = tool_call_values.defaults(row.get("tools"))
+    answer = (
+      tool_call_text.written_tags(shown)
+      if is_tagged
+      else tool_call_text.written_actions(shown)
+    )
     return Problem(
       index=index,
       messages=messages,
       answer=answer,
-      solution=rows.text(row, "solution") or answer,
-      details={"calls": calls},
+      solution=rows.text(row, "solution") or answer or None,
+      details=details,
     )
 
   def judge(self, problem: Problem, completion: str) -> Verdict:
-    """Compares all calls, in their order.
+    """Compares all calls, in their order unless the settings say otherwise.
 
     Numbers are compared by value, so that 2 is 2.0; they differ from strings
     and from truth values. The order of an object's fields is ignored, and so is
@@ -77,16 +79,32 @@ class ToolCalls:
       if they cannot be read, and how many of them are as expected.
     """
     expected = problem.details["calls"]
+    comparison = tool_call_values.Comparison(
+      expected=expected,
+      with_nulls=problem.details.get("with_nulls"),
+      defaults=problem.details.get("defaults") or {},
+      is_ordered=self.config.ordered,
+    )
     details: dict[str, Any] = {"calls": None, "right_calls": 0}
+    is_tagged = problem.details.get("is_tagged", False)
+    text = tool_call_text.after_thought(completion)
     try:
-      calls = _calls(completion)
-    except _UnreadableError as error:
-      status, feedback = Status.UNPARSABLE, f"{error} {_FORMAT}"
+      calls = _read(text, expected, is_tagged=is_tagged)
+    except tool_call_text.UnreadableError as error:
+      is_none = isinstance(error, tool_call_text.NoCallError)
+      if is_none and not expected and text.strip():
+        return Verdict(1.0, "", Status.CORRECT, {"calls": 0, "right_calls": 0})
+      wanted = (
+        tool_call_text.TAGS_FORMAT
+        if is_tagged
+        else tool_call_text.ACTIONS_FORMAT
+      )
+      status, feedback = Status.UNPARSABLE, f"{error} {wanted}"
+      if not expected:
+        feedback = "No call is needed here: write an answer in words."
     else:
-      pairs = zip(calls, expected, strict=False)
-      right = sum(_difference(*pair) is None for pair in pairs)
+      right, feedback = comparison.result(calls)
       details = {"calls": len(calls), "right_calls": right}
-      feedback = _mismatch(calls, expected)
       if feedback is None:
         return Verdict(1.0, "", Status.CORRECT, details)
       status = Status.WRONG
@@ -97,192 +115,87 @@ class ToolCalls:
     )
 
 
-def _expected(answer: Any) -> list[Call]:
-  """Returns the calls of a data row."""
-  if isinstance(answer, str):
-    answer = _json_of_row("answer", answer)
-  if not isinstance(answer, Sequence) or isinstance(answer, str) or not answer:
-    raise ValueError(f"answer must be a list of calls, got {answer!r}")
-  calls = []
-  for number, call in enumerate(answer, 1):
-    where = f"call {number} of answer"
-    if not isinstance(call, Mapping):
-      raise ValueError(f"{where} must be an object, got {call!r}")
-    name, value = call.get("Action"), call.get("Action_Input")
-    if not isinstance(name, str) or not name.strip():
-      raise ValueError(f"{where} must have the name of a tool in Action")
-    if isinstance(value, str):
-      value = _json_of_row(f"Action_Input in {where}", value)
-    if not isinstance(value, Mapping):
-      raise ValueError(f"Action_Input in {where} must be an object")
-    calls.append((name.strip(), value))
-  return calls
+def _read(
+  text: str, expected: Sequence[Call], *, is_tagged: bool
+) -> list[Call]:
+  def takes_no_input(number: int) -> bool:
+    return number < len(expected) and not expected[number][1]
+
+  if is_tagged:
+    try:
+      return tool_call_text.objects(text)
+    except tool_call_text.NoCallError:
+      pass
+  return tool_call_text.actions(text, takes_no_input)
 
 
-def _json_of_row(what: str, text: str) -> Any:
+def _has_actions(answer: Any) -> bool:
+  """Returns True if the calls of a row are written as actions."""
+  calls = _decoded("answer", answer) if isinstance(answer, str) else answer
+  if isinstance(calls, Mapping):
+    calls = [calls]
+  first = calls[0] if isinstance(calls, Sequence) and calls else None
+  return isinstance(first, Mapping) and first.get("Action") is not None
+
+
+def _decoded(what: str, text: str) -> Any:
+  if what == "answer" and "<tool_call>" in text:
+    try:
+      found = tool_call_text.objects(text)
+    except tool_call_text.UnreadableError as error:
+      raise ValueError(f"answer: {error}") from None
+    return [{"name": name, "arguments": value} for name, value in found]
+  if what == "answer" and not text.strip():
+    return []
   try:
-    return _DECODER.decode(text)
+    return tool_call_text.decoded(text)
   except (ValueError, RecursionError) as error:
     raise ValueError(f"{what} is not valid JSON: {error}") from None
 
 
-def _written(calls: Sequence[Call]) -> str:
-  """Returns calls as a completion writes them."""
-  return "\n".join(
-    f"{_ACTION} {name}\n{_INPUT} {json.dumps(value, ensure_ascii=False)}"
-    for name, value in calls
-  )
+def _expected(
+  answer: Any, *, may_be_empty: bool
+) -> list[tuple[str, Any, bool]]:
+  """Returns name and input of each call, and if the input was a JSON text."""
+  is_text = isinstance(answer, str)
+  given = _decoded("answer", answer) if is_text else answer
+  if isinstance(given, Mapping):
+    # A single call, or a whole message of an assistant.
+    inner = given.get("tool_calls")
+    given = [given] if inner is None and given.get("role") is None else inner
+  if may_be_empty and (given is None or given == []):
+    return []
+  if not isinstance(given, Sequence) or isinstance(given, str) or not given:
+    raise ValueError(
+      f"answer must be a list of calls, got {given!r}; "
+      "environment.accept_no_call=true takes rows that expect none"
+    )
+  return [
+    _expected_call(call, f"call {number} of answer", is_text)
+    for number, call in enumerate(given, 1)
+  ]
 
 
-def _calls(completion: str) -> list[Call]:
-  """Returns the calls of a completion, in time linear in its length.
-
-  Raises:
-    _UnreadableError: There is no call, or one is malformed.
-  """
-  ends = [match.end() for match in _THOUGHT_END.finditer(completion)]
-  text = completion[ends[-1] if ends else 0 :]
-  calls: list[Call] = []
-  name: str | None = None
-  for marker, start in _markers(text):
-    number = len(calls) + 1
-    if marker == "Action":
-      if name is not None:
-        raise _UnreadableError(f"Call {number} has no `{_INPUT}`.")
-      name = text[start : _line_end(text, start)].strip()
-      if not name:
-        raise _UnreadableError(f"`{_ACTION}` of call {number} names no tool.")
-    elif name is None:
-      raise _UnreadableError(f"An `{_INPUT}` stands before its `{_ACTION}`.")
-    else:
-      calls.append((name, _input(text, start, number)))
-      name = None
-  if name is not None:
-    raise _UnreadableError(f"Call {len(calls) + 1} has no `{_INPUT}`.")
-  if not calls:
-    raise _UnreadableError("No call was found.")
-  return calls
-
-
-def _markers(text: str) -> Iterator[tuple[str, int]]:
-  """Yields each marker at a line's beginning and the index after it."""
-  for match in _MARKER.finditer(text):
-    yield match[1], match.end()
-
-
-def _line_end(text: str, start: int) -> int:
-  end = text.find("\n", start)
-  return len(text) if end < 0 else end
-
-
-def _input(text: str, start: int, number: int) -> Any:
-  """Reads one JSON object; the rest of its last line must be empty."""
-  # `raw_decode` does not skip white space.
-  while start < len(text) and text[start].isspace():
-    start += 1
-  try:
-    value, end = _DECODER.raw_decode(text, start)
-  except (ValueError, RecursionError) as error:
-    # What follows the colon is a place in the completion, not in the input.
-    said = str(error).partition(":")[0] or "it is too deep"
-    raise _UnreadableError(
-      f"The input of call {number} is not valid JSON ({said})."
-    ) from None
-  if not isinstance(value, dict):
-    raise _UnreadableError(f"The input of call {number} is no JSON object.")
-  if text[end : _line_end(text, end)].strip():
-    raise _UnreadableError(f"Something follows the input of call {number}.")
-  return value
-
-
-def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-  found = dict(pairs)
-  if len(found) < len(pairs):
-    raise ValueError("a field stands twice in an object")
-  return found
-
-
-def _no_number(name: str) -> Any:
-  raise ValueError(f"{name} is no number")
-
-
-# Python reads NaN and Infinity, which JSON does not have, and keeps the last of
-# two equal fields.
-_DECODER = json.JSONDecoder(
-  object_pairs_hook=_fields, parse_constant=_no_number
-)
-
-
-def _mismatch(calls: Sequence[Call], expected: Sequence[Call]) -> str | None:
-  """Returns the first mistake in words, or None."""
-  pairs = zip(calls, expected, strict=False)
-  for number, pair in enumerate(pairs, 1):
-    difference = _difference(*pair)
-    if difference is not None:
-      return f"Call {number} ({_quoted(pair[0][0])}): {difference}."
-  if len(calls) < len(expected):
-    return f"After call {len(calls)} another call is missing."
-  if len(calls) > len(expected):
-    return f"Call {len(expected) + 1} is one too many."
-  return None
-
-
-def _difference(call: Call, expected: Call) -> str | None:
-  """Returns how a call differs from the expected one, without naming it."""
-  if call[0] != expected[0]:
-    return "this is not the tool to call here"
-  return _value_difference(call[1], expected[1], "", 0)
-
-
-def _value_difference(value, expected, path: str, depth: int) -> str | None:
-  if depth > _MAX_DEPTH:
-    return f"the value of {_quoted(path)} is too deep"
-  if isinstance(value, dict) and isinstance(expected, Mapping):
-    return _object_difference(value, expected, path, depth)
-  if isinstance(value, list) and isinstance(expected, list):
-    if len(value) != len(expected):
-      return f"the list {_quoted(path)} has the wrong length, {len(value)}"
-    for i, pair in enumerate(zip(value, expected, strict=True)):
-      found = _value_difference(*pair, f"{path}[{i}]", depth + 1)
-      if found is not None:
-        return found
-    return None
-  if _kind(value) != _kind(expected):
-    return f"{_quoted(path)} has the wrong type, {_kind(value)}"
-  if value != expected:
-    return f"the value of {_quoted(path)} is not right"
-  return None
-
-
-def _object_difference(value, expected, path: str, depth: int) -> str | None:
-  def named(field):
-    return _quoted(f"{path}.{field}" if path else field)
-
-  for field in value:
-    if field not in expected:
-      return f"{named(field)} does not belong there"
-  for field in expected:
-    if field not in value:
-      return f"{named(field)} is missing"
-  for field, inner in value.items():
-    place = f"{path}.{field}" if path else field
-    found = _value_difference(inner, expected[field], place, depth + 1)
-    if found is not None:
-      return found
-  return None
-
-
-def _kind(value: Any) -> str:
-  """Returns JSON's name for the type of a value."""
-  # Python counts truth values among the integers, so they come first.
-  if value is None or isinstance(value, bool):
-    return "null" if value is None else "boolean"
-  if isinstance(value, int | float):
-    return "number"
+def _expected_call(
+  call: Any, where: str, is_text: bool
+) -> tuple[str, Any, bool]:
+  if not isinstance(call, Mapping):
+    raise ValueError(f"{where} must be an object, got {call!r}")
+  name, value = call.get("Action"), call.get("Action_Input")
+  fields = "Action", "Action_Input"
+  if name is None:
+    other, given = tool_call_text.name_and_input(call)
+    if other is not None:
+      name, fields = other, ("name", "arguments")
+      # A tool without parameters may have no input at all.
+      value = {} if given is None or given == "" else given
+  if not isinstance(name, str) or not name.strip():
+    raise ValueError(
+      f"{where} must have the name of a tool in Action, or in name"
+    )
   if isinstance(value, str):
-    return "string"
-  return "object" if isinstance(value, Mapping) else "array"
-
-
-def _quoted(name: str) -> str:
-  return f"`{envs_text.shortened(name)}`"
+    value = _decoded(f"{fields[1]} in {where}", value)
+    is_text = True
+  if not isinstance(value, Mapping):
+    raise ValueError(f"{fields[1]} in {where} must be an object")
+  return name.strip(), value, is_text
