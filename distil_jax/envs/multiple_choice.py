@@ -11,6 +11,25 @@ from distil_jax.types import Problem, Status, Verdict
 
 _OPEN, _CLOSE = "<answer>", "</answer>"
 _LETTER = re.compile(r"(?:([A-Za-z])|\(([A-Za-z])\))\.?")
+# A letter with its label: `B)`, `[B]`, `B:`, `Option B`.
+_LABEL = re.compile(
+  r"(?:(?:the )?(?:final |correct )?(?:option|choice|answer)(?: is)?:? ?)?"
+  r"(?:\(([A-Z])\)|\[([A-Z])\]|([A-Z])[):.]?)[.:]?",
+  re.IGNORECASE | re.ASCII,
+)
+# Markdown and LaTeX around it.
+_AROUND = (
+  re.compile(
+    r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|boxed|fbox)\s*"
+    r"\{(.*)\}",
+    re.DOTALL,
+  ),
+  re.compile(r"(\*\*|__|\*|_|`|\$\$|\$|\"|')(.*)\1", re.DOTALL),
+  re.compile(r"\\\((.*)\\\)|\\\[(.*)\\\]", re.DOTALL),
+)
+_MAX_LABEL = 100
+_OPTION = re.compile(r"^[ \t]*\(?([A-Z])[).:][ \t]+\S", re.MULTILINE)
+_MAX_OPTIONS = 26
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,16 +49,19 @@ class MultipleChoice:
     """Reads a row of a data file.
 
     Args:
-      row: `prompt`, and `answer`, one capital letter; optionally `system` and
-        `solution`, for which null and empty mean none. The texts are kept
-        unchanged; other fields are not read.
+      row: `prompt`, and `answer`, one capital letter, or the index of one from
+        0; optionally `system` and `solution`, for which null and empty mean
+        none, and `options` or `choices`, a list whose length is read. The texts
+        are kept unchanged; other fields are not read.
       index: Identity of the row within its data set.
 
     Raises:
       ValueError: The prompt or the answer is missing, a field is no string, or
-        the answer is not one letter A to Z.
+        the answer is not one letter A to Z, or no index of an option.
     """
-    messages, answer = rows.messages(row), rows.text(row, "answer")
+    messages = rows.messages(row)
+    options = _options(row)
+    answer = _answer(row, len(options))
     solution = rows.text(row, "solution")
     if answer is None or not re.fullmatch("[A-Z]", answer):
       raise ValueError(f"answer must be one letter A to Z, got {answer!r}")
@@ -48,23 +70,25 @@ class MultipleChoice:
       messages=messages,
       answer=answer,
       solution=solution or None,
+      details={"options": options} if options else {},
     )
 
   def judge(self, problem: Problem, completion: str) -> Verdict:
     """Compares the letter in the last `<answer>…</answer>`.
 
     White space around the letter, one pair of brackets and a full stop after
-    it are ignored, and so is its case: `(b).` is B. Anything else, such as the
-    text of the option, cannot be read as an answer. If tags are nested, the
-    innermost one counts; a tag that is never closed does not.
+    it are ignored, and so is its case: `(b).` is B. So is what marks the letter
+    of one of the options: `B)`, `**B**`, `\\text{B}`, `Option B`. Anything
+    else, such as the text of the option, cannot be read as an answer. If tags
+    are nested, the innermost one counts; a tag that is never closed does not.
 
     Returns:
       A verdict whose reward is 1 or 0; `details` has the letter, or None, as
       `parsed`.
     """
     content = completion_text.last_answer(completion)
-    match = None if content is None else _LETTER.fullmatch(content.strip())
-    parsed = (match[1] or match[2]).upper() if match else None
+    options = problem.details.get("options", "")
+    parsed = None if content is None else _letter(content.strip(), options)
     if parsed == problem.answer:
       return Verdict(1.0, "", Status.CORRECT, {"parsed": parsed})
     if parsed is None:
@@ -77,6 +101,60 @@ class MultipleChoice:
     if not self.config.feedback:
       feedback = ""
     return Verdict(0.0, feedback, status, {"parsed": parsed})
+
+
+def _options(row: Mapping[str, Any]) -> str:
+  """Returns the letters of the options, or an empty text if nobody says."""
+  for name in ("options", "choices"):
+    if isinstance(given := row.get(name), list):
+      return "".join(map(_letter_of, range(min(len(given), _MAX_OPTIONS))))
+  found = "".join(
+    dict.fromkeys(_OPTION.findall(rows.text(row, "prompt") or ""))
+  )
+  # Letters that begin lines for another reason do not come in order from A.
+  expected = "".join(map(_letter_of, range(len(found))))
+  return found if len(found) > 1 and found == expected else ""
+
+
+def _letter_of(index: int) -> str:
+  return chr(ord("A") + index)
+
+
+def _answer(row: Mapping[str, Any], num_options: int) -> str | None:
+  """Returns the answer as a letter, also if the row has its index."""
+  answer = row.get("answer")
+  if isinstance(answer, bool) or not isinstance(answer, int):
+    return rows.text(row, "answer")
+  count = num_options or _MAX_OPTIONS
+  if not 0 <= answer < count:
+    raise ValueError(
+      f"answer is the index {answer}, and there are {count} options, counted "
+      "from 0"
+    )
+  return _letter_of(answer)
+
+
+def _letter(text: str, options: str) -> str | None:
+  """Returns the letter that a text names, or None."""
+  match = _LETTER.fullmatch(text)
+  if match:
+    return (match[1] or match[2]).upper()
+  if len(text) > _MAX_LABEL:
+    return None
+  for _ in range(4):
+    before = text
+    for pattern in _AROUND:
+      whole = pattern.fullmatch(text.removesuffix("."))
+      if whole:
+        text = next(x for x in reversed(whole.groups()) if x is not None)
+        text = text.strip()
+    if text == before:
+      break
+  match = _LABEL.fullmatch(text)
+  if match is None:
+    return None
+  found = next(x for x in match.groups() if x).upper()
+  return found if not options or found in options else None
 
 
 def _format_feedback(content: str | None) -> str:

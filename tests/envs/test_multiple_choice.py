@@ -55,7 +55,10 @@ def test_system_and_solution_are_optional(system):
     ({"answer": ""}, "one letter A to Z, got ''"),
     ({"answer": None}, "one letter A to Z, got None"),
     ({"answer": "B\n"}, "one letter A to Z"),
-    ({"answer": 2}, "answer must be a string, got int"),
+    ({"answer": 2}, "index 2, and there are 2 options"),
+    ({"answer": -1}, "index -1"),
+    ({"answer": True}, "answer must be a string, got bool"),
+    ({"answer": 3, "choices": ["x", "y", "z"]}, "there are 3 options"),
     ({"prompt": None}, "no prompt"),
     ({"prompt": ["x"]}, "prompt must be a string, got list"),
     ({"system": 1}, "system must be a string"),
@@ -90,6 +93,52 @@ def test_correct(completion):
   assert verdict.details == {"parsed": "B"}
 
 
+LABELS = """\
+B) | (B) | [B] | B. | B: | B). | (B). | **B** | **B)** | **(B)** | **B**. | *B*
+__B__ | `B` | "B" | $B$ | \\text{B} | \\textbf{B} | \\mathrm{B} | \\boxed{B}
+$\\boxed{B}$ | \\boxed{\\text{B}} | $\\boxed{\\textbf{(B)}}$
+\\(B\\) | Option B | b) | **b** | \\text{(B)}
+option B. | Choice B | Answer: B | The correct answer is B
+**Option B** | The answer is (B)."""
+NO_LABELS = """\
+**C** | \\text{C} | C) | Option C | B or A | A, B | **A** **B** | not B
+BA) | B) that | Option | \\text{} | **  ** | \\boxed{AB} | B) A) | (B | Bo | \\text{that}"""
+
+
+@pytest.mark.parametrize(
+  ("table", "parsed"), [(LABELS, "B"), (NO_LABELS, None)]
+)
+def test_a_letter_with_its_label_is_that_letter_if_it_is_an_option(
+  table, parsed
+):
+  for text in table.replace("\n", " | ").split(" | "):
+    verdict = judge(f"So <answer>{text}</answer>")
+    assert verdict.details == {"parsed": parsed}, text
+    assert verdict.reward == (parsed == "B")
+
+
+def test_without_known_options_any_letter_is_one():
+  problem = MultipleChoice().problem({"prompt": "p", "answer": "E"})
+  found = MultipleChoice().judge(problem, "<answer>**E**</answer>")
+  assert found.reward == 1.0
+
+
+def test_an_answer_may_be_an_index():
+  for row, answer in (
+    ({"answer": 1}, "B"),
+    ({"answer": 0}, "A"),
+    ({"prompt": "p", "answer": 25}, "Z"),
+    ({"prompt": "p", "answer": 3, "options": list("wxyz")}, "D"),
+  ):
+    assert MultipleChoice().problem({**ROW, **row}).answer == answer
+
+
+def test_an_answer_in_a_thought_that_never_ends_is_none():
+  assert judge("<think><answer>B</answer>").status is Status.UNPARSABLE
+  assert judge("<answer>B</answer><think><answer>A</answer>").reward == 1.0
+  assert judge("<think>x</think><answer>B</answer>").reward == 1.0
+
+
 def test_wrong():
   verdict = judge("<answer>B</answer> no: <answer>c</answer>")
   assert verdict.reward == 0.0
@@ -111,7 +160,7 @@ def test_wrong():
     ("<answer>A: 2270</answer>", "'A: 2270' between"),
     ("<answer>BB</answer>", "'BB' between"),
     ("<answer>(B</answer>", "'(B' between"),
-    ("<answer>B)</answer>", "'B)' between"),
+    ("<answer>C)</answer>", "'C)' between"),
     ("<answer>\u212a</answer>", "'\u212a' between"),  # the kelvin sign
     ("<answer>" + "x" * 50 + "</answer>", f"'{'x' * 40}…' between"),
   ],
