@@ -63,11 +63,19 @@ def interruptible():
   signal.signal(signal.SIGINT, before)
 
 
+# XLA maps each program in about six pieces. The more of them there are, the
+# longer everything takes that throws exceptions in C++, which are looked up in
+# the code of all programs: beside 1,200 programs the next one takes three times
+# as long to compile as the first.
+_MANY_MAPS = 1_500
+_TOO_MANY_MAPS = 3_000
+
+
 @pytest.fixture(scope="module", autouse=True)
-def little_memory():
+def few_programs():
   """Lets the programs of a file go, if they are many: the next has its own."""
   yield
-  if _num_memory_maps() > 12_000:
+  if _num_memory_maps() > _MANY_MAPS:
     _forget_programs()
 
 
@@ -77,16 +85,16 @@ _SHORT = 0.3
 
 @pytest.fixture(autouse=True)
 def few_memory_maps():
-  """Lets compiled programs go before they use up what Linux lets one map.
+  """Lets programs go within a file too, before they slow down the next ones.
 
-  XLA maps each program in many pieces, and dies where it may map no more
-  (`vm.max_map_count`, 65530 by default).
+  XLA would also die where it may map no more (`vm.max_map_count`, 65530 by
+  default).
   """
   begun = time.monotonic()
   yield
   if time.monotonic() - begun < _SHORT:
     return
-  if _num_memory_maps() > 45_000:
+  if _num_memory_maps() > _TOO_MANY_MAPS:
     _forget_programs()
 
 
