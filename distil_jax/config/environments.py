@@ -280,8 +280,8 @@ class SandboxConfig(Section):
   python: str | None = None
   """Interpreter of the programs; null takes this one, without its packages."""
   packages: str | None = None
-  """Folder of packages that programs may import, made by `pip install
-  --target`."""
+  """Packages that programs may import: a folder made by `pip install
+  --target`, or names of packages that are installed here, such as `numpy`."""
   url: str | None = None
   """Address of a remote sandbox, such as http://host:8765."""
 

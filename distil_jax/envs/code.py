@@ -11,10 +11,13 @@ from distil_jax.config.environments import CodeConfig
 from distil_jax.envs import (
   code_blocks,
   code_feedback,
+  code_imports,
+  code_json,
   code_outputs,
   code_prompts,
   code_tests,
   rows,
+  warn_once,
 )
 from distil_jax.envs.code_feedback import Trial
 from distil_jax.envs.code_tests import Asserts, Case
@@ -33,6 +36,12 @@ from distil_jax.types import Problem, Status, Verdict
 _MAX_PROGRAM = 200_000
 
 
+# Errors of a checker that are its own.
+_BROKEN = frozenset(
+  ["SyntaxError", "NameError", "ImportError", "ModuleNotFoundError"]
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Code:
   """Judges by what a program does.
@@ -45,6 +54,12 @@ class Code:
   config: CodeConfig
   sandbox: Sandbox = dataclasses.field(repr=False, compare=False)
   required_fields: ClassVar = ("prompt",)
+  _warn_once: warn_once.WarnOnce = dataclasses.field(
+    default_factory=lambda: warn_once.WarnOnce(warn_once.to_stderr),
+    init=False,
+    repr=False,
+    compare=False,
+  )
 
   def problem(self, row: Mapping[str, Any], index: int = 0) -> Problem:
     """Reads a row of a data file.
@@ -60,6 +75,7 @@ class Code:
     """
     messages = list(rows.messages(row))
     tests = code_tests.read(row)
+    code_imports.check(tests, self.sandbox)
     question = code_prompts.question(row, tests, self.config.instruction)
     messages[-1] = {**messages[-1], "content": question}
     return Problem(
@@ -92,7 +108,24 @@ class Code:
       trials, tells_hidden=self.config.reveal_hidden_tests
     )
     status = code_feedback.status(trials)
+    if status is Status.CRASHED:
+      return self._crashed(problem.index, trials, tests)
     return self._verdict(0.0, feedback, status, trials, tests)
+
+  def _crashed(
+    self, index: int, trials: Sequence[Trial], tests: Sequence[Case | Asserts]
+  ) -> Verdict:
+    """Says once for each kind of error why nothing is learned from a row."""
+    said = code_feedback.crash(trials)
+    self._warn_once(
+      said.partition(":")[0],
+      f"problem {index}: its tests break, not the program: {said}. Nothing is "
+      f"learned from it. {code_imports.CURE} Others to which this happens are "
+      f"counted as {Status.CRASHED} and not reported",
+    )
+    verdict = self._verdict(0.0, "", Status.CRASHED, trials, tests)
+    details = {**verdict.details, "error": said}
+    return dataclasses.replace(verdict, details=details)
 
   def _verdict(
     self,
@@ -148,20 +181,57 @@ class Code:
       )
       return Trial(test, outcome, is_passed, program=program)
     if test.function is None:
-      is_passed = is_over and code_outputs.is_same_output(
-        outcome.stdout, test.output
-      )
-      return Trial(test, outcome, is_passed, program=program)
+      return self._script_trial(program, test, outcome, is_over)
     value, returned = _returned(outcome)
     # Compared as JSON, which has one kind of list: data cannot tell a tuple
     # from a list either.
-    is_passed = (
-      is_over
-      and returned == ""
-      and code_outputs.is_same_value(value, json.loads(test.output))
-    )
+    is_passed = is_over and returned == ""
+    if is_passed and test.checker:
+      expected = code_json.decoded(test.output)
+      given = list(test.arguments), value, expected
+      outcome, is_passed = self._checked(test, outcome, given)
+    elif is_passed:
+      is_passed = any(
+        code_outputs.is_same_value(value, code_json.decoded(x))
+        for x in test.outputs
+      )
     shown = returned or _shown(value)
     return Trial(test, outcome, is_passed, returned=shown, program=program)
+
+  def _script_trial(
+    self, program: str, test: Case, outcome: Outcome, is_over: bool
+  ) -> Trial:
+    written, is_passed = outcome.stdout, is_over
+    if is_over and test.checker:
+      texts = test.input, written, test.output
+      outcome, is_passed = self._checked(test, outcome, texts)
+    elif is_over:
+      is_passed = any(
+        code_outputs.is_same_output(written, x) for x in test.outputs
+      )
+    return Trial(test, outcome, is_passed, program=program)
+
+  def _checked(
+    self, test: Case, outcome: Outcome, given: tuple[Any, ...]
+  ) -> tuple[Outcome, bool]:
+    """Asks the row's checker, in a process that the program never shares.
+
+    Returns:
+      The outcome of the program, or one that has crashed if the checker is
+      broken, and True if the output is right.
+    """
+    job = Job(test.checker, call=Call("check", given), limits=self._limits())
+    found = self.sandbox.run(job)
+    if found.end is End.EXITED and not found.exit_code:
+      value, fault = _returned(found)
+      return outcome, value is True and not fault
+    kind = found.fault.type if found.fault else str(found.end)
+    # Whatever else a checker raises is about an output that it cannot read.
+    if found.end is End.RAISED and kind not in _BROKEN:
+      return outcome, False
+    text = found.fault.message if found.fault else ""
+    said = f"the checker is broken: {kind}: {text}"
+    return Outcome(End.CRASHED, stderr=said), False
 
   def _job(self, program: str, test: Case | Asserts) -> Job:
     if isinstance(test, Asserts):
@@ -225,15 +295,32 @@ def _shown(value: Any) -> str:
 
 
 def _solution(row: Mapping[str, Any]) -> str | None:
+  """Returns a reference solution; a program is shown as a block."""
   solution = rows.text(row, "solution")
   if solution:
     return solution
   rest = rows.text(row, "canonical_solution")
-  return (
-    code_prompts.fenced((rows.text(row, "prompt") or "") + rest)
-    if rest
-    else None
-  )
+  if rest:
+    return code_prompts.fenced((rows.text(row, "prompt") or "") + rest)
+  program = rows.text(row, "code") or _first_solution(row.get("solutions"))
+  return code_prompts.fenced(program) if program else None
+
+
+def _first_solution(solutions: Any) -> str | None:
+  """Returns the first of the solutions of APPS, a list or its JSON text."""
+  if isinstance(solutions, str):
+    try:
+      solutions = json.loads(solutions) if solutions.strip() else []
+    except (ValueError, RecursionError):
+      raise ValueError("solutions is no JSON") from None
+  if not isinstance(solutions, list) or not solutions:
+    return None
+  first = solutions[0]
+  if not isinstance(first, str):
+    raise ValueError("solutions must be a list of texts")
+  if "```" not in first:
+    return first
+  return code_blocks.last_python(first, takes_unlabelled=True)[0]
 
 
 def _counts(trial: Trial) -> tuple[int, int]:

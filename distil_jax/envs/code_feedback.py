@@ -7,6 +7,7 @@ answers, the shortest first.
 import builtins
 import dataclasses
 import signal
+from collections.abc import Sequence
 
 from distil_jax.envs import completion_text as envs_text
 from distil_jax.envs.code_tests import Asserts, Case
@@ -75,6 +76,17 @@ def trace(trials: list[Trial], *, tells_hidden: bool) -> str:
     broken = _error if worst is Status.ERROR else _late
     text = broken(first, tells_hidden)
   return _shortened(text, MAX_LENGTH)
+
+
+def crash(trials: Sequence[Trial]) -> str:
+  """Returns what has failed beside the program, as its error says it."""
+  for trial in trials:
+    checks = trial.outcome.checks
+    if checks is not None and checks.broken:
+      return checks.broken
+    if trial.outcome.end is End.CRASHED:
+      return trial.outcome.stderr or "the sandbox has failed"
+  return ""
 
 
 def _shortened(text: str, length: int) -> str:

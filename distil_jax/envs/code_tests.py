@@ -1,33 +1,32 @@
 """Reads the tests of programs from data rows.
 
-Four layouts are known:
+These layouts are known:
 
-  assertions     `test` with `entry_point` (HumanEval), or `test_list` with
-                 `test_setup_code` or `test_imports`, and `code` (MBPP)
+  assertions     `test` with `entry_point` (HumanEval), also for pytest and
+                 unittest; `test_list` with `test_setup_code` or `test_imports`,
+                 and `code` (MBPP); or `tests`, a list of texts
   cases          `tests`: a list of `{input, output, testtype}`, or
-                 `{inputs, outputs, fn_name}`, as an object or as JSON text
+                 `{inputs, outputs, fn_name}`, as an object or as JSON text;
+                 `input_output` (APPS, TACO) and `verification_info` with
+                 `test_cases` (PrimeIntellect) likewise; `checker` if several
+                 outputs are right
   LiveCodeBench  `public_test_cases` and `private_test_cases`: such lists, the
                  latter perhaps packed; `metadata` with `func_name`
   hidden tests   `hidden_tests` and `hidden_test`: as `tests` and `test`
 """
 
 import ast
-import base64
-import binascii
 import builtins
 import dataclasses
-import io
 import json
-import pickle
 import re
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from distil_jax.envs import rows
+from distil_jax.envs import code_json, code_test_styles, rows
 
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)?", re.ASCII)
-_MAX_UNPACKED = 256 << 20
+_KINDS = {"function_call": "functional", "stdin_stdout": "stdin"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,18 +40,28 @@ class Case:
     function: Name of the function, `A.f` for a method of `A()`; None means that
       the program runs as a script.
     is_hidden: If True, feedback must not show the test's content.
+    others: Other right outputs, in the form of the first one.
+    checker: Python that defines `check(input, output, expected)`, which returns
+      True if an output is right; empty if outputs are compared.
   """
 
   input: str
   output: str
   function: str | None = None
   is_hidden: bool = False
+  others: tuple[str, ...] = ()
+  checker: str = ""
 
   @property
   def arguments(self) -> tuple[Any, ...]:
     """Returns the arguments of the call."""
     lines = filter(str.strip, self.input.split("\n"))
-    return tuple(json.loads(line) for line in lines)
+    return tuple(map(code_json.decoded, lines))
+
+  @property
+  def outputs(self) -> tuple[str, ...]:
+    """Returns all right outputs."""
+    return (self.output, *self.others)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,19 +88,28 @@ def read(row: Mapping[str, Any]) -> list[Case | Asserts]:
     ValueError: There are none, or one is malformed.
   """
   found: list[Case | Asserts] = []
-  name = _function_name(row)
+  name, checker = _function_name(row), _checker(row)
   for field, is_hidden in (
     ("tests", False),
+    ("input_output", False),
+    ("verification_info", False),
     ("public_test_cases", False),
     ("hidden_tests", True),
     ("private_test_cases", True),
   ):
-    cases = _cases(row.get(field), field, name)
-    found += [dataclasses.replace(case, is_hidden=is_hidden) for case in cases]
+    value = code_json.read(row.get(field), field)
+    if _is_texts(value):
+      found += _asserts(row, "\n".join(value), is_hidden)
+      continue
+    cases = _cases(value, field, name)
+    found += [
+      dataclasses.replace(case, is_hidden=is_hidden, checker=checker)
+      for case in cases
+    ]
   for field, is_hidden in (("test", False), ("hidden_test", True)):
     source = rows.text(row, field)
     if source and source.strip():
-      found.append(_asserts(row, source, is_hidden))
+      found += _asserts(row, source, is_hidden)
   found += _listed(row)
   if not found:
     raise ValueError(
@@ -111,26 +129,58 @@ def from_data(data: Sequence[Mapping[str, Any]]) -> list[Case | Asserts]:
   return [
     Asserts(**{**test, "names": tuple(test["names"])})
     if "source" in test
-    else Case(**test)
+    else Case(**{**test, "others": tuple(test["others"])})
     for test in data
   ]
 
 
-def _asserts(row, source: str, is_hidden: bool) -> Asserts:
+def _is_texts(value: Any) -> bool:
+  return (
+    isinstance(value, list)
+    and bool(value)
+    and (all(isinstance(x, str) for x in value))
+  )
+
+
+def _checker(row) -> str:
+  """Returns the source of the row's function that compares outputs."""
+  source = rows.text(row, "checker") or ""
+  if source and not re.search(r"^def check\(", source, re.MULTILINE):
+    raise ValueError(
+      "checker must define check(input, output, expected), a function that "
+      "returns True if an output is right"
+    )
+  return source
+
+
+def _asserts(row, source: str, is_hidden: bool) -> list[Asserts]:
   """Reads a test as in HumanEval: `check` is called with the function."""
+  source, imported = code_test_styles.plain(source)
   if not _has_assertion(source):
     raise ValueError("the test has no assert statement")
   entry = rows.text(row, "entry_point")
+  prelude = "\n".join([*_setup(row), ""]).strip()
   if not entry:
-    return Asserts(source, is_hidden=is_hidden)
+    names = (*_named_as_builtins(row), *imported)
+    return [Asserts(source, prelude, names, is_hidden=is_hidden)]
   if not entry.isidentifier():
     raise ValueError(f"entry_point {entry!r} is no name")
-  return Asserts(
-    source=f"{source}\n\ncheck({entry})\n",
-    prelude=_prelude(row),
-    names=(entry,),
-    is_hidden=is_hidden,
-  )
+  if "def check" in source:
+    source = f"{source}\n\ncheck({entry})\n"
+  prelude = "\n".join(x for x in (prelude, _prelude(row)) if x)
+  names = tuple(dict.fromkeys([entry, *imported]))
+  return [Asserts(source, prelude, names, is_hidden=is_hidden)]
+
+
+def _setup(row) -> list[str]:
+  """Returns what MBPP's tests need before them."""
+  imports = row.get("test_imports") or []
+  if not isinstance(imports, list) or not all(
+    isinstance(x, str) for x in imports
+  ):
+    raise ValueError("test_imports must be a list of texts")
+  setup = rows.text(row, "test_setup_code")
+  return [*imports, setup] if setup else imports
 
 
 def _has_assertion(source: str) -> bool:
@@ -161,10 +211,7 @@ def _listed(row) -> list[Asserts]:
     isinstance(text, str) for text in asserts
   ):
     raise ValueError("test_list must be a list of texts")
-  imports = row.get("test_imports") or []
-  if not isinstance(imports, list):
-    raise ValueError("test_imports must be a list of texts")
-  prelude = "\n".join([*imports, rows.text(row, "test_setup_code") or ""])
+  prelude = "\n".join(_setup(row))
   if not asserts:
     return []
   names = _named_as_builtins(row)
@@ -189,7 +236,7 @@ def _named_as_builtins(row) -> tuple[str, ...]:
 
 
 def _function_name(row) -> str | None:
-  metadata = _json(row.get("metadata"), "metadata") or {}
+  metadata = code_json.read(row.get("metadata"), "metadata") or {}
   if not isinstance(metadata, Mapping):
     raise ValueError("metadata must be an object")
   found = row.get("fn_name") or metadata.get("func_name")
@@ -203,14 +250,43 @@ def _checked_name(name: Any) -> str:
 
 
 def _cases(value: Any, field: str, name: str | None) -> list[Case]:
-  value = _json(value, field)
   if value is None:
     return []
   if isinstance(value, Mapping):
-    value, name = _listed_apart(value, field, name)
+    # PrimeIntellect's rows have the language beside the tests.
+    inner = code_json.read(value.get("test_cases"), field)
+    if inner is None:
+      value, name = _listed_apart(value, field, name)
+    else:
+      value = inner
   if not isinstance(value, list):
     raise ValueError(f"{field} must be a list of tests")
-  return [_case(test, f"{field}[{i}]", name) for i, test in enumerate(value)]
+  cases = [_case(test, f"{field}[{i}]", name) for i, test in enumerate(value)]
+  return _unwrapped(cases)
+
+
+def _unwrapped(cases: list[Case]) -> list[Case]:
+  """Lets a value stand in a list of its own, as in all rows of APPS and TACO.
+
+  A row where one value is no list of one is written in another way.
+  """
+  values = [x.function and code_json.decoded(x.output) for x in cases]
+  if not all(isinstance(x, list) and len(x) == 1 for x in values):
+    return cases
+  return [
+    dataclasses.replace(case, others=(*case.others, _encoded(value[0])))
+    for case, value in zip(cases, values, strict=True)
+  ]
+
+
+def _encoded(value: Any) -> str:
+  try:
+    return json.dumps(value)
+  except ValueError:
+    raise ValueError(
+      "an integer in the tests has more digits than Python writes; give the "
+      "value as a text of JSON"
+    ) from None
 
 
 def _listed_apart(value, field: str, name: str | None):
@@ -234,31 +310,50 @@ def _listed_apart(value, field: str, name: str | None):
 
 
 def _case(test: Any, where: str, name: str | None) -> Case:
-  if not isinstance(test, Mapping) or not {"input", "output"} <= set(test):
+  if not isinstance(test, Mapping):
     raise ValueError(f"{where} must have input and output")
-  kind = test.get("testtype") or ("functional" if name else "stdin")
-  given, wanted = test["input"], test["output"]
+  several = test.get("outputs")
+  has_output = "output" in test or (isinstance(several, list) and several)
+  if "input" not in test or not has_output:
+    raise ValueError(f"{where} must have input and output")
+  wanted = several if "output" not in test else [test["output"]]
+  if test.get("fn_name"):
+    name = _checked_name(test["fn_name"])
+  kind = test.get("testtype") or _KINDS.get(test.get("type"))
+  kind = kind or ("functional" if name else "stdin")
+  given = test["input"]
   if kind == "stdin":
-    given, wanted = _lines(given), _lines(wanted)
-    if not isinstance(given, str) or not isinstance(wanted, str):
+    given, wanted = _lines(given), [_lines(x) for x in wanted]
+    if not isinstance(given, str) or not _is_texts(wanted):
       raise ValueError(f"{where}: input and output must be texts")
-    return Case(given, wanted)
+    return Case(given, wanted[0], others=tuple(wanted[1:]))
   if kind != "functional":
     raise ValueError(f"{where}: testtype {kind!r} is not stdin or functional")
   if name is None:
     raise ValueError(f"{where}: no func_name or fn_name says what to call")
   # Some data sets have the arguments as values, others as JSON text.
-  if not isinstance(given, str):
-    given = "\n".join(json.dumps(x) for x in given)
-  if not isinstance(wanted, str):
-    wanted = json.dumps(wanted)
-  case = Case(given, wanted, function=name)
+  is_value = not isinstance(given, str)
+  if is_value:
+    given = "\n".join(map(_encoded, given))
+  outputs = [text for x in wanted for text in _outputs(x, is_value)]
+  case = Case(given, outputs[0], function=name, others=tuple(outputs[1:]))
   try:
-    json.loads(case.output)
     _ = case.arguments
   except (ValueError, RecursionError) as error:
     raise ValueError(f"{where}: no JSON: {error}") from None
   return case
+
+
+def _outputs(value: Any, is_value: bool) -> list[str]:
+  """Returns the JSON of an expected value; a text may be JSON, or be itself."""
+  if not isinstance(value, str):
+    return [_encoded(value)]
+  try:
+    code_json.decoded(value)
+  except (ValueError, RecursionError):
+    return [json.dumps(value)]
+  # Beside arguments that are values, a text may be a value too.
+  return [value, json.dumps(value)] if is_value else [value]
 
 
 def _lines(value: Any) -> Any:
@@ -266,42 +361,3 @@ def _lines(value: Any) -> Any:
   if isinstance(value, list) and all(isinstance(x, str) for x in value):
     return "\n".join(value)
   return value
-
-
-def _json(value: Any, field: str) -> Any:
-  """Decodes JSON text, also if it is packed as in LiveCodeBench."""
-  if not isinstance(value, str):
-    return value
-  if not value.strip():
-    return None
-  try:
-    return json.loads(value)
-  except ValueError:
-    pass
-  try:
-    return json.loads(_unpacked(value))
-  except (ValueError, binascii.Error, zlib.error, pickle.UnpicklingError):
-    raise ValueError(f"{field} is no JSON") from None
-
-
-class _TextOnly(pickle.Unpickler):
-  """Unpickles texts alone, because other objects could run programs."""
-
-  def find_class(self, module_name: str, global_name: str) -> Any:
-    raise pickle.UnpicklingError(f"{module_name}.{global_name} is no text")
-
-
-def _unpacked(text: str) -> str:
-  unpacker = zlib.decompressobj()
-  # A few bytes can unpack to more than fits into memory.
-  data = unpacker.decompress(
-    # Without validation other characters would be skipped silently.
-    base64.b64decode(text, validate=True),
-    _MAX_UNPACKED,
-  )
-  if unpacker.unconsumed_tail:
-    raise ValueError("too long")
-  found = _TextOnly(io.BytesIO(data)).load()
-  if not isinstance(found, str):
-    raise ValueError("no text")
-  return found

@@ -408,7 +408,7 @@ class TestMBPP:
     assert "no assertion" in verdict.feedback
 
   def test_tests_that_are_broken_blame_nobody(self, code):
-    row = {"prompt": "x", "test": "import nothing_like_this\nassert f(1)"}
+    row = {"prompt": "x", "test": "import json.nothing\nassert f(1)"}
     verdict = judge(code, row, "x = 1")
     assert verdict.status is Status.CRASHED
     assert verdict.feedback == ""

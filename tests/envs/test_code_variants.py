@@ -288,3 +288,269 @@ def test_the_prompt_says_what_is_called(code, row, said):
   assert said in asked
   assert ("standard input" in asked) == ("standard input" in said)
   assert "77" not in asked
+
+
+ADD = "def add(a, b): return a + b"
+SUBTRACT = "def add(a, b): return a - b"
+ADD_ONE = "def f(x): return [x + 1]"
+PYTEST = """
+import pytest
+from solution import add
+
+def test_numbers():
+  assert add(1, 2) == 3
+  assert add(0.1, 0.2) == pytest.approx(0.3)
+
+@pytest.mark.parametrize("a, b, c", [(1, 1, 2), (2, 2, 4)])
+def test_pairs(a, b, c):
+  assert add(a, b) == c
+
+def test_error():
+  with pytest.raises(TypeError):
+    add(1, "x")
+"""
+UNITTEST = """
+import unittest
+from solution import add
+
+class TestAdd(unittest.TestCase):
+  def setUp(self):
+    self.one = 1
+
+  def test_sum(self):
+    self.assertEqual(add(self.one, 2), 3)
+    self.assertAlmostEqual(add(0.1, 0.2), 0.3)
+    self.assertTrue(add(1, 1) == 2, "two")
+    self.assertIn(add(1, 2), [3])
+
+  def test_error(self):
+    with self.assertRaises(TypeError):
+      add(1, "x")
+    self.assertRaises(TypeError, add, None, 1)
+
+if __name__ == "__main__":
+  unittest.main()
+"""
+CHECKER = """
+def check(input, output, expected):
+  a, b = map(int, output.split())
+  return a + b == int(input) and expected == "any"
+"""
+CALL_CHECKER = """
+def check(input, output, expected):
+  return sorted(output) == sorted(input[0]) and expected is None
+"""
+BIG = "9" * 6000
+# The row, a right program, a wrong one, and how many tests there are.
+LAYOUTS = {
+  "APPS": (
+    {
+      "input_output": '{"fn_name": "add", "inputs": [[3, 4]], '
+      '"outputs": [[7]]}'
+    },
+    ADD, SUBTRACT, 1,
+  ),
+  "APPS, a list": (
+    {"input_output": {"fn_name": "f", "inputs": [[3]], "outputs": [[4]]}},
+    ADD_ONE, "def f(x): return [[4]]", 1,
+  ),
+  "TACO, texts": (
+    {"input_output": {"fn_name": "f", "inputs": [["a"]], "outputs": ["ab"]}},
+    "def f(x): return x + 'b'", "def f(x): return x", 1,
+  ),
+  "TACO, texts in lists": (
+    {"input_output": {"fn_name": "f", "inputs": [["a"]], "outputs": [["ab"]]}},
+    "def f(x): return x + 'b'", "def f(x): return x", 1,
+  ),
+  "texts that are JSON too": (
+    {"tests": {"fn_name": "f", "inputs": [[7]], "outputs": ["7"]}},
+    "def f(x): return str(x)", "def f(x): return 7.5", 1,
+  ),
+  "not all are lists of one": (
+    {"tests": {"fn_name": "f", "inputs": [[1], [2]],
+               "outputs": [[1], [2, 2]]}},
+    "def f(x): return [x] * x", "def f(x): return x", 2,
+  ),
+  "APPS, a script": (
+    {"input_output": '{"inputs": ["3 4"], "outputs": ["7"]}'},
+    "print(sum(map(int, input().split())))", "print(8)", 1,
+  ),
+  "PrimeIntellect": (
+    {"verification_info": '{"language": "python", "test_cases": [{"type": '
+     '"function_call", "fn_name": "add", "input": [1, 2], "output": 3}]}'},
+    ADD, SUBTRACT, 1,
+  ),
+  "PrimeIntellect, wrapped": (
+    {"verification_info": {"test_cases": [
+      {"type": "function_call", "fn_name": "add", "input": [1, 2],
+       "output": [3]}]}},
+    ADD, SUBTRACT, 1,
+  ),
+  "PrimeIntellect, a script": (
+    {"verification_info": {"test_cases": [
+      {"type": "stdin_stdout", "input": "1\n", "output": "2\n"}]}},
+    "print(int(input()) + 1)", "print(1)", 1,
+  ),
+  "several outputs": (
+    {"tests": [{"input": "", "outputs": ["1", "2"]}]},
+    "print(2)", "print(3)", 1,
+  ),
+  "several values": (
+    {"fn_name": "f", "tests": [{"input": [0], "outputs": [[1], [2]]}]},
+    "def f(x): return [2]", "def f(x): return [3]", 1,
+  ),
+  "a checker": (
+    {"tests": [{"input": "5", "output": "any"}], "checker": CHECKER},
+    "print(2, 3)", "print(2, 4)", 1,
+  ),
+  "a checker that cannot read": (
+    {"tests": [{"input": "5", "output": "any"}], "checker": CHECKER},
+    "print(5, 0)", "print('x')", 1,
+  ),
+  "a checker of calls": (
+    {"fn_name": "f", "checker": CALL_CHECKER,
+     "tests": [{"input": [[1, 2]], "output": None}]},
+    "def f(x): return x[::-1]", "def f(x): return x[1:]", 1,
+  ),
+  "a list of assertions": (
+    {"tests": ["assert add(1, 2) == 3", "assert add(1, 1) == 2"]},
+    ADD, SUBTRACT, 2,
+  ),
+  "a list of assertions as JSON": (
+    {"tests": '["assert add(1, 2) == 3"]'}, ADD, SUBTRACT, 1,
+  ),
+  "pytest": ({"test": PYTEST}, ADD, SUBTRACT, 5),
+  "unittest": ({"test": UNITTEST}, ADD, SUBTRACT, 6),
+  "tests that call themselves": (
+    {"test": "def test(): assert add(1, 2) == 3\ntest()"}, ADD, SUBTRACT, 1,
+  ),
+  "big integers": (
+    {"fn_name": "f", "tests": [{"input": "1", "output": BIG}]},
+    "def f(x): return 10**6000 - x", "def f(x): return 10**6000", 1,
+  ),
+  "big integers printed": (
+    {"tests": [{"input": "", "output": BIG}]},
+    "print(10**6000 - 1)", "print(10**6000 - 2)", 1,
+  ),
+  "big integers in a test": (
+    {"test_list": ["assert len(str(f(6000))) == 6000"]},
+    "def f(x): return 10**x - 1", "def f(x): return 10**x", 1,
+  ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_layout_of_rows(code, name):
+  row, right, wrong, num_tests = LAYOUTS[name]
+  verdict = judged(code, row, right)
+  assert verdict.reward == 1.0, verdict
+  assert verdict.details["num_tests"] == num_tests
+  verdict = judged(code, row, wrong)
+  assert verdict.reward == 0.0, verdict
+  assert verdict.status in (Status.WRONG, Status.ERROR), verdict
+
+
+@pytest.mark.parametrize(
+  ("row", "solution"),
+  [
+    ({"test_list": ["assert add(1, 2) == 3"], "code": ADD}, ADD),
+    ({"tests": [{"input": "", "output": "1"}], "solutions": ["print(1)"]},
+     "print(1)"),
+    ({"tests": [{"input": "", "output": "1"}], "solutions": '["print(1)", ""]'},
+     "print(1)"),
+    ({"tests": [{"input": "", "output": "1"}],
+      "solutions": ["```python\nprint(1)\n```"]}, "print(1)"),
+  ],
+)  # fmt: skip
+def test_reference_solutions_are_programs_that_pass(code, row, solution):
+  problem = code.problem({"prompt": "q", **row})
+  assert problem.solution == code_prompts.fenced(solution)
+  assert code.judge(problem, problem.solution).reward == 1.0
+  for solutions in ("", "[]", None, []):
+    row = {"tests": [{"input": "", "output": "1"}], "solutions": solutions}
+    assert code.problem({"prompt": "q", **row}).solution is None
+
+
+@pytest.mark.parametrize(
+  ("row", "said"),
+  [
+    (
+      {"test": "import numpy as np\nassert np.allclose(f(1), 1)"},
+      "the tests import numpy, which .* set sandbox.packages=numpy",
+    ),
+    (
+      {"test": "def check(f):\n  assert f(1)\nfrom scipy.x import y",
+       "entry_point": "f"},
+      "the tests import scipy",
+    ),
+    (
+      {"test_list": ["assert f(1)"], "test_imports": ["import numpy"]},
+      "the tests import numpy",
+    ),
+    (
+      {"tests": [{"input": "", "output": "1"}],
+       "checker": "import numpy\ndef check(input, output, expected): pass"},
+      "the tests import numpy",
+    ),
+    (
+      {"tests": [{"input": "", "output": "1"}], "checker": "def f(): pass"},
+      r"must define check\(input, output, expected\)",
+    ),
+    ({"test": "def test_f(tmp_path):\n  assert f(1)"}, "needs fixtures"),
+    (
+      {"tests": [{"input": "", "output": "1"}], "solutions": "{"},
+      "solutions is no JSON",
+    ),
+  ],
+)  # fmt: skip
+def test_tests_that_cannot_run_are_refused_with_the_cure(code, row, said):
+  with pytest.raises(ValueError, match=said):
+    code.problem({"prompt": "q", **row})
+
+
+def test_tests_that_break_later_are_said_once(code, capsys):
+  row = {"test": "def f(): import no_such_module\nf()\nassert add(1, 2) == 3"}
+  for _ in range(2):
+    verdict = judged(code, row, ADD)
+    assert verdict.status is Status.CRASHED
+    assert "no_such_module" in verdict.details["error"]
+  said = capsys.readouterr().err
+  assert said.count("no_such_module") == 1
+  assert "sandbox.packages=numpy" in said
+  broken = "def check(input, output, expected): return no_such_name"
+  row = {"tests": [{"input": "", "output": "1"}], "checker": broken}
+  verdict = judged(code, row, "print(1)")
+  assert verdict.status is Status.CRASHED
+  assert "the checker is broken: NameError" in capsys.readouterr().err
+
+
+def test_a_checker_sees_no_more_than_it_is_given(code):
+  """What a program prints or leaves behind is data, and nothing else."""
+  checker = (
+    "import os\ndef check(input, output, expected):\n"
+    "  return output == 'right' and not os.listdir('/tmp')"
+  )
+  row = {"tests": [{"input": "", "output": "x"}], "checker": checker}
+  for program in (
+    "print('True')",
+    "print('wrong'); open('/tmp/check.py', 'w').write('x')",
+    "import builtins; builtins.check = lambda *x: True; print(1)",
+    'import os; os.write(3, b\'{"value": ["bool", true]}\'); os._exit(0)',
+  ):
+    assert judged(code, row, program).reward == 0.0, program
+
+
+def test_numpy_is_one_setting():
+  pytest.importorskip("numpy")
+  row = {
+    "test": "import numpy as np\nassert np.allclose(f(1), [1, 1])",
+  }
+  with sandboxes.make(num_processes=1, packages="numpy") as sandbox:
+    environment = Code(CodeConfig(seconds=20.0), sandbox)
+    right = "import numpy\ndef f(x): return numpy.full(2, x)"
+    assert judged(environment, row, right).reward == 1.0
+    wrong = "def f(x): return [1, 2]"
+    assert judged(environment, row, wrong).status is Status.WRONG
+    assert not sandbox.can_import("jax")
+  with pytest.raises(sandboxes.SandboxError, match="no_such_package"):
+    sandboxes.make(packages="no_such_package")

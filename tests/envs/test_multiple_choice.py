@@ -102,7 +102,8 @@ option B. | Choice B | Answer: B | The correct answer is B
 **Option B** | The answer is (B)."""
 NO_LABELS = """\
 **C** | \\text{C} | C) | Option C | B or A | A, B | **A** **B** | not B
-BA) | B) that | Option | \\text{} | **  ** | \\boxed{AB} | B) A) | (B | Bo | \\text{that}"""
+BA) | B) that | Option | \\text{} | **  ** | \\boxed{AB}
+B) A) | (B | Bo | \\text{that}"""
 
 
 @pytest.mark.parametrize(

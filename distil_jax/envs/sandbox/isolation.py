@@ -12,12 +12,14 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 
+from distil_jax.envs.sandbox import installed
 from distil_jax.envs.sandbox.jobs import SandboxError
 
 INSTALL = "install bubblewrap (`apt install bubblewrap`, or `pip install "
@@ -28,6 +30,8 @@ _GUEST = pathlib.Path(__file__).with_name("guest")
 _ROOT = "/sandbox"
 _PACKAGE = "distil_jax/envs/sandbox/guest"
 _PACKAGES = "/packages"
+# Names of installed packages in place of a folder.
+_NAMES = re.compile(r"[A-Za-z][\w.-]*(?:\s*,\s*[A-Za-z][\w.-]*)*", re.ASCII)
 _START = (
   "import runpy, sys; sys.path.insert(0, {path!r}); "
   "runpy.run_module('distil_jax.envs.sandbox.guest', run_name='__main__')"
@@ -298,6 +302,11 @@ def _folder(packages: str | None) -> str | None:
   """Resolves the folder; raises SandboxError if it cannot be used."""
   if packages is None:
     return None
+  if not os.path.isdir(packages) and _NAMES.fullmatch(packages):
+    try:
+      return installed.folder(tuple(x.strip() for x in packages.split(",")))
+    except LookupError as error:
+      raise SandboxError(error.args[0]) from None
   if not os.path.isdir(packages):
     raise SandboxError(
       f"there is no folder {packages} of packages; make it with `pip install "

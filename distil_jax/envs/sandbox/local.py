@@ -4,8 +4,10 @@ import contextlib
 import dataclasses
 import functools
 import json
+import pathlib
 import queue
 import shutil
+import sys
 import tempfile
 import threading
 import time
@@ -72,6 +74,16 @@ class LocalSandbox:
     self._all = [_Prefork(self._isolation, slot) for slot in range(count)]
     for process in self._all:
       self._free.put(process)
+
+  def can_import(self, name: str) -> bool:
+    """Returns True if programs can import a module of that name."""
+    folder = self._isolation.packages
+    if name in sys.stdlib_module_names:
+      return True
+    return folder is not None and any(
+      path.name.partition(".")[0] == name
+      for path in pathlib.Path(folder).iterdir()
+    )
 
   def run(self, job: Job) -> Outcome:
     """Waits for a free process and for the outcome of the job.

@@ -138,6 +138,7 @@ class _Log:
     # After `_undefined`, which must see the names of the tests alone.
     tree = ast.fix_missing_locations(_Watched().visit(tree))
     sys.setrecursionlimit(10_000)
+    sys.set_int_max_str_digits(0)
     try:
       exec(compile(tree, _FILE, "exec"), namespace)
     except StoppedError:

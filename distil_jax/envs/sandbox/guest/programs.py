@@ -208,6 +208,8 @@ def _settle() -> None:
     setattr(sys, f"__{name}__", stream)
   sys.__stdin__ = sys.stdin
   sys.argv = [FILE]
+  # A program may print a number of any length; its CPU time is limited.
+  sys.set_int_max_str_digits(0)
   # `exit` and `quit` come from `site`, which this interpreter started without.
   site.setquit()
 

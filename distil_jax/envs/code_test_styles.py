@@ -1,0 +1,259 @@
+"""Rewrites tests for pytest and unittest as plain assertions.
+
+The sandbox counts assertions and calls the program for the values in them. It
+has no pytest, and methods such as `assertEqual` are no assertions to it.
+"""
+
+import ast
+from collections.abc import Sequence
+
+# Modules that stand for the program in data sets.
+_PROGRAMS = frozenset({"solution", "main", "program", "submission", "code"})
+_COMPARED = {
+  "assertEqual": ast.Eq,
+  "assertEquals": ast.Eq,
+  "assertListEqual": ast.Eq,
+  "assertDictEqual": ast.Eq,
+  "assertTupleEqual": ast.Eq,
+  "assertSetEqual": ast.Eq,
+  "assertSequenceEqual": ast.Eq,
+  "assertMultiLineEqual": ast.Eq,
+  "assertNotEqual": ast.NotEq,
+  "assertIs": ast.Is,
+  "assertIsNot": ast.IsNot,
+  "assertIn": ast.In,
+  "assertNotIn": ast.NotIn,
+  "assertLess": ast.Lt,
+  "assertLessEqual": ast.LtE,
+  "assertGreater": ast.Gt,
+  "assertGreaterEqual": ast.GtE,
+}
+# Texts in which `a`, `b` and `c` stand for the arguments.
+_WRITTEN = {
+  "assertTrue": "a",
+  "assertFalse": "not a",
+  "assertIsNone": "a is None",
+  "assertIsNotNone": "a is not None",
+  "assertIsInstance": "isinstance(a, b)",
+  "assertNotIsInstance": "not isinstance(a, b)",
+  "assertCountEqual": "sorted(a, key=repr) == sorted(b, key=repr)",
+  "assertAlmostEqual": "round(abs((a) - (b)), 7) == 0",
+}
+# What `pytest.approx` does, as far as tests of programs need it.
+_APPROX = """\
+def _approx(value, rel=1e-6, abs=1e-12, nan_ok=False):
+  import math
+  class Approx:
+    def __init__(self, value): self.value = value
+    def __repr__(self): return f"about {self.value!r}"
+    def __eq__(self, other):
+      if isinstance(self.value, (list, tuple)):
+        return len(other) == len(self.value) and all(
+          x == Approx(y) for x, y in zip(other, self.value))
+      if isinstance(self.value, dict):
+        return other.keys() == self.value.keys() and all(
+          other[key] == Approx(y) for key, y in self.value.items())
+      return math.isclose(other, self.value, rel_tol=rel, abs_tol=abs)
+  return Approx(value)
+"""
+
+
+def plain(source: str) -> tuple[str, tuple[str, ...]]:
+  """Rewrites tests, if they are written for pytest or unittest.
+
+  Returns:
+    The source, and names that it imports from the program. Other tests come
+    back as they are.
+
+  Raises:
+    ValueError: They use something that is not known here, such as a fixture.
+  """
+  try:
+    tree = ast.parse(source)
+  except (SyntaxError, ValueError, RecursionError, MemoryError):
+    return source, ()
+  functions = [x for x in tree.body if _is_test(x)]
+  classes = [x for x in tree.body if isinstance(x, ast.ClassDef) and _tests(x)]
+  if not functions and not classes:
+    return source, ()
+  called = {
+    x.func.id
+    for statement in tree.body
+    if not isinstance(statement, ast.FunctionDef | ast.ClassDef)
+    for x in ast.walk(statement)
+    if isinstance(x, ast.Call) and isinstance(x.func, ast.Name)
+  }
+  rewriter = _Rewriter()
+  drivers: list[ast.stmt] = []
+  for function in functions:
+    # A file that calls its tests itself needs no other call.
+    if function.name not in called:
+      drivers += _driver(function, function.name)
+  for found in classes:
+    drivers += _class_drivers(found)
+  body = [x for x in tree.body if not _is_main(x)]
+  tree = ast.Module([*body, *drivers], [])
+  tree = ast.fix_missing_locations(rewriter.visit(tree))
+  text = ast.unparse(tree)
+  return (_APPROX + text if rewriter.uses_approx else text), tuple(
+    rewriter.names
+  )
+
+
+def _is_test(node: ast.stmt) -> bool:
+  return isinstance(node, ast.FunctionDef) and node.name.startswith("test")
+
+
+def _tests(node: ast.ClassDef) -> list[ast.FunctionDef]:
+  return [
+    x for x in node.body if isinstance(x, ast.FunctionDef) and _is_test(x)
+  ]
+
+
+def _is_main(node: ast.stmt) -> bool:
+  """Returns True for `if __name__ == "__main__": unittest.main()`."""
+  if isinstance(node, ast.If):
+    return "__name__" in ast.unparse(node.test)
+  text = ast.unparse(node)
+  return text.startswith(("unittest.main(", "pytest.main("))
+
+
+def _driver(function: ast.FunctionDef, called: str) -> list[ast.stmt]:
+  """Returns statements that call a test, once for each of its parameters."""
+  text = f"{called}()"
+  cases = []
+  for decorator in function.decorator_list:
+    if not isinstance(decorator, ast.Call) or not ast.unparse(
+      decorator.func
+    ).endswith("mark.parametrize"):
+      continue
+    cases.append(decorator)
+  names = [x.arg for x in function.args.args if x.arg != "self"]
+  num_defaults = len(function.args.defaults)
+  if len(cases) > 1 or (not cases and len(names) > num_defaults):
+    raise ValueError(
+      f"the test {function.name} needs fixtures, which are not known here; "
+      "write its values into it"
+    )
+  if cases:
+    fields, items = cases[0].args[:2]
+    given = ast.literal_eval(fields)
+    if isinstance(given, str):
+      given = [x.strip() for x in given.split(",")]
+    passed = ", ".join(f"{x}={x}" for x in given)
+    target = ", ".join(given)
+    text = f"for {target} in {ast.unparse(items)}:\n  {called}({passed})"
+  function.decorator_list = []
+  return ast.parse(text).body
+
+
+def _class_drivers(found: ast.ClassDef) -> list[ast.stmt]:
+  methods = {x.name for x in found.body if isinstance(x, ast.FunctionDef)}
+  is_case = any("TestCase" in ast.unparse(x) for x in found.bases)
+  drivers: list[ast.stmt] = []
+  if "setUpClass" in methods:
+    drivers += ast.parse(f"{found.name}.setUpClass()").body
+  for test in _tests(found):
+    name = repr(test.name) if is_case else ""
+    lines = [f"_tests = {found.name}({name})"]
+    lines += [
+      f"_tests.{x}()" for x in ("setUp", "setup_method") if x in methods
+    ]
+    drivers += ast.parse("\n".join(lines)).body
+    drivers += _driver(test, f"_tests.{test.name}")
+  return drivers
+
+
+class _Rewriter(ast.NodeTransformer):
+  """Writes methods of unittest and pytest as assertions."""
+
+  def __init__(self):
+    self.names: list[str] = []
+    self.uses_approx = False
+
+  def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST | None:
+    if node.module in _PROGRAMS:
+      self.names += [x.name for x in node.names if x.name != "*"]
+      return None
+    return None if node.module == "pytest" else node
+
+  def visit_Import(self, node: ast.Import) -> ast.AST | None:
+    kept = [x for x in node.names if x.name != "pytest"]
+    node.names = kept
+    return node if kept else None
+
+  def visit_Call(self, node: ast.Call) -> ast.AST:
+    self.generic_visit(node)
+    if ast.unparse(node.func) in ("pytest.approx", "approx"):
+      self.uses_approx = True
+      node.func = ast.Name("_approx", ast.Load())
+    return node
+
+  def visit_Expr(self, node: ast.Expr) -> ast.AST | list[ast.stmt]:
+    self.generic_visit(node)
+    call = node.value
+    if not isinstance(call, ast.Call) or not (
+      isinstance(call.func, ast.Attribute)
+    ):
+      return node
+    name, args = call.func.attr, call.args
+    if name in ("assertRaises", "raises") and len(args) > 1:
+      body = ast.Expr(ast.Call(args[1], args[2:], call.keywords))
+      return _raises(args[0], [body])
+    test = _test(name, args, call.keywords)
+    return node if test is None else ast.Assert(test, None)
+
+  def visit_With(self, node: ast.With) -> ast.AST | list[ast.stmt]:
+    self.generic_visit(node)
+    call = node.items[0].context_expr
+    is_raises = isinstance(call, ast.Call) and ast.unparse(call.func) in (
+      "self.assertRaises",
+      "self.assertRaisesRegex",
+      "pytest.raises",
+      "raises",
+    )
+    if not isinstance(call, ast.Call) or not is_raises or not call.args:
+      return node
+    return _raises(call.args[0], node.body)
+
+
+def _test(
+  name: str, args: Sequence[ast.expr], keywords: Sequence[ast.keyword]
+) -> ast.expr | None:
+  """Returns the condition that a method of unittest asserts, or None."""
+  if name in _COMPARED and len(args) > 1:
+    return ast.Compare(args[0], [_COMPARED[name]()], [args[1]])
+  if name not in _WRITTEN or not args:
+    return None
+  text = _WRITTEN[name]
+  if name == "assertAlmostEqual":
+    named = {x.arg: ast.unparse(x.value) for x in keywords}
+    if "delta" in named:
+      text = f"abs((a) - (b)) <= {named['delta']}"
+    elif "places" in named or len(args) > 2:
+      places = named.get("places") or ast.unparse(args[2])
+      text = f"round(abs((a) - (b)), {places}) == 0"
+  values = dict(zip("abc", args, strict=False))
+  return _Filled(values).visit(ast.parse(text, mode="eval").body)
+
+
+class _Filled(ast.NodeTransformer):
+  """Puts expressions in the place of names."""
+
+  def __init__(self, values: dict[str, ast.expr]):
+    self._values = values
+
+  def visit_Name(self, node: ast.Name) -> ast.AST:
+    return self._values.get(node.id, node)
+
+
+def _raises(kind: ast.expr, body: Sequence[ast.stmt]) -> list[ast.stmt]:
+  """Returns statements that assert that others raise."""
+  shown = "_".join(x for x in ast.unparse(kind).split() if x.isidentifier())
+  name = f"raises_{shown or 'error'}"
+  text = f"{name} = False\ntry:\n  pass\nexcept X:\n  {name} = True\n"
+  tree = ast.parse(f"{text}assert {name}")
+  attempt = tree.body[1]
+  assert isinstance(attempt, ast.Try)
+  attempt.body, attempt.handlers[0].type = list(body), kind
+  return tree.body
