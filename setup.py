@@ -48,6 +48,7 @@ setuptools.setup(
     "chex>=0.1.91",
     "transformers>=5.0",
     "huggingface_hub>=1.0",
+    "httpx2>=2.0",
     "tokenizers>=0.22",
     "numpy>=2.0",
     "safetensors>=0.8",

@@ -162,6 +162,9 @@ class TrainBatch:
       if there are no such lists. `[B, T, C]`.
     teacher_candidate_log_probs: their log-probabilities, nats; −log C for each
       of C samples. `[B, T, C]`, float32.
+    teacher_weights: of each token's comparison with its list, if only some
+      tokens' lists are known: 1 / the probability that a token's is, and 0
+      where it is not. None means 1. `[B, T]`, float32.
     teacher_prefix_ids, teacher_prefix_mask: a common beginning of the teacher's
       prompts, left-padded, each of n sequences in a row; None means that
       nothing is split off. `[B / n, S0]`.
@@ -187,6 +190,7 @@ class TrainBatch:
   old_log_probs: Array
   teacher_candidate_ids: Array = None
   teacher_candidate_log_probs: Array = None
+  teacher_weights: Array = None
   teacher_prefix_ids: Array = None
   teacher_prefix_mask: Array = None
   student_mask: Array = None
@@ -216,6 +220,8 @@ class BatchStats:
     teacher_prompt_ids, teacher_prompt_mask: the teacher's whole prompts, even
       if the batch has their prefixes split off; None without a teacher. Shape
       `[B, S']`.
+    server_counts: samples that a teacher behind a server left unanswered, and
+      requests and retries; None if there is no such teacher.
   """
 
   teacher_prompts: list[str | None]
@@ -226,6 +232,7 @@ class BatchStats:
   num_reference: int = 0
   teacher_prompt_ids: Array = None
   teacher_prompt_mask: Array = None
+  server_counts: Mapping[str, float] | None = None
 
 
 def _or_all(student_mask: Array, completion_mask: Array) -> Array:

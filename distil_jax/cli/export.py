@@ -114,6 +114,11 @@ def _teacher_params(config: configs.Config, loaded):
       "teacher's folder, which no run changes; leave out --teacher to export "
       "the student"
     )
+  if template is None and config.teacher.server is not None:
+    raise configs.ConfigError(
+      f"teacher.server.url={config.teacher.server.url} has the teacher's "
+      "weights; leave out --teacher to export the student"
+    )
   if template is None:
     raise configs.ConfigError(
       f"objective.kind={config.objective.kind} with teacher.parameters="

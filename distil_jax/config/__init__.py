@@ -40,6 +40,7 @@ from distil_jax.config.teacher import (
   GuardConfig,
   TeacherConfig,
   TeacherModelConfig,
+  TeacherServerConfig,
 )
 from distil_jax.config.tools import OwnToolConfig, PythonToolConfig, ToolsConfig
 from distil_jax.config.training import (
@@ -85,6 +86,7 @@ __all__ = [
   "Section",
   "TeacherConfig",
   "TeacherModelConfig",
+  "TeacherServerConfig",
   "ToolsConfig",
   "TrainConfig",
   "check_teacher",

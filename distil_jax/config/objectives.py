@@ -62,7 +62,7 @@ class _FeedbackConfig(_BaseConfig):
   """Largest off-policy ratio; used with `optimizer.mini_batch_size`."""
 
   def keeps_teacher(self, teacher: TeacherConfig) -> bool:
-    return teacher.parameters != "current" and teacher.model is None
+    return teacher.parameters != "current" and not teacher.is_other_model
 
 
 class DistilConfig(_FeedbackConfig):

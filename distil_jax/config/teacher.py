@@ -1,10 +1,18 @@
 """Config sections of the teacher and its guard."""
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 
-from distil_jax.config.base import DType, Fraction, Positive, Section, Share
+from distil_jax.config.base import (
+  Above,
+  DType,
+  Fraction,
+  NonNegative,
+  Positive,
+  Section,
+  Share,
+)
 
 
 class GuardConfig(Section):
@@ -41,11 +49,61 @@ class TeacherModelConfig(Section):
   """As `model.attention`."""
 
 
+class TeacherServerConfig(Section):
+  """A model behind a server that speaks OpenAI's API, as the teacher.
+
+  It is asked between sampling and the update, with `teacher.access` `top_k` or
+  `samples`.
+  """
+
+  url: str
+  """Up to the version, as `http://127.0.0.1:8000/v1`."""
+  model: Annotated[str, pydantic.Field(min_length=1)]
+  """The name under which the server has it."""
+  api_key_variable: str | None = None
+  """Environment variable with the key; null: the server asks for none."""
+  protocol: Literal["prompt_logprobs", "echo", "next_token"] | None = None
+  """`prompt_logprobs` (vLLM, distil-jax serve) and `echo` ask once a sample,
+  `next_token` once for each token; null: the first with `access=top_k`, the
+  last with `samples`."""
+  sends: Literal["ids", "text"] = "ids"
+  """How the prompt travels. Text that does not come back as the same tokens
+  leaves its sample without signal."""
+  max_states: Positive | None = None
+  """With `next_token`: tokens of a sample at which the teacher is asked, drawn
+  at random and weighted so that the cost is right on average; null: all."""
+  extra: dict[str, Any] = pydantic.Field(default={})
+  """Fields added to each request; null takes one out."""
+  timeout: Above = 120.0
+  """Seconds until a request is given up."""
+  max_retries: NonNegative = 4
+  """Further attempts, each after a longer pause or what `Retry-After` says."""
+  max_concurrency: Positive = 8
+  """Requests under way at once, of each process."""
+  max_failures: Positive = 4
+  """Requests in a row that fail before the rest of a step is not asked for."""
+  max_lost_steps: Positive = 3
+  """Steps in a row without any answer before the run saves and stops."""
+
+  @pydantic.field_validator("url")
+  @classmethod
+  def _url(cls, value: str) -> str:
+    scheme, _, rest = value.partition("://")
+    if scheme not in ("http", "https") or not rest or "@" in rest:
+      raise ValueError(
+        "must begin with http:// or https:// and hold no key, which "
+        "api_key_variable names"
+      )
+    return value.rstrip("/")
+
+
 class TeacherConfig(Section):
   """Whose weights the teacher has and what stands in its prompt."""
 
   model: TeacherModelConfig | None = None
   """null: the teacher is the student's own network."""
+  server: TeacherServerConfig | None = None
+  """null: the teacher runs within the training step."""
   parameters: Literal["ema", "frozen", "current", "trust_region"] = "frozen"
   """Moving average, initial weights, the student's own, or logits between the
   last two. SDPO and DistIL as published: a moving average."""
@@ -90,21 +148,66 @@ class TeacherConfig(Section):
         )
     return self
 
+  @property
+  def is_other_model(self) -> bool:
+    """Returns True if the teacher has weights of its own."""
+    return self.model is not None or self.server is not None
+
+  @property
+  def list_size(self) -> int:
+    """Returns the tokens of a list; 0 if the teacher gives its distribution."""
+    sizes = {"samples": self.num_samples, "top_k": self.top_k}
+    return sizes.get(self.access, 0)
+
   @pydantic.model_validator(mode="after")
   def _model(self):
-    if self.model is None:
+    if self.model is not None and self.server is not None:
+      raise ValueError(
+        f"model.directory={self.model.directory} and server.url="
+        f"{self.server.url} are two teachers; set one of model and server to "
+        "null"
+      )
+    if self.model is not None:
+      other, key = f"model.directory={self.model.directory}", "model"
+    elif self.server is not None:
+      other, key = f"server.model={self.server.model}", "server"
+    else:
       return self
-    other = f"model.directory={self.model.directory}"
     if self.parameters != "frozen":
       raise ValueError(
         f"parameters={self.parameters} makes the teacher from the student's "
         f"weights, but {other} has weights of its own, which stay; set "
-        "parameters=frozen, or model=null"
+        f"parameters=frozen, or {key}=null"
       )
     if self.guard:
       raise ValueError(
         f"guard.action={self.guard.action} watches a moving average of the "
-        f"student, but {other} does not move; set guard=null, or model=null"
+        f"student, but {other} does not move; set guard=null, or {key}=null"
+      )
+    return self
+
+  @pydantic.model_validator(mode="after")
+  def _server(self):
+    server = self.server
+    if server is None:
+      return self
+    if self.access == "probabilities":
+      raise ValueError(
+        f"access=probabilities needs the whole distribution, which server.url="
+        f"{server.url} does not send; set access=top_k, or samples"
+      )
+    asks_whole = server.protocol in ("prompt_logprobs", "echo")
+    if self.access == "samples" and asks_whole:
+      raise ValueError(
+        f"server.protocol={server.protocol} lists probabilities, but access="
+        "samples draws tokens; set access=top_k, or server.protocol=next_token"
+      )
+    asks_whole |= self.access == "top_k" and server.protocol is None
+    if server.max_states is not None and asks_whole:
+      raise ValueError(
+        f"server.max_states={server.max_states} saves requests for single "
+        "tokens, but here one request has all of a sample; set "
+        "server.max_states=null, or server.protocol=next_token"
       )
     return self
 

@@ -32,12 +32,12 @@ class OtherNetwork:
 
   Attributes:
     graphdef: from `decoder.make`. Its logits have as many entries as the
-      student's.
+      student's. None if it runs elsewhere and its lists are in the batch.
     vocab_size: the number of tokens that both know, see `Divergence`; None
       means all entries of the logits.
   """
 
-  graphdef: nnx.GraphDef
+  graphdef: nnx.GraphDef | None
   vocab_size: int | None = None
 
 
@@ -159,7 +159,12 @@ def sparse_statistics(
     vocab_size=network.vocab_size,
   )
   source = fused_statistics.compared_with_list(
-    hidden, weights, teacher, batch.completion_ids, teacher_mask(batch)
+    hidden,
+    weights,
+    teacher,
+    batch.completion_ids,
+    teacher_mask(batch),
+    batch.teacher_weights,
   )
   return source.tiled(network.chunk_size, layout(hidden, weights))
 
@@ -258,9 +263,9 @@ def _dense_teacher(
     return _shard_states(hidden), _sharded_unembedding(params, batch)
 
   other = network.teacher
-  hidden, weights = run(
-    teacher_params, network.graphdef if other is None else other.graphdef
-  )
+  graphdef = network.graphdef if other is None else other.graphdef
+  assert graphdef is not None, "a teacher elsewhere gives lists"
+  hidden, weights = run(teacher_params, graphdef)
   rate = network.trust_region_rate
   if rate is None:
     return DenseTeacher((hidden,), (weights,))

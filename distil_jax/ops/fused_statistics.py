@@ -79,6 +79,7 @@ def compared_with_list(
   teacher: SparseTeacher,
   token_ids: jax.Array,
   mask: jax.Array | None = None,
+  weights: jax.Array | None = None,
 ) -> FusedStatistics:
   """Compares a student with a teacher of whom lists of tokens are known.
 
@@ -88,6 +89,8 @@ def compared_with_list(
     token_ids: the student's own tokens. Shape `[B, T]`.
     mask: 1 where the token counts; elsewhere the lists are not read. None
       means that they are read everywhere. Shape `[B, T]`.
+    weights: factors of all that compares with the lists; None means 1. Shape
+      `[B, T]`.
 
   Returns:
     What is read: `TokenStatistics`.
@@ -107,7 +110,7 @@ def compared_with_list(
     counts = mask.astype(bool)[..., None]
     ids = jnp.where(counts, ids, 0)
     log_probs = jnp.where(counts, log_probs, 0.0)
-  rows = (_checked(hidden, token_ids), (ids, log_probs))
+  rows = (_checked(hidden, token_ids), (ids, log_probs), weights)
   read = functools.partial(
     _read_list, kind=kind, tail=tail, vocab_size=vocab_size
   )
@@ -216,7 +219,7 @@ def _read_list(
   logits, tile, *, kind: ListKind, tail: bool, vocab_size: int | None
 ):
   """Returns statistics of a tile for `compared_with_list`, for autodiff."""
-  ids, candidates = tile
+  ids, candidates, weights = tile
   known = vocabulary.only_tokens(logits, vocab_size)
   if kind == "samples":
     costs, entropies = _sampled_costs(known, *candidates)
@@ -224,6 +227,8 @@ def _read_list(
     costs, entropies = _listed_costs(
       known, *candidates, tail=tail, vocab_size=vocab_size
     )
+  if weights is not None:
+    costs, entropies = costs * weights, entropies * weights
   log_softmax = jax.nn.log_softmax(logits, axis=-1)
   return TokenStatistics(
     costs=costs,

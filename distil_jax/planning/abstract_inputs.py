@@ -53,6 +53,7 @@ def batch(
   teacher_prompt_length: int,
   completion_length: int,
   has_tools: bool = False,
+  list_size: int = 0,
 ) -> TrainBatch:
   """Returns the batch of a training step, with whole prompts of the teacher.
 
@@ -63,6 +64,7 @@ def batch(
     teacher_prompt_length: Prompt length of the teacher. 0 means no teacher.
     completion_length: T.
     has_tools: True if completions contain the output of tools.
+    list_size: C, of lists that come with the batch. 0 means none do.
   """
   by_row = sharding.sharding(mesh, "batch")
 
@@ -70,7 +72,15 @@ def batch(
     shape = (num_sequences, *shape)
     return jax.ShapeDtypeStruct(shape, dtype, sharding=by_row)
 
+  lists = {}
+  if list_size:
+    shape = (completion_length, list_size)
+    lists = {
+      "teacher_candidate_ids": rows(*shape),
+      "teacher_candidate_log_probs": rows(*shape, dtype=jnp.float32),
+    }
   return TrainBatch(
+    **lists,
     prompt_ids=rows(prompt_length),
     prompt_mask=rows(prompt_length),
     teacher_prompt_ids=rows(teacher_prompt_length),

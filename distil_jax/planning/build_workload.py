@@ -33,7 +33,8 @@ def build_workload(
     prompt_length=rollout.max_prompt_length,
     completion_length=rollout.max_completion_length,
     teacher_prompt_length=config.teacher.max_prompt_length
-    if config.objective.needs_teacher
+    # A server reads its prompts itself.
+    if config.objective.needs_teacher and config.teacher.server is None
     else 0,
     micro_batch_size=optimizer.micro_batch_size
     or optimizer.mini_batch_size

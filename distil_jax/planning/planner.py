@@ -186,6 +186,7 @@ class Planner:
 
   def training_phase(self) -> Phase:
     """Compiles the training step, which is one program."""
+    teacher = self.config.teacher
     # Of a policy the step reads only the graph definition.
     policy = Policy(self.network, self.graphdef, {}, cast(Any, None))
     step = setup_step.build_train_step(
@@ -202,6 +203,7 @@ class Planner:
         teacher_prompt_length=self.run.teacher_prompt_length,
         completion_length=self.run.completion_length,
         has_tools=self.config.tools is not None,
+        list_size=teacher.list_size if teacher.server else 0,
       )
       return self._phase(
         TRAINING,

@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -53,6 +53,8 @@ class BatchBuilder:
     teacher: what stands in these; None without a teacher.
     max_prompt_length: S.
     max_completion_length: T.
+    ask: `(step, batch, stats) -> (batch, stats)`: asks a teacher that runs
+      elsewhere for its lists; None without one.
   """
 
   tokenizer: Tokenizer
@@ -60,15 +62,17 @@ class BatchBuilder:
   teacher: TeacherSettings | None
   max_prompt_length: int
   max_completion_length: int
+  ask: Callable[..., tuple[TrainBatch, BatchStats]] | None = None
 
   def __call__(
-    self, problems: Sequence[Any], experience: Experience | None
+    self, problems: Sequence[Any], experience: Experience | None, step: int = 0
   ) -> tuple[TrainBatch, BatchStats]:
     """Returns the batch of a training step.
 
     Args:
       problems: this process's problems, or demonstrations.
       experience: their completions and verdicts; None for demonstrations.
+      step: the training steps done before.
     """
     if experience is None:
       return from_demonstrations(
@@ -79,7 +83,8 @@ class BatchBuilder:
       )
     if self.teacher is None:
       return from_rewards(experience)
-    return from_experience(experience, self.teacher_tokenizer, self.teacher)
+    found = from_experience(experience, self.teacher_tokenizer, self.teacher)
+    return found if self.ask is None else self.ask(step, *found)
 
 
 def from_rewards(experience: Experience) -> tuple[TrainBatch, BatchStats]:

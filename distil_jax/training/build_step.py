@@ -136,9 +136,8 @@ def _forward_passes(
     chunk_size=objective.chunk_size,
     trust_region_rate=rate if teacher.parameters == "trust_region" else None,
   )
-  sizes = {"samples": teacher.num_samples, "top_k": teacher.top_k}
   return teachers.forward_passes(
-    network, access=teacher.access, list_size=sizes.get(teacher.access, 0)
+    network, access=teacher.access, list_size=teacher.list_size
   )
 
 

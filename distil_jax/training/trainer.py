@@ -25,12 +25,14 @@ from distil_jax.training import (
 from distil_jax.training.logging import step_metrics
 from distil_jax.training.logging.progress import Progress
 from distil_jax.training.logging.reporter import Reporter
+from distil_jax.training.remote_teacher.asking import TeacherServerError
 from distil_jax.training.rollouts.experience import Experience
 from distil_jax.training.setup import (
   environments,
   meshes,
   policies,
   teacher_models,
+  teacher_servers,
   workers,
 )
 from distil_jax.training.setup import steps as setup_step
@@ -102,6 +104,7 @@ class Trainer:
       ConfigError: the checkpoint was made with other settings, or the run
         folder cannot be made.
       TrainingError: loss or gradient are not finite.
+      TeacherServerError: the teacher's server does not answer any more.
       ProcessError: the processes do not write to the same folder.
       Stopped: one of several processes was asked to stop; the finished steps
         are saved. A process that is alone raises KeyboardInterrupt.
@@ -122,7 +125,7 @@ class Trainer:
           started = time.monotonic()
           experience = self.sample_and_judge(step, problems)
           sampled = time.monotonic()
-          host_batch, stats = self.build_batch(problems, experience)
+          host_batch, stats = self.build_batch(problems, experience, step)
           guard = self.probe_teacher(step, experience, host_batch, stats)
           batch = sharding.put_batch(self.mesh, host_batch)
           # An interrupt in between would leave a step without its report.
@@ -136,7 +139,7 @@ class Trainer:
           if (step + 1) % config.checkpoint.every == 0:
             self._save()
           process_group.check()
-      except KeyboardInterrupt:
+      except (KeyboardInterrupt, TeacherServerError):
         resume.save_interrupted(
           config,
           self.saved,
@@ -291,6 +294,7 @@ class Trainer:
       "train.run_directory", config.run_directory, "checkpoints"
     )
     data_problems.build_batches(config, self.data)  # too few problems raise
+    teacher_servers.check_server(config, self.build_batch.ask)
     run_checks.check_shared_directory(config)
 
   @contextlib.contextmanager

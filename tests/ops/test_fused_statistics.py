@@ -412,6 +412,41 @@ def sparse_inputs(seed=0, vocab_size=6, size=2, length=5):
 
 
 class TestSparseTokenStatistics:
+  def test_weights_scale_all_that_compares_with_a_list(self):
+    logits, _, candidates, log_probs, ids = map(jnp.asarray, sparse_inputs())
+    logits, matrix = logits.astype(jnp.float32), jnp.eye(logits.shape[-1])
+    weights = jnp.asarray(np.random.default_rng(1).integers(0, 3, ids.shape))
+
+    @jax.jit
+    def run(logits, weights):
+      def total(logits, kind):
+        lists = token_statistics.SparseTeacher(
+          candidates, log_probs, kind, tail=kind == "top_k"
+        )
+        found = fused_statistics.compared_with_list(
+          logits, matrix, lists, ids, weights=weights
+        ).statistics()
+        return jnp.sum(found.costs), found
+
+      kinds = ("samples", "top_k")
+      return [jax.grad(total, has_aux=True)(logits, kind) for kind in kinds]
+
+    plain, weighted = run(logits, None), run(logits, weights)
+    for (gradient, found), (other, expected) in zip(
+      weighted, plain, strict=True
+    ):
+      for name in ("costs", "cross_entropies", "teacher_entropies"):
+        np.testing.assert_allclose(
+          getattr(found, name), weights * getattr(expected, name), rtol=1e-6
+        )
+      for name in ("log_probs", "entropies", "teacher_log_probs"):
+        np.testing.assert_array_equal(
+          getattr(found, name), getattr(expected, name)
+        )
+      np.testing.assert_allclose(
+        gradient, weights[..., None] * other, rtol=1e-5, atol=1e-7
+      )
+
   def test_against_numpy_in_float64(self):
     logits, _, candidates, log_probs, ids = sparse_inputs()
     weights = np.random.default_rng(1).normal(size=ids.shape)

@@ -26,6 +26,14 @@ def check_has_teacher(config: Config) -> None:
       f"objective.kind={config.objective.kind} asks no teacher, so there is no "
       "signal to check; set objective.kind to distil, sdpo, opsd or minillm"
     )
+  if config.teacher.server is not None:
+    raise ConfigError(
+      "the checks compare with the teacher's probabilities at every token, "
+      f"which teacher.server.url={config.teacher.server.url} does not send; "
+      "check a small model of the same family as teacher.model with "
+      "teacher.server=null, and see the metrics teacher/unanswered and cost of "
+      "a short run"
+    )
 
 
 def fewer_problems(config: Config, num_problems: int) -> Sequence[str]:
@@ -101,7 +109,7 @@ def gather(run: Run) -> Gathered:
   )
   experience = trainer.sample_and_judge(run.step, problems)
   assert experience is not None, "every objective with a teacher samples"
-  batch, stats = trainer.build_batch(problems, experience)
+  batch, stats = trainer.build_batch(problems, experience, run.step)
   policy, other = trainer.policy, trainer.teacher_model
   return Gathered(
     config=trainer.config,

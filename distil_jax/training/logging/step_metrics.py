@@ -137,12 +137,20 @@ def experience_metrics(
     "teacher/truncated": stats.num_truncated,
     "teacher/no_room": stats.num_without_room,
   }
+  server_counts = {}
+  if stats.server_counts is not None:
+    signal_counts["teacher/unanswered"] = stats.server_counts["unanswered"]
+    server_counts = {
+      "teacher/requests": stats.server_counts["requests"],
+      "teacher/retries": stats.server_counts["retries"],
+    }
   counts = {
     **{f"status/{status}": statuses[status] for status in Status},
     "signal/feedback": stats.num_feedback,
     "signal/sibling": stats.num_sibling,
     "signal/reference": stats.num_reference,
     "signal/none": len(experience.verdicts) - num_signals,
+    **server_counts,
   }
   sums = {
     "reward": float(experience.rewards.sum()),

@@ -166,7 +166,7 @@ def _check_positions(
   sequences = [(rollout.max_prompt_length, longest)]
   # Another model that is the teacher reads the teacher's prompts itself, and no
   # teacher reads what is sampled to evaluate.
-  if config.objective.needs_teacher and config.teacher.model is None:
+  if config.objective.needs_teacher and not config.teacher.is_other_model:
     sequences.append(
       (config.teacher.max_prompt_length, rollout.max_completion_length)
     )

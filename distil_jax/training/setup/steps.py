@@ -32,6 +32,10 @@ from distil_jax.training import (
 from distil_jax.training.setup.model_directory import check_same_base
 from distil_jax.training.setup.records import record_of
 from distil_jax.training.setup.teacher_models import TeacherModel
+from distil_jax.training.setup.teacher_servers import (
+  build_remote_teacher,
+  server_vocab_size,
+)
 
 
 def build_batch_builder(
@@ -49,10 +53,14 @@ def build_batch_builder(
   return record_of(
     batch_builder.BatchBuilder,
     config.rollout,
+    ask=build_remote_teacher(config, policy),
     tokenizer=policy.tokenizer,
     teacher_tokenizer=teacher.tokenizer if teacher else policy.tokenizer,
     teacher=build_teacher_settings(
-      config, vocab_size=teacher.vocab_size if teacher else None
+      config,
+      vocab_size=teacher.vocab_size
+      if teacher
+      else server_vocab_size(config, policy),
     ),
   )
 
@@ -84,7 +92,9 @@ def _num_sharing(config: Config) -> int:
 
   They belong to one group and are on one device in one micro-batch.
   """
-  if not config.teacher.share_prefix or sharding.num_shards("sequence") > 1:
+  # A server reads whole prompts.
+  is_read_here = config.teacher.share_prefix and config.teacher.server is None
+  if not is_read_here or sharding.num_shards("sequence") > 1:
     return 1
   sizes = config.optimizer
   at_once = (
@@ -289,10 +299,13 @@ def compile_train_step(
 
   The weights of a teacher that is another model are read here.
   """
+  network = None if teacher is None else teacher.network
+  if config.teacher.server is not None:
+    network = OtherNetwork(None, server_vocab_size(config, policy))
   # XLA might choose other shardings for the result, with which the next step
   # would have to be compiled again.
   step_fn = jax.jit(
-    build_train_step(config, policy, optimizer, teacher and teacher.network),
+    build_train_step(config, policy, optimizer, network),
     donate_argnums=0,
     out_shardings=(_shardings(template), None),
   )

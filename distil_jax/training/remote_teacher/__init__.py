@@ -1,0 +1,1 @@
+"""Asks a teacher behind an HTTP server, between sampling and the update."""
