@@ -13,7 +13,7 @@ from distil_jax.config.schema import Config
 from distil_jax.data import datasets, teacher_prompts
 from distil_jax.data import tokenizer as tokenizers
 from distil_jax.envs.base import Environment, Generator
-from distil_jax.types import Demonstration, Problem
+from distil_jax.types import Demonstration, Message, Problem
 
 T = TypeVar("T")
 
@@ -100,6 +100,11 @@ def build_data(
   train, num_dropped = problems.train, 0
   if not config.objective.uses_rollouts:
     train = _demonstrations(config, environment, train)
+    if not isinstance(train, Generated):
+      train = [
+        dataclasses.replace(x, messages=_escaped(tokenizer, x.messages))
+        for x in train
+      ]
   else:
     train, num_dropped = _drop_long_prompts(config, train, tokenizer, "train")
   held_out, dropped = _drop_long_prompts(
@@ -225,6 +230,14 @@ def _generator(environment: Environment) -> Generator:
   return environment
 
 
+def _escaped(
+  tokenizer: tokenizers.Tokenizer, messages: Sequence[Message]
+) -> tuple[Message, ...]:
+  """Returns messages whose texts spell no special token."""
+  escape = tokenizer.escape_special_tokens
+  return tuple({**x, "content": escape(x["content"])} for x in messages)
+
+
 def _drop_long_prompts(
   config: Config,
   problems: Sequence[Problem],
@@ -241,6 +254,10 @@ def _drop_long_prompts(
     if roles not in checked_roles:
       tokenizer.check_template(roles)
       checked_roles.add(roles)
+    # Text of a data row ends no turn, as text of a model does not.
+    messages = _escaped(tokenizer, problem.messages)
+    if messages != problem.messages:
+      problem = dataclasses.replace(problem, messages=messages)
     length = len(tokenizer.encode_messages(problem.messages))
     if length <= limit:
       kept.append(problem)

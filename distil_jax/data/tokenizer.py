@@ -17,6 +17,7 @@ import tokenizers
 import transformers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from distil_jax.data import chat_templates
 from distil_jax.types import Message
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -28,21 +29,7 @@ _RENDERING = {
   "return_dict": False,
 }
 
-# ChatML: each turn is `<|im_start|>role`, a line feed, the content,
-# `<|im_end|>` and a line feed.
-CHAT_TEMPLATE = """\
-{%- for message in messages -%}
-{%- if message['role'] not in ['system', 'user', 'assistant'] -%}
-{{- raise_exception('unknown role ' + message['role']) -}}
-{%- endif -%}
-{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] -}}
-{{- '<|im_end|>\\n' -}}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-{{- '<|im_start|>assistant\\n' -}}
-{%- endif -%}
-"""
-
+CHAT_TEMPLATE = chat_templates.CHATML
 # Merges stay within these pieces: words, single digits and runs of signs, each
 # with the space before it; and other white space.
 _PIECES = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -126,14 +113,18 @@ class Tokenizer:
     """Checks that the template keeps the messages of all these roles.
 
     Some templates leave out system messages, so that the model would not see
-    its task.
+    its task, or do not open the assistant's turn.
 
     Args:
       roles: the roles of one conversation, in order.
 
     Raises:
-      TokenizerError: the template refuses a role, or drops its message.
+      TokenizerError: the template refuses a role, drops its message, or leaves
+        out the marker of the assistant's turn.
     """
+    fault = chat_templates.marker_fault(self._rendered)
+    if fault:
+      raise TokenizerError(fault)
     messages = [
       {"role": role, "content": f"content-{place}-"}
       for place, role in enumerate(roles)
@@ -145,6 +136,16 @@ class Tokenizer:
         f"the chat template leaves out what {' and '.join(dropped)} says; "
         "correct chat_template.jinja, or leave such messages out of the data"
       )
+
+  def _rendered(self, messages: Sequence[Message], is_open: bool) -> str | None:
+    """Returns a conversation as text, or None if the template refuses it."""
+    try:
+      text = self._render(
+        messages, tokenize=False, add_generation_prompt=is_open
+      )
+    except TokenizerError:
+      return None
+    return cast(str, text)
 
   def encode_messages(
     self, messages: Sequence[Message], **template_kwargs: Any

@@ -18,6 +18,7 @@ import numpy as np
 from flax import nnx
 from jax.core import Tracer
 
+from distil_jax.data import chat_templates
 from distil_jax.data import tokenizer as tokenizers
 from distil_jax.generation.policy_directory import resolve_directory
 from distil_jax.models import (
@@ -223,7 +224,12 @@ def check_tokens(policy: Policy, ids: np.ndarray) -> None:
 def _check_tokenizer(
   path: pathlib.Path, tokenizer: tokenizers.Tokenizer, vocab_size: int
 ) -> None:
-  """Refuses a tokenizer that has tokens without an embedding."""
+  """Refuses tokens without an embedding, and settings that nothing reads."""
+  fault = chat_templates.unread_setting(
+    tokenizer.backend.chat_template, tokenizer.template_kwargs
+  )
+  if fault:
+    raise ValueError(f"{path}: {fault}")
   if tokenizer.vocab_size > vocab_size:
     raise ValueError(
       f"the tokenizer in {path} has {tokenizer.vocab_size} tokens, but "

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from distil_jax.data import chat_templates
 from distil_jax.data import tokenizer as tokenizer_lib
 from distil_jax.data.tokenizer import Tokenizer, TokenizerError
 from tests.paths import DATA
@@ -237,6 +238,59 @@ def with_template(directory, text):
 EACH = "{% for m in messages %}MESSAGE{% endfor %}"
 
 
+OPENED = "{% if add_generation_prompt %}<assistant>{% endif %}"
+CHATML = "{% for m in messages %}<{{m.role}}>{{m.content}}</>{% endfor %}"
+# As Mistral and Llama 2 have it: the end of a question opens the answer.
+INSTRUCT = (
+  "{% for m in messages %}{% if m.role == 'user' %}[INST] {{m.content}} "
+  "[/INST]{% else %} {{m.content}}</s>{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+  ("text", "said"),
+  [
+    (CHATML + OPENED, None),
+    (INSTRUCT, None),
+    # A thought that the template opens is part of the marker.
+    (CHATML + OPENED.replace("<assistant>", "<assistant><think>"), None),
+    (CHATML, "ignores add_generation_prompt: .*<assistant>"),
+    (CHATML + "<end>", "ignores add_generation_prompt"),
+    (EACH.replace("MESSAGE", "{{m.content}}"), "without a marker"),
+    (EACH.replace("MESSAGE", "\\n\\n{{m.content}}"), "without a marker"),
+    (EACH.replace("MESSAGE", "<turn>{{m.content}}</turn>"), "without a marker"),
+  ],
+)
+def test_a_template_must_open_the_assistants_turn(directory, text, said):
+  tokenizer = with_template(directory, text)
+  if said is None:
+    tokenizer.check_template(["user"])
+    return
+  with pytest.raises(TokenizerError, match=said):
+    tokenizer.check_template(["user"])
+
+
+def test_a_setting_that_the_template_never_reads_is_named():
+  template = (
+    "{% if enable_thinking and reasoning_effort != 'low' %}x{% endif %}"
+    "{{ messages[0].content }} verbosity {# style #}"
+  )
+
+  def fault(**settings):
+    return chat_templates.unread_setting(template, settings)
+
+  assert fault() is None
+  assert fault(enable_thinking=True, reasoning_effort="high") is None
+  assert "sets enable_thinkin, which" in fault(enable_thinkin=True)
+  assert "did you mean 'enable_thinking'" in fault(enable_thinkin=True)
+  assert "did you mean 'reasoning_effort'" in fault(reasoning_efort="low")
+  for name in ("verbosity", "style", "content", "low"):
+    assert "never reads" in fault(**{name: 1}), name
+  # The config has it for all families.
+  assert chat_templates.unread_setting("x", {"enable_thinking": False}) is None
+  assert chat_templates.unread_setting({"a": "{{b}}"}, {"b": 1}) is None
+
+
 def test_a_template_that_refuses_is_named(directory):
   text = EACH.replace("MESSAGE", "{{ raise_exception('no ' + m.role) }}")
   with pytest.raises(TokenizerError, match=r"of system, user: .*no system"):
@@ -248,7 +302,7 @@ def test_a_template_that_refuses_is_named(directory):
 def test_a_template_that_drops_a_message_is_refused(directory):
   users = EACH.replace("messages", "messages if m.role == 'user'")
   tokenizer = with_template(
-    directory, users.replace("MESSAGE", "{{m.content}}")
+    directory, users.replace("MESSAGE", "{{m.content}}") + OPENED
   )
   tokenizer.check_template(["user"])
   with pytest.raises(TokenizerError, match="leaves out what system says"):
