@@ -72,7 +72,9 @@ def plain(source: str) -> tuple[str, tuple[str, ...]]:
     tree = ast.parse(source)
   except (SyntaxError, ValueError, RecursionError, MemoryError):
     return source, ()
-  functions = [x for x in tree.body if _is_test(x)]
+  functions = [
+    x for x in tree.body if isinstance(x, ast.FunctionDef) and _is_test(x)
+  ]
   classes = [x for x in tree.body if isinstance(x, ast.ClassDef) and _tests(x)]
   if not functions and not classes:
     return source, ()

@@ -270,7 +270,9 @@ def _unwrapped(cases: list[Case]) -> list[Case]:
 
   A row where one value is no list of one is written in another way.
   """
-  values = [x.function and code_json.decoded(x.output) for x in cases]
+  values: list[Any] = [
+    x.function and code_json.decoded(x.output) for x in cases
+  ]
   if not all(isinstance(x, list) and len(x) == 1 for x in values):
     return cases
   return [
@@ -316,10 +318,10 @@ def _case(test: Any, where: str, name: str | None) -> Case:
   has_output = "output" in test or (isinstance(several, list) and several)
   if "input" not in test or not has_output:
     raise ValueError(f"{where} must have input and output")
-  wanted = several if "output" not in test else [test["output"]]
+  wanted: list[Any] = [test["output"]] if "output" in test else several or []
   if test.get("fn_name"):
     name = _checked_name(test["fn_name"])
-  kind = test.get("testtype") or _KINDS.get(test.get("type"))
+  kind = test.get("testtype") or _KINDS.get(str(test.get("type")))
   kind = kind or ("functional" if name else "stdin")
   given = test["input"]
   if kind == "stdin":
