@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from distil_jax.distributed import collectives
 from distil_jax.training.remote_teacher.http_client import (
   HttpClient,
   RefusedError,
@@ -114,14 +115,14 @@ class RemoteTeacher:
     ]
     questions = [q for q in questions if len(q.places)]
     before = self.client.num_requests, self.client.num_retries
-    answers, problem = self._answers(questions)
+    answers, problem, refusal = self._answers(questions)
     num_lost = sum(answer is None for answer in answers)
     if num_lost:
       self._warn(
         f"step {step + 1}: the teacher's server did not answer {num_lost} of "
         f"{len(answers)} samples: {problem}"
       )
-    self._count_lost_step(answers, problem)
+    self._check_answered(answers, problem, refusal)
     lists, weights = self._arrays(batch, questions, answers)
     sample_mask = np.array(batch.sample_mask)
     for question, answer in zip(questions, answers, strict=True):
@@ -168,8 +169,12 @@ class RemoteTeacher:
 
   def _answers(
     self, questions: Sequence[Question]
-  ) -> tuple[list[list[List] | None], str | None]:
-    """Returns the lists of each question, None without; and a problem."""
+  ) -> tuple[list[list[List] | None], str | None, str | None]:
+    """Returns the lists of each question, None without.
+
+    And a problem of one, and why the server answers nobody any more.
+    """
+    refusal = None
     found: list[list[List] | None] = [None] * len(questions)
     problems: list[str] = []
     stop = threading.Event()
@@ -190,9 +195,8 @@ class RemoteTeacher:
           parts[number][place] = future.result()
         except RefusedError as error:
           if error.is_access:
-            raise TeacherServerError(
-              f"{error}; restore access or model, and start the run again"
-            ) from error
+            refusal = str(error)
+            stop.set()
           problems.append(str(error))
         except (ServerError, AnswerError) as error:
           problems.append(str(error))
@@ -207,7 +211,7 @@ class RemoteTeacher:
       lists = [parts[number][place] for place in sorted(parts[number])]
       if len(lists) == self._num_requests(question):
         found[number] = self._lists(question, lists)
-    return found, problems[0] if problems else None
+    return found, problems[0] if problems else None, refusal
 
   @property
   def _asks_whole(self) -> bool:
@@ -276,13 +280,37 @@ class RemoteTeacher:
         weights[question.row, question.places] = share
     return (ids, log_probs), weights
 
-  def _count_lost_step(self, answers, problem) -> None:
-    if not answers or any(answer is not None for answer in answers):
+  def _check_answered(
+    self,
+    answers: Sequence[list[List] | None],
+    problem: str | None,
+    refusal: str | None,
+  ) -> None:
+    """Ends the run if the server has gone for good, in all processes.
+
+    All processes must call this, and all raise together: to save the run's
+    state takes every one of them.
+    """
+    sums = collectives.global_sums(
+      {
+        "refused": float(refusal is not None),
+        "asked": float(len(answers)),
+        "answered": float(sum(answer is not None for answer in answers)),
+      }
+    )
+    elsewhere = "another process says why"
+    if sums["refused"]:
+      raise TeacherServerError(
+        f"{refusal or elsewhere}; restore access or model, and start the run "
+        "again"
+      )
+    if sums["answered"] or not sums["asked"]:
       self._num_lost_steps = 0
       return
     self._num_lost_steps += 1
     if self._num_lost_steps >= self._max_lost_steps:
       raise TeacherServerError(
         f"no sample of the last {self._num_lost_steps} steps was answered "
-        f"(teacher.server.max_lost_steps={self._max_lost_steps}); {problem}"
+        f"(teacher.server.max_lost_steps={self._max_lost_steps}); "
+        f"{problem or elsewhere}"
       )
