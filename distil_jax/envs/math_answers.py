@@ -20,6 +20,21 @@ _AND = re.compile(
   re.IGNORECASE,
 )
 _TWO_NUMBERS = re.compile(r"(?<![\d^_])[\d.]+ +[\d.]*\d")
+_CONJUNCTION = re.compile(r"\b(?:and|or)\b", re.IGNORECASE)
+# Ways to say that nothing solves an equation.
+_NOTHING = "no solution"
+_EMPTY = frozenset(["\\emptyset", "\\varnothing", "\\{\\}", "\\{ \\}"])
+_NO_SOLUTION = frozenset(
+  [
+    "no solution",
+    "no solutions",
+    "no real solution",
+    "no real solutions",
+    "empty set",
+    "the empty set",
+    "none",
+  ]
+)
 _OPEN, _CLOSE = "([{", ")]}"
 
 
@@ -144,9 +159,15 @@ def _formulas(gold: str, answer: str, algebra: Algebra) -> bool | None:
 
 def _words(text: str) -> str | None:
   """Returns an answer in words, in one spelling, or None."""
+  if text in _EMPTY:
+    return _NOTHING
   plain = math_spelling.without_text_commands(text)
   plain = plain.strip("()[] .\"'")
   if not _LETTERS.fullmatch(plain):
+    return None
+  if plain.lower() in _NO_SOLUTION:
+    return _NOTHING
+  if _CONJUNCTION.search(plain):
     return None
   # A letter is a variable, or an option, and its case counts.
   return plain if len(plain) == 1 else plain.lower()

@@ -45,7 +45,7 @@ _THIN = re.compile(r"\\[,!]|\{\}")
 _COMMA = re.compile(r"\{,\}")
 _FRAC = re.compile(r"\\[dtc]frac(?![A-Za-z])")
 _SHORT_FRAC = re.compile(r"\\frac\s*(\d)\s*(\d)(?!\d)")
-_DIGIT = re.compile(r"\d")
+_VALUES = re.compile(r"\d|,|\b(?:and|or)\b")
 _DEGREE = re.compile(
   r"\s*(?:\^\s*\\circ(?![A-Za-z])|\^\s*\{\s*\\circ\s*\}|\\degrees?(?![A-Za-z]))"
 )
@@ -68,7 +68,9 @@ _WRAPPED = (
   re.compile(r"\{([^{}]*)\}"),
   re.compile(r"`([^`]+)`"),
 )
-_LEAD = re.compile(r"(?:=|\\Rightarrow|\\implies|\\therefore|:)\s*")
+_LEAD = re.compile(
+  r"(?:=|\\approx(?![A-Za-z])|≈|\\Rightarrow|\\implies|\\therefore|:)\s*"
+)
 _END = re.compile(r"(?:\s|\\\\|(?<!\.)\.|[;,])+\Z")
 _SET_BUILDER = re.compile(
   r"\\\{ ?[a-z] ?(?:\\in ?\\mathbb ?\{?R\}? ?)?(?:\\mid|:|\\colon|\|) ?"
@@ -89,7 +91,8 @@ def plain(text: str) -> str:
     text = _FONT.sub(lambda found: found[1] or found[2] or "", text)
     text = _STYLE.sub("", text).strip()
     whole = _TEXT.fullmatch(text)
-    if whole and _DIGIT.search(whole[1]):
+    # A number or a list, and no word.
+    if whole and _VALUES.search(whole[1]):
       text = whole[1].strip()
     for pattern in _WRAPPED:
       if whole := pattern.fullmatch(text):

@@ -269,6 +269,14 @@ ABC → \text{ABC}
 \text{Monday} → Monday
 Monday → \text{monday}
 \text{yes} → Yes
+\text{A and C} → A, C
+\text{A and C} → \text{C and A}
+A, C → \text{A and C}
+\text{no solution} → \emptyset
+\emptyset → \varnothing
+\emptyset → \text{No solutions}
+\emptyset → \{\}
+18 → \approx 18
 \text{(B)} → B
 B → \text{(B)}
 B → (B)
@@ -319,6 +327,12 @@ WRONG = r"""
 18 → 18\pi
 18 → 18 \cdot 2
 \text{no solution} → 0
+\emptyset → 0
+\emptyset → \{0\}
+\text{A and C} → A
+\text{A and C} → \text{A and B}
+\text{A and C} → A, B, C
+A → \text{A or B}
 18 → 18^2
 18 → 18 squared
 18 → 18 hundred
