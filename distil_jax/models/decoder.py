@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 
-from distil_jax.models import attention, prefix_attention, sharding
+from distil_jax.models import attention, experts, prefix_attention, sharding
 from distil_jax.models.decoder_config import DecoderConfig
 from distil_jax.models.layers import (
   Angles,
@@ -138,10 +138,45 @@ def hidden_states(
   model = merge(graphdef, params)
   packed = pack(ids, mask)
   if prefix is None:
-    hidden, _ = _full_pass(model, packed, model.config.remat)
+    hidden, _, _ = _full_pass(model, packed, model.config.remat)
   else:
     hidden = _pass_after(model, packed, prefix)
-  # Hidden states go back from the packed order to the columns of the caller.
+  return _in_columns(model, hidden, mask, columns)
+
+
+def states_and_loads(
+  graphdef: nnx.GraphDef,
+  params: Params,
+  ids: jax.Array,
+  mask: jax.Array,
+  *,
+  columns: slice = slice(None),
+) -> tuple[jax.Array, experts.Loads]:
+  """Returns `hidden_states`, and how tokens are spread over the experts.
+
+  Args:
+    graphdef: From `make`, of a network with experts.
+    params: See `hidden_states`.
+    ids: See `hidden_states`.
+    mask: See `hidden_states`.
+    columns: See `hidden_states`; the spread is that of all tokens that count.
+
+  Returns:
+    Hidden states, and the `Loads` of each layer.
+  """
+  model = merge(graphdef, params)
+  packed = pack(ids, mask)
+  hidden, _, loads = _full_pass(
+    model, packed, model.config.remat, lengths=jnp.sum(mask, axis=-1)
+  )
+  assert loads is not None
+  return _in_columns(model, hidden, mask, columns), loads
+
+
+def _in_columns(
+  model: Decoder, hidden: jax.Array, mask: jax.Array, columns: slice
+) -> jax.Array:
+  """Moves hidden states from the packed order to the columns of the caller."""
   positions = positions_of(mask)[:, columns, None]
   taken = jnp.take_along_axis(hidden, positions, axis=1)
   if taken.shape[1] % sharding.num_shards("sequence") == 0:
@@ -164,17 +199,25 @@ def read_prefix(
     Keys, values and lengths, for `hidden_states`.
   """
   model = merge(graphdef, params)
-  _, cache = _full_pass(
+  _, cache, _ = _full_pass(
     model, pack(ids, mask), model.config.remat, keeps_cache=True
   )
   return Prefix(cache=cache, lengths=jnp.sum(mask, axis=-1))
 
 
-def _full_pass(model: Decoder, ids, remat: str, *, keeps_cache: bool = False):
+def _full_pass(
+  model: Decoder,
+  ids,
+  remat: str,
+  *,
+  keeps_cache: bool = False,
+  lengths: jax.Array | None = None,
+):
   """Runs all layers over packed rows, without the final norm.
 
   Returns:
-    Hidden states `[B, S, D]`, and the rows' `Cache` or None.
+    Hidden states `[B, S, D]`; the rows' `Cache` or None; and, if `lengths` of
+    the rows are given, the `Loads` of the experts, else None.
   """
   length = ids.shape[1]
   ids = jnp.pad(ids, ((0, 0), (0, attention.padding(length))))
@@ -192,8 +235,13 @@ def _full_pass(model: Decoder, ids, remat: str, *, keeps_cache: bool = False):
     )
     return attended, Cache(key=key, value=value) if keeps_cache else None
 
-  hidden, kept = _scan_layers(model, ids, angles, attend, (), remat)
-  return hidden[:, :length], kept
+  mask = None
+  if lengths is not None:
+    mask = jnp.arange(ids.shape[1])[None] < lengths[:, None]
+  hidden, (kept, loads) = _scan_layers(
+    model, ids, angles, attend, (), remat, mask
+  )
+  return hidden[:, :length], kept, loads
 
 
 def _pass_after(model: Decoder, ids: jax.Array, prefix: Prefix) -> jax.Array:
@@ -218,11 +266,21 @@ def _pass_after(model: Decoder, ids: jax.Array, prefix: Prefix) -> jax.Array:
 
 
 def _scan_layers(
-  model: Decoder, ids, angles: Angles, attend: Attend, extra, remat: str
+  model: Decoder,
+  ids,
+  angles: Angles,
+  attend: Attend,
+  extra,
+  remat: str,
+  mask: jax.Array | None = None,
 ):
   """Runs the layers in order; each attends with its own slice of `extra`.
 
   `attend` gets the window of its layer before the other arguments.
+
+  Returns:
+    Hidden states; what `attend` kept of each layer, and, if a mask is given,
+    the `Loads` of its experts by the tokens that count, else None.
   """
   graph, stacked = nnx.split(model.layers)
   config = model.config
@@ -234,8 +292,22 @@ def _scan_layers(
       state, extra = inputs
       attend_in_window = functools.partial(attend, window)
       block = nnx.merge(graph, state)
-      x, kept = block(x, angles.of(window), attend_in_window, *extra)
-      return sharding.constrain(x, "batch", "sequence", None), kept
+      found: list[experts.Loads] = []
+
+      def watch(x, router):
+        assert mask is not None
+        chosen = config.num_experts_per_token
+        found.append(experts.loads(x, router, chosen, mask))
+
+      x, kept = block(
+        x,
+        angles.of(window),
+        attend_in_window,
+        *extra,
+        watch=None if mask is None else watch,
+      )
+      x = sharding.constrain(x, "batch", "sequence", None)
+      return x, (kept, found[0] if found else None)
 
     return jax.checkpoint(run) if remat == "layer" else run
 

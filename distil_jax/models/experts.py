@@ -29,6 +29,65 @@ class Weights:
   down: jax.Array
 
 
+@struct.dataclass
+class Loads:
+  """Says how a router spreads tokens over its experts, as sums.
+
+  Attributes:
+    counts: Tokens that each expert was chosen for, float32. Shape `[..., E]`.
+    entropies: Sum over tokens of the router's entropy, nats. Shape `[...]`.
+    num_tokens: Shape `[...]`.
+  """
+
+  counts: jax.Array
+  entropies: jax.Array
+  num_tokens: jax.Array
+
+
+def loads(
+  x: jax.Array, router: jax.Array, num_chosen: int, mask: jax.Array
+) -> Loads:
+  """Returns how the router spreads these tokens, as a constant.
+
+  XLA shares the router's product with that of `mix`.
+
+  Args:
+    x: Shape `[B, S, D]`.
+    router: Shape `[D, E]`.
+    num_chosen: k, experts of each token.
+    mask: 1 where the token counts. Shape `[B, S]`.
+  """
+  x, router = jax.lax.stop_gradient((x, router))
+  log_probs = jax.nn.log_softmax(_logits(x, router))
+  _, chosen = route(x, router, num_chosen, normalizes=False)
+  mask = mask.astype(jnp.float32)
+  return Loads(
+    counts=jnp.bincount(
+      chosen.reshape(-1),
+      weights=jnp.repeat(mask.reshape(-1), num_chosen),
+      length=router.shape[-1],
+    ),
+    entropies=-jnp.sum(jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1) * mask),
+    num_tokens=jnp.sum(mask),
+  )
+
+
+def load_metrics(found: Loads) -> dict[str, jax.Array]:
+  """Returns scalars to log, each a mean over the layers.
+
+  Args:
+    found: Of all layers and tokens. Counts of shape `[L, E]`.
+  """
+  mean = jnp.maximum(jnp.mean(found.counts, axis=-1), 1e-6)
+  return {
+    "experts/load": jnp.mean(jnp.max(found.counts, axis=-1) / mean),
+    "experts/unused": jnp.mean(found.counts == 0, dtype=jnp.float32),
+    "experts/entropy": jnp.mean(
+      found.entropies / jnp.maximum(found.num_tokens, 1.0)
+    ),
+  }
+
+
 def mix(
   x: jax.Array,
   router: jax.Array,
@@ -105,11 +164,15 @@ def route(
   Returns:
     Weights, float32, and experts, of shape `[..., k]` each.
   """
-  logits = x.astype(jnp.float32) @ router.astype(jnp.float32)
-  shares, chosen = jax.lax.top_k(jax.nn.softmax(logits), num_chosen)
+  probs = jax.nn.softmax(_logits(x, router))
+  shares, chosen = jax.lax.top_k(probs, num_chosen)
   if normalizes:
     shares = shares / jnp.sum(shares, axis=-1, keepdims=True)
   return shares, chosen
+
+
+def _logits(x: jax.Array, router: jax.Array) -> jax.Array:
+  return x.astype(jnp.float32) @ router.astype(jnp.float32)
 
 
 def _token_axes(x: jax.Array) -> sharding.LogicalAxes:

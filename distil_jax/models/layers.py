@@ -24,6 +24,8 @@ from distil_jax.models.rope import rope_angles, rotate
 Params = dict[str, Any]
 # (query, key, value, ...) -> the attention output, and what the caller keeps.
 Attend = Callable[..., tuple[jax.Array, Any]]
+# (input [B, S, D], router [D, E]) -> nothing; the caller keeps what it finds.
+Watch = Callable[[jax.Array, jax.Array], None]
 
 
 def rms_norm(
@@ -108,7 +110,9 @@ class Block(nnx.Module):
     setattr(self, f"{target}_lora_a", nnx.Param(jnp.zeros((*inputs, rank))))
     setattr(self, f"{target}_lora_b", nnx.Param(jnp.zeros((rank, *outputs))))
 
-  def __call__(self, x, angles, attend: Attend, *extra):
+  def __call__(
+    self, x, angles, attend: Attend, *extra, watch: Watch | None = None
+  ):
     """Runs the layer.
 
     Args:
@@ -117,6 +121,7 @@ class Block(nnx.Module):
       attend: Called with query, key, value and `extra`; returns the attention
         output, and what the caller wants to keep (a cache).
       *extra: Passed on to `attend`.
+      watch: Called with what the router reads, if the layer has experts.
 
     Returns:
       The layer's output, of shape `[..., D]`, and what `attend` kept.
@@ -132,9 +137,12 @@ class Block(nnx.Module):
     projected = self._add_bias("output_bias", projected)
     x = x + self._norm("attention_post_norm", projected)
     normed = self._norm("mlp_norm", x)
-    mixed = (
-      self._experts(normed) if self.config.num_experts else (self._mlp(normed))
-    )
+    if self.config.num_experts:
+      mixed = self._experts(normed)
+      if watch is not None:
+        watch(normed, self.router[...])
+    else:
+      mixed = self._mlp(normed)
     return x + self._norm("mlp_post_norm", mixed), kept
 
   def _project(self, x: jax.Array, angles):

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import jax
 from flax import struct
 
+from distil_jax.models import experts
 from distil_jax.ops import masking
 from distil_jax.ops import sampler_mismatch as mismatch_lib
 from distil_jax.types import TrainBatch
@@ -26,10 +27,12 @@ class LossAux:
     sums: sum and count of each metric that is a mean.
     mismatch: how far the sampler's log-probabilities are from this pass's;
       None if nothing was sampled.
+    loads: how the student's tokens use its experts; None without experts.
   """
 
   sums: MetricSums
   mismatch: mismatch_lib.Mismatch | None = None
+  loads: experts.Loads | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -105,7 +105,7 @@ def policy_gradient_loss(
     reports.pop("log_probs"), batch.old_log_probs, mask
   )
   sums = losses.metric_sums(mask, **reports) | losses.sequence_sums(batch)
-  return value, base.LossAux(sums, mismatch)
+  return value, base.LossAux(sums, mismatch, source.loads)
 
 
 def _token_losses(

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from distil_jax.models import experts
 from distil_jax.objectives import token_losses
 from distil_jax.objectives.base import (
   BatchLayout,
@@ -145,7 +146,7 @@ def feedback_loss(
   )
   ratios = {k: reports.pop(k) for k in _RATIOS if k in reports}
   sums = metric_sums(taught, **reports) | metric_sums(learned, **ratios)
-  return value, LossAux(sums | sequence_sums(batch), mismatch)
+  return value, LossAux(sums | sequence_sums(batch), mismatch, source.loads)
 
 
 def _feedback_token_losses(settings: FeedbackSettings, carry, statistics, rows):
@@ -256,15 +257,20 @@ def merge(one: LossAux, other: LossAux) -> LossAux:
   """Returns the report of two slices together."""
   # Sums and counts are added and divided at the end, so that a mean does not
   # depend on how the batch is cut.
-  sums = jax.tree.map(jnp.add, one.sums, other.sums)
+  sums, loads = jax.tree.map(
+    jnp.add, (one.sums, one.loads), (other.sums, other.loads)
+  )
   if one.mismatch is None or other.mismatch is None:
-    return LossAux(sums)
-  return LossAux(sums, mismatch_lib.merge(one.mismatch, other.mismatch))
+    return LossAux(sums, loads=loads)
+  mismatch = mismatch_lib.merge(one.mismatch, other.mismatch)
+  return LossAux(sums, mismatch, loads)
 
 
 def metrics(aux: LossAux) -> dict[str, jax.Array]:
   """Returns scalars to log."""
   means = {k: total / jnp.maximum(n, 1.0) for k, (total, n) in aux.sums.items()}
+  if aux.loads is not None:
+    means |= experts.load_metrics(aux.loads)
   if aux.mismatch is None:
     return means
   return means | mismatch_lib.metrics(aux.mismatch)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from distil_jax.models import decoder
+from distil_jax.models import decoder, experts
 
 
 def completion_hidden_states(
@@ -34,9 +34,39 @@ def completion_hidden_states(
   """
   ids = jnp.concatenate([prompt_ids, completion_ids], axis=1)
   mask = jnp.concatenate([prompt_mask, completion_mask], axis=1)
-  # The state in a column predicts the token in the next one.
-  before = slice(prompt_ids.shape[1] - 1, -1)
   read = prefix and decoder.read_prefix(graphdef, params, *prefix)
   return decoder.hidden_states(
-    graphdef, params, ids, mask, columns=before, prefix=read
+    graphdef, params, ids, mask, columns=_before(prompt_ids), prefix=read
   )
+
+
+def completion_states_and_loads(
+  params: decoder.Params,
+  prompt_ids: jax.Array,
+  prompt_mask: jax.Array,
+  completion_ids: jax.Array,
+  completion_mask: jax.Array,
+  *,
+  graphdef: nnx.GraphDef,
+) -> tuple[jax.Array, experts.Loads]:
+  """Returns `completion_hidden_states`, and how its tokens use the experts.
+
+  Args:
+    params: of a network with experts.
+    prompt_ids: see `completion_hidden_states`.
+    prompt_mask: see `completion_hidden_states`.
+    completion_ids: see `completion_hidden_states`.
+    completion_mask: see `completion_hidden_states`.
+    graphdef: see `completion_hidden_states`.
+  """
+  ids = jnp.concatenate([prompt_ids, completion_ids], axis=1)
+  mask = jnp.concatenate([prompt_mask, completion_mask], axis=1)
+  return decoder.states_and_loads(
+    graphdef, params, ids, mask, columns=_before(prompt_ids)
+  )
+
+
+def _before(prompt_ids: jax.Array) -> slice:
+  """Returns the columns whose states predict the completion's tokens."""
+  # The state in a column predicts the token in the next one.
+  return slice(prompt_ids.shape[1] - 1, -1)

@@ -42,12 +42,13 @@ def sft_loss(
     The slice's part of the loss, scalar, and what to report.
   """
   del teacher_params
-  value, reports = own_fn(params, batch).fused_loss(
+  source = own_fn(params, batch)
+  value, reports = source.fused_loss(
     _token_losses,
     {"mask": batch.student_tokens, "weights": batch.loss_weights},
   )
   sums = losses.metric_sums(base.teacher_mask(batch), **reports)
-  return value, base.LossAux(sums)
+  return value, base.LossAux(sums, loads=source.loads)
 
 
 def _token_losses(carry, statistics, rows):

@@ -11,7 +11,7 @@ from typing import Literal
 import jax
 from flax import nnx
 
-from distil_jax.models import decoder, layers, sharding
+from distil_jax.models import decoder, experts, layers, sharding
 from distil_jax.objectives import scoring
 from distil_jax.objectives.base import ForwardPasses, teacher_mask
 from distil_jax.ops import fused_statistics, teacher_candidates
@@ -114,7 +114,7 @@ def dense_statistics(
     network: of both.
     divergence: the cost, and what it is taken on.
   """
-  hidden = student_hidden_states(params, batch, network=network)
+  hidden, loads = student_states(params, batch, network=network)
   weights = _sharded_unembedding(params, batch)
   source = fused_statistics.compared(
     hidden,
@@ -125,7 +125,8 @@ def dense_statistics(
     teacher_mask(batch),
     top_k_fn=_top_k_fn(params, batch),
   )
-  return source.tiled(network.chunk_size, layout(hidden, weights))
+  source = source.tiled(network.chunk_size, layout(hidden, weights))
+  return source._replace(loads=loads)
 
 
 def sparse_statistics(
@@ -148,7 +149,7 @@ def sparse_statistics(
     kind: what the lists hold.
   """
   del teacher_params
-  hidden = student_hidden_states(params, batch, network=network)
+  hidden, loads = student_states(params, batch, network=network)
   weights = _sharded_unembedding(params, batch)
   teacher = SparseTeacher(
     batch.teacher_candidate_ids,
@@ -166,17 +167,19 @@ def sparse_statistics(
     teacher_mask(batch),
     batch.teacher_weights,
   )
-  return source.tiled(network.chunk_size, layout(hidden, weights))
+  source = source.tiled(network.chunk_size, layout(hidden, weights))
+  return source._replace(loads=loads)
 
 
 def own_statistics(
   params: decoder.Params, batch: TrainBatch, *, network: Network
 ) -> FusedStatistics:
   """Reads a policy on the student's prompts and tokens, without a teacher."""
-  hidden = student_hidden_states(params, batch, network=network)
+  hidden, loads = student_states(params, batch, network=network)
   weights = _sharded_unembedding(params, batch)
   source = fused_statistics.alone(hidden, weights, batch.completion_ids)
-  return source.tiled(network.chunk_size, layout(hidden, weights))
+  source = source.tiled(network.chunk_size, layout(hidden, weights))
+  return source._replace(loads=loads)
 
 
 def ask_teacher(
@@ -221,14 +224,18 @@ def ask_teacher(
   return teacher_candidates.samples(teacher, uniforms, **settings)
 
 
-def student_hidden_states(
+def student_states(
   params: decoder.Params, batch: TrainBatch, *, network: Network
-) -> jax.Array:
+) -> tuple[jax.Array, experts.Loads | None]:
   """Returns the states that chose each token, on the student's prompt.
 
-  Shape `[b, T, D]`.
+  Returns:
+    Shape `[b, T, D]`, and how the tokens use the experts; None without any.
   """
-  hidden = scoring.completion_hidden_states(
+  run, loads = scoring.completion_hidden_states, None
+  if "router" in params["layers"]:
+    run = scoring.completion_states_and_loads
+  hidden = run(
     params,
     batch.prompt_ids,
     batch.prompt_mask,
@@ -236,7 +243,9 @@ def student_hidden_states(
     batch.completion_mask,
     graphdef=network.graphdef,
   )
-  return _shard_states(hidden)
+  if isinstance(hidden, tuple):
+    hidden, loads = hidden
+  return _shard_states(hidden), loads
 
 
 def _dense_teacher(

@@ -101,6 +101,7 @@ class FusedStatistics(NamedTuple):
     chunk_size: columns of time at once, about; None chooses by memory. Any T
       works.
     layout: how arrays are sharded.
+    loads: what the pass that made the hidden states says of its experts.
   """
 
   reader: Reader
@@ -110,6 +111,7 @@ class FusedStatistics(NamedTuple):
   rows: Any = None
   chunk_size: int | None = None
   layout: Layout = Layout()
+  loads: Any = None
 
   def tiled(
     self, chunk_size: int | None = None, layout: Layout | None = None
@@ -128,7 +130,7 @@ class FusedStatistics(NamedTuple):
     Raises:
       ValueError: a chunk size below 1.
     """
-    reader, hidden, unembedding, constants, rows, size, layout = self
+    reader, hidden, unembedding, constants, rows, size, layout, _ = self
     cut = cut_tiles(hidden, unembedding, size, layout, rows)
     return _statistics(reader, cut, hidden, unembedding, constants, rows)
 
@@ -159,7 +161,7 @@ class FusedStatistics(NamedTuple):
     Raises:
       ValueError: a chunk size below 1.
     """
-    reader, hidden, unembedding, constants, rows, size, layout = self
+    reader, hidden, unembedding, constants, rows, size, layout, _ = self
     cut = cut_tiles(hidden, unembedding, size, layout, (rows, loss_rows))
     found: Any = _fused_loss(
       reader, loss, cut, hidden, unembedding, constants, rows, loss_rows, carry

@@ -91,6 +91,7 @@ def train_step(
       jax.tree.map(lambda x: jnp.sum(x, axis=0), aux.sums),
       # Only the first update has the parameters that sampled.
       jax.tree.map(lambda x: x[0], aux.mismatch),
+      jax.tree.map(lambda x: jnp.sum(x, axis=0), aux.loads),
     )
   params, opt_state = carry
   next_state = dataclasses.replace(
