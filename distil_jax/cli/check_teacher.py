@@ -11,6 +11,7 @@ from distil_jax.cli.options import (
   OVERRIDES_HELP,
   add_command,
   add_common,
+  not_negative,
   positive,
 )
 
@@ -28,6 +29,14 @@ def add_parser(commands) -> None:
     help="problems of the run's data that are sampled (default: 2)",
   )
   command.add_argument(
+    "--num-answers",
+    type=not_negative,
+    default=32,
+    metavar="N",
+    help="held-out samples on which student and teacher are compared; "
+    "0 compares none (default: 32)",
+  )
+  command.add_argument(
     "--html", metavar="FILE", help="write the report as one HTML page too"
   )
   add_common(command, run, OVERRIDES_HELP)
@@ -40,6 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
   import jax
 
   from distil_jax.analysis.teacher_check import (
+    accuracy,
     checks,
     evidence,
     gather,
@@ -61,7 +71,15 @@ def run(arguments: argparse.Namespace) -> int:
     if gathered.teacher_mask.any():
       with progress.stage("scoring the samples"):
         found = evidence.collect(checked, gathered)
-  results = checks.all_checks(gathered, found)
+    results = checks.all_checks(gathered, found)
+    if arguments.num_answers:
+      with progress.stage("asking student and teacher"):
+        # Of a trust region the part that is not the student's.
+        _, graphdef, params = evidence.networks(checked).teacher[0]
+        answers = accuracy.measure(
+          checked, (graphdef, params), arguments.num_answers
+        )
+      results.append(accuracy.check(answers))
   shown = samples.all_samples(gathered, found)
   colours = report.has_colours(sys.stdout, os.environ)
   print(report.to_text(shown, results, colours=colours))

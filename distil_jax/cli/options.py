@@ -108,6 +108,11 @@ def positive(text: str) -> int:
   return whole(text, 1, 2**31 - 1)
 
 
+def not_negative(text: str) -> int:
+  """Parses a whole number from 0."""
+  return whole(text, 0, 2**31 - 1)
+
+
 def seed(text: str) -> int:
   """Parses a seed, a whole number from 0."""
   return whole(text, 0, 2**32 - 1)

@@ -10,7 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from distil_jax.data import datasets
+from distil_jax.data import data_files, datasets
+from distil_jax.data.data_files import DataError
+from distil_jax.envs import conversations as row_conversations
 from distil_jax.generation.engine_config import EngineConfig
 from distil_jax.generation.generate import sample_completions
 from distil_jax.generation.policy import Policy
@@ -22,7 +24,6 @@ Conversation = tuple[Message, ...]
 
 STDIN = "-"
 _LINES = ".txt"
-_ROWS = (".jsonl", ".json", ".parquet")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +58,8 @@ def conversations(
   Args:
     texts: Each one is a user's message.
     file: `.txt` has a prompt a line; a data file (see `datasets.read_rows`)
-      has in each row `prompt` and perhaps `system`, or `messages`; `-` is the
+      has in each row `prompt`, a text or a conversation, and perhaps `system`;
+      or `messages`; `-` is the
       standard input, with a prompt a line. Blank lines do not count.
 
   Raises:
@@ -71,7 +73,7 @@ def conversations(
   if file is not None:
     found += _rows(file)
   if not found:
-    raise datasets.DataError(
+    raise DataError(
       "there is no prompt: give one after the config, or a file of them with "
       "--file"
     )
@@ -184,17 +186,16 @@ def to_json(found: Sequence[Answer]) -> str:
 def _rows(file: str) -> Sequence[tuple[str, Mapping[str, Any]]]:
   """Returns each prompt's place in a file, and its row."""
   path = pathlib.Path(file)
-  kind = path.suffix.lower()
   if file == STDIN:
     return _lines("the standard input", sys.stdin.read())
-  if kind == _LINES:
+  if path.suffix.lower() == _LINES:
     return _lines(file, _read(path))
-  if kind in _ROWS:
-    data = datasets.read_rows(path, fields={}, malformed="error", required=())
-    return [(f"{file}, {data.unit} {number}", row) for number, row in data.rows]
-  raise datasets.DataError(
+  if data_files.kind_of(path):
+    data = datasets.read_rows(file, fields={}, malformed="error", required=())
+    return [(row.place, row.fields) for row in data.rows]
+  raise DataError(
     f"{file}: files of prompts are {_LINES}, with one a line, or "
-    f"{', '.join(_ROWS)}; or {STDIN}, the standard input"
+    f"{', '.join(data_files.KINDS)}; or {STDIN}, the standard input"
   )
 
 
@@ -203,12 +204,12 @@ def _read(path: pathlib.Path) -> str:
     # Some editors put a byte order mark in front of UTF-8.
     return path.read_text(encoding="utf-8-sig")
   except (OSError, UnicodeDecodeError) as error:
-    raise datasets.DataError(f"{path} cannot be read: {error}") from error
+    raise DataError(f"{path} cannot be read: {error}") from error
 
 
 def _lines(name: str, content: str) -> list[tuple[str, Mapping[str, Any]]]:
   if not content.strip():
-    raise datasets.DataError(f"{name} holds no prompts")
+    raise DataError(f"{name} holds no prompts")
   return [
     (f"{name}, line {number}", {"prompt": line.removesuffix("\r")})
     for number, line in enumerate(content.split("\n"), start=1)
@@ -219,12 +220,13 @@ def _lines(name: str, content: str) -> list[tuple[str, Mapping[str, Any]]]:
 def _conversation(row: Mapping[str, Any], place: str) -> Conversation:
   """Returns the messages of a row; refuses malformed and empty ones."""
   if ("prompt" in row) == ("messages" in row):
-    raise datasets.DataError(
+    raise DataError(
       f"{place}: needs either 'prompt' or 'messages', has {sorted(row)}"
     )
   messages = row.get("messages")
   if "prompt" in row:
-    messages = [{"role": "user", "content": row["prompt"]}]
+    question = {"role": "user", "content": row["prompt"]}
+    messages = [*row_conversations.earlier(row), question]
     if row.get("system"):
       messages.insert(0, {"role": "system", "content": row["system"]})
   if not isinstance(messages, Sequence) or not all(
@@ -233,19 +235,17 @@ def _conversation(row: Mapping[str, Any], place: str) -> Conversation:
     and isinstance(message.get("content"), str)
     for message in messages
   ):
-    raise datasets.DataError(
+    raise DataError(
       f"{place}: 'prompt' must be a string, 'messages' a list of objects with "
       "the strings 'role' and 'content'"
     )
   if not any(message["content"].strip() for message in messages):
-    raise datasets.DataError(f"{place} is empty")
+    raise DataError(f"{place} is empty")
   for message in messages:
     try:
       message["content"].encode("utf-8")
     except UnicodeEncodeError as error:
-      raise datasets.DataError(
-        f"{place} is no valid Unicode: {error}"
-      ) from error
+      raise DataError(f"{place} is no valid Unicode: {error}") from error
   return tuple(
     {name: m[name] for name in ("role", "content")} for m in messages
   )

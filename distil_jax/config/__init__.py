@@ -6,7 +6,7 @@ would be right. An unknown key is an error that names the nearest known one.
 """
 
 from distil_jax.config.base import ConfigError, SamplingConfig, Section
-from distil_jax.config.data import DataConfig
+from distil_jax.config.data import DataConfig, HubDatasetConfig
 from distil_jax.config.environments import (
   CalculatorConfig,
   EnvironmentConfig,
@@ -64,6 +64,7 @@ __all__ = [
   "EvaluationConfig",
   "GRPOConfig",
   "GuardConfig",
+  "HubDatasetConfig",
   "JudgingConfig",
   "LionConfig",
   "LoggingConfig",

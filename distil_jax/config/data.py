@@ -1,23 +1,44 @@
 """Config section of the data."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import pydantic
 
 from distil_jax.config.base import Positive, Section, Seed
 
+Text = Annotated[str, pydantic.Field(min_length=1)]
+
+
+class HubDatasetConfig(Section):
+  """A data set of the Hugging Face Hub; needs the extra `datasets`."""
+
+  dataset: Text
+  """Its name, such as `openai/gsm8k`, or a folder that `datasets` reads."""
+  config: str | None = None
+  """Its configuration (subset), such as `main`; null: the only one."""
+  split: Text
+  """Its split, such as `train` or `train[:500]`."""
+  revision: str | None = None
+  """Branch, tag or commit; null is `main`, which may change."""
+
+
+DataSource = Text | tuple[Text, ...] | HubDatasetConfig
+
 
 class DataConfig(Section):
   """The problems: files, or `generated` if the environment makes its own.
 
-  `fields` maps our names of fields to those of the file, for example
-  `{prompt: question, solution: answer}`.
+  A source is the path of a file, a folder or a pattern such as
+  `data/train-*.parquet`; a list of these; or a data set of the Hub,
+  `{dataset: openai/gsm8k, config: main, split: train}`. `fields` maps our names
+  of fields to those of the rows, for example `{prompt: question, answer:
+  reward_model.ground_truth}`, where a point leads into a nested field.
   """
 
-  train: str = "generated"
-  """A file of problems for training."""
-  evaluation: str = "generated"
-  """A file of held-out problems."""
+  train: DataSource = "generated"
+  """Problems for training."""
+  evaluation: DataSource = "generated"
+  """Held-out problems."""
   fields: dict[str, str] = pydantic.Field(default={})
   """Our field names, and what the file calls them."""
   malformed_rows: Literal["error", "skip"] = "error"
@@ -33,3 +54,12 @@ class DataConfig(Section):
   """Stop after so many passes over the data; null: repeat without end."""
   seed: Seed = 0
   """Seed of the order of the problems."""
+
+  @pydantic.field_validator("train", "evaluation")
+  @classmethod
+  def _source(cls, value: DataSource) -> DataSource:
+    if isinstance(value, tuple) and (not value or "generated" in value):
+      raise ValueError(
+        "a list must name files, folders or patterns; write `generated` alone"
+      )
+    return value

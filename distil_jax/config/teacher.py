@@ -1,5 +1,6 @@
 """Config sections of the teacher and its guard."""
 
+import difflib
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -13,6 +14,9 @@ from distil_jax.config.base import (
   Section,
   Share,
 )
+
+TEMPLATE_FORMS = ("block", "turn", "system", "critique")
+_TEMPLATE_ENDINGS = (".jinja", ".jinja2", ".j2")
 
 
 class GuardConfig(Section):
@@ -125,6 +129,11 @@ class TeacherConfig(Section):
   """Which solution stands in the prompt."""
   feedback: Literal["when_no_solution", "always", "never"] = "when_no_solution"
   """When the environment's feedback stands in the prompt."""
+  template: str = "block"
+  """Form of the prompt: `block` (solution and feedback after the question),
+  `turn` (the solution as an earlier answer, then the question again), `system`
+  (both in the system's message), `critique` (the attempt as an earlier answer
+  that the user criticises), or the path of a Jinja template."""
   success_threshold: Fraction = 1.0
   """A reward from here on is a success."""
   max_prompt_length: Positive = 512
@@ -132,6 +141,19 @@ class TeacherConfig(Section):
   share_prefix: bool = True
   """Read what the prompts of a group begin with only once, where that saves
   tokens. It changes rounding alone."""
+
+  @pydantic.field_validator("template")
+  @classmethod
+  def _template(cls, value: str) -> str:
+    if value in TEMPLATE_FORMS or value.endswith(_TEMPLATE_ENDINGS):
+      return value
+    near = difflib.get_close_matches(value, TEMPLATE_FORMS, n=1)
+    guess = f"did you mean {near[0]}? " if near else ""
+    raise ValueError(
+      f"no form {value!r}; {guess}it is one of {', '.join(TEMPLATE_FORMS)}, or "
+      "the path of a Jinja template that ends in "
+      f"{' or '.join(_TEMPLATE_ENDINGS)}"
+    )
 
   @pydantic.model_validator(mode="after")
   def _rates(self):

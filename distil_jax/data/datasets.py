@@ -1,101 +1,116 @@
-"""Reads data files and puts their rows into batches.
+"""Reads data and puts its rows into batches.
 
-A data file is JSON (one array, or one object per line), JSON Lines or parquet.
 A row that cannot be used is an error that names file, line and field; with
 `malformed="skip"` it is skipped and counted.
 """
 
-import codecs
 import dataclasses
 import difflib
-import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import grain
 
+from distil_jax.config.data import DataSource, HubDatasetConfig
+from distil_jax.data import data_files, hub_datasets
+from distil_jax.data.data_files import DataError
+from distil_jax.envs import conversations
 from distil_jax.types import Problem
 
 T = TypeVar("T")
 Malformed = Literal["error", "skip"]
+# Fields that may be other than texts, where the environment reads them.
+_ANY_TYPE = ("answer",)
 
 
-class DataError(ValueError):
-  """The error of data that cannot be used; it names place and cure."""
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """Holds a row of a data file.
+
+  Attributes:
+    place: the file and the number of the row in it, from 1, for messages. In a
+      file with one object per line it is the number of the line.
+    index: identity of the row in all that is read, from 0. It does not depend
+      on which rows are skipped.
+    fields: the row's fields by our names.
+  """
+
+  place: str
+  index: int
+  fields: dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-  """Holds the rows of a data file.
+  """Holds the rows that were read.
 
   Attributes:
-    rows: number of the row in its file, from 1, and its fields by our names. In
-      a file with one object per line it is the number of the line.
+    rows: in the order of the files.
     num_skipped: number of malformed rows that were left out.
-    unit: what the numbers count, `line` or `row`.
   """
 
-  rows: list[tuple[int, dict[str, Any]]]
+  rows: list[Row]
   num_skipped: int
-  unit: str
 
 
 def read_rows(
-  path: str | pathlib.Path,
+  source: DataSource | pathlib.Path,
   *,
   fields: Mapping[str, str],
   malformed: Malformed,
   required: Sequence[str] = ("prompt", "answer"),
 ) -> Rows:
-  """Reads the rows of a data file.
+  """Reads the rows of data files, or of a data set of the Hub.
 
   A row is malformed if it is not a valid JSON object, if one of the required
-  fields is missing, blank or not a string, or if a string in it is not valid
+  fields is missing, blank or not a string (`answer` may have another type), if
+  its prompt is a list but no conversation, or if a string in it is not valid
   Unicode. Blank lines do not count as rows.
 
   Args:
-    path: a `.json`, `.jsonl` or `.parquet` file. A `.json` file that does not
-      begin with `[` has one object per line.
-    fields: our name of a field -> its name in the file, if they differ.
+    source: paths, see `data_files`, or a data set of the Hub.
+    fields: our name of a field -> its name in the row, if they differ. A name
+      with points leads into nested fields, if there is no field of that name.
     malformed: `error` stops at the first malformed row, `skip` counts them.
     required: our names of the fields that every row must have.
 
   Raises:
-    DataError: the file is missing, unreadable, of an unknown kind or without a
+    DataError: a file is missing, unreadable or of an unknown kind; there is no
       usable row; no row has a field that `fields` names; or a row is malformed
       and `malformed` is `error`.
   """
-  path = pathlib.Path(path)
-  unit, raw_rows = _raw_rows(path)
-  rows, names, num_skipped = [], set(), 0
-  for number, read in raw_rows:
+  rows, names, found, num_skipped = [], set(), set(), 0
+  for place, index, read in _raw_rows(source):
     try:
       raw = read()
       names |= raw.keys()
-      row = _rename(raw, fields)
+      found |= {ours for ours, theirs in fields.items() if _has(raw, theirs)}
+      row = conversations.as_texts(_rename(raw, fields))
       _check(row, fields, required)
     except ValueError as error:
       if malformed == "error":
-        raise DataError(f"{path}, {unit} {number}: {error}") from error
+        raise DataError(f"{place}: {error}") from error
       num_skipped += 1
     else:
-      rows.append((number, row))
+      rows.append(Row(place, index, row))
   # Otherwise a misspelt name of an optional field would go unnoticed.
   for ours, theirs in fields.items():
-    if names and theirs not in names:
+    if names and ours not in found:
       raise DataError(
-        f"{path}: {ours!r} is to be read from {theirs!r}, but no row has that "
-        f"field{_nearest(theirs, names)}"
+        f"{named(source)}: {ours!r} is to be read from {theirs!r}, but no row "
+        f"has that field{_nearest(theirs, names)}"
       )
   if not rows:
     skipped = f"; {num_skipped} malformed rows were skipped"
-    raise DataError(f"{path} holds no rows{skipped if num_skipped else ''}")
-  return Rows(rows=rows, num_skipped=num_skipped, unit=unit)
+    raise DataError(
+      f"{named(source)} holds no rows{skipped if num_skipped else ''}"
+    )
+  return Rows(rows=rows, num_skipped=num_skipped)
 
 
 def load_problems(
-  path: str | pathlib.Path,
+  source: DataSource | pathlib.Path,
   to_problem: Callable[[dict[str, Any], int], Problem],
   *,
   fields: Mapping[str, str],
@@ -103,22 +118,20 @@ def load_problems(
   limit: int | None = None,
   required: Sequence[str] = ("prompt", "answer"),
 ) -> tuple[list[Problem], int]:
-  """Reads a data file as problems.
+  """Reads data as problems.
 
-  The whole file is checked even if only its first rows are returned.
+  All rows are checked even if only the first ones are returned.
 
   Args:
-    path: see `read_rows`.
+    source: see `read_rows`.
     to_problem: row, index -> problem; a ValueError marks the row as malformed.
-      The index is the row's number in the file minus one, so that it does not
-      depend on which rows are skipped.
     fields: see `read_rows`.
     malformed: see `read_rows`.
-    limit: the largest number of problems, from the start of the file.
+    limit: the largest number of problems, from the start.
     required: see `read_rows`.
 
   Returns:
-    The problems in the order of the file, and the number of skipped rows.
+    The problems in the order of the files, and the number of skipped rows.
 
   Raises:
     DataError: see `read_rows`; or `to_problem` raised anything else.
@@ -126,24 +139,27 @@ def load_problems(
   """
   if limit is not None and limit < 1:
     raise ValueError(f"limit={limit} must be positive, or None for all")
-  data = read_rows(path, fields=fields, malformed=malformed, required=required)
+  data = read_rows(
+    source, fields=fields, malformed=malformed, required=required
+  )
   problems, num_skipped = [], data.num_skipped
-  for number, row in data.rows:
+  for row in data.rows:
     try:
-      problems.append(to_problem(row, number - 1))
+      problems.append(to_problem(row.fields, row.index))
     except ValueError as error:
       if malformed == "error":
-        raise DataError(f"{path}, {data.unit} {number}: {error}") from error
+        raise DataError(f"{row.place}: {error}") from error
       num_skipped += 1
     except Exception as error:
       raise DataError(
-        f"{path}, {data.unit} {number}: the environment raised "
+        f"{row.place}: the environment raised "
         f"{type(error).__name__}: {error}; for a row that it cannot read it "
         "should raise a ValueError"
       ) from error
   if not problems:
     raise DataError(
-      f"{path} holds no usable rows; {num_skipped} malformed rows were skipped"
+      f"{named(source)} holds no usable rows; {num_skipped} malformed rows "
+      "were skipped"
     )
   return problems[:limit], num_skipped
 
@@ -222,87 +238,61 @@ def make_batches(
   return iter(share.to_iter_dataset(options))
 
 
-# Each row is parsed by its own call, so that a bad one fails alone.
-_RawRows = Iterator[tuple[int, Callable[[], dict[str, Any]]]]
+def _raw_rows(
+  source: DataSource | pathlib.Path,
+) -> Iterator[tuple[str, int, Callable[[], dict[str, Any]]]]:
+  """Yields place and index of each row, and a function that parses it."""
+  if isinstance(source, HubDatasetConfig):
+    rows = data_files.number_rows(hub_datasets.read(source))
+    for number, read in rows:
+      yield f"{hub_datasets.named(source)}, row {number}", number - 1, read
+    return
+  before = 0
+  for path in data_files.find(source):
+    unit, rows = data_files.read(path)
+    number = 0
+    for number, read in rows:
+      yield f"{path}, {unit} {number}", before + number - 1, read
+    before += number
 
 
-def _raw_rows(path: pathlib.Path) -> tuple[str, _RawRows]:
-  """Returns the unit of the row numbers, and the rows with their numbers."""
-  if not path.exists():
-    raise DataError(f"there is no data file {path}")
-  if not path.is_file():
-    raise DataError(f"{path} is not a file; name one of the files in it")
-  kind = path.suffix.lower()
-  if kind == ".parquet":
-    return "row", _number(_read_parquet(path))
-  if kind not in (".json", ".jsonl"):
-    raise DataError(
-      f"{path}: data files are .json, .jsonl or .parquet, not {kind!r}"
-    )
-  try:
-    # Some editors put a byte order mark in front of UTF-8.
-    content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
-  except OSError as error:
-    raise DataError(f"{path} cannot be read: {error}") from error
-  if kind == ".json" and content.lstrip()[:1] == b"[":
-    return "row", _number(_read_array(path, content))
-  # Only a line feed ends a line: `splitlines` would also split at characters
-  # that can be inside a JSON string.
-  lines = enumerate(content.split(b"\n"), start=1)
-  return "line", (
-    (number, lambda line=line: _object(_parse(line)))
-    for number, line in lines
-    if line.strip()
-  )
+def named(source: DataSource | pathlib.Path) -> str:
+  """Returns what messages call the source."""
+  if isinstance(source, HubDatasetConfig):
+    return hub_datasets.named(source)
+  return ", ".join(source) if isinstance(source, tuple) else str(source)
 
 
-def _number(values: list[Any]) -> _RawRows:
-  return (
-    (number, lambda value=value: _object(value))
-    for number, value in enumerate(values, start=1)
-  )
+_MISSING = object()
 
 
-def _read_array(path: pathlib.Path, content: bytes) -> list[Any]:
-  try:
-    return _parse(content)
-  except ValueError as error:
-    raise DataError(f"{path}: {error}") from error
-
-
-def _read_parquet(path: pathlib.Path) -> list[dict[str, Any]]:
-  try:
-    import pyarrow  # an optional dependency that only parquet files need
-    import pyarrow.parquet
-  except ImportError as error:
-    raise DataError(
-      f"{path}: parquet files need pyarrow; pip install 'distil_jax[parquet]'"
-    ) from error
-  try:
-    return pyarrow.parquet.read_table(path).to_pylist()
-  except (pyarrow.ArrowException, OSError, ValueError) as error:
-    raise DataError(f"{path} cannot be read as parquet: {error}") from error
-
-
-def _parse(content: bytes) -> Any:
-  try:
-    return json.loads(content.decode("utf-8"))
-  except UnicodeDecodeError as error:
-    raise ValueError(f"not valid UTF-8: {error}") from error
-  except (ValueError, RecursionError) as error:
-    raise ValueError(f"not valid JSON: {error}") from error
-
-
-def _object(value: Any) -> dict[str, Any]:
-  if not isinstance(value, dict):
-    raise ValueError(f"expected a JSON object, got {type(value).__name__}")
+def _lookup(raw: Mapping[str, Any], name: str) -> Any:
+  """Returns a field, or one inside others whose names are joined by points."""
+  if name in raw:
+    return raw[name]
+  value: Any = raw
+  for part in name.split("."):
+    if isinstance(value, Mapping) and part in value:
+      value = value[part]
+    elif (
+      isinstance(value, list) and part.isdecimal() and int(part) < len(value)
+    ):
+      value = value[int(part)]
+    else:
+      return _MISSING
   return value
+
+
+def _has(raw: Mapping[str, Any], name: str) -> bool:
+  return _lookup(raw, name) is not _MISSING
 
 
 def _rename(raw: dict[str, Any], fields: Mapping[str, str]) -> dict[str, Any]:
   kept = {name: value for name, value in raw.items() if name not in fields}
   renamed = {
-    ours: raw[theirs] for ours, theirs in fields.items() if theirs in raw
+    ours: _lookup(raw, theirs)
+    for ours, theirs in fields.items()
+    if _has(raw, theirs)
   }
   return kept | renamed
 
@@ -325,6 +315,8 @@ def _check(
         else f" (data.fields={{{name}: NAME}} reads another field as it)"
       )
       raise ValueError(f"field {label} is missing{near}{other}")
+    if name in _ANY_TYPE and not isinstance(value, str):
+      continue
     if not isinstance(value, str):
       raise ValueError(
         f"field {label} must be a string, got {type(value).__name__}"

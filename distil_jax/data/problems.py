@@ -12,6 +12,7 @@ from distil_jax.config.base import ConfigError
 from distil_jax.config.schema import Config
 from distil_jax.data import datasets, teacher_prompts
 from distil_jax.data import tokenizer as tokenizers
+from distil_jax.data.data_files import DataError
 from distil_jax.envs.base import Environment, Generator
 from distil_jax.types import Demonstration, Message, Problem
 
@@ -189,8 +190,8 @@ def _load_split(
       limit=limit,
       required=getattr(environment, "required_fields", ()),
     )
-  except datasets.DataError as error:
-    raise datasets.DataError(f"data.{split}: {error}") from error
+  except DataError as error:
+    raise DataError(f"data.{split}: {error}") from error
 
 
 def _demonstrations(
@@ -208,7 +209,8 @@ def _demonstrations(
     if not problem.solution:
       raise ConfigError(
         f"objective.kind={config.objective.kind} learns from solutions, but "
-        f"row {problem.index + 1} of {config.data.train} has none; name its "
+        f"row {problem.index + 1} of {datasets.named(config.data.train)} has "
+        "none; name its "
         "field with data.fields.solution"
       )
     made.append(
@@ -265,7 +267,7 @@ def _drop_long_prompts(
       num_dropped += 1
     else:
       raise ConfigError(
-        f"data.{split}: the prompt of problem {problem.index} has {length} "
+        f"data.{split}: the prompt of row {problem.index + 1} has {length} "
         f"tokens, more than rollout.max_prompt_length={limit}; raise it, or "
         "set data.long_prompts=drop"
       )

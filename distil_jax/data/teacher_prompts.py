@@ -9,14 +9,11 @@ prompt but follows it.
 import dataclasses
 from collections.abc import Callable, Sequence
 
+from distil_jax.data import teacher_templates
+from distil_jax.data.teacher_templates import Template, Told
+from distil_jax.data.tokenizer import Tokenizer
 from distil_jax.envs import completion_text as envs_text
 from distil_jax.types import Message, Problem
-
-_SOLUTION = "\n\nCorrect solution:\n\n{}"
-_FEEDBACK = (
-  "\n\nThe following is feedback from your unsuccessful earlier attempt:\n\n{}"
-)
-_INSTRUCTION = "\n\nCorrectly solve the original question."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,33 +37,41 @@ def teacher_prompt(
   *,
   solution: str | None = None,
   feedback: str | None = None,
+  attempt: str | None = None,
+  template: Template = teacher_templates.block,
 ) -> list[Message]:
-  """Returns the student's messages with hints added to the last question.
+  """Returns the student's messages with what the teacher is told.
 
-  The hints are blocks of solution and feedback. An empty block is left out;
-  without any the messages are the student's.
+  Without solution and feedback the messages are the student's.
 
   Args:
     problem: the question.
     solution: a successful attempt or a reference; its thoughts are removed.
     feedback: what was wrong with the attempt.
+    attempt: the student's completion; its thoughts are removed.
+    template: the form of the prompt.
 
   Raises:
-    ValueError: a block is given, but the problem has no user message.
+    ValueError: something is told, but the problem has no user message.
   """
-  solution = envs_text.without_thought(solution or "")
-  messages = list(problem.messages)
-  blocks = ""
-  if solution.strip():
-    blocks += _SOLUTION.format(solution)
-  if feedback and feedback.strip():
-    blocks += _FEEDBACK.format(feedback)
-  if not blocks:
-    return messages
-  last = _last_user(messages, problem.index)
-  content = messages[last]["content"] + blocks + _INSTRUCTION
-  messages[last] = {**messages[last], "content": content}
-  return messages
+  told = _told(solution, feedback, attempt)
+  return _messages(problem, told, template)
+
+
+def _told(
+  solution: str | None, feedback: str | None, attempt: str | None
+) -> Told:
+  return Told(
+    solution=envs_text.without_thought(solution or ""),
+    feedback=feedback or "",
+    attempt=envs_text.without_thought(attempt or ""),
+  )
+
+
+def _messages(
+  problem: Problem, told: Told, template: Template
+) -> list[Message]:
+  return list(problem.messages) if told.is_empty else template(problem, told)
 
 
 def choose_solution(
@@ -105,80 +110,86 @@ def fit_teacher_prompt(
   *,
   solution: str | None,
   feedback: str | None,
-  encode: Callable[[list[Message]], list[int]],
-  encode_text: Callable[[str], list[int]],
-  decode: Callable[[Sequence[int]], str],
+  tokenizer: Tokenizer,
   limit: int,
+  attempt: str | None = None,
+  template: Template = teacher_templates.block,
 ) -> TeacherPrompt | None:
-  """Returns the teacher's prompt as ids, its blocks cut if it is too long.
+  """Returns the teacher's prompt as ids, its texts cut if it is too long.
 
-  The feedback is cut first, then the solution, each from its end and between
-  tokens; an empty block goes with its heading. The problem, the closing
-  instruction and the marker of the assistant's turn always stay.
+  The feedback is cut first, then the attempt, then the solution, each from its
+  end and between tokens; an empty one goes with its heading. The problem, the
+  closing instruction and the marker of the assistant's turn always stay.
 
   Args:
     problem: the question.
     solution: see `teacher_prompt`.
     feedback: see `teacher_prompt`.
-    encode: messages -> ids of the whole prompt.
-    encode_text: text -> ids.
-    decode: ids -> text.
+    tokenizer: of the teacher.
     limit: the largest number of tokens in the prompt.
+    attempt: see `teacher_prompt`.
+    template: see `teacher_prompt`.
 
   Returns:
     The prompt; None if the problem does not fit, or no part of the solution
     and the feedback fits beside it: such a teacher would teach nothing.
   """
-  solution = envs_text.without_thought(solution or "")
-  feedback = feedback or ""
-  ids = encode(teacher_prompt(problem, solution=solution, feedback=feedback))
+  told = _told(solution, feedback, attempt)
+
+  def encode(told: Told) -> list[int]:
+    return tokenizer.encode_messages(_messages(problem, told, template))
+
+  ids = encode(told)
   if len(ids) <= limit:
-    has = bool(solution.strip()), bool(feedback.strip())
-    return TeacherPrompt(ids, False, *has)
-
-  def longest(
-    text: str, build: Callable[[str], list[Message]]
-  ) -> list[int] | None:
-    """Returns the prompt with the longest beginning of the text that fits."""
-    tokens = encode_text(text)
-    best, low, high = None, 0, min(len(tokens), limit) + 1
-    while low + 1 < high:  # bisection: `low` tokens fit, `high` do not
-      middle = (low + high) // 2
-      # A cut inside a character leaves bytes that decode to U+FFFD.
-      kept = decode(tokens[:middle]).rstrip("\ufffd")
-      ids = encode(build(kept))
-      if len(ids) > limit:
-        high = middle
-      else:
-        low = middle
-        best = ids if kept.strip() else None
-    return best
-
-  has_feedback = False
-  without_feedback = encode(teacher_prompt(problem, solution=solution))
-  # Feedback is cut first, because a solution shows more of what is right.
-  if len(without_feedback) > limit:
-    best = longest(
-      solution, lambda kept: teacher_prompt(problem, solution=kept)
-    )
-  else:
-    best = longest(
-      feedback,
-      lambda kept: teacher_prompt(problem, solution=solution, feedback=kept),
-    )
-    has_feedback = best is not None
-    if best is None and solution.strip():
-      best = without_feedback
-  if best is None:
-    return None
-  return TeacherPrompt(best, True, bool(solution.strip()), has_feedback)
+    return _prompt(ids, told, was_truncated=False)
+  rest = told
+  # A solution shows more of what is right than the others.
+  for name in ("feedback", "attempt", "solution"):
+    text = getattr(rest, name)
+    rest = dataclasses.replace(rest, **{name: ""})
+    if not text.strip():
+      continue
+    fits_without = len(without := encode(rest)) <= limit
+    if not fits_without and name != "solution":
+      continue
+    kept = _longest(rest, name, text, encode, tokenizer, limit)
+    if kept is not None:
+      return _prompt(encode(kept), kept, was_truncated=True)
+    if fits_without and not rest.is_empty:
+      return _prompt(without, rest, was_truncated=True)
+  return None
 
 
-def _last_user(messages: Sequence[Message], index: int) -> int:
-  """Returns the position of the last user message of a problem."""
-  for position in reversed(range(len(messages))):
-    if messages[position]["role"] == "user":
-      return position
-  raise ValueError(
-    f"problem {index} has no user message to put solution or feedback into"
+def _longest(
+  told: Told,
+  name: str,
+  text: str,
+  encode: Callable[[Told], list[int]],
+  tokenizer: Tokenizer,
+  limit: int,
+) -> Told | None:
+  """Returns what is told with the longest beginning of a text that fits."""
+  tokens = tokenizer.encode(text)
+  best, low, high = None, 0, min(len(tokens), limit) + 1
+  while low + 1 < high:  # bisection: `low` tokens fit, `high` do not
+    middle = (low + high) // 2
+    # A cut inside a character leaves bytes that decode to U+FFFD.
+    kept = tokenizer.decode(tokens[:middle]).rstrip("\ufffd")
+    changed = dataclasses.replace(told, **{name: kept})
+    if len(encode(changed)) > limit:
+      high = middle
+    else:
+      low = middle
+      best = changed if kept.strip() and not changed.is_empty else None
+  return best
+
+
+def _prompt(
+  ids: list[int], told: Told, *, was_truncated: bool
+) -> TeacherPrompt:
+  return TeacherPrompt(
+    ids,
+    was_truncated,
+    has_solution=bool(told.solution.strip()),
+    has_feedback=bool(told.feedback.strip()),
   )

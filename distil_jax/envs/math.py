@@ -59,7 +59,8 @@ class Math:
     """Reads a row of a data file.
 
     Args:
-      row: `prompt`, and `answer`: the answer alone; or a worked solution with
+      row: `prompt`, and `answer`: the answer alone, as a text, a number or a
+        list whose entries are all part of it; or a worked solution with
         the answer after `####`, as in GSM8K, or in a last `\\boxed{…}`.
         Optionally `system`, and `solution` in place of the worked one.
       index: Identity of the row within its data set.
@@ -68,7 +69,7 @@ class Math:
       ValueError: A field is missing or malformed, or there is no answer.
     """
     messages = list(rows.messages(row))
-    text, solution = rows.text(row, "answer"), rows.text(row, "solution")
+    text, solution = rows.answer(row), rows.text(row, "solution")
     answer, worked = _reference(text or "")
     if self.config.instruction:
       question = f"{messages[-1]['content']}\n\n{self.config.instruction}"

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from distil_jax.envs import conversations
 from distil_jax.types import Message
 
 
@@ -18,16 +19,47 @@ def text(row: Mapping[str, Any], name: str) -> str | None:
   return value
 
 
+def answer(row: Mapping[str, Any]) -> str | None:
+  """Returns the field `answer` as a text, or None if it is missing or null.
+
+  Numbers and truth values are written out; a list of these or of texts becomes
+  one text with commas, which stands for all of them.
+
+  Raises:
+    ValueError: The field is something else.
+  """
+  value = row.get("answer")
+  if value is None:
+    return None
+  values = value if isinstance(value, list) and value else [value]
+  return ", ".join(map(_scalar, values))
+
+
+def _scalar(value: Any) -> str:
+  if isinstance(value, str):
+    return value
+  if isinstance(value, (bool, int, float)):
+    return str(value)
+  raise ValueError(
+    "answer must be a text, a number, true or false, or a list of these, got "
+    f"{type(value).__name__}"
+  )
+
+
 def messages(row: Mapping[str, Any]) -> tuple[Message, ...]:
   """Returns `prompt` as a user's message, after `system` if there is one.
+
+  A prompt may be a list of messages, see `conversations.as_texts`.
 
   Raises:
     ValueError: There is no prompt, or one of the two is no string.
   """
+  row = conversations.as_texts(row)
   prompt, system = text(row, "prompt"), text(row, "system")
   if not prompt:
     raise ValueError("the row has no prompt")
-  found = [{"role": "user", "content": prompt}]
+  question = {"role": "user", "content": prompt}
+  found = (*conversations.earlier(row), question)
   if system:
-    found.insert(0, {"role": "system", "content": system})
-  return tuple(found)
+    found = ({"role": "system", "content": system}, *found)
+  return found

@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from distil_jax.data import padding, shared_prefixes
+from distil_jax.data import padding, shared_prefixes, teacher_templates
 from distil_jax.data import teacher_prompts as data_teacher_prompts
+from distil_jax.data.teacher_templates import Template
 from distil_jax.data.tokenizer import Tokenizer
 from distil_jax.training.rollouts.experience import Experience
 from distil_jax.types import BatchStats, Demonstration, Status, TrainBatch
@@ -26,6 +27,7 @@ class TeacherSettings:
     feedback: when the environment's feedback stands in the prompt.
     success_threshold: a reward from here on is a success.
     max_prompt_length: tokens of the prompt.
+    template: the form of the prompt.
     num_sharing: prompts in a row whose common prefix is split off; 1 splits
       nothing.
     max_prefix_length: tokens of such a prefix.
@@ -38,6 +40,7 @@ class TeacherSettings:
   feedback: FeedbackUse
   success_threshold: float
   max_prompt_length: int
+  template: Template = teacher_templates.block
   num_sharing: int = 1
   max_prefix_length: int = 0
   vocab_size: int | None = None
@@ -122,10 +125,10 @@ def from_experience(
       # Both may quote what the student wrote.
       solution=solution and tokenizer.escape_special_tokens(solution),
       feedback=feedback and tokenizer.escape_special_tokens(feedback),
-      encode=tokenizer.encode_messages,
-      encode_text=tokenizer.encode,
-      decode=tokenizer.decode,
+      attempt=tokenizer.escape_special_tokens(experience.completions[i]),
+      tokenizer=tokenizer,
       limit=settings.max_prompt_length,
+      template=settings.template,
     )
     num_without_room += fitted is None
     num_truncated += fitted is not None and fitted.was_truncated

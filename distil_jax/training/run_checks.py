@@ -11,7 +11,9 @@ import jax
 import pydantic
 
 from distil_jax.config.base import ConfigError
+from distil_jax.config.data import HubDatasetConfig
 from distil_jax.config.schema import Config
+from distil_jax.data import data_files, datasets
 from distil_jax.data import problems as data_problems
 from distil_jax.distributed import collectives, process_group
 from distil_jax.training.logging import run_info
@@ -157,8 +159,11 @@ def check_same_data(config: Config, problems: data_problems.Problems) -> None:
   }
   for split in ("train", "evaluation"):
     source = getattr(config.data, split)
-    if source != "generated":
-      found[f"content of data.{split}={source}"] = _digest([source])
+    # The rows of a data set of the Hub are fixed by its settings, which are
+    # compared before.
+    if source != "generated" and not isinstance(source, HubDatasetConfig):
+      name = f"content of data.{split}={datasets.named(source)}"
+      found[name] = _digest(data_files.find(source))
   found |= _of_folder(config.model.directory, model_directory(config))
   teacher, folder = config.teacher.model, teacher_directory(config)
   if teacher is not None and folder is not None:

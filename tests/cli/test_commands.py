@@ -5,6 +5,8 @@ import os
 
 import jax
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import yaml
 
@@ -121,12 +123,29 @@ def test_train_leaves_a_complete_run_folder(trained, folder):
   assert "long prompts dropped" in trained.stderr
 
 
+def write_as_verl(folder, rows):
+  """Returns a pattern of parquet files with rows in verl's layout."""
+  rows = [
+    {
+      "data_source": "openai/gsm8k",
+      "prompt": [{"role": "user", "content": row["question"]}],
+      "reward_model": {"style": "rule", "ground_truth": row["answer"]},
+      "extra_info": {"index": index},
+    }
+    for index, row in enumerate(rows)
+  ]
+  for part in range(2):
+    table = pyarrow.Table.from_pylist(rows[part::2])
+    pyarrow.parquet.write_table(table, folder / f"part-{part}.parquet")
+  return folder / "part-*.parquet"
+
+
 @needs_data
 @pytest.mark.parametrize(
   ("config", "data", "said"),
   [
     ("tools/smoke", "tooluse/test.json", "Write each call as a line `Action:`"),
-    ("math/smoke", "gsm8k/test.jsonl", "Correct solution:"),
+    ("math/smoke", "verl", "Correct solution:"),
     ("code/smoke", "humaneval/humaneval.jsonl", "no code block was found"),
     (
       "science/olmo3_smoke",
@@ -145,7 +164,13 @@ def test_train_leaves_a_complete_run_folder(trained, folder):
 def test_other_environments_go_through_all_stations(
   config, data, said, folder, tmp_path
 ):
-  data = CHEMISTRY.parents[1] / data if data else "generated"
+  fields = []
+  if data == "verl":
+    data = write_as_verl(tmp_path, read_lines(DATA / "gsm8k/test.jsonl"))
+    truth = "answer: reward_model.ground_truth"
+    fields = [f"data.fields={{prompt: prompt, {truth}}}"]
+  else:
+    data = DATA / data if data else "generated"
   done = run(
     [
       "train",
@@ -157,6 +182,7 @@ def test_other_environments_go_through_all_stations(
       f"model.directory={tmp_path}/model",
       f"data.train={data}",
       f"data.evaluation={data}",
+      *fields,
     ],
     folder / "compiled",
     program=WITH_FEW_PROGRAMS,

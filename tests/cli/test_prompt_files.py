@@ -183,7 +183,7 @@ def test_what_cannot_be_asked_is_refused(refusal, arguments, expected):
   [
     ("nowhere.txt", None, "cannot be read"),
     ("nowhere.jsonl", None, "no data file"),
-    ("prompts.csv", "a", "files of prompts are .txt"),
+    ("prompts.tsv", "a", "files of prompts are .txt"),
     ("empty.txt", "\n \n", "holds no prompts"),
     ("empty.jsonl", "", "holds no rows"),
     ("latin.txt", b"caf\xe9", "cannot be read"),

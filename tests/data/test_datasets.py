@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from distil_jax.data import datasets
+from distil_jax.data.data_files import DataError
 from distil_jax.envs.multiple_choice import MultipleChoice
 from distil_jax.types import Problem
 from tests.paths import DATA
@@ -18,6 +19,11 @@ def read(path, fields=None, malformed="error", **kwargs):
   return datasets.read_rows(
     path, fields=fields or {}, malformed=malformed, **kwargs
   )
+
+
+def numbered(*arguments, **settings):
+  rows = read(*arguments, **settings).rows
+  return [(row.index + 1, row.fields) for row in rows]
 
 
 def write_lines(path, *rows):
@@ -48,13 +54,13 @@ def test_all_forms_of_a_file_hold_the_same_rows(tmp_path):
   parquet.write_table(pyarrow.Table.from_pylist(rows), table)
   expected = [(1, rows[0]), (2, rows[1])]
   for path in (array, lines, jsonl, table):
-    assert read(path).rows == expected
+    assert numbered(path) == expected
 
 
 def test_a_byte_order_mark_is_not_part_of_the_data(tmp_path):
   path = tmp_path / "bom.json"
   path.write_bytes(b"\xef\xbb\xbf" + json.dumps([GOOD]).encode())
-  assert read(path).rows == [(1, GOOD)]
+  assert numbered(path) == [(1, GOOD)]
 
 
 def test_line_separators_inside_a_string_end_no_line(tmp_path):
@@ -62,13 +68,13 @@ def test_line_separators_inside_a_string_end_no_line(tmp_path):
   path = tmp_path / "data.jsonl"
   text = json.dumps(row, ensure_ascii=False)
   path.write_bytes(f"{text}\r\n\r\n{text}".encode())
-  assert read(path).rows == [(1, row), (3, row)]
+  assert numbered(path) == [(1, row), (3, row)]
 
 
 def test_fields_are_renamed(tmp_path):
   path = write_lines(tmp_path / "data.jsonl", {"question": "q", "answer": "a"})
   fields = {"prompt": "question", "solution": "answer"}
-  (row,) = read(path, fields).rows
+  (row,) = numbered(path, fields)
   assert row == (
     1,
     {"question": "q", "answer": "a", "prompt": "q", "solution": "a"},
@@ -78,20 +84,18 @@ def test_fields_are_renamed(tmp_path):
 def test_fields_can_be_exchanged(tmp_path):
   path = write_lines(tmp_path / "data.jsonl", {"prompt": "x", "answer": "y"})
   fields = {"prompt": "answer", "answer": "prompt"}
-  assert read(path, fields).rows == [(1, {"prompt": "y", "answer": "x"})]
+  assert numbered(path, fields) == [(1, {"prompt": "y", "answer": "x"})]
 
 
 def test_a_renamed_field_hides_the_one_of_that_name(tmp_path):
   path = write_lines(tmp_path / "data.jsonl", {**GOOD, "target": "5"}, {**GOOD})
-  with pytest.raises(datasets.DataError, match=r"line 2: field 'target'"):
+  with pytest.raises(DataError, match=r"line 2: field 'target'"):
     read(path, {"answer": "target"})
 
 
 def test_a_field_that_no_row_has_is_an_error(tmp_path):
   path = write_lines(tmp_path / "data.jsonl", {**GOOD, "solution": "s"})
-  with pytest.raises(
-    datasets.DataError, match=r"'solutoin'.*did you mean 'solution'"
-  ):
+  with pytest.raises(DataError, match=r"'solutoin'.*did you mean 'solution'"):
     read(path, {"solution": "solutoin"})
 
 
@@ -102,7 +106,7 @@ MALFORMED = {
   "missing": ({"prompt": "x", "anwser": "4"}, "did you mean 'anwser'"),
   "null": ({"prompt": None, "answer": "4"}, "field 'prompt' is null"),
   "empty": ({"prompt": " \n", "answer": "4"}, "field 'prompt' is empty"),
-  "number": ({"prompt": "x", "answer": 4}, "'answer' must be a string"),
+  "number": ({"prompt": 4, "answer": "x"}, "'prompt' must be a string"),
   "surrogate": (
     '{"prompt": "x", "answer": "4", "system": "\\ud800"}',
     "field 'system' is not valid Unicode",
@@ -114,12 +118,15 @@ MALFORMED = {
 def test_a_malformed_row_is_an_error_or_counted(tmp_path, name):
   row, message = MALFORMED[name]
   path = write_lines(tmp_path / "data.jsonl", GOOD, "", row, GOOD)
-  with pytest.raises(datasets.DataError) as caught:
+  with pytest.raises(DataError) as caught:
     read(path)
   assert f"{path}, line 3: " in str(caught.value)
   assert message in str(caught.value)
   skipped = read(path, malformed="skip")
-  assert skipped.rows == [(1, GOOD), (4, GOOD)]
+  assert [(r.index + 1, r.fields) for r in skipped.rows] == [
+    (1, GOOD),
+    (4, GOOD),
+  ]
   assert skipped.num_skipped == 1
 
 
@@ -127,7 +134,7 @@ def test_invalid_utf8_names_its_line(tmp_path):
   path = tmp_path / "data.jsonl"
   good = json.dumps(GOOD).encode()
   path.write_bytes(good + b'\n{"prompt": "\xff", "answer": "4"}\n' + good)
-  with pytest.raises(datasets.DataError, match=r"line 2: not valid UTF-8"):
+  with pytest.raises(DataError, match=r"line 2: not valid UTF-8"):
     read(path)
   assert read(path, malformed="skip").num_skipped == 1
 
@@ -135,50 +142,50 @@ def test_invalid_utf8_names_its_line(tmp_path):
 def test_a_broken_array_is_an_error_even_where_rows_are_skipped(tmp_path):
   path = tmp_path / "data.json"
   path.write_text(json.dumps([GOOD])[:-1], encoding="utf-8")
-  with pytest.raises(datasets.DataError, match=r"data\.json: not valid JSON"):
+  with pytest.raises(DataError, match=r"data\.json: not valid JSON"):
     read(path, malformed="skip")
 
 
 def test_rows_of_an_array_are_counted_as_rows(tmp_path):
   path = tmp_path / "data.json"
   path.write_text(json.dumps([GOOD, 7]), encoding="utf-8")
-  with pytest.raises(datasets.DataError, match="row 2: expected a JSON object"):
+  with pytest.raises(DataError, match="row 2: expected a JSON object"):
     read(path)
 
 
 def test_required_fields_can_be_chosen(tmp_path):
   path = write_lines(tmp_path / "data.jsonl", {"prompt": "x"})
-  assert read(path, required=("prompt",)).rows == [(1, {"prompt": "x"})]
+  assert numbered(path, required=("prompt",)) == [(1, {"prompt": "x"})]
 
 
 @pytest.mark.parametrize("content", ["", " \n\n", "[]"])
 def test_an_empty_file_is_an_error(tmp_path, content):
   path = tmp_path / "data.json"
   path.write_text(content, encoding="utf-8")
-  with pytest.raises(datasets.DataError, match="holds no rows"):
+  with pytest.raises(DataError, match="holds no rows"):
     read(path)
 
 
 def test_a_file_of_malformed_rows_only_is_an_error(tmp_path):
   path = write_lines(tmp_path / "data.jsonl", "{", "}")
-  with pytest.raises(datasets.DataError, match="2 malformed rows were skipped"):
+  with pytest.raises(DataError, match="2 malformed rows were skipped"):
     read(path, malformed="skip")
 
 
 def test_files_that_cannot_be_read(tmp_path):
-  with pytest.raises(datasets.DataError, match=r"no data file .*absent\.json"):
+  with pytest.raises(DataError, match=r"no data file .*absent\.json"):
     read(tmp_path / "absent.json")
-  with pytest.raises(datasets.DataError, match="is not a file"):
+  with pytest.raises(DataError, match="holds no data file"):
     read(tmp_path)
-  csv = write_lines(tmp_path / "data.csv", GOOD)
-  with pytest.raises(datasets.DataError, match=r"not '\.csv'"):
+  csv = write_lines(tmp_path / "data.tsv", GOOD)
+  with pytest.raises(DataError, match=r"not '\.tsv'"):
     read(csv)
 
 
 def test_a_file_that_is_no_parquet(tmp_path):
   pytest.importorskip("pyarrow")
   path = write_lines(tmp_path / "data.parquet", GOOD)
-  with pytest.raises(datasets.DataError, match="cannot be read as parquet"):
+  with pytest.raises(DataError, match="cannot be read as parquet"):
     read(path)
 
 
@@ -195,10 +202,10 @@ def test_problems_keep_their_index_when_others_are_skipped(tmp_path):
 def test_a_row_that_makes_no_problem_is_malformed(tmp_path):
   bad = {"prompt": "x", "answer": "bad"}
   path = write_lines(tmp_path / "data.jsonl", GOOD, bad)
-  with pytest.raises(datasets.DataError, match=r"line 2: answer must not be"):
+  with pytest.raises(DataError, match=r"line 2: answer must not be"):
     datasets.load_problems(path, to_problem, fields={}, malformed="error")
   path = write_lines(tmp_path / "data.jsonl", bad)
-  with pytest.raises(datasets.DataError, match="no usable rows"):
+  with pytest.raises(DataError, match="no usable rows"):
     datasets.load_problems(path, to_problem, fields={}, malformed="skip")
 
 
@@ -210,7 +217,7 @@ def test_an_environment_that_fails_names_the_row(tmp_path):
 
   for malformed in ("error", "skip"):
     with pytest.raises(
-      datasets.DataError, match=r"line \d: the environment raised KeyError: "
+      DataError, match=r"line \d: the environment raised KeyError: "
     ):
       datasets.load_problems(path, fails, fields={}, malformed=malformed)
 
@@ -317,11 +324,11 @@ def test_a_set_smaller_than_a_batch_fills_it_over_epochs(size):
 
 
 def test_too_few_items_are_an_error():
-  with pytest.raises(datasets.DataError, match="3 items in 2 epochs"):
+  with pytest.raises(DataError, match="3 items in 2 epochs"):
     datasets.make_batches(
       range(3), batch_size=4, seed=0, num_epochs=2, process_count=2
     )
-  with pytest.raises(datasets.DataError, match="no items"):
+  with pytest.raises(DataError, match="no items"):
     datasets.make_batches([], batch_size=1, seed=0, num_epochs=None)
 
 

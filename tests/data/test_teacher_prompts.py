@@ -161,9 +161,7 @@ def fit(tokenizer, limit, solution=None, feedback=None):
     PROBLEM,
     solution=solution,
     feedback=feedback,
-    encode=tokenizer.encode_messages,
-    encode_text=tokenizer.encode,
-    decode=tokenizer.decode,
+    tokenizer=tokenizer,
     limit=limit,
   )
 
@@ -254,17 +252,18 @@ def test_a_teacher_that_would_know_nothing_more_is_none(tokenizer):
 def test_a_huge_block_takes_few_encodings(tokenizer):
   calls = []
 
-  def encode(messages):
-    calls.append(sum(len(message["content"]) for message in messages))
-    return tokenizer.encode_messages(messages)
+  class Counting:
+    encode, decode = tokenizer.encode, tokenizer.decode
+
+    def encode_messages(self, messages):
+      calls.append(sum(len(message["content"]) for message in messages))
+      return tokenizer.encode_messages(messages)
 
   fitted = teacher_prompts.fit_teacher_prompt(
     PROBLEM,
     solution="4",
     feedback="wrong " * 20_000,
-    encode=encode,
-    encode_text=tokenizer.encode,
-    decode=tokenizer.decode,
+    tokenizer=Counting(),
     limit=200,
   )
   assert 190 < len(fitted.ids) <= 200

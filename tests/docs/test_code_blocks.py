@@ -18,11 +18,12 @@ import pytest
 from distil_jax import config
 from distil_jax.analysis.comparison.settings import Comparison
 from distil_jax.cli import main
+from distil_jax.data import teacher_templates
 from tests.docs import pages
 from tests.paths import ROOT
 
 SHELL = ("bash", "console", "sh")
-KNOWN = (*SHELL, "python", "yaml", "text", "json", "mermaid")
+KNOWN = (*SHELL, "python", "yaml", "jinja", "text", "json", "mermaid")
 # `distil-jax` and what follows, up to a comment, a pipe or a second command.
 _COMMAND = re.compile(r"distil-jax\s+([^#|&;\n]*)")
 
@@ -49,6 +50,14 @@ def test_every_block_names_a_language(page):
   fences = re.findall(r"^```(\w+)$", text, re.MULTILINE)
   assert not set(fences) - set(KNOWN)
   assert len(fences) == len(pages.blocks(page, *KNOWN))
+
+
+@pages_with("jinja")
+def test_templates_can_be_used(page, tmp_path):
+  for block in pages.blocks(page, "jinja"):
+    path = tmp_path / "teacher.jinja"
+    path.write_text(block.text, encoding="utf-8")
+    teacher_templates.load(str(path))
 
 
 @pages_with("python")

@@ -60,7 +60,7 @@ def test_system_and_solution_are_optional(system):
     ({"answer": True}, "answer must be a string, got bool"),
     ({"answer": 3, "choices": ["x", "y", "z"]}, "there are 3 options"),
     ({"prompt": None}, "no prompt"),
-    ({"prompt": ["x"]}, "prompt must be a string, got list"),
+    ({"prompt": ["x"]}, "each entry must be a message"),
     ({"system": 1}, "system must be a string"),
     ({"solution": {}}, "solution must be a string"),
   ],

@@ -16,6 +16,7 @@ from distil_jax.config.optimizers import (
   OptimizerConfig,
 )
 from distil_jax.config.schema import Config
+from distil_jax.data import teacher_templates
 from distil_jax.generation.policy import Policy
 from distil_jax.models import decoder, lora, sharding
 from distil_jax.objectives.teachers import OtherNetwork
@@ -78,9 +79,14 @@ def build_teacher_settings(
   """
   if not config.objective.needs_teacher:
     return None
+  try:
+    template = teacher_templates.load(config.teacher.template)
+  except ValueError as error:
+    raise ConfigError(f"teacher.template: {error}") from error
   return record_of(
     batch_builder.TeacherSettings,
     config.teacher,
+    template=template,
     num_sharing=_num_sharing(config),
     max_prefix_length=config.rollout.max_prompt_length,
     vocab_size=vocab_size,

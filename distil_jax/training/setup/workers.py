@@ -185,6 +185,24 @@ def add_self_critique(
   )
 
 
+def build_teacher_worker(
+  config: Config,
+  policy: Policy,
+  judges: judge_pool.JudgePool,
+  mesh: jax.sharding.Mesh,
+) -> RolloutWorker:
+  """Builds the worker that samples one answer to each teacher's prompt."""
+  return RolloutWorker(
+    build_engine(config, policy),
+    policy.tokenizer,
+    judges,
+    mesh,
+    build_sampling_params(config.rollout, config),
+    group_size=1,
+    max_prompt_length=config.teacher.max_prompt_length,
+  )
+
+
 def build_teacher_probe(
   config: Config,
   policy: Policy,
@@ -194,17 +212,8 @@ def build_teacher_probe(
   """Builds the probe of a guarded teacher; None without a guard."""
   if config.teacher.guard is None:
     return None
-  worker = RolloutWorker(
-    build_engine(config, policy),
-    policy.tokenizer,
-    judges,
-    mesh,
-    build_sampling_params(config.rollout, config),
-    group_size=1,
-    max_prompt_length=config.teacher.max_prompt_length,
-  )
   return teacher_probe.TeacherProbe(
-    worker=worker,
+    worker=build_teacher_worker(config, policy, judges, mesh),
     policy=policy,
     judges=judges,
     mesh=mesh,

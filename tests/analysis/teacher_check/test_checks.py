@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import io
+import re
 import types
 
 import jax
@@ -13,6 +14,7 @@ import pytest
 
 from distil_jax import config as configs
 from distil_jax.analysis.teacher_check import (
+  accuracy,
   checks,
   evidence,
   gather,
@@ -44,6 +46,7 @@ class Checked:
   status: int
   text: str
   html: str
+  accuracy: object
 
 
 @pytest.fixture(scope="module")
@@ -56,18 +59,28 @@ def checked(tmp_path_factory):
     seen.extend((*arguments, collect(*arguments)))
     return seen[-1]
 
+  compared, compare = [], accuracy.check
+
+  def remember_accuracy(answers):
+    compared.append(compare(answers))
+    return compared[-1]
+
   # Programs for one device compile sooner than those for eight.
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   with pytest.MonkeyPatch.context() as patch, jax.set_mesh(mesh):
     patch.setattr(evidence, "collect", remember)
+    patch.setattr(accuracy, "check", remember_accuracy)
     patch.setattr(meshes, "build_mesh", lambda config, devices=None: mesh)
     with contextlib.redirect_stdout(text):
       status = main.main(
-        ["check-teacher", str(RUN), "--html", str(path), SMALL]
+        [
+          *("check-teacher", str(RUN), SMALL),
+          *("--html", str(path), "--num-answers", "4"),
+        ]
       )
     batch = evidence.put_batch(*seen[:2])
     html = path.read_text(encoding="utf-8")
-    yield Checked(*seen, batch, status, text.getvalue(), html)
+    yield Checked(*seen, batch, status, text.getvalue(), html, *compared)
 
 
 def failed(checked, **changed):
@@ -102,7 +115,10 @@ def test_a_right_run_passes(checked):
   assert checked.status == 0
   results = checks.all_checks(checked.gathered, checked.evidence)
   assert [check.is_ok for check in results] == [True] * 8, results
-  assert [line[:4] for line in checked.text.splitlines()[-8:]] == ["ok  "] * 8
+  *lines, last = checked.text.splitlines()
+  assert [line[:4] for line in lines[-8:]] == ["ok  "] * 8
+  # Of so few answers nothing more can be said for certain.
+  assert re.search(r"^\S+ +teacher's accuracy: [\d.]+% of \d+ held-out", last)
 
 
 @pytest.mark.parametrize(
@@ -326,6 +342,7 @@ def test_a_failure_is_the_exit_status(checked, monkeypatch, capsys):
 
 def test_text_and_page_show_every_token(checked):
   results = checks.all_checks(checked.gathered, checked.evidence)
+  results.append(checked.accuracy)
   shown = samples.all_samples(checked.gathered, checked.evidence)
   plain = report.to_text(shown, results, colours=False)
   coloured = report.to_text(shown, results, colours=True)

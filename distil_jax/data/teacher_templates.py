@@ -1,0 +1,197 @@
+"""Forms of the teacher's prompt: named ones, and templates of one's own.
+
+A form takes the problem and what the teacher is told, and returns the messages
+of its prompt. The assistant's turn that follows is the student's completion,
+on which the teacher is scored.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Sequence
+
+import jinja2
+from jinja2 import sandbox
+
+from distil_jax.types import Message, Problem
+
+_SOLUTION = "\n\nCorrect solution:\n\n{}"
+_FEEDBACK = (
+  "\n\nThe following is feedback from your unsuccessful earlier attempt:\n\n{}"
+)
+_INSTRUCTION = "\n\nCorrectly solve the original question."
+_VERDICT = "That is not right.\n\n{}"
+_AGAIN = "\n\nHere is the question again.\n\n{}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Told:
+  """Holds what the teacher is told; an empty text is left out.
+
+  Attributes:
+    solution: a successful attempt or a reference.
+    feedback: what was wrong with the attempt.
+    attempt: the student's completion, which few forms show: the teacher is
+      scored on it, and one that reads it can only repeat it.
+  """
+
+  solution: str = ""
+  feedback: str = ""
+  attempt: str = ""
+
+  @property
+  def is_empty(self) -> bool:
+    """Returns True if there is neither a solution nor feedback."""
+    return not (self.solution.strip() or self.feedback.strip())
+
+
+Template = Callable[[Problem, Told], list[Message]]
+
+
+def block(problem: Problem, told: Told) -> list[Message]:
+  """Returns the question with solution and feedback as blocks after it."""
+  blocks = _blocks(told.solution, told.feedback)
+  return _with_question(problem, lambda text: text + blocks + _INSTRUCTION)
+
+
+def turn(problem: Problem, told: Told) -> list[Message]:
+  """Returns question, solution as an earlier answer, and the question again.
+
+  Feedback stands after the last question, without any instruction.
+  """
+  feedback = _blocks("", told.feedback)
+  messages = _with_question(problem, lambda text: text + feedback)
+  if not told.solution.strip():
+    return messages
+  last = _last_user(problem)
+  shown = [
+    problem.messages[last],
+    {"role": "assistant", "content": told.solution},
+  ]
+  return [*messages[:last], *shown, *messages[last:]]
+
+
+def system(problem: Problem, told: Told) -> list[Message]:
+  """Returns the question as it is, and the blocks in the system's message."""
+  blocks = _blocks(told.solution, told.feedback).strip()
+  messages = list(problem.messages)
+  if messages and messages[0]["role"] == "system":
+    content = f"{messages[0]['content']}\n\n{blocks}"
+    return [{**messages[0], "content": content}, *messages[1:]]
+  return [{"role": "system", "content": blocks}, *messages]
+
+
+def critique(problem: Problem, told: Told) -> list[Message]:
+  """Returns the conversation that the feedback belongs to.
+
+  The student's attempt is an earlier answer, the user criticises it, shows the
+  solution if there is one, and asks the question again.
+  """
+  last = _last_user(problem)
+  messages = list(problem.messages)
+  reply = _VERDICT.format(told.feedback) if told.feedback.strip() else ""
+  reply += _blocks(told.solution, "")
+  reply += _AGAIN.format(messages[last]["content"])
+  criticism = [{"role": "user", "content": reply.strip()}]
+  if told.attempt.strip():
+    answered = {"role": "assistant", "content": told.attempt}
+    criticism = [messages[last], answered, *criticism]
+  return [*messages[:last], *criticism, *messages[last + 1 :]]
+
+
+FORMS: dict[str, Template] = {
+  "block": block,
+  "turn": turn,
+  "system": system,
+  "critique": critique,
+}
+
+
+def load(name: str) -> Template:
+  """Returns a form by its name, or by the path of a Jinja template.
+
+  The template writes the last question anew, from the variables `problem` (its
+  text), `solution`, `feedback` and `attempt`, of which the last three may be
+  empty. It runs in a sandbox, as chat templates do.
+
+  Raises:
+    ValueError: there is no such file; or the template is malformed, uses
+      another variable, or leaves out the problem, or both solution and
+      feedback.
+  """
+  if name in FORMS:
+    return FORMS[name]
+  path = pathlib.Path(name)
+  try:
+    source = path.read_text(encoding="utf-8")
+  except (OSError, UnicodeDecodeError) as error:
+    raise ValueError(f"{path} cannot be read: {error}") from error
+  environment = sandbox.ImmutableSandboxedEnvironment(
+    undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+  )
+  try:
+    template = environment.from_string(source)
+  except jinja2.TemplateError as error:
+    raise ValueError(f"{path} is no Jinja template: {error}") from error
+
+  def render(problem: Problem, told: Told) -> list[Message]:
+    variables = dataclasses.asdict(told)
+    try:
+      return _with_question(
+        problem, lambda text: template.render(problem=text, **variables)
+      )
+    except jinja2.TemplateError as error:
+      raise ValueError(
+        f"{path}: {error}; the variables are problem, solution, feedback and "
+        "attempt"
+      ) from error
+
+  _check_keeps(path, render)
+  return render
+
+
+def _check_keeps(path: pathlib.Path, render: Template) -> None:
+  """Checks that a template shows the problem and what the teacher is told."""
+  question = {"role": "user", "content": "text-of-problem"}
+  problem = Problem(index=0, messages=(question,), answer="")
+  told = Told("text-of-solution", "text-of-feedback", "text-of-attempt")
+  alone = (told, Told(solution=told.solution), Told(feedback=told.feedback))
+  texts = [render(problem, x)[-1]["content"] for x in alone]
+  if not all(question["content"] in text for text in texts):
+    raise ValueError(f"{path} leaves out the problem; write {{{{ problem }}}}")
+  if not any(x in texts[0] for x in (told.solution, told.feedback)):
+    raise ValueError(
+      f"{path} leaves out both solution and feedback, so that the teacher "
+      "would know no more than the student; write {{ solution }} or "
+      "{{ feedback }}"
+    )
+
+
+def _blocks(solution: str, feedback: str) -> str:
+  found = ""
+  if solution.strip():
+    found += _SOLUTION.format(solution)
+  if feedback.strip():
+    found += _FEEDBACK.format(feedback)
+  return found
+
+
+def _with_question(
+  problem: Problem, write: Callable[[str], str]
+) -> list[Message]:
+  """Returns the problem's messages with the last question written anew."""
+  messages, last = list(problem.messages), _last_user(problem)
+  content = write(messages[last]["content"])
+  messages[last] = {**messages[last], "content": content}
+  return messages
+
+
+def _last_user(problem: Problem) -> int:
+  """Returns the position of the last user message of a problem."""
+  messages: Sequence[Message] = problem.messages
+  for position in reversed(range(len(messages))):
+    if messages[position]["role"] == "user":
+      return position
+  raise ValueError(
+    f"problem {problem.index} has no user message to put solution or feedback "
+    "into"
+  )
