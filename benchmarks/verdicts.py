@@ -23,7 +23,7 @@ from benchmarks import machine
 from distil_jax.config.environments import CodeConfig
 from distil_jax.envs import sandbox
 from distil_jax.envs.code import Code
-from distil_jax.envs.code_prompts import fenced
+from distil_jax.envs.program_tests.prompts import fenced
 from distil_jax.envs.sandbox import isolation
 from distil_jax.types import Problem, Status
 

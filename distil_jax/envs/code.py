@@ -8,19 +8,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from distil_jax.config.environments import CodeConfig
-from distil_jax.envs import (
-  code_blocks,
-  code_feedback,
-  code_imports,
-  code_json,
-  code_outputs,
-  code_prompts,
-  code_tests,
-  rows,
-  warn_once,
-)
-from distil_jax.envs.code_feedback import Trial
-from distil_jax.envs.code_tests import Asserts, Case
+from distil_jax.envs import code_blocks, rows, warn_once
+from distil_jax.envs.program_tests import feedback as code_feedback
+from distil_jax.envs.program_tests import imports as code_imports
+from distil_jax.envs.program_tests import json_values as code_json
+from distil_jax.envs.program_tests import outputs as code_outputs
+from distil_jax.envs.program_tests import prompts as code_prompts
+from distil_jax.envs.program_tests import row_layouts as code_tests
+from distil_jax.envs.program_tests.feedback import Trial
+from distil_jax.envs.program_tests.row_layouts import Asserts, Case
 from distil_jax.envs.sandbox import (
   Call,
   End,

@@ -7,13 +7,10 @@ from typing import Any, ClassVar
 
 from distil_jax.config.environments import MathConfig
 from distil_jax.envs import completion_text as envs_text
-from distil_jax.envs import (
-  math_answers,
-  math_boxes,
-  math_worker,
-  process_pool,
-  rows,
-)
+from distil_jax.envs import process_pool, rows
+from distil_jax.envs.math_answers import boxes as math_boxes
+from distil_jax.envs.math_answers import compare as math_answers
+from distil_jax.envs.math_answers import worker as math_worker
 from distil_jax.types import Problem, Status, Verdict
 
 _BOX = "\\boxed{"

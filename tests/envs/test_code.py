@@ -13,11 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from distil_jax.config.environments import CodeConfig
-from distil_jax.envs import code_feedback, code_tests, contract
+from distil_jax.envs import contract
 from distil_jax.envs import sandbox as sandboxes
 from distil_jax.envs.code import Code, last_program
-from distil_jax.envs.code_outputs import is_same_output
-from distil_jax.envs.code_prompts import fenced
+from distil_jax.envs.program_tests import feedback as code_feedback
+from distil_jax.envs.program_tests import row_layouts as code_tests
+from distil_jax.envs.program_tests.outputs import is_same_output
+from distil_jax.envs.program_tests.prompts import fenced
 from distil_jax.types import Status
 from tests import cpu_time
 from tests.paths import DATA

@@ -3,9 +3,10 @@
 import pytest
 
 from distil_jax.config.environments import CodeConfig
-from distil_jax.envs import code_outputs, code_prompts
 from distil_jax.envs import sandbox as sandboxes
 from distil_jax.envs.code import Code, last_program
+from distil_jax.envs.program_tests import outputs as code_outputs
+from distil_jax.envs.program_tests import prompts as code_prompts
 from distil_jax.types import Status
 from tests import cpu_time
 

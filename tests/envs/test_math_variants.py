@@ -9,7 +9,10 @@ import pytest
 
 from distil_jax.config.environments import MathConfig
 from distil_jax.envs import math as maths
-from distil_jax.envs import math_answers, math_boxes, math_spelling, math_units
+from distil_jax.envs.math_answers import boxes as math_boxes
+from distil_jax.envs.math_answers import compare as math_answers
+from distil_jax.envs.math_answers import spelling as math_spelling
+from distil_jax.envs.math_answers import units as math_units
 from distil_jax.types import Status
 from tests.paths import DATA
 

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
-from distil_jax.envs import math_spelling, math_units
+from distil_jax.envs.math_answers import spelling as math_spelling
+from distil_jax.envs.math_answers import units as math_units
 
 _INTEGER = r"(?:\d{1,3}(?:,\d{3})+|\d{1,3}(?: \d{3})+|\d{1,1000})"
 _DECIMAL = rf"(?:{_INTEGER}(?:\.\d{{0,1000}})?|\.\d{{1,1000}})"

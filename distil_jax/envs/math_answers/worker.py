@@ -1,6 +1,6 @@
 """Compares mathematical expressions in a `process_pool.Worker`.
 
-python -m distil_jax.envs.math_worker
+python -m distil_jax.envs.math_answers.worker
 """
 
 import functools
@@ -9,7 +9,9 @@ import logging
 import re
 from typing import Any
 
-from distil_jax.envs import math_answers, math_values, process_pool
+from distil_jax.envs import process_pool
+from distil_jax.envs.math_answers import compare as math_answers
+from distil_jax.envs.math_answers import values as math_values
 
 INSTALL = "pip install 'distil_jax[math]'"
 _MEMORY_BYTES = 4 * 2**30

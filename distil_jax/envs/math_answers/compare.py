@@ -6,7 +6,9 @@ What needs algebra is left to the caller.
 import re
 from collections.abc import Callable
 
-from distil_jax.envs import math_numbers, math_spelling, math_units
+from distil_jax.envs.math_answers import numbers as math_numbers
+from distil_jax.envs.math_answers import spelling as math_spelling
+from distil_jax.envs.math_answers import units as math_units
 
 # Compares two formulas: `algebra(gold, answer)`.
 Algebra = Callable[[str, str], bool | None]

@@ -10,7 +10,7 @@ import signal
 from collections.abc import Sequence
 
 from distil_jax.envs import completion_text as envs_text
-from distil_jax.envs.code_tests import Asserts, Case
+from distil_jax.envs.program_tests.row_layouts import Asserts, Case
 from distil_jax.envs.sandbox import Check, End, Fault, Outcome
 from distil_jax.types import Status
 

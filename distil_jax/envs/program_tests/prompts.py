@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distil_jax.envs import rows
-from distil_jax.envs.code_tests import Asserts, Case
+from distil_jax.envs.program_tests.row_layouts import Asserts, Case
 
 _BLOCK = "Answer with a Python program in a ```python block."
 _FUNCTION = (

@@ -4,7 +4,7 @@ import ast
 from collections.abc import Sequence
 from typing import Any
 
-from distil_jax.envs.code_tests import Asserts, Case
+from distil_jax.envs.program_tests.row_layouts import Asserts, Case
 
 CURE = (
   "If a module is missing, name its package in sandbox.packages, such as "

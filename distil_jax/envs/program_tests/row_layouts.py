@@ -23,7 +23,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from distil_jax.envs import code_json, code_test_styles, rows
+from distil_jax.envs import rows
+from distil_jax.envs.program_tests import json_values as code_json
+from distil_jax.envs.program_tests import styles as code_test_styles
 
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)?", re.ASCII)
 _KINDS = {"function_call": "functional", "stdin_stdout": "stdin"}

@@ -1,0 +1,1 @@
+"""Reads and compares mathematical answers."""

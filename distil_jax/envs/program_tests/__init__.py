@@ -1,0 +1,1 @@
+"""Reads the tests of programs, runs the comparison, and writes feedback."""
