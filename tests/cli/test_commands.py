@@ -482,7 +482,7 @@ def test_long_prompt_is_an_error_or_dropped(tiny, tmp_path, capsys):
   row = {"prompt": "Is it even? " * 20, "answer": "A"}
   data.write_text(data.read_text() + json.dumps(row) + "\n")
   err = refusal(capsys, "train", tiny)
-  for text in ("problem 16", "max_prompt_length=64", "long_prompts=drop"):
+  for text in ("row 17", "max_prompt_length=64", "long_prompts=drop"):
     assert text in err
   assert not (tmp_path / "run").exists()
 

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 from distil_jax.config.environments import MathConfig
 from distil_jax.envs import math as maths
-from distil_jax.envs import math_boxes, math_worker, process_pool
+from distil_jax.envs import process_pool
+from distil_jax.envs.math_answers import boxes as math_boxes
+from distil_jax.envs.math_answers import worker as math_worker
 from distil_jax.types import Status
 from tests.paths import ROOT
 
@@ -75,7 +77,7 @@ def test_other_rows(fields, answer, solution):
     ({"prompt": "p"}, "no answer"),
     ({"prompt": "p", "answer": "so #### "}, "no answer"),
     ({"prompt": "p", "answer": r"\boxed{}"}, "no answer"),
-    ({"prompt": "p", "answer": 3}, "answer must be a string, got int"),
+    ({"prompt": "p", "answer": {}}, "answer must be a text, a number"),
     ({"prompt": "p", "answer": "1" * 1001}, "1001 characters"),
   ],
 )
