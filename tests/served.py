@@ -9,7 +9,7 @@ from typing import Any
 
 from distil_jax.generation.serving.http_server import Server
 from distil_jax.generation.serving.requests import Limits
-from distil_jax.generation.serving.service import Service
+from distil_jax.generation.serving.routes import Service
 from distil_jax.generation.serving.worker import Worker
 
 MODEL = "tiny"

@@ -120,7 +120,7 @@ def _serve(arguments: argparse.Namespace, worker, api_key, message) -> None:
 
   from distil_jax.generation.serving.http_server import Server
   from distil_jax.generation.serving.requests import Limits
-  from distil_jax.generation.serving.service import Service
+  from distil_jax.generation.serving.routes import Service
 
   tokenizer = worker.policy.tokenizer
   limits = Limits(

@@ -15,6 +15,7 @@ from distil_jax.config.environments import (
   SandboxConfig,
 )
 from distil_jax.config.loading import load, load_as, parse
+from distil_jax.config.mesh import MeshConfig
 from distil_jax.config.model import CreateModelConfig, ModelConfig
 from distil_jax.config.objectives import (
   DistilConfig,
@@ -34,7 +35,7 @@ from distil_jax.config.optimizers import (
   OptimizerConfig,
   ParameterGroupConfig,
 )
-from distil_jax.config.rollout import MeshConfig, RolloutConfig
+from distil_jax.config.rollout import RolloutConfig
 from distil_jax.config.schema import Config
 from distil_jax.config.teacher import (
   GuardConfig,

@@ -15,6 +15,7 @@ from distil_jax.config.environments import (
   SandboxConfig,
   name_own_environment,
 )
+from distil_jax.config.mesh import MeshConfig
 from distil_jax.config.model import ModelConfig
 from distil_jax.config.objectives import (
   DistilConfig,
@@ -22,7 +23,7 @@ from distil_jax.config.objectives import (
   check_teacher,
 )
 from distil_jax.config.optimizers import AdamWConfig, OptimizerConfig
-from distil_jax.config.rollout import MeshConfig, RolloutConfig
+from distil_jax.config.rollout import RolloutConfig
 from distil_jax.config.teacher import TeacherConfig
 from distil_jax.config.tools import ToolConfig, with_kind
 from distil_jax.config.training import (

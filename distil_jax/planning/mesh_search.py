@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 
 from distil_jax.config.base import ConfigError
-from distil_jax.config.rollout import MeshConfig
+from distil_jax.config.mesh import MeshConfig
 from distil_jax.config.schema import Config
 from distil_jax.models import decoder, sharding
 from distil_jax.models.decoder_config import DecoderConfig

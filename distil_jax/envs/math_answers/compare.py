@@ -6,7 +6,7 @@ What needs algebra is left to the caller.
 import re
 from collections.abc import Callable
 
-from distil_jax.envs.math_answers import numbers as math_numbers
+from distil_jax.envs.math_answers import quantities
 from distil_jax.envs.math_answers import spelling as math_spelling
 from distil_jax.envs.math_answers import units as math_units
 
@@ -70,7 +70,7 @@ def items(text: str) -> list[str]:
     and (text.find("\\}") == len(text) - 2)
   ):
     text = text[2:-2].strip()
-  if math_numbers.NUMBER.fullmatch(text):
+  if quantities.NUMBER.fullmatch(text):
     return [text]
   found, start, depth, place = [], 0, 0, 0
   while place < len(text):
@@ -89,7 +89,7 @@ def items(text: str) -> list[str]:
 def _compare(gold: str, answer: str, algebra: Algebra) -> bool | None:
   if gold == answer:
     return True
-  a, b = math_numbers.quantity(gold), math_numbers.quantity(answer)
+  a, b = quantities.quantity(gold), quantities.quantity(answer)
   if a is None or b is None:
     # `x = 5` is 5, but no `y = 5`.
     named = _ASSIGNED.match(gold), _ASSIGNED.match(answer)
@@ -100,7 +100,7 @@ def _compare(gold: str, answer: str, algebra: Algebra) -> bool | None:
       if "=" not in rest:
         return _compare(gold, rest, algebra)
   if a is not None and b is not None:
-    return math_numbers.is_same_quantity(a, b)
+    return quantities.is_same_quantity(a, b)
   words = _words(gold), _words(answer)
   if None not in words:
     return words[0] == words[1] or _is_product(gold, answer)
@@ -108,7 +108,7 @@ def _compare(gold: str, answer: str, algebra: Algebra) -> bool | None:
 
 
 def _compare_lists(
-  gold: str, answer: str, a: math_numbers.Quantity | None, algebra: Algebra
+  gold: str, answer: str, a: quantities.Quantity | None, algebra: Algebra
 ) -> bool | None:
   wanted, found = items(gold), items(answer)
   # A number of four digits with a comma may be a list of two.
@@ -118,7 +118,7 @@ def _compare_lists(
     return _formulas(gold, answer, algebra)
   if len(wanted) != len(found):
     # Several values are not one number, but `1 \pm 2` are two values.
-    if a is not None or all(map(math_numbers.quantity, [*wanted, *found])):
+    if a is not None or all(map(quantities.quantity, [*wanted, *found])):
       return False
     return algebra(gold, answer)
   undecided = False
@@ -140,8 +140,8 @@ def _formulas(gold: str, answer: str, algebra: Algebra) -> bool | None:
   if _TWO_NUMBERS.search(answer) and not _TWO_NUMBERS.search(gold):
     return False
   (gold, unit), (answer, other) = (
-    math_numbers.with_unit(gold),
-    math_numbers.with_unit(answer),
+    quantities.with_unit(gold),
+    quantities.with_unit(answer),
   )
   if unit and other:
     ratio = math_units.ratio(other, unit)
@@ -190,7 +190,7 @@ def _is_thousands(text: str, start: int, split: re.Match) -> bool:
   """Returns True if a comma is part of a number such as `1,200`."""
   if split[0] != ",":
     return False
-  number = math_numbers.NUMBER.match(
+  number = quantities.NUMBER.match(
     text, _number_start(text, start, split.start())
   )
   return number is not None and number.end() > split.start() + 1

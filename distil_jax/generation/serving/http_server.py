@@ -6,7 +6,7 @@ import threading
 import urllib.parse
 from typing import Any
 
-from distil_jax.generation.serving.service import Service, error_json
+from distil_jax.generation.serving.routes import Service, error_json
 
 # Prompts of a batch fit well; a larger body is a mistake or an attack.
 _MAX_BODY_BYTES = 64 * 2**20

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from distil_jax.config.base import ConfigError
-from distil_jax.config.rollout import MeshConfig
+from distil_jax.config.mesh import MeshConfig
 from distil_jax.config.schema import Config
 from distil_jax.models import sharding
 from distil_jax.models.kernels import sequence_attention
