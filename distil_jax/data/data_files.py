@@ -6,6 +6,7 @@ pattern such as `train-*.parquet`.
 """
 
 import codecs
+import collections
 import csv
 import glob
 import gzip
@@ -38,15 +39,15 @@ def find(sources: str | pathlib.Path | Sequence[str]) -> list[pathlib.Path]:
   not those in folders below it.
 
   Raises:
-    DataError: a path does not exist, or a folder or a pattern has no data file.
+    DataError: a folder or a pattern has no data file, or a file is named twice.
   """
   if isinstance(sources, (str, pathlib.Path)):
     sources = [str(sources)]
   found = [path for source in sources for path in _find_one(str(source))]
-  twice = {str(path) for path in found if found.count(path) > 1}
+  twice = [str(path) for path, n in collections.Counter(found).items() if n > 1]
   if twice:
     raise DataError(
-      f"{', '.join(sorted(twice))} would be read twice; name each file once"
+      f"{', '.join(twice)} would be read twice; name each file once"
     )
   return found
 

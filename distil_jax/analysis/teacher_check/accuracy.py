@@ -61,7 +61,7 @@ def measure(run: Run, teacher: tuple[Any, Any], num_answers: int) -> Answers:
   for start in range(0, len(held_out) - size + 1, size):
     problems = held_out[start : start + size]
     experience = trainer.sample_and_judge(run.step, problems)
-    batch, stats = trainer.build_batch(problems, experience)
+    batch, stats = trainer.build_batch(problems, experience, run.step)
     num_samples += len(experience.completions)
     rows = np.flatnonzero(np.asarray(batch.sample_mask))
     if len(rows):
@@ -95,13 +95,12 @@ def _asker(run: Run, graphdef: Any, params: Any) -> Any:
 
   def ask(experience: Any, stats: Any) -> np.ndarray:
     """Returns 1, 0, or NaN where the judge crashed. Shape `[B]`."""
-    problems = np.repeat(
-      np.arange(len(experience.problems)), experience.group_size
-    )
-    problems = [experience.problems[i] for i in problems]
+    problems = [
+      problem
+      for problem in experience.problems
+      for _ in range(experience.group_size)
+    ]
     names = random_keys.identities([problem.index for problem in problems])
-    # Samples of a group get identities of their own, and so other answers.
-    names[:, 1] = np.arange(len(names))
     sampled, _ = worker.sample(
       params, stats.teacher_prompt_ids, stats.teacher_prompt_mask, names, key
     )

@@ -197,12 +197,11 @@ class SelfCritic:
       self._max_prompt_length,
       pad_id,
     )
-    names = random_keys.identities([p.index for p in experience.problems])
     # Each sample of a group gets an identity of its own, so that equal
     # completions get different critiques.
-    names = np.repeat(names, self.group_size, axis=0)
-    members = np.arange(num_rows) % self.group_size
-    names[:, 1] = names[:, 1] * self.group_size + members
+    names = random_keys.identities(
+      [p.index for p in experience.problems for _ in range(self.group_size)]
+    )
     is_requested = np.isin(np.arange(num_rows), list(requests))
     sampled, _ = self._critic.sample(
       params,
