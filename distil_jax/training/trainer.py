@@ -19,6 +19,7 @@ from distil_jax.training import (
   evaluation,
   resume,
   run_checks,
+  run_lock,
   teacher_guard,
   train_state,
 )
@@ -304,12 +305,12 @@ class Trainer:
     is_writer = jax.process_index() == 0
     self.progress = Progress(config.train.num_steps, is_shown=is_writer)
     self.reporter = Reporter(config, self.progress, is_writer=is_writer)
-    self.saved = checkpoints.Checkpoints(
-      config.run_directory / "checkpoints", keep=config.checkpoint.keep
-    )
     with (
       self.progress,
-      self.saved,
+      run_lock.held(config.run_directory),
+      checkpoints.Checkpoints(
+        config.run_directory / "checkpoints", keep=config.checkpoint.keep
+      ) as self.saved,
       process_group.stopping_together(),
       jax.set_mesh(self.mesh),
       contextlib.closing(self.reporter),

@@ -8,7 +8,7 @@ import pytest
 
 from distil_jax import config
 from distil_jax.generation import engine
-from distil_jax.training import run_checks, trainer
+from distil_jax.training import run_checks, run_lock, trainer
 
 TINY = {
   "vocab_size": 300,
@@ -121,6 +121,18 @@ def test_sequences_that_cannot_be_cut_are_refused(
   }
   with pytest.raises(config.ConfigError, match=said):
     trainer.Trainer(config.parse(trial))
+
+
+def test_a_folder_in_which_another_run_is_under_way_is_refused(tmp_path):
+  trial = settings(tmp_path, 2)
+  run = trainer.Trainer(trial)
+  with (
+    run_lock.held(trial.run_directory),
+    pytest.raises(config.ConfigError, match="another run is under way"),
+  ):
+    run.train()
+  # Not even an empty folder of checkpoints, which the other run might make.
+  assert not list(trial.run_directory.iterdir())
 
 
 def test_rewards_alone_teach_without_a_teacher(tmp_path, capsys):
