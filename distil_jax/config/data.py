@@ -46,6 +46,9 @@ class DataConfig(Section):
   long_prompts: Literal["error", "drop"] = "error"
   """Stop at a prompt longer than `rollout.max_prompt_length`, or drop and count
   such rows."""
+  long_solutions: Literal["error", "drop"] = "error"
+  """The same for supervised runs: a solution that is longer, with its end
+  token, than `rollout.max_completion_length`."""
   num_train: Positive | None = None
   """Use only so many rows, from the first; null: all."""
   num_evaluation: Positive | None = None

@@ -10,7 +10,7 @@ import jax
 
 from distil_jax.config.base import ConfigError
 from distil_jax.config.schema import Config
-from distil_jax.data import datasets, teacher_prompts
+from distil_jax.data import datasets, demonstrations, teacher_prompts
 from distil_jax.data import tokenizer as tokenizers
 from distil_jax.data.data_files import DataError
 from distil_jax.envs.base import Environment, Generator
@@ -20,6 +20,8 @@ T = TypeVar("T")
 
 # Problems of `data.*=generated` if the config gives no number.
 NUM_GENERATED = {"train": 4096, "evaluation": 256}
+# Of generated demonstrations so many are checked before a run.
+_NUM_CHECKED = 256
 
 
 class Generated(Sequence[T], Generic[T]):
@@ -63,7 +65,8 @@ class Data:
     train: problems, or demonstrations for a supervised run.
     evaluation: held-out problems.
     num_skipped: number of malformed rows that were left out.
-    num_dropped: number of problems whose prompt was too long.
+    num_dropped: number of problems whose prompt was too long, and of
+      demonstrations that were.
   """
 
   train: Sequence[Problem] | Sequence[Demonstration]
@@ -95,17 +98,24 @@ def build_data(
   """Checks the problems against the tokenizer and the config's limits.
 
   Raises:
-    ConfigError: a prompt is too long and the config does not say to drop it,
-      or a supervised run's problems have no solutions.
+    ConfigError: a prompt, or the solution of a demonstration, is too long and
+      the config does not say to drop it; or a supervised run's problems have no
+      solutions.
   """
   train, num_dropped = problems.train, 0
   if not config.objective.uses_rollouts:
     train = _demonstrations(config, environment, train)
+    limits = (config.data, config.rollout)
     if not isinstance(train, Generated):
       train = [
         dataclasses.replace(x, messages=_escaped(tokenizer, x.messages))
         for x in train
       ]
+      train, num_dropped = demonstrations.drop_long(train, tokenizer, *limits)
+    else:
+      # There may be more than can be made now; the first show whether the
+      # limits are right.
+      demonstrations.drop_long(train[:_NUM_CHECKED], tokenizer, *limits)
   else:
     train, num_dropped = _drop_long_prompts(config, train, tokenizer, "train")
   held_out, dropped = _drop_long_prompts(

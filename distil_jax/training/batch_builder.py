@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from distil_jax.data import demonstrations as data_demonstrations
 from distil_jax.data import padding, shared_prefixes, teacher_templates
 from distil_jax.data import teacher_prompts as data_teacher_prompts
 from distil_jax.data.teacher_templates import Template
@@ -181,15 +182,10 @@ def from_demonstrations(
   Raises:
     ValueError: a prompt or a solution is longer than its limit.
   """
-  prompts = [
-    tokenizer.encode_messages(d.messages) + tokenizer.encode(d.prefix)
-    for d in demonstrations
-  ]
-  completions = [
-    # Each end token ends a completion; a demonstration teaches the first.
-    [*tokenizer.encode(d.solution), tokenizer.eos_ids[0]]
-    for d in demonstrations
-  ]
+  prompts, completions = zip(
+    *(data_demonstrations.encode(d, tokenizer) for d in demonstrations),
+    strict=True,
+  )
   for name, rows, limit in (
     ("prompt", prompts, max_prompt_length),
     ("completion", completions, max_completion_length),
@@ -197,8 +193,8 @@ def from_demonstrations(
     for demonstration, row in zip(demonstrations, rows, strict=True):
       if len(row) > limit:
         raise ValueError(
-          f"demonstration {demonstration.index}: its {name} has {len(row)} "
-          f"tokens; raise rollout.max_{name}_length={limit}"
+          f"data.train: row {demonstration.index + 1}: its {name} has "
+          f"{len(row)} tokens; raise rollout.max_{name}_length={limit}"
         )
   pad_id = tokenizer.pad_id
   prompt_ids, prompt_mask = padding.pad_left(prompts, max_prompt_length, pad_id)

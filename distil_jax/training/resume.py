@@ -10,6 +10,7 @@ from distil_jax.config.schema import Config
 from distil_jax.distributed import process_group, signals
 from distil_jax.training import checkpoints, run_checks, train_state
 from distil_jax.training.logging.progress import Progress
+from distil_jax.training.remote_teacher.asking import TeacherServerError
 from distil_jax.training.setup.model_directory import (
   base_digest,
   check_same_base,
@@ -55,32 +56,54 @@ def save_interrupted(
   saved: checkpoints.Checkpoints,
   state: train_state.TrainState,
   progress: Progress,
+  error: BaseException,
   *,
   seconds: float,
   teacher: TeacherModel | None = None,
 ) -> None:
-  """Saves the steps since the last checkpoint of an interrupted run.
+  """Saves the steps since the last checkpoint of a run that is ending early.
 
-  Several processes all stop after the same step.
+  Several processes all stop after the same step. Nothing is raised, so that
+  the error that ended the run is the one that is told.
 
   Args:
     config: see `save_state`.
     saved: see `save_state`.
     state: see `save_state`.
     progress: shows what is saved.
+    error: what ended the run.
     seconds: see `save_state`.
     teacher: see `save_state`.
   """
+  is_interrupted = isinstance(error, KeyboardInterrupt)
+  why = "interrupted" if is_interrupted else f"ended by {type(error).__name__}"
+  if jax.process_count() > 1 and not (
+    process_group.is_joined()
+    and isinstance(error, (KeyboardInterrupt, TeacherServerError))
+  ):
+    # The processes have not agreed where to stop, and saving needs them all.
+    progress.message(f"{why}: the run can go on from its last checkpoint")
+    return
+  if any(x.is_deleted() for x in jax.tree.leaves(state)):
+    progress.message(
+      f"{why}: the failed step took the state with it; the run can go on from "
+      "its last checkpoint"
+    )
+    return
   step = int(state.step)
   if step == 0:
     return
-  if jax.process_count() > 1 and not process_group.is_joined():
-    # The processes have not agreed where to stop, and saving needs them all.
-    progress.message("interrupted: the run can go on from its last checkpoint")
+  try:
+    save_state(config, saved, state, seconds=seconds, teacher=teacher)
+    saved.wait()
+  except Exception as second:  # whatever orbax raises, such as a full disk
+    progress.message(
+      f"{why}: step {step} could not be saved ({second}); the run can go on "
+      "from its last checkpoint"
+    )
     return
-  save_state(config, saved, state, seconds=seconds, teacher=teacher)
   progress.message(
-    f"interrupted: step {step} is saved; the same command goes on from it"
+    f"{why}: step {step} is saved; the same command goes on from it"
   )
 
 

@@ -26,7 +26,6 @@ from distil_jax.training import (
 from distil_jax.training.logging import step_metrics
 from distil_jax.training.logging.progress import Progress
 from distil_jax.training.logging.reporter import Reporter
-from distil_jax.training.remote_teacher.asking import TeacherServerError
 from distil_jax.training.rollouts.experience import Experience
 from distil_jax.training.setup import (
   environments,
@@ -140,12 +139,13 @@ class Trainer:
           if (step + 1) % config.checkpoint.every == 0:
             self._save()
           process_group.check()
-      except (KeyboardInterrupt, TeacherServerError):
+      except BaseException as error:
         resume.save_interrupted(
           config,
           self.saved,
           self.state,
           self.progress,
+          error,
           seconds=self._seconds,
           teacher=self.teacher_model,
         )

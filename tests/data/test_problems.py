@@ -14,8 +14,12 @@ def built(texts, **fields):
   tokenizer = tokenizers.train(["a question"], vocab_size=300)
   config = types.SimpleNamespace(
     objective=types.SimpleNamespace(kind="sft", **fields),
-    rollout=types.SimpleNamespace(max_prompt_length=1000),
-    data=types.SimpleNamespace(train="x", long_prompts="error"),
+    rollout=types.SimpleNamespace(
+      max_prompt_length=1000, max_completion_length=100
+    ),
+    data=types.SimpleNamespace(
+      train="x", long_prompts="error", long_solutions="error"
+    ),
   )
   made = [
     Problem(i, ({"role": "user", "content": text},), "", solution="s")

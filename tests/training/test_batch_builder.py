@@ -463,9 +463,9 @@ def test_demonstration_trains_on_the_solution_and_its_end_alone(tokenizer):
 def test_demonstration_that_is_too_long_is_an_error(tokenizer):
   length = len(tokenizer.encode("right one")) + 1
   demonstrate(tokenizer, DEMONSTRATION, completion=length)
-  with pytest.raises(ValueError, match="demonstration 3: its completion"):
+  with pytest.raises(ValueError, match="row 4: its completion"):
     demonstrate(tokenizer, DEMONSTRATION, completion=length - 1)
   with pytest.raises(
-    ValueError, match=r"demonstration 3: its prompt .*max_prompt_length=5"
+    ValueError, match=r"row 4: its prompt .*max_prompt_length=5"
   ):
     demonstrate(tokenizer, DEMONSTRATION, prompt=5)

@@ -8,8 +8,12 @@ import subprocess
 import sys
 import time
 
+import jax.numpy as jnp
 import pytest
 
+from distil_jax import config
+from distil_jax.training import checkpoints, resume, train_state
+from distil_jax.training.logging import progress
 from tests.commands import ROOT, run, start
 
 CONFIG = """
@@ -234,3 +238,52 @@ def test_interrupted_process_ends_in_order():
   )
   assert done.returncode == 130
   assert done.stdout == "printed\nregistered\n"
+
+
+@pytest.fixture
+def saved_after(tmp_path, capsys):
+  """Saves a run that an error ends after two steps; returns what it says."""
+
+  def save(state, error):
+    with (
+      checkpoints.Checkpoints(tmp_path, keep=2) as saved,
+      progress.Progress(4) as line,
+    ):
+      resume.save_interrupted(
+        config.parse({}), saved, state, line, error, seconds=1.0
+      )
+      return saved.latest_step, capsys.readouterr().err
+
+  return save
+
+
+def two_steps():
+  params = {"w": jnp.arange(3.0)}
+  return train_state.TrainState(
+    step=jnp.int32(2),
+    params=params,
+    teacher_params=None,
+    opt_state=(),
+    key=jnp.zeros(2, jnp.uint32),
+  )
+
+
+@pytest.mark.parametrize(
+  ("error", "why"),
+  [
+    (ValueError("a row"), "ended by ValueError"),
+    (KeyboardInterrupt(), "interrupted"),
+  ],
+)
+def test_any_error_saves_the_finished_steps(saved_after, error, why):
+  step, said = saved_after(two_steps(), error)
+  assert step == 2
+  assert f"{why}: step 2 is saved; the same command goes on from it" in said
+
+
+def test_a_state_that_a_failed_step_took_with_it_hides_no_error(saved_after):
+  state = two_steps()
+  state.params["w"].delete()
+  step, said = saved_after(state, ValueError("a row"))
+  assert step is None
+  assert "ValueError: the failed step took the state with it" in said

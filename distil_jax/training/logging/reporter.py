@@ -54,9 +54,11 @@ class Reporter:
       device_kind=jax.devices()[0].device_kind,
       num_devices=jax.device_count(),
     )
+    is_sampled = self._config.objective.uses_rollouts
+    long_row = "long prompt" if is_sampled else "long row"
     for count, noun, participle in (
       (data.num_skipped, "malformed row", "skipped"),
-      (data.num_dropped, "long prompt", "dropped"),
+      (data.num_dropped, long_row, "dropped"),
     ):
       if count:
         plural = "" if count == 1 else "s"
