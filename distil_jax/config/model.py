@@ -169,8 +169,10 @@ class ModelConfig(Section):
   """Type of the activations."""
   lora: LoRAConfig | None = None
   """null: all weights are trained."""
-  remat: Literal["none", "layer"] = "layer"
-  """`layer` computes a layer again in the backward pass, for less memory."""
+  remat: Literal["none", "attention", "dots", "layer", "offload"] = "layer"
+  """Activations that the backward pass computes again: `none`; those of
+  `attention`; all but results of products with weights (`dots`); all but each
+  layer's input (`layer`), or that kept in the host's memory (`offload`)."""
   attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
   """Attention kernel for whole sequences. `cudnn` is for CUDA GPUs, `splash`
   for TPUs; `auto` takes them there if head size and dtype allow it."""

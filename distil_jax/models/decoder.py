@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from flax import nnx, struct
 
 from distil_jax.models import attention, experts, prefix_attention, sharding
-from distil_jax.models.decoder_config import DecoderConfig
+from distil_jax.models.decoder_config import DecoderConfig, Remat
 from distil_jax.models.layers import (
   Angles,
   Attend,
@@ -30,6 +30,7 @@ from distil_jax.models.layers import (
   pack,
 )
 from distil_jax.models.parameter_axes import parameter_axes
+from distil_jax.models.remat import of_attention, of_layer
 
 
 @struct.dataclass
@@ -208,7 +209,7 @@ def read_prefix(
 def _full_pass(
   model: Decoder,
   ids,
-  remat: str,
+  remat: Remat,
   *,
   keeps_cache: bool = False,
   lengths: jax.Array | None = None,
@@ -271,7 +272,7 @@ def _scan_layers(
   angles: Angles,
   attend: Attend,
   extra,
-  remat: str,
+  remat: Remat,
   mask: jax.Array | None = None,
 ):
   """Runs the layers in order; each attends with its own slice of `extra`.
@@ -290,7 +291,7 @@ def _scan_layers(
 
     def run(x, inputs):
       state, extra = inputs
-      attend_in_window = functools.partial(attend, window)
+      attend_in_window = of_attention(functools.partial(attend, window), remat)
       block = nnx.merge(graph, state)
       found: list[experts.Loads] = []
 
@@ -309,7 +310,7 @@ def _scan_layers(
       x = sharding.constrain(x, "batch", "sequence", None)
       return x, (kept, found[0] if found else None)
 
-    return jax.checkpoint(run) if remat == "layer" else run
+    return of_layer(run, remat)
 
   x = model.embed(ids, "sequence")
   period = config.period

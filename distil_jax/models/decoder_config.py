@@ -9,6 +9,8 @@ import jax.numpy as jnp
 NormPlacement = Literal["before", "after", "both"]
 # What shares one norm of queries and of keys: nothing, a head, or all heads.
 QueryKeyNorm = Literal["none", "head", "all_heads"]
+# What the backward pass computes again, see `models.remat`.
+Remat = Literal["none", "attention", "dots", "layer", "offload"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +96,7 @@ class DecoderConfig:
   norm_epsilon: float = 1e-6
   param_dtype: str = "float32"
   compute_dtype: str = "float32"
-  remat: Literal["none", "layer"] = "layer"
+  remat: Remat = "layer"
   attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
   family: str = "qwen3"
   rope_scaling: RopeScaling | None = None

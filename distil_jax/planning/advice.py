@@ -2,6 +2,7 @@
 
 import math
 
+from distil_jax.models import remat
 from distil_jax.planning.results import (
   CACHE_GROWTH,
   PREFILL,
@@ -71,7 +72,7 @@ def _training(plan: Plan, phase: Phase) -> list[str]:
       f"{phase.name}: activations are too large: optimizer.micro_batch_size="
       f"{size}"
     ]
-  if run.remat == "none":
+  if run.remat not in remat.RECOMPUTES_PRODUCTS:
     return [f"{phase.name}: activations are too large: model.remat=layer"]
   found = []
   fsdp = run.mesh["fsdp"]
@@ -87,6 +88,11 @@ def _training(plan: Plan, phase: Phase) -> list[str]:
     found.append(
       f"{phase.name}: to compute fewer logits at once: objective.chunk_size="
       f"{run.chunk_size // 2}"
+    )
+  if run.remat != "offload":
+    found.append(
+      f"{phase.name}: to keep the layers' inputs in the host's memory: "
+      "model.remat=offload"
     )
   return found
 

@@ -9,6 +9,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
+from distil_jax.models import remat
 from distil_jax.models.decoder_config import DecoderConfig
 from distil_jax.planning.chip_specs import Chip
 from distil_jax.planning.workload import Workload
@@ -151,7 +152,7 @@ def _flops(step: Step) -> float:
   student, teacher = _lengths(run)
   # One forward pass, two for the backward pass, and another forward pass if
   # activations of the layers are not kept.
-  passes = 4 if run.remat == "layer" else 3
+  passes = 4 if run.remat in remat.RECOMPUTES_PRODUCTS else 3
 
   def one_pass(length: int, network: DecoderConfig, num_params: int) -> float:
     # Attention takes 4 · S² · N · H operations a layer, and half of that if
@@ -181,7 +182,7 @@ def _network_bytes(mesh: Mapping[str, int], micro: int, step: Step) -> float:
   if param_shards > 1:
     # Parameters are gathered for each pass over each micro-batch, and its
     # gradient is scattered in float32.
-    gathers = (2 if run.remat == "layer" else 1) + 1
+    gathers = (2 if run.remat in remat.RECOMPUTES_PRODUCTS else 1) + 1
     total += num_micro_batches * params * (gathers * size + 4)
     if teacher:
       asked = (step.num_teacher_params or step.num_params) / tensor
@@ -223,7 +224,7 @@ def _memory_bytes(mesh: Mapping[str, int], micro: int, step: Step) -> float:
   layer, asked = layer_of(network), layer_of(step.teacher or network)
   kept_layers = network.num_layers if run.remat == "layer" else 0
   activations = rows * student * network.width * size * kept_layers
-  if run.remat == "none":
+  if run.remat not in remat.RECOMPUTES_PRODUCTS:
     activations = rows * student * layer * size * network.num_layers
   working = rows * max(student * layer, teacher * asked) * size * 3
   vocabulary = 3 * 4 * network.width * network.vocab_size / tensor
