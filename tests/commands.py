@@ -18,10 +18,11 @@ WITH_FEW_PROGRAMS = (
   """
 import sys
 from distil_jax.cli import main
-from distil_jax.data import shared_prefixes
+from distil_jax.data import length_buckets, shared_prefixes
 from distil_jax.generation import engine
 engine.ladder = lambda width: [width]
 shared_prefixes._NUM_WIDTHS = 1
+length_buckets.SMALLEST = 10**6
 sys.exit(main.main())
 """,
 )

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from distil_jax.data import padding
+from distil_jax.data.length_buckets import bucket_size
 from distil_jax.distributed import collectives
 
-# The prompts of a batch are padded to one of this many widths, because each
-# width compiles programs of its own.
+# The prompts that are sampled from are padded to one of this many widths,
+# because each width compiles programs of its own.
 _NUM_WIDTHS = 3
 
 
@@ -41,9 +42,8 @@ def split(
 ) -> SplitPrompts | None:
   """Splits prompts if that saves tokens, padding included.
 
-  The prefixes are padded to their largest length. The rests are padded to that
-  of a prompt, half or a quarter of it: the smallest that holds those of all
-  processes.
+  All are padded to their largest lengths; what is padding in all rows is cut
+  off later.
 
   Args:
     rows: token ids of the B prompts; None for a row that is masked out.
@@ -64,25 +64,28 @@ def split(
     [pad_id] if row is None else row[len(prefixes[i // num_sharing]) :]
     for i, row in enumerate(rows)
   ]
-  width = narrowest_width(max(map(len, rests)), max_prompt_length)
+  longest = collectives.global_maxima(
+    [max(map(len, part), default=0) for part in (prefixes, rests, _known(rows))]
+  )
   # Only sizes decide, which are the same everywhere: all processes must split,
   # or none.
-  num_tokens = len(prefixes) * max_prefix_length + len(rows) * width
-  if num_tokens >= len(rows) * max_prompt_length:
+  prefix, rest, whole = map(
+    bucket_size,
+    longest,
+    (max_prefix_length, max_prompt_length, max_prompt_length),
+  )
+  if len(prefixes) * prefix + len(rows) * rest >= len(rows) * whole:
     return None
   return SplitPrompts(
     *padding.pad_left(prefixes, max_prefix_length, pad_id),
-    *padding.pad_left(rests, width, pad_id),
+    *padding.pad_left(rests, max_prompt_length, pad_id),
   )
 
 
 def common_prefix(rows: Sequence[Sequence[int] | None]) -> list[int]:
   """Returns the common beginning of all rows, without any row's last token."""
-  known = [row for row in rows if row is not None]
-  if not known:
-    return []
   prefix = []
-  for tokens in zip(*(row[:-1] for row in known), strict=False):
+  for tokens in zip(*(row[:-1] for row in _known(rows)), strict=False):
     if len(set(tokens)) > 1:
       break
     prefix.append(tokens[0])
@@ -98,3 +101,8 @@ def narrowest_width(longest: int, max_prompt_length: int) -> int:
 def prompt_widths(max_prompt_length: int) -> list[int]:
   """Returns the widths that prompts can have, the largest first."""
   return [-(-max_prompt_length // 2**i) for i in range(_NUM_WIDTHS)]
+
+
+def _known(rows: Sequence[Sequence[int] | None]) -> list[Sequence[int]]:
+  """Returns the rows that are not masked out."""
+  return [row for row in rows if row is not None]

@@ -1,6 +1,6 @@
 """Reduces numbers over all processes, on their devices."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -32,9 +32,15 @@ def global_sums(values: Mapping[str, float]) -> dict[str, float]:
 
 def global_max(value: int) -> int:
   """Returns the largest value of all processes."""
+  return global_maxima([value])[0]
+
+
+def global_maxima(values: Sequence[int]) -> list[int]:
+  """Returns the largest of each value over all processes, in one exchange."""
   if jax.process_count() == 1:
-    return value
-  return int(np.max(multihost_utils.process_allgather(np.int32(value))))
+    return list(values)
+  rows = multihost_utils.process_allgather(np.asarray(values, np.int32))
+  return np.max(rows.reshape(-1, len(values)), axis=0).tolist()
 
 
 def wait_for_all(reason: str) -> None:

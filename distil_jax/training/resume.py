@@ -1,6 +1,7 @@
 """Saves a run, and finds, checks and restores what it goes on from."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -20,8 +21,10 @@ from distil_jax.training.setup.teacher_models import (
   check_resumed_teacher,
 )
 
-# The key of a checkpoint's notes about a teacher that is another model.
+# Keys of a checkpoint's notes: about a teacher that is another model, and the
+# widths of prompts that the next step goes on with.
 _TEACHER = "teacher_model"
+_WIDTHS = "prompt_widths"
 
 
 def save_state(
@@ -31,6 +34,7 @@ def save_state(
   *,
   seconds: float,
   teacher: TeacherModel | None = None,
+  widths: Mapping[str, int] | None = None,
 ) -> None:
   """Saves the state under its step, with the settings that led to it.
 
@@ -40,8 +44,13 @@ def save_state(
     state: the state after `state.step` steps.
     seconds: time that the run has taken so far.
     teacher: the teacher, if it is another model.
+    widths: of prompts, see `trimming.Trimmer`.
   """
-  notes = {"config": config.model_dump(mode="json"), "seconds": seconds}
+  notes = {
+    "config": config.model_dump(mode="json"),
+    "seconds": seconds,
+    _WIDTHS: dict(widths or {}),
+  }
   if teacher is not None:
     notes[_TEACHER] = teacher.notes()
   if config.model.lora is not None:
@@ -60,6 +69,7 @@ def save_interrupted(
   *,
   seconds: float,
   teacher: TeacherModel | None = None,
+  widths: Mapping[str, int] | None = None,
 ) -> None:
   """Saves the steps since the last checkpoint of a run that is ending early.
 
@@ -74,6 +84,7 @@ def save_interrupted(
     error: what ended the run.
     seconds: see `save_state`.
     teacher: see `save_state`.
+    widths: see `save_state`.
   """
   is_interrupted = isinstance(error, KeyboardInterrupt)
   why = "interrupted" if is_interrupted else f"ended by {type(error).__name__}"
@@ -94,7 +105,9 @@ def save_interrupted(
   if step == 0:
     return
   try:
-    save_state(config, saved, state, seconds=seconds, teacher=teacher)
+    save_state(
+      config, saved, state, seconds=seconds, teacher=teacher, widths=widths
+    )
     saved.wait()
   except Exception as second:  # whatever orbax raises, such as a full disk
     progress.message(
@@ -169,6 +182,11 @@ def restore_state(
   )
   state = train_state.TrainState(**restored)
   return dataclasses.replace(state, base_params=base_params), seconds
+
+
+def saved_widths(saved: checkpoints.Checkpoints, step: int) -> dict[str, int]:
+  """Returns the widths of prompts in a checkpoint; none in an older one."""
+  return saved.notes(step).get(_WIDTHS, {})
 
 
 def _as_dict(state: train_state.TrainState) -> dict[str, Any]:

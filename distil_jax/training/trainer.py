@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from distil_jax.config.schema import Config
 from distil_jax.data import problems as data_problems
 from distil_jax.distributed import process_group, signals
-from distil_jax.models import decoder, sharding
+from distil_jax.models import decoder
 from distil_jax.training import (
   checkpoints,
   evaluation,
@@ -125,15 +125,14 @@ class Trainer:
           started = time.monotonic()
           experience = self.sample_and_judge(step, problems)
           sampled = time.monotonic()
-          host_batch, stats = self.build_batch(problems, experience, step)
-          guard = self.probe_teacher(step, experience, host_batch, stats)
-          batch = sharding.put_batch(self.mesh, host_batch)
+          batch, stats = self.build_batch(problems, experience, step)
+          guard = self.probe_teacher(step, experience, batch, stats)
           # An interrupt in between would leave a step without its report.
           with signals.deferred():
             metrics = self.update(step, batch, guard)
             times = step_metrics.StepTimes(started, sampled, time.monotonic())
             self.check_finite(step, metrics)
-            self.report(step, metrics, experience, host_batch, stats, times)
+            self.report(step, metrics, experience, batch, stats, times)
           if config.evaluation.is_due(step + 1):
             self._evaluate_and_report(step + 1)
           if (step + 1) % config.checkpoint.every == 0:
@@ -141,13 +140,7 @@ class Trainer:
           process_group.check()
       except BaseException as error:
         resume.save_interrupted(
-          config,
-          self.saved,
-          self.state,
-          self.progress,
-          error,
-          seconds=self._seconds,
-          teacher=self.teacher_model,
+          config, self.saved, self.state, self.progress, error, **self._notes
         )
         raise
       return self._finish()
@@ -194,13 +187,13 @@ class Trainer:
     return after
 
   def update(
-    self, step: int, batch: Any, guard: teacher_guard.GuardState | None
+    self, step: int, batch: TrainBatch, guard: teacher_guard.GuardState | None
   ) -> dict[str, float]:
     """Makes one training step; sets `state` and returns the step's metrics.
 
     Args:
       step: the training steps done before.
-      batch: the batch on the devices.
+      batch: this process's part of the batch, on the host.
       guard: the guard's new state; None keeps the old one.
     """
     before = self.state.guard
@@ -332,7 +325,7 @@ class Trainer:
     template = setup_step.build_state_template(
       config, params, optimizer, self.mesh
     )
-    self._step_fn = setup_step.compile_train_step(
+    self._step_fn = setup_step.build_host_step(
       config, self.policy, optimizer, template, self.teacher_model
     )
     self._guard_fn = setup_step.compile_guard(config, self.mesh)
@@ -352,6 +345,7 @@ class Trainer:
       self.state, self._seconds_before = resume.restore_state(
         config, self.saved, latest, template, self.progress, base
       )
+      self._step_fn.trimmer.widths = resume.saved_widths(self.saved, latest)
     batches = data_problems.build_batches(config, self.data, start=latest or 0)
     self.reporter.start(latest, self.data)
     if latest is None:
@@ -377,13 +371,16 @@ class Trainer:
     self.reporter.evaluation(step, values)
 
   def _save(self) -> None:
-    resume.save_state(
-      self.config,
-      self.saved,
-      self.state,
-      seconds=self._seconds,
-      teacher=self.teacher_model,
-    )
+    resume.save_state(self.config, self.saved, self.state, **self._notes)
+
+  @property
+  def _notes(self) -> dict[str, Any]:
+    """Returns what a checkpoint says beside state and settings."""
+    return {
+      "seconds": self._seconds,
+      "teacher": self.teacher_model,
+      "widths": self._step_fn.trimmer.widths,
+    }
 
   @property
   def _seconds(self) -> float:

@@ -3,9 +3,14 @@
 import numpy as np
 import pytest
 
-from distil_jax.data import shared_prefixes
+from distil_jax.data import length_buckets, shared_prefixes
 
 PAD = 0
+
+
+@pytest.fixture(autouse=True)
+def small_sizes(monkeypatch):
+  monkeypatch.setattr(length_buckets, "SMALLEST", 1)
 
 
 def split(rows, *, num_sharing=2, max_prefix_length=4, max_prompt_length=8):
@@ -61,28 +66,32 @@ def test_prompts_are_split_group_by_group():
     *([PAD], [PAD]),
   ]
   assert found.prefix_ids.shape == (4, 4)
-  assert found.ids.shape == (8, 2)  # a quarter of a prompt
+  # What is padding everywhere is cut off later.
+  assert found.ids.shape == (8, 8)
   for mask in (found.mask, found.prefix_mask):
     assert (np.diff(mask) >= 0).all()
 
 
-@pytest.mark.parametrize(
-  ("rest", "width"), [(1, 2), (2, 2), (3, 4), (4, 4), (5, None)]
-)
-def test_rests_have_one_of_three_widths(rest, width):
-  """Four prompts of 8 take 32 tokens; a prefix of 4 and rests of 8 take 36."""
-  rows = [[1, *[i + 2] * rest] for i in range(4)]
-  found = split(rows, num_sharing=4)
-  if width is None:
-    assert found is None
-  else:
-    assert found.ids.shape == (4, width)
+def test_sampled_prompts_have_one_of_three_widths():
   assert shared_prefixes.prompt_widths(8) == [8, 4, 2]
   assert shared_prefixes.prompt_widths(9) == [9, 5, 3]
 
 
+@pytest.mark.parametrize("limit", [8, 64])
+@pytest.mark.parametrize(
+  ("prefix", "rest", "is_split"),
+  [(1, 1, True), (1, 3, True), (3, 1, True), (0, 3, False)],
+)
+def test_the_longest_rows_decide_and_not_the_limits(
+  limit, prefix, rest, is_split
+):
+  """A prefix and two rests, against two prompts; an empty one has a column."""
+  rows = [[*[1] * prefix, *[i + 2] * rest] for i in range(2)]
+  found = split(rows, max_prefix_length=limit, max_prompt_length=limit)
+  assert (found is not None) == is_split
+
+
 def test_nothing_is_split_where_that_saves_nothing():
-  rows = [[1, 2, 3], [1, 2, 4]] * 2
-  # A prefix of 12 for two rests of 2 is as much as two prompts of 8.
-  assert split(rows, max_prefix_length=12) is None
-  assert split(rows, max_prefix_length=11) is not None
+  # A prefix of one column and rests of 3, in place of prompts of 3.
+  assert split([[1, 2, 3], [2, 2, 4]] * 2) is None
+  assert split([[1, 2, 3], [1, 2, 4]] * 2) is not None

@@ -7,7 +7,6 @@ import shutil
 import numpy as np
 import pytest
 
-from tests import golden_runs
 from tests.commands import run
 from tests.paths import GOLDEN
 
@@ -42,11 +41,11 @@ def test_training_goes_on_as_the_old_code_did(folder):
   assert "going on from step 1" in done.stderr
   *earlier, last = lines(folder / "run/metrics.jsonl")
   assert earlier == before
+  assert 0 <= last.pop("update/padding") < 1  # the old code had no such metric
   assert last.keys() == expected["metrics"].keys()
-  if golden_runs.machine() == expected["machine"]:
-    assert last == expected["metrics"]
-  # Another CPU rounds otherwise, and a metric may be the small difference of
-  # numbers of size 1, each of which float32 holds to 1e-7.
+  # The old code computed padding that is cut off now, and without it sums are
+  # rounded otherwise. So they are by another CPU, and a metric may be the small
+  # difference of numbers of size 1, each of which float32 holds to 1e-7.
   for name, value in expected["metrics"].items():
     np.testing.assert_allclose(last[name], value, rtol=1e-4, atol=1e-6)
   evaluated = lines(folder / "run/evaluations.jsonl")

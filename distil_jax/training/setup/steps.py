@@ -30,6 +30,7 @@ from distil_jax.training import (
   teacher_guard,
   train_state,
 )
+from distil_jax.training.host_step import HostStep
 from distil_jax.training.setup.model_directory import check_same_base
 from distil_jax.training.setup.records import record_of
 from distil_jax.training.setup.teacher_models import TeacherModel
@@ -319,6 +320,22 @@ def compile_train_step(
     return step_fn
   params = teacher.load_params(template.step.sharding.mesh)
   return functools.partial(step_fn, teacher_params=params)
+
+
+def build_host_step(
+  config: Config,
+  policy: Policy,
+  optimizer: optax.GradientTransformation,
+  template: train_state.TrainState,
+  teacher: TeacherModel | None = None,
+) -> HostStep:
+  """Returns the training step of a run, which takes batches on the host."""
+  return HostStep(
+    compile_train_step(config, policy, optimizer, template, teacher),
+    template.step.sharding.mesh,
+    # A server has read them already.
+    reads_teacher_prompts=config.teacher.server is None,
+  )
 
 
 def compile_guard(

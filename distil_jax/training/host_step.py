@@ -1,0 +1,95 @@
+"""Makes training steps from batches on the host, without their padding."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from distil_jax.distributed import collectives
+from distil_jax.models import sharding
+from distil_jax.training.train_state import TrainState
+from distil_jax.training.trimming import Trimmer
+from distil_jax.types import TrainBatch
+
+PADDING = "update/padding"
+
+
+class HostStep:
+  """Trims batches, puts them onto the mesh and makes the training step.
+
+  Attributes:
+    trimmer: its widths belong into a checkpoint.
+  """
+
+  def __init__(
+    self,
+    step_fn: Callable[..., tuple[TrainState, dict[str, Any]]],
+    mesh: jax.sharding.Mesh,
+    *,
+    reads_teacher_prompts: bool,
+  ):
+    """Takes the parts.
+
+    Args:
+      step_fn: `(state, batch) -> (state, metrics)` on the devices; donates the
+        state.
+      mesh: the mesh of the step.
+      reads_teacher_prompts: false if a teacher elsewhere has read them.
+    """
+    self.trimmer = Trimmer()
+    self._step_fn = step_fn
+    self._mesh = mesh
+    self._reads_teacher_prompts = reads_teacher_prompts
+
+  def __call__(
+    self, state: TrainState, batch: TrainBatch
+  ) -> tuple[TrainState, dict[str, Any]]:
+    """Returns the next state, and scalars to log.
+
+    Args:
+      state: is donated.
+      batch: this process's rows, on the host.
+    """
+    batch = self.trimmer(batch)
+    if not self._reads_teacher_prompts:
+      batch = without_teacher_prompts(batch)
+    state, metrics = self._step_fn(state, sharding.put_batch(self._mesh, batch))
+    return state, {**metrics, PADDING: padding_share([batch])}
+
+
+def without_teacher_prompts(batch: TrainBatch) -> TrainBatch:
+  """Returns the batch with teacher's prompts that have no columns."""
+  return dataclasses.replace(
+    batch,
+    teacher_prompt_ids=batch.teacher_prompt_ids[:, :0],
+    teacher_prompt_mask=batch.teacher_prompt_mask[:, :0],
+  )
+
+
+def padding_share(batches: list[TrainBatch]) -> float:
+  """Returns the share of padding in what the networks read of some batches.
+
+  Student and teacher read the completion after their own prompts.
+
+  Args:
+    batches: this process's rows, on the host.
+  """
+  sums = {"tokens": 0.0, "columns": 0.0}
+  for batch in batches:
+    for mask in _read(batch):
+      sums["tokens"] += float(np.sum(mask))
+      sums["columns"] += float(mask.size)
+  sums = collectives.global_sums(sums)
+  return 1 - sums["tokens"] / max(sums["columns"], 1.0)
+
+
+def _read(batch: TrainBatch) -> list[np.ndarray]:
+  """Returns the masks of what is read, once for each time that it is."""
+  masks = [batch.prompt_mask, batch.completion_mask]
+  if batch.teacher_prompt_mask.shape[1]:
+    masks += [batch.teacher_prompt_mask, batch.completion_mask]
+  if batch.teacher_prefix_mask is not None:
+    masks.append(batch.teacher_prefix_mask)
+  return masks
