@@ -82,8 +82,9 @@ class Math:
     """Compares the content of the last closed box with the answer.
 
     Numbers are compared by value, without currency signs and thousands
-    separators, and with their units if both have one; anything else by algebra,
-    in a process that is killed at the deadline. If a list is expected, its
+    separators, and with their units if both have one, also those in words;
+    numbers in a base by digits and base; anything else by algebra, in a process
+    that is killed at the deadline. If a list is expected, its
     values may stand in several boxes. A thought that is never closed is not
     read.
 
@@ -108,6 +109,15 @@ class Math:
       if status is not Status.CORRECT and several is not None:
         status, feedback = self._compared(several, problem.answer)
         details = {"parsed": several}
+      is_list = len(math_answers.items(problem.answer)) > 1
+      if (
+        status is Status.WRONG
+        and not is_list
+        and math_answers.has_decimal_comma(found)
+      ):
+        feedback += (
+          " A comma separates two values; write a decimal number with a point."
+        )
     if status is Status.CORRECT:
       return Verdict(1.0, "", status, details)
     if self.config.reveal_answer:

@@ -11,6 +11,7 @@ from distil_jax.config.environments import MathConfig
 from distil_jax.envs import math as maths
 from distil_jax.envs.math_answers import boxes as math_boxes
 from distil_jax.envs.math_answers import compare as math_answers
+from distil_jax.envs.math_answers import number_words as math_words
 from distil_jax.envs.math_answers import spelling as math_spelling
 from distil_jax.envs.math_answers import units as math_units
 from distil_jax.types import Status
@@ -305,6 +306,97 @@ y = 2x+1 → 2x+1
 x=5\text{ cm} → 5
 \infty → ∞
 1011_2 → 1011_{2}
+\frac{11}{2} → five and a half
+2.5 → two and a half cups
+\text{one-to-one} → one-to-one
+3 → three
+-3 → negative three
+3/4 → three quarters
+0.75 → three fourths
+25 → twenty-five percent
+7000 → seven thousand
+five → Five
+five → \text{five}
+noon → 12:00 PM
+8 a.m. → 8:00
+8 a.m. → 8
+8 → 8 a.m.
+1:2:3 → 1 : 2 : 3
+2:3:4 → 4:6:8
+3:2 → 3 to 2
+1011_2 → 1011_{\text{two}}
+a_1 → a_{1}
+10_{12} → 10_{12}
+5 feet 6 inches → 5.5 feet
+5'6" → 5 ft 6 in
+\$5.50 → 5 dollars and 50 cents
+4 cm and 5 cm → 5 cm, 4 cm
+4 kg and 5 cm → 5 cm and 4 kg
+5 red, 3 blue → 3 blue, 5 red
+5 red, 3 blue → 5, 3
+4 \text{ apples and } 6 \text{ pears} → 6 \text{ pears and } 4 \text{ apples}
+4 \text{ apples and } 6 \text{ pears} → 4, 6
+\frac{-1\pm\sqrt5}{2} → \frac{-1\pm\sqrt{5}}{2}
+\frac{-1\pm\sqrt5}{2} → -\frac{1}{2}\pm\frac{\sqrt{5}}{2}
+2\pm3i → 2+3i, 2-3i
+2\pm 3i → 2-3i, 2+3i
+5 → 5=x
+x=2, y=3 → (2,3)
+x=2, y=3 → 2, 3
+(2,3) → x = 2, y = 3
+x=2, x=-2 → -2, 2
+x=2, x=-2 → x=\pm 2
+x=2 or x=3 → 3, 2
+a=1, b=2 → b=2, a=1
+(a,b)=(1,2) → (1,2)
+(x,y)=(1,2) → x=1,y=2
+(1,2) → (x,y)=(1,2)
+\text{(C)} 12 → C
+C → \text{(C) } 12
+C → (C) 12
+C → C. 12
+C → C: 12
+12 → \textbf{(C) }12
+5 → 5 more
+x → \text{answer: }x
+\mathbb{R} → \text{all real numbers}
+\infty → infinity
+5 → ¥5
+2\pi → 2pi
+\sqrt{3}/2 → sqrt(3)/2
+\sqrt{3}/2 → sqrt{3}/2
+x^{12} → x**12
+x^2+1 → x**2+1
+{5 \choose 2} → 10
+\binom{5}{2} → {5 \choose 2}
+\begin{pmatrix}1&2\\ 3&4\end{pmatrix} → \begin{pmatrix} 1&2\\3&4 \end{pmatrix}
+6 → 6 sq. units
+6 → 6\text{ units}^2
+25\ \frac{\text{m}}{\text{s}} → 25 m/s
+0.\dot{1}\dot{4} → \frac{14}{99}
+0.\dot{1}2\dot{4} → \frac{124}{999}
+0.\dot{3} → \frac13
+5 → 5 (apples)
+1200 → twelve hundred
+1,2 → x_1=2, x_2=1
+1011_2 → (1011)_2
+2A_{16} → 2a_{16}
+15:30 → 3:30 PM
+10:00 \text{ a.m.} → 10 a.m.
+y=2x+3 → y-2x-3=0
+(1,2,3) → \langle 1,2,3 \rangle
+5 → \mathbf 5
+5 → 5\text{.}
+5 → 5 \checkmark
+5 → 5\tag{1}
+5 → 5\phantom{0}
+5 → \begin{aligned}5\end{aligned}
+5 → \text{The answer is } 5
+5 → exactly 5
+120 → one hundred twenty
+\text{does not exist} → DNE
+25 → 25\,\frac{\text{miles}}{\text{hour}}
+1.5 hours → 1 hour and 30 minutes
 """
 
 WRONG = r"""
@@ -510,6 +602,104 @@ x^2 → 2x
 \frac{a}{b} → \frac{b}{a}
 \infty → -\infty
 3:4 → 4:3
+five → six
+five → 50
+five → five hundred
+5 → fifteen
+5 → five and a half
+2 → two and a half
+Two Brothers → Two Sisters
+Two Brothers → 3
+\text{one} → \text{none}
+one-to-one → 1
+\text{one-to-one} → \text{two-to-one}
+3 → third
+3 → three or four
+3 → three to five
+34 → thirty-five
+7 → seven thousand
+21 → twenty
+20 → twenty one
+five → 5.5
+3:30 PM → 4:30 PM
+3:30 PM → 3:30 a.m.
+3:30 PM → 3:03 PM
+noon → 12:00 AM
+15:30 → 5:30 PM
+15:30 → 3:30 AM
+8 a.m. → 8 p.m.
+8 a.m. → 9
+1:2:3 → 1:2
+1:2:3 → 3:2:1
+3:2 → 2 to 3
+1011_2 → 1011_{10}
+1011_2 → 1010
+1,011_2 → 1_2
+A_{16} → B_{16}
+a_1 → a_2
+10_2 → 10_3
+2 → 10_2
+1 hour 30 minutes → 1 hour 30 seconds
+5 feet 6 inches → 5 feet
+5 feet 6 inches → 5.6 feet
+5'6" → 5 ft 7 in
+\$5.50 → 5 dollars and 5 cents
+5 dollars → 5 dollars and 50 cents
+4 kg and 5 cm → 4 cm and 5 kg
+5 red, 3 blue → 3 red, 5 blue
+4 \text{ apples and } 6 \text{ pears} → 6 \text{ apples and } 4 \text{ pears}
+\frac{-1\pm\sqrt5}{2} → \frac{-1+\sqrt5}{2}
+\frac{-1\pm\sqrt5}{2} → \frac{-1\pm\sqrt5}{3}
+2\pm3i → 2+3i
+\pm 2 → \pm 3
+\pm 2 → 2
+5 → 6=x
+y=2x+3 → y-2x+3=0
+y=2x+3 → 2x+3=0
+x=5 → 2x=10
+x=5 → 5=y
+x=2, y=3 → (3,2)
+x=2, y=3 → 3, 2
+(2,3) → x = 3, y = 2
+(a,b)=(1,2) → (2,1)
+\text{(C)} 12 → B
+C → \text{(B)} 12
+12 → \text{(C) } 13
+(C) → (C) or (D)
+A → A and B
+A → A, B
+5 → about 6
+5 → at least 5
+5 → more than 5
+5 → 5 more than x
+x → \text{answer: }y
+\text{about} → 5
+\mathbb{R} → \text{all integers}
+\text{all real numbers} → \text{no real numbers}
+\infty → negative infinity
+¥5 → \$5
+2\pi → 2pi^2
+x^{12} → x**2
+{5 \choose 2} → 5
+\begin{pmatrix} 1 \\ 2 \\ 3 \end{pmatrix} → \begin{pmatrix} 1 \\ 2 \end{pmatrix}
+\begin{pmatrix} 1 \\ 2 \end{pmatrix} → \begin{pmatrix} 1 & 2 \end{pmatrix}
+25\ \frac{\text{m}}{\text{s}} → 25 m
+5 → \frac{5}{2}
+5 → 5\frac{a}{b}
+0.\dot{1}\dot{4} → 0.14
+5 → 5 (mod 7)
+pi → 3
+\text{Yes} → \text{No, } 5
+100 → 1 hundred and 5
+(1,2) → x=1, y=3
+f(2)=5, g(2)=6 → f(2)=6, g(2)=5
+x_1=1, x_2=2 → (2,1)
+\begin{pmatrix}1&2\\ 3&4\end{pmatrix} → \begin{pmatrix}1&3\\ 2&4\end{pmatrix}
+\begin{pmatrix} 1 \\ 2 \end{pmatrix} → \begin{pmatrix} 2 \\ 1 \end{pmatrix}
+243_5 → 243_6
+f(2)=5 → f(2)=6
+P(A)=\frac12 → P(B)=\frac12
+1.5 hours → 1 hour and 50 minutes
 """
 
 
@@ -602,6 +792,28 @@ def test_a_thought_that_is_never_closed_has_no_answer(completion, reward):
   if not reward:
     assert verdict.status is Status.UNPARSABLE
     assert "no answer" in verdict.feedback
+
+
+def test_a_decimal_comma_is_read_as_two_values_and_the_feedback_says_so():
+  for gold, answer, is_said in (
+    ("3.14", "3,14", True),
+    ("3.14", "3.15", False),
+    ("1200", "1,300", False),
+    ("3, 14", "3, 15", False),
+  ):
+    verdict = judged(gold, answer)
+    assert verdict.status is Status.WRONG
+    assert ("with a point" in verdict.feedback) == is_said, answer
+
+
+def test_numbers_in_words():
+  value = math_words.value
+  assert value("two thousand and three") == 2003
+  assert value("one million two hundred thousand") == 1_200_000
+  for text in ("one twenty", "hundred", "twenty ten", "zero five", "and", ""):
+    assert value(text) is None, text
+  assert math_words.in_digits("five apples") == "5 apples"
+  assert math_words.in_digits("apples") is None
 
 
 def test_units_are_products_of_powers():

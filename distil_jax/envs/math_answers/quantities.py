@@ -4,6 +4,7 @@ Numbers are fractions, so that no two of them are equal only because a float has
 15 digits.
 """
 
+import itertools
 import re
 from collections.abc import Sequence
 from fractions import Fraction
@@ -27,11 +28,12 @@ _POWER_OF_TEN = re.compile(r"10\s*\^\s*(?:\{\s*([-+]?\d{1,3})\s*\}|(\d))")
 _FRACTION = re.compile(_RATIO)
 _MIXED = re.compile(rf"({_INTEGER})\s*(?: |(?=\\))\s*{_RATIO}")
 _REPEATING = re.compile(
-  r"(\d{0,40})\.(\d{0,40})(?:\\(?:overline|bar|dot)\s*\{?(\d{1,40})\}?"
-  r"|\((\d{1,40})\)|(\d)\5{2,40}(?:\.\.\.|\\l?dots))\s*"
+  r"(\d{0,40})\.(\d{0,40})(?:\\(?:overline|bar|dot)\s*\{?(\d{1,40}+)\}?+(?!\d*\\dot)"
+  r"|\\dot\s*\{?(\d)\}?(\d{0,40})\\dot\s*\{?(\d)\}?"
+  r"|\((\d{1,40})\)|(\d)\8{2,40}(?:\.\.\.|\\l?dots))\s*"
 )
 _SIGN = re.compile(r"[-+] ?")
-_CURRENCY = re.compile(r"(?:\\?(\$)|([€£₹])|\\text\s*\{\s*(\\?\$)\s*\}) ?")
+_CURRENCY = re.compile(r"(?:\\?(\$)|([€£₹¥])|\\text\s*\{\s*(\\?\$)\s*\}) ?")
 _CURRENCY_WORD = re.compile(r"(?:USD|US\\?\$|EUR|Rs\.?)\s*(?=[-\d.])")
 _PERCENT = re.compile(
   r"\s*(?:\\?%|\b(?:percent|percentage|pct|per cent)\b)(?: points?)?\Z",
@@ -50,13 +52,27 @@ _NO_UNIT = re.compile(
   r"\b(?:or|and|plus|minus|times|over|divided|modulo|mod|to|by|through|until"
   r"|half|halves|thirds?|quarters?|fourths|fifths|tenths|hundredths|pi|sqrt"
   r"|roots?|sin|cos|tan|log|ln|exp|factorial|choose|base|point|not|no|negative"
-  r"|infinity|inf|less|more|than|if|when|where|remainder|squared|cubed|about"
+  r"|infinity|inf|less|than|if|when|where|remainder|squared|cubed|about"
   r"|at|least|most|between|either|both|none)\b",
   re.IGNORECASE,
 )
 _ALIKE = 1000  # A decimal and what it rounds differ by one part in so many.
 _LABEL = re.compile(r"[A-Za-z][A-Za-z ,.'’()/-]*")
-_UNIT_SIGNS = re.compile(r"[A-Za-z°µΩ$¢€₹ ./*^{}\d\\-]+")
+_UNIT_SIGNS = re.compile(r"[A-Za-z°µΩ$¢€₹¥ ./*^{}\d\\-]+")
+_SOME_UNIT = re.compile(
+  r"(?:(?:square|sq\.?|cubic|cu\.?) )?units?\.?(?: ?\^ ?\{?\d\}?)?",
+  re.IGNORECASE,
+)
+_PER = re.compile(
+  r"\\frac ?\{ ?(\\?[A-Za-z][^{}\d]*(?:\{[^{}]*\})?) ?\}"
+  r" ?\{ ?(\\?[A-Za-z][^{}\d]*(?:\{[^{}]*\})?) ?\}"
+)
+# `1 hour and 30 minutes`
+_PART = re.compile(
+  r"(\$?[\d.,]*\d) ?([A-Za-z]+\.?|['’\"]|'')(?:,? and |,? |\Z|(?<=['’]))",
+  re.IGNORECASE,
+)
+_MARKS = {"'": "ft", "’": "ft", '"': "in", "''": "in"}
 _FACTOR = re.compile(r"(?<![\d^{-])\d")
 
 
@@ -89,6 +105,8 @@ def quantity(text: str) -> Quantity | None:
   number = _longest_number(head)
   if number is None:
     return None
+  if (found := _compound(head)) is not None:
+    return found
   value, is_decimal, end = number
   rest = head[end:].strip()
   if rest.startswith("\\$") or rest == "$":
@@ -169,7 +187,8 @@ def _repeating(text: str, start: int) -> tuple[Fraction, bool, int] | None:
   if found is None:
     return None
   whole, digits = found[1] or "0", found[2]
-  period = found[3] or found[4] or found[5]
+  dotted = f"{found[4]}{found[5]}{found[6]}" if found[4] else None
+  period = found[3] or dotted or found[7] or found[8]
   shift = 10 ** len(digits)
   value = Fraction(int(whole + digits), shift)
   value += Fraction(int(period), shift * (10 ** len(period) - 1))
@@ -234,7 +253,12 @@ def _label(
 ) -> tuple[int, math_units.Unit | None] | None:
   """Reads what follows a number: a factor and a unit, or None if neither."""
   is_text = math_spelling.is_text(rest)
+  rest = _PER.sub(r"\1 / \2", rest)
   words = math_spelling.without_text_commands(rest)
+  if has_space and words[:1] == "(" and words[-1:] == ")":
+    words = words[1:-1].strip()
+  if _SOME_UNIT.fullmatch(words):
+    return 1, None
   first, _, others = words.partition(" ")
   multiple = _MULTIPLES.get(first.lower().removesuffix("s"), 1)
   if multiple > 1:
@@ -254,6 +278,45 @@ def _label(
   return None
 
 
+def _compound(text: str) -> Quantity | None:
+  """Reads a quantity in several units, each smaller than the one before it."""
+  text = math_spelling.without_text_commands(text)
+  parts: list[Quantity] = []
+  place = 0
+  while found := _PART.match(text, place):
+    name = found[2].rstrip(".")
+    unit = math_units.read(_MARKS.get(name, name))
+    number = _longest_number(found[1])
+    if unit is None or number is None or number[2] < len(found[1]):
+      return None
+    parts.append(Quantity(number[0], unit, False, number[1]))
+    place = found.end()
+  if len(parts) < 2 or place < len(text):
+    return None
+  first, total = parts[0], parts[0].value
+  for large, small in itertools.pairwise(parts):
+    size = _size(small, large)
+    if size is None or size >= 1:
+      return None
+    total += small.value * (_size(small, first) or 0)
+  return first._replace(value=total)
+
+
+def _size(part: Quantity, other: Quantity) -> Fraction | None:
+  """Returns the unit of a part in units of another one."""
+  if part.unit is None or other.unit is None:
+    return None
+  return math_units.ratio(part.unit, other.unit)
+
+
+def label(text: str) -> str:
+  """Returns the words after a number, as `red` in `5 red`, or nothing."""
+  words = re.findall(
+    r"[a-z]+", math_spelling.without_text_commands(text).lower()
+  )
+  return " ".join(word.removesuffix("s") for word in words)
+
+
 def _has_vowel(word: str) -> bool:
   return not set(word.lower()).isdisjoint("aeiouy")
 
@@ -270,8 +333,8 @@ def with_unit(text: str) -> tuple[str, math_units.Unit | None]:
     return text, None
   words = math_spelling.without_text_commands(found[0]).replace(" ^", "^")
   unit = math_units.read(words)
-  if unit is None and not (
-    found[1] and _LABEL.fullmatch(words) and not _NO_UNIT.search(words)
-  ):
+  is_label = _LABEL.fullmatch(words) and not _NO_UNIT.search(words)
+  is_label = found[1] and (is_label or _SOME_UNIT.fullmatch(words))
+  if unit is None and not is_label:
     return text, None
   return text[: found.start()].strip(), unit

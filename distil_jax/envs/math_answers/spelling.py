@@ -40,8 +40,42 @@ _STYLE = re.compile(
   # A dot is an invisible bracket.
   r"(?:(?<=left)\.|(?<=right)\.)?\s*"
 )
-_SPACE = re.compile(r"\\[;: ]|\\q?quad(?![A-Za-z])|\\space(?![A-Za-z])|~|\s+")
-_THIN = re.compile(r"\\[,!]|\{\}")
+# A backslash after another one ends a row of a matrix and is no space.
+_SPACE = re.compile(
+  r"(?<!\\)\\[;: ]|\\q?quad(?![A-Za-z])|\\space(?![A-Za-z])|~|\s+"
+)
+_THIN = re.compile(r"(?<!\\)\\[,!]|\{\}")
+_ROW_END = re.compile(r"(\\\\)\s*\[[\d.]+ ?(?:mm|cm|pt|ex|em)\]")
+# Commands that show a sign, an empty place or a number of an equation.
+_SILENT = re.compile(
+  r"\\(?:tag\*?|hspace\*?|vspace\*?|[vh]?phantom)\s*\{[^{}]*\}"
+  r"|\\(?:checkmark|blacksquare|qed)(?![A-Za-z])|\\ldotp(?![A-Za-z])"
+  r"|\\text\s*\{\s*[.,;]?\s*\}"
+)
+_ENVIRONMENT = re.compile(
+  r"\\begin\{(aligned|align\*?|gathered|equation\*?)\}(.*)\\end\{\1\}",
+  re.DOTALL,
+)
+# Words before an answer that say nothing of it.
+_LEAD_WORDS = re.compile(
+  r"(?P<open>\\text\s*\{\s*)?(?:(?:the )?(?:final )?answer(?: is\b)?:?|exactly"
+  r"|about|approximately|approx\.|roughly|only)(?:\s(?![a-z]*\s*=)|(?=[}$\\]))"
+  r"\s*(?(open)\}\s*)",
+  re.IGNORECASE,
+)
+_PI = re.compile(r"(?<![A-Za-z\\])pi(?![A-Za-z])")
+_TYPED_ROOT = re.compile(r"(?<![A-Za-z\\])sqrt(?=\{)")
+_TYPED_POWER = re.compile(r"(?<=[\w)}])\*\*\s*(?:(-?\d+|[a-z])(?!\w)|(?=\())")
+_CHOOSE = re.compile(r"(\w+) ?\\choose ?(\w+)")
+_NAMED_SIGNS = {
+  "langle": "(",
+  "rangle": ")",
+  "textdollar": "\\$",
+  "pounds": "£",
+  "euro": "€",
+  "yen": "¥",
+}
+_NAMED_SIGN = re.compile(rf"\\({'|'.join(_NAMED_SIGNS)})(?![A-Za-z])\s*")
 _COMMA = re.compile(r"\{,\}")
 _FRAC = re.compile(r"\\[dtc]frac(?![A-Za-z])")
 _SHORT_FRAC = re.compile(r"\\frac\s*(\d)\s*(\d)(?!\d)")
@@ -54,6 +88,7 @@ _FONT = re.compile(
   r"\\(?:mathbf|boldsymbol|bm|pmb|underline|uline|fbox|boxed|mbox|textnormal"
   r"|mathnormal|ensuremath|emph)\s*\{([^{}]*)\}"
   r"|\\textcolor\s*\{[^{}]*\}\s*\{([^{}]*)\}|\\color\s*\{[^{}]*\}"
+  r"|\\(?:mathbf|boldsymbol|mathrm)\s+(?P<token>\w)"
 )
 _TEXT = re.compile(
   r"\\(?:text|textbf|textit|textrm|texttt|textsf|mathrm|mathit|operatorname"
@@ -88,7 +123,9 @@ def plain(text: str) -> str:
   for _ in range(4):
     before = text
     text = _THIN.sub("", text)
-    text = _FONT.sub(lambda found: found[1] or found[2] or "", text)
+    text = _FONT.sub(lambda x: x[1] or x[2] or x["token"] or "", text)
+    text = _SILENT.sub(" ", text)
+    text = _LEAD_WORDS.sub("", text, count=1) if _leads(text) else text
     text = _STYLE.sub("", text).strip()
     whole = _TEXT.fullmatch(text)
     # A number or a list, and no word.
@@ -97,11 +134,14 @@ def plain(text: str) -> str:
     for pattern in _WRAPPED:
       if whole := pattern.fullmatch(text):
         text = whole[1].strip()
+    if whole := _ENVIRONMENT.fullmatch(text):
+      text = whole[2].replace("&", "").strip()
     text = _END.sub(
       "", _LEAD.sub("", text, count=1) if _LEAD.match(text) else text
     )
     if text == before:
       break
+  text = _typed(_ROW_END.sub(r"\1 ", text))
   text = _FRAC.sub(r"\\frac", text)
   text = _SHORT_FRAC.sub(r"\\frac{\1}{\2}", text)
   text = _COMMA.sub(",", text)
@@ -110,6 +150,23 @@ def plain(text: str) -> str:
   text = _SCIENTIFIC.sub(r"\1\\times 10^{\2}", text)
   condition = _SET_BUILDER.fullmatch(text)
   return (condition[1] if condition else text).strip()
+
+
+def _leads(text: str) -> bool:
+  """Returns True if words that say nothing stand before something else."""
+  found = _LEAD_WORDS.match(text)
+  return found is not None and found.end() < len(text)
+
+
+def _typed(text: str) -> str:
+  """Returns what people type without LaTeX, such as `2pi`, as LaTeX."""
+  text = _NAMED_SIGN.sub(lambda found: _NAMED_SIGNS[found[1]], text)
+  text = _PI.sub(r"\\pi ", text)
+  text = _TYPED_ROOT.sub(r"\\sqrt", text)
+  text = _TYPED_POWER.sub(
+    lambda found: f"^{{{found[1]}}}" if found[1] else "^", text
+  )
+  return _CHOOSE.sub(r"\\binom{\1}{\2}", text)
 
 
 def without_text_commands(text: str) -> str:

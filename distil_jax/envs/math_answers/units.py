@@ -53,6 +53,7 @@ _TABLE: dict[str, dict[str, str]] = {
   "usd": {"1": "usd dollar buck $", "1/100": "cent ¢", "1/10": "dime"},
   "eur": {"1": "eur euro €"},
   "inr": {"1": "rs rupee ₹"},
+  "jpy": {"1": "yen jpy ¥"},
   "gallon": {
     "1": "gal gallon",
     "1/4": "quart qt",
@@ -93,7 +94,7 @@ _UNITS = {
   for spelling in spellings.split()
 }
 _TOKEN = re.compile(
-  r"\s*(?:(°[CF]?|[$¢€₹]|[A-Za-zµΩ]+)\.?|\^\{?(-?\d)\}?|([/*]|\\cdot)"
+  r"\s*(?:(°[CF]?|[$¢€₹¥]|[A-Za-zµΩ]+)\.?|\^\{?(-?\d)\}?|([/*]|\\cdot)"
   r"|(\d{1,9}))\s*"
 )
 _ONE = Unit(Fraction(1), ())
