@@ -20,8 +20,8 @@ def add_parser(commands) -> None:
   command.add_argument(
     "--topology",
     metavar="NAME",
-    help="TPU chips, such as v5p:2x2x2 or v5p-16 (default: the devices of this "
-    "machine)",
+    help="TPU chips, such as v5p:2x2x2 or v5p-16, or GPUs, such as 8xH100 "
+    "(default: the devices of this machine)",
   )
   command.add_argument(
     "--num-params-from",

@@ -30,6 +30,11 @@ class Chip:
   device_kind: str
   cores: int = 1
 
+  @property
+  def is_gpu(self) -> bool:
+    """True for GPUs, which a switch or a bus connects."""
+    return self.num_axes == 0
+
 
 # Makers publish the bandwidth of all links and both directions together.
 CHIPS = {
@@ -56,6 +61,15 @@ CHIPS = {
     ),
     # https://www.nvidia.com/en-us/data-center/h200 (SXM; without sparsity).
     Chip("H200", 989e12, 141 * _GB, 4800 * _GB, 450 * _GB, 0, "NVIDIA H200"),
+    # https://www.nvidia.com/en-us/data-center/hgx (B200; without sparsity).
+    Chip("B200", 2250e12, 180 * _GB, 7700 * _GB, 900 * _GB, 0, "NVIDIA B200"),
+    # https://www.nvidia.com/en-us/data-center/l4 (without sparsity); by PCIe.
+    Chip("L4", 121e12, 24 * _GB, 300 * _GB, 32 * _GB, 0, "NVIDIA L4"),
+    # NVIDIA's whitepaper on the Ada architecture, appendix A; by PCIe.
+    Chip(
+      "RTX4090", 165e12, 24 * _GB, 1008 * _GB, 32 * _GB, 0,
+      "NVIDIA GeForce RTX 4090",
+    ),
   )
 }  # fmt: skip
 

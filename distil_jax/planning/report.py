@@ -48,6 +48,7 @@ def to_dict(plan: Plan) -> dict[str, Any]:
   run = plan.run
   return {
     "hardware": plan.hardware.name,
+    "note": plan.hardware.note,
     "num_chips": len(plan.hardware.devices),
     "mesh": dict(run.mesh),
     "rollout_mesh": dict(run.rollout_mesh),
@@ -99,6 +100,7 @@ def _head(plan: Plan) -> str:
   axes = " ".join(f"{k}={v}" for k, v in run.mesh.items())
   lines = [
     f"{plan.hardware.name}, mesh {axes}",
+    *([plan.hardware.note] if plan.hardware.note else []),
     f"{_count(plan.num_params)} parameters in {run.param_dtype}, "
     f"computing in {run.compute_dtype}, remat={run.remat}",
     f"a training step: {run.num_problems} problems x {run.group_size} samples, "

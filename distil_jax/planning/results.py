@@ -28,12 +28,15 @@ class Hardware:
     devices: Devices to compile for.
     chip: Peaks of each device. None means that they are not known.
     slice_: How the chips are connected. None means by a switch.
+    note: How far the plan can be trusted; None means that its programs are
+      those of a run.
   """
 
   name: str
   devices: Sequence[Any]
   chip: Chip | None
   slice_: Slice | None = None
+  note: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -85,8 +85,8 @@ def parse(name: str) -> Slice:
   match = re.fullmatch(r"(.+)-(\d+)", kind)
   if not match:
     raise PlanError(
-      f"topology {name!r} is neither of the form v5p:2x2x2 nor v5p-16; known "
-      f"chips: {', '.join(_tpus())}"
+      f"topology {name!r} is none of the forms v5p:2x2x2, v5p-16 and 8xH100; "
+      f"known chips: {', '.join(chip_specs.CHIPS)}"
     )
   # Google Cloud names slices of v5e in this way.
   chip = _tpu(match[1].replace("v5litepod", "v5e"))

@@ -1,5 +1,6 @@
 """Plans: of the devices at hand, and of TPUs that are not here."""
 
+import dataclasses
 import json
 import platform
 import sys
@@ -77,6 +78,13 @@ def test_arguments_by_hand_are_those_of_the_compiler(planned):
   for found in planned.phases:
     by_hand = found.memory.arguments_by_hand
     assert by_hand == pytest.approx(found.memory.arguments, rel=0.1), found.name
+
+
+def test_a_plan_for_gpus_says_that_it_is_an_estimate(planned):
+  gpus = planning_hardware.find_hardware("8xH100")
+  text = report.to_text(dataclasses.replace(planned, hardware=gpus))
+  assert "8 x H100, mesh" in text
+  assert "estimated from the CPU's program" in text
 
 
 def test_with_a_tool_each_row_has_a_prompt_of_its_own(planned):
