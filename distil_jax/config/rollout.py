@@ -20,7 +20,8 @@ class RolloutConfig(SamplingConfig):
   max_completion_length: Positive = 128
   """Tokens of a completion, at most; then it is cut."""
   stop: tuple[Annotated[str, pydantic.Field(min_length=1)], ...] = ()
-  """Strings that end a completion when its text contains one of them."""
+  """Strings that end a completion when its text contains one of them; the text
+  of a special token means that token."""
   num_slots: Positive | None = None
   """Completions in flight at once, in training and evaluation; the others wait
   until one ends. null: all."""

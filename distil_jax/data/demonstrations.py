@@ -14,14 +14,13 @@ def encode(
 ) -> tuple[list[int], list[int]]:
   """Returns the tokens of prompt and completion.
 
-  A prompt ends with the demonstration's prefix, a completion with an end token.
+  A prompt ends with the demonstration's prefix, a completion with the token
+  that ends an assistant's turn in the chat template.
   """
   prompt = tokenizer.encode_messages(demonstration.messages)
-  # Each end token ends a completion; a demonstration teaches one of them.
-  end = tokenizer.eos_ids[0]
   return (
     prompt + tokenizer.encode(demonstration.prefix),
-    [*tokenizer.encode(demonstration.solution), end],
+    [*tokenizer.encode(demonstration.solution), tokenizer.end_id],
   )
 
 

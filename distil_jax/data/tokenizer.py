@@ -17,7 +17,8 @@ import tokenizers
 import transformers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from distil_jax.data import chat_templates
+from distil_jax.data import chat_templates, end_tokens
+from distil_jax.data.end_tokens import GENERATION_CONFIG, TokenizerError
 from distil_jax.types import Message
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -33,12 +34,6 @@ CHAT_TEMPLATE = chat_templates.CHATML
 # Merges stay within these pieces: words, single digits and runs of signs, each
 # with the space before it; and other white space.
 _PIECES = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-
-_GENERATION_CONFIG = "generation_config.json"
-
-
-class TokenizerError(ValueError):
-  """The error of a tokenizer that cannot be used."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +61,9 @@ class Tokenizer:
   ) -> "Tokenizer":
     """Reads a tokenizer from a Hugging Face directory.
 
-    A completion ends at the tokenizer's end token and at each one that
-    `generation_config.json` and `config.json` name.
+    A completion ends at the tokenizer's end token, at each one that
+    `generation_config.json` and `config.json` name, and at the one with which
+    the chat template ends an assistant's turn.
 
     Args:
       directory: holds `tokenizer.json`, `tokenizer_config.json` and a chat
@@ -89,8 +85,7 @@ class Tokenizer:
     eos_id = cast(int | None, backend.eos_token_id)
     pad_id = cast(int | None, backend.pad_token_id)
     eos_ids = [] if eos_id is None else [eos_id]
-    for name in (_GENERATION_CONFIG, "config.json"):
-      eos_ids += _eos_ids(directory / name)
+    eos_ids += end_tokens.of_files(directory)
     taken = sorted(_RENDERING.keys() & (template_kwargs or {}).keys())
     if taken:
       raise TokenizerError(
@@ -100,14 +95,17 @@ class Tokenizer:
     if not eos_ids:
       raise TokenizerError(
         f"no end token: set eos_token in {directory}/tokenizer_config.json or "
-        f"eos_token_id in {directory}/{_GENERATION_CONFIG}"
+        f"eos_token_id in {directory}/{GENERATION_CONFIG}"
       )
-    return cls(
+    found = cls(
       backend=backend,
       eos_ids=tuple(dict.fromkeys(eos_ids)),
       pad_id=eos_ids[0] if pad_id is None else pad_id,
       template_kwargs=dict(template_kwargs or {}),
     )
+    if found.end_id in found.eos_ids:
+      return found
+    return dataclasses.replace(found, eos_ids=(*found.eos_ids, found.end_id))
 
   def check_template(self, roles: Sequence[str]) -> None:
     """Checks that the template keeps the messages of all these roles.
@@ -236,10 +234,28 @@ class Tokenizer:
     return self._special.sub(lambda m: f"{m[0][0]}\u200b{m[0][1:]}", text)
 
   @functools.cached_property
+  def special_ids(self) -> dict[str, int]:
+    """The ids of all special tokens by their texts."""
+    added = self.backend.added_tokens_decoder.items()
+    return {x.content: token for token, x in added if x.special}
+
+  @functools.cached_property
+  def end_id(self) -> int:
+    """The token that ends an assistant's turn, as the chat template does."""
+    found = None
+    if self.backend.chat_template:
+      found = end_tokens.of_template(self._rendered, self.special_ids)
+    return self.eos_ids[0] if found is None else found
+
+  @property
+  def end_texts(self) -> list[str]:
+    """The texts of the tokens that end a completion."""
+    return [self.decode([x], skip_special=False) for x in self.eos_ids]
+
+  @functools.cached_property
   def _special(self) -> re.Pattern[str] | None:
     """A pattern of all special tokens' texts; None if there are none."""
-    added = self.backend.added_tokens_decoder.values()
-    texts = {x.content for x in added if x.special and len(x.content) > 1}
+    texts = {text for text in self.special_ids if len(text) > 1}
     # The first alternative that matches wins, and one special token may begin
     # with the text of another.
     longest_first = sorted(texts, key=len, reverse=True)
@@ -281,8 +297,8 @@ class Tokenizer:
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     self.backend.save_pretrained(directory)
-    path = directory / _GENERATION_CONFIG
-    settings = _read_json(path) if path.exists() else {}
+    path = directory / GENERATION_CONFIG
+    settings = end_tokens.read_json(path) if path.exists() else {}
     settings["eos_token_id"] = list(self.eos_ids)
     settings["pad_token_id"] = self.pad_id
     path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
@@ -362,7 +378,7 @@ def _load_backend(
   for name in ("tokenizer.json", "tokenizer_config.json"):
     if not (directory / name).is_file():
       raise TokenizerError(f"{directory} has no {name}")
-    _read_json(directory / name)
+    end_tokens.read_json(directory / name)
   try:
     # AutoTokenizer would take the class that tokenizer_config.json names, which
     # may split text in another way than tokenizer.json says.
@@ -373,28 +389,3 @@ def _load_backend(
     raise TokenizerError(
       f"{directory}/tokenizer.json cannot be read: {error!r}"
     ) from error
-
-
-def _eos_ids(path: pathlib.Path) -> list[int]:
-  """Returns the end tokens of a configuration file, if it exists."""
-  if not path.is_file():
-    return []
-  value = _read_json(path).get("eos_token_id")
-  ids = [] if value is None else value if isinstance(value, list) else [value]
-  for token in ids:
-    if type(token) is not int or token < 0:
-      raise TokenizerError(
-        f"{path}: eos_token_id must be a token id or a list of them, got "
-        f"{value!r}"
-      )
-  return ids
-
-
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
-  try:
-    content = json.loads(path.read_text(encoding="utf-8"))
-  except (OSError, ValueError) as error:
-    raise TokenizerError(f"{path} cannot be read: {error}") from error
-  if not isinstance(content, dict):
-    raise TokenizerError(f"{path} must hold a JSON object")
-  return content

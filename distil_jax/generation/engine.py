@@ -10,7 +10,7 @@ program. There are few, because both change in logarithmically many steps.
 """
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -46,6 +46,7 @@ class Engine:
     eos_ids: Sequence[int],
     pad_id: int,
     decode: Callable[[list[int]], str] | None = None,
+    special_ids: Mapping[str, int] | None = None,
     adapters: LoRA | None = None,
   ):
     """Prepares the engine; nothing is compiled yet.
@@ -56,6 +57,7 @@ class Engine:
       eos_ids: Each of them ends a completion, as its last token.
       pad_id: Fills the completions after their end.
       decode: Turns token ids into text; needed to find stop strings.
+      special_ids: Tokens without text, by the stop strings that mean them.
       adapters: Those of the parameters, into which they are merged once a call;
         None means that there are none.
     """
@@ -64,6 +66,7 @@ class Engine:
     self._eos_ids = tuple(eos_ids)
     self._pad_id = pad_id
     self._decode = decode
+    self._special_ids = special_ids or {}
     self._adapters = adapters
     self._programs: set[tuple[int, ...]] = set()
 
@@ -207,8 +210,7 @@ class Engine:
       finished = finished_rows.FinishedRows(on_finished, state)
     if sampling.stop:
       assert self._decode is not None
-      shape = state.completions.lengths.shape
-      search = StopStringSearch(sampling.stop, self._decode, shape)
+      search = StopStringSearch(sampling.stop, self._decode, self._special_ids)
     num_parts, width = state.slots.rows.shape
     widths = ladder(width)
     cache_length = state.cache_length

@@ -141,6 +141,7 @@ def sample_completions(
     eos_ids=policy.tokenizer.eos_ids,
     pad_id=policy.tokenizer.pad_id,
     decode=policy.tokenizer.decode,
+    special_ids=policy.tokenizer.special_ids,
     adapters=policy.config.merged_lora,
   )
   sampled, _ = run(

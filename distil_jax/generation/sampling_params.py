@@ -39,7 +39,8 @@ class SamplingParams:
     min_p: Samples among tokens whose probability is at least this share of the
       largest.
     stop: Strings; the first token with which the text contains one of them is
-      the last of a completion.
+      the last of a completion. One that spells a special token, such as
+      `<|im_end|>`, means that token.
     max_tokens: T, the most tokens of a completion.
 
   Raises:

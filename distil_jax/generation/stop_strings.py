@@ -1,6 +1,6 @@
 """Finds stop strings in the text of completions, on the host."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -17,18 +17,19 @@ class StopStringSearch:
     self,
     stop: Sequence[str],
     decode: Callable[[list[int]], str],
-    shape: tuple[int, ...],
+    special_ids: Mapping[str, int],
   ):
     """Remembers that nothing has been searched yet.
 
     Args:
       stop: Stop strings.
       decode: Turns token ids into text.
-      shape: Shape of the rows, `[D, N]`.
+      special_ids: Tokens that have no text, by the strings that mean them.
     """
     self._stop = stop
+    self._stop_ids = [special_ids[x] for x in stop if x in special_ids]
     self._decode = decode
-    self._num_searched = np.zeros(shape, np.int32)
+    self._num_searched: np.ndarray | None = None
     self._num_before = max(len(x.encode()) for x in stop) + _SPARE_TOKENS
 
   def find(self, ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -39,18 +40,27 @@ class StopStringSearch:
       lengths: Number of tokens of each row. Shape `[D, N]`.
 
     Returns:
-      Number of tokens with which a row's text first contains a stop string, -1
-      for rows without one. int32, shape `[D, N]`.
+      Number of tokens with which a row's text first contains a stop string, or
+      a token that one of them means; -1 for rows without one. int32, shape
+      `[D, N]`.
     """
     ends = np.full(lengths.shape, -1, np.int32)
-    for row in zip(*np.nonzero(lengths > self._num_searched), strict=True):
-      first, last = int(self._num_searched[row]), int(lengths[row])
+    searched, self._num_searched = self._num_searched, lengths.copy()
+    if searched is None:
+      searched = np.zeros_like(lengths)
+    for row in zip(*np.nonzero(lengths > searched), strict=True):
+      first, last = int(searched[row]), int(lengths[row])
       ends[row] = self._first_end(ids[row], first, last)
-    self._num_searched[...] = lengths
     return ends
 
   def _first_end(self, ids: np.ndarray, first: int, last: int) -> int:
     """Returns the tokens up to and with the first stop string, or -1."""
+    special = np.flatnonzero(np.isin(ids[first:last], self._stop_ids))
+    if special.size:
+      # A string may still end before it.
+      last = first + int(special[0])
+      before = self._first_end(ids, first, last) if last > first else -1
+      return last + 1 if before < 0 else before
     # One look at the new text is enough for most rows; only a hit is searched
     # token by token.
     start = max(0, first - self._num_before)

@@ -347,7 +347,7 @@ class Trainer:
       )
       self._step_fn.trimmer.widths = resume.saved_widths(self.saved, latest)
     batches = data_problems.build_batches(config, self.data, start=latest or 0)
-    self.reporter.start(latest, self.data)
+    self.reporter.start(latest, self.data, self.policy.tokenizer.end_texts)
     if latest is None:
       self._evaluate_and_report(0)
     elif base_values:

@@ -1,10 +1,12 @@
 """Demonstrations are measured before a run begins."""
 
+import dataclasses
+
 import pytest
 
 from distil_jax import config
 from distil_jax.config.environments import CalculatorConfig
-from distil_jax.data import problems
+from distil_jax.data import demonstrations, problems
 from distil_jax.data import tokenizer as tokenizers
 from distil_jax.envs.calculator import Calculator
 from distil_jax.types import Demonstration, Problem
@@ -51,6 +53,15 @@ def test_the_end_token_counts(tokenizer):
   assert len(tokenizer.encode(solution)) == 20
   with pytest.raises(config.ConfigError, match="have 21 tokens"):
     build(tokenizer, [solution])
+
+
+def test_a_demonstration_ends_as_the_template_does(tokenizer):
+  base = dataclasses.replace(tokenizer, eos_ids=(0, *tokenizer.eos_ids))
+  demonstration = Demonstration(
+    0, ({"role": "user", "content": "why?"},), SHORT
+  )
+  _, completion = demonstrations.encode(demonstration, base)
+  assert base.decode(completion, skip_special=False) == f"{SHORT}<|im_end|>"
 
 
 def test_long_rows_are_dropped_and_counted(tokenizer):

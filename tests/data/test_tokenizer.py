@@ -158,6 +158,24 @@ def test_saved_and_loaded_is_the_same(trained, directory):
   assert loaded.vocab_size == trained.vocab_size
 
 
+def test_the_templates_own_end_of_turn_is_an_end_token(directory):
+  """As of base models, whose end token no chat template writes."""
+  edit(directory / "tokenizer_config.json", eos_token="<|endoftext|>")
+  (directory / "generation_config.json").unlink()
+  loaded = Tokenizer.load(directory)
+  pad, end = (loaded.special_ids[x] for x in ("<|endoftext|>", "<|im_end|>"))
+  assert loaded.eos_ids == (pad, end)
+  assert loaded.end_id == end
+  # A template without one ends as the tokenizer says.
+  (directory / "chat_template.jinja").write_text(
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+  )
+  plain = Tokenizer.load(directory)
+  assert plain.eos_ids == (pad,)
+  assert plain.end_id == pad
+
+
 def test_end_tokens_come_from_all_files_and_survive_saving(directory, tmp_path):
   edit(directory / "generation_config.json", eos_token_id=[7, 2], top_k=20)
   edit(directory / "config.json", eos_token_id=9)

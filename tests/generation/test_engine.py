@@ -54,13 +54,14 @@ def decode(ids):
   return "".join(chr(ord("a") + i) for i in ids if i < 20)
 
 
-def make(network, *, eos_ids=EOS, decode=decode, **settings):
+def make(network, *, eos_ids=EOS, decode=decode, special_ids=None, **settings):
   return engine.Engine(
     network.graphdef,
     EngineConfig(**settings),
     eos_ids=eos_ids,
     pad_id=PAD,
     decode=decode,
+    special_ids=special_ids,
   )
 
 
@@ -392,6 +393,23 @@ class TestStopStrings:
       np.testing.assert_array_equal(cut.log_probs[row, length:], 0)
     assert 0 < hits < len(texts)
     assert usage.num_tokens == cut.completion_mask.sum()
+
+  def test_one_that_means_a_token_ends_at_that_token(self, network, prompts):
+    """Special tokens have no text; a string before one still comes first."""
+    whole, _ = sample(network, prompts, eos_ids=())
+    special = {"<|end|>": 21}
+    cut, _ = sample(
+      network, prompts, eos_ids=(), stop=("<|end|>", "a"), special_ids=special
+    )
+    reasons = set()
+    for row, ids in enumerate(whole.completion_ids):
+      places = np.flatnonzero((ids == 21) | (ids == 0))
+      length = cut.completion_mask[row].sum()
+      assert length == (places[0] + 1 if places.size else LENGTH)
+      if places.size:
+        assert cut.stop_reasons[row] == StopReason.STOP_STRING
+        reasons.add(int(ids[places[0]]))
+    assert reasons == {0, 21}
 
   def test_slots_change_nothing(self, network, prompts):
     settings = {"stop": ("ab", "q", "rs")}

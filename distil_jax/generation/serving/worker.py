@@ -70,6 +70,7 @@ class Worker:
       eos_ids=policy.tokenizer.eos_ids,
       pad_id=policy.tokenizer.pad_id,
       decode=policy.tokenizer.decode,
+      special_ids=policy.tokenizer.special_ids,
       adapters=policy.config.merged_lora,
     )
     self._weights: Any = None

@@ -1,6 +1,6 @@
 """Tells a person and the run folder what a run does."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,7 +10,12 @@ from distil_jax.config.schema import Config
 from distil_jax.data.problems import Data
 from distil_jax.distributed import collectives
 from distil_jax.training import run_checks
-from distil_jax.training.logging import plots, run_folder, step_metrics
+from distil_jax.training.logging import (
+  plots,
+  run_folder,
+  step_metrics,
+  step_warnings,
+)
 from distil_jax.training.logging.progress import Progress
 from distil_jax.training.rollouts.experience import Experience
 from distil_jax.training.teacher_guard import GuardState
@@ -39,15 +44,24 @@ class Reporter:
       is_writer=is_writer,
       tensorboard=config.logging.tensorboard,
     )
+    self._step_warnings = step_warnings.StepWarnings(
+      max_completion_length=config.rollout.max_completion_length,
+      needs_teacher=config.objective.needs_teacher,
+      compares_group=bool(config.objective.group_settings),
+    )
     self._mismatch = step_metrics.MismatchWatch(config.logging.mismatch_limit)
 
-  def start(self, resume_step: int | None, data: Data) -> None:
+  def start(
+    self, resume_step: int | None, data: Data, end_tokens: Sequence[str] = ()
+  ) -> None:
     """Makes the run folder, or takes it back to the step that is resumed.
 
     Args:
       resume_step: the checkpoint's step; None for a new run.
       data: its skipped rows and dropped prompts are reported.
+      end_tokens: the texts of the tokens that end a completion.
     """
+    self._step_warnings.end_tokens = end_tokens
     self._folder.start(
       yaml.safe_dump(self._config.model_dump(mode="json"), sort_keys=False),
       resume_step,
@@ -77,6 +91,8 @@ class Reporter:
       self._folder.metrics(step, metrics)
     self._progress.step(step, metrics)
     if warning := self._mismatch.warning(step, metrics):
+      self._progress.message(warning)
+    for warning in self._step_warnings.of_step(step, metrics):
       self._progress.message(warning)
 
   def rollouts(

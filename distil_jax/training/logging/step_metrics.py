@@ -5,6 +5,8 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
+import numpy as np
+
 from distil_jax.distributed import collectives
 from distil_jax.training.logging import rollout_pages
 from distil_jax.training.rollouts.experience import Experience
@@ -161,6 +163,11 @@ def experience_metrics(
     **{k: float(x.sum()) for k, x in experience.tool_counts.items()},
     "count": len(experience.verdicts),
   }
+  if experience.group_size > 1:
+    # A share of groups, so each of them counts for all of its completions.
+    is_flat = np.ptp(experience.rewards, axis=1) == 0
+    sums["frac_reward_zero_std"] = is_flat.sum() * experience.group_size
+
   # One exchange for all metrics: each waits for every process.
   sums = collectives.global_sums(sums | counts)
   count = sums.pop("count")

@@ -288,8 +288,8 @@ class Asking:
       token = self.vocabulary.named(str(listed["tokens"][0]))
     elif isinstance(text := choice.get("text"), str):
       is_end = text == "" and choice.get("finish_reason") == "stop"
-      eos_id = self.vocabulary.tokenizer.eos_ids[0]
-      token = eos_id if is_end else self.vocabulary.named(text)
+      end_id = self.vocabulary.tokenizer.end_id
+      token = end_id if is_end else self.vocabulary.named(text)
     if token is None:
       raise AnswerError(
         "the text of a sampled token is not that of one token, and its id is "

@@ -96,6 +96,7 @@ def build_engine(config: Config, policy: Policy) -> Engine:
     eos_ids=policy.tokenizer.eos_ids,
     pad_id=policy.tokenizer.pad_id,
     decode=policy.tokenizer.decode,
+    special_ids=policy.tokenizer.special_ids,
     adapters=policy.config.merged_lora,
   )
 
