@@ -215,6 +215,7 @@ def cli_page() -> str:
     lines += [_sentence(command.description), ""]
     if command.epilog:
       lines += [_sentence(command.epilog), ""]
+    lines += [f"For example: `{command.example}`", ""]
     lines += ["| option | |", "| --- | --- |"]
     for action in command._actions:
       if action.help in (argparse.SUPPRESS, None) or action.dest == "help":

@@ -19,7 +19,12 @@ from distil_jax.cli.options import (
 def add_parser(commands) -> None:
   """Adds the command to the parser."""
   text = "show and check what the teacher says of a few samples"
-  command = add_command(commands, "check-teacher", text)
+  command = add_command(
+    commands,
+    "check-teacher",
+    text,
+    "configs/calculator/quickstart.yaml --html teacher.html",
+  )
   command.add_argument("config", metavar="CONFIG", help=CONFIG_HELP)
   command.add_argument(
     "--num-problems",

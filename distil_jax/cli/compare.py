@@ -11,7 +11,9 @@ from distil_jax.cli.options import add_command, add_common
 def add_parser(commands) -> None:
   """Adds the command to the parser."""
   text = "compare objectives on small families of problems"
-  command = add_command(commands, "compare", text)
+  command = add_command(
+    commands, "compare", text, "configs/comparison/smoke.yaml --arm grpo"
+  )
   command.add_argument(
     "config", metavar="CONFIG", help="a YAML file; see configs/comparison/"
   )

@@ -13,6 +13,7 @@ def add_parser(commands) -> None:
     "evaluate",
     "print the held-out accuracy of the last checkpoint",
     run,
+    example="configs/calculator/quickstart.yaml",
   )
 
 

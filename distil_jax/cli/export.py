@@ -14,6 +14,7 @@ def add_parser(commands) -> None:
     "export",
     "write the last checkpoint as a Hugging Face folder",
     run,
+    example="configs/calculator/quickstart.yaml exported --dtype bfloat16",
     directory="the folder to write",
   )
   command.add_argument(

@@ -16,7 +16,12 @@ from distil_jax.cli.options import (
 
 def add_parser(commands) -> None:
   """Adds the command and its options."""
-  command = add_command(commands, "generate", "ask the last checkpoint")
+  command = add_command(
+    commands,
+    "generate",
+    "ask the last checkpoint",
+    "configs/calculator/quickstart.yaml 'Compute 3 + 4 * 2.'",
+  )
   command.epilog = (
     "Settings that are not given are those of the config's sections "
     "evaluation and rollout."

@@ -22,6 +22,7 @@ from distil_jax.cli import (
   serve,
   train,
 )
+from distil_jax.cli.command_parser import CommandParser
 from distil_jax.distributed import launch, signals
 
 # The help lists them in this order.
@@ -154,15 +155,16 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     if any(re.match(r"--\w+(\.\w+)+", t) for t in unknown):
       cure = "; a setting has no dashes: section.key=value"
     parser.error(f"unrecognized arguments: {' '.join(unknown)}{cure}")
-  arguments.overrides += rest
+  arguments.overrides = [*arguments.overrides, *rest]
   return arguments
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
   """Returns the parser of all commands."""
-  parser = argparse.ArgumentParser(
+  parser = CommandParser(
     prog="distil-jax",
     description="Train language models from rich feedback.",
+    example="distil-jax train configs/calculator/quickstart.yaml",
   )
   parser.add_argument(
     "--version", action="version", version=f"distil-jax {__version__}"
@@ -170,4 +172,5 @@ def build_parser() -> argparse.ArgumentParser:
   commands = parser.add_subparsers(required=True, metavar="COMMAND")
   for command in _COMMANDS:
     command.add_parser(commands)
+  parser.command_names = list(commands.choices)
   return parser

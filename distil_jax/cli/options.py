@@ -11,11 +11,24 @@ OVERRIDES_HELP = (
 )
 
 
-def add_command(commands, name: str, text: str) -> argparse.ArgumentParser:
-  """Adds a command to the parser; `text` is its line in the help."""
-  # An abbreviation could match an option that the user did not mean.
+def add_command(
+  commands, name: str, text: str, example: str
+) -> argparse.ArgumentParser:
+  """Adds a command to the parser.
+
+  Args:
+    commands: the parser's commands.
+    name: of the command.
+    text: its line in the help.
+    example: the arguments of a call, for the command's own help.
+  """
   return commands.add_parser(
-    name, help=text, description=text, allow_abbrev=False
+    name,
+    help=text,
+    description=text,
+    example=f"distil-jax {name} {example}",
+    # An abbreviation could match an option that the user did not mean.
+    allow_abbrev=False,
   )
 
 
@@ -24,13 +37,15 @@ def add_run_command(
   name: str,
   text: str,
   run: Callable[[argparse.Namespace], int],
+  *,
+  example: str,
   directory: str | None = None,
 ) -> argparse.ArgumentParser:
   """Adds a command on a training config that several hosts may run together.
 
   Args:
     commands: the parser's commands.
-    name, text: as for `add_command`.
+    name, text, example: as for `add_command`.
     run: takes the parsed arguments and returns the exit status.
     directory: help text of the argument DIRECTORY; None means that there is
       none.
@@ -38,7 +53,7 @@ def add_run_command(
   Returns:
     The command's parser, for options of its own.
   """
-  command = add_command(commands, name, text)
+  command = add_command(commands, name, text, example)
   command.add_argument("config", metavar="CONFIG", help=CONFIG_HELP)
   if directory is not None:
     command.add_argument("directory", metavar="DIRECTORY", help=directory)
@@ -61,7 +76,13 @@ def add_common(
     overrides: help text of the settings.
     metavar: name of the settings in the help.
   """
-  command.add_argument("overrides", nargs="*", metavar=metavar, help=overrides)
+  command.add_argument(
+    "overrides",
+    nargs="*",
+    default=(),  # or argparse would list it among what is required
+    metavar=metavar,
+    help=overrides,
+  )
   command.add_argument(
     "--debug", action="store_true", help="show the traceback of an error"
   )

@@ -15,7 +15,13 @@ from distil_jax.cli.options import (
 def add_parser(commands) -> None:
   """Adds the command to the parser."""
   text = "estimate memory and time of a run on hardware that need not be here"
-  command = add_command(commands, "plan", text)
+  command = add_command(
+    commands,
+    "plan",
+    text,
+    "configs/science/qwen3_8b.yaml --topology v5p-16 "
+    "--num-params-from configs/shapes/qwen3_8b.json",
+  )
   command.add_argument("config", metavar="CONFIG", help=CONFIG_HELP)
   command.add_argument(
     "--topology",

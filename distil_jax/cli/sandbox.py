@@ -9,7 +9,7 @@ from distil_jax.cli.options import add_command, positive
 def add_parser(commands) -> None:
   """Adds the command to the parser."""
   text = "run programs for machines whose config has sandbox.kind=remote"
-  command = add_command(commands, "sandbox", text)
+  command = add_command(commands, "sandbox", text, "--port 8080")
   command.add_argument(
     "--host",
     default="127.0.0.1",

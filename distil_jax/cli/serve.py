@@ -18,7 +18,9 @@ from distil_jax.cli.options import (
 def add_parser(commands) -> None:
   """Adds the command and its options."""
   text = "answer requests for completions and log-probabilities over HTTP"
-  command = add_command(commands, "serve", text)
+  command = add_command(
+    commands, "serve", text, "configs/calculator/quickstart.yaml --port 8000"
+  )
   command.epilog = (
     "The server speaks OpenAI's API: GET /v1/models and /health, POST "
     "/v1/completions and /v1/chat/completions."

@@ -9,7 +9,11 @@ from distil_jax.cli.options import add_run_command
 def add_parser(commands) -> None:
   """Adds the command to the parser."""
   add_run_command(
-    commands, "train", "train, or go on from the last checkpoint", run
+    commands,
+    "train",
+    "train, or go on from the last checkpoint",
+    run,
+    example="configs/calculator/quickstart.yaml train.num_steps=20",
   )
 
 

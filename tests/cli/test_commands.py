@@ -545,7 +545,8 @@ def test_unknown_command_is_refused(capsys):
   with pytest.raises(SystemExit) as error:
     main.main(["trian", "config.yaml"])
   assert error.value.code == 2
-  assert "trian" in capsys.readouterr().err
+  said = capsys.readouterr().err
+  assert "no command 'trian'; did you mean train? the commands are" in said
 
 
 def test_version_is_that_of_the_package(capsys):
