@@ -5,6 +5,7 @@ import functools
 import pathlib
 import re
 import typing
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,15 +40,25 @@ def load_as(
   if not path.is_file():
     raise ConfigError(f"no config file at {path}")
   try:
-    tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader) or {}
+    tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
   except (yaml.YAMLError, UnicodeDecodeError) as error:
     raise ConfigError(f"{path} is not valid YAML: {error}") from error
+  if tree is None:
+    tree = {}
+    warnings.warn(
+      f"{path} is empty: every setting has its default value", stacklevel=2
+    )
   if not isinstance(tree, dict):
     raise ConfigError(f"{path} must hold a mapping of sections")
+  if schema is Config and "arms" in tree:
+    raise ConfigError(
+      f"{path} has arms, so it compares objectives: use distil-jax compare "
+      f"{path}"
+    )
   # The name is that of the run's folder, so runs of two files do not collide.
   tree.setdefault("name", path.stem)
   for override in overrides:
-    _apply(tree, override)
+    _apply(schema, tree, override)
   return _validated(schema, tree, str(path))
 
 
@@ -93,7 +104,7 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
+def _apply(schema: type[Section], tree: dict[str, Any], override: str) -> None:
   key, equals, text = override.partition("=")
   if not equals or not key:
     raise ConfigError(
@@ -101,18 +112,48 @@ def _apply(tree: dict[str, Any], override: str) -> None:
       "train.num_steps=10"
     )
   *parents, leaf = key.split(".")
+  section = tree
   for name in parents:
-    child = tree.setdefault(name, {})
+    child = section.setdefault(name, {})
     if child is None:  # the file has `create: null`, this is `create.width=8`
-      child = tree[name] = {}
+      child = section[name] = {}
     if not isinstance(child, dict):
       raise ConfigError(f"setting {override!r}: {name} is not a section")
-    tree = child
+    section = child
   try:
     # Read as in a file, so that lists, null and nested sections can be given.
-    tree[leaf] = yaml.load(text, Loader=_Loader)
+    value = yaml.load(text, Loader=_Loader)
   except yaml.YAMLError as error:
     raise ConfigError(f"setting {override!r}: {error}") from error
+  if leaf == "kind" and parents:
+    _switch_kind(functools.reduce(_type_at, parents, schema), section, override)
+  section[leaf] = value
+
+
+def _switch_kind(annotation, section: dict[str, Any], override: str) -> None:
+  """Drops the settings of a section that only its kind so far has.
+
+  Args:
+    annotation: the type of the section.
+    section: as the file has it.
+    override: the setting that chooses another kind.
+  """
+  kinds = {
+    name: set(model.model_fields)
+    for name, model in _kinds_of(annotation).items()
+  }
+  new = kinds.get(override.partition("=")[2])
+  if new is None:
+    return  # refused later, with what is known
+  # A key that no kind has is a mistake, which must still be found.
+  dropped = sorted(set.union(*kinds.values()).difference(new) & set(section))
+  for name in dropped:
+    del section[name]
+  if dropped:
+    warnings.warn(
+      f"{override} drops what only other kinds have: {', '.join(dropped)}",
+      stacklevel=2,
+    )
 
 
 def _explain(schema: type[Section], detail) -> str:

@@ -17,7 +17,7 @@ SHIPPED = sorted(
 
 def load(tmp_path, text="", *overrides):
   path = tmp_path / "trial.yaml"
-  path.write_text(text)
+  path.write_text(text or "{}")
   return configs.load(path, list(overrides))
 
 
@@ -93,12 +93,39 @@ def test_kind_chooses_the_section(tmp_path):
   config = load(tmp_path, "objective: {kind: sft}")
   assert isinstance(config.objective, configs.SFTConfig)
   # A setting of the other kind is no setting of this one.
-  text = "objective: {kind: distil, future_weight: 1}"
-  message = refusal(tmp_path, text, "objective.kind=sft")
+  text = "objective: {kind: sft, future_weight: 1}"
+  message = refusal(tmp_path, text)
   assert "objective.future_weight: a setting of kind=distil" in message
   assert "'objective={kind: sft}'" in message
   config = load(tmp_path, text, "objective={kind: sft}")
   assert isinstance(config.objective, configs.SFTConfig)
+
+
+@pytest.mark.parametrize("before", ["kind: distil, ", ""])
+def test_another_kind_drops_what_it_does_not_have(tmp_path, before):
+  text = f"objective: {{{before}reward_weight: 0, top_k: 7}}"
+  with pytest.warns(UserWarning, match="only other kinds have: reward_weight$"):
+    config = load(tmp_path, text, "objective.kind=opsd")
+  assert isinstance(config.objective, configs.OPSDConfig)
+  assert config.objective.top_k == 7
+  # What no kind has is a mistake as before; so is a kind that there is not.
+  text = "objective: {reward_weight: 0, rewardweight: 1}"
+  with pytest.warns(UserWarning, match="drops"):
+    message = refusal(tmp_path, text, "objective.kind=opsd")
+  assert "objective.rewardweight: unknown key" in message
+  assert "did you mean opsd?" in refusal(tmp_path, text, "objective.kind=opds")
+
+
+def test_an_empty_file_means_defaults_and_says_so(tmp_path):
+  with pytest.warns(UserWarning, match="is empty: every setting has its def"):
+    assert load(tmp_path, "# nothing") == load(tmp_path, "{}")
+
+
+def test_a_config_of_a_comparison_is_told_its_command(tmp_path):
+  message = refusal(tmp_path, "arms: {grpo: {}}")
+  assert (
+    "has arms, so it compares objectives: use distil-jax compare" in message
+  )
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ def make(word="yes"):
 
 def parse(tmp_path, text, *overrides):
   path = tmp_path / "trial.yaml"
-  path.write_text(text)
+  path.write_text(text or "{}")
   return configs.load(path, list(overrides))
 
 
