@@ -310,6 +310,37 @@ def test_error():
   with pytest.raises(TypeError):
     add(1, "x")
 """
+PYTEST_MORE = """
+import pytest
+from solution import add
+
+class TestAdd:
+  def setup_method(self, method):
+    self.one = 1
+
+  @pytest.mark.parametrize("a", [1, pytest.param(2, id="two")])
+  @pytest.mark.parametrize("b, c", [(1, 2), pytest.param(3, 4)])
+  def test_products(self, a, b, c):
+    assert add(a, b + c) == a + b + c + self.one - 1
+
+def test_text_of_an_error():
+  with pytest.raises(TypeError, match="unsupported") as caught:
+    add(1, "x")
+  assert "unsupported" in str(caught.value)
+"""
+UNITTEST_MORE = """
+import unittest
+
+class TestAdd(unittest.TestCase):
+  def test_text_of_an_error(self):
+    with self.assertRaises(TypeError) as caught:
+      add(1, "x")
+    self.assertIn("unsupported", str(caught.exception))
+    self.assertRaisesRegex(TypeError, "unsupported", add, None, 1)
+
+  def test_text(self):
+    self.assertRegex(str(add(1, 2)), "^3$")
+"""
 UNITTEST = """
 import unittest
 from solution import add
@@ -422,6 +453,34 @@ LAYOUTS = {
   ),
   "pytest": ({"test": PYTEST}, ADD, SUBTRACT, 5),
   "unittest": ({"test": UNITTEST}, ADD, SUBTRACT, 6),
+  "pytest, parameters": ({"test": PYTEST_MORE}, ADD, SUBTRACT, 6),
+  "unittest, errors": ({"test": UNITTEST_MORE}, ADD, SUBTRACT, 4),
+  "the text of an error": (
+    {"test": PYTEST_MORE}, ADD,
+    "def add(a, b):\n  if b == 'x': raise TypeError('no')\n  return a + b", 6,
+  ),
+  "tests of a script": (
+    {"test": "if __name__ == '__main__':\n  assert add(1, 2) == 3"},
+    ADD, SUBTRACT, 1,
+  ),
+  "a method as entry": (
+    {"entry_point": "Solution().add",
+     "test": "def check(candidate): assert candidate(a = 1, b = 2) == 3"},
+    "class Solution:\n  def add(self, a, b): return a + b",
+    "class Solution:\n  def add(self, a, b): return a - b", 1,
+  ),
+  "a prompt of one word": (
+    {"prompt": "Add", "entry_point": "add", "test": "assert add(1, 2) == 3"},
+    ADD, SUBTRACT, 1,
+  ),
+  "numbers as keys": (
+    {"fn_name": "f", "tests": [{"input": [1], "output": {"1": True}}]},
+    "def f(x): return {x: True}", "def f(x): return {x + 1: True}", 1,
+  ),
+  "no number": (
+    {"fn_name": "f", "tests": [{"input": "1", "output": "NaN"}]},
+    "def f(x): return float('nan')", "def f(x): return 0.0", 1,
+  ),
   "tests that call themselves": (
     {"test": "def test(): assert add(1, 2) == 3\ntest()"}, ADD, SUBTRACT, 1,
   ),
@@ -438,6 +497,18 @@ LAYOUTS = {
     "def f(x): return 10**x - 1", "def f(x): return 10**x", 1,
   ),
 }  # fmt: skip
+
+
+def test_tests_that_make_objects_of_the_program_are_refused(code):
+  for row in (
+    {"test": "s = Stack()\ns.push(1)\nassert s.pop() == 1"},
+    {"test_list": ["assert Stack().size() == 0"]},
+  ):
+    with pytest.raises(ValueError, match=r"class Stack.*malformed_rows=skip"):
+      code.problem({"prompt": "q", **row})
+  # Classes of the test itself are no classes of the program.
+  test = "class A:\n  def __init__(self): self.x = 1\nassert f(A().x) == 1"
+  assert code.problem({"prompt": "q", "test": test})
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

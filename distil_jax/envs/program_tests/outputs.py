@@ -64,4 +64,6 @@ def _is_same_word(a: str, b: str) -> bool:
 
 
 def _is_close(a: float, b: float) -> bool:
+  if math.isnan(a) or math.isnan(b):
+    return math.isnan(a) and math.isnan(b)
   return math.isclose(a, b, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE)

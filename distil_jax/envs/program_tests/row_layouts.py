@@ -28,6 +28,7 @@ from distil_jax.envs.program_tests import json_values as code_json
 from distil_jax.envs.program_tests import styles as code_test_styles
 
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)?", re.ASCII)
+_ENTRY_METHOD = re.compile(r"\(\)\.")
 _KINDS = {"function_call": "functional", "stdin_stdout": "stdin"}
 
 
@@ -162,13 +163,19 @@ def _asserts(row, source: str, is_hidden: bool) -> list[Asserts]:
     raise ValueError("the test has no assert statement")
   entry = rows.text(row, "entry_point")
   prelude = "\n".join([*_setup(row), ""]).strip()
+  code_test_styles.check_makes_no_objects(source, prelude)
   if not entry:
     names = (*_named_as_builtins(row), *imported)
     return [Asserts(source, prelude, names, is_hidden=is_hidden)]
-  if not entry.isidentifier():
-    raise ValueError(f"entry_point {entry!r} is no name")
+  # LeetCode's rows have a method, `Solution().f`.
+  entry = _ENTRY_METHOD.sub(".", entry)
+  if not _NAME.fullmatch(entry):
+    raise ValueError(
+      f"entry_point {entry!r} is no name of a function or of a method, such as "
+      "Solution().f"
+    )
   if "def check" in source:
-    source = f"{source}\n\ncheck({entry})\n"
+    source = f"{source}\n\ncheck({entry.replace('.', '_')})\n"
   prelude = "\n".join(x for x in (prelude, _prelude(row)) if x)
   names = tuple(dict.fromkeys([entry, *imported]))
   return [Asserts(source, prelude, names, is_hidden=is_hidden)]
@@ -196,8 +203,11 @@ def _has_assertion(source: str) -> bool:
 def _prelude(row) -> str:
   """Returns the prompt if it is Python: tests may use what it defines."""
   prompt = rows.text(row, "prompt") or ""
+  # HumanEval's prompts begin the program; prompts of other data are prose, of
+  # which a single word is Python too.
+  if not re.search(r"^(?:def|class|import|from)\b", prompt, re.MULTILINE):
+    return ""
   try:
-    # HumanEval's prompts begin the program; prompts of other data are prose.
     compile(prompt, "prompt", "exec")
   except (SyntaxError, ValueError):
     return ""
@@ -217,6 +227,7 @@ def _listed(row) -> list[Asserts]:
   if not asserts:
     return []
   names = _named_as_builtins(row)
+  code_test_styles.check_makes_no_objects("\n".join(asserts), prelude)
   return [Asserts("\n".join(asserts), prelude=prelude.strip(), names=names)]
 
 

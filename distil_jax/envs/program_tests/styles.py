@@ -5,6 +5,7 @@ has no pytest, and methods such as `assertEqual` are no assertions to it.
 """
 
 import ast
+import builtins
 from collections.abc import Sequence
 
 # Modules that stand for the program in data sets.
@@ -36,9 +37,18 @@ _WRITTEN = {
   "assertIsNotNone": "a is not None",
   "assertIsInstance": "isinstance(a, b)",
   "assertNotIsInstance": "not isinstance(a, b)",
+  "assertRegex": "__import__('re').search(b, a) is not None",
+  "assertNotRegex": "__import__('re').search(b, a) is None",
   "assertCountEqual": "sorted(a, key=repr) == sorted(b, key=repr)",
   "assertAlmostEqual": "round(abs((a) - (b)), 7) == 0",
 }
+# What `raises(…) as name` leaves in the name, for pytest and for unittest.
+_CAUGHT = """\
+class _Caught:
+  def __init__(self, error):
+    self.value = self.exception = error
+    self.type = type(error)
+"""
 # What `pytest.approx` does, as far as tests of programs need it.
 _APPROX = """\
 def _approx(value, rel=1e-6, abs=1e-12, nan_ok=False):
@@ -97,9 +107,49 @@ def plain(source: str) -> tuple[str, tuple[str, ...]]:
   tree = ast.Module([*body, *drivers], [])
   tree = ast.fix_missing_locations(rewriter.visit(tree))
   text = ast.unparse(tree)
-  return (_APPROX + text if rewriter.uses_approx else text), tuple(
-    rewriter.names
-  )
+  text = _APPROX + text if rewriter.uses_approx else text
+  text = _CAUGHT + text if rewriter.keeps_errors else text
+  return text, tuple(rewriter.names)
+
+
+def check_makes_no_objects(source: str, prelude: str) -> None:
+  """Refuses tests that make objects of classes of the program.
+
+  The program runs in another process, which is asked for plain values only: a
+  right program would fail such tests.
+
+  Raises:
+    ValueError: Names the class.
+  """
+  try:
+    tree = ast.parse(f"{prelude}\n{source}")
+  except (SyntaxError, ValueError, RecursionError, MemoryError):
+    return
+  nodes = list(ast.walk(tree))
+  bound = {x.asname or x.name for x in nodes if isinstance(x, ast.alias)}
+  bound |= {
+    x.name for x in nodes if isinstance(x, ast.ClassDef | ast.FunctionDef)
+  }
+  bound |= {
+    x.id
+    for x in nodes
+    if isinstance(x, ast.Name) and isinstance(x.ctx, ast.Store)
+  }
+  for node in nodes:
+    called = node.func if isinstance(node, ast.Call) else None
+    if (
+      isinstance(called, ast.Name)
+      and called.id[0].isupper()
+      and called.id not in bound
+      and not hasattr(builtins, called.id)
+      # A test by `from x import *` may have it.
+      and "*" not in bound
+    ):
+      raise ValueError(
+        f"the tests make objects of the program's class {called.id}, and only "
+        "functions can be tested; set data.malformed_rows=skip to leave such "
+        "rows out"
+      )
 
 
 def _is_test(node: ast.stmt) -> bool:
@@ -132,25 +182,47 @@ def _driver(function: ast.FunctionDef, called: str) -> list[ast.stmt]:
     cases.append(decorator)
   names = [x.arg for x in function.args.args if x.arg != "self"]
   num_defaults = len(function.args.defaults)
-  if len(cases) > 1 or (not cases and len(names) > num_defaults):
+  given = [_parameters(x) for x in cases]
+  is_given = {*names} <= {name for fields in given for name in fields}
+  if len(names) > num_defaults and not is_given:
     raise ValueError(
       f"the test {function.name} needs fixtures, which are not known here; "
       "write its values into it"
     )
   if cases:
-    fields, items = cases[0].args[:2]
-    given = ast.literal_eval(fields)
-    if isinstance(given, str):
-      given = [x.strip() for x in given.split(",")]
-    passed = ", ".join(f"{x}={x}" for x in given)
-    target = ", ".join(given)
-    text = f"for {target} in {ast.unparse(items)}:\n  {called}({passed})"
+    passed = ", ".join(f"{x}={x}" for fields in given for x in fields)
+    text = f"{called}({passed})"
+    for fields, case in zip(given, cases, strict=True):
+      values = ast.unparse(_Parameters().visit(case.args[1]))
+      lines = text.replace("\n", "\n  ")
+      text = f"for {', '.join(fields)} in {values}:\n  {lines}"
   function.decorator_list = []
   return ast.parse(text).body
 
 
+def _parameters(case: ast.Call) -> list[str]:
+  """Returns the names of a `parametrize`."""
+  given = ast.literal_eval(case.args[0])
+  return (
+    [x.strip() for x in given.split(",") if x.strip()]
+    if isinstance(given, str)
+    else list(given)
+  )
+
+
+class _Parameters(ast.NodeTransformer):
+  """Writes `pytest.param(1, 2, id="a")` as its values."""
+
+  def visit_Call(self, node: ast.Call) -> ast.AST:
+    self.generic_visit(node)
+    if ast.unparse(node.func) not in ("pytest.param", "param"):
+      return node
+    is_one = len(node.args) == 1
+    return node.args[0] if is_one else ast.Tuple(node.args, ast.Load())
+
+
 def _class_drivers(found: ast.ClassDef) -> list[ast.stmt]:
-  methods = {x.name for x in found.body if isinstance(x, ast.FunctionDef)}
+  methods = {x.name: x for x in found.body if isinstance(x, ast.FunctionDef)}
   is_case = any("TestCase" in ast.unparse(x) for x in found.bases)
   drivers: list[ast.stmt] = []
   if "setUpClass" in methods:
@@ -159,7 +231,10 @@ def _class_drivers(found: ast.ClassDef) -> list[ast.stmt]:
     name = repr(test.name) if is_case else ""
     lines = [f"_tests = {found.name}({name})"]
     lines += [
-      f"_tests.{x}()" for x in ("setUp", "setup_method") if x in methods
+      # pytest passes the method if there is a parameter for it.
+      f"_tests.{x}({'None' if len(methods[x].args.args) > 1 else ''})"
+      for x in ("setUp", "setup_method")
+      if x in methods
     ]
     drivers += ast.parse("\n".join(lines)).body
     drivers += _driver(test, f"_tests.{test.name}")
@@ -171,7 +246,7 @@ class _Rewriter(ast.NodeTransformer):
 
   def __init__(self):
     self.names: list[str] = []
-    self.uses_approx = False
+    self.uses_approx = self.keeps_errors = False
 
   def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST | None:
     if node.module in _PROGRAMS:
@@ -202,6 +277,9 @@ class _Rewriter(ast.NodeTransformer):
     if name in ("assertRaises", "raises") and len(args) > 1:
       body = ast.Expr(ast.Call(args[1], args[2:], call.keywords))
       return _raises(args[0], [body])
+    if name == "assertRaisesRegex" and len(args) > 2:
+      body = ast.Expr(ast.Call(args[2], args[3:], call.keywords))
+      return _raises(args[0], [body], pattern=args[1])
     test = _test(name, args, call.keywords)
     return node if test is None else ast.Assert(test, None)
 
@@ -216,7 +294,12 @@ class _Rewriter(ast.NodeTransformer):
     )
     if not isinstance(call, ast.Call) or not is_raises or not call.args:
       return node
-    return _raises(call.args[0], node.body)
+    pattern = next((x.value for x in call.keywords if x.arg == "match"), None)
+    if ast.unparse(call.func) == "self.assertRaisesRegex":
+      pattern = call.args[1] if len(call.args) > 1 else pattern
+    kept = node.items[0].optional_vars
+    self.keeps_errors |= kept is not None
+    return _raises(call.args[0], node.body, pattern, kept)
 
 
 def _test(
@@ -249,11 +332,30 @@ class _Filled(ast.NodeTransformer):
     return self._values.get(node.id, node)
 
 
-def _raises(kind: ast.expr, body: Sequence[ast.stmt]) -> list[ast.stmt]:
-  """Returns statements that assert that others raise."""
+def _raises(
+  kind: ast.expr,
+  body: Sequence[ast.stmt],
+  pattern: ast.expr | None = None,
+  kept: ast.expr | None = None,
+) -> list[ast.stmt]:
+  """Returns statements that assert that others raise.
+
+  Args:
+    kind: The exception, or several.
+    body: The statements.
+    pattern: What the text of the exception must match; None: anything.
+    kept: Variable that later statements read the exception from.
+  """
   shown = "_".join(x for x in ast.unparse(kind).split() if x.isidentifier())
   name = f"raises_{shown or 'error'}"
-  text = f"{name} = False\ntry:\n  pass\nexcept X:\n  {name} = True\n"
+  text = f"{name} = False\ntry:\n  pass\nexcept X as _error:\n"
+  if pattern is None:
+    text += f"  {name} = True\n"
+  else:
+    matches = f"__import__('re').search({ast.unparse(pattern)}, str(_error))"
+    text += f"  {name} = {matches} is not None\n"
+  if kept is not None:
+    text += f"  {ast.unparse(kept)} = _Caught(_error)\n"
   tree = ast.parse(f"{text}assert {name}")
   attempt = tree.body[1]
   assert isinstance(attempt, ast.Try)

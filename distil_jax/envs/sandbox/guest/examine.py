@@ -130,11 +130,12 @@ class _Log:
 
   def run(self, job: dict[str, Any]) -> None:
     tree = ast.parse(job["tests"], _FILE)
-    namespace: dict[str, Any] = {"__name__": "tests", "_log": self}
+    namespace: dict[str, Any] = {"__name__": "__main__", "_log": self}
     if job["prelude"]:
       exec(compile(job["prelude"], "prelude.py", "exec"), namespace)
-    for name in {*job["names"], *_undefined(tree, namespace)}:
-      namespace[name] = self.program.function(name)
+    for name in (*_undefined(tree, namespace), *job["names"]):
+      # `Solution.f` is a method, for which tests have a name without a point.
+      namespace[name.replace(".", "_")] = self.program.function(name)
     # After `_undefined`, which must see the names of the tests alone.
     tree = ast.fix_missing_locations(_Watched().visit(tree))
     sys.setrecursionlimit(10_000)

@@ -10,6 +10,7 @@ import collections
 import decimal
 import fractions
 import itertools
+import json
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -109,11 +110,15 @@ def as_json(encoded: Any, depth: int = 0) -> Any:
     if kind in ("list", "tuple"):
       return [as_json(x, depth + 1) for x in parts[0]]
     if kind == "dict":
-      return {_key(k): as_json(v, depth + 1) for k, v in parts[0]}
+      items = [(_key(k), as_json(v, depth + 1)) for k, v in parts[0]]
+      if len(found := dict(items)) < len(items):
+        raise PlainError("two keys that are one in JSON")
+      return found
     if kind in ("none", "bool", "int", "float", "str"):
       return _ATOMS[kind](*parts)
-    if kind in _COLLECTIONS or kind in _ATOMS:
-      raise PlainError(f"a {kind}, which JSON does not know")
+    if kind in _COLLECTIONS or kind in _ATOMS or kind == "iterator":
+      article = "an" if kind[0] in "aeiou" else "a"
+      raise PlainError(f"{article} {kind}, which JSON does not know")
   except PlainError:
     raise
   except _NO_ENCODING:
@@ -129,10 +134,12 @@ def _items(items: list[Any]) -> Iterator[Any]:
 
 
 def _key(encoded: Any) -> str:
-  kind, text = encoded
-  if kind != "str" or not isinstance(text, str):
+  """Returns a key as JSON writes it: files have turned numbers into texts."""
+  kind, *parts = encoded
+  if kind not in ("str", "int", "float", "bool", "none"):
     raise PlainError("a key that is no text")
-  return text
+  key = _ATOMS[kind](*parts)
+  return key if kind == "str" else json.dumps(key)
 
 
 def _bool(value: Any) -> bool:
