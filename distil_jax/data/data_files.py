@@ -44,7 +44,11 @@ def find(sources: str | pathlib.Path | Sequence[str]) -> list[pathlib.Path]:
   if isinstance(sources, (str, pathlib.Path)):
     sources = [str(sources)]
   found = [path for source in sources for path in _find_one(str(source))]
-  twice = [str(path) for path, n in collections.Counter(found).items() if n > 1]
+  # `data/a.jsonl` and `data/../data/a.jsonl` are one file.
+  counts = collections.Counter(path.resolve() for path in found)
+  twice = [
+    str(path) for path in dict.fromkeys(found) if counts[path.resolve()] > 1
+  ]
   if twice:
     raise DataError(
       f"{', '.join(twice)} would be read twice; name each file once"
@@ -55,7 +59,12 @@ def find(sources: str | pathlib.Path | Sequence[str]) -> list[pathlib.Path]:
 def _find_one(source: str) -> list[pathlib.Path]:
   path = pathlib.Path(source)
   if path.is_dir():
-    inside = sorted(p for p in path.iterdir() if p.is_file() and kind_of(p))
+    # Hidden files, such as `._train.parquet` of macOS, are no data.
+    inside = sorted(
+      p
+      for p in path.iterdir()
+      if p.is_file() and kind_of(p) and not p.name.startswith(".")
+    )
     if not inside:
       raise DataError(
         f"the folder {path} holds no data file ({', '.join(KINDS)})"
@@ -140,7 +149,9 @@ def _csv_rows(path: pathlib.Path, content: bytes) -> RawRows:
   try:
     text = content.decode("utf-8")
   except UnicodeDecodeError as error:
-    raise DataError(f"{path}: not valid UTF-8: {error}") from error
+    raise DataError(
+      f"{path}: not valid UTF-8: {error}; save the file in this encoding"
+    ) from error
   # A cell may be as long as a text; the default limit is 131,072 characters.
   csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
   try:
@@ -150,6 +161,10 @@ def _csv_rows(path: pathlib.Path, content: bytes) -> RawRows:
   names, *rows = table or [[]]
   if len(set(names)) < len(names):
     raise DataError(f"{path}: two columns have the same name: {names}")
+  if len(names) == 1 and any(sign in names[0] for sign in ";\t|"):
+    raise DataError(
+      f"{path} has one column, {names[0]!r}; separate columns with commas"
+    )
 
   def row(cells: list[str]) -> dict[str, Any]:
     if len(cells) != len(names):

@@ -132,13 +132,16 @@ def fit_teacher_prompt(
 
   Returns:
     The prompt; None if the problem does not fit, or no part of the solution
-    and the feedback fits beside it: such a teacher would teach nothing.
+    and the feedback fits beside it, or the template shows nothing of what is
+    told: such a teacher would teach nothing.
   """
   told = _told(solution, feedback, attempt)
 
   def encode(told: Told) -> list[int]:
     return tokenizer.encode_messages(_messages(problem, told, template))
 
+  if not told.is_empty and not _shows(problem, told, template):
+    return None
   ids = encode(told)
   if len(ids) <= limit:
     return _prompt(ids, told, was_truncated=False)
@@ -158,6 +161,15 @@ def fit_teacher_prompt(
     if fits_without and not rest.is_empty:
       return _prompt(without, rest, was_truncated=True)
   return None
+
+
+def _shows(problem: Problem, told: Told, template: Template) -> bool:
+  """Returns True if a template shows solution or feedback.
+
+  One of the user's own may have a place for one of them alone.
+  """
+  untold = Told(attempt=told.attempt)
+  return template(problem, told) != template(problem, untold)
 
 
 def _longest(

@@ -124,7 +124,10 @@ def load(name: str) -> Template:
   try:
     source = path.read_text(encoding="utf-8")
   except (OSError, UnicodeDecodeError) as error:
-    raise ValueError(f"{path} cannot be read: {error}") from error
+    raise ValueError(
+      f"{path} cannot be read: {error}; name a file, or one of "
+      f"{', '.join(FORMS)}"
+    ) from error
   environment = sandbox.ImmutableSandboxedEnvironment(
     undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
   )
@@ -143,6 +146,18 @@ def load(name: str) -> Template:
       raise ValueError(
         f"{path}: {error}; the variables are problem, solution, feedback and "
         "attempt"
+      ) from error
+    # What a template computes can fail as any program can.
+    except (
+      ArithmeticError,
+      TypeError,
+      LookupError,
+      RuntimeError,
+      AttributeError,
+      MemoryError,
+    ) as error:
+      raise ValueError(
+        f"{path} cannot be rendered: {type(error).__name__}: {error}"
       ) from error
 
   _check_keeps(path, render)

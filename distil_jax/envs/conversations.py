@@ -1,14 +1,18 @@
 """Reads prompts that are conversations: lists of messages, as many rows have.
 
 verl, TRL, OpenAI and verifiers write a prompt as a list of messages, each with
-`role` and `content`.
+`role` and `content`; ShareGPT with `from` and `value`. A table has such a list
+as a text of JSON.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distil_jax.types import Message
 
+# What ShareGPT calls the roles.
+_ROLES = {"human": "user", "gpt": "assistant"}
 # Messages between the system's and the last question.
 EARLIER = "earlier_messages"
 
@@ -28,9 +32,10 @@ def as_texts(row: Mapping[str, Any]) -> dict[str, Any]:
   row = dict(row)
   if isinstance(row.get("solution"), list):
     row["solution"] = _only_text(row["solution"])
-  if not isinstance(row.get("prompt"), list):
+  prompt = _decoded(row.get("prompt"))
+  if not isinstance(prompt, list):
     return row
-  values = list(row["prompt"])
+  values = list(prompt)
   if values and _role(values[-1]) == "assistant":
     _add_reference(row, values.pop())
   messages = [_message(value) for value in values]
@@ -50,6 +55,18 @@ def as_texts(row: Mapping[str, Any]) -> dict[str, Any]:
   if messages:
     row[EARLIER] = messages
   return row
+
+
+def _decoded(prompt: Any) -> Any:
+  """Returns a prompt as a list, if it is the JSON text of messages."""
+  if not isinstance(prompt, str) or not prompt.lstrip().startswith("[{"):
+    return prompt
+  try:
+    found = json.loads(prompt)
+  except (ValueError, RecursionError):
+    return prompt
+  is_messages = isinstance(found, list) and all(map(_role, found))
+  return found if is_messages else prompt
 
 
 def _add_reference(row: dict[str, Any], message: Mapping[str, Any]) -> None:
@@ -81,7 +98,7 @@ def _message(value: Any) -> dict[str, str]:
       "prompt is a list, so each entry must be a message with role and "
       f"content, got {type(value).__name__}"
     )
-  role, content = _role(value), value.get("content")
+  role, content = _role(value), value.get("content", value.get("value"))
   if not isinstance(role, str) or not role:
     raise ValueError(f"a message must have a role, got {role!r}")
   if isinstance(content, list):
@@ -94,7 +111,10 @@ def _message(value: Any) -> dict[str, str]:
 
 
 def _role(value: Any) -> Any:
-  return value.get("role") if isinstance(value, Mapping) else None
+  if not isinstance(value, Mapping):
+    return None
+  role = value.get("role", value.get("from"))
+  return _ROLES.get(role, role) if isinstance(role, str) else role
 
 
 def _part(value: Any) -> str:

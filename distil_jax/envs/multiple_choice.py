@@ -49,22 +49,21 @@ class MultipleChoice:
     """Reads a row of a data file.
 
     Args:
-      row: `prompt`, and `answer`, one capital letter, or the index of one from
-        0; optionally `system` and `solution`, for which null and empty mean
-        none, and `options` or `choices`, a list whose length is read. The texts
-        are kept unchanged; other fields are not read.
+      row: `prompt`, and `answer`: a letter, as `B`, `(B)` or `b.`, the index of
+        one from 0, or the text of one option; optionally `system` and
+        `solution`, for which null and empty mean none, and `options` or
+        `choices`: a list, an object with a text for each letter, or ARC's
+        object with `text` and `label`. Other fields are not read.
       index: Identity of the row within its data set.
 
     Raises:
       ValueError: The prompt or the answer is missing, a field is no string, or
-        the answer is not one letter A to Z, or no index of an option.
+        the answer is no letter, index or text of an option.
     """
     messages = rows.messages(row)
-    options = _options(row)
-    answer = _answer(row, len(options))
+    options, texts = _options(row)
+    answer = _answer(row, options, texts)
     solution = rows.text(row, "solution")
-    if answer is None or not re.fullmatch("[A-Z]", answer):
-      raise ValueError(f"answer must be one letter A to Z, got {answer!r}")
     return Problem(
       index=index,
       messages=messages,
@@ -103,35 +102,72 @@ class MultipleChoice:
     return Verdict(0.0, feedback, status, {"parsed": parsed})
 
 
-def _options(row: Mapping[str, Any]) -> str:
-  """Returns the letters of the options, or an empty text if nobody says."""
+def _options(row: Mapping[str, Any]) -> tuple[str, list[str]]:
+  """Returns the letters of the options, and their texts, if the row has them.
+
+  Both are empty if nobody says what the options are.
+  """
   for name in ("options", "choices"):
-    if isinstance(given := row.get(name), list):
-      return "".join(map(_letter_of, range(min(len(given), _MAX_OPTIONS))))
+    given = row.get(name)
+    if isinstance(given, Mapping):
+      # ARC has texts and labels; others a text for each letter.
+      given = given.get("text") or _by_letter(given)
+    if isinstance(given, list) and given:
+      letters = map(_letter_of, range(min(len(given), _MAX_OPTIONS)))
+      return "".join(letters), [x if isinstance(x, str) else "" for x in given]
   found = "".join(
     dict.fromkeys(_OPTION.findall(rows.text(row, "prompt") or ""))
   )
   # Letters that begin lines for another reason do not come in order from A.
   expected = "".join(map(_letter_of, range(len(found))))
-  return found if len(found) > 1 and found == expected else ""
+  return (found if len(found) > 1 and found == expected else ""), []
+
+
+def _by_letter(given: Mapping[str, Any]) -> list[Any] | None:
+  """Returns the texts of `{"A": …, "B": …}`, or None if it is no such."""
+  # Files of columns have a null for each letter that a row lacks.
+  kept = {name: text for name, text in given.items() if text is not None}
+  letters = list(map(_letter_of, range(min(len(kept), _MAX_OPTIONS))))
+  return [kept[x] for x in letters] if set(letters) == set(kept) else None
 
 
 def _letter_of(index: int) -> str:
   return chr(ord("A") + index)
 
 
-def _answer(row: Mapping[str, Any], num_options: int) -> str | None:
-  """Returns the answer as a letter, also if the row has its index."""
+def _answer(row: Mapping[str, Any], options: str, texts: list[str]) -> str:
+  """Returns the row's answer, a letter, an index or a text, as a letter."""
   answer = row.get("answer")
+  if isinstance(answer, float) and answer.is_integer():
+    answer = int(answer)  # Columns with a null have no integers.
   if isinstance(answer, bool) or not isinstance(answer, int):
-    return rows.text(row, "answer")
-  count = num_options or _MAX_OPTIONS
+    return _letter_answer(rows.text(row, "answer"), options, texts)
+  count = len(options) or _MAX_OPTIONS
   if not 0 <= answer < count:
     raise ValueError(
       f"answer is the index {answer}, and there are {count} options, counted "
       "from 0"
     )
   return _letter_of(answer)
+
+
+def _letter_answer(answer: str | None, options: str, texts: list[str]) -> str:
+  text = (answer or "").strip()
+  letter = _letter(text, "")
+  # The text of an option may be a letter too, if no capital one.
+  is_letter = letter is not None and text == letter
+  if not is_letter and texts.count(text) == 1:
+    letter = _letter_of(texts.index(text))
+  if letter is None:
+    raise ValueError(
+      f"answer must be one letter A to Z, got {answer!r}; an index must be a "
+      "number, and a text one of the row's options"
+    )
+  if options and letter not in options:
+    raise ValueError(
+      f"answer is {letter}, but the options are {options[0]} to {options[-1]}"
+    )
+  return letter
 
 
 def _letter(text: str, options: str) -> str | None:

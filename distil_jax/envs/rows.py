@@ -1,5 +1,7 @@
 """Reads the fields of data rows that environments have in common."""
 
+import decimal
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,7 +40,10 @@ def answer(row: Mapping[str, Any]) -> str | None:
 def _scalar(value: Any) -> str:
   if isinstance(value, str):
     return value
-  if isinstance(value, (bool, int, float)):
+  if isinstance(value, float) and not math.isfinite(value):
+    # Tables write a missing number so, and no completion could equal it.
+    raise ValueError(f"answer is {value}, which stands for a missing number")
+  if isinstance(value, (bool, int, float, decimal.Decimal)):
     return str(value)
   raise ValueError(
     "answer must be a text, a number, true or false, or a list of these, got "

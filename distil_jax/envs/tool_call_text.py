@@ -209,8 +209,10 @@ def _call(value: Any, number: int) -> Call:
     raise UnreadableError(f"Call {number} names no tool in `name`.")
   # OpenAI has the input as a text of JSON.
   if isinstance(given, str) and given.strip():
-    given, end = _decoded(given, 0, number)
-    del end
+    text = given
+    given, end = _decoded(text, 0, number)
+    if text[end:].strip():
+      raise UnreadableError(f"Something follows the input of call {number}.")
   if given is None or given == "":
     given = {}
   if not isinstance(given, dict):

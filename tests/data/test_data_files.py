@@ -311,3 +311,20 @@ def test_the_endings_of_data_files():
   for kind, name in names.items():
     assert data_files.kind_of(pathlib.Path(name.upper())) == kind
   assert data_files.kind_of(pathlib.Path("a.gz")) is None
+
+
+def test_hidden_files_and_other_spellings_of_a_path(tmp_path):
+  (tmp_path / "a.jsonl").write_text('{"prompt": "q", "answer": "1"}\n')
+  (tmp_path / "._a.jsonl").write_text("no JSON")
+  assert data_files.find(str(tmp_path)) == [tmp_path / "a.jsonl"]
+  other = tmp_path / ".." / tmp_path.name / "a.jsonl"
+  with pytest.raises(data_files.DataError, match="read twice"):
+    data_files.find([str(tmp_path / "a.jsonl"), str(other)])
+
+
+@pytest.mark.parametrize("sign", [";", "\t", "|"])
+def test_a_table_with_other_separators_says_which_to_use(tmp_path, sign):
+  path = tmp_path / "a.csv"
+  path.write_text(f"prompt{sign}answer\nq{sign}5\n")
+  with pytest.raises(data_files.DataError, match="separate columns with comma"):
+    data_files.read(path)

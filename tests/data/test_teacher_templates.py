@@ -155,6 +155,14 @@ def test_a_template_of_ones_own(own):
     ),
     ("{{ problem.__class__.__mro__ }}{{ solution }}", "unsafe|undefined"),
     ("{{ ''.join(solution.__init__.__globals__) }}", "unsafe|undefined"),
+    ("{{ problem + 1 }}{{ solution }}", "cannot be rendered: TypeError"),
+    ("{{ problem }}{{ solution }}{{ 1 / 0 }}", "rendered: ZeroDivision"),
+    ("{% include 'x' %}", "cannot be rendered"),
+    ("{{ problem }}{{ range(10**9) }}", "cannot be rendered: Overflow"),
+    (
+      "{% macro f() %}{{ f() }}{% endmacro %}{{ problem }}{{ f() }}",
+      "cannot be rendered: RecursionError",
+    ),
   ],
 )
 def test_templates_that_cannot_be_used(own, text, message):
@@ -163,7 +171,7 @@ def test_templates_that_cannot_be_used(own, text, message):
 
 
 def test_a_template_that_is_not_there():
-  with pytest.raises(ValueError, match=r"gone\.jinja cannot be read"):
+  with pytest.raises(ValueError, match=r"gone\.jinja cannot be read.*block"):
     teacher_templates.load("gone.jinja")
 
 
@@ -225,3 +233,26 @@ def test_every_form_is_cut_to_its_limit(form, tokenizer):
     assert fitted.has_solution or not kept[0]
     assert fitted.has_feedback or not kept[2]
     kept_before = kept
+
+
+def test_a_template_that_shows_nothing_of_what_is_told_teaches_nothing(
+  own, tokenizer
+):
+  template = teacher_templates.load(
+    own("{{ problem }} Not: {{ attempt }}, for: {{ feedback }}")
+  )
+
+  def fit(solution, feedback):
+    return teacher_prompts.fit_teacher_prompt(
+      PROBLEM,
+      solution=solution,
+      feedback=feedback,
+      attempt="5",
+      tokenizer=tokenizer,
+      limit=500,
+      template=template,
+    )
+
+  assert fit("4", None) is None
+  assert fit("4", "No.") is not None
+  assert fit(None, "No.") is not None

@@ -51,10 +51,11 @@ def test_system_and_solution_are_optional(system):
   ("change", "message"),
   [
     ({"answer": "AB"}, "one letter A to Z, got 'AB'"),
-    ({"answer": "b"}, "one letter A to Z, got 'b'"),
     ({"answer": ""}, "one letter A to Z, got ''"),
     ({"answer": None}, "one letter A to Z, got None"),
-    ({"answer": "B\n"}, "one letter A to Z"),
+    ({"answer": "1"}, "one letter A to Z, got '1'; an index must be a number"),
+    ({"answer": "E", "options": ["x", "y"]}, "the options are A to B"),
+    ({"answer": "red", "options": ["red", "red"]}, "A to Z, got 'red'"),
     ({"answer": 2}, "index 2, and there are 2 options"),
     ({"answer": -1}, "index -1"),
     ({"answer": True}, "answer must be a string, got bool"),
@@ -226,3 +227,34 @@ def test_a_wrong_name_is_an_error_with_the_nearest_right_one():
     envs.make_environment("zzz")
   with pytest.raises(ValueError, match="'feedbak'; did you mean 'feedback'"):
     envs.make_environment("multiple_choice", feedbak=True)
+
+
+LETTERED = {"A": "red", "B": "green", "C": None}
+ARC = {"text": ["red", "green"], "label": ["A", "B"]}
+
+
+@pytest.mark.parametrize(
+  "change",
+  [
+    {"answer": "B"},
+    {"answer": "b"},
+    {"answer": "B\n"},
+    {"answer": "(B)"},
+    {"answer": "B."},
+    {"answer": 1},
+    {"answer": 1.0},
+    {"answer": 1, "choices": ["red", "green"]},
+    {"answer": "green", "options": ["red", "green"]},
+    {"answer": "green", "options": LETTERED},
+    {"answer": "B", "options": LETTERED},
+    {"answer": "B", "choices": ARC},
+    {"answer": "green", "choices": ARC},
+    {"answer": "a", "options": ["b", "a"]},
+  ],
+)
+def test_every_spelling_of_the_answer_in_a_row(change):
+  environment = MultipleChoice()
+  problem = environment.problem({"prompt": "Which colour?", **change})
+  assert problem.answer == "B"
+  assert environment.judge(problem, "<answer>B</answer>").reward == 1.0
+  assert environment.judge(problem, "<answer>A</answer>").reward == 0.0

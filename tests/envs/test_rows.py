@@ -1,5 +1,7 @@
 """Fields of rows as their types come."""
 
+import decimal
+
 import pytest
 
 from distil_jax.config.environments import MathConfig
@@ -15,6 +17,7 @@ from distil_jax.envs.math import Math
     (-0.5, "-0.5"),
     (1e-7, "1e-07"),
     (True, "True"),
+    (decimal.Decimal("5.50"), "5.50"),
     ([18], "18"),
     (["x", 2, 0.5], "x, 2, 0.5"),
     (None, None),
@@ -45,3 +48,38 @@ def test_numbers_and_lists_are_judged_by_value(answer, right, wrong):
   problem = made.problem({"prompt": "q", "answer": answer})
   assert made.judge(problem, f"\\boxed{{{right}}}").reward == 1
   assert made.judge(problem, f"\\boxed{{{wrong}}}").reward == 0
+
+
+@pytest.mark.parametrize(
+  "value", [float("nan"), float("inf"), [1.0, float("nan")]]
+)
+def test_a_missing_number_is_no_answer(value):
+  with pytest.raises(ValueError, match="a missing number"):
+    rows.answer({"answer": value})
+
+
+@pytest.mark.parametrize(
+  "prompt",
+  [
+    '[{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]',
+    [{"from": "system", "value": "s"}, {"from": "human", "value": "q"}],
+    [
+      {"from": "system", "value": "s"},
+      {"from": "human", "value": "q"},
+      {"from": "gpt", "value": "a"},
+    ],
+  ],
+)
+def test_conversations_of_tables_and_of_sharegpt(prompt):
+  found = rows.messages({"prompt": prompt})
+  assert [(x["role"], x["content"]) for x in found] == [
+    ("system", "s"),
+    ("user", "q"),
+  ]
+
+
+@pytest.mark.parametrize(
+  "prompt", ['[{"a": 1}]', "[{", "[1, 2]", '[{"role": null}]', "[]"]
+)
+def test_other_texts_of_json_are_questions(prompt):
+  assert rows.messages({"prompt": prompt})[-1]["content"] == prompt

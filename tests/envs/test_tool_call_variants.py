@@ -281,3 +281,11 @@ def test_a_null_in_a_text_of_json_is_a_value():
   right = '<tool_call>{"name": "a", "arguments": {"x": null}}</tool_call>'
   assert judged(answer, right).reward == 1.0
   assert judged(answer, '<tool_call>{"name": "a"}</tool_call>').reward == 0.0
+
+
+def test_nothing_may_follow_an_input_that_is_a_text():
+  arguments = OPENAI["function"]["arguments"]
+  for rest, reward in (("", 1.0), (" \n", 1.0), (" {}", 0.0), ("x", 0.0)):
+    call = {"name": "weather", "arguments": arguments + rest}
+    verdict = judged([OPENAI], f"<tool_call>{json.dumps(call)}</tool_call>")
+    assert verdict.reward == reward, rest
