@@ -162,6 +162,8 @@ class TrainBatch:
       if there are no such lists. `[B, T, C]`.
     teacher_candidate_log_probs: their log-probabilities, nats; −log C for each
       of C samples. `[B, T, C]`, float32.
+    teacher_log_probs: the teacher's log-probability of the completion's own
+      tokens, nats, if that comes with its lists; else None. `[B, T]`, float32.
     teacher_weights: of each token's comparison with its list, if only some
       tokens' lists are known: 1 / the probability that a token's is, and 0
       where it is not. None means 1. `[B, T]`, float32.
@@ -190,6 +192,7 @@ class TrainBatch:
   old_log_probs: Array
   teacher_candidate_ids: Array = None
   teacher_candidate_log_probs: Array = None
+  teacher_log_probs: Array = None
   teacher_weights: Array = None
   teacher_prefix_ids: Array = None
   teacher_prefix_mask: Array = None

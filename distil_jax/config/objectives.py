@@ -27,8 +27,6 @@ class _BaseConfig(Section):
 
   # True if a teacher with a prompt of its own is asked.
   needs_teacher: ClassVar[bool] = False
-  # True if a short list of tokens can stand for the teacher's distribution.
-  accepts_lists: ClassVar[bool] = False
   # False if it learns from demonstrations in place of samples.
   uses_rollouts: ClassVar[bool] = True
 
@@ -47,6 +45,22 @@ class _BaseConfig(Section):
     """Returns the settings that compare a group's members, and their cures."""
     return {}
 
+  @property
+  def probability_settings(self) -> dict[str, str]:
+    """Returns the settings that samples of a teacher cannot serve, and cures.
+
+    They need probabilities; a sample says only which token was drawn.
+    """
+    return {}
+
+  @property
+  def charges_teacher_log_probs(self) -> bool:
+    """Returns True if it reads what the teacher makes of the student's tokens.
+
+    That is its log-probability of each, whether it is in a list or not.
+    """
+    return False
+
   def keeps_teacher(self, teacher: TeacherConfig) -> bool:
     """Returns True if parameters besides the student's are kept."""
     del teacher
@@ -61,6 +75,13 @@ class _FeedbackConfig(_BaseConfig):
   importance_clip: Above | None = 2.0
   """Largest off-policy ratio; used with `optimizer.mini_batch_size`."""
 
+  @property
+  def probability_settings(self) -> dict[str, str]:
+    cure = (
+      "kind=distil with local_cost=forward_cross_entropy and cost=cross_entropy"
+    )
+    return {f"kind={getattr(self, 'kind', None)}": cure}
+
   def keeps_teacher(self, teacher: TeacherConfig) -> bool:
     return teacher.parameters != "current" and not teacher.is_other_model
 
@@ -74,8 +95,6 @@ class DistilConfig(_FeedbackConfig):
   `terminal_neutral=false`, `reward_weight=0`, `failure_weighted=false`, and a
   teacher with `parameters=ema`.
   """
-
-  accepts_lists: ClassVar[bool] = True
 
   kind: Literal["distil"] = "distil"
   """DistIL."""
@@ -118,6 +137,17 @@ class DistilConfig(_FeedbackConfig):
   def learns_from_rewards(self) -> bool:
     """Returns True if rewards weigh the score function too."""
     return self.reward_weight > 0
+
+  @property
+  def probability_settings(self) -> dict[str, str]:
+    found = {}
+    if self.local_cost in ("forward_kl", "reverse_kl"):
+      found[f"local_cost={self.local_cost}"] = (
+        "local_cost=forward_cross_entropy"
+      )
+    if self.cost == "kl":
+      found["cost=kl"] = "cost=cross_entropy"
+    return found
 
   @property
   def has_score_function(self) -> bool:
@@ -178,6 +208,10 @@ class MiniLLMConfig(_FeedbackConfig):
   """Weight of the future costs; 0 leaves the local divergence alone."""
   normalize: bool = True
   """Mean of the future costs, not their sum."""
+
+  @property
+  def charges_teacher_log_probs(self) -> bool:
+    return self.future_weight > 0
 
   @property
   def has_score_function(self) -> bool:
@@ -257,37 +291,44 @@ def check_teacher(objective: ObjectiveConfig, teacher: TeacherConfig) -> None:
 def _check_list(objective: ObjectiveConfig, teacher: TeacherConfig) -> None:
   """Refuses settings that a short list of tokens cannot serve."""
   access = f"teacher.access={teacher.access}"
-  if not objective.accepts_lists:
-    raise ConfigError(
-      f"objective.kind={objective.kind} needs the probabilities of every "
-      f"token, which {access} does not tell; use kind=distil, or "
-      "access=probabilities"
-    )
-  assert isinstance(objective, DistilConfig), objective.kind
-  cures = {}
-  if objective.local_cost is None and objective.cost == "kl":
-    cures["local_cost=null with cost=kl"] = "local_cost=forward_cross_entropy"
-  elif objective.local_cost in ("forward_kl", "reverse_kl"):
-    name = f"local_cost={objective.local_cost}"
-    cures[name] = "local_cost=forward_cross_entropy"
-  if objective.cost == "kl" and teacher.access == "samples":
-    cures["cost=kl"] = "cost=cross_entropy (or teacher.access=top_k)"
+  has_samples = teacher.access == "samples"
+  cures = objective.probability_settings if has_samples else {}
   if cures:
     raise ConfigError(
       f"{', '.join(f'objective.{name}' for name in cures)}: needs the "
-      f"teacher's probabilities, which {access} does not tell; set "
-      f"{', '.join(cures.values())}, or teacher.access=probabilities"
+      f"teacher's probabilities, and {access} tells only which tokens it drew; "
+      f"set {', '.join(f'objective.{cure}' for cure in cures.values())}, or "
+      "teacher.access=top_k or probabilities"
     )
-  if objective.temperature != 1:
+  top_k = getattr(objective, "top_k", None)
+  if top_k is not None:
     raise ConfigError(
-      f"objective.temperature={objective.temperature} divides the teacher's "
-      f"logits, which {access} does not tell; set objective.temperature=1, or "
-      "teacher.access=probabilities"
+      f"objective.top_k={top_k} chooses from the vocabulary, but with {access} "
+      "the teacher's list is all there is; set objective.top_k=null and choose "
+      "its length with teacher.num_samples or teacher.top_k"
     )
-  if objective.top_k is not None:
+  temperature = getattr(objective, "temperature", 1.0)
+  tail = getattr(objective, "tail", True)
+  if temperature != 1 and (has_samples or tail):
+    cure = "" if has_samples else "objective.tail=false, "
     raise ConfigError(
-      f"objective.top_k={objective.top_k} chooses from the vocabulary, but "
-      f"with {access} the teacher's list is all there is; set "
-      "objective.top_k=null and choose its length with teacher.num_samples "
-      "or teacher.top_k"
+      f"objective.temperature={temperature} divides the teacher's logits, and "
+      f"{access} does not tell those of all tokens; set {cure}"
+      "objective.temperature=1, or teacher.access=probabilities"
+    )
+  if not has_samples and not tail and teacher.top_k == 1:
+    raise ConfigError(
+      "teacher.top_k=1 with objective.tail=false: renormalised over one token "
+      "student and teacher are both certain of it, so that nothing could be "
+      "learned; raise teacher.top_k, or set objective.tail=true"
+    )
+  server = teacher.server
+  is_told = server is None or server.protocol != "next_token"
+  if objective.charges_teacher_log_probs and not is_told:
+    raise ConfigError(
+      f"objective.kind={objective.kind} charges the teacher's log-probability "
+      "of the student's own tokens, for which "
+      "teacher.server.protocol=next_token does not ask; set "
+      "teacher.server.protocol to prompt_logprobs or echo, or "
+      "objective.future_weight=0"
     )

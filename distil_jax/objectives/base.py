@@ -10,6 +10,7 @@ from flax import struct
 from distil_jax.models import experts
 from distil_jax.ops import masking
 from distil_jax.ops import sampler_mismatch as mismatch_lib
+from distil_jax.ops.token_statistics import TeacherLists
 from distil_jax.types import TrainBatch
 
 _Record = TypeVar("_Record")
@@ -50,7 +51,7 @@ class Objective:
     credit_fn: `(params, teacher_params, slices) -> (score_weights,
       future_costs)` of the whole batch, for credit that cannot be found slice
       by slice, see `losses.batch_credit`. None means that the loss finds it.
-    ask_fn: `(params, teacher_params, slice, keys) -> (ids, log_probs)`: asks a
+    ask_fn: `(params, teacher_params, slice, keys) -> TeacherLists`: asks a
       teacher for lists of tokens, see `teachers.ask_teacher`. None means that
       the loss has the teacher's distribution, or no teacher.
   """
@@ -58,7 +59,7 @@ class Objective:
   prepare_fn: Callable[[TrainBatch], TrainBatch]
   loss_fn: Callable[..., tuple[jax.Array, LossAux]]
   credit_fn: Callable[..., tuple[jax.Array, jax.Array]] | None = None
-  ask_fn: Callable[..., tuple[jax.Array, jax.Array]] | None = None
+  ask_fn: Callable[..., TeacherLists] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +77,7 @@ class ForwardPasses:
 
   own_fn: Callable[..., Any]
   compare_fn: Callable[..., Any]
-  ask_fn: Callable[..., tuple[jax.Array, jax.Array]] | None = None
+  ask_fn: Callable[..., TeacherLists] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,3 +121,13 @@ def teacher_mask(batch: TrainBatch) -> jax.Array:
   costs mean nothing, so they must not stand in its group's baseline either.
   """
   return masking.counted_tokens(batch.student_tokens, batch.sample_mask)
+
+
+def with_lists(batch: TrainBatch, lists: TeacherLists) -> TrainBatch:
+  """Returns the batch with what a teacher that is known by lists said."""
+  return dataclasses.replace(
+    batch,
+    teacher_candidate_ids=lists.ids,
+    teacher_candidate_log_probs=lists.log_probs,
+    teacher_log_probs=lists.token_log_probs,
+  )

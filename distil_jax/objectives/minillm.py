@@ -72,7 +72,16 @@ def sampled_reverse_kl(
 
   Returns:
     Nats, constant, 0 at padding. Shape `[B, T]`.
+
+  Raises:
+    ValueError: the teacher is known by lists that do not tell what it makes of
+      the student's own tokens.
   """
+  if statistics.teacher_log_probs is None:
+    raise ValueError(
+      "minillm charges log π_θ − log π_T of the student's own tokens, and the "
+      "teacher's lists came without these; give teacher_log_probs in the batch"
+    )
   # Masked one by one: the difference of two infinities is NaN.
   log_probs = masking.where_counts(statistics.log_probs, mask)
   return jax.lax.stop_gradient(

@@ -22,6 +22,7 @@ from distil_jax.ops.token_statistics import (
   DenseTeacher,
   ListKind,
   SparseTeacher,
+  TeacherLists,
 )
 from distil_jax.types import TrainBatch
 
@@ -145,7 +146,7 @@ def sparse_statistics(
     teacher_params: not read: the teacher has answered already.
     batch: with `teacher_candidate_ids` and `teacher_candidate_log_probs`.
     network: the student's.
-    divergence: whose tail is taken.
+    divergence: the cost; the lists are its support.
     kind: what the lists hold.
   """
   del teacher_params
@@ -155,15 +156,14 @@ def sparse_statistics(
     batch.teacher_candidate_ids,
     batch.teacher_candidate_log_probs,
     kind,
-    # Samples are drawn from the whole vocabulary: nothing is left out.
-    tail=divergence.tail and kind == "top_k",
-    vocab_size=network.vocab_size,
+    batch.teacher_log_probs,
   )
   source = fused_statistics.compared_with_list(
     hidden,
     weights,
     teacher,
     batch.completion_ids,
+    dataclasses.replace(divergence, vocab_size=network.vocab_size),
     teacher_mask(batch),
     batch.teacher_weights,
   )
@@ -191,7 +191,7 @@ def ask_teacher(
   network: Network,
   kind: ListKind,
   size: int,
-) -> tuple[jax.Array, jax.Array]:
+) -> TeacherLists:
   """Returns the list of tokens that the teacher gives for each state.
 
   Args:
@@ -204,8 +204,8 @@ def ask_teacher(
     size: C, the length of a list.
 
   Returns:
-    Ids and log-probabilities, shape `[b, T, C]` each; in the batch they take
-    the place of an outside teacher's.
+    What takes the place of an outside teacher's answers in the batch, see
+    `base.with_lists`.
   """
   teacher = _dense_teacher(params, teacher_params, batch, network)
   settings = {
@@ -215,7 +215,11 @@ def ask_teacher(
   }
   if kind == "top_k":
     return teacher_candidates.most_probable(
-      teacher, size=size, top_k_fn=_top_k_fn(params, batch), **settings
+      teacher,
+      batch.completion_ids,
+      size=size,
+      top_k_fn=_top_k_fn(params, batch),
+      **settings,
     )
   shape = (batch.completion_ids.shape[1], size)
   # A key for each sequence, so that its list does not depend on how the batch

@@ -6,7 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from distil_jax.ops import divergences, fused_linear, statistics_vjp, vocabulary
+from distil_jax.ops import fused_linear, list_statistics, statistics_vjp
 from distil_jax.ops.chunking import Layout
 from distil_jax.ops.divergences import Divergence, TopKFn
 from distil_jax.ops.fused_linear import FusedStatistics, Reader
@@ -78,6 +78,7 @@ def compared_with_list(
   unembedding: jax.Array,
   teacher: SparseTeacher,
   token_ids: jax.Array,
+  divergence: Divergence,
   mask: jax.Array | None = None,
   weights: jax.Array | None = None,
 ) -> FusedStatistics:
@@ -87,6 +88,8 @@ def compared_with_list(
     hidden, unembedding: the student's. Shape `[B, T, D]` and `[D, V]`.
     teacher: no gradient flows to it.
     token_ids: the student's own tokens. Shape `[B, T]`.
+    divergence: the cost. Its support is the list, with one bucket for all
+      other tokens if it has a tail.
     mask: 1 where the token counts; elsewhere the lists are not read. None
       means that they are read everywhere. Shape `[B, T]`.
     weights: factors of all that compares with the lists; None means 1. Shape
@@ -96,24 +99,27 @@ def compared_with_list(
     What is read: `TokenStatistics`.
 
   Raises:
-    ValueError: an unknown kind, or samples with a tail.
+    ValueError: an unknown kind, or a cost that a list does not tell.
   """
-  ids, log_probs, kind, tail, vocab_size = teacher
-  if kind not in ("samples", "top_k"):
-    raise ValueError(f"kind={kind!r} is neither 'samples' nor 'top_k'")
-  if kind == "samples" and tail:
-    raise ValueError("kind='samples' has no tail; set tail=False")
+  ids, log_probs, kind, token_log_probs = teacher
+  list_statistics.check(kind, divergence)
   chex.assert_rank([ids, log_probs], 3)
   chex.assert_equal_shape([ids, log_probs])
   log_probs = log_probs.astype(jnp.float32)
   if mask is not None:
-    counts = mask.astype(bool)[..., None]
-    ids = jnp.where(counts, ids, 0)
-    log_probs = jnp.where(counts, log_probs, 0.0)
-  rows = (_checked(hidden, token_ids), (ids, log_probs), weights)
-  read = functools.partial(
-    _read_list, kind=kind, tail=tail, vocab_size=vocab_size
+    counts = mask.astype(bool)
+    ids = jnp.where(counts[..., None], ids, 0)
+    log_probs = jnp.where(counts[..., None], log_probs, 0.0)
+    if token_log_probs is not None:
+      token_log_probs = jnp.where(counts, token_log_probs, 0.0)
+  rows = (
+    _checked(hidden, token_ids),
+    ids,
+    log_probs,
+    token_log_probs,
+    weights,
   )
+  read = functools.partial(_read_list, kind=kind, divergence=divergence)
   return FusedStatistics(
     fused_linear.reader_by_autodiff(read), hidden, unembedding, None, rows
   )
@@ -215,76 +221,7 @@ def _vjp_own(logits, ids, residuals, cotangents: OwnStatistics):
   return statistics_vjp.own_vjp(logits, ids, residuals, **cotangents._asdict())
 
 
-def _read_list(
-  logits, tile, *, kind: ListKind, tail: bool, vocab_size: int | None
-):
-  """Returns statistics of a tile for `compared_with_list`, for autodiff."""
-  ids, candidates, weights = tile
-  known = vocabulary.only_tokens(logits, vocab_size)
-  if kind == "samples":
-    costs, entropies = _sampled_costs(known, *candidates)
-  else:
-    costs, entropies = _listed_costs(
-      known, *candidates, tail=tail, vocab_size=vocab_size
-    )
-  if weights is not None:
-    costs, entropies = costs * weights, entropies * weights
-  log_softmax = jax.nn.log_softmax(logits, axis=-1)
+def _read_list(logits, tile, *, kind: ListKind, divergence: Divergence):
   return TokenStatistics(
-    costs=costs,
-    cross_entropies=jax.lax.stop_gradient(costs),
-    teacher_entropies=jax.lax.stop_gradient(entropies),
-    log_probs=vocabulary.pick(log_softmax, ids),
-    entropies=divergences.entropy(log_softmax),
-    teacher_log_probs=jnp.zeros_like(costs),
-  )
-
-
-def _sampled_costs(
-  logits: jax.Array, ids: jax.Array, log_probs: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-  """Returns −Σ p log π_θ over samples, and 0 for the entropy, not known."""
-  log_softmax = jax.nn.log_softmax(logits, axis=-1)
-  candidates = jnp.take_along_axis(log_softmax, ids, axis=-1)
-  costs = divergences.forward_cross_entropy(candidates, log_probs)
-  return costs, jnp.zeros_like(costs)
-
-
-def _listed_costs(
-  logits: jax.Array,
-  ids: jax.Array,
-  log_probs: jax.Array,
-  *,
-  tail: bool,
-  vocab_size: int | None,
-) -> tuple[jax.Array, jax.Array]:
-  """Returns cross-entropy and the teacher's entropy on a list's support."""
-  # An absent candidate may carry any id, so the logit that stands there must
-  # not enter the student's normalisation.
-  is_listed = log_probs != -jnp.inf
-  kept = jnp.where(
-    is_listed, jnp.take_along_axis(logits, ids, axis=-1), -jnp.inf
-  )
-  if tail:
-    # XLA fuses the comparison into its reduction: [..., C, V] is never in
-    # memory.
-    vocabulary = jnp.arange(logits.shape[-1]).reshape(
-      (1,) * log_probs.ndim + (-1,)
-    )
-    hits = (ids[..., None] == vocabulary) & is_listed[..., None]
-    others = ~jnp.any(hits, axis=-2)
-    if vocab_size is not None:
-      # Padding has no mass, but it would make a bucket that is empty look full.
-      others &= vocabulary[0] < vocab_size
-    kept = jnp.concatenate([kept, divergences.log_sum(logits, others)], axis=-1)
-    mass = jnp.sum(jnp.exp(log_probs), axis=-1, keepdims=True)
-    # If the list holds the whole vocabulary, all that is left is rounding.
-    has_others = jnp.any(others, axis=-1, keepdims=True)
-    rest = jnp.log(jnp.where(has_others, jnp.maximum(1 - mass, 0.0), 0.0))
-    log_probs = jnp.concatenate([log_probs, rest], axis=-1)
-  student = jax.nn.log_softmax(kept, axis=-1)
-  teacher = jax.nn.log_softmax(log_probs, axis=-1)
-  return (
-    divergences.forward_cross_entropy(student, teacher),
-    divergences.entropy(teacher),
+    **list_statistics.read(logits, tile, kind=kind, divergence=divergence)
   )

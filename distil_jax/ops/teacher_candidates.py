@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from distil_jax.ops import fused_linear, token_sampling, vocabulary
 from distil_jax.ops.chunking import Layout
 from distil_jax.ops.divergences import TopKFn
-from distil_jax.ops.token_statistics import DenseTeacher
+from distil_jax.ops.token_statistics import DenseTeacher, TeacherLists
 
 
 def samples(
@@ -20,7 +20,7 @@ def samples(
   chunk_size: int | None = None,
   layout: Layout = Layout(),  # noqa: B008 (frozen)
   vocab_size: int | None = None,
-) -> tuple[jax.Array, jax.Array]:
+) -> TeacherLists:
   """Draws C independent tokens from each distribution; one may come twice.
 
   Args:
@@ -32,7 +32,7 @@ def samples(
 
   Returns:
     The ids, and −log C for each: together they are the empirical distribution.
-    Shape `[B, T, C]` each.
+    Shape `[B, T, C]` each. The student's tokens are not looked at.
   """
   chex.assert_equal_shape_prefix([*teacher.hidden, uniforms], 2)
 
@@ -43,22 +43,24 @@ def samples(
   draw_tokens = _of_tokens(draw, vocab_size)
   ids = _chosen(draw_tokens, teacher, uniforms, chunk_size, layout)
   share = -jnp.log(jnp.float32(uniforms.shape[-1]))
-  return ids, jnp.full(ids.shape, share)
+  return TeacherLists(ids, jnp.full(ids.shape, share))
 
 
 def most_probable(
   teacher: DenseTeacher,
+  token_ids: jax.Array,
   *,
   size: int,
   chunk_size: int | None = None,
   layout: Layout = Layout(),  # noqa: B008 (frozen)
   vocab_size: int | None = None,
   top_k_fn: TopKFn = jax.lax.top_k,
-) -> tuple[jax.Array, jax.Array]:
+) -> TeacherLists:
   """Returns the C most probable tokens of each distribution.
 
   Args:
     teacher: holds the distributions.
+    token_ids: the student's tokens. Shape `[B, T]`.
     size: C, from 1 to V.
     chunk_size: columns of time at once; None chooses by memory.
     layout: how arrays are sharded.
@@ -66,8 +68,8 @@ def most_probable(
     top_k_fn: finds them in `[t, B, V]`.
 
   Returns:
-    The ids, and their log-probabilities in the whole vocabulary, nats. Shape
-    `[B, T, C]` each.
+    The ids, and their log-probabilities in the whole vocabulary, nats, `[B, T,
+    C]` each; and those of the student's tokens, NaN for an id outside it.
 
   Raises:
     ValueError: a size that is not above 0, or more than there are tokens.
@@ -81,15 +83,16 @@ def most_probable(
       f"{num_tokens}; lower teacher.top_k"
     )
 
-  def choose(logits, _):
+  def choose(logits, token_ids):
     # Normalised before the list is cut: a tail is 1 less the mass of the list,
     # so the list's probabilities must be those in the whole vocabulary.
     log_softmax = jax.nn.log_softmax(logits, axis=-1)
     log_probs, ids = top_k_fn(log_softmax, size)
-    return ids, log_probs
+    return TeacherLists(ids, log_probs, vocabulary.pick(log_softmax, token_ids))
 
   choose_tokens = _of_tokens(choose, vocab_size)
-  return _chosen(choose_tokens, teacher, None, chunk_size, layout)
+  token_ids = token_ids.astype(jnp.int32)
+  return _chosen(choose_tokens, teacher, token_ids, chunk_size, layout)
 
 
 def _of_tokens(choose, vocab_size: int | None):

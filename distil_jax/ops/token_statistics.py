@@ -29,7 +29,8 @@ class TokenStatistics:
       outside it, which the student cannot have sampled.
     entropies: the student's entropy, in the whole vocabulary at temperature 1.
     teacher_log_probs: the teacher's log-probability of that token, likewise,
-      but without the padding that the divergence leaves out.
+      but without the padding that the divergence leaves out. None if the
+      teacher is known by lists that do not tell it.
   """
 
   costs: jax.Array
@@ -37,7 +38,7 @@ class TokenStatistics:
   teacher_entropies: jax.Array
   log_probs: jax.Array
   entropies: jax.Array
-  teacher_log_probs: jax.Array
+  teacher_log_probs: jax.Array | None
 
 
 class OwnStatistics(NamedTuple):
@@ -65,38 +66,53 @@ class DenseTeacher(NamedTuple):
   unembedding: Sequence[jax.Array]
 
 
+class TeacherLists(NamedTuple):
+  """Holds what a teacher that is known by lists says of each token.
+
+  Attributes:
+    ids: C tokens for each of the student's. Shape `[B, T, C]`.
+    log_probs: of these tokens, nats. Shape `[B, T, C]`.
+    token_log_probs: the teacher's log-probability of the student's token
+      itself, nats, whether it is listed or not; None if that is not known.
+      Shape `[B, T]`.
+  """
+
+  ids: jax.Array
+  log_probs: jax.Array
+  token_log_probs: jax.Array | None = None
+
+
 class SparseTeacher(NamedTuple):
   """A teacher of whom a short list of tokens is known at each state.
 
     samples   a₁ … a_C ~ π_T, of log-probability −log C each; duplicates are
               allowed. Cost −Σ p_c log π_θ(a_c), in the student's whole
               vocabulary: unbiased for the cross-entropy and its gradient.
-    top_k     distinct tokens with the teacher's own log-probabilities. With a
-              tail, one bucket on each side for all other tokens; without,
-              both sides are renormalised over the list.
+    top_k     distinct tokens with the teacher's own log-probabilities. Any
+              divergence is taken on the C tokens and, with a tail, on one
+              bucket on each side for all other tokens; without, both sides are
+              renormalised over the list. It is that of
+              `Divergence(top_k=C, top_k_of="teacher")`.
 
   A candidate of log-probability −inf is absent, whatever its id, so that lists
   may differ in length.
 
-  A list does not tell everything. `teacher_log_probs` is 0, and so are
-  `teacher_entropies` of samples: costs and returns there are cross-entropies.
-  The teacher's tail is 1 less the mass of the list, and 0 if rounding has
-  taken that mass past 1. Without a tail, costs are NaN if a list is empty.
+  A list does not tell everything. `teacher_entropies` of samples are 0: costs
+  and returns there are cross-entropies. The teacher's tail is 1 less the mass
+  of the list, but at least `list_statistics.LEAST_TAIL`. Without a tail, costs
+  are NaN if a list is empty.
 
   Attributes:
     ids: shape `[B, T, C]`.
     log_probs: nats. Shape `[B, T, C]`.
     kind: what the list holds.
-    tail: whether `top_k` has a tail; samples have none.
-    vocab_size: as in `Divergence`: what is left out of the student's
-      distribution; the lists have none of it.
+    token_log_probs: see `TeacherLists`.
   """
 
   ids: jax.Array
   log_probs: jax.Array
   kind: ListKind
-  tail: bool = False
-  vocab_size: int | None = None
+  token_log_probs: jax.Array | None = None
 
 
 def from_logits(

@@ -78,6 +78,7 @@ def batch(
     lists = {
       "teacher_candidate_ids": rows(*shape),
       "teacher_candidate_log_probs": rows(*shape, dtype=jnp.float32),
+      "teacher_log_probs": rows(completion_length, dtype=jnp.float32),
     }
   return TrainBatch(
     **lists,

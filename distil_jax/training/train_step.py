@@ -8,7 +8,7 @@ import optax
 
 from distil_jax.models import decoder, sharding
 from distil_jax.objectives import losses
-from distil_jax.objectives.base import LossAux, Objective
+from distil_jax.objectives.base import LossAux, Objective, with_lists
 from distil_jax.training import low_precision
 from distil_jax.training.train_state import TrainState
 from distil_jax.types import TrainBatch
@@ -214,16 +214,12 @@ def _with_teacher_lists(
   rows = jnp.arange(batch.completion_ids.shape[0])
   keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
   # In the slices of the update, so that asking needs no more memory than that.
-  ids, log_probs = jax.lax.map(
+  lists = jax.lax.map(
     lambda rows: ask_fn(params, teacher_params, *rows),
     _cut((batch, keys), num_slices),
   )
-  shape = (-1, *ids.shape[2:])
-  return dataclasses.replace(
-    batch,
-    teacher_candidate_ids=ids.reshape(shape),
-    teacher_candidate_log_probs=log_probs.reshape(shape),
-  )
+  joined = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), lists)
+  return with_lists(batch, joined)
 
 
 def _cut(tree, num_slices: int):

@@ -233,14 +233,19 @@ def test_a_config_of_a_comparison_is_told_its_command(tmp_path):
       ["objective.kind=sdpo", "teacher.access=samples"],
     ),
     (
-      "{objective: {local_cost: reverse_kl}, teacher: {access: top_k}}",
-      ["objective.local_cost=reverse_kl", "teacher.access=top_k"],
+      "{objective: {kind: opsd}, teacher: {access: top_k, top_k: 1}}",
+      ["teacher.top_k=1", "objective.tail=true", "nothing could be learned"],
+    ),
+    (
+      "{objective: {kind: minillm}, teacher: {access: top_k,"
+      " server: {url: 'http://h/v1', model: m, protocol: next_token}}}",
+      ["kind=minillm", "protocol to prompt_logprobs or echo"],
     ),
     (
       "teacher: {access: samples}",
       [
         "objective.local_cost=reverse_kl, objective.cost=kl",
-        "local_cost=forward_cross_entropy, cost=cross_entropy",
+        "local_cost=forward_cross_entropy, objective.cost=cross_entropy",
         "access=top_k",
       ],
     ),
@@ -252,7 +257,7 @@ def test_a_config_of_a_comparison_is_told_its_command(tmp_path):
     (
       "{objective: {temperature: 0.7, local_cost: forward_cross_entropy},"
       " teacher: {access: top_k}}",
-      ["objective.temperature=0.7", "access=probabilities"],
+      ["objective.temperature=0.7", "tail=false", "access=probabilities"],
     ),
     (
       "optimizer: {mini_batch_size: 12}",
@@ -369,6 +374,10 @@ def test_wrong_override_is_named(tmp_path, override, expected):
     "{objective: {kind: grpo, kl_weight: 0.1}}",
     "{objective: {cost: kl, local_cost: forward_cross_entropy},"
     " teacher: {access: top_k}}",
+    "teacher: {access: top_k}",
+    "{objective: {kind: sdpo}, teacher: {access: top_k}}",
+    "{objective: {kind: opsd, temperature: 1.1}, teacher: {access: top_k}}",
+    "{objective: {kind: minillm}, teacher: {access: top_k}}",
     "optimizer: {mini_batch_size: 32, micro_batch_size: 4}",
     "teacher: {parameters: ema, guard: {action: freeze}}",
   ],

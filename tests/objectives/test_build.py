@@ -354,7 +354,7 @@ LOCAL = distil(future_weight=0.0)
 def test_a_list_of_all_tokens_is_the_distribution(
   network, teacher, batch, forward
 ):
-  settings = {"local_cost": "forward_cross_entropy", "cost": "kl"}
+  settings = {"local_cost": "reverse_kl", "cost": "kl", "temperature": 0.7}
   expert = forward.expert(teacher)
 
   def loss(student):
@@ -377,6 +377,46 @@ def test_a_list_of_all_tokens_is_the_distribution(
   gradient, same, _ = listed(network.params, teacher, batch, jax.random.key(0))
   np.testing.assert_allclose(same, value, rtol=1e-5)
   assert_close(gradient, expected)
+
+
+@pytest.mark.parametrize("kind", ["sdpo", "minillm"])
+def test_every_objective_takes_lists(network, teacher, batch, kind):
+  objective = config.SDPOConfig(alpha=0.3)
+  if kind == "minillm":
+    objective = config.MiniLLMConfig()
+  found, few, expected = (
+    gradients_of(network, objective, asked)(
+      network.params, teacher, batch, jax.random.key(0)
+    )
+    for asked in (
+      listening("top_k", top_k=networks.VOCAB_SIZE),
+      listening("top_k", top_k=2),
+      FROZEN,
+    )
+  )
+  np.testing.assert_allclose(found[1], expected[1], rtol=1e-5)
+  assert_close(found[0], expected[0])
+  for name, value in expected[2].items():
+    np.testing.assert_allclose(
+      found[2][name], value, rtol=1e-4, atol=1e-5, err_msg=name
+    )
+  if kind == "sdpo":  # on fewer cells two distributions are not farther apart
+    assert 0.1 * expected[2]["cost"] < few[2]["cost"] < expected[2]["cost"]
+  else:  # the tokens that were sampled are known whatever is listed
+    np.testing.assert_allclose(
+      few[2]["cost"], expected[2]["cost"], rtol=1e-5, atol=1e-6
+    )
+
+
+def test_minillm_needs_to_know_the_students_own_tokens(network, teacher, batch):
+  lists = jnp.zeros((*batch.completion_ids.shape, 1), int)
+  listed = batch.replace(
+    teacher_candidate_ids=lists,
+    teacher_candidate_log_probs=lists.astype(jnp.float32),
+  )
+  learn = gradients_of(network, config.MiniLLMConfig(), listening("top_k"))
+  with pytest.raises(ValueError, match="give teacher_log_probs in the batch"):
+    learn(network.params, teacher, listed, jax.random.key(0))
 
 
 def test_samples_of_a_teacher_come_close_to_its_distribution(
@@ -566,7 +606,7 @@ def test_sizes_that_do_not_divide_are_named(network, sizes, said):
 
 
 def test_a_teacher_that_cannot_tell_is_refused(network):
-  with pytest.raises(config.ConfigError, match="kind=sdpo needs"):
+  with pytest.raises(config.ConfigError, match="kind=sdpo: needs"):
     recipe_step(network, config.SDPOConfig(), listening("samples"))
 
 

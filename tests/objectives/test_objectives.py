@@ -409,7 +409,7 @@ class TestOtherEstimatorsAreExact:
         candidates, np.zeros(candidates.shape), "samples"
       )
       statistics = fused_statistics.compared_with_list(
-        student[prefixes], jnp.eye(2), lists, self.ids[members]
+        student[prefixes], jnp.eye(2), lists, self.ids[members], Divergence()
       ).statistics()
       costs = objectives.token_costs(statistics, mask, cost="cross_entropy")
       scores, _ = references.score_weights(costs, mask, normalize=False)

@@ -74,8 +74,11 @@ def sources(student, matrix, teacher, teacher_matrix, ids):
     "listed": fused_statistics.compared_with_list(
       student,
       matrix,
-      token_statistics.SparseTeacher(candidates, log_probs, "top_k"),
+      token_statistics.SparseTeacher(
+        candidates, log_probs, "top_k", np.zeros((SIZE, LENGTH), np.float32)
+      ),
       ids,
+      Divergence(tail=False),
     ),
     "alone": fused_statistics.alone(student, matrix, ids),
   }

@@ -358,24 +358,41 @@ def listed_statistics(
   log_probs,
   ids,
   *,
+  kind,
+  divergence,
+  own=None,
   mask=None,
   chunk_size=None,
-  **settings,
 ):
-  lists = token_statistics.SparseTeacher(candidates, log_probs, **settings)
-  source = fused_statistics.compared_with_list(hidden, matrix, lists, ids, mask)
+  lists = token_statistics.SparseTeacher(candidates, log_probs, kind, own)
+  source = fused_statistics.compared_with_list(
+    hidden, matrix, lists, ids, divergence, mask
+  )
   return source.tiled(chunk_size=chunk_size).statistics()
 
 
 SPARSE = (
-  {"kind": "samples"},
-  {"kind": "top_k"},
-  {"kind": "top_k", "tail": True},
+  {"kind": "samples", "divergence": Divergence()},
+  *(
+    {"kind": "top_k", "divergence": divergence}
+    for divergence in (
+      Divergence(tail=False),
+      Divergence(),
+      Divergence("reverse_kl"),
+      Divergence("sdpo", weight=0.3),
+      Divergence(
+        "opsd", weight=0.6, token_clip=0.05, tail=False, temperature=1.3
+      ),
+    )
+  ),
 )
 
 
-def listed_cost(logits, ids, log_probs, *, kind, tail=False):
-  """Of one state, in float64 and loops: the cost, and the teacher's entropy."""
+def listed_costs(logits, ids, log_probs, *, kind, divergence):
+  """Of one state, in float64 and loops.
+
+  The cost, the cross-entropy and the teacher's entropy.
+  """
   whole = formulas.log_softmax(logits)
   present = [
     (a, p) for a, p in zip(ids, log_probs, strict=True) if p != -np.inf
@@ -383,16 +400,25 @@ def listed_cost(logits, ids, log_probs, *, kind, tail=False):
   student = np.array([whole[a] for a, _ in present])
   teacher = np.array([p for _, p in present], np.float64)
   if kind == "samples":
-    return formulas.divergence(student, teacher, "forward_cross_entropy"), 0.0
-  if tail:
+    cost = formulas.divergence(student, teacher, "forward_cross_entropy")
+    return cost, cost, 0.0
+  if divergence.tail:
     listed = {a for a, _ in present}
     rest = [np.exp(x) for a, x in enumerate(whole) if a not in listed]
     student = np.append(student, np.log(sum(rest)))
     teacher = np.append(teacher, np.log(1 - np.exp(teacher).sum()))
   else:
-    student = student - np.log(np.exp(student).sum())
-    teacher = teacher - np.log(np.exp(teacher).sum())
+    student = formulas.log_softmax(student / divergence.temperature)
+    teacher = formulas.log_softmax(teacher / divergence.temperature)
+  cost = formulas.divergence(
+    student,
+    teacher,
+    divergence.kind,
+    weight=divergence.weight,
+    token_clip=divergence.token_clip,
+  )
   return (
+    cost,
     formulas.divergence(student, teacher, "forward_cross_entropy"),
     formulas.entropy(teacher),
   )
@@ -421,10 +447,10 @@ class TestSparseTokenStatistics:
     def run(logits, weights):
       def total(logits, kind):
         lists = token_statistics.SparseTeacher(
-          candidates, log_probs, kind, tail=kind == "top_k"
+          candidates, log_probs, kind, jnp.zeros(ids.shape)
         )
         found = fused_statistics.compared_with_list(
-          logits, matrix, lists, ids, weights=weights
+          logits, matrix, lists, ids, Divergence(), weights=weights
         ).statistics()
         return jnp.sum(found.costs), found
 
@@ -455,7 +481,7 @@ class TestSparseTokenStatistics:
     def in_numpy(logits, settings, at=0):
       values = np.zeros(ids.shape)
       for b, t in np.ndindex(*ids.shape):
-        values[b, t] = listed_cost(
+        values[b, t] = listed_costs(
           logits[b, t], candidates[b, t], log_probs[b, t], **settings
         )[at]
       return values
@@ -484,11 +510,11 @@ class TestSparseTokenStatistics:
         near = {"rtol": 1e-6, "atol": 1e-6}
         expected = in_numpy(logits, settings)
         np.testing.assert_allclose(actual.costs, expected, **near)
-        np.testing.assert_array_equal(actual.cross_entropies, actual.costs)
-        np.testing.assert_allclose(
-          actual.teacher_entropies, in_numpy(logits, settings, at=1), **near
-        )
-        np.testing.assert_array_equal(actual.teacher_log_probs, 0.0)
+        for at, name in ((1, "cross_entropies"), (2, "teacher_entropies")):
+          np.testing.assert_allclose(
+            getattr(actual, name), in_numpy(logits, settings, at), **near
+          )
+        assert actual.teacher_log_probs is None
         np.testing.assert_allclose(
           gradient,
           formulas.numerical_gradient(
@@ -505,44 +531,101 @@ class TestSparseTokenStatistics:
             actual.entropies[b, t], formulas.entropy(log_softmax)
           )
 
-  @pytest.mark.parametrize("tail", [False, True])
-  def test_the_teachers_own_top_k(self, tail):
-    logits, teacher, candidates, log_probs, ids = sparse_inputs(seed=2)
-    for size in (3, 6):  # 6 is the whole vocabulary: nothing is left
-      candidates = np.argsort(-teacher, -1)[..., :size]
-      log_probs = np.take_along_axis(teacher, candidates, -1)
-      actual, pull = jax.vjp(
-        lambda x, ids_of, log_probs_of: listed_statistics(
-          x,
+  @pytest.mark.parametrize("size", [3, 6])  # 6 is the whole vocabulary
+  def test_the_teachers_own_top_k(self, size):
+    logits, teacher, *_, ids = sparse_inputs(seed=2)
+    logits, teacher = (jnp.asarray(x, jnp.float32) for x in (logits, teacher))
+    candidates = np.argsort(-teacher, -1)[..., :size]
+    log_probs = np.take_along_axis(teacher, candidates, -1)
+    own = jnp.take_along_axis(teacher, ids[..., None], -1)[..., 0]
+    divergences = [x["divergence"] for x in SPARSE if x["kind"] == "top_k"]
+
+    @jax.jit
+    def run(logits, log_probs):
+      def of_lists(logits, log_probs, divergence):
+        found = listed_statistics(
+          logits,
           jnp.eye(6),
-          ids_of,
-          log_probs_of,
+          candidates,
+          log_probs,
           ids,
           kind="top_k",
-          tail=tail,
-        ),
-        jnp.asarray(logits, jnp.float32),
-        candidates,
-        jnp.asarray(log_probs, jnp.float32),
+          divergence=divergence,
+          own=own,
+        )
+        return jnp.sum(found.costs), found
+
+      def of_logits(logits, log_probs, divergence):
+        del log_probs
+        chosen = {"top_k": size, "top_k_of": "teacher"}
+        found = token_statistics.from_logits(
+          logits, teacher, ids, dataclasses.replace(divergence, **chosen)
+        )
+        return jnp.sum(found.costs), found
+
+      return [
+        [
+          jax.grad(f, (0, 1), has_aux=True)(logits, log_probs, divergence)
+          for f in (of_lists, of_logits)
+        ]
+        for divergence in divergences
+      ]
+
+    for (gradient, actual), (expected, exact) in run(logits, log_probs):
+      for name in FIELDS:
+        assert_close(getattr(actual, name), getattr(exact, name))
+      assert_close(gradient[0], expected[0])
+      np.testing.assert_array_equal(gradient[1], 0.0)
+
+  def test_a_reverse_kl_by_hand(self):
+    # Student (1/2, 1/4, 1/8, 1/8), teacher (1/4, 1/2) and 1/4 for the others.
+    logits = jnp.log(jnp.array([[[0.5, 0.25, 0.125, 0.125]]]))
+    lists = jnp.array([[[0, 1]]]), jnp.log(jnp.array([[[0.25, 0.5]]]))
+    found = [
+      listed_statistics(
+        logits,
+        jnp.eye(4),
+        *lists,
+        jnp.array([[2]]),
+        kind="top_k",
+        divergence=Divergence("reverse_kl", tail=tail),
+        own=jnp.array([[-2.0]]),
       )
-      exact, pull_exact = jax.vjp(
-        lambda x, size: token_statistics.from_logits(
-          x,
-          jnp.asarray(teacher, jnp.float32),
-          ids,
-          Divergence(top_k=size, top_k_of="teacher", tail=tail),
-        ),
-        jnp.asarray(logits, jnp.float32),
-        size,
-      )
-      assert_close(actual.costs, exact.costs, tolerance=1e-6)
-      assert_close(actual.teacher_entropies, exact.teacher_entropies)
-      ones = jax.tree.map(jnp.zeros_like, actual).replace(
-        costs=jnp.ones(ids.shape)
-      )
-      slope = pull(ones)
-      assert_close(slope[0], pull_exact(ones)[0])
-      np.testing.assert_array_equal(slope[2], 0.0)
+      for tail in (True, False)
+    ]
+    # With a tail (1/2 − 1/4) log 2; without, (2/3, 1/3) beside (1/3, 2/3).
+    for statistics, cost in zip(found, (1 / 4, 1 / 3), strict=True):
+      np.testing.assert_allclose(statistics.costs, cost * np.log(2), rtol=1e-6)
+      np.testing.assert_array_equal(statistics.teacher_log_probs, -2.0)
+
+  def test_a_teacher_whose_list_has_all_its_mass_costs_no_infinity(self):
+    # The student puts half of its mass where the teacher, rounded, has none.
+    logits = jnp.log(jnp.array([[[0.25, 0.25, 0.5]]]))
+
+    @jax.jit
+    def run(logits):
+      def total(logits, kind, weight):
+        return listed_statistics(
+          logits,
+          jnp.eye(3),
+          jnp.array([[[0, 1]]]),
+          jnp.log(jnp.array([[[0.5, 0.5 + 1e-3]]])),
+          jnp.array([[0]]),
+          kind="top_k",
+          divergence=Divergence(kind, weight=weight),
+        ).costs[0, 0]
+
+      kinds = (("reverse_kl", None), ("sdpo", 0.5), ("forward_kl", None))
+      return [jax.value_and_grad(total)(logits, *kind) for kind in kinds]
+
+    (value, _), *others = run(logits)
+    # KL of (1/4, 1/4, 1/2) and (1/2, 1/2, 1e-6).
+    by_hand = 0.5 * np.log(0.5) + 0.5 * np.log(0.5e6)
+    np.testing.assert_allclose(value, by_hand, rtol=1e-3)
+    for cost, gradient in ((value, _), *others):
+      assert np.isfinite(cost)
+      assert np.isfinite(gradient).all()
+      assert np.abs(gradient).max() > 0.1
 
   def test_samples_are_unbiased_for_cost_and_gradient(self):
     # One state, three words, all nine pairs of samples with their chances.
@@ -559,6 +642,7 @@ class TestSparseTokenStatistics:
         np.full((1, 9, 2), -np.log(2)),
         np.zeros((1, 9), np.int32),
         kind="samples",
+        divergence=Divergence(),
       )
       return jnp.sum(chances * statistics.costs[0])
 
@@ -576,7 +660,7 @@ class TestSparseTokenStatistics:
     mask = np.arange(5) < np.array([[5], [3]])
 
     @jax.jit
-    def run(candidates, log_probs):
+    def run(candidates, log_probs, own):
       def total(logits):
         statistics = listed_statistics(
           logits,
@@ -584,6 +668,7 @@ class TestSparseTokenStatistics:
           candidates,
           log_probs,
           ids,
+          own=own,
           mask=mask,
           chunk_size=2,
           **settings,
@@ -592,12 +677,14 @@ class TestSparseTokenStatistics:
 
       return jax.grad(total, has_aux=True)(jnp.asarray(logits, jnp.float32))
 
-    gradient, clean = run(candidates, log_probs)
+    own = np.where(mask, -1.0, 0.0)
+    gradient, clean = run(candidates, log_probs, own)
     np.testing.assert_array_equal(gradient[1, 3:], 0.0)
     for garbage in (np.nan, np.inf, 1e30):
       dirty_gradient, dirty = run(
         np.where(mask[..., None] & (log_probs > -np.inf), candidates, 10**6),
         np.where(mask[..., None], log_probs, garbage),
+        np.where(mask, own, garbage),
       )
       for name in FIELDS:
         assert np.all(np.isfinite(getattr(dirty, name)))
@@ -609,24 +696,38 @@ class TestSparseTokenStatistics:
 
   def test_a_word_that_is_not_in_the_vocabulary_is_not_hidden(self):
     logits, _, candidates, log_probs, ids = sparse_inputs()
-    for settings in SPARSE:
-      statistics = listed_statistics(
-        logits.astype(np.float32),
-        np.eye(6, dtype=np.float32),
-        candidates + 6,
-        log_probs,
-        ids,
-        **settings,
-      )
-      assert np.all(np.isnan(statistics.costs))
 
-  def test_unusable_lists(self):
+    @jax.jit
+    def run(logits):
+      return [
+        listed_statistics(
+          logits, jnp.eye(6), candidates + 6, log_probs, ids, **settings
+        ).costs
+        for settings in SPARSE
+      ]
+
+    for costs in run(jnp.asarray(logits, jnp.float32)):
+      assert np.all(np.isnan(costs))
+
+  @pytest.mark.parametrize(
+    ("kind", "settings", "text"),
+    [
+      ("beam", {}, "kind='beam' is neither"),
+      ("samples", {"kind": "reverse_kl"}, "tell only which tokens it drew"),
+      ("samples", {"temperature": 2.0, "tail": False}, "set temperature=1"),
+      ("top_k", {"temperature": 2.0}, "or tail=False"),
+      ("top_k", {"top_k": 2}, "set top_k=None"),
+    ],
+  )
+  def test_what_a_list_does_not_tell_is_refused(self, kind, settings, text):
     inputs = (np.zeros((1, 2, 3)), np.eye(3), *np.zeros((2, 1, 2, 1), int))
-    run = functools.partial(listed_statistics, *inputs, np.zeros((1, 2), int))
-    with pytest.raises(ValueError, match="kind='beam' is neither"):
-      run(kind="beam")
-    with pytest.raises(ValueError, match="set tail=False"):
-      run(kind="samples", tail=True)
+    with pytest.raises(ValueError, match=text):
+      listed_statistics(
+        *inputs,
+        np.zeros((1, 2), int),
+        kind=kind,
+        divergence=Divergence(**settings),
+      )
 
 
 class TestTokenLogProbs:

@@ -133,15 +133,17 @@ def hidden_of(logits):
 
 
 def test_a_list_names_no_padding():
-  _, teacher, _ = tile()
+  _, teacher, tokens = tile()
   hidden, identity = hidden_of(teacher)
   asked = DenseTeacher((hidden,), (identity,))
   expected = np.asarray(
     [formulas.log_softmax(row[:NUM_TOKENS]) for row in teacher]
   )
-  ids, log_probs = teacher_candidates.most_probable(
-    asked, size=NUM_TOKENS, vocab_size=NUM_TOKENS
+  ids, log_probs, own = teacher_candidates.most_probable(
+    asked, tokens[None], size=NUM_TOKENS, vocab_size=NUM_TOKENS
   )
+  own_expected = expected[np.arange(len(tokens)), tokens]
+  np.testing.assert_allclose(own[0], own_expected, rtol=1e-5)
   order = np.argsort(-expected, axis=-1)
   np.testing.assert_array_equal(ids[0], order)
   np.testing.assert_allclose(
@@ -151,14 +153,14 @@ def test_a_list_names_no_padding():
   count = 20_000
   spread = (jnp.arange(count) + 0.5) / count
   uniforms = jnp.broadcast_to(spread, (1, len(teacher), count))
-  ids, _ = teacher_candidates.samples(asked, uniforms, vocab_size=NUM_TOKENS)
+  ids, *_ = teacher_candidates.samples(asked, uniforms, vocab_size=NUM_TOKENS)
   for row, probs in enumerate(np.exp(expected)):
     shares = np.bincount(ids[0, row], minlength=VOCAB_SIZE) / count
     np.testing.assert_allclose(shares[:NUM_TOKENS], probs, atol=2 / count)
     assert not shares[NUM_TOKENS:].any()
   with pytest.raises(ValueError, match=r"6 tokens .* vocabulary has 5"):
     teacher_candidates.most_probable(
-      asked, size=NUM_TOKENS + 1, vocab_size=NUM_TOKENS
+      asked, tokens[None], size=NUM_TOKENS + 1, vocab_size=NUM_TOKENS
     )
 
 
@@ -179,10 +181,9 @@ def test_costs_of_lists_leave_out_padding(kind, tail, size):
       jnp.asarray(listed[None], jnp.int32),
       jnp.asarray(log_probs[None], jnp.float32),
       kind,
-      tail,
-      NUM_TOKENS,
     ),
     jnp.asarray(ids)[None],
+    Divergence(tail=tail, vocab_size=NUM_TOKENS),
   ).statistics()
   for row in range(len(ids)):
     known = formulas.log_softmax(student[row][:NUM_TOKENS])

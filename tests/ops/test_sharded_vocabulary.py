@@ -78,12 +78,15 @@ def sources(x, h, w):
     fused_statistics.compared, h, w, teacher, x["ids"], top_k_fn=top_k_fn
   )
   found = {name: compared(d, x["mask"]) for name, d in DIVERGENCES.items()}
-  for kind, tail in (("samples", False), ("top_k", True)):
+  for kind, divergence in (
+    ("samples", Divergence()),
+    ("top_k", Divergence("sdpo", weight=0.5)),
+  ):
     lists = token_statistics.SparseTeacher(
-      x["candidates"], x["log_probs"], kind, tail
+      x["candidates"], x["log_probs"], kind
     )
     found[kind] = fused_statistics.compared_with_list(
-      h, w, lists, x["ids"], x["mask"]
+      h, w, lists, x["ids"], divergence, x["mask"]
     )
   return found
 

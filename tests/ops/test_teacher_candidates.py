@@ -13,6 +13,7 @@ LENGTH, VOCAB_SIZE = 5, 11
 HIDDEN = RNG.normal(size=(2, LENGTH, 4)).astype(np.float32)
 MATRIX = RNG.normal(size=(4, VOCAB_SIZE)).astype(np.float32)
 TEACHER = DenseTeacher((HIDDEN,), (MATRIX,))
+TOKENS = RNG.integers(0, VOCAB_SIZE, (2, LENGTH)).astype(np.int32)
 CHUNK_SIZES = (1, 2, LENGTH, None)
 
 
@@ -21,12 +22,17 @@ def test_most_probable():
   log_softmax = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
   order = np.argsort(-log_softmax, -1)[..., :3]
   for chunk_size in CHUNK_SIZES:
-    ids, log_probs = teacher_candidates.most_probable(
-      TEACHER, size=3, chunk_size=chunk_size
+    ids, log_probs, own = teacher_candidates.most_probable(
+      TEACHER, TOKENS, size=3, chunk_size=chunk_size
     )
     np.testing.assert_array_equal(ids, order)
     np.testing.assert_allclose(
       log_probs, np.take_along_axis(log_softmax, order, -1), rtol=1e-5
+    )
+    np.testing.assert_allclose(
+      own,
+      np.take_along_axis(log_softmax, TOKENS[..., None], -1)[..., 0],
+      rtol=1e-5,
     )
 
 
@@ -34,9 +40,9 @@ def test_logits_of_several_are_summed():
   halves = DenseTeacher((HIDDEN / 2, HIDDEN / 2), (MATRIX, MATRIX))
   for chunk_size in CHUNK_SIZES:
     actual = teacher_candidates.most_probable(
-      halves, size=3, chunk_size=chunk_size
+      halves, TOKENS, size=3, chunk_size=chunk_size
     )
-    whole = teacher_candidates.most_probable(TEACHER, size=3)
+    whole = teacher_candidates.most_probable(TEACHER, TOKENS, size=3)
     np.testing.assert_array_equal(actual[0], whole[0])
     np.testing.assert_allclose(actual[1], whole[1], rtol=1e-6)
 
@@ -48,20 +54,21 @@ def test_samples():
     [token_sampling.sample(logits, uniforms[..., c]) for c in range(3)], axis=-1
   )
   for chunk_size in CHUNK_SIZES:
-    ids, log_probs = teacher_candidates.samples(
+    ids, log_probs, own = teacher_candidates.samples(
       TEACHER, uniforms, chunk_size=chunk_size
     )
     np.testing.assert_array_equal(ids, expected)
     np.testing.assert_allclose(log_probs, np.full(ids.shape, -np.log(3)))
+    assert own is None
 
 
 def test_a_list_has_one_to_all_tokens():
-  ids, _ = teacher_candidates.most_probable(TEACHER, size=VOCAB_SIZE)
+  ids, *_ = teacher_candidates.most_probable(TEACHER, TOKENS, size=VOCAB_SIZE)
   np.testing.assert_array_equal(np.sort(ids, -1)[0, 0], np.arange(VOCAB_SIZE))
   with pytest.raises(ValueError, match=r"a list of 12 tokens .* has 11"):
-    teacher_candidates.most_probable(TEACHER, size=VOCAB_SIZE + 1)
+    teacher_candidates.most_probable(TEACHER, TOKENS, size=VOCAB_SIZE + 1)
   with pytest.raises(ValueError, match="a list of 0 tokens"):
-    teacher_candidates.most_probable(TEACHER, size=0)
+    teacher_candidates.most_probable(TEACHER, TOKENS, size=0)
 
 
 @pytest.mark.parametrize("access", ["most_probable", "samples"])
@@ -78,7 +85,7 @@ def test_no_logits_of_all_tokens(access):
         teacher, uniforms, chunk_size=chunk_size
       )
     return teacher_candidates.most_probable(
-      teacher, size=2, chunk_size=chunk_size
+      teacher, jnp.zeros((2, length), int), size=2, chunk_size=chunk_size
     )
 
   def temporaries(chunk_size):

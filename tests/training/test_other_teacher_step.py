@@ -228,7 +228,7 @@ def test_samples_come_from_the_teachers_network(student, teacher, batch, dense):
     list_size=2000,
   )
   keys = jax.random.split(jax.random.key(1), 8)
-  ids, log_probs = jax.jit(passes.ask_fn)(
+  ids, log_probs, _ = jax.jit(passes.ask_fn)(
     student.params, teacher.params, batch, keys
   )
   assert np.asarray(ids).max() < NUM_TOKENS

@@ -115,8 +115,8 @@ def direction(gathered: Gathered, evidence: Evidence) -> Check:
   """Checks that the objective's cost is the formula that the config names."""
   config, mask = gathered.config, gathered.teacher_mask
   tokens, signal = evidence.tokens, evidence.signal
-  local = expected.local_formula(config.objective, config.teacher)
-  carried = expected.carried_formula(config.objective, config.teacher)
+  local = expected.local_formula(config.objective)
+  carried = expected.carried_formula(config.objective)
   gaps = {
     local.name: _gap(signal["costs"], tokens["costs"], mask),
     f"carried {carried.name}": _gap(signal["carried"], tokens["carried"], mask),

@@ -19,7 +19,7 @@ from distil_jax.analysis.teacher_check.records import (
   Run,
 )
 from distil_jax.models import decoder, layers, sharding
-from distil_jax.objectives.base import Objective, teacher_mask
+from distil_jax.objectives.base import Objective, teacher_mask, with_lists
 from distil_jax.ops import credit as credit_lib
 from distil_jax.training import low_precision
 from distil_jax.training.setup import steps
@@ -76,10 +76,8 @@ def put_batch(run: Run, gathered: Gathered) -> TrainBatch:
     return batch
   seed, num_rows = gathered.config.train.seed, len(batch.completion_ids)
   keys = jax.random.split(jax.random.key(seed), num_rows)
-  ids, log_probs = jax.jit(ask_fn)(*networks(run).params, batch, keys)
-  return dataclasses.replace(
-    batch, teacher_candidate_ids=ids, teacher_candidate_log_probs=log_probs
-  )
+  lists = jax.jit(ask_fn)(*networks(run).params, batch, keys)
+  return with_lists(batch, lists)
 
 
 def objective_signal(run: Run, batch: TrainBatch) -> Numbers:
@@ -194,8 +192,8 @@ def dense_tokens(
     for share, graphdef, params in read.teacher
   ]
   formulas = (
-    expected.local_formula(config.objective, config.teacher),
-    expected.carried_formula(config.objective, config.teacher),
+    expected.local_formula(config.objective),
+    expected.carried_formula(config.objective),
   )
   found = []
   for row in range(count):

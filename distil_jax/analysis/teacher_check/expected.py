@@ -1,5 +1,6 @@
 """Says which formulas a config asks for, in the words of `reference`."""
 
+import dataclasses
 from typing import Any
 
 from distil_jax.analysis.teacher_check.reference import Credit, Formula
@@ -10,7 +11,6 @@ from distil_jax.config.objectives import (
   OPSDConfig,
   SDPOConfig,
 )
-from distil_jax.config.teacher import TeacherConfig
 
 _LOCAL = {
   "forward_cross_entropy": "forward cross-entropy",
@@ -20,9 +20,7 @@ _LOCAL = {
 _CARRIED = {"cross_entropy": "forward cross-entropy", "kl": "forward KL"}
 
 
-def local_formula(
-  objective: ObjectiveConfig, teacher: TeacherConfig
-) -> Formula:
+def local_formula(objective: ObjectiveConfig) -> Formula:
   """Returns the cost that each token minimises by itself."""
   support: dict[str, Any] = {}
   if not isinstance(objective, MiniLLMConfig) and hasattr(objective, "top_k"):
@@ -34,9 +32,7 @@ def local_formula(
       name = _CARRIED[objective.cost]
       if objective.local_cost is not None:
         name = _LOCAL[objective.local_cost]
-      if teacher.access != "probabilities":
-        name = "forward cross-entropy"  # a list serves nothing else
-      return Formula(name, **support)
+      return Formula(name, temperature=objective.temperature, **support)
     case SDPOConfig():
       return _between(objective.alpha, **support)
     case OPSDConfig():
@@ -49,19 +45,12 @@ def local_formula(
   return Formula("reverse KL")
 
 
-def carried_formula(
-  objective: ObjectiveConfig, teacher: TeacherConfig
-) -> Formula:
+def carried_formula(objective: ObjectiveConfig) -> Formula:
   """Returns the cost that is charged to the tokens before it."""
-  local = local_formula(objective, teacher)
+  local = local_formula(objective)
   match objective:
     case DistilConfig():
-      return Formula(
-        _CARRIED[objective.cost],
-        top_k=local.top_k,
-        top_k_of=local.top_k_of,
-        tail=local.tail,
-      )
+      return dataclasses.replace(local, name=_CARRIED[objective.cost])
     case MiniLLMConfig():
       return Formula("sampled reverse KL")
   return local

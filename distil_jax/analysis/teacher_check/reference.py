@@ -8,6 +8,9 @@ import dataclasses
 
 import numpy as np
 
+# Float32 probabilities do not tell a smaller tail of the teacher.
+_LEAST_TAIL = 1e-6
+
 
 @dataclasses.dataclass(frozen=True)
 class Formula:
@@ -45,7 +48,21 @@ def costs(
   student_logits: np.ndarray, teacher_logits: np.ndarray, formula: Formula
 ) -> np.ndarray:
   """Returns the cost of each token, nats. `[T, V]` to `[T]`."""
-  student, teacher = supported(student_logits, teacher_logits, formula)
+  return compared(*supported(student_logits, teacher_logits, formula), formula)
+
+
+def compared(
+  student: np.ndarray, teacher: np.ndarray, formula: Formula
+) -> np.ndarray:
+  """Returns the cost on log-probabilities of a support, nats.
+
+  Args:
+    student, teacher: from `supported` or `listed`. Shape `[T, C]` each.
+    formula: whose support is not read.
+
+  Returns:
+    Shape `[T]`.
+  """
   if formula.name == "forward cross-entropy":
     return -_product(np.exp(teacher), student).sum(axis=-1)
   if formula.name == "forward KL":
@@ -93,31 +110,33 @@ def sampled_costs(student_logits: np.ndarray, ids: np.ndarray) -> np.ndarray:
   return -np.take_along_axis(log_probs, ids, axis=-1).mean(axis=-1)
 
 
-def listed_costs(
+def listed(
   student_logits: np.ndarray,
   ids: np.ndarray,
   log_probs: np.ndarray,
-  *,
-  tail: bool,
-) -> np.ndarray:
-  """Returns the cross-entropy over a list of distinct tokens, nats. `[T]`.
+  formula: Formula,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns both log-probabilities over a list of distinct tokens.
 
   Args:
     student_logits: shape `[T, V]`.
     ids, log_probs: the teacher's most probable tokens. Shape `[T, C]` each.
-    tail: one more bucket for all other tokens.
+    formula: says whether there is one more bucket for all other tokens.
   """
-  student = np.take_along_axis(log_softmax(student_logits), ids, axis=-1)
+  whole = log_softmax(student_logits)
+  student = np.take_along_axis(whole, ids, axis=-1)
   teacher = np.asarray(log_probs, np.float64)
-  if tail:
+  if not formula.tail:
+    student = student / formula.temperature
+    teacher = teacher / formula.temperature
+  elif ids.shape[-1] < whole.shape[-1]:
+    rest = np.exp(whole)
+    np.put_along_axis(rest, ids, 0.0, axis=-1)
+    left = np.maximum(1 - np.exp(teacher).sum(-1, keepdims=True), _LEAST_TAIL)
     with np.errstate(divide="ignore"):
-      student, teacher = (
-        np.concatenate(
-          [x, np.log(np.maximum(1 - np.exp(x).sum(-1, keepdims=True), 0))], -1
-        )
-        for x in (student, teacher)
-      )
-  return -_product(np.exp(log_softmax(teacher)), log_softmax(student)).sum(-1)
+      student = np.append(student, np.log(rest.sum(-1, keepdims=True)), -1)
+    teacher = np.append(teacher, np.log(left), -1)
+  return log_softmax(student), log_softmax(teacher)
 
 
 def entropy(log_probs: np.ndarray) -> np.ndarray:

@@ -63,18 +63,23 @@ def of_tokens(
     **_choices("student", student_log_probs),
     **_choices("teacher", shifted["teacher"]),
   }
+  support = reference.supported(student_logits, teacher, local)
+  found["costs"] = reference.compared(*support, local)
   if lists is not None:
     found |= _of_lists(shifted, *lists)
-    found["costs"] = _listed(student_logits, *lists, local, kind)
+  if lists is not None and kind == "samples":
+    found["costs"] = reference.sampled_costs(student_logits, lists[0])
+  elif lists is not None:
+    support = reference.listed(student_logits, *lists, local)
+    found["costs"] = reference.compared(*support, local)
+  if carried.name == local.name:
     found["carried"] = found["costs"]
-    if carried.name == "forward KL":
-      found["carried"] = found["costs"] - _list_entropy(lists[1], local)
+  elif carried.name == "sampled reverse KL":
+    found["carried"] = found["student_log_probs"] - found["teacher_log_probs"]
   else:
-    found["costs"] = reference.costs(student_logits, teacher, local)
-    found["carried"] = _carried(found, student_logits, teacher, carried)
+    found["carried"] = reference.compared(*support, carried)
   return found | {
-    f"rival/{name}": values
-    for name, values in _rivals(student_logits, teacher, local)
+    f"rival/{name}": values for name, values in _rivals(*support, local)
   }
 
 
@@ -100,44 +105,12 @@ def stretches(length: int, vocab_size: int) -> Iterator[slice]:
 def _rivals(
   student: np.ndarray, teacher: np.ndarray, local: Formula
 ) -> Iterator[tuple[str, np.ndarray]]:
-  """Yields what the cost would be by mistake."""
+  """Yields what the cost would be by mistake, on the same support."""
   for name in _RIVALS:
     if name != local.name:
       rival = dataclasses.replace(local, name=name, token_clip=None)
-      yield name, reference.costs(student, teacher, rival)
-  roles = {"student": "teacher", "teacher": "student"}
-  swapped = dataclasses.replace(local, top_k_of=roles[local.top_k_of])
-  yield "the swapped cost", reference.costs(teacher, student, swapped)
-
-
-def _carried(
-  found: Numbers, student: np.ndarray, teacher: np.ndarray, carried: Formula
-) -> np.ndarray:
-  if carried.name == "sampled reverse KL":
-    return found["student_log_probs"] - found["teacher_log_probs"]
-  return reference.costs(student, teacher, carried)
-
-
-def _listed(
-  student_logits: np.ndarray,
-  ids: np.ndarray,
-  log_probs: np.ndarray,
-  local: Formula,
-  kind: str,
-) -> np.ndarray:
-  if kind == "samples":
-    return reference.sampled_costs(student_logits, ids)
-  return reference.listed_costs(student_logits, ids, log_probs, tail=local.tail)
-
-
-def _list_entropy(log_probs: np.ndarray, local: Formula) -> np.ndarray:
-  """Returns the teacher's entropy on a list of its most probable tokens."""
-  log_probs = np.asarray(log_probs, np.float64)
-  if local.tail:
-    rest = np.maximum(1 - np.exp(log_probs).sum(-1, keepdims=True), 0)
-    with np.errstate(divide="ignore"):
-      log_probs = np.concatenate([log_probs, np.log(rest)], -1)
-  return reference.entropy(reference.log_softmax(log_probs))
+      yield name, reference.compared(student, teacher, rival)
+  yield "the swapped cost", reference.compared(teacher, student, local)
 
 
 def _of_lists(

@@ -123,7 +123,7 @@ class RemoteTeacher:
         f"{len(answers)} samples: {problem}"
       )
     self._check_answered(answers, problem, refusal)
-    lists, weights = self._arrays(batch, questions, answers)
+    lists, own, weights = self._arrays(batch, questions, answers)
     sample_mask = np.array(batch.sample_mask)
     for question, answer in zip(questions, answers, strict=True):
       if answer is None:
@@ -138,6 +138,7 @@ class RemoteTeacher:
       sample_mask=sample_mask,
       teacher_candidate_ids=lists[0],
       teacher_candidate_log_probs=lists[1],
+      teacher_log_probs=own,
       teacher_weights=weights,
     )
     return batch, dataclasses.replace(stats, server_counts=counts)
@@ -258,27 +259,34 @@ class RemoteTeacher:
     batch: TrainBatch,
     questions: Sequence[Question],
     answers: Sequence[list[List] | None],
-  ) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray | None]:
+  ) -> tuple[
+    tuple[np.ndarray, np.ndarray], np.ndarray | None, np.ndarray | None
+  ]:
+    """Returns the lists, what the student's own tokens have, and weights."""
     shape = (*batch.completion_ids.shape, self.asking.size)
     ids = np.zeros(shape, np.int32)
     log_probs = np.zeros(shape, np.float32)
+    # One request for a whole sample tells of its own tokens too.
+    own = np.zeros(shape[:-1], np.float32) if self._asks_whole else None
     weights = None
     if self._max_states is not None:
       weights = np.zeros(batch.completion_ids.shape, np.float32)
-    own = np.asarray(batch.student_tokens).sum(axis=1)
+    num_own = np.asarray(batch.student_tokens).sum(axis=1)
     for question, answer in zip(questions, answers, strict=True):
-      for place, (tokens, values) in zip(
+      for place, (tokens, values, own_value) in zip(
         question.places, answer or (), strict=bool(answer)
       ):
         # A shorter list has absent tokens at its end.
         log_probs[question.row, place] = -np.inf
         ids[question.row, place, : len(tokens)] = tokens
         log_probs[question.row, place, : len(tokens)] = values
+        if own is not None:
+          own[question.row, place] = own_value
       if weights is not None and answer is not None:
         # Each place is as likely to be drawn, so this is 1 / its probability.
-        share = own[question.row] / len(question.places)
+        share = num_own[question.row] / len(question.places)
         weights[question.row, question.places] = share
-    return (ids, log_probs), weights
+    return (ids, log_probs), own, weights
 
   def _check_answered(
     self,

@@ -4,14 +4,11 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from distil_jax.data.tokenizer import Tokenizer
 
 Protocol = Literal["prompt_logprobs", "echo", "next_token"]
-# Ids and log-probabilities of a list, the most probable first.
-List = tuple[list[int], list[float]]
-
 _PREFIX = "token_id:"
 # A server rounds; anything above is no log-probability.
 _LARGEST = 1e-2
@@ -28,6 +25,21 @@ _PLAIN = {
 
 class AnswerError(ValueError):
   """The error of an answer that is not what was asked for."""
+
+
+class List(NamedTuple):
+  """Holds what a server says of one state.
+
+  Attributes:
+    ids: the tokens of the list, the most probable first.
+    log_probs: theirs.
+    token_log_prob: that of the token that follows in the sequence; None if
+      only the list was asked for.
+  """
+
+  ids: list[int]
+  log_probs: list[float]
+  token_log_prob: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,7 +195,7 @@ class Asking:
     if self.kind == "samples":
       choices = _choices(answer, self.size)
       ids = [self._sampled(choice) for choice in choices]
-      return ids, [-math.log(self.size)] * self.size
+      return List(ids, [-math.log(self.size)] * self.size)
     (choice,) = _choices(answer, 1)
     listed = choice.get("logprobs")
     if not isinstance(listed, Mapping):
@@ -239,7 +251,7 @@ class Asking:
     for name, entry in entries.items():
       value = entry.get("logprob") if isinstance(entry, Mapping) else entry
       found[self.vocabulary.checked(name)] = value
-    return self._best(found)
+    return self._best(found)._replace(token_log_prob=min(found[token], 0.0))
 
   def _read_echo(self, choice: Any, ids: Sequence[int]) -> list[List]:
     listed = choice.get("logprobs")
@@ -258,12 +270,18 @@ class Asking:
           f"the token {sent} was sent and {name!r} came back: the server has "
           "another vocabulary"
         )
+    own = listed.get("token_logprobs")
+    if not isinstance(own, list) or len(own) != len(tokens):
+      raise AnswerError("the tokens of the prompt have no token_logprobs")
     found = []
-    for entries in top[1 : len(ids)]:
+    for entries, value in zip(
+      top[1 : len(ids)], own[1 : len(ids)], strict=True
+    ):
       if not isinstance(entries, Mapping):
         raise AnswerError("a token of the prompt has no top_logprobs")
       named = {self.vocabulary.named(name): x for name, x in entries.items()}
-      found.append(self._best(named))
+      value = _log_prob(value)
+      found.append(self._best(named)._replace(token_log_prob=value))
     return found
 
   def _id(self, entry: Any) -> int | None:
@@ -299,16 +317,21 @@ class Asking:
 
   def _best(self, values: Mapping[int | None, Any]) -> List:
     """Returns the most probable of the tokens that are known by their ids."""
-    for value in values.values():
-      is_number = isinstance(value, int | float) and not math.isnan(value)
-      if not is_number or value > _LARGEST:
-        raise AnswerError(f"{value!r} is no log-probability")
-    known = [(i, min(x, 0.0)) for i, x in values.items() if i is not None]
+    checked = {i: _log_prob(value) for i, value in values.items()}
+    known = [(i, x) for i, x in checked.items() if i is not None]
     known.sort(key=lambda item: -item[1])
     if not known:
       raise AnswerError("no token of a list is one of the student's")
     ids, log_probs = zip(*known[: self.size], strict=True)
-    return list(ids), list(log_probs)
+    return List(list(ids), list(log_probs))
+
+
+def _log_prob(value: Any) -> float:
+  """Returns a log-probability as the server gave it, but at most 0."""
+  is_number = isinstance(value, int | float) and not math.isnan(value)
+  if not is_number or value > _LARGEST:
+    raise AnswerError(f"{value!r} is no log-probability")
+  return min(float(value), 0.0)
 
 
 def _choices(answer: Any, count: int) -> list[Mapping[str, Any]]:

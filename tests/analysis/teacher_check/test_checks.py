@@ -136,12 +136,18 @@ def test_a_right_run_passes(checked):
       "teacher": {"access": "top_k", "top_k": 6},
       "objective": {
         "cost": "kl",
-        "local_cost": "forward_cross_entropy",
+        "local_cost": "reverse_kl",
+        "temperature": 0.8,
+        "tail": False,
         "differential": True,
       },
     },
+    {
+      "teacher": {"access": "top_k", "top_k": 3},
+      "objective": configs.MiniLLMConfig(),
+    },
   ],
-  ids=("sdpo", "opsd", "samples", "lists"),
+  ids=("sdpo", "opsd", "samples", "lists", "lists of minillm"),
 )
 def test_other_objectives_and_teachers_pass(checked, sections):
   other, gathered = with_settings(checked, **sections)

@@ -1,5 +1,7 @@
 """The plain formulas against numbers by hand and against the objectives'."""
 
+import functools
+
 import numpy as np
 import pytest
 
@@ -36,13 +38,35 @@ def test_lists_by_hand():
   ids = np.asarray([[0, 1]])
   found = reference.sampled_costs(STUDENT, ids)
   np.testing.assert_allclose(found, [(np.log(2) + np.log(4)) / 2])
-  with_tail = reference.listed_costs(
-    STUDENT, ids, np.log([[0.8, 0.1]]), tail=True
+  listed = functools.partial(
+    reference.listed, STUDENT, ids, np.log([[0.8, 0.1]])
   )
+  formula = Formula("forward cross-entropy")
+  with_tail = reference.compared(*listed(formula), formula)
   np.testing.assert_allclose(with_tail, [0.8 * np.log(2) + 0.2 * np.log(4)])
-  alone = reference.listed_costs(STUDENT, ids, np.log([[0.8, 0.1]]), tail=False)
+  formula = Formula("reverse KL")
+  with_tail = reference.compared(*listed(formula), formula)
+  by_hand = 0.5 * np.log(0.625) + 0.5 * np.log(2.5)
+  np.testing.assert_allclose(with_tail, [by_hand])
+  formula = Formula("forward cross-entropy", tail=False)
+  alone = reference.compared(*listed(formula), formula)
   by_hand = -(8 * np.log(2 / 3) + np.log(1 / 3)) / 9
   np.testing.assert_allclose(alone, [by_hand], rtol=1e-12)
+  formula = Formula("reverse KL", tail=False, temperature=0.5)
+  # Squares of (2, 1) and of (8, 1), renormalised.
+  by_hand = 0.8 * np.log(0.8 * 65 / 64) + 0.2 * np.log(0.2 * 65)
+  hot = reference.compared(*listed(formula), formula)
+  np.testing.assert_allclose(hot, [by_hand], rtol=1e-12)
+
+
+def test_the_temperature_of_distil_is_in_both_formulas():
+  section = configs.DistilConfig(temperature=0.7, local_cost="reverse_kl")
+  assert expected.local_formula(section) == Formula(
+    "reverse KL", temperature=0.7
+  )
+  assert expected.carried_formula(section) == Formula(
+    "forward KL", temperature=0.7
+  )
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
@@ -58,7 +82,7 @@ def test_the_family_agrees_with_the_objective(alpha, top_k, tail):
     settings.divergence,
   )
   section = configs.SDPOConfig(alpha=alpha, top_k=top_k, tail=tail)
-  formula = expected.local_formula(section, configs.TeacherConfig())
+  formula = expected.local_formula(section)
   found = reference.costs(student, teacher, formula)
   np.testing.assert_allclose(found, right, rtol=1e-4, atol=1e-6)
 

@@ -7,12 +7,16 @@ import pytest
 from distil_jax.training.remote_teacher.protocols import (
   AnswerError,
   Asking,
+  List,
   Vocabulary,
 )
 from tests import networks
 
 IDS = [5, 6, 7]
-LISTS = [([6, 9], [-0.5, -1.5]), ([9, 7], [-0.25, -3.0])]
+# The last number is that of the token that was sent, listed or not.
+LISTS = [List([6, 9], [-0.5, -1.5], -0.5), List([9, 8], [-0.25, -2.0], -3.0)]
+# Lists alone, of a state that no token follows.
+STATE = List([6, 9], [-0.5, -1.5])
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +89,7 @@ def test_prompt_logprobs_are_read_by_ids(asking):
         None,
         {"9": entry(-1.5), "6": entry(-0.5)},
         # The token itself comes beside the most probable ones.
-        {"8": entry(-4.0), "7": entry(-3.0), "9": entry(-0.25)},
+        {"8": entry(-2.0), "7": entry(-3.0), "9": entry(-0.25)},
       ]
     ),
     IDS,
@@ -94,25 +98,29 @@ def test_prompt_logprobs_are_read_by_ids(asking):
 
 
 def test_an_echo_is_read_by_ids_or_by_texts(asking, vocabulary):
-  named = {i: vocabulary.text(i) for i in (5, 6, 7, 9)}
+  named = {i: vocabulary.text(i) for i in (5, 6, 7, 8, 9)}
   for names in ({i: f"token_id:{i}" for i in named}, named):
     top = [None, {names[6]: -0.5, names[9]: -1.5}]
-    top.append({names[9]: -0.25, names[7]: -3.0, "no such text": -5.0})
+    top.append({names[9]: -0.25, names[8]: -2.0, "no such text": -5.0})
     tokens = [names[i] for i in IDS]
-    listed = {"tokens": [*tokens, "?"], "top_logprobs": [*top, None]}
+    listed = {
+      "tokens": [*tokens, "?"],
+      "top_logprobs": [*top, None],
+      "token_logprobs": [None, -0.5, -3.0, -1.0],
+    }
     assert asking("echo").read_sequence(answer(logprobs=listed), IDS) == LISTS
 
 
 def test_a_state_is_read_in_both_forms(asking, vocabulary):
   made = asking("next_token")
   top = {vocabulary.text(9): -1.5, "token_id:6": -0.5}
-  assert made.read_state(answer(logprobs={"top_logprobs": [top]})) == LISTS[0]
+  assert made.read_state(answer(logprobs={"top_logprobs": [top]})) == STATE
   entries = [
     {"id": 6, "token": vocabulary.text(6), "logprob": -0.5},
     {"token": vocabulary.text(9), "logprob": -1.5},
   ]
   content = {"content": [{"id": 6, "logprob": -0.5, "top_logprobs": entries}]}
-  assert made.read_state(answer(logprobs=content)) == LISTS[0]
+  assert made.read_state(answer(logprobs=content)) == STATE
 
 
 def test_samples_are_read_by_ids_or_clear_texts(asking, vocabulary):
@@ -125,7 +133,7 @@ def test_samples_are_read_by_ids_or_clear_texts(asking, vocabulary):
     {"text": text, "finish_reason": "length"},
     {"text": "", "finish_reason": "stop"},
   ]
-  ids, log_probs = made.read_state({"choices": choices})
+  ids, log_probs, _ = made.read_state({"choices": choices})
   assert ids == [6, 7, 8, 9, vocabulary.tokenizer.eos_ids[0]]
   assert log_probs == [-math.log(5)] * 5
   choices[0] = {"text": "two of them", "finish_reason": "length"}
@@ -194,8 +202,24 @@ def test_another_answer_is_refused(asking, found, text):
       {
         "tokens": ["token_id:5", "token_id:6", "token_id:7"],
         "top_logprobs": [None, {"no such text": -1.0}, {}],
+        "token_logprobs": [None, -1.0, -1.0],
       },
       "no token of a list is one of the student's",
+    ),
+    (
+      {
+        "tokens": ["token_id:5", "token_id:6", "token_id:7"],
+        "top_logprobs": [None, {}, {}],
+      },
+      "the tokens of the prompt have no token_logprobs",
+    ),
+    (
+      {
+        "tokens": ["token_id:5", "token_id:6", "token_id:7"],
+        "top_logprobs": [None, {"token_id:6": -1.0}, {}],
+        "token_logprobs": [None, None, -1.0],
+      },
+      "None is no log-probability",
     ),
   ],
 )

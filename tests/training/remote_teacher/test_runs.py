@@ -79,6 +79,12 @@ def settings(student, server, directory="unused", **changed):
     **{f"objective__{k}": v for k, v in OBJECTIVE.items()},
     **{k: v for k, v in changed.items() if "__" in k},
   }
+  if others["objective__kind"] != "distil":
+    others = {
+      k: v
+      for k, v in others.items()
+      if not k.startswith("objective__") or k.endswith("kind")
+    }
   tree = test_teacher_models.settings(student).model_dump()
   tree["objective"] = {}
   for key, value in others.items():
@@ -122,7 +128,7 @@ def test_a_list_of_all_tokens_teaches_as_the_model_itself(
     num_samples = round(line["signal_fraction"] * 16)
     assert line["teacher/requests"] == num_samples > 0
     for name, value in other.items():
-      if name != "rollout/programs":
+      if name not in ("rollout/programs", "update/padding"):
         assert line[name] == pytest.approx(value, rel=2e-4, abs=1e-5), name
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4),
@@ -211,6 +217,14 @@ def test_every_protocol_finds_the_same_lists(student, server):
   is_asked = np.asarray(batch.student_tokens[:2]) == 1
   ids = batch.teacher_candidate_ids[:2][is_asked]
   log_probs = batch.teacher_candidate_log_probs[:2][is_asked]
+  own = np.asarray(batch.teacher_log_probs)[:2][is_asked]
+  # A token that is listed is as likely by itself.
+  is_own = ids == np.asarray(batch.completion_ids[:2])[is_asked][:, None]
+  np.testing.assert_array_equal(
+    own[is_own.any(1)], log_probs[is_own], err_msg="own"
+  )
+  assert (own <= log_probs[:, 0]).all()
+  assert (own < 0).all()
   assert (np.diff(log_probs, axis=1) <= 0).all()
   assert len(np.unique(ids)) > 4
   for changed in (
@@ -231,6 +245,12 @@ def test_every_protocol_finds_the_same_lists(student, server):
     np.testing.assert_allclose(
       other.teacher_candidate_log_probs[:2][is_asked], log_probs, atol=1e-4
     )
+    if changed["protocol"] == "next_token":
+      assert other.teacher_log_probs is None
+    else:
+      np.testing.assert_allclose(
+        other.teacher_log_probs[:2][is_asked], own, atol=1e-4
+      )
 
 
 def test_some_states_are_drawn_and_weighted(student, server):
@@ -275,15 +295,19 @@ def test_samples_come_from_the_teacher(student, server):
   assert likely == pytest.approx((probs**2).sum(1).mean(), rel=0.4)
 
 
-def test_a_run_learns_from_samples(student, server, tmp_path):
+@pytest.mark.parametrize("kind", ["distil", "sdpo", "minillm"])
+def test_a_run_learns_from_short_lists(student, server, tmp_path, kind):
+  changed = {}
+  if kind == "distil":
+    changed = {"teacher__access": "samples", "teacher__num_samples": 2}
+    changed |= {"max_states": 1}
   trial = settings(
     student,
     server,
     tmp_path / "run",
-    teacher__access="samples",
-    teacher__num_samples=2,
+    objective__kind=kind,
     train__num_steps=1,
-    max_states=1,
+    **changed,
   )
   (line,) = train(trial)
   assert np.isfinite(line["loss"])
@@ -395,7 +419,13 @@ def test_a_key_is_read_from_the_environment_alone(student, worker, monkeypatch):
       {"teacher__access": "samples", "protocol": "echo"},
       "server.protocol=next_token",
     ),
-    ({"objective__local_cost": "reverse_kl"}, "local_cost=forward_cross_"),
+    (
+      {
+        "teacher__access": "samples",
+        "objective__local_cost": "reverse_kl",
+      },
+      "local_cost=forward_cross_",
+    ),
   ],
 )
 def test_settings_that_a_server_cannot_serve_are_refused(
