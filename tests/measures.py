@@ -56,6 +56,21 @@ def imports(name: str) -> frozenset[str]:
   return frozenset(names)
 
 
+@functools.cache
+def first_imports(name: str) -> frozenset[str]:
+  """Returns what a module imports as soon as it is imported itself."""
+  names = set()
+  nodes: list[ast.AST] = list(tree_of(name).body)
+  for node in nodes:  # grows
+    if isinstance(node, ast.Import):
+      names |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom):
+      names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+      nodes += ast.iter_child_nodes(node)
+  return frozenset(names)
+
+
 def owner(name: str) -> str | None:
   """Returns the module of this package behind an imported name, or None."""
   while name and name not in modules():

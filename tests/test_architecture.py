@@ -1,11 +1,13 @@
 """The plan of the code base: who may import whom, and how large it may get."""
 
+import re
 import sys
 
 import pytest
 
 from distil_jax.objectives import build
 from tests import measures
+from tests.paths import ROOT
 
 # From the lowest floor up; a room imports rooms that stand before it.
 FLOORS = (
@@ -36,6 +38,15 @@ READS_SECTIONS = {
   f"distil_jax.objectives.{name}" for name in ("build", *build.OBJECTIVES)
 }
 IMPURE = {"os", "time", "random", "pathlib", "sys", "transformers"}
+
+
+# What pip calls otherwise than Python.
+IMPORTED_AS = {
+  "orbax-checkpoint": "orbax",
+  "pyyaml": "yaml",
+}
+# Imported by functions that first look for the extra that these need.
+NEED_AN_EXTRA = {"distil_jax.envs.math_answers.values"}
 
 
 def of_room(room):
@@ -94,6 +105,21 @@ def test_the_sandbox_needs_nothing_of_the_rest():
     reach = guest if name in guest else sandbox
     assert measures.own_imports(name) <= reach, name
     assert tops(name) <= {*sys.stdlib_module_names, "distil_jax"}, name
+
+
+def test_the_package_is_imported_without_any_extra():
+  text = (ROOT / "setup.py").read_text(encoding="utf-8")
+  required = text[text.index("install_requires") : text.index("extras_require")]
+  names = set(re.findall(r'f?"([\w-]+)[>={]', required))
+  assert {"jax", "pyyaml", "httpx2"} <= names
+  base = {IMPORTED_AS.get(name, name) for name in names}
+  for name in measures.modules():
+    first = measures.first_imports(name)
+    if name not in NEED_AN_EXTRA:
+      roots = {found.split(".")[0] for found in first}
+      others = roots - base - sys.stdlib_module_names - {"distil_jax"}
+      assert not others, name
+    assert not NEED_AN_EXTRA & {measures.owner(x) for x in first}, name
 
 
 def test_theory_imports_ops_at_most():

@@ -1,7 +1,8 @@
 """Checks formulas that an algebra system calls equal, at full precision.
 
 It calls numbers equal that agree to 15 digits after the point, so any two small
-ones. Imported by `math_worker` alone, as sympy is no part of the base install.
+ones. Imported by functions of `worker` alone, as sympy is no part of the base
+install.
 """
 
 from collections.abc import Sequence

@@ -11,7 +11,6 @@ from typing import Any
 
 from distil_jax.envs import process_pool
 from distil_jax.envs.math_answers import compare as math_answers
-from distil_jax.envs.math_answers import values as math_values
 
 INSTALL = "pip install 'distil_jax[math]'"
 _MEMORY_BYTES = 4 * 2**30
@@ -44,6 +43,9 @@ def answer(question: list[str]) -> dict[str, Any]:
 
 def _is_equal_formula(gold: str, expression: str) -> bool:
   import math_verify
+
+  # With sympy, which a base install lacks; the pool's owner imports this file.
+  from distil_jax.envs.math_answers import values as math_values
 
   wanted, found = list(_reference(gold)), _parsed(expression)
   # Its own time limits would set alarm signals; this process is killed.
