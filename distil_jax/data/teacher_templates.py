@@ -10,6 +10,7 @@ import pathlib
 from collections.abc import Callable, Sequence
 
 import jinja2
+import jinja2.meta
 from jinja2 import sandbox
 
 from distil_jax.types import Message, Problem
@@ -20,6 +21,8 @@ _FEEDBACK = (
 )
 _INSTRUCTION = "\n\nCorrectly solve the original question."
 _VERDICT = "That is not right.\n\n{}"
+_VARIABLES = frozenset(["problem", "solution", "feedback", "attempt"])
+_VARIABLES_TEXT = "the variables are problem, solution, feedback and attempt"
 _AGAIN = "\n\nHere is the question again.\n\n{}"
 
 
@@ -133,8 +136,12 @@ def load(name: str) -> Template:
   )
   try:
     template = environment.from_string(source)
+    used = jinja2.meta.find_undeclared_variables(environment.parse(source))
   except jinja2.TemplateError as error:
     raise ValueError(f"{path} is no Jinja template: {error}") from error
+  # Otherwise a misspelt name in a branch would end a run that has begun.
+  for name in sorted(used - _VARIABLES - environment.globals.keys()):
+    raise ValueError(f"{path}: {name!r} is undefined; {_VARIABLES_TEXT}")
 
   def render(problem: Problem, told: Told) -> list[Message]:
     variables = dataclasses.asdict(told)
@@ -143,10 +150,7 @@ def load(name: str) -> Template:
         problem, lambda text: template.render(problem=text, **variables)
       )
     except jinja2.TemplateError as error:
-      raise ValueError(
-        f"{path}: {error}; the variables are problem, solution, feedback and "
-        "attempt"
-      ) from error
+      raise ValueError(f"{path}: {error}; {_VARIABLES_TEXT}") from error
     # What a template computes can fail as any program can.
     except (
       ArithmeticError,

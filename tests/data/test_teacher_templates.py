@@ -146,6 +146,10 @@ def test_a_template_of_ones_own(own):
   ("text", "message"),
   [
     ("{{ problem }} {{ hint }}", "'hint' is undefined; the variables are"),
+    (
+      "{{ problem }}{{ solution }}{% if feedback == '' %}{{ his }}{% endif %}",
+      "'his' is undefined; the variables are",
+    ),
     ("{{ problem", "is no Jinja template"),
     ("{{ solution }}", "leaves out the problem"),
     ("{{ problem }} {{ attempt }}", "leaves out both solution and feedback"),

@@ -110,8 +110,7 @@ def _based(text: str) -> Based | None:
   if found is None:
     return None
   name = found[2] or found[3]
-  base = number_words.value(name)
-  base = int(name) if name.isdecimal() else base and int(base)
+  base = int(name if name.isdecimal() else number_words.value(name) or 0)
   digits = found[1].upper()
   # `x_1` and `a_n` are variables.
   is_number = any(x.isdecimal() for x in digits) or (

@@ -82,11 +82,13 @@ def _number(words: list[str]) -> Fraction | None:
   if words[-1] in _PARTS and "and" in words:
     # `two and a half`
     place = len(words) - 1 - words[::-1].index("and")
-    whole, part = (
-      _integer(words[:place] or ["and"]),
-      _number(words[place + 1 :]),
-    )
-    return None if None in (whole, part) else whole + part
+    whole, part = words[:place], words[place + 1 :]
+    if not whole or not part:
+      return None
+    above, below = _integer(whole), _number(part)
+    if above is None or below is None or not below < 1:
+      return None
+    return above + below
   if words[-1] in _PARTS:
     above = ["one"] if words[:-1] in ([], ["a"]) else words[:-1]
     found = _integer(above)
