@@ -323,10 +323,9 @@ def _zero_gradients(cut: Tiles, hidden, unembedding):
   hidden_gradient = jnp.zeros_like(
     hidden, shape=(hidden.shape[0], length, hidden.shape[2])
   )
-  dtype = jnp.promote_types(hidden.dtype, jnp.float32)
   shape = (cut.layout.num_shards, *unembedding.shape)
   return cut.layout.shard_states(hidden_gradient), cut.layout.shard_sums(
-    jnp.zeros(shape, dtype)
+    jnp.zeros(shape, _zero_value(hidden).dtype)
   )
 
 
@@ -385,7 +384,8 @@ def _add_outer(sums: jax.Array, hidden: jax.Array, gradient: jax.Array):
 
 def _finished(cut: Tiles, gradients, hidden, unembedding):
   """Returns the gradients without padding, in the dtypes of their arrays."""
-  hidden_gradient, sums = gradients
+  # XLA would fold tied weights' transposition into a product its CPUs lack.
+  hidden_gradient, sums = jax.lax.optimization_barrier(gradients)
   whole = jnp.sum(sums, axis=0) if sums.shape[0] > 1 else sums[0]
   return hidden_gradient[:, : cut.length], whole.astype(unembedding.dtype)
 

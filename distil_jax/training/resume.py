@@ -101,18 +101,21 @@ def save_interrupted(
       "its last checkpoint"
     )
     return
-  step = int(state.step)
-  if step == 0:
-    return
+  step = None
   try:
+    # A step that failed on the devices fails here once more.
+    step = int(state.step)
+    if step == 0:
+      return
     save_state(
       config, saved, state, seconds=seconds, teacher=teacher, widths=widths
     )
     saved.wait()
   except Exception as second:  # whatever orbax raises, such as a full disk
+    which = "its last steps" if step is None else f"step {step}"
     progress.message(
-      f"{why}: step {step} could not be saved ({second}); the run can go on "
-      "from its last checkpoint"
+      f"{why}: {which} could not be saved ({second}); the run can go on from "
+      "its last checkpoint"
     )
     return
   progress.message(

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -638,6 +639,23 @@ class TestPrecision:
     for weight in weights[0, ::-1]:
       total = ml_dtypes.bfloat16(total + ml_dtypes.bfloat16(weight / 2))
     assert total == 1
+
+  def test_tied_float32_weights_train_in_bfloat16(self):
+    """XLA's CPU programs lack one of the products that it could choose."""
+
+    @jax.jit
+    def of_embedding(hidden, slopes):
+      hidden, slopes = (
+        jnp.tanh(x).astype(jnp.bfloat16) for x in (hidden, slopes)
+      )
+      zeros = jnp.zeros((1, 16, 300))
+      sums = fused_linear._add_outer(zeros, hidden, slopes)
+      cut = types.SimpleNamespace(length=8)
+      _, whole = fused_linear._finished(cut, (hidden, sums), hidden, zeros)
+      return whole.T
+
+    found = of_embedding(jnp.ones((8, 4, 16)), jnp.ones((8, 4, 300)))
+    np.testing.assert_allclose(found, 32 * np.tanh(1) ** 2, rtol=1e-2)
 
   def test_hidden_states_in_bfloat16_and_weights_in_float32(self):
     *arrays, ids = random_inputs(dtype=np.float32)

@@ -245,9 +245,7 @@ def build_train_state(
   guard = config.teacher.guard
   # A moving average in bfloat16 would stop: at a rate of 0.01 it moves by less
   # than it can be rounded to.
-  is_precise = (
-    config.teacher.parameters == "ema" and config.optimizer.keeps_small_updates
-  )
+  is_average = config.teacher.parameters == "ema"
   base, trained = split_params(config, params)
   return train_state.init_state(
     trained,
@@ -256,7 +254,7 @@ def build_train_state(
     keeps_teacher=config.objective.keeps_teacher(config.teacher),
     seed=config.train.seed,
     guard_action=guard.action if guard else None,
-    teacher_dtype=jnp.float32 if is_precise else None,
+    teacher_dtype=jnp.float32 if is_average else None,
   )
 
 
