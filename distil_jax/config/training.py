@@ -21,6 +21,9 @@ class TrainConfig(Section):
   """Seed of all samples."""
   run_directory: str | None = None
   """null: `runs/` and the name of the config file."""
+  allow_changes: tuple[str, ...] = ()
+  """Settings that may differ from those of the checkpoint although they change
+  what is learned, such as `optimizer.learning_rate`; `--allow` sets it."""
 
 
 class EvaluationConfig(SamplingConfig):

@@ -9,7 +9,12 @@ import jax
 from distil_jax.config.base import ConfigError
 from distil_jax.config.schema import Config
 from distil_jax.distributed import process_group, signals
-from distil_jax.training import checkpoints, run_checks, train_state
+from distil_jax.training import (
+  changed_settings,
+  checkpoints,
+  run_checks,
+  train_state,
+)
 from distil_jax.training.logging.progress import Progress
 from distil_jax.training.remote_teacher.asking import TeacherServerError
 from distil_jax.training.setup.model_directory import (
@@ -131,6 +136,8 @@ def check_resumable(
 ) -> None:
   """Refuses a checkpoint that this run must not go on from.
 
+  Changes of settings that are allowed are noted in the run's folder.
+
   Raises:
     ConfigError: `checkpoint.resume` is false, or the checkpoint was made with
       other settings or another teacher.
@@ -143,10 +150,12 @@ def check_resumable(
       "that folder"
     )
   notes = saved.notes(step)
-  run_checks.check_same_settings(notes["config"], config, step)
+  changes = run_checks.check_same_settings(notes["config"], config, step)
   check_resumed_teacher(config, notes.get(_TEACHER), teacher, step)
   where = f"{config.run_directory} has a checkpoint of step {step} that"
   check_same_base(config, notes.get(checkpoints.BASE), where)
+  if jax.process_index() == 0:
+    changed_settings.note(config.run_directory, step, changes)
 
 
 def restore_state(

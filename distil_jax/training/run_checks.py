@@ -16,41 +16,11 @@ from distil_jax.config.schema import Config
 from distil_jax.data import data_files, datasets
 from distil_jax.data import problems as data_problems
 from distil_jax.distributed import collectives, process_group
+from distil_jax.training import changed_settings
 from distil_jax.training.logging import run_info
 from distil_jax.training.setup.model_directory import (
   model_directory,
   teacher_directory,
-)
-
-# Settings that may differ when a run goes on from a checkpoint, because they
-# change at most the rounding of what is computed.
-_FREE = (
-  "name",
-  "train.num_steps",
-  "train.run_directory",
-  "model.attention",
-  "teacher.share_prefix",
-  "teacher.model.attention",
-  "teacher.server.url",
-  "teacher.server.api_key_variable",
-  "teacher.server.timeout",
-  "teacher.server.max_retries",
-  "teacher.server.max_concurrency",
-  "teacher.server.max_failures",
-  "teacher.server.max_lost_steps",
-  "rollout.num_slots",
-  "rollout.cache_dtype",
-  "rollout.mesh",
-  "tools.num_workers",
-  "tools.call_seconds",
-)
-_FREE_SECTIONS = (
-  "judging",
-  "sandbox",
-  "evaluation",
-  "checkpoint",
-  "logging",
-  "mesh",
 )
 
 
@@ -77,7 +47,7 @@ def check_directory(
 
 def check_same_settings(
   saved: Mapping[str, Any], config: Config, step: int
-) -> None:
+) -> dict[str, changed_settings.Change]:
   """Refuses to go on from a checkpoint with settings of another run.
 
   Args:
@@ -85,27 +55,24 @@ def check_same_settings(
     config: the settings now.
     step: the checkpoint's step.
 
+  Returns:
+    The changes that `train.allow_changes` allows.
+
   Raises:
-    ConfigError: lists every difference.
+    ConfigError: lists every other difference.
   """
-  old = _flat(_with_defaults(saved))
-  new = _flat(config.model_dump(mode="json"))
-  free = set(_FREE)
-  if config.optimizer.falls_until_last_step:
-    free.remove("train.num_steps")
-  differences = [
-    f"  {key}: {old.get(key)!r} in the checkpoint, {new.get(key)!r} now"
-    for key in {**old, **new}
-    if old.get(key) != new.get(key)
-    and not any(key == name or key.startswith(f"{name}.") for name in free)
-    and key.split(".")[0] not in _FREE_SECTIONS
-  ]
-  if differences:
+  found = changed_settings.changes(
+    _flat(_with_defaults(saved)),
+    _flat(config.model_dump(mode="json")),
+    num_steps_is_free=not config.optimizer.falls_until_last_step,
+  )
+  said = changed_settings.refusal(found, config.train.allow_changes)
+  if said:
     raise ConfigError(
       f"{config.run_directory} has a checkpoint of step {step} made with other "
-      "settings; restore them, or set another train.run_directory:\n"
-      + "\n".join(differences)
+      f"settings; {said}"
     )
+  return found
 
 
 def _with_defaults(saved: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -1,0 +1,84 @@
+"""Going on with settings that differ from those of the checkpoint."""
+
+import json
+
+import pytest
+
+from distil_jax import config
+from distil_jax.cli import main
+from distil_jax.training import changed_settings, run_checks
+
+LINEAR = {"schedule": "linear"}
+
+
+def check(old, new):
+  saved = config.parse(old).model_dump(mode="json")
+  return run_checks.check_same_settings(saved, config.parse(new), 3)
+
+
+@pytest.mark.parametrize(
+  "new",
+  [
+    {"optimizer": {"micro_batch_size": 4}},
+    {"model": {"remat": "none"}},
+    {"objective": {"chunk_size": 8}},
+    {"mesh": {"tensor": 2}},
+    {"train": {"num_steps": 500}},
+  ],
+)
+def test_what_changes_rounding_alone_may_differ(new):
+  assert check({}, new) == {}
+
+
+def test_what_changes_learning_needs_a_word():
+  slower = {"optimizer": {"learning_rate": 1e-7}}
+  with pytest.raises(config.ConfigError) as caught:
+    check({}, slower)
+  for text in (
+    "--allow optimizer.learning_rate",
+    "optimizer.learning_rate: 1e-05 in the checkpoint, 1e-07 now",
+  ):
+    assert text in str(caught.value)
+  allowed = {"train": {"allow_changes": ["optimizer.learning_rate"]}}
+  assert check({}, slower | allowed) == {
+    "optimizer.learning_rate": (1e-5, 1e-7)
+  }
+
+
+def test_the_end_of_a_schedule_may_move_on_purpose():
+  longer = {"num_steps": 500}
+  with pytest.raises(config.ConfigError, match=r"--allow train\.num_steps"):
+    check({"optimizer": LINEAR}, {"optimizer": LINEAR, "train": longer})
+  longer["allow_changes"] = ["train.num_steps"]
+  check({"optimizer": LINEAR}, {"optimizer": LINEAR, "train": longer})
+
+
+@pytest.mark.parametrize(
+  ("key", "new"),
+  [
+    ("optimizer.beta1", {"optimizer": {"beta1": 0.8}}),
+    # Its state is in the checkpoint, or is not.
+    ("optimizer.max_gradient_norm", {"optimizer": {"max_gradient_norm": None}}),
+    ("rollout.num_problems", {"rollout": {"num_problems": 32}}),
+  ],
+)
+def test_what_the_checkpoint_depends_on_cannot_be_allowed(key, new):
+  with pytest.raises(config.ConfigError, match="set another") as caught:
+    check({}, new | {"train": {"allow_changes": [key]}})
+  assert "--allow" not in str(caught.value)
+
+
+def test_changes_are_noted_once(tmp_path):
+  for _ in range(2):
+    changed_settings.note(tmp_path, 3, {"a.b": (1, None)})
+  changed_settings.note(tmp_path, 5, {"a.b": (None, 2)})
+  lines = (tmp_path / "changes.jsonl").read_text().splitlines()
+  assert [json.loads(line) for line in lines] == [
+    {"step": 3, "key": "a.b", "before": 1, "now": None},
+    {"step": 5, "key": "a.b", "before": None, "now": 2},
+  ]
+
+
+def test_the_option_names_settings():
+  given = ["train", "c.yaml", "--allow", "a.b", "c.d", "--allow", "e"]
+  assert main.parse_arguments(given).allow == ["a.b", "c.d", "e"]
