@@ -12,9 +12,9 @@ A mask is 1 where the token counts and 0 at padding. Prompts are padded on the
 left, completions on the right, so that column S - 1 of a prompt is always its
 last token and column 0 of a completion always its first.
 
-A completion may be an episode: turns of the student, and what tools wrote
-between them. All of it is in `completion_mask`, because later tokens attend to
-it; only the student's own tokens are learned from.
+A completion may be an episode: turns of the student, and what tools or the
+environment wrote between them. All of it is in `completion_mask`, because later
+tokens attend to it; only the student's own tokens are learned from.
 """
 
 import dataclasses
@@ -96,6 +96,21 @@ class Verdict:
   details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
+@dataclasses.dataclass(frozen=True)
+class Reply:
+  """An environment's answer to one turn of the student.
+
+  Attributes:
+    message: what the student is shown before its next turn; None ends the
+      conversation.
+    verdict: judgement of the turn that it answers. None means that there is
+      none; if the conversation ends here, `judge` gives it.
+  """
+
+  message: str | None = None
+  verdict: Verdict | None = None
+
+
 class StopReason(enum.IntEnum):
   """The reason why a completion ended."""
 
@@ -172,6 +187,12 @@ class TrainBatch:
       nothing is split off. `[B / n, S0]`.
     student_mask: 1 at the tokens that the student chose, which alone are
       learned from; None means all of the completion's. `[B, T]`.
+    turn_numbers: the turn of each token if each turn has a teacher's prompt of
+      its own, the first is 0; -1 where the turn's teacher is told nothing. None
+      means that one prompt serves all turns. `[B, T]`, int32.
+    later_prompt_ids, later_prompt_mask: the teacher's prompts of turns 1 to
+      K - 1, left-padded; those of turn 0 are `teacher_prompt_*`. None likewise.
+      `[B, K - 1, S']`.
     loss_weights: weight of each token's loss in the average. `[B, T]`.
     advantages: of each sequence; None if rewards do not count. `[B]`.
     failure_weights: of each sequence's feedback; None means 1. `[B]`.
@@ -197,6 +218,9 @@ class TrainBatch:
   teacher_prefix_ids: Array = None
   teacher_prefix_mask: Array = None
   student_mask: Array = None
+  turn_numbers: Array = None
+  later_prompt_ids: Array = None
+  later_prompt_mask: Array = None
   loss_weights: Array = None
   advantages: Array = None
   failure_weights: Array = None
@@ -215,14 +239,15 @@ class BatchStats:
 
   Attributes:
     teacher_prompts: the teacher's prompts as text, None for samples without
-      signal. Length B; empty for demonstrations.
+      signal. Those of several turns are one text. Length B; empty for
+      demonstrations.
     num_truncated: teacher prompts whose solution or feedback was truncated.
     num_without_room: samples that lost their signal because nothing fitted.
     num_feedback, num_sibling, num_reference: teacher prompts that hold the
       feedback, another sample's solution, the problem's own.
-    teacher_prompt_ids, teacher_prompt_mask: the teacher's whole prompts, even
-      if the batch has their prefixes split off; None without a teacher. Shape
-      `[B, S']`.
+    teacher_prompt_ids, teacher_prompt_mask: the teacher's whole prompts of
+      first turns, even if the batch has their prefixes split off; None without
+      a teacher. Shape `[B, S']`.
     server_counts: samples that a teacher behind a server left unanswered, and
       requests and retries; None if there is no such teacher.
   """

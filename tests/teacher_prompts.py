@@ -30,6 +30,11 @@ CASES = {
     "The sea lay beside the roads. It was dark.",
     "A lamp lit the road to the sea.",
   ),
+  "guess_number": (
+    {"smallest": 37, "largest": 52, "number": 41},
+    "50",
+    "41",
+  ),
   "math": (
     {
       "prompt": "Two hens lay 3 eggs a day each. How many in a week?",

@@ -77,7 +77,9 @@ def run(arguments: argparse.Namespace) -> int:
       with progress.stage("scoring the samples"):
         found = evidence.collect(checked, gathered)
     results = checks.all_checks(gathered, found)
-    if arguments.num_answers:
+    if arguments.num_answers and gathered.num_turns > 1:
+      results.append(accuracy.not_measured())
+    elif arguments.num_answers:
       with progress.stage("asking student and teacher"):
         # Of a trust region the part that is not the student's.
         _, graphdef, params = evidence.networks(checked).teacher[0]

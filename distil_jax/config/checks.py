@@ -128,6 +128,13 @@ def check_critiques(
       "teacher.guard judges by rewards, but without environment.of there are "
       "none before a critique; set environment.of, or teacher.guard=null"
     )
+  if environment.of is not None and environment.of.max_turns > 1:
+    raise ValueError(
+      f"environment.of.kind={environment.of.kind} with "
+      f"{environment.of.max_turns} turns: a critic judges one answer, so that "
+      "nobody would reply to a turn; let "
+      f"environment.of.kind={environment.of.kind} have one turn"
+    )
 
 
 def check_tools(

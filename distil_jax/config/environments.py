@@ -16,6 +16,14 @@ class EnvironmentSection(Section):
   generates_problems: ClassVar[bool] = False
   """True if it may make the problems of `data.*=generated`."""
 
+  @property
+  def max_turns(self) -> int:
+    """Most turns of the student in one episode.
+
+    An environment of the user's own says so itself, once it exists.
+    """
+    return 1
+
 
 class MultipleChoiceConfig(EnvironmentSection):
   """Compares the letter in the last `<answer>…</answer>` with the row's."""
@@ -61,6 +69,13 @@ class CodeConfig(EnvironmentSection):
   """Wall-clock time of all tests in seconds; no test starts after that."""
   memory_gib: Above = 1.0
   """Memory of a program in GiB."""
+  max_attempts: Positive = 1
+  """Programs that the student may write: after one that fails it is shown the
+  execution trace, in which hidden tests stay hidden, and writes another."""
+
+  @property
+  def max_turns(self) -> int:
+    return self.max_attempts
 
 
 class ToolCallsConfig(EnvironmentSection):
@@ -122,6 +137,13 @@ class CalculatorConfig(EnvironmentSection):
   """Seed of all problems and demonstrations."""
   slip_rate: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.25
   """Probability that a step of a demonstration without feedback is wrong."""
+  max_attempts: Positive = 1
+  """Answers that the student may give: after a wrong one it is shown the
+  feedback, and answers again."""
+
+  @property
+  def max_turns(self) -> int:
+    return self.max_attempts
 
   @pydantic.model_validator(mode="after")
   def _range(self):
@@ -173,6 +195,26 @@ class ConstrainedWritingConfig(EnvironmentSection):
     return self
 
 
+class GuessNumberConfig(EnvironmentSection):
+  """Lets the student guess a number, and says after each guess: too low, or
+  too high."""
+
+  generates_problems = True
+
+  kind: Literal["guess_number"] = "guess_number"
+  largest: Annotated[int, pydantic.Field(ge=2)] = 16
+  """The number is one from 1 to this."""
+  max_guesses: Annotated[int, pydantic.Field(ge=2)] = 4
+  """Guesses in a game; halving what is left finds the number if 2 to this power
+  is more than `largest`."""
+  seed: Seed = 0
+  """Seed of all games."""
+
+  @property
+  def max_turns(self) -> int:
+    return self.max_guesses
+
+
 class OwnEnvironmentConfig(EnvironmentSection):
   """Names an environment that is not in this package.
 
@@ -199,6 +241,7 @@ _Judge = (
   | ReasoningGymConfig
   | CalculatorConfig
   | ConstrainedWritingConfig
+  | GuessNumberConfig
   | OwnEnvironmentConfig
 )
 

@@ -19,6 +19,9 @@ class RolloutConfig(SamplingConfig):
   """Tokens of a prompt, at most."""
   max_completion_length: Positive = 128
   """Tokens of a completion, at most; then it is cut."""
+  max_reply_length: Annotated[int, pydantic.Field(ge=16)] = 256
+  """Tokens of what the environment says between two turns, at most; a longer
+  one is cut and marked."""
   stop: tuple[Annotated[str, pydantic.Field(min_length=1)], ...] = ()
   """Strings that end a completion when its text contains one of them; the text
   of a special token means that token."""

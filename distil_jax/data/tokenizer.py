@@ -161,24 +161,23 @@ class Tokenizer:
     """
     return cast(list[int], self._render(messages, **template_kwargs))
 
-  def tokens_around_tool_output(self) -> tuple[list[int], list[int]]:
-    """Returns the ids before and after a tool's output, between two turns.
+  def tokens_around(self, roles: Sequence[str]) -> tuple[list[int], list[int]]:
+    """Returns the ids before and after a message between two turns.
 
-    The chat template defines them: they reach from after the end of the
-    assistant's turn to the marker of the next one. The output has the role
-    `tool`, or `user` if the template refuses or drops that role.
+    They reach from the end of the assistant's turn to the marker of the next.
+    The message has the first of the roles that the template shows.
 
     Raises:
-      TokenizerError: the template has no place for a tool's output.
+      TokenizerError: it shows none of them.
     """
-    for role in ("tool", "user"):
+    for role in roles:
       try:
         return self._around(role)
       except TokenizerError as error:
         refusal = error
     raise TokenizerError(
-      "the chat template cannot put a tool's output after the assistant's turn "
-      f"({refusal}); correct chat_template.jinja, or use no tools"
+      f"the chat template cannot put a message of {roles[0]} after a turn "
+      f"({refusal}); correct chat_template.jinja, or sample one turn only"
     )
 
   def _around(self, role: str) -> tuple[list[int], list[int]]:

@@ -22,6 +22,7 @@ from distil_jax.envs.base import Environment, Generator, SelfJudged
 from distil_jax.envs.calculator import Calculator
 from distil_jax.envs.code import Code
 from distil_jax.envs.constrained_writing import ConstrainedWriting
+from distil_jax.envs.guess_number import GuessNumber
 from distil_jax.envs.math import Math
 from distil_jax.envs.multiple_choice import MultipleChoice
 from distil_jax.envs.reasoning_gym import ReasoningGym
@@ -50,6 +51,7 @@ ENVIRONMENTS: dict[str, tuple[type[Section], Callable[..., Any]]] = {
     sections.ConstrainedWritingConfig,
     ConstrainedWriting,
   ),
+  "guess_number": (sections.GuessNumberConfig, GuessNumber),
 }
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from distil_jax.types import Demonstration, Message, Problem, Verdict
+from distil_jax.types import Demonstration, Message, Problem, Reply, Verdict
 
 
 class Environment(Protocol):
@@ -61,6 +61,46 @@ class SelfJudged(Environment, Protocol):
     In `details`, `has_critique` may say if the critique could be read.
     """
     ...
+
+
+@runtime_checkable
+class Conversational(Environment, Protocol):
+  """An environment that speaks after each turn of the student.
+
+  The reward of an episode is that of its last verdict. One that is to depend on
+  earlier turns too, such as a sum, is for `reply` to give, which sees them all.
+  """
+
+  @property
+  def max_turns(self) -> int:
+    """Most turns of the student in one episode; 1 means no conversation."""
+    ...
+
+  def reply(
+    self, problem: Problem, turns: Sequence[str], replies: Sequence[Reply]
+  ) -> Reply:
+    """Answers the newest turn, whatever it says; called by several threads.
+
+    It keeps nothing between two calls: all that was said is in its arguments.
+
+    Args:
+      problem: The problem of the episode; must not be changed, as others read
+        it too.
+      turns: The student's texts so far, the newest last; at least one.
+      replies: The environment's replies between them: one less.
+
+    Returns:
+      What the student is shown next, and the verdict on the newest turn, whose
+      feedback only the teacher of that turn sees. A message after the last turn
+      that is allowed is not shown.
+    """
+    ...
+
+
+def max_turns(environment: Environment) -> int:
+  """Returns the most turns of one episode; 1 if nobody replies."""
+  is_speaking = isinstance(environment, Conversational)
+  return environment.max_turns if is_speaking else 1
 
 
 class Tool(Protocol):

@@ -40,7 +40,14 @@ from distil_jax.envs.calculator_steps import (
   solve,
   text_of,
 )
-from distil_jax.types import Demonstration, Message, Problem, Status, Verdict
+from distil_jax.types import (
+  Demonstration,
+  Message,
+  Problem,
+  Reply,
+  Status,
+  Verdict,
+)
 
 # Shares of the demonstrations, by the blocks in their prompts.
 BLOCK_SHARES = {
@@ -228,6 +235,20 @@ class Calculator:
       solution=continue_steps(rng, totals, prefix, slip_rates[:num_steps]),
       prefix=prefix,
     )
+
+  @property
+  def max_turns(self) -> int:
+    """Most answers that the student may give."""
+    return self.config.max_attempts
+
+  def reply(
+    self, problem: Problem, turns: Sequence[str], replies: Sequence[Reply]
+  ) -> Reply:
+    """Judges the newest answer, and shows the feedback if it is wrong."""
+    del replies
+    verdict = self.judge(problem, turns[-1])
+    is_over = verdict.status == Status.CORRECT
+    return Reply(None if is_over else verdict.feedback, verdict)
 
   def _random(self, stream: str, index: int) -> random.Random:
     # The seed is a string because a tuple would go through the salted `hash`.

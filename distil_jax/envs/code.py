@@ -27,9 +27,10 @@ from distil_jax.envs.sandbox import (
   Tests,
 )
 from distil_jax.envs.sandbox.guest import values
-from distil_jax.types import Problem, Status, Verdict
+from distil_jax.types import Problem, Reply, Status, Verdict
 
 _MAX_PROGRAM = 200_000
+_AGAIN = "Write the whole program again, so that it passes all tests."
 
 
 # Errors of a checker that are its own.
@@ -92,21 +93,49 @@ class Code:
       A verdict whose reward is 1 if all tests pass, else 0; `details` has
       `num_passed`, `num_tests` (assertions, if tests have any) and `pass_rate`.
     """
+    return self._judged(problem, completion)[0]
+
+  def _judged(
+    self, problem: Problem, completion: str
+  ) -> tuple[Verdict, list[Trial]]:
+    """Returns the verdict, and the trials that it is made from."""
     program, fault = last_program(completion)
     if program is None:
       feedback = f"The format is wrong: {fault}"
-      return self._verdict(0.0, feedback, Status.UNPARSABLE, [])
+      return self._verdict(0.0, feedback, Status.UNPARSABLE, []), []
     tests = code_tests.from_data(problem.details["tests"])
     trials = self._trials(program, tests)
     if len(trials) == len(tests) and all(x.is_passed for x in trials):
-      return self._verdict(1.0, "", Status.CORRECT, trials, tests)
+      return self._verdict(1.0, "", Status.CORRECT, trials, tests), trials
     feedback = code_feedback.trace(
       trials, tells_hidden=self.config.reveal_hidden_tests
     )
     status = code_feedback.status(trials)
     if status is Status.CRASHED:
-      return self._crashed(problem.index, trials, tests)
-    return self._verdict(0.0, feedback, status, trials, tests)
+      return self._crashed(problem.index, trials, tests), trials
+    return self._verdict(0.0, feedback, status, trials, tests), trials
+
+  @property
+  def max_turns(self) -> int:
+    """Most programs that the student may write."""
+    return self.config.max_attempts
+
+  def reply(
+    self, problem: Problem, turns: Sequence[str], replies: Sequence[Reply]
+  ) -> Reply:
+    """Judges the newest program, and shows its trace if it fails.
+
+    The verdict is that of `judge`. The student reads an execution trace of its
+    own, which says of a hidden test only that it fails, whatever
+    `reveal_hidden_tests` lets the teacher see.
+    """
+    del replies
+    verdict, trials = self._judged(problem, turns[-1])
+    if verdict.status in (Status.CORRECT, Status.CRASHED):
+      return Reply(verdict=verdict)
+    trace = code_feedback.trace(trials, tells_hidden=False) if trials else ""
+    shown = trace or f"The format is wrong: {last_program(turns[-1])[1]}"
+    return Reply(f"{shown}\n\n{_AGAIN}", verdict)
 
   def _crashed(
     self, index: int, trials: Sequence[Trial], tests: Sequence[Case | Asserts]

@@ -10,8 +10,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from distil_jax.envs import completion_text as envs_text
-from distil_jax.envs.base import Environment, SelfJudged
-from distil_jax.types import Problem, Status, Verdict
+from distil_jax.envs.base import (
+  Conversational,
+  Environment,
+  SelfJudged,
+  max_turns,
+)
+from distil_jax.types import Problem, Reply, Status, Verdict
 
 # Hostile completions that a model may write; none of them may stop a run.
 COMPLETIONS: Sequence[str] = (
@@ -62,6 +67,9 @@ def check(
     for problem in _problems(environment, row, index):
       for completion in (*COMPLETIONS, *completions):
         _check_verdict(environment, problem, completion)
+        if max_turns(environment) > 1:
+          assert isinstance(environment, Conversational)
+          _check_reply(environment, problem, completion)
   if not count:
     raise ContractError("there is no row to check with")
 
@@ -136,6 +144,35 @@ def _check_verdict(
     # The critic is a model too and may write anything.
     found = environment.with_critique(verdict, completion)
     _check_is_good(found, where.replace("judge", "with_critique", 1))
+
+
+def _check_reply(
+  environment: Conversational, problem: Problem, completion: str
+) -> None:
+  """Checks the reply to a first turn, and to the same turn once more."""
+  turns, replies = [completion], []
+  for number in (1, 2):
+    where = (
+      f"reply(problem {problem.index}, turn {number} {_shown(completion)})"
+    )
+    before = copy.deepcopy(problem)
+    try:
+      reply = environment.reply(problem, turns, replies)
+    except Exception as error:
+      raise ContractError(
+        f"{where} raises {error!r}; say so in a verdict"
+      ) from (error)
+    _require(isinstance(reply, Reply), where, f"returns {reply!r}")
+    is_text = reply.message is None or isinstance(reply.message, str)
+    _require(is_text, where, f"has a message {reply.message!r}")
+    if reply.verdict is not None:
+      _check_is_good(reply.verdict, where)
+    _require(problem == before, where, "changes the problem")
+    again = environment.reply(problem, turns, replies)
+    _require(again == reply, where, "is another reply the second time")
+    if reply.message is None:
+      return
+    turns, replies = [*turns, completion], [reply]
 
 
 def _check_is_good(verdict: Verdict, where: str) -> None:

@@ -2,13 +2,14 @@
 
 import dataclasses
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
+from typing import Any
 
 from distil_jax.config.environments import JudgingConfig
 from distil_jax.envs import deadline_pool, warn_once
-from distil_jax.envs.base import Environment
-from distil_jax.types import Problem, Status, Verdict
+from distil_jax.envs.base import Conversational, Environment
+from distil_jax.types import Problem, Reply, Status, Verdict
 
 _DEFAULTS = JudgingConfig()
 
@@ -31,12 +32,12 @@ class JudgePool:
     """Starts no thread yet.
 
     Args:
-      environment: Its `judge` is called by several threads at once.
+      environment: Its methods are called by several threads at once.
       config: Number of threads, and the time limit of one verdict, which counts
         from the beginning of its judge.
       warn: Is called once for judges that raise and once for those that hang.
     """
-    self._threads = deadline_pool.DeadlinePool[Verdict](
+    self._threads = deadline_pool.DeadlinePool[Any](
       num_workers=config.num_workers, seconds=config.seconds
     )
     self._environment = environment
@@ -55,6 +56,34 @@ class JudgePool:
       lambda: self._time_out(problem),
     )
 
+  def reply(
+    self, problem: Problem, turns: Sequence[str], replies: Sequence[Reply]
+  ) -> Future[Reply]:
+    """Queues a turn of a conversation and returns the future of its reply.
+
+    An environment that raises or exceeds the limit ends the conversation, with
+    the verdict that `submit` would return.
+
+    Args:
+      problem: Problem of the episode.
+      turns: Turns of the student so far.
+      replies: Replies of the environment so far; it is a `Conversational`.
+    """
+    environment = self._environment
+    assert isinstance(environment, Conversational)
+    # Copies, because the caller's lists grow while the thread reads them.
+    turns, replies = tuple(turns), tuple(replies)
+
+    def answer() -> Reply:
+      try:
+        return _checked_reply(environment.reply(problem, turns, replies))
+      except BaseException as error:
+        return Reply(verdict=self._crash(problem, error))
+
+    return self._threads.submit(
+      answer, lambda: Reply(verdict=self._time_out(problem))
+    )
+
   def __call__(
     self, problems: Iterable[Problem], completions: Iterable[str]
   ) -> list[Verdict]:
@@ -68,19 +97,21 @@ class JudgePool:
 
   def _judge(self, problem: Problem, completion: str) -> Verdict:
     try:
-      verdict = _checked(self._environment.judge(problem, completion))
+      return _checked(self._environment.judge(problem, completion))
     # Also `sys.exit`, which would end this thread without a word.
     except BaseException as error:
-      text = "".join(traceback.format_exception(error))
-      self._warn_once(
-        Status.CRASHED,
-        f"problem {problem.index}: the environment raised instead of judging. "
-        "Nothing is learned from this completion; others to which this happens "
-        f"are counted as {Status.CRASHED} and not reported:\n{text}",
-      )
-      message = "".join(traceback.format_exception_only(error)).strip()
-      return Verdict(0.0, "", Status.CRASHED, {"error": message})
-    return verdict
+      return self._crash(problem, error)
+
+  def _crash(self, problem: Problem, error: BaseException) -> Verdict:
+    text = "".join(traceback.format_exception(error))
+    self._warn_once(
+      Status.CRASHED,
+      f"problem {problem.index}: the environment raised instead of judging. "
+      "Nothing is learned from this completion; others to which this happens "
+      f"are counted as {Status.CRASHED} and not reported:\n{text}",
+    )
+    message = "".join(traceback.format_exception_only(error)).strip()
+    return Verdict(0.0, "", Status.CRASHED, {"error": message})
 
   def _time_out(self, problem: Problem) -> Verdict:
     self._warn_once(
@@ -92,6 +123,22 @@ class JudgePool:
       "limit of its own, or raise judging.seconds",
     )
     return Verdict(0.0, "", Status.TIMEOUT, {"seconds": self._seconds})
+
+
+def _checked_reply(reply: Reply) -> Reply:
+  """Returns the reply with fields of the declared types.
+
+  Raises:
+    TypeError: It is no reply, or its message is no text.
+    ValueError: As `_checked`.
+  """
+  if not isinstance(reply, Reply):
+    raise TypeError(f"reply returned {type(reply).__name__}, no Reply")
+  if reply.message is not None and not isinstance(reply.message, str):
+    raise TypeError(f"reply gave the message {reply.message!r}, no text")
+  if reply.verdict is None:
+    return reply
+  return dataclasses.replace(reply, verdict=_checked(reply.verdict))
 
 
 def _checked(verdict: Verdict) -> Verdict:

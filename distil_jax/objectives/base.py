@@ -118,9 +118,13 @@ def teacher_mask(batch: TrainBatch) -> jax.Array:
   """Returns 1 at the tokens that a teacher judges. Shape `[b, T]`.
 
   These are the student's own. A sequence without teacher signal has none: its
-  costs mean nothing, so they must not stand in its group's baseline either.
+  costs mean nothing, so they must not stand in its group's baseline either. The
+  same holds for a turn whose teacher is told nothing.
   """
-  return masking.counted_tokens(batch.student_tokens, batch.sample_mask)
+  mask = masking.counted_tokens(batch.student_tokens, batch.sample_mask)
+  if batch.turn_numbers is None:
+    return mask
+  return mask * (batch.turn_numbers >= 0).astype(mask.dtype)
 
 
 def with_lists(batch: TrainBatch, lists: TeacherLists) -> TrainBatch:

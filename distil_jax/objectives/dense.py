@@ -198,7 +198,7 @@ def local_objective(
     statistics,
     completion_mask,
     None,
-    sample_mask=sample_mask,
+    teacher_mask=masking.counted_tokens(completion_mask, sample_mask),
     importance=importance(
       statistics,
       old_log_probs,

@@ -290,7 +290,7 @@ def distil(
     failure_weights=failure_weights,
     advantages=advantages,
     reward_weight=settings.reward_weight,
-    sample_mask=sample_mask,
+    teacher_mask=masking.counted_tokens(completion_mask, sample_mask),
     importance=dense.importance(
       statistics,
       old_log_probs,

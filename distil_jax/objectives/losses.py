@@ -85,8 +85,8 @@ def prepare(
   return dataclasses.replace(
     batch,
     loss_weights=masking.aggregation_weights(
-      batch.student_tokens,
-      None if everyone_counts else batch.sample_mask,
+      batch.student_tokens if everyone_counts else teacher_mask(batch),
+      None,
       aggregation=aggregation,
     ),
     advantages=None if advantage_fn is None else advantage_fn(rewards),
@@ -121,7 +121,6 @@ def feedback_loss(
   sequences = {
     "failure_weights": batch.failure_weights,
     "advantages": batch.advantages,
-    "sample_mask": batch.sample_mask,
   }
   source = settings.compare_fn(params, teacher_params, batch)
   # A scan's carry must keep its type, so its zeros are as wide as the costs.
@@ -181,6 +180,7 @@ def _feedback_token_losses(settings: FeedbackSettings, carry, statistics, rows):
     statistics,
     rows["mask"],
     scores,
+    teacher_mask=rows["teacher_mask"],
     reward_weight=settings.reward_weight,
     importance=importance,
     **sequences,

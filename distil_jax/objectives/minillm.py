@@ -131,7 +131,7 @@ def minillm(
     statistics,
     completion_mask,
     scores,
-    sample_mask=sample_mask,
+    teacher_mask=masking.counted_tokens(completion_mask, sample_mask),
     importance=dense.importance(
       statistics,
       old_log_probs,

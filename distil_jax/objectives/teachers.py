@@ -12,7 +12,7 @@ import jax
 from flax import nnx
 
 from distil_jax.models import decoder, experts, layers, sharding
-from distil_jax.objectives import scoring
+from distil_jax.objectives import scoring, teacher_turns
 from distil_jax.objectives.base import ForwardPasses, teacher_mask
 from distil_jax.ops import fused_statistics, teacher_candidates
 from distil_jax.ops.chunking import Layout
@@ -264,15 +264,20 @@ def _dense_teacher(
     prefix = (batch.teacher_prefix_ids, batch.teacher_prefix_mask)
 
   def run(params, graphdef):
-    hidden = scoring.completion_hidden_states(
-      params,
-      batch.teacher_prompt_ids,
-      batch.teacher_prompt_mask,
-      batch.completion_ids,
-      batch.completion_mask,
-      graphdef=graphdef,
-      prefix=prefix,
-    )
+    def score(prompt_ids, prompt_mask, prefix=None):
+      return scoring.completion_hidden_states(
+        params,
+        prompt_ids,
+        prompt_mask,
+        batch.completion_ids,
+        batch.completion_mask,
+        graphdef=graphdef,
+        prefix=prefix,
+      )
+
+    hidden = score(batch.teacher_prompt_ids, batch.teacher_prompt_mask, prefix)
+    if batch.turn_numbers is not None:
+      hidden = teacher_turns.states_by_turn(hidden, batch, score)
     return _shard_states(hidden), _sharded_unembedding(params, batch)
 
   other = network.teacher

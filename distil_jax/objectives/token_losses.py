@@ -134,7 +134,7 @@ def feedback_losses(
   failure_weights: jax.Array | None = None,
   advantages: jax.Array | None = None,
   reward_weight: float = 0.0,
-  sample_mask: jax.Array | None = None,
+  teacher_mask: jax.Array | None = None,
   importance: jax.Array | None = None,
 ) -> jax.Array:
   """Returns each token's surrogate, for every objective with a teacher.
@@ -148,20 +148,20 @@ def feedback_losses(
     failure_weights: f, a factor of both feedback parts; None means 1. `[B]`.
     advantages: A; None means 0. Shape `[B]`.
     reward_weight: weight of the advantages; if 0 they are not read.
-    sample_mask: 1 for sequences that have a teacher signal. The others have
-      no feedback parts: only their reward counts, and without rewards nothing
-      of theirs is read. None means that all have a signal. Shape `[B]`.
+    teacher_mask: 1 at the tokens that a teacher judges. The others have no
+      feedback parts: only their reward counts, and without rewards nothing of
+      theirs is read. None means all that count. Shape `[B, T]`.
     importance: ρ, from `advantages.importance_weights`; None means 1,
       on-policy. Shape `[B, T]`.
 
   Returns:
     Nats, 0 at padding. Shape `[B, T]`.
   """
-  per_sequence = (failure_weights, advantages, sample_mask)
+  per_sequence = (failure_weights, advantages)
   chex.assert_shape([x for x in per_sequence if x is not None], mask.shape[:1])
   if reward_weight == 0:
     advantages = None
-  taught = masking.counted_tokens(mask, sample_mask)
+  taught = mask if teacher_mask is None else mask * teacher_mask
   learned = taught if advantages is None else mask
   losses = masking.where_counts(statistics.costs, taught)
   weights = jnp.zeros_like(losses)

@@ -53,6 +53,7 @@ def batch(
   teacher_prompt_length: int,
   completion_length: int,
   has_tools: bool = False,
+  num_turns: int = 1,
   list_size: int = 0,
 ) -> TrainBatch:
   """Returns the batch of a training step, with whole prompts of the teacher.
@@ -64,6 +65,7 @@ def batch(
     teacher_prompt_length: Prompt length of the teacher. 0 means no teacher.
     completion_length: T.
     has_tools: True if completions contain the output of tools.
+    num_turns: K, turns whose teachers have prompts of their own.
     list_size: C, of lists that come with the batch. 0 means none do.
   """
   by_row = sharding.sharding(mesh, "batch")
@@ -72,16 +74,25 @@ def batch(
     shape = (num_sequences, *shape)
     return jax.ShapeDtypeStruct(shape, dtype, sharding=by_row)
 
-  lists = {}
+  more = {}
+  if has_tools or num_turns > 1:
+    more["student_mask"] = rows(completion_length)
+  if num_turns > 1 and teacher_prompt_length:
+    prompts = rows(num_turns - 1, teacher_prompt_length)
+    more |= {
+      "turn_numbers": rows(completion_length),
+      "later_prompt_ids": prompts,
+      "later_prompt_mask": prompts,
+    }
   if list_size:
     shape = (completion_length, list_size)
-    lists = {
+    more |= {
       "teacher_candidate_ids": rows(*shape),
       "teacher_candidate_log_probs": rows(*shape, dtype=jnp.float32),
       "teacher_log_probs": rows(completion_length, dtype=jnp.float32),
     }
   return TrainBatch(
-    **lists,
+    **more,
     prompt_ids=rows(prompt_length),
     prompt_mask=rows(prompt_length),
     teacher_prompt_ids=rows(teacher_prompt_length),
@@ -91,7 +102,6 @@ def batch(
     sample_mask=rows(),
     rewards=rows(dtype=jnp.float32),
     old_log_probs=rows(completion_length, dtype=jnp.float32),
-    student_mask=rows(completion_length) if has_tools else None,
   )
 
 

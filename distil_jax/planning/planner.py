@@ -203,6 +203,7 @@ class Planner:
         teacher_prompt_length=self.run.teacher_prompt_length,
         completion_length=self.run.completion_length,
         has_tools=self.config.tools is not None,
+        num_turns=self.config.environment.max_turns,
         list_size=teacher.list_size if teacher.server else 0,
       )
       return self._phase(
@@ -287,14 +288,14 @@ class Planner:
   def _start(self, cache_length: int) -> tuple[Callable[..., Any], Any]:
     """Returns the function that starts a rollout, and its inputs.
 
-    With a tool it is the start of a later turn, which needs the most memory:
+    With several turns it is that of a later one, which needs the most memory:
     each row reads its whole conversation, which may be as long as a completion.
 
     Returns:
       The function, and its positional arguments after the weights.
     """
     run = self.run
-    if self.config.tools is not None:
+    if self.config.tools or self.config.environment.max_turns > 1:
       run = dataclasses.replace(
         run,
         num_problems=self._num_rows_per_turn,

@@ -1,50 +1,22 @@
 """Builds the batch of a training step from experience or demonstrations."""
 
-import collections
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from distil_jax.data import demonstrations as data_demonstrations
-from distil_jax.data import padding, shared_prefixes, teacher_templates
-from distil_jax.data import teacher_prompts as data_teacher_prompts
-from distil_jax.data.teacher_templates import Template
+from distil_jax.data import padding, shared_prefixes
 from distil_jax.data.tokenizer import Tokenizer
+from distil_jax.training import teaching
 from distil_jax.training.rollouts.experience import Experience
-from distil_jax.types import BatchStats, Demonstration, Status, TrainBatch
-
-SolutionSource = Literal["sibling", "reference", "sibling_or_reference", "none"]
-FeedbackUse = Literal["when_no_solution", "always", "never"]
-
-
-@dataclasses.dataclass(frozen=True)
-class TeacherSettings:
-  """Says what stands in the teacher's prompt; see `config.TeacherConfig`.
-
-  Attributes:
-    solution: which solution stands in the prompt.
-    feedback: when the environment's feedback stands in the prompt.
-    success_threshold: a reward from here on is a success.
-    max_prompt_length: tokens of the prompt.
-    template: the form of the prompt.
-    num_sharing: prompts in a row whose common prefix is split off; 1 splits
-      nothing.
-    max_prefix_length: tokens of such a prefix.
-    vocab_size: the number of tokens that the teacher knows; a sample with
-      another, of a student's padded vocabulary, has no signal. None means
-      that it knows all.
-  """
-
-  solution: SolutionSource
-  feedback: FeedbackUse
-  success_threshold: float
-  max_prompt_length: int
-  template: Template = teacher_templates.block
-  num_sharing: int = 1
-  max_prefix_length: int = 0
-  vocab_size: int | None = None
+from distil_jax.training.teaching import TeacherSettings
+from distil_jax.types import (
+  BatchStats,
+  Demonstration,
+  TrainBatch,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,59 +79,84 @@ def from_experience(
 
   A sample without solution and feedback (a lone success, or a failure with
   nothing to say about it) has no signal and is masked out. So is one whose
-  judge crashed, of which nothing is known.
+  judge crashed, of which nothing is known. In a conversation all of this holds
+  for each turn.
   """
-  group_size = experience.group_size
-  rows, texts = [], []
-  num_truncated = num_without_room = 0
-  held = collections.Counter()
-  for i in range(len(experience.completions)):
-    solution, source = _solution(experience, i, settings)
-    feedback = _feedback(experience, i, solution, settings)
-    has_content = bool(solution or feedback)
-    if not has_content or not experience.is_judged[i]:
-      rows.append(None)
-      texts.append(None)
-      continue
-    fitted = data_teacher_prompts.fit_teacher_prompt(
-      experience.problems[i // group_size],
-      # Both may quote what the student wrote.
-      solution=solution and tokenizer.escape_special_tokens(solution),
-      feedback=feedback and tokenizer.escape_special_tokens(feedback),
-      attempt=tokenizer.escape_special_tokens(experience.completions[i]),
-      tokenizer=tokenizer,
-      limit=settings.max_prompt_length,
-      template=settings.template,
-    )
-    num_without_room += fitted is None
-    num_truncated += fitted is not None and fitted.was_truncated
-    held["feedback"] += fitted is not None and fitted.has_feedback
-    held[source] += fitted is not None and fitted.has_solution
-    rows.append(fitted and fitted.ids)
-    texts.append(fitted and tokenizer.decode(fitted.ids, skip_special=False))
+  told = [
+    teaching.teach_turns(experience, i, tokenizer, settings)
+    for i in range(len(experience.completions))
+  ]
+  rows = [[turn.ids for turn in turns] for turns in told]
   # A masked row still passes through the network: one token stands in.
   teacher_ids, teacher_mask = padding.pad_left(
-    [row or [tokenizer.pad_id] for row in rows],
+    [ids or [tokenizer.pad_id] for row in rows for ids in row],
     settings.max_prompt_length,
     tokenizer.pad_id,
   )
-  has_signal = np.asarray([row is not None for row in rows], np.int32)
+  shape = (len(rows), settings.num_turns, -1)
+  teacher_ids = teacher_ids.reshape(shape)
+  teacher_mask = teacher_mask.reshape(shape)
+  has_prompt = np.asarray([[ids is not None for ids in row] for row in rows])
+  has_signal = has_prompt.any(axis=1).astype(np.int32)
   has_signal *= _is_known(experience, settings.vocab_size)
-  batch = _batch(experience, teacher_ids, teacher_mask, has_signal)
+  batch = _batch(experience, teacher_ids[:, 0], teacher_mask[:, 0], has_signal)
   stats = BatchStats(
-    teacher_prompts=texts,
-    num_truncated=num_truncated,
-    num_without_room=num_without_room,
-    num_feedback=held["feedback"],
-    num_sibling=held["sibling"],
-    num_reference=held["reference"],
-    teacher_prompt_ids=teacher_ids,
-    teacher_prompt_mask=teacher_mask,
+    teacher_prompts=[_as_text(row, tokenizer) for row in rows],
+    num_truncated=teaching.count(told, "was_truncated"),
+    num_without_room=teaching.count(told, "is_without_room"),
+    num_feedback=teaching.count(told, "has_feedback"),
+    num_sibling=teaching.count(told, "has_sibling"),
+    num_reference=teaching.count(told, "has_reference"),
+    teacher_prompt_ids=teacher_ids[:, 0],
+    teacher_prompt_mask=teacher_mask[:, 0],
   )
+  if settings.num_turns > 1:
+    batch = _by_turn(batch, experience, teacher_ids, teacher_mask, has_prompt)
+    return batch, stats
   # Split after the stats are made, because the probe samples from whole
   # prompts.
-  batch = _with_shared_prefixes(batch, rows, tokenizer.pad_id, settings)
+  prompts = [row[0] for row in rows]
+  batch = _with_shared_prefixes(batch, prompts, tokenizer.pad_id, settings)
   return batch, stats
+
+
+def _as_text(
+  prompts: Sequence[Sequence[int] | None], tokenizer: Tokenizer
+) -> str | None:
+  """Returns a sample's teacher prompts to read; None if it has none."""
+  texts = {
+    number: tokenizer.decode(ids, skip_special=False)
+    for number, ids in enumerate(prompts, start=1)
+    if ids is not None
+  }
+  if len(prompts) == 1 or not texts:
+    return texts.get(1)
+  return "\n\n".join(f"(turn {n})\n{text}" for n, text in texts.items())
+
+
+def _by_turn(
+  batch: TrainBatch,
+  experience: Experience,
+  teacher_ids: np.ndarray,
+  teacher_mask: np.ndarray,
+  has_prompt: np.ndarray,
+) -> TrainBatch:
+  """Returns the batch with a teacher's prompt for each turn.
+
+  Args:
+    batch: has the prompts of first turns.
+    experience: whose turns they are.
+    teacher_ids, teacher_mask: prompts of all turns. Shape `[B, K, S']`.
+    has_prompt: True if the turn has one. Shape `[B, K]`.
+  """
+  numbers = experience.turn_numbers
+  is_taught = np.take_along_axis(has_prompt, numbers, axis=1)
+  return dataclasses.replace(
+    batch,
+    turn_numbers=np.where(is_taught, numbers, -1).astype(np.int32),
+    later_prompt_ids=teacher_ids[:, 1:],
+    later_prompt_mask=teacher_mask[:, 1:],
+  )
 
 
 def from_demonstrations(
@@ -289,39 +286,3 @@ def _with_shared_prefixes(
     teacher_prompt_ids=split.ids,
     teacher_prompt_mask=split.mask,
   )
-
-
-def _solution(
-  experience: Experience, i: int, settings: TeacherSettings
-) -> tuple[str | None, str]:
-  """Returns a worked solution, and its source: sibling, reference or none."""
-  problem, member = divmod(i, experience.group_size)
-  if settings.solution in ("sibling", "sibling_or_reference"):
-    start = problem * experience.group_size
-    solution = data_teacher_prompts.choose_solution(
-      experience.rewards[problem].tolist(),
-      experience.completions[start : start + experience.group_size],
-      member,
-      threshold=settings.success_threshold,
-    )
-    if solution is not None:
-      return solution, "sibling"
-  if "reference" in settings.solution:
-    return experience.problems[problem].solution, "reference"
-  return None, "none"
-
-
-def _feedback(
-  experience: Experience,
-  i: int,
-  solution: str | None,
-  settings: TeacherSettings,
-) -> str | None:
-  """Returns the feedback that stands in the teacher's prompt, if any does."""
-  verdict = experience.verdicts[i]
-  is_wanted = settings.feedback == "always" or (
-    settings.feedback == "when_no_solution" and not solution
-  )
-  if not is_wanted or verdict.status == Status.CORRECT:
-    return None
-  return verdict.feedback

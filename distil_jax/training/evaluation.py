@@ -63,7 +63,8 @@ def evaluate(
   Returns:
     `avg@G` (mean reward), `pass@k`, `completion_length` (tokens), `cut_off`
     (share that hit the limit), `verdict/…` (share of each status) and, with a
-    tool, `tools/…` (per episode, see `Experience.tool_counts`).
+    tool, `tools/…`, or with an environment that replies, `conversation/…` (per
+    episode, see `Experience.episode_values`).
   """
   group_size = worker.group_size
   totals: dict[str, float] = collections.defaultdict(float)
@@ -88,8 +89,8 @@ def evaluate(
     totals["rewards"] += float(experience.rewards[:num_real].sum())
     totals["tokens"] += int(experience.lengths[is_real].sum())
     totals["cut_off"] += int(experience.is_cut_off[is_real].sum())
-    for name, counts in experience.tool_counts.items():
-      totals[name] += int(counts[is_real].sum())
+    for name, numbers in experience.episode_values.items():
+      totals[name] += float(numbers[is_real].sum())
     for verdict in experience.verdicts[is_real]:
       totals[f"verdict/{verdict.status}"] += 1
   return _averages(collectives.global_sums(totals), group_size, pass_at)
@@ -130,6 +131,6 @@ def _averages(
   values |= {
     name: total / num_samples
     for name, total in sorted(totals.items())
-    if name.startswith(("tools/", "verdict/"))
+    if name.startswith(("conversation/", "tools/", "verdict/"))
   }
   return values

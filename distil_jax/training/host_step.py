@@ -65,6 +65,8 @@ def without_teacher_prompts(batch: TrainBatch) -> TrainBatch:
     batch,
     teacher_prompt_ids=batch.teacher_prompt_ids[:, :0],
     teacher_prompt_mask=batch.teacher_prompt_mask[:, :0],
+    later_prompt_ids=None,
+    later_prompt_mask=None,
   )
 
 
@@ -92,4 +94,7 @@ def _read(batch: TrainBatch) -> list[np.ndarray]:
     masks += [batch.teacher_prompt_mask, batch.completion_mask]
   if batch.teacher_prefix_mask is not None:
     masks.append(batch.teacher_prefix_mask)
+  if batch.later_prompt_mask is not None:
+    for mask in np.moveaxis(batch.later_prompt_mask, 1, 0):
+      masks += [mask, batch.completion_mask]
   return masks

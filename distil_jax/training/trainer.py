@@ -79,7 +79,7 @@ class Trainer:
         config, self.policy, self.mesh
       )
       self.build_batch = setup_step.build_batch_builder(
-        config, self.policy, self.teacher_model
+        config, self.policy, self.teacher_model, self.environment
       )
     self.data = data_problems.build_data(
       config, self.environment, problems, self.policy.tokenizer

@@ -14,9 +14,9 @@ from distil_jax.distributed import collectives
 from distil_jax.models import sharding
 from distil_jax.types import TrainBatch
 
-# Fields that begin so are padded on the left. All others with two axes or more
-# are `[B, T, ...]`, padded on the right.
-_PROMPTS = ("prompt", "teacher_prompt", "teacher_prefix")
+# Fields that begin so are padded on the left, along their last axis. All others
+# with two axes or more are `[B, T, ...]`, padded on the right.
+_PROMPTS = ("prompt", "teacher_prompt", "teacher_prefix", "later_prompt")
 _COMPLETION = "completion"
 # Prompts of a teacher without their common beginning are shorter, and their
 # width is remembered apart.
@@ -72,8 +72,8 @@ def cut(batch: TrainBatch, widths: Mapping[str, int]) -> TrainBatch:
 
   Args:
     batch: on the host.
-    widths: columns to keep of `prompt`, `teacher_prompt`, `teacher_prefix` and
-      `completion`; a part that is not named keeps all.
+    widths: columns to keep of `prompt`, `teacher_prompt`, `teacher_prefix`,
+      `later_prompt` and `completion`; a part that is not named keeps all.
   """
   changed = {}
   for field in dataclasses.fields(batch):
@@ -84,7 +84,7 @@ def cut(batch: TrainBatch, widths: Mapping[str, int]) -> TrainBatch:
     changed[field.name] = (
       value[:, :width]
       if name == _COMPLETION
-      else value[:, value.shape[1] - width :]
+      else value[..., value.shape[-1] - width :]
     )
   return dataclasses.replace(batch, **changed)
 
@@ -93,13 +93,13 @@ def num_columns(mask: np.ndarray, *, is_left_padded: bool) -> int:
   """Returns the columns that hold all tokens of all rows.
 
   Args:
-    mask: 1 at tokens. Shape `[B, S]`.
+    mask: 1 at tokens. Shape `[B, S]`, or `[B, K, S]`.
     is_left_padded: the columns are the last ones, not the first.
   """
-  used = np.flatnonzero(np.any(mask, axis=0))
+  used = np.flatnonzero(np.any(mask, axis=tuple(range(mask.ndim - 1))))
   if not used.size:
     return 0
-  return int(mask.shape[1] - used[0] if is_left_padded else used[-1] + 1)
+  return int(mask.shape[-1] - used[0] if is_left_padded else used[-1] + 1)
 
 
 def _limits(batch: TrainBatch) -> dict[str, int]:
@@ -108,7 +108,7 @@ def _limits(batch: TrainBatch) -> dict[str, int]:
     name: getattr(batch, f"{name}_mask") for name in (*_PROMPTS, _COMPLETION)
   }
   return {
-    name: mask.shape[1] for name, mask in masks.items() if mask is not None
+    name: mask.shape[-1] for name, mask in masks.items() if mask is not None
   }
 
 

@@ -108,13 +108,13 @@ class TestAssembly:
       " max_output_tokens: 16}",
     )
     assert made.max_turns == 5
-    assert made.ask(None, ["?"], []).result(timeout=20) == "maybe"
+    assert made.ask(None, ["?"], []).result(timeout=20).message == "maybe"
 
   def test_python_runs_in_the_sandbox(self, tmp_path, policy):
     made = self.tooling(tmp_path, policy, "tools: {max_output_tokens: 64}")
     turn = "```python\nprint(6 * 7)\n```"
-    assert made.ask(None, [turn], []).result(timeout=60) == "42"
-    assert made.ask(None, ["42"], []).result(timeout=60) is None
+    assert made.ask(None, [turn], []).result(timeout=60).message == "42"
+    assert made.ask(None, ["42"], []).result(timeout=60).message is None
 
   @pytest.mark.parametrize(
     ("text", "said"),
@@ -134,5 +134,7 @@ class TestAssembly:
       ["a"], vocab_size=300, chat_template="{{ messages[0]['content'] }}"
     )
     policy = Policy(None, None, {}, deaf)
-    with pytest.raises(configs.ConfigError, match="cannot put a tool's output"):
+    with pytest.raises(
+      configs.ConfigError, match="cannot put a message of tool"
+    ):
       self.tooling(tmp_path, policy, "tools: {max_output_tokens: 64}")

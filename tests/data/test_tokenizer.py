@@ -370,7 +370,7 @@ _WITH_TOOLS = """\
 )
 def test_what_stands_around_a_tools_output(template, before, after):
   made = tokenizer_lib.train(TEXTS, vocab_size=320, chat_template=template)
-  found = made.tokens_around_tool_output()
+  found = made.tokens_around(("tool", "user"))
   texts = tuple(made.decode(ids, skip_special=False) for ids in found)
   assert texts == (before, after)
   assert found[0][0] == made.eos_ids[0]  # one token, not its letters
@@ -379,5 +379,5 @@ def test_what_stands_around_a_tools_output(template, before, after):
 def test_a_template_without_a_place_for_tools_is_refused():
   only_first = "{{ messages[0]['content'] }}"
   made = tokenizer_lib.train(TEXTS, vocab_size=320, chat_template=only_first)
-  with pytest.raises(TokenizerError, match="cannot put a tool's output"):
-    made.tokens_around_tool_output()
+  with pytest.raises(TokenizerError, match="cannot put a message of tool"):
+    made.tokens_around(("tool", "user"))

@@ -174,7 +174,7 @@ def converse(
     max_prompt_length=12,
     max_completion_length=60,
     stop=tuple("0123456789"),  # turns are short
-    tool_pool=tool_pool.ToolPool(
+    partner=tool_pool.ToolPool(
       tool, whole.tokenizer, max_turns=3, max_output_tokens=16
     ),
   )
@@ -197,7 +197,7 @@ def converse(
   own = found.rollout.student_mask
   return {
     "episodes": np.where(own, found.rollout.completion_ids, -1),
-    "turns": found.tool_counts["tools/turns"],
+    "turns": found.episode_values["tools/turns"],
     "tokens": np.full(len(problems), found.usage.num_tokens),
   }
 

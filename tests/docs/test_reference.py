@@ -75,6 +75,7 @@ def test_every_metric_is_listed_and_no_other():
   kinds = set(self_critique.COUNTS) - {"tokens"} | {"length"}
   emitted |= {f"critique/{kind}" for kind in kinds}
   emitted |= {f"tools/{n}" for n in ("turns", "calls", "failed", "tokens")}
+  emitted |= {f"conversation/{n}" for n in ("turns", "first_reward", "tokens")}
   # Names with a folder are metrics wherever they stand in an emitter.
   emitted |= {
     name

@@ -31,6 +31,7 @@ ROWS = {
   "self_evaluation": {"prompt": "p", "answer": "x #### 3"},
   "calculator": None,
   "constrained_writing": {"topic": "the sea", "words": ["lamp", "road"]},
+  "guess_number": {"smallest": 1, "largest": 8, "number": 3},
 }
 SETTINGS = {
   "reasoning_gym": {"task": "chain_sum"},
@@ -159,7 +160,7 @@ def blocks(language):
 @pytest.fixture
 def guide(tmp_path, monkeypatch):
   """The folder that the guide describes."""
-  example, check = blocks("python")
+  example, check, _ = blocks("python")
   assert len(example.splitlines()) <= 35
   (tmp_path / "word_count.py").write_text(example, encoding="utf-8")
   rows = [{"topic": "rain", "words": n} for n in range(1, 9)]

@@ -911,7 +911,7 @@ def test_the_chunked_path_equals_the_logits():
         failure_weights=failures,
         advantages=rewards,
         reward_weight=1.0,
-        sample_mask=keep,
+        teacher_mask=learned,
         importance=advantages.importance_weights(
           weighted.log_probs, old, mask, clip=2.0
         ),

@@ -26,7 +26,7 @@ def small_sizes(monkeypatch):
 
 
 def batch_of(seed=3):
-  """Lists and masks of tools too, so that every field is there."""
+  """Lists, masks of tools and turns too, so that every field is there."""
   batch = jax.tree.map(np.asarray, networks.random_batch(seed))
   rows, length = batch.completion_ids.shape
   lists = np.ones((rows, length, 2), np.int32)
@@ -36,6 +36,9 @@ def batch_of(seed=3):
     teacher_candidate_log_probs=-lists.astype(np.float32),
     teacher_weights=np.ones((rows, length), np.float32),
     student_mask=batch.completion_mask,
+    turn_numbers=np.zeros((rows, length), np.int32),
+    later_prompt_ids=np.stack([batch.teacher_prompt_ids] * 2, axis=1),
+    later_prompt_mask=np.stack([batch.teacher_prompt_mask] * 2, axis=1),
   )
 
 
@@ -45,9 +48,13 @@ def loosened(batch, columns=9):
   def pad(field, x):
     if x is None or x.ndim < 2:
       return x
-    is_left = field.startswith(("prompt", "teacher_prompt", "teacher_prefix"))
-    widths = [(0, 0), (columns, 0) if is_left else (0, columns)]
-    widths += [(0, 0)] * (x.ndim - 2)
+    widths = [(0, 0)] * x.ndim
+    if field.startswith(
+      ("prompt", "teacher_prompt", "teacher_prefix", "later_prompt")
+    ):
+      widths[-1] = (columns, 0)
+    else:
+      widths[1] = (0, columns)
     value = 0 if field.endswith("mask") else x.dtype.type(GARBAGE)
     return np.pad(x, widths, constant_values=value)
 
@@ -77,7 +84,8 @@ def test_widths_of_prompts_only_grow():
   batch = loosened(batch_of())
   trim = trimming.Trimmer()
   widest = shapes(trim(batch))
-  assert trim.widths == {"prompt": 4, "teacher_prompt": 7}
+  expected = {"prompt": 4, "teacher_prompt": 7, "later_prompt": 7}
+  assert trim.widths == expected
   short = batch.replace(
     **{
       name: np.where(np.arange(x.shape[1]) < x.shape[1] - 1, 0, x)

@@ -116,6 +116,13 @@ def _asker(run: Run, graphdef: Any, params: Any) -> Any:
   return ask
 
 
+def not_measured() -> Check:
+  """Returns the check of a conversation, which has no answer of one turn."""
+  return Check(
+    _NAME, None, "not measured, because the teacher would answer in one turn"
+  )
+
+
 def check(answers: Answers) -> Check:
   """Returns whether the teacher is better than the student."""
   count = len(answers.problem)

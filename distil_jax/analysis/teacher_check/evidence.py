@@ -180,17 +180,25 @@ def dense_tokens(
     (gathered.student_prompt(i), gathered.completion(i)) for i in range(count)
   ]
   teacher_rows = [
-    (gathered.teacher_prompt(i), gathered.completion(i)) for i in range(count)
+    [
+      (gathered.teacher_prompt(i, turn), gathered.completion(i))
+      for i in range(count)
+    ]
+    for turn in range(gathered.num_turns)
   ]
-  width = max(len(p) + len(c) for p, c in (*own_rows, *teacher_rows))
+  every_row = (*own_rows, *(row for rows in teacher_rows for row in rows))
+  width = max(len(p) + len(c) for p, c in every_row)
   width += -width % _LENGTH_MULTIPLE
   at_once = config.optimizer.micro_batch_size or count
   run = functools.partial(_hidden_rows, width=width, at_once=at_once)
   own_hidden = run(*read.student, own_rows)
-  parts = [
-    (share, params, run(graphdef, params, teacher_rows))
-    for share, graphdef, params in read.teacher
-  ]
+  parts = []
+  for share, graphdef, params in read.teacher:
+    by_turn = [
+      _completion_states(run(graphdef, params, rows), rows, length)
+      for rows in teacher_rows
+    ]
+    parts.append((share, params, _states_of_turns(by_turn, gathered)))
   formulas = (
     expected.local_formula(config.objective),
     expected.carried_formula(config.objective),
@@ -199,13 +207,14 @@ def dense_tokens(
   for row in range(count):
     stretches = []
     ids = np.asarray(own_rows[row][1])
-    begins = [len(rows[row][0]) for rows in (own_rows, teacher_rows)]
+    begin = len(own_rows[row][0])
     for part in token_numbers.stretches(len(ids), gathered.vocab_size):
-      own = _logits(read.student[1], own_hidden[row], begins[0], part, 0)
+      own = _logits(read.student[1], own_hidden[row], begin, part, 0)
       theirs = np.sum(
         [
-          share * _logits(params, hidden[row], begins[1], part, 1)
-          for share, params, hidden in parts
+          # The state before the first token is in column 1 of these.
+          share * _logits(params, states[row], 2, part, 1)
+          for share, params, states in parts
         ],
         axis=0,
       )
@@ -242,6 +251,35 @@ def _hidden_rows(graphdef, params, rows, *, width: int, at_once: int):
     hidden = _hidden_states(graphdef, params, ids, mask)
     found.append(np.asarray(hidden.astype(jnp.float32)))
   return np.concatenate(found)
+
+
+def _completion_states(hidden, rows, length: int) -> np.ndarray:
+  """Returns the states around completions, for all rows in the same columns.
+
+  Shape `[B, T + 2, D]`: the state that predicts token t is in column t + 1.
+  """
+  found = np.zeros((len(rows), length + 2, hidden.shape[-1]), hidden.dtype)
+  for row, (prompt, completion) in enumerate(rows):
+    # A prompt of one token has no state before the one that predicts.
+    first = max(len(prompt) - 2, 0)
+    states = hidden[row, first : len(prompt) + len(completion)]
+    start = first - (len(prompt) - 2)
+    found[row, start : start + len(states)] = states[: length + 2 - start]
+    if start:
+      found[row, 0] = found[row, 1]
+  return found
+
+
+def _states_of_turns(by_turn, gathered: Gathered) -> np.ndarray:
+  """Returns each token's state from the pass whose prompt is its turn's."""
+  if gathered.batch.turn_numbers is None:
+    return by_turn[0]
+  numbers = np.maximum(np.asarray(gathered.batch.turn_numbers), 0)
+  found = by_turn[0].copy()
+  for turn, of_turn in enumerate(by_turn):
+    row, token = np.nonzero(numbers == turn)
+    found[row, token + 1] = of_turn[row, token + 1]
+  return found
 
 
 def _logits(params, hidden, begin: int, part: slice, more: int) -> np.ndarray:

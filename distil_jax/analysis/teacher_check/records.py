@@ -60,10 +60,23 @@ class Gathered:
   def teacher_mask(self) -> np.ndarray:
     """True at the tokens that the teacher judges. Shape `[B, T]`."""
     own = np.asarray(self.batch.student_tokens) == 1
-    return own & (np.asarray(self.batch.sample_mask) == 1)[:, None]
+    taught = own & (np.asarray(self.batch.sample_mask) == 1)[:, None]
+    numbers = self.batch.turn_numbers
+    return taught if numbers is None else taught & (np.asarray(numbers) >= 0)
 
-  def teacher_prompt(self, row: int) -> list[int]:
+  @property
+  def num_turns(self) -> int:
+    """Number of the teacher's prompts for each sample."""
+    later = self.batch.later_prompt_ids
+    return 1 if later is None else 1 + later.shape[1]
+
+  def teacher_prompt(self, row: int, turn: int = 0) -> list[int]:
     """Returns the ids of a teacher's whole prompt."""
+    if turn:
+      batch, later = self.batch, turn - 1
+      return _counted(
+        batch.later_prompt_ids[row, later], batch.later_prompt_mask[row, later]
+      )
     return _counted(
       self.stats.teacher_prompt_ids[row], self.stats.teacher_prompt_mask[row]
     )

@@ -77,7 +77,7 @@ def _token_line(token: Token, colours: bool) -> str:
     f"{token.teacher:8.4f}"
   )
   if not token.is_judged:
-    return f"{line}  (a tool wrote this)"
+    return f"{line}  (not judged)"
   heat = _paint(f"{token.cost:7.3f}", _heat(token.cost), colours)
   later = " ".join(
     " " * 7 if x is None else f"{x:7.3f}" for x in (token.future, token.credit)

@@ -34,7 +34,8 @@ class Token:
     future: cost still to come; None without future credit.
     credit: weight of log π_θ; None without future credit.
     student_choices, teacher_choices: the most probable tokens.
-    is_judged: False if a tool wrote it.
+    is_judged: False if a tool or the environment wrote it, or if the teacher of
+      its turn is told nothing.
   """
 
   position: int

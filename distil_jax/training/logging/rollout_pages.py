@@ -21,6 +21,7 @@ class Sample:
     teacher_prompt: the teacher's prompt after truncation; None if the sample
       has no teacher signal.
     earlier: messages before the last turn, if there are several.
+    earlier_verdicts: of the turns before the last one, if they are judged.
   """
 
   problem: types.Problem
@@ -30,6 +31,7 @@ class Sample:
   verdict: types.Verdict
   teacher_prompt: str | None = None
   earlier: Sequence[types.Message] = ()
+  earlier_verdicts: Sequence[types.Verdict | None] = ()
 
 
 def step_of_page(page: pathlib.Path) -> int:
@@ -56,7 +58,10 @@ def render_page(step: int, samples: Sequence[Sample]) -> str:
       parts.append(f"### Prompt: {message['role']}\n")
       parts.append(_fenced(message["content"]))
     for number, message in enumerate(sample.earlier):
-      parts.append(f"### Turn {number // 2 + 1}: {message['role']}\n")
+      turn, is_reply = divmod(number, 2)
+      if is_reply and sample.earlier_verdicts:
+        parts += _judged(turn, sample.earlier_verdicts[turn])
+      parts.append(f"### Turn {turn + 1}: {message['role']}\n")
       parts.append(_fenced(message["content"]))
     parts += ["### Completion\n", _fenced(sample.completion)]
     parts += ["### Feedback\n", _fenced(verdict.feedback)]
@@ -66,6 +71,17 @@ def render_page(step: int, samples: Sequence[Sample]) -> str:
     else:
       parts.append(_fenced(sample.teacher_prompt))
   return "\n".join(parts)
+
+
+def _judged(turn: int, verdict: types.Verdict | None) -> list[str]:
+  """Returns what is said of a turn before the last one."""
+  if verdict is None:
+    return []
+  reward, status = float(verdict.reward), verdict.status
+  return [
+    f"### Turn {turn + 1}: feedback ({status}, reward {reward:g})\n",
+    _fenced(verdict.feedback),
+  ]
 
 
 def _fenced(text: str) -> str:

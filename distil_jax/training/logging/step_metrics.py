@@ -160,7 +160,7 @@ def experience_metrics(
     "cut_off": float(experience.is_cut_off.sum()),
     **signal_counts,
     **{f"verdict/{status}": statuses[status] for status in Status},
-    **{k: float(x.sum()) for k, x in experience.tool_counts.items()},
+    **{k: float(x.sum()) for k, x in experience.episode_values.items()},
     "count": len(experience.verdicts),
   }
   if experience.group_size > 1:
@@ -228,6 +228,9 @@ def samples(
       verdict=experience.verdicts[i],
       teacher_prompt=stats.teacher_prompts[i],
       earlier=experience.earlier[i] if experience.earlier else (),
+      earlier_verdicts=experience.earlier_verdicts[i]
+      if experience.earlier_verdicts
+      else (),
     )
     # Even steps through the batch, in which the members of a group are next to
     # each other.

@@ -38,6 +38,7 @@ class Question:
     prompt: the teacher's.
     completion: the student's tokens, and what tools wrote between them.
     places: those of the completion's tokens at which the teacher is asked.
+    num_states: number of places at which it could be asked.
     seeds: one for each place.
   """
 
@@ -45,6 +46,7 @@ class Question:
   prompt: tuple[int, ...]
   completion: tuple[int, ...]
   places: np.ndarray
+  num_states: int
   seeds: np.ndarray
 
 
@@ -73,8 +75,8 @@ class RemoteTeacher:
       client: sends the requests.
       asking: writes and reads them.
       seed: of the run.
-      max_states: tokens of a sample at which the teacher is asked; None means
-        all.
+      max_states: tokens of a sample, or of a turn whose teacher has a prompt
+        of its own, at which the teacher is asked; None means all.
       max_concurrency: requests under way at once.
       max_lost_steps: steps in a row without an answer that end the run.
       process: number of this process, each of which asks for its own samples.
@@ -110,26 +112,30 @@ class RemoteTeacher:
     # asks the same.
     first_row = self._process * len(batch.completion_ids)
     questions = [
-      self._question(step, batch, stats, int(row), first_row)
+      self._question(step, batch, stats, int(row), first_row, turn)
       for row in np.flatnonzero(np.asarray(batch.sample_mask))
+      for turn in range(_num_turns(batch))
     ]
     questions = [q for q in questions if len(q.places)]
     before = self.client.num_requests, self.client.num_retries
     answers, problem, refusal = self._answers(questions)
-    num_lost = sum(answer is None for answer in answers)
-    if num_lost:
+    # A sample of which the teacher of one turn is not known has no signal.
+    lost = {
+      question.row
+      for question, answer in zip(questions, answers, strict=True)
+      if answer is None
+    }
+    if lost:
       self._warn(
-        f"step {step + 1}: the teacher's server did not answer {num_lost} of "
-        f"{len(answers)} samples: {problem}"
+        f"step {step + 1}: the teacher's server did not answer {len(lost)} of "
+        f"{len({question.row for question in questions})} samples: {problem}"
       )
     self._check_answered(answers, problem, refusal)
     lists, own, weights = self._arrays(batch, questions, answers)
     sample_mask = np.array(batch.sample_mask)
-    for question, answer in zip(questions, answers, strict=True):
-      if answer is None:
-        sample_mask[question.row] = 0
+    sample_mask[list(lost)] = 0
     counts = {
-      "unanswered": num_lost,
+      "unanswered": len(lost),
       "requests": self.client.num_requests - before[0],
       "retries": self.client.num_retries - before[1],
     }
@@ -150,13 +156,23 @@ class RemoteTeacher:
     stats: BatchStats,
     row: int,
     first_row: int,
+    turn: int = 0,
   ) -> Question:
     prompt = np.asarray(stats.teacher_prompt_ids[row])
     is_prompt = np.asarray(stats.teacher_prompt_mask[row]) == 1
+    if turn:
+      prompt = np.asarray(batch.later_prompt_ids[row, turn - 1])
+      is_prompt = np.asarray(batch.later_prompt_mask[row, turn - 1]) == 1
     is_token = np.asarray(batch.completion_mask[row]) == 1
-    places = np.flatnonzero(np.asarray(batch.student_tokens[row]) == 1)
-    rng = np.random.default_rng([self._seed, step, first_row + row])
-    if self._max_states is not None and len(places) > self._max_states:
+    is_asked = np.asarray(batch.student_tokens[row]) == 1
+    if batch.turn_numbers is not None:
+      is_asked &= np.asarray(batch.turn_numbers[row]) == turn
+    places = np.flatnonzero(is_asked)
+    num_states = len(places)
+    # The first turn draws what a sample without further turns would.
+    numbers = [self._seed, step, first_row + row, *([turn] if turn else [])]
+    rng = np.random.default_rng(numbers)
+    if self._max_states is not None and num_states > self._max_states:
       places = np.sort(rng.choice(places, self._max_states, replace=False))
     return Question(
       row=row,
@@ -165,6 +181,7 @@ class RemoteTeacher:
         np.asarray(batch.completion_ids[row])[is_token].tolist()
       ),
       places=places,
+      num_states=num_states,
       seeds=rng.integers(_MAX_SEED, size=len(places)),
     )
 
@@ -271,7 +288,6 @@ class RemoteTeacher:
     weights = None
     if self._max_states is not None:
       weights = np.zeros(batch.completion_ids.shape, np.float32)
-    num_own = np.asarray(batch.student_tokens).sum(axis=1)
     for question, answer in zip(questions, answers, strict=True):
       for place, (tokens, values, own_value) in zip(
         question.places, answer or (), strict=bool(answer)
@@ -284,7 +300,7 @@ class RemoteTeacher:
           own[question.row, place] = own_value
       if weights is not None and answer is not None:
         # Each place is as likely to be drawn, so this is 1 / its probability.
-        share = num_own[question.row] / len(question.places)
+        share = question.num_states / len(question.places)
         weights[question.row, question.places] = share
     return (ids, log_probs), own, weights
 
@@ -322,3 +338,9 @@ class RemoteTeacher:
         f"(teacher.server.max_lost_steps={self._max_lost_steps}); "
         f"{problem or elsewhere}"
       )
+
+
+def _num_turns(batch: TrainBatch) -> int:
+  """Returns the number of the teacher's prompts for each sample."""
+  later = batch.later_prompt_ids
+  return 1 if later is None else 1 + later.shape[1]

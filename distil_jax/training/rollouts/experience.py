@@ -31,7 +31,11 @@ class Experience:
     critiques: Number of critiques of each kind, see `self_critique.COUNTS`;
       None means that none could be requested.
     earlier: What was said before the last turn of each episode, with the roles
-      `student` and `tool`; None means that there is no tool. Length B.
+      `student`, and `tool` or `environment`; None means that nobody replies to
+      turns. Length B.
+    earlier_verdicts: What the environment says of the turns before the last
+      one, None for a turn that it does not judge; None means that it does not
+      reply to turns. Length B.
   """
 
   problems: Sequence[Problem]
@@ -43,6 +47,7 @@ class Experience:
   judging_seconds: float = 0.0
   critiques: Mapping[str, int] | None = None
   earlier: Sequence[Sequence[Message]] | None = None
+  earlier_verdicts: Sequence[Sequence[Verdict | None]] | None = None
 
   @property
   def rewards(self) -> np.ndarray:
@@ -67,16 +72,41 @@ class Experience:
     """True if the length limit ended the completion. Shape `[B]`."""
     return np.asarray(self.rollout.stop_reasons) == StopReason.LENGTH
 
-  @property
-  def tool_counts(self) -> dict[str, np.ndarray]:
-    """Counts of each episode for the log; empty without a tool.
+  def turns_of(self, i: int) -> list[tuple[str, Verdict | None]]:
+    """Returns the student's turns of an episode, with the verdicts on them."""
+    last = (self.completions[i], self.verdicts[i])
+    if self.earlier is None or self.earlier_verdicts is None:
+      return [last]
+    texts = [message["content"] for message in self.earlier[i][::2]]
+    return [*zip(texts, self.earlier_verdicts[i], strict=True), last]
 
-    The student's turns; the tool's outputs between them; the calls of the tool
-    that failed; and the tokens of the outputs, with what the chat template puts
-    around them. Shape `[B]` each.
+  @property
+  def turn_numbers(self) -> np.ndarray:
+    """Turn of each of the student's tokens, from 0. Shape `[B, T]`."""
+    own = np.asarray(self.rollout.student_tokens)
+    # At least the marker of the assistant's turn stands between two turns.
+    begins = np.diff(own, axis=1, prepend=0) == 1
+    return np.maximum(begins.cumsum(axis=1) - 1, 0).astype(np.int32)
+
+  @property
+  def episode_values(self) -> dict[str, np.ndarray]:
+    """Numbers of each episode for the log; empty if nobody replies to turns.
+
+    The student's turns; the tokens between them, with what the chat template
+    puts around messages. Of a conversation with the environment also the reward
+    of the first turn, 0 if that was not judged; of one with a tool its outputs,
+    and its calls that failed. Shape `[B]` each.
     """
     if self.earlier is None:
       return {}
+    if self.earlier_verdicts is not None:
+      firsts = [self.turns_of(i)[0][1] for i in range(len(self.completions))]
+      values = {
+        "turns": [1 + len(found) for found in self.earlier_verdicts],
+        "tokens": self.rollout.completion_mask.sum(axis=1) - self.lengths,
+        "first_reward": [0.0 if v is None else v.reward for v in firsts],
+      }
+      return {f"conversation/{k}": np.asarray(x) for k, x in values.items()}
     # Messages alternate between student and tool.
     outputs = [
       [m["content"] for m in earlier[1::2]] for earlier in self.earlier

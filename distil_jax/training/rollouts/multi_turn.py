@@ -1,13 +1,14 @@
-"""Multi-turn rollouts: turns of the student, and a tool's outputs in between.
+"""Multi-turn rollouts: turns of the student, and what others say in between.
 
-All rows sample their first turn together, as they would without a tool. Rows
-that the tool has answered then sample their next turn, each from its own prompt
+A partner replies to the student's turns: a tool, or the environment. All rows
+sample their first turn together, as they would without a partner. Rows that it
+has answered then sample their next turn, each from its own prompt
 and all that was said since, and so on until no row is left. The prompt of a
 later turn is read anew. This is cheap beside sampling, but its keys and values
 take memory for each row, where in the first turn they are shared by a group.
 
-A row's tokens depend on its key, its prompt and the tool's outputs alone, not
-on the other rows.
+A row's tokens depend on its key, its prompt and the replies alone, not on the
+other rows.
 """
 
 import dataclasses
@@ -22,11 +23,19 @@ from distil_jax.data import padding, shared_prefixes
 from distil_jax.data.tokenizer import Tokenizer
 from distil_jax.distributed import collectives
 from distil_jax.generation.usage import OnFinished, Report, Usage
-from distil_jax.training.rollouts.tool_pool import ToolPool
-from distil_jax.types import Message, Problem, Rollout, StopReason
+from distil_jax.training.rollouts.between_turns import Partner
+from distil_jax.types import (
+  Message,
+  Problem,
+  Reply,
+  Rollout,
+  StopReason,
+  Verdict,
+)
 
-# Called with a row whose episode is over, and the text of its last turn.
-OnEpisodeEnd = Callable[[int, str], None]
+# Called with a row whose episode is over, the text of its last turn, and the
+# verdict on it, if it has one.
+OnEpisodeEnd = Callable[[int, str, Verdict | None], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +66,7 @@ class Episodes:
 
   def __init__(
     self,
-    tool_pool: ToolPool,
+    partner: Partner,
     tokenizer: Tokenizer,
     problems: Sequence[Problem],
     prompt_ids: np.ndarray,
@@ -70,7 +79,7 @@ class Episodes:
     """Starts with empty episodes.
 
     Args:
-      tool_pool: Answers the student's turns.
+      partner: Replies to the student's turns.
       tokenizer: Turns token ids into text.
       problems: P problems.
       prompt_ids, prompt_mask: Prompts of the first turns. Shape `[P, S]`.
@@ -79,7 +88,7 @@ class Episodes:
       on_episode_end: Called for each row as soon as its episode is over.
     """
     self.num_rows = len(problems) * group_size
-    self._tool_pool, self._tokenizer = tool_pool, tokenizer
+    self._partner, self._tokenizer = partner, tokenizer
     self._problems, self._group_size = problems, group_size
     self.prompt_ids, self.prompt_mask = prompt_ids, prompt_mask
     self._on_episode_end = on_episode_end
@@ -92,12 +101,14 @@ class Episodes:
     self._lengths = np.zeros(self.num_rows, np.int32)
     self._stop_reasons = np.zeros(self.num_rows, np.int32)
     self._turns: list[list[str]] = [[] for _ in range(self.num_rows)]
-    self._outputs: list[list[str]] = [[] for _ in range(self.num_rows)]
-    # Rows that wait for the tool.
-    self.calls: dict[int, Future[str | None]] = {}
+    self._replies: list[list[Reply]] = [[] for _ in range(self.num_rows)]
+    # Rows of this kind have their last turn, whatever the reply says.
+    self._is_last = np.zeros(self.num_rows, bool)
+    # Rows that wait for a reply.
+    self.calls: dict[int, Future[Reply]] = {}
 
   def on_finished(self, rows: Sequence[int]) -> OnFinished:
-    """Returns a callback that asks the tool as soon as a turn has finished.
+    """Returns a callback that asks the partner as soon as a turn has finished.
 
     Args:
       rows: Rows whose turns are sampled.
@@ -129,21 +140,21 @@ class Episodes:
         kept[row, span] = turn[i, : counts[i]]
       self._stop_reasons[row] = sampled.stop_reasons[i]
 
-  def add_outputs(self) -> list[int]:
-    """Waits for the tool and appends its outputs.
+  def add_replies(self) -> list[int]:
+    """Waits for the replies and appends their messages.
 
     Returns:
       The rows that have a next turn.
     """
     continuing = []
-    # In the order of rows: tools answer in any order, which must not decide
+    # In the order of rows: replies come in any order, which must not decide
     # which rows are sampled together.
     for row in sorted(self.calls):
-      output = self.calls[row].result()
-      if output is not None and self._add_output(row, output):
+      reply = self.calls[row].result()
+      if not self._is_over(row, reply) and self._add_message(row, reply):
         continuing.append(row)
       else:
-        self._on_episode_end(row, self._turns[row][-1])
+        self._end_episode(row, reply)
     self.calls.clear()
     return continuing
 
@@ -171,7 +182,7 @@ class Episodes:
     )
 
   def rollout(self) -> Rollout:
-    """Returns the episodes; the tool's tokens are not the student's."""
+    """Returns the episodes; tokens of messages are not the student's."""
     columns = np.arange(self._ids.shape[1])
     return Rollout(
       prompt_ids=self.prompt_ids,
@@ -187,50 +198,68 @@ class Episodes:
   def earlier_turns(self) -> list[list[Message]]:
     """Returns what was said before the last turn of each row.
 
-    Messages alternate between the roles `student` and `tool`.
+    Messages alternate between the role `student` and that of the partner, which
+    is `environment` if it judges turns, or `tool`.
     """
+    partner = "environment" if self._partner.answers_last_turn else "tool"
     return [
       [
         {"role": role, "content": text}
-        # The last turn has no output, so it is not among the earlier ones.
-        for pair in zip(turns, outputs, strict=False)
-        for role, text in zip(("student", "tool"), pair, strict=True)
+        # The last turn has no message, so it is not among the earlier ones.
+        for turn, reply in zip(turns, replies, strict=False)
+        for role, text in (("student", turn), (partner, reply.message or ""))
       ]
-      for turns, outputs in zip(self._turns, self._outputs, strict=True)
+      for turns, replies in zip(self._turns, self._replies, strict=True)
     ]
 
+  def earlier_verdicts(self) -> list[list[Verdict | None]] | None:
+    """Returns the verdicts on the turns before the last one of each row.
+
+    None if the partner judges no turns.
+    """
+    if not self._partner.answers_last_turn:
+      return None
+    return [[reply.verdict for reply in replies] for replies in self._replies]
+
   def _end_turn(self, row: int, ids: np.ndarray) -> None:
-    """Asks the tool about a finished turn, unless it is the last one."""
+    """Asks about a finished turn; a tool is not asked about the last one."""
     turns = self._turns[row]
     turns.append(self._tokenizer.decode(ids.tolist()))
     is_full = self._lengths[row] + len(ids) >= self._ids.shape[1]
-    if is_full or len(turns) == self._tool_pool.max_turns:
-      self._on_episode_end(row, turns[-1])
+    self._is_last[row] = is_full or len(turns) == self._partner.max_turns
+    if self._is_last[row] and not self._partner.answers_last_turn:
+      self._on_episode_end(row, turns[-1], None)
       return
     problem = self._problems[row // self._group_size]
-    self.calls[row] = self._tool_pool.ask(problem, turns, self._outputs[row])
+    self.calls[row] = self._partner.ask(problem, turns, self._replies[row])
 
   def _end_unanswered(self) -> None:
-    """Ends the episodes to which the tool has nothing to say."""
+    """Ends the episodes of those to whom nothing more is said."""
     for row, call in list(self.calls.items()):
-      if call.done() and call.result() is None:
+      if call.done() and self._is_over(row, call.result()):
+        self._end_episode(row, call.result())
         del self.calls[row]
-        self._on_episode_end(row, self._turns[row][-1])
 
-  def _add_output(self, row: int, output: str) -> bool:
-    """Appends a tool's output if it fits, with a token to spare.
+  def _is_over(self, row: int, reply: Reply) -> bool:
+    return bool(self._is_last[row]) or reply.message is None
+
+  def _end_episode(self, row: int, reply: Reply) -> None:
+    self._on_episode_end(row, self._turns[row][-1], reply.verdict)
+
+  def _add_message(self, row: int, reply: Reply) -> bool:
+    """Appends a message if it fits, with a token to spare.
 
     Returns:
       True if it does; otherwise the episode is over.
     """
     length = self._lengths[row]
     last_id = int(self._ids[row, length - 1])
-    ids = self._tool_pool.shown(output, last_id=last_id)
+    ids = self._partner.between_turns(reply.message or "", last_id=last_id)
     if length + len(ids) >= self._ids.shape[1]:
       # For want of room, whatever ended the turn before.
       self._stop_reasons[row] = StopReason.LENGTH
       return False
-    self._outputs[row].append(output)
+    self._replies[row].append(reply)
     self._extend(row, ids)
     return True
 
@@ -284,7 +313,7 @@ def play(
     on_finished=episodes.on_finished(rows),
   )
   episodes.add_turns(rows, sampled)
-  waiting = episodes.add_outputs()
+  waiting = episodes.add_replies()
   # All processes leave the loop together, because `_size` is the same for all.
   while size := _size(len(waiting), at_once, multiple):
     rows, left = waiting[:size], waiting[size:]
@@ -305,7 +334,7 @@ def play(
     )
     episodes.add_turns(rows, sampled)
     usage = _add_usage(usage, more, num_stand_ins)
-    waiting = left + episodes.add_outputs()
+    waiting = left + episodes.add_replies()
   report(usage.num_tokens, num_rows)
   return usage
 

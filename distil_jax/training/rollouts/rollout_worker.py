@@ -20,8 +20,8 @@ from distil_jax.generation.sampling_params import SamplingParams
 from distil_jax.generation.usage import OnFinished, Report, Usage, no_report
 from distil_jax.models import layers, sharding
 from distil_jax.training.rollouts import multi_turn
+from distil_jax.training.rollouts.between_turns import Partner
 from distil_jax.training.rollouts.experience import Experience
-from distil_jax.training.rollouts.tool_pool import ToolPool
 from distil_jax.types import Problem, Rollout, Verdict
 
 
@@ -58,7 +58,7 @@ class RolloutWorker:
     *,
     group_size: int,
     max_prompt_length: int,
-    tool_pool: ToolPool | None = None,
+    partner: Partner | None = None,
   ):
     """Prepares the worker; nothing is compiled yet.
 
@@ -70,8 +70,7 @@ class RolloutWorker:
       sampling: How completions are sampled; its `max_tokens` is T.
       group_size: G.
       max_prompt_length: S.
-      tool_pool: Tool that the student may use between its turns; None means
-        that it has one turn.
+      partner: Replies to the student's turns; None means that it has one.
     """
     self.group_size = group_size
     self._engine = engine
@@ -80,7 +79,7 @@ class RolloutWorker:
     self._mesh = engine.config.mesh or mesh
     self._sampling = sampling
     self._max_prompt_length = max_prompt_length
-    self._tool_pool = tool_pool
+    self._partner = partner
 
   def sample(
     self,
@@ -152,8 +151,13 @@ class RolloutWorker:
     completions = [""] * (len(problems) * self.group_size)
     pending: dict[int, Future[Verdict]] = {}
 
-    def judge(row: int, text: str) -> None:
+    def judge(row: int, text: str, verdict: Verdict | None = None) -> None:
       completions[row] = text
+      if verdict is not None:
+        # The environment has judged the turn when it replied.
+        pending[row] = Future()
+        pending[row].set_result(verdict)
+        return
       problem = problems[row // self.group_size]
       pending[row] = self._judges.submit(problem, text)
 
@@ -182,6 +186,7 @@ class RolloutWorker:
       verdicts=verdicts,
       judging_seconds=time.monotonic() - begun,
       earlier=episodes and episodes.earlier_turns(),
+      earlier_verdicts=episodes and episodes.earlier_verdicts(),
     )
 
   def _episodes(
@@ -191,11 +196,11 @@ class RolloutWorker:
     prompt_mask: np.ndarray,
     on_episode_end: multi_turn.OnEpisodeEnd,
   ) -> multi_turn.Episodes | None:
-    """Returns the episodes as they begin, or None without a tool."""
-    if self._tool_pool is None:
+    """Returns the episodes as they begin, or None if nobody replies."""
+    if self._partner is None:
       return None
     return multi_turn.Episodes(
-      self._tool_pool,
+      self._partner,
       self._tokenizer,
       problems,
       prompt_ids,

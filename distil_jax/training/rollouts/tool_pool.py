@@ -1,8 +1,4 @@
-"""A pool of threads that ask a tool, and the form in which the student sees it.
-
-The student's tokens are never tokenised again. Only the tool's outputs are,
-with what the chat template puts around them.
-"""
+"""A pool of threads that ask a tool."""
 
 import traceback
 from collections.abc import Sequence
@@ -11,10 +7,9 @@ from concurrent.futures import Future
 from distil_jax.data.tokenizer import Tokenizer
 from distil_jax.envs import deadline_pool, warn_once
 from distil_jax.envs.base import Tool
+from distil_jax.training.rollouts.between_turns import BetweenTurns
 from distil_jax.training.rollouts.experience import FAILED
-from distil_jax.types import Problem
-
-_CUT = "\n(cut)"
+from distil_jax.types import Problem, Reply
 
 
 class ToolPool:
@@ -22,6 +17,9 @@ class ToolPool:
 
   A tool that raises or hangs costs its output, and nothing else.
   """
+
+  # An episode that may not go on is over, whatever the tool would say.
+  answers_last_turn = False
 
   def __init__(
     self,
@@ -53,77 +51,39 @@ class ToolPool:
     """
     self.max_turns = max_turns
     self._tool = tool
-    self._tokenizer = tokenizer
-    self._before, self._after = tokenizer.tokens_around_tool_output()
-    self._max_output_tokens = max_output_tokens
-    shortest = len(tokenizer.encode(_CUT))
-    if max_output_tokens <= shortest:
-      raise ValueError(
-        f"max_output_tokens={max_output_tokens} must be more than the "
-        f"{shortest} tokens that mark an output as cut"
-      )
-    self._threads = deadline_pool.DeadlinePool[str | None](
+    self.between_turns = BetweenTurns(
+      tokenizer,
+      roles=("tool", "user"),
+      max_length=max_output_tokens,
+      setting="max_output_tokens",
+    )
+    self._threads = deadline_pool.DeadlinePool[Reply](
       num_workers=num_workers, seconds=seconds
     )
     self._seconds = seconds
     self._warn_once = warn_once.WarnOnce(warn)
 
   def ask(
-    self, problem: Problem, turns: Sequence[str], outputs: Sequence[str]
-  ) -> Future[str | None]:
+    self, problem: Problem, turns: Sequence[str], replies: Sequence[Reply]
+  ) -> Future[Reply]:
     """Asks the tool in a thread.
 
     Args:
       problem: Problem of the episode.
       turns: Turns of the student so far.
-      outputs: Outputs of the tool so far.
+      replies: The tool's so far.
 
     Returns:
-      The output, None if the tool has nothing to say (see `envs.tools.Tool`),
-      or `FAILED` if it has failed.
+      A reply without a verdict, whose message is the output, None if the tool
+      has nothing to say (see `envs.base.Tool`), or `FAILED` if it has failed.
     """
     # Copies, because the caller's lists grow while the thread reads them.
-    turns, outputs = tuple(turns), tuple(outputs)
+    turns = tuple(turns)
+    outputs = tuple(reply.message or "" for reply in replies)
     return self._threads.submit(
-      lambda: self._answer(problem, turns, outputs),
-      lambda: self._give_up(problem),
+      lambda: Reply(self._answer(problem, turns, outputs)),
+      lambda: Reply(self._give_up(problem)),
     )
-
-  def shown(self, output: str, *, last_id: int) -> list[int]:
-    """Returns the tokens between one turn of the student and its next.
-
-    If a turn ended by a stop string, the end token is added here: it is then
-    the template's and not the student's.
-
-    Args:
-      output: Output of the tool.
-      last_id: Last token of the turn before.
-    """
-    before = self._before
-    eos_ids = self._tokenizer.eos_ids
-    if last_id in eos_ids and before and before[0] in eos_ids:
-      before = before[1:]
-    return [*before, *self._cut(output), *self._after]
-
-  def _cut(self, output: str) -> list[int]:
-    """Returns the tokens of an output, cut to the limit."""
-    encode, limit = self._tokenizer.encode, self._max_output_tokens
-    # Text beyond the limit is not tokenised. The cut may leave half of a
-    # surrogate pair, which `replace` removes because it cannot be encoded.
-    start = output[: limit * self._tokenizer.longest_token + 1]
-    ids = encode(start.encode("utf-8", "replace").decode("utf-8"))
-    if len(ids) <= limit and len(start) == len(output):
-      return ids
-    # Text and mark may be tokenised in another way together than apart, so the
-    # result is measured and shortened until it fits.
-    kept = limit - len(encode(_CUT))
-    while True:
-      # A cut inside a character leaves bytes that decode to U+FFFD.
-      text = self._tokenizer.decode(ids[:kept]).rstrip("\ufffd")
-      shorter = encode(text + _CUT)
-      if len(shorter) <= limit:
-        return shorter
-      kept -= 1
 
   def _answer(
     self, problem: Problem, turns: Sequence[str], outputs: Sequence[str]

@@ -17,6 +17,7 @@ from distil_jax.config.optimizers import (
 )
 from distil_jax.config.schema import Config
 from distil_jax.data import teacher_templates
+from distil_jax.envs.base import Environment, max_turns
 from distil_jax.generation.policy import Policy
 from distil_jax.models import decoder, lora, sharding
 from distil_jax.objectives.teachers import OtherNetwork
@@ -41,7 +42,10 @@ from distil_jax.training.setup.teacher_servers import (
 
 
 def build_batch_builder(
-  config: Config, policy: Policy, teacher: TeacherModel | None
+  config: Config,
+  policy: Policy,
+  teacher: TeacherModel | None,
+  environment: Environment,
 ) -> batch_builder.BatchBuilder:
   """Returns what builds the batches of a run.
 
@@ -51,6 +55,7 @@ def build_batch_builder(
     config: the run's settings.
     policy: the student.
     teacher: the teacher, if it is another model.
+    environment: whose replies its prompts quote.
   """
   return record_of(
     batch_builder.BatchBuilder,
@@ -63,12 +68,13 @@ def build_batch_builder(
       vocab_size=teacher.vocab_size
       if teacher
       else server_vocab_size(config, policy),
+      num_turns=max_turns(environment),
     ),
   )
 
 
 def build_teacher_settings(
-  config: Config, *, vocab_size: int | None = None
+  config: Config, *, vocab_size: int | None = None, num_turns: int = 1
 ) -> batch_builder.TeacherSettings | None:
   """Returns what stands in the teacher's prompt; None without a teacher.
 
@@ -76,7 +82,7 @@ def build_teacher_settings(
 
   Args:
     config: the run's settings.
-    vocab_size: see `batch_builder.TeacherSettings`.
+    vocab_size, num_turns: see `teaching.TeacherSettings`.
   """
   if not config.objective.needs_teacher:
     return None
@@ -88,9 +94,11 @@ def build_teacher_settings(
     batch_builder.TeacherSettings,
     config.teacher,
     template=template,
-    num_sharing=_num_sharing(config),
+    # Turns have prompts of their own, of which none is split.
+    num_sharing=_num_sharing(config) if num_turns == 1 else 1,
     max_prefix_length=config.rollout.max_prompt_length,
     vocab_size=vocab_size,
+    num_turns=num_turns,
   )
 
 

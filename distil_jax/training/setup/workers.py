@@ -10,7 +10,7 @@ from distil_jax.config.base import ConfigError, SamplingConfig
 from distil_jax.config.schema import Config
 from distil_jax.config.tools import ToolsConfig
 from distil_jax.envs import judge_pool
-from distil_jax.envs.base import Environment, SelfJudged
+from distil_jax.envs.base import Environment, SelfJudged, max_turns
 from distil_jax.envs.tools import build_tool
 from distil_jax.generation.engine import Engine
 from distil_jax.generation.engine_config import EngineConfig
@@ -18,6 +18,8 @@ from distil_jax.generation.policy import Policy
 from distil_jax.generation.sampling_params import SamplingParams
 from distil_jax.training import teacher_probe
 from distil_jax.training.logging import progress
+from distil_jax.training.rollouts.between_turns import Partner
+from distil_jax.training.rollouts.reply_pool import ReplyPool
 from distil_jax.training.rollouts.rollout_worker import RolloutWorker
 from distil_jax.training.rollouts.self_critique import SelfCritic
 from distil_jax.training.rollouts.tool_pool import ToolPool
@@ -51,6 +53,45 @@ def build_tool_pool(config: Config, policy: Policy) -> ToolPool | None:
     )
   except ValueError as error:
     raise ConfigError(f"tools: {error}") from None
+
+
+def build_partner(
+  config: Config,
+  policy: Policy,
+  judges: judge_pool.JudgePool,
+  environment: Environment,
+) -> Partner | None:
+  """Builds what replies to the student's turns; None if nobody does.
+
+  Raises:
+    ConfigError: Both a tool and the environment would; a guard asks the teacher
+      for one turn; or the model's chat template has no place for a reply.
+  """
+  num_turns = max_turns(environment)
+  if num_turns == 1:
+    return build_tool_pool(config, policy)
+  kind = config.environment.kind
+  if config.tools is not None:
+    raise ConfigError(
+      f"tools.kind={config.tools.kind} and environment.kind={kind}, which "
+      f"speaks up to {num_turns - 1} times, would both reply to a turn; set "
+      "tools=null, or let the environment have one turn"
+    )
+  if config.teacher.guard is not None:
+    raise ConfigError(
+      "teacher.guard lets the teacher answer in one turn, so that with "
+      f"environment.kind={kind}, which speaks between {num_turns} turns, it "
+      "would not measure what is taught; set teacher.guard=null"
+    )
+  try:
+    return ReplyPool(
+      judges,
+      policy.tokenizer,
+      max_turns=num_turns,
+      max_reply_length=config.rollout.max_reply_length,
+    )
+  except ValueError as error:
+    raise ConfigError(f"rollout: {error}") from None
 
 
 def build_judge_pool(
@@ -106,7 +147,7 @@ def build_rollout_worker(
   policy: Policy,
   judges: judge_pool.JudgePool,
   mesh: jax.sharding.Mesh,
-  tool_pool: ToolPool | None = None,
+  partner: Partner | None = None,
 ) -> RolloutWorker:
   """Builds the worker that samples for training."""
   return RolloutWorker(
@@ -117,7 +158,7 @@ def build_rollout_worker(
     build_sampling_params(config.rollout, config),
     group_size=config.rollout.group_size,
     max_prompt_length=config.rollout.max_prompt_length,
-    tool_pool=tool_pool,
+    partner=partner,
   )
 
 
@@ -126,7 +167,7 @@ def build_evaluation_worker(
   policy: Policy,
   judges: judge_pool.JudgePool,
   mesh: jax.sharding.Mesh,
-  tool_pool: ToolPool | None = None,
+  partner: Partner | None = None,
 ) -> RolloutWorker:
   """Builds the worker that samples for evaluation."""
   return RolloutWorker(
@@ -141,7 +182,7 @@ def build_evaluation_worker(
     ),
     group_size=config.evaluation.num_samples,
     max_prompt_length=config.rollout.max_prompt_length,
-    tool_pool=tool_pool,
+    partner=partner,
   )
 
 
@@ -248,13 +289,13 @@ def build_worker_set(
   policy = dataclasses.replace(policy, params={})
   judges = build_judge_pool(config, environment)
   parts = (config, policy, judges, mesh)
-  tool_pool = build_tool_pool(config, policy)
+  partner = build_partner(config, policy, judges, environment)
   rollout = add_self_critique(
     *parts,
-    worker=build_rollout_worker(*parts, tool_pool),
+    worker=build_rollout_worker(*parts, partner),
     environment=environment,
   )
-  evaluation = build_evaluation_worker(*parts, tool_pool)
+  evaluation = build_evaluation_worker(*parts, partner)
   # Held-out rewards come from the same critic where no other judge gives any.
   if getattr(environment, "is_rewarded_by_critique", False):
     evaluation = add_self_critique(

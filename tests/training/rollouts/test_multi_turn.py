@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from distil_jax.config.environments import JudgingConfig
 from distil_jax.data import shared_prefixes
 from distil_jax.data import tokenizer as tokenizers
 from distil_jax.envs.judge_pool import JudgePool
@@ -18,8 +19,15 @@ from distil_jax.generation.policy import Policy
 from distil_jax.models import decoder, sharding
 from distil_jax.models import decoder_config as models_config
 from distil_jax.training.rollouts import experience as rollouts_experience
-from distil_jax.training.rollouts import multi_turn, tool_pool
-from distil_jax.types import Problem, Rollout, Status, StopReason, Verdict
+from distil_jax.training.rollouts import multi_turn, reply_pool, tool_pool
+from distil_jax.types import (
+  Problem,
+  Reply,
+  Rollout,
+  Status,
+  StopReason,
+  Verdict,
+)
 from tests import cpu_time, networks, rollout_workers
 
 GROUP_SIZE, LENGTH, PROMPT_LENGTH = 2, 60, 24
@@ -52,6 +60,19 @@ def words(problem, turns, outputs):
     return None
   seen = f"{problem.index} {list(turns)} {list(outputs)}"
   return str(zlib.crc32(seen.encode()) % 10 ** (len(turns) + 1))
+
+
+class Speaking(Echo):
+  """Has a word of its own after each turn, and a verdict on it."""
+
+  max_turns = MAX_TURNS
+
+  def reply(self, problem, turns, replies):
+    earlier = [reply.message for reply in replies]
+    word = words(problem, turns, earlier)
+    verdict = Verdict(len(turns) / 10, f"of {turns[-1]}", Status.WRONG)
+    # One problem's turns are judged at the end alone.
+    return Reply(word, None if problem.index == 3 else verdict)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -110,11 +131,25 @@ def make(policy, mesh, tool=words, *, warnings=None, seconds=60.0, **settings):
     "stop": ("z", "Z"),
     # Half of the rows: others wait, and turns of several numbers meet.
     "num_slots": 4,
-    "tool_pool": made,
+    "partner": made,
   }
-  return rollout_workers.make(
-    policy, JudgePool(Echo()), mesh, **defaults | settings
+  judges = settings.pop("judges", None) or JudgePool(Echo())
+  return rollout_workers.make(policy, judges, mesh, **defaults | settings)
+
+
+def make_speaking(policy, mesh, environment, *, warnings=None, **settings):
+  judges = JudgePool(
+    environment,
+    JudgingConfig(**settings),
+    warn=pytest.fail if warnings is None else warnings.append,
   )
+  partner = reply_pool.ReplyPool(
+    judges,
+    policy.tokenizer,
+    max_turns=environment.max_turns,
+    max_reply_length=MAX_OUTPUT_TOKENS,
+  )
+  return make(policy, mesh, None, partner=partner, judges=judges)
 
 
 def play(worker, policy, problems=PROBLEMS, seed=0, **settings):
@@ -173,7 +208,7 @@ def assert_same_rows(experience, rows, expected, expected_rows):
 
 def test_turns_and_outputs_take_turns(policy, played):
   tokenizer, rolled = policy.tokenizer, played.rollout
-  before, after = tokenizer.tokens_around_tool_output()
+  before, after = tokenizer.tokens_around(("tool", "user"))
   counts = []
   for row in range(len(PROBLEMS) * GROUP_SIZE):
     mask = rolled.completion_mask[row]
@@ -203,12 +238,78 @@ def test_turns_and_outputs_take_turns(policy, played):
   assert max(counts) == MAX_TURNS
   np.testing.assert_array_equal(played.lengths, rolled.student_mask.sum(axis=1))
   assert played.usage.num_tokens == rolled.student_mask.sum()
-  by_turn = played.tool_counts
+  by_turn = played.episode_values
   np.testing.assert_array_equal(by_turn["tools/turns"], counts)
   np.testing.assert_array_equal(by_turn["tools/calls"], np.subtract(counts, 1))
   is_tool = rolled.completion_mask - rolled.student_mask
   np.testing.assert_array_equal(by_turn["tools/tokens"], is_tool.sum(axis=1))
   assert not by_turn["tools/failed"].any()
+
+
+def test_an_environment_that_speaks_judges_each_turn(policy, mesh, played):
+  """What it says is shown as a tool's output is, so the tokens are the same."""
+  spoken = play(make_speaking(policy, mesh, Speaking()), policy)
+  assert_same_rows(spoken, slice(None), played, slice(None))
+  assert spoken.completions == played.completions
+  for row in range(len(PROBLEMS) * GROUP_SIZE):
+    turns = spoken.turns_of(row)
+    texts = [m["content"] for m in spoken.earlier[row]]
+    assert texts == [m["content"] for m in played.earlier[row]]
+    assert [text for text, _ in turns] == [*texts[::2], spoken.completions[row]]
+    roles = {m["role"] for m in spoken.earlier[row]}
+    assert roles <= {"student", "environment"}
+    if row // GROUP_SIZE == 3:
+      assert [v for _, v in turns[:-1]] == [None] * (len(turns) - 1)
+      assert turns[-1][1].feedback == turns[-1][0]  # what `judge` says
+      continue
+    for number, (text, verdict) in enumerate(turns, start=1):
+      assert verdict.reward == number / 10
+      assert verdict.feedback == f"of {text}"
+    # Tokens are numbered by the turn that they belong to.
+    numbers = spoken.turn_numbers[row]
+    own = spoken.rollout.student_mask[row] == 1
+    counts = np.bincount(numbers[own], minlength=len(turns))
+    assert counts.tolist() == [len(ids) for ids in runs(spoken, row)[::2]]
+  values = spoken.episode_values
+  counts = [len(spoken.turns_of(row)) for row in range(8)]
+  np.testing.assert_array_equal(values["conversation/turns"], counts)
+  np.testing.assert_array_equal(
+    values["conversation/tokens"], played.episode_values["tools/tokens"]
+  )
+  firsts = np.repeat([0.1, 0.1, 0.1, 0.0], GROUP_SIZE)
+  # Without a verdict on its own, the first turn is the last.
+  firsts[np.equal(counts, 1) & (np.arange(8) >= 6)] = 0.0
+  np.testing.assert_allclose(values["conversation/first_reward"], firsts)
+
+
+def test_an_environment_that_fails_ends_its_conversation(policy, mesh):
+  warnings = []
+
+  class Broken(Speaking):
+    def reply(self, problem, turns, replies):
+      if problem.index == 1:
+        time.sleep(3)
+      if problem.index == 2 and len(turns) == 2:
+        return "no reply"
+      return Reply("1", Verdict(0.5, "", Status.WRONG))
+
+  found = play(
+    make_speaking(policy, mesh, Broken(), warnings=warnings, seconds=0.5),
+    policy,
+  )
+  statuses = [verdict.status for verdict in found.verdicts]
+  assert statuses[2:4] == [Status.TIMEOUT] * 2
+  assert statuses[6:] == [Status.WRONG] * 2
+  for row in (4, 5):
+    num_turns = len(found.turns_of(row))
+    is_broken = num_turns == 2
+    assert statuses[row] == (Status.CRASHED if is_broken else Status.WRONG)
+  assert Status.CRASHED in statuses
+  assert [found.earlier[row] for row in (2, 3)] == [[], []]
+  assert len(warnings) == 2
+  # It is asked about the last turn too, and what it says then is not shown.
+  last = [len(found.turns_of(row)) for row in (0, 1, 6, 7)]
+  assert max(last) == MAX_TURNS
 
 
 def test_the_sampler_is_the_scorer_across_turns(policy, played):
@@ -266,7 +367,7 @@ def test_a_tool_that_has_nothing_to_say_changes_nothing(policy, mesh):
   plain = play(make(policy, mesh, None), policy)
   assert plain.rollout.student_mask is None
   assert plain.earlier is None
-  assert plain.tool_counts == {}
+  assert plain.episode_values == {}
   np.testing.assert_array_equal(
     silent.rollout.student_mask, plain.rollout.completion_mask
   )
@@ -296,7 +397,7 @@ def test_what_does_not_fit_ends_the_episode(policy, mesh):
       np.testing.assert_array_equal(
         found.rollout.completion_ids[row], whole.rollout.completion_ids[row]
       )
-  bridge = len(policy.tokenizer.tokens_around_tool_output()[1]) + 9
+  bridge = len(policy.tokenizer.tokens_around(("tool", "user"))[1]) + 9
   assert any(len(runs(found, row)) > 1 for row in range(8))
   for row in range(8):
     for part in runs(found, row)[1::2]:
@@ -310,7 +411,7 @@ def test_an_output_needs_a_token_after_it(policy, num_spare):
   speaking = tool_pool.ToolPool(
     lambda *_: "1", tokenizer, max_turns=2, max_output_tokens=MAX_OUTPUT_TOKENS
   )
-  shown = speaking.shown("1", last_id=end)
+  shown = speaking.between_turns("1", last_id=end)
   length = 3 + len(shown) + num_spare
   over = []
   played = multi_turn.Episodes(
@@ -321,7 +422,7 @@ def test_an_output_needs_a_token_after_it(policy, num_spare):
     np.array([[0, 1, 1]], np.int32),
     group_size=1,
     max_completion_length=length,
-    on_episode_end=lambda row, text: over.append((row, text)),
+    on_episode_end=lambda row, text, verdict: over.append((row, text)),
   )
   said = np.array([80, 81, end], np.int32)
   ids = np.pad(said, (0, length - 3))[None]
@@ -329,7 +430,7 @@ def test_an_output_needs_a_token_after_it(policy, num_spare):
   played.on_finished([0])(0, said)
   turn = rollout_of(ids, log_probs, StopReason.EOS)
   played.add_turns([0], turn)
-  going_on = played.add_outputs()
+  going_on = played.add_replies()
   rolled = played.rollout()
   np.testing.assert_array_equal(
     rolled.student_mask[0], [1] * 3 + [0] * (length - 3)
@@ -385,8 +486,8 @@ def test_a_failing_tool_costs_its_output_and_is_told_of_once(policy, mesh):
   assert said[0] == []
   for i in (1, 2, 3):
     assert set(said[i]) <= {rollouts_experience.FAILED}
-  failed = found.tool_counts["tools/failed"]
-  np.testing.assert_array_equal(failed, found.tool_counts["tools/calls"])
+  failed = found.episode_values["tools/failed"]
+  np.testing.assert_array_equal(failed, found.episode_values["tools/calls"])
   assert failed.sum() >= 4
   assert len(warnings) == 2
   assert any("within 0.3 s" in text for text in warnings)
@@ -415,8 +516,8 @@ def made(policy):
 
 class TestShown:
   def output(self, policy, made, text):
-    before, after = policy.tokenizer.tokens_around_tool_output()
-    ids = made.shown(text, last_id=0)
+    before, after = policy.tokenizer.tokens_around(("tool", "user"))
+    ids = made.between_turns(text, last_id=0)
     assert ids[: len(before)] == before
     assert ids[-len(after) :] == after
     return ids[len(before) : -len(after)]
