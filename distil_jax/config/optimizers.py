@@ -71,6 +71,11 @@ class _BaseConfig(Section):
   off-policy ratios; null: one update, on all of them."""
   micro_batch_size: Positive | None = None
   """Sequences whose gradient is computed at once; null: all of an update."""
+  tokens_per_micro_batch: Positive | None = None
+  """Sorts the sequences of an update by length into micro-batches of about so
+  many tokens, each as wide as its longest sequence; null: micro-batches of
+  `micro_batch_size` sequences, all as wide as the longest of the step. The
+  result is the same but for rounding."""
   master_dtype: Literal["float32"] | None = "float32"
   """If `model.param_dtype` is shorter, the optimizer keeps a copy of the
   parameters in this type, updates the copy, and rounds it; null: it updates
@@ -110,6 +115,16 @@ class _BaseConfig(Section):
       raise ValueError(
         f"final_learning_rate={self.final_learning_rate} is above "
         f"learning_rate={self.learning_rate}, but schedules fall; lower it"
+      )
+    return self
+
+  @pydantic.model_validator(mode="after")
+  def _micro_batches(self):
+    if self.tokens_per_micro_batch and self.micro_batch_size:
+      raise ValueError(
+        f"tokens_per_micro_batch={self.tokens_per_micro_batch} and "
+        f"micro_batch_size={self.micro_batch_size} both give the size of a "
+        "micro-batch; set one of them to null"
       )
     return self
 

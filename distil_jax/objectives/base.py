@@ -37,6 +37,42 @@ class LossAux:
 
 
 @dataclasses.dataclass(frozen=True)
+class BatchCredit:
+  """Finds credit that depends on the whole batch, in a pass of its own.
+
+  Attributes:
+    costs_fn: `(params, teacher_params, slice) -> costs` of the slice. `[b, T]`.
+    score_fn: `(costs, mask) -> (score_weights, future_costs)` of the whole
+      batch. `[B, T]` each.
+  """
+
+  costs_fn: Callable[..., jax.Array]
+  score_fn: Callable[..., tuple[jax.Array, jax.Array]]
+
+  def __call__(
+    self, params: Params, teacher_params: Params, slices: TrainBatch
+  ) -> tuple[jax.Array, jax.Array]:
+    """Returns weights of log π_θ in the surrogate, and future costs.
+
+    Args:
+      params: the student's.
+      teacher_params: the teacher's.
+      slices: the batch, cut. `[n, b, ...]`.
+
+    Returns:
+      Shape `[B, T]` each.
+    """
+    # One slice after another, so that the activations of one are in memory.
+    costs = jax.lax.map(
+      lambda batch: self.costs_fn(params, teacher_params, batch), slices
+    )
+    masks = jax.vmap(teacher_mask)(slices)
+    # Slices are the batch's rows in their order, so flattening joins them.
+    whole = (-1, costs.shape[-1])
+    return self.score_fn(costs.reshape(whole), masks.reshape(whole))
+
+
+@dataclasses.dataclass(frozen=True)
 class Objective:
   """An objective as the functions that a training step is made of.
 
@@ -48,9 +84,8 @@ class Objective:
     prepare_fn: `batch -> batch` with what is known before any network runs,
       see `losses.prepare`.
     loss_fn: `(params, teacher_params, slice) -> (loss, LossAux)`.
-    credit_fn: `(params, teacher_params, slices) -> (score_weights,
-      future_costs)` of the whole batch, for credit that cannot be found slice
-      by slice, see `losses.batch_credit`. None means that the loss finds it.
+    credit_fn: for credit that cannot be found slice by slice. None means that
+      the loss finds it.
     ask_fn: `(params, teacher_params, slice, keys) -> TeacherLists`: asks a
       teacher for lists of tokens, see `teachers.ask_teacher`. None means that
       the loss has the teacher's distribution, or no teacher.
@@ -58,7 +93,7 @@ class Objective:
 
   prepare_fn: Callable[[TrainBatch], TrainBatch]
   loss_fn: Callable[..., tuple[jax.Array, LossAux]]
-  credit_fn: Callable[..., tuple[jax.Array, jax.Array]] | None = None
+  credit_fn: BatchCredit | None = None
   ask_fn: Callable[..., TeacherLists] | None = None
 
 

@@ -107,9 +107,8 @@ def build(
   # Credit found ahead of the loss takes one more pass through both networks, so
   # that is done only if the loss cannot find it on its way.
   if _needs_all_costs(section, layout):
-    credit_fn = functools.partial(
-      losses.batch_credit,
-      settings=settings,
+    credit_fn = base.BatchCredit(
+      costs_fn=functools.partial(losses.costs_of_slice, settings=settings),
       score_fn=functools.partial(
         _batch_score_weights,
         settings=read.credit,

@@ -3,7 +3,7 @@
 Each `*_loss` of an objective maps parameters and a slice to the slice's part of
 the loss, and to a `LossAux` for the log. What couples sequences (rewards of a
 group, baselines, averages) was found over the whole batch by `prepare` and
-`batch_credit` and is in the slice.
+`BatchCredit` and is in the slice.
 """
 
 import dataclasses
@@ -220,37 +220,16 @@ def build_local_objective(
   )
 
 
-def batch_credit(
+def costs_of_slice(
   params: Params,
   teacher_params: Params,
-  slices: TrainBatch,
+  batch: TrainBatch,
   *,
   settings: FeedbackSettings,
-  score_fn: Callable[..., tuple[jax.Array, jax.Array]],
-) -> tuple[jax.Array, jax.Array]:
-  """Finds credit that depends on the whole batch, in a pass of its own.
-
-  Args:
-    params: the student's.
-    teacher_params: the teacher's.
-    slices: the batch, cut. `[n, b, ...]`.
-    settings: of the objective.
-    score_fn: `(costs, mask) -> (weights, future costs)` of the whole batch.
-
-  Returns:
-    Weights of log π_θ in the surrogate, and future costs. `[B, T]` each.
-  """
-
-  def costs_of_slice(batch):
-    source = settings.compare_fn(params, teacher_params, batch)
-    return settings.costs_fn(source.statistics(), teacher_mask(batch))
-
-  # One slice after another, so that the activations of one are in memory.
-  costs = jax.lax.map(costs_of_slice, slices)
-  masks = jax.vmap(teacher_mask)(slices)
-  # Slices are the batch's rows in their order, so flattening joins them.
-  whole = (-1, costs.shape[-1])
-  return score_fn(costs.reshape(whole), masks.reshape(whole))
+) -> jax.Array:
+  """Returns the costs that credit carries, see `BatchCredit`. `[b, T]`."""
+  source = settings.compare_fn(params, teacher_params, batch)
+  return settings.costs_fn(source.statistics(), teacher_mask(batch))
 
 
 def merge(one: LossAux, other: LossAux) -> LossAux:

@@ -63,6 +63,11 @@ def _training(plan: Plan, phase: Phase) -> list[str]:
     return _smaller_state(plan, state + gradient)
   shards = batch_shards(run.mesh)
   if run.micro_batch_size > shards:
+    if run.tokens_per_micro_batch is not None:
+      return [
+        f"{phase.name}: activations are too large: optimizer."
+        f"tokens_per_micro_batch={run.tokens_per_micro_batch // 2}"
+      ]
     size = max(
       n
       for n in range(shards, run.micro_batch_size, shards)

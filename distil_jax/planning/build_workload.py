@@ -1,11 +1,14 @@
 """Builds the numbers of a run from its config."""
 
+import dataclasses
+
 import jax
 
 from distil_jax.config.schema import Config
 from distil_jax.models.decoder_config import DecoderConfig
 from distil_jax.planning.results import Hardware
 from distil_jax.planning.workload import Workload
+from distil_jax.training.setup.micro_batch_sizes import build_sizes
 
 
 def build_workload(
@@ -27,7 +30,7 @@ def build_workload(
   rollout, optimizer, model = config.rollout, config.optimizer, config.model
   num_sequences = config.num_sequences
   is_cpu = hardware.devices[0].platform == "cpu"
-  return Workload(
+  run = Workload(
     num_problems=rollout.num_problems,
     group_size=rollout.group_size,
     prompt_length=rollout.max_prompt_length,
@@ -50,4 +53,10 @@ def build_workload(
     compute_dtype=model.compute_dtype,
     mesh=dict(mesh.shape) if mesh else {},
     rollout_mesh=dict(rollout_mesh.shape) if rollout_mesh else {},
+    tokens_per_micro_batch=optimizer.tokens_per_micro_batch,
   )
+  if mesh is None or optimizer.tokens_per_micro_batch is None:
+    return run
+  columns = max(run.prompt_length, run.teacher_prompt_length)
+  counts = build_sizes(config, mesh).row_counts(columns + run.completion_length)
+  return dataclasses.replace(run, micro_batch_size=counts[0])

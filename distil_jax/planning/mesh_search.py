@@ -64,7 +64,10 @@ def search(
 
 def with_mesh(config: Config, estimate: estimates.Estimate) -> Config:
   """Returns the config with another mesh and micro-batch size."""
-  sizes = {"micro_batch_size": estimate.micro_batch_size}
+  sizes = {
+    "micro_batch_size": estimate.micro_batch_size,
+    "tokens_per_micro_batch": None,
+  }
   return config.model_copy(
     update={
       "mesh": MeshConfig(**estimate.mesh),

@@ -27,7 +27,13 @@ from distil_jax.models import (
 )
 from distil_jax.models import decoder_config as models_config
 from distil_jax.models.kernels import sequence_attention
-from distil_jax.planning import abstract_inputs, costs, memory, roofline
+from distil_jax.planning import (
+  abstract_inputs,
+  costs,
+  memory,
+  roofline,
+  training_program,
+)
 from distil_jax.planning.build_workload import build_workload
 from distil_jax.planning.results import (
   CACHE_GROWTH,
@@ -41,7 +47,7 @@ from distil_jax.planning.results import (
 from distil_jax.planning.teacher_inputs import teacher_inputs
 from distil_jax.training import low_precision, train_state
 from distil_jax.training.logging.progress import Progress
-from distil_jax.training.setup import meshes, policies
+from distil_jax.training.setup import meshes, policies, train_steps
 from distil_jax.training.setup import steps as setup_step
 from distil_jax.training.setup.model_directory import model_directory
 
@@ -185,31 +191,28 @@ class Planner:
     )
 
   def training_phase(self) -> Phase:
-    """Compiles the training step, which is one program."""
-    teacher = self.config.teacher
+    """Compiles the training step, or its largest micro-batch by length."""
     # Of a policy the step reads only the graph definition.
     policy = Policy(self.network, self.graphdef, {}, cast(Any, None))
-    step = setup_step.build_train_step(
-      self.config, policy, self.optimizer, self._teacher
+    inputs = training_program.Inputs(
+      self.config,
+      train_steps.build_train_step(
+        self.config, policy, self.optimizer, self._teacher
+      ),
+      self.graphdef,
+      self.state,
+      self._teacher,
+      self._teacher_params,
+      self.run,
+      self.mesh,
     )
-    shardings = jax.tree.map(lambda x: x.sharding, self.state)
-    # Donated as in a run, or the state would be counted twice.
-    step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
     with jax.set_mesh(self.mesh):
-      batch = abstract_inputs.batch(
-        self.mesh,
-        num_sequences=self.run.num_sequences,
-        prompt_length=self.run.prompt_length,
-        teacher_prompt_length=self.run.teacher_prompt_length,
-        completion_length=self.run.completion_length,
-        has_tools=self.config.tools is not None,
-        num_turns=self.config.environment.max_turns,
-        list_size=teacher.list_size if teacher.server else 0,
-      )
+      program = training_program.build(inputs)
       return self._phase(
         TRAINING,
-        lambda: step.lower(self.state, batch, self._teacher_params),
-        {**self.parts, "batch": memory.tree_bytes(batch)},
+        program.lower,
+        {**self.parts, **program.by_hand},
+        count=program.count,
       )
 
   def sampling_phases(self) -> list[Phase]:

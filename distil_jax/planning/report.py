@@ -113,6 +113,12 @@ def _head(plan: Plan) -> str:
     f"at once: {run.num_slots} completions sampled, {run.micro_batch_size} "
     "sequences trained on",
   ]
+  if run.tokens_per_micro_batch is not None:
+    lines.append(
+      "the training step is planned as micro-batches at the limits of lengths; "
+      f"of shorter sequences {run.tokens_per_micro_batch} tokens are trained "
+      "on at once"
+    )
   if dict(run.rollout_mesh) != dict(run.mesh):
     axes = " ".join(f"{k}={v}" for k, v in run.rollout_mesh.items())
     lines.append(f"sampling on mesh {axes}")

@@ -12,7 +12,10 @@ class Workload:
     num_problems, group_size: P and G of a training step.
     prompt_length, completion_length: S and T.
     teacher_prompt_length: Prompt length of the teacher. 0 means no teacher.
-    micro_batch_size: Sequences whose gradient is computed at once.
+    micro_batch_size: Sequences whose gradient is computed at once, all at the
+      limits of lengths.
+    tokens_per_micro_batch: Tokens of a micro-batch by length. None means that
+      micro-batches are counted in sequences.
     num_slots: Completions that are sampled at the same time.
     cache_dtype: Type of keys and values in the KV cache.
     chunk_size: Positions whose logits are in memory at once. None means that
@@ -37,6 +40,7 @@ class Workload:
   compute_dtype: str
   mesh: Mapping[str, int]
   rollout_mesh: Mapping[str, int]
+  tokens_per_micro_batch: int | None = None
 
   @property
   def num_sequences(self) -> int:

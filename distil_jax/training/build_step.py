@@ -10,7 +10,7 @@ from flax import nnx
 from distil_jax.config.objectives import ObjectiveConfig
 from distil_jax.config.teacher import TeacherConfig
 from distil_jax.objectives import teachers
-from distil_jax.objectives.base import BatchLayout, ForwardPasses
+from distil_jax.objectives.base import BatchLayout, ForwardPasses, Objective
 from distil_jax.objectives.build import build_objective
 from distil_jax.training import train_step as training_train_step
 from distil_jax.training.train_state import TrainState
@@ -60,8 +60,6 @@ def train_step(
   _check_divides(
     "mini_batch_size", mini_batch_size, "num_sequences", num_sequences
   )
-  # Frozen parameters are kept as well, but follow nobody.
-  is_ema = objective.keeps_teacher(teacher) and teacher.parameters == "ema"
   return functools.partial(
     training_train_step.train_step,
     objective=build_objective(
@@ -79,8 +77,50 @@ def train_step(
     optimizer=optimizer,
     num_mini_batches=num_sequences // mini_batch_size,
     num_micro_batches=mini_batch_size // micro_batch_size,
-    ema_rate=teacher.ema_rate if is_ema else None,
+    ema_rate=ema_rate(objective, teacher),
   )
+
+
+def objective_by_length(
+  objective: ObjectiveConfig,
+  teacher: TeacherConfig,
+  *,
+  graphdef: nnx.GraphDef,
+  teacher_network: teachers.OtherNetwork | None = None,
+  group_size: int,
+  is_off_policy: bool,
+) -> Objective:
+  """Returns the objective of updates whose sequences are sorted by length.
+
+  Args:
+    objective, teacher, graphdef, teacher_network, group_size: as for
+      `train_step`.
+    is_off_policy: whether a step has several updates.
+
+  Raises:
+    ConfigError: as for `train_step`.
+  """
+  return build_objective(
+    objective,
+    teacher,
+    forward=_forward_passes(objective, teacher, graphdef, teacher_network),
+    layout=BatchLayout(
+      group_size=group_size,
+      is_cut=True,
+      # A group's sequences have their places by their lengths.
+      splits_groups=group_size > 1,
+      is_off_policy=is_off_policy,
+    ),
+  )
+
+
+def ema_rate(
+  objective: ObjectiveConfig, teacher: TeacherConfig
+) -> float | None:
+  """Returns how far a teacher follows in a step; None if it follows nobody."""
+  # Frozen parameters are kept as well, but follow nobody.
+  is_ema = objective.keeps_teacher(teacher) and teacher.parameters == "ema"
+  return teacher.ema_rate if is_ema else None
 
 
 def gradients(

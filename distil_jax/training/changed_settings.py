@@ -22,6 +22,7 @@ _FREE = (
   "model.remat",
   "objective.chunk_size",
   "optimizer.micro_batch_size",
+  "optimizer.tokens_per_micro_batch",
   "teacher.share_prefix",
   "teacher.model.attention",
   "teacher.server.url",

@@ -16,31 +16,27 @@ from distil_jax.types import TrainBatch
 PADDING = "update/padding"
 
 
+# `(state, batch) -> (state, metrics, read)`: a trimmed batch on the host, and
+# what the networks read of it.
+RunFn = Callable[..., tuple[TrainState, dict[str, Any], list[TrainBatch]]]
+
+
 class HostStep:
-  """Trims batches, puts them onto the mesh and makes the training step.
+  """Trims batches and makes training steps of them.
 
   Attributes:
     trimmer: its widths belong into a checkpoint.
   """
 
-  def __init__(
-    self,
-    step_fn: Callable[..., tuple[TrainState, dict[str, Any]]],
-    mesh: jax.sharding.Mesh,
-    *,
-    reads_teacher_prompts: bool,
-  ):
+  def __init__(self, run_fn: RunFn, *, reads_teacher_prompts: bool):
     """Takes the parts.
 
     Args:
-      step_fn: `(state, batch) -> (state, metrics)` on the devices; donates the
-        state.
-      mesh: the mesh of the step.
+      run_fn: makes the step; donates the state.
       reads_teacher_prompts: false if a teacher elsewhere has read them.
     """
     self.trimmer = Trimmer()
-    self._step_fn = step_fn
-    self._mesh = mesh
+    self._run_fn = run_fn
     self._reads_teacher_prompts = reads_teacher_prompts
 
   def __call__(
@@ -55,8 +51,26 @@ class HostStep:
     batch = self.trimmer(batch)
     if not self._reads_teacher_prompts:
       batch = without_teacher_prompts(batch)
-    state, metrics = self._step_fn(state, sharding.put_batch(self._mesh, batch))
-    return state, {**metrics, PADDING: padding_share([batch])}
+    state, metrics, read = self._run_fn(state, batch)
+    return state, {**metrics, PADDING: padding_share(read)}
+
+
+def whole_batch(
+  step_fn: Callable[..., tuple[TrainState, dict[str, Any]]],
+  mesh: jax.sharding.Mesh,
+) -> RunFn:
+  """Returns what makes a step with all rows in arrays of one width.
+
+  Args:
+    step_fn: `(state, batch) -> (state, metrics)` on the devices.
+    mesh: the mesh of the step.
+  """
+
+  def run(state, batch):
+    state, metrics = step_fn(state, sharding.put_batch(mesh, batch))
+    return state, metrics, [batch]
+
+  return run
 
 
 def without_teacher_prompts(batch: TrainBatch) -> TrainBatch:

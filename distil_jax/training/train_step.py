@@ -1,6 +1,7 @@
 """Runs a training step: gradients of micro-batches, optimizer, teacher."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,8 @@ from distil_jax.training.train_state import TrainState
 from distil_jax.types import TrainBatch
 
 Metrics = dict[str, jax.Array]
+# Loss, gradient norm and report, of an update or of a step.
+Numbers = tuple[jax.Array, jax.Array, LossAux]
 
 # Folded into the run's key: a teacher's samples must be independent of the
 # student's.
@@ -50,7 +53,6 @@ def train_step(
   Returns:
     The next state, and scalars to log.
   """
-  key = jax.random.fold_in(jax.random.wrap_key_data(state.key), _TEACHER_KEY)
   # Another model has all its parameters, and the state may hold adapters.
   if teacher_params is None and state.teacher_params is not None:
     teacher_params = state.whole(state.teacher_params)
@@ -58,42 +60,114 @@ def train_step(
     state.student_params,
     teacher_params,
     batch,
-    jax.random.fold_in(key, state.step),
+    teacher_key(state),
     ask_fn=objective.ask_fn,
     num_slices=num_mini_batches * num_micro_batches,
   )
 
   def update(carry, mini_batch):
-    params, opt_state = carry
     # A teacher with parameters of its own moves once a step, so that every
     # mini-batch is compared with the same one.
     gradient, value, aux = _gradients(
-      params,
+      carry[0],
       teacher_params,
       mini_batch,
       objective=objective,
       num_micro_batches=num_micro_batches,
       whole=state.whole,
     )
-    updates, opt_state = optimizer.update(gradient, opt_state, params)
-    params = low_precision.next_params(params, updates, opt_state)
-    # The norm is that of the gradient before the optimizer clips it.
-    return (params, opt_state), (value, optax.tree.norm(gradient), aux)
+    return advance(carry, gradient, value, aux, optimizer=optimizer)
 
   carry = (state.params, state.opt_state)
   if num_mini_batches == 1:
-    carry, (value, norm, aux) = update(carry, batch)
+    carry, numbers = update(carry, batch)
   else:
     slices = _cut(batch, num_mini_batches)
-    carry, (*numbers, aux) = jax.lax.scan(update, carry, slices)
-    value, norm = map(jnp.mean, numbers)
-    aux = LossAux(
+    carry, numbers = jax.lax.scan(update, carry, slices)
+    numbers = over_updates(numbers)
+  return finish(state, carry, numbers, ema_rate=ema_rate)
+
+
+def teacher_key(state: TrainState) -> jax.Array:
+  """Returns the key of this step's samples from the teacher."""
+  key = jax.random.fold_in(jax.random.wrap_key_data(state.key), _TEACHER_KEY)
+  return jax.random.fold_in(key, state.step)
+
+
+def row_keys(key: jax.Array, rows: jax.Array) -> jax.Array:
+  """Returns a key for each sequence: how a batch is cut must change nothing.
+
+  Args:
+    key: of the step.
+    rows: numbers of the sequences in the whole batch. Shape `[b]`.
+  """
+  return jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
+
+
+def advance(
+  carry: tuple[Any, Any],
+  gradient: decoder.Params,
+  value: jax.Array,
+  aux: LossAux,
+  *,
+  optimizer: optax.GradientTransformation,
+) -> tuple[tuple[Any, Any], Numbers]:
+  """Makes an update.
+
+  Args:
+    carry: parameters and the optimizer's state.
+    gradient: of the update's whole batch.
+    value: its loss.
+    aux: its report.
+    optimizer: see `train_step`.
+
+  Returns:
+    The next carry; loss, gradient norm and report.
+  """
+  params, opt_state = carry
+  updates, opt_state = optimizer.update(gradient, opt_state, params)
+  params = low_precision.next_params(params, updates, opt_state)
+  # The norm is that of the gradient before the optimizer clips it.
+  return (params, opt_state), (value, optax.tree.norm(gradient), aux)
+
+
+def over_updates(numbers: Numbers) -> Numbers:
+  """Returns loss, norm and report of a step; given those of its updates.
+
+  Each array has the updates as its first axis.
+  """
+  value, norm, aux = numbers
+  return (
+    jnp.mean(value),
+    jnp.mean(norm),
+    LossAux(
       jax.tree.map(lambda x: jnp.sum(x, axis=0), aux.sums),
       # Only the first update has the parameters that sampled.
       jax.tree.map(lambda x: x[0], aux.mismatch),
       jax.tree.map(lambda x: jnp.sum(x, axis=0), aux.loads),
-    )
-  params, opt_state = carry
+    ),
+  )
+
+
+def finish(
+  state: TrainState,
+  carry: tuple[Any, Any],
+  numbers: Numbers,
+  *,
+  ema_rate: float | None,
+) -> tuple[TrainState, Metrics]:
+  """Ends a step whose updates are done.
+
+  Args:
+    state: before the step.
+    carry: parameters and the optimizer's state after the last update.
+    numbers: loss, gradient norm and report of the step.
+    ema_rate: see `train_step`.
+
+  Returns:
+    As `train_step`.
+  """
+  (params, opt_state), (value, norm, aux) = carry, numbers
   next_state = dataclasses.replace(
     state,
     step=state.step + 1,
@@ -210,9 +284,7 @@ def _with_teacher_lists(
   if teacher_params is None:
     # Nothing is differentiated here, so no gradient has to be stopped.
     teacher_params = params
-  # A key for each sequence: how the batch is cut must not change the answers.
-  rows = jnp.arange(batch.completion_ids.shape[0])
-  keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
+  keys = row_keys(key, jnp.arange(batch.completion_ids.shape[0]))
   # In the slices of the update, so that asking needs no more memory than that.
   lists = jax.lax.map(
     lambda rows: ask_fn(params, teacher_params, *rows),
@@ -272,15 +344,9 @@ def _accumulate(loss, params, slices, num_slices: int):
 
   Their reports are merged, see `losses.merge`.
   """
-  grad_fn = jax.value_and_grad(loss, has_aux=True)
 
   def one(batch):
-    (value, aux), gradient = grad_fn(params, batch)
-    # Sums of many bfloat16 gradients would lose what each adds.
-    gradient = jax.tree.map(
-      lambda g: g.astype(jnp.promote_types(g.dtype, jnp.float32)), gradient
-    )
-    return (gradient, value), aux
+    return slice_gradient(loss, params, batch)
 
   first = jax.tree.map(lambda x: x[0], slices)
   if num_slices == 1:
@@ -288,9 +354,7 @@ def _accumulate(loss, params, slices, num_slices: int):
     return *totals, aux
 
   def body(carry, batch):
-    (totals, aux), (added, other) = carry, one(batch)
-    totals = jax.tree.map(jnp.add, totals, added)
-    return (totals, losses.merge(aux, other)), None
+    return add(carry, one(batch)), None
 
   # Zeros of shapes that are found without computing: a first slice outside the
   # loop would compile its body twice.
@@ -299,3 +363,19 @@ def _accumulate(loss, params, slices, num_slices: int):
   )
   (totals, aux), _ = jax.lax.scan(body, zeros, slices)
   return *totals, aux
+
+
+def slice_gradient(loss, params, batch):
+  """Returns gradient and loss of a slice, and its `LossAux`."""
+  (value, aux), gradient = jax.value_and_grad(loss, has_aux=True)(params, batch)
+  # Sums of many bfloat16 gradients would lose what each adds.
+  gradient = jax.tree.map(
+    lambda g: g.astype(jnp.promote_types(g.dtype, jnp.float32)), gradient
+  )
+  return (gradient, value), aux
+
+
+def add(one, other):
+  """Returns what `slice_gradient` finds in two slices together."""
+  (totals, aux), (added, more) = one, other
+  return jax.tree.map(jnp.add, totals, added), losses.merge(aux, more)

@@ -33,6 +33,7 @@ from distil_jax.training.setup import (
   policies,
   teacher_models,
   teacher_servers,
+  train_steps,
   workers,
 )
 from distil_jax.training.setup import steps as setup_step
@@ -325,7 +326,7 @@ class Trainer:
     template = setup_step.build_state_template(
       config, params, optimizer, self.mesh
     )
-    self._step_fn = setup_step.build_host_step(
+    self._step_fn = train_steps.build_host_step(
       config, self.policy, optimizer, template, self.teacher_model
     )
     self._guard_fn = setup_step.compile_guard(config, self.mesh)

@@ -391,3 +391,22 @@ def test_missing_compiler_is_named_with_the_cure(monkeypatch):
   monkeypatch.setattr(topologies.topologies, "get_topology_desc", missing)
   with pytest.raises(ValueError, match=r"pip install 'jax\[tpu\]'"):
     planning_hardware.find_hardware("v5e-4")
+
+
+def test_micro_batches_by_length_are_planned_at_the_limits():
+  create = {**SETTINGS["model"]["create"], "num_layers": 1}
+  made = planner(
+    model={**SETTINGS["model"], "create": create},
+    # Eight rows of 64 + 128 tokens, and what is left is not enough for four.
+    optimizer={"tokens_per_micro_batch": 8 * 192 + 700},
+  )
+  assert made.run.micro_batch_size == 8
+  found = made.training_phase()
+  by_hand = found.memory.by_hand
+  assert by_hand["gradient"] == by_hand["parameters"]
+  assert by_hand["optimizer"] == made.parts["optimizer"]
+  assert found.memory.arguments_by_hand == pytest.approx(
+    found.memory.arguments, rel=0.1
+  )
+  text = report.to_text(made.build_plan([found]))
+  assert "2236 tokens" in text

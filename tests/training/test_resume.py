@@ -27,7 +27,7 @@ environment: {kind: calculator}
 rollout: {num_problems: 4, group_size: 2, max_prompt_length: 80,
           max_completion_length: 8}
 teacher: {max_prompt_length: 160}
-optimizer: {learning_rate: 1e-2, micro_batch_size: 4}
+optimizer: {learning_rate: 1e-2, tokens_per_micro_batch: 700}
 evaluation: {every: 2, num_samples: 2, pass_at: [1, 2], num_problems: 4}
 checkpoint: {every: 2}
 logging: {rollouts_every: 3, tensorboard: false}

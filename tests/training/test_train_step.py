@@ -12,7 +12,7 @@ import distil_jax as dj
 from distil_jax import config
 from distil_jax.models import decoder, layers
 from distil_jax.training import build_step, optimizers, train_state
-from distil_jax.training.setup import steps as setup_step
+from distil_jax.training.setup import train_steps
 from tests import networks
 from tests.networks import assert_close, distance
 
@@ -276,7 +276,7 @@ def test_micro_batches_change_nothing(
         "teacher": {"parameters": "frozen"},
       }
     )
-    step = jax.jit(setup_step.build_train_step(settings, policy, SGD))
+    step = jax.jit(train_steps.build_train_step(settings, policy, SGD))
     return step(state_of(network.params, teacher), batch)
 
   state, metrics = run(None)

@@ -57,12 +57,16 @@ def settings(tmp_path, num_steps):
 
 
 def test_where_and_how_it_is_sampled_changes_nothing(tmp_path):
-  """Few slots, a mesh of its own, sequences cut along time: the same run."""
+  """Few slots, a mesh of its own, sequences cut along time: the same run.
 
-  def lines(changed, mesh=None):
+  And micro-batches by length, of two rows for each part of the batch.
+  """
+
+  def lines(changed, mesh=None, num_tokens=None):
     trial = settings(tmp_path, 2).model_dump()
     trial["rollout"] |= changed
     trial["mesh"] |= mesh or {}
+    trial["optimizer"]["tokens_per_micro_batch"] = num_tokens
     trial["evaluation"] |= {"num_samples": 1, "pass_at": [1]}
     directory = tmp_path / f"run_{len(changed)}_{len(mesh or {})}"
     trial["train"]["run_directory"] = str(directory)
@@ -72,7 +76,7 @@ def test_where_and_how_it_is_sampled_changes_nothing(tmp_path):
 
   plain = lines({})
   mesh = {"data": 2, "fsdp": 2, "tensor": 2}
-  changed = lines({"num_slots": 4, "mesh": mesh})
+  changed = lines({"num_slots": 4, "mesh": mesh}, num_tokens=1000)
   along_time = lines({}, {"fsdp": 2, "context": 2})
   for before, *others in zip(plain, changed, along_time, strict=True):
     for name in ("loss", "reward", "completion_length", "gradient_norm"):

@@ -34,6 +34,7 @@ def batch_of(seed=3):
     batch,
     teacher_candidate_ids=lists,
     teacher_candidate_log_probs=-lists.astype(np.float32),
+    teacher_log_probs=-np.ones((rows, length), np.float32),
     teacher_weights=np.ones((rows, length), np.float32),
     student_mask=batch.completion_mask,
     turn_numbers=np.zeros((rows, length), np.int32),
@@ -163,7 +164,9 @@ def test_a_step_does_not_depend_on_limits():
     num_sequences=8,
   )
   # Not donated, because each state is read again.
-  run = host_step.HostStep(jax.jit(step), mesh, reads_teacher_prompts=True)
+  run = host_step.HostStep(
+    host_step.whole_batch(jax.jit(step), mesh), reads_teacher_prompts=True
+  )
   with jax.set_mesh(mesh):
     state = train_state.init_state(
       network.params, optimizer=SGD, keeps_teacher=False, seed=0

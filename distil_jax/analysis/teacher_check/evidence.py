@@ -22,7 +22,7 @@ from distil_jax.models import decoder, layers, sharding
 from distil_jax.objectives.base import Objective, teacher_mask, with_lists
 from distil_jax.ops import credit as credit_lib
 from distil_jax.training import low_precision
-from distil_jax.training.setup import steps
+from distil_jax.training.setup import train_steps
 from distil_jax.types import TrainBatch
 
 # Rows of a plain pass are as long as the longest, rounded up to this, so that
@@ -107,7 +107,7 @@ def try_step(
 def _objective(trainer: Any) -> Objective:
   """Returns the objective inside the run's training step."""
   other = trainer.teacher_model
-  step: Any = steps.build_train_step(
+  step: Any = train_steps.build_train_step(
     trainer.config, trainer.policy, trainer.optimizer, other and other.network
   )
   # Taken from the step itself, so that what is checked is what is trained.

@@ -12,7 +12,7 @@ from distil_jax.config.base import ConfigError
 from distil_jax.config.schema import Config
 from distil_jax.data import problems as data_problems
 from distil_jax.training import checkpoints, resume
-from distil_jax.training.setup import steps
+from distil_jax.training.setup import steps, train_steps
 
 
 def check_has_teacher(config: Config) -> None:
@@ -79,7 +79,7 @@ def compile_step(trainer: Any) -> Any:
   template = steps.build_state_template(
     config, params, trainer.optimizer, trainer.mesh
   )
-  return steps.compile_train_step(
+  return train_steps.compile_train_step(
     config, trainer.policy, trainer.optimizer, template, trainer.teacher_model
   )
 

@@ -20,10 +20,8 @@ from distil_jax.data import teacher_templates
 from distil_jax.envs.base import Environment, max_turns
 from distil_jax.generation.policy import Policy
 from distil_jax.models import decoder, lora, sharding
-from distil_jax.objectives.teachers import OtherNetwork
 from distil_jax.training import (
   batch_builder,
-  build_step,
   checkpoints,
   low_precision,
   optimizers,
@@ -31,7 +29,6 @@ from distil_jax.training import (
   teacher_guard,
   train_state,
 )
-from distil_jax.training.host_step import HostStep
 from distil_jax.training.setup.model_directory import check_same_base
 from distil_jax.training.setup.records import record_of
 from distil_jax.training.setup.teacher_models import TeacherModel
@@ -109,9 +106,12 @@ def _num_sharing(config: Config) -> int:
   """
   # A server reads whole prompts.
   is_read_here = config.teacher.share_prefix and config.teacher.server is None
-  if not is_read_here or sharding.num_shards("sequence") > 1:
-    return 1
   sizes = config.optimizer
+  # Sequences that are sorted by length leave their groups.
+  if not is_read_here or sizes.tokens_per_micro_batch:
+    return 1
+  if sharding.num_shards("sequence") > 1:
+    return 1
   at_once = (
     sizes.micro_batch_size or sizes.mini_batch_size or config.num_sequences
   )
@@ -295,53 +295,10 @@ def build_first_state(
   # moments nor copies exist whole anywhere.
   init = jax.jit(
     lambda params: build_train_state(config, params, optimizer),
-    out_shardings=_shardings(template),
+    out_shardings=jax.tree.map(lambda x: x.sharding, template),
     donate_argnums=0,
   )
   return init(params)
-
-
-def compile_train_step(
-  config: Config,
-  policy: Policy,
-  optimizer: optax.GradientTransformation,
-  template: train_state.TrainState,
-  teacher: TeacherModel | None = None,
-) -> build_step.StepFn:
-  """Returns the training step under jit; it donates the state.
-
-  The weights of a teacher that is another model are read here.
-  """
-  network = None if teacher is None else teacher.network
-  if config.teacher.server is not None:
-    network = OtherNetwork(None, server_vocab_size(config, policy))
-  # XLA might choose other shardings for the result, with which the next step
-  # would have to be compiled again.
-  step_fn = jax.jit(
-    build_train_step(config, policy, optimizer, network),
-    donate_argnums=0,
-    out_shardings=(_shardings(template), None),
-  )
-  if teacher is None:
-    return step_fn
-  params = teacher.load_params(template.step.sharding.mesh)
-  return functools.partial(step_fn, teacher_params=params)
-
-
-def build_host_step(
-  config: Config,
-  policy: Policy,
-  optimizer: optax.GradientTransformation,
-  template: train_state.TrainState,
-  teacher: TeacherModel | None = None,
-) -> HostStep:
-  """Returns the training step of a run, which takes batches on the host."""
-  return HostStep(
-    compile_train_step(config, policy, optimizer, template, teacher),
-    template.step.sharding.mesh,
-    # A server has read them already.
-    reads_teacher_prompts=config.teacher.server is None,
-  )
 
 
 def compile_guard(
@@ -354,28 +311,4 @@ def compile_guard(
   return jax.jit(
     functools.partial(teacher_guard.look, margin=guard.margin),
     out_shardings=sharding.sharding(mesh),
-  )
-
-
-def _shardings(template: train_state.TrainState) -> train_state.TrainState:
-  return jax.tree.map(lambda x: x.sharding, template)
-
-
-def build_train_step(
-  config: Config,
-  policy: Policy,
-  optimizer: optax.GradientTransformation,
-  teacher_network: OtherNetwork | None = None,
-) -> build_step.StepFn:
-  """Returns the training step of the config's objective, to be compiled."""
-  return build_step.train_step(
-    config.objective,
-    config.teacher,
-    graphdef=policy.graphdef,
-    teacher_network=teacher_network,
-    optimizer=optimizer,
-    group_size=config.rollout.group_size,
-    num_sequences=config.num_sequences,
-    micro_batch_size=config.optimizer.micro_batch_size,
-    mini_batch_size=config.optimizer.mini_batch_size,
   )
