@@ -76,6 +76,12 @@ def run(arguments: argparse.Namespace) -> int:
       if arguments.teacher
       else loaded.trained_params()
     )
+    # Without adapters there is none to store, which is said below.
+    if step == 0 and (config.model.lora or not arguments.adapter):
+      raise configs.ConfigError(
+        f"no checkpoint in {config.run_directory.absolute()}: there is nothing "
+        "to export yet; train first, or use the base model's folder as it is"
+      )
     exported = dataclasses.replace(loaded.policy, params=params)
     if arguments.adapter:
       stored_adapters.save_adapter(
@@ -138,7 +144,7 @@ def _teacher_params(config: configs.Config, loaded):
         return step, lora.join(base, params)
   raise configs.ConfigError(
     f"no checkpoint in {config.run_directory}: the teacher is still the base "
-    "model; train first, or leave out --teacher to export the base model"
+    "model; train first"
   )
 
 

@@ -1,12 +1,28 @@
 """The base class and the number types of the schema's sections."""
 
-from typing import Annotated, Literal
+import os
+from typing import Annotated, Any, Literal
 
 import pydantic
 
-Positive = Annotated[int, pydantic.Field(gt=0, lt=2**31)]
-NonNegative = Annotated[int, pydantic.Field(ge=0, lt=2**31)]
-Seed = Annotated[int, pydantic.Field(ge=0, lt=2**32)]
+
+def _no_bool(value: Any) -> Any:
+  if isinstance(value, bool):
+    raise ValueError("must be a whole number")  # `true` would count as 1
+  return value
+
+
+def _expanded(value: str) -> str:
+  return os.path.expandvars(os.path.expanduser(value))
+
+
+_NoBool = pydantic.BeforeValidator(_no_bool)
+Positive = Annotated[int, _NoBool, pydantic.Field(gt=0, lt=2**31)]
+NonNegative = Annotated[int, _NoBool, pydantic.Field(ge=0, lt=2**31)]
+Seed = Annotated[int, _NoBool, pydantic.Field(ge=0, lt=2**32)]
+# `~` and `$HOME` are as in a shell, which leaves them alone behind an equals
+# sign.
+PathText = Annotated[str, pydantic.AfterValidator(_expanded)]
 Fraction = Annotated[float, pydantic.Field(gt=0, le=1)]
 Share = Annotated[float, pydantic.Field(ge=0, le=1)]  # both ends included
 Weight = Annotated[float, pydantic.Field(ge=0)]

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 import pydantic
 
-from distil_jax.config.base import Positive, Section, Seed
+from distil_jax.config.base import PathText, Positive, Section, Seed
 
 Text = Annotated[str, pydantic.Field(min_length=1)]
 
@@ -22,7 +22,8 @@ class HubDatasetConfig(Section):
   """Branch, tag or commit; null is `main`, which may change."""
 
 
-DataSource = Text | tuple[Text, ...] | HubDatasetConfig
+File = Annotated[PathText, pydantic.Field(min_length=1)]
+DataSource = File | tuple[File, ...] | HubDatasetConfig
 
 
 class DataConfig(Section):

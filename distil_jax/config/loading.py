@@ -7,7 +7,7 @@ import re
 import typing
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import pydantic
 import yaml
@@ -55,6 +55,8 @@ def load_as(
       f"{path} has arms, so it compares objectives: use distil-jax compare "
       f"{path}"
     )
+  # Anchors that several sections use may stand there.
+  tree = {k: x for k, x in tree.items() if not str(k).startswith("x-")}
   # The name is that of the run's folder, so runs of two files do not collide.
   tree.setdefault("name", path.stem)
   for override in overrides:
@@ -77,11 +79,16 @@ def _validated(schema: type[S], tree: dict[str, Any], source: str) -> S:
 
 
 class _Loader(yaml.SafeLoader):
-  """Reads YAML with the floats of YAML 1.2 and without duplicate keys.
+  """Reads YAML with the numbers of YAML 1.2 and without duplicate keys.
 
-  Plain YAML 1.1 reads `1e-5` as a string, and drops the first of two equal keys
-  silently.
+  Plain YAML 1.1 reads `1e-5` as a string, `010` as 8 and `1:30` as 90, and
+  drops the first of two equal keys silently.
   """
+
+  yaml_implicit_resolvers: ClassVar = {
+    first: [x for x in resolvers if x[0] != "tag:yaml.org,2002:int"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+  }
 
   def construct_mapping(self, node, deep=False):
     seen = []
@@ -97,6 +104,14 @@ class _Loader(yaml.SafeLoader):
     return super().construct_mapping(node, deep)
 
 
+def _decimal(loader: _Loader, node: yaml.ScalarNode) -> int:
+  return int(loader.construct_scalar(node))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _decimal)
+_Loader.add_implicit_resolver(
+  "tag:yaml.org,2002:int", re.compile(r"^[-+]?\d+$"), list("-+0123456789")
+)
 _Loader.add_implicit_resolver(
   "tag:yaml.org,2002:float",
   re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),

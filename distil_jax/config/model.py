@@ -8,6 +8,7 @@ from distil_jax.config.base import (
   Above,
   DType,
   NonNegative,
+  PathText,
   Positive,
   Section,
   Seed,
@@ -155,7 +156,7 @@ class ModelConfig(Section):
   directory is made first if it is not there.
   """
 
-  directory: str = "embedded:calculator"
+  directory: PathText = "embedded:calculator"
   """A folder, `embedded:calculator`, or a model of the Hub."""
   revision: str | None = None
   """Branch, tag or commit of a model of the Hub; null is `main`, which may

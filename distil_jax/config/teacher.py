@@ -10,6 +10,7 @@ from distil_jax.config.base import (
   DType,
   Fraction,
   NonNegative,
+  PathText,
   Positive,
   Section,
   Share,
@@ -40,7 +41,7 @@ class TeacherModelConfig(Section):
   the student's and are no part of a checkpoint.
   """
 
-  directory: str
+  directory: PathText
   """A folder, or a model of the Hub, as `model.directory`."""
   revision: str | None = None
   """Branch, tag or commit of a model of the Hub; null is `main`, which may

@@ -5,6 +5,7 @@ import pydantic
 from distil_jax.config.base import (
   Above,
   NonNegative,
+  PathText,
   Positive,
   SamplingConfig,
   Section,
@@ -19,7 +20,7 @@ class TrainConfig(Section):
   """Steps of the run in all, those before a restart included."""
   seed: Seed = 0
   """Seed of all samples."""
-  run_directory: str | None = None
+  run_directory: PathText | None = None
   """null: `runs/` and the name of the config file."""
   allow_changes: tuple[str, ...] = ()
   """Settings that may differ from those of the checkpoint although they change

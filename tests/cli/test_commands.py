@@ -414,7 +414,9 @@ def test_export_of_a_teacher_that_there_is_not(tiny, tmp_path, capsys):
   target = tmp_path / "exported"
   err = refusal(capsys, "export", tiny, target, "--teacher")
   assert f"no checkpoint in {tmp_path / 'run'}" in err
-  assert "leave out --teacher" in err
+  err = refusal(capsys, "export", tiny, target)
+  assert f"no checkpoint in {tmp_path / 'run'}" in err
+  assert "nothing to export yet" in err
   err = refusal(
     capsys, "export", tiny, target, "--teacher", "teacher.parameters=current"
   )

@@ -447,3 +447,43 @@ def test_a_remote_sandbox_has_a_url(tmp_path):
     tmp_path, "", "sandbox.kind=remote"
   )
   assert "and no other has" in refusal(tmp_path, "", "sandbox.url=http://a:1")
+
+
+def test_whole_numbers_are_decimal(tmp_path):
+  path = tmp_path / "run.yaml"
+  path.write_text("train: {num_steps: 010, seed: +7}\n")
+  found = configs.load(path, ["rollout.group_size=012"])
+  assert (found.train.num_steps, found.train.seed) == (10, 7)
+  assert found.rollout.group_size == 12
+  path.write_text("train: {num_steps: 1:30}\n")
+  with pytest.raises(configs.ConfigError, match=r"train\.num_steps"):
+    configs.load(path)
+
+
+def test_true_is_no_count():
+  with pytest.raises(configs.ConfigError, match="whole number, got True"):
+    configs.parse({"train": {"num_steps": True}})
+
+
+def test_anchors_stand_under_keys_of_their_own(tmp_path):
+  path = tmp_path / "run.yaml"
+  path.write_text(
+    "x-sampling: &sampling {temperature: 0.5}\n"
+    "rollout: *sampling\nevaluation: *sampling\n"
+  )
+  found = configs.load(path)
+  assert found.rollout.temperature == found.evaluation.temperature == 0.5
+
+
+def test_paths_may_begin_at_home(monkeypatch):
+  monkeypatch.setenv("HOME", "/home/someone")
+  found = configs.parse(
+    {
+      "train": {"run_directory": "$HOME/run"},
+      "model": {"directory": "~/model"},
+      "data": {"train": ["~/a.jsonl", "${HOME}/b.jsonl"]},
+    }
+  )
+  assert found.run_directory == pathlib.Path("/home/someone/run")
+  assert found.model.directory == "/home/someone/model"
+  assert found.data.train == ("/home/someone/a.jsonl", "/home/someone/b.jsonl")

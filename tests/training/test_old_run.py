@@ -41,7 +41,9 @@ def test_training_goes_on_as_the_old_code_did(folder):
   assert "going on from step 1" in done.stderr
   *earlier, last = lines(folder / "run/metrics.jsonl")
   assert earlier == before
-  assert 0 <= last.pop("update/padding") < 1  # the old code had no such metric
+  # The old code had no such metrics.
+  assert 0 <= last.pop("update/padding") < 1
+  assert 0 <= last.pop("frac_reward_zero_std") <= 1
   assert last.keys() == expected["metrics"].keys()
   # The old code computed padding that is cut off now, and without it sums are
   # rounded otherwise. So they are by another CPU, and a metric may be the small
