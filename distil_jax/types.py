@@ -19,6 +19,7 @@ tokens attend to it; only the student's own tokens are learned from.
 
 import dataclasses
 import enum
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,6 +39,7 @@ class Problem:
     answer: what the environment compares with, in the environment's form.
     solution: a worked reference solution, if the data has one.
     details: anything else that the environment needs to judge.
+    source: name of the data set in a mixture; empty without a mixture.
   """
 
   index: int
@@ -45,6 +47,15 @@ class Problem:
   answer: str
   solution: str | None = None
   details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  source: str = ""
+
+  @property
+  def identity(self) -> int:
+    """The number that seeds the problem's samples, below 2**32.
+
+    Problems of two data sets may share an index, but hardly ever this number.
+    """
+    return (self.index + zlib.crc32(self.source.encode())) % 2**32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,12 +67,14 @@ class Demonstration:
     messages: the prompt.
     solution: what the model should write; the only part that is trained on.
     prefix: given beginning of the assistant's turn; not trained on.
+    source: name of the data set in a mixture; empty without a mixture.
   """
 
   index: int
   messages: tuple[Message, ...]
   solution: str
   prefix: str = ""
+  source: str = ""
 
 
 class Status(enum.StrEnum):
@@ -193,6 +206,8 @@ class TrainBatch:
     later_prompt_ids, later_prompt_mask: the teacher's prompts of turns 1 to
       K - 1, left-padded; those of turn 0 are `teacher_prompt_*`. None likewise.
       `[B, K - 1, S']`.
+    sample_weights: factor of each sequence's loss; None means 1. `[B]`,
+      float32.
     loss_weights: weight of each token's loss in the average. `[B, T]`.
     advantages: of each sequence; None if rewards do not count. `[B]`.
     failure_weights: of each sequence's feedback; None means 1. `[B]`.
@@ -221,6 +236,7 @@ class TrainBatch:
   turn_numbers: Array = None
   later_prompt_ids: Array = None
   later_prompt_mask: Array = None
+  sample_weights: Array = None
   loss_weights: Array = None
   advantages: Array = None
   failure_weights: Array = None

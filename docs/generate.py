@@ -64,8 +64,9 @@ def config_page() -> str:
     if _is_optional(field.annotation):
       lines += [f"`{name}: null` (the default) leaves the section out.", ""]
     default = getattr(field.default, "kind", None)
+    path = f"{name}.NAME" if _is_by_name(field.annotation) else name
     for member in members:
-      lines += _section(name, member, default if len(members) > 1 else None)
+      lines += _section(path, member, default if len(members) > 1 else None)
   return "\n".join(lines).rstrip() + "\n"
 
 
@@ -87,7 +88,9 @@ def _section(
     if name == "kind" and default is not None:
       continue  # the heading says it
     nested = _sections(field.annotation)
-    if len(nested) == 1:
+    # What is described elsewhere is not repeated.
+    is_told = f"see `{name}`" in (field.description or "")
+    if len(nested) == 1 and not is_told:
       inner.append((f"{path}.{name}", nested[0]))
     cells = (
       f"`{path}.{name}`",
@@ -108,12 +111,18 @@ def _sections(annotation: typing.Any) -> list[type[pydantic.BaseModel]]:
     is_section = issubclass(annotation, pydantic.BaseModel)
     return [annotation] if is_section else []
   origin = typing.get_origin(annotation)
-  if origin not in (typing.Union, types.UnionType, typing.Annotated, tuple):
-    return []
   arguments = typing.get_args(annotation)
   if origin in (typing.Annotated, tuple):
     arguments = arguments[:1]
+  elif origin is dict:
+    arguments = arguments[1:]
+  elif origin not in (typing.Union, types.UnionType):
+    return []
   return [section for part in arguments for section in _sections(part)]
+
+
+def _is_by_name(annotation: typing.Any) -> bool:
+  return typing.get_origin(annotation) is dict
 
 
 def _is_optional(annotation: typing.Any) -> bool:

@@ -31,7 +31,7 @@ def base_policy(config: Config, path: str, mesh: jax.sharding.Mesh) -> Policy:
       f"run begins; distil-jax train {path}"
     )
   # The model exists, so no text is needed to train a tokenizer.
-  none = problems.Problems(train=(), evaluation=(), num_skipped=0)
+  none = problems.Problems(train={}, evaluation={}, num_skipped=0)
   return policies.build_policy(
     config, environments.build_environment(config), none, mesh
   )

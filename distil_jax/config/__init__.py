@@ -16,6 +16,7 @@ from distil_jax.config.environments import (
 )
 from distil_jax.config.loading import load, load_as, parse
 from distil_jax.config.mesh import MeshConfig
+from distil_jax.config.mixture import DataSetConfig
 from distil_jax.config.model import CreateModelConfig, ModelConfig
 from distil_jax.config.objectives import (
   DistilConfig,
@@ -47,6 +48,7 @@ from distil_jax.config.tools import OwnToolConfig, PythonToolConfig, ToolsConfig
 from distil_jax.config.training import (
   CheckpointConfig,
   EvaluationConfig,
+  EvaluationSetConfig,
   LoggingConfig,
   TrainConfig,
 )
@@ -60,9 +62,11 @@ __all__ = [
   "ConfigError",
   "CreateModelConfig",
   "DataConfig",
+  "DataSetConfig",
   "DistilConfig",
   "EnvironmentConfig",
   "EvaluationConfig",
+  "EvaluationSetConfig",
   "GRPOConfig",
   "GuardConfig",
   "HubDatasetConfig",

@@ -6,8 +6,8 @@ paths of the keys, their values and the cure.
 
 from typing import Any
 
-from distil_jax.config.data import DataConfig
 from distil_jax.config.environments import CodeConfig, JudgingConfig
+from distil_jax.config.mixture import DataSetConfig
 from distil_jax.config.model import ModelConfig
 from distil_jax.config.objectives import ObjectiveConfig
 from distil_jax.config.optimizers import OptimizerConfig
@@ -93,21 +93,93 @@ def check_teacher_prompt(
     )
 
 
-def check_data(data: DataConfig, environment: Any) -> None:
+def check_data(data_set: DataSetConfig, where: str = "") -> None:
   """Checks that an environment that makes no problems has files of them.
 
   An environment of the user's own is asked when it exists.
+
+  Args:
+    data_set: its data and its environment.
+    where: path of their sections, with a point at its end.
   """
-  name = "environment"
+  environment, name = data_set.environment, f"{where}environment"
   if (inner := getattr(environment, "of", None)) is not None:
-    environment, name = inner, "environment.of"
+    environment, name = inner, f"{name}.of"
   generates = environment.generates_problems
-  for key in ("train", "evaluation"):
-    if getattr(data, key) == "generated" and not generates:
+  is_used = {
+    "train": data_set.is_trained_on,
+    "evaluation": data_set.evaluation is not None,
+  }
+  for key, is_read in is_used.items():
+    is_generated = getattr(data_set.data, key) == "generated"
+    if is_read and is_generated and not generates:
       raise ValueError(
-        f"data.{key}=generated, but {name}.kind={environment.kind} makes no "
-        "problems; give a file"
+        f"{where}data.{key}=generated, but {name}.kind={environment.kind} "
+        "makes no problems; give a file"
       )
+
+
+def check_limits(
+  data_set: DataSetConfig,
+  where: str,
+  rollout: RolloutConfig,
+  tools: ToolConfig | None,
+) -> None:
+  """Checks what one set of a mixture has of its own.
+
+  Args:
+    data_set: the set.
+    where: path of its section, with a point at its end.
+    rollout, tools: sections of the run.
+  """
+  for name in ("max_prompt_length", "max_completion_length"):
+    own, longest = getattr(data_set, name), getattr(rollout, name)
+    if own is not None and own > longest:
+      raise ValueError(
+        f"{where}{name}={own} is more than rollout.{name}={longest}, for which "
+        "the step is compiled; raise that one, or lower this one"
+      )
+  if data_set.environment.kind == "self_evaluation":
+    raise ValueError(
+      f"{where}environment.kind=self_evaluation: all completions of a step get "
+      "their critiques from one environment; train on it alone, or use what is "
+      "in environment.of"
+    )
+  if tools is None:
+    return
+  if data_set.max_completion_length is not None:
+    raise ValueError(
+      f"{where}max_completion_length={data_set.max_completion_length}, but "
+      f"with tools={tools.kind} all episodes of a step have "
+      "rollout.max_completion_length; set it to null, or tools=null"
+    )
+  evaluation = data_set.evaluation
+  longest = evaluation and evaluation.max_completion_length
+  if longest and tools.max_output_tokens >= longest:
+    raise ValueError(
+      f"tools.max_output_tokens={tools.max_output_tokens} leaves no room in "
+      f"{where}evaluation.max_completion_length={longest}; lower the one, or "
+      "raise the other"
+    )
+
+
+def check_refill(
+  rollout: RolloutConfig, objective: ObjectiveConfig, environment: Any
+) -> None:
+  """Checks that groups can be judged by their signal before the update."""
+  if rollout.refill is None:
+    return
+  if not objective.uses_rollouts:
+    raise ValueError(
+      f"rollout.refill is set, but objective.kind={objective.kind} samples "
+      "nothing that could be without signal; set rollout.refill=null"
+    )
+  if environment.kind == "self_evaluation":
+    raise ValueError(
+      "rollout.refill with environment.kind=self_evaluation: every failure "
+      "gets a critique, so that hardly a group is without signal; set "
+      "rollout.refill=null"
+    )
 
 
 def check_critiques(
@@ -175,8 +247,16 @@ def check_tools(
     )
 
 
-def check_deadlines(environment: Any, judging: JudgingConfig) -> None:
-  """Checks that an environment's own deadline comes before its judge's."""
+def check_deadlines(
+  environment: Any, judging: JudgingConfig, where: str = ""
+) -> None:
+  """Checks that an environment's own deadline comes before its judge's.
+
+  Args:
+    environment: a section.
+    judging: the section.
+    where: path of the environment's section, with a point at its end.
+  """
   section = getattr(environment, "of", None) or environment
   if not isinstance(section, CodeConfig):
     return
@@ -185,7 +265,7 @@ def check_deadlines(environment: Any, judging: JudgingConfig) -> None:
   if longest > judging.seconds:
     raise ValueError(
       f"judging.seconds={judging.seconds:g} is less than the {longest:g} s "
-      "that judging a program may take (environment.total_seconds="
-      f"{section.total_seconds:g}, plus twice environment.seconds="
+      f"that judging a program may take ({where}environment.total_seconds="
+      f"{section.total_seconds:g}, plus twice {where}environment.seconds="
       f"{section.seconds:g} and 2 for the last test); raise it, or lower these"
     )

@@ -36,6 +36,16 @@ class _BaseConfig(Section):
   """Columns of time whose logits are in memory at once; null: by memory."""
 
   @property
+  def learns_from_rewards(self) -> bool:
+    """Returns True if it learns from differences of rewards in a group."""
+    return False
+
+  @property
+  def weighs_failures(self) -> bool:
+    """Returns True if feedback weighs nothing where all others succeed."""
+    return False
+
+  @property
   def has_score_function(self) -> bool:
     """Returns True if the loss weighs log π of sampled tokens."""
     return False
@@ -135,8 +145,11 @@ class DistilConfig(_FeedbackConfig):
 
   @property
   def learns_from_rewards(self) -> bool:
-    """Returns True if rewards weigh the score function too."""
     return self.reward_weight > 0
+
+  @property
+  def weighs_failures(self) -> bool:
+    return self.failure_weighted
 
   @property
   def probability_settings(self) -> dict[str, str]:
@@ -231,6 +244,10 @@ class GRPOConfig(_BaseConfig):
   """Divide rewards by the group's standard deviation."""
   kl_weight: Weight = 0.0
   """Weight of the divergence from the initial policy."""
+
+  @property
+  def learns_from_rewards(self) -> bool:
+    return True
 
   @property
   def has_score_function(self) -> bool:

@@ -1,6 +1,7 @@
 """The schema of a whole run: all sections, and what must hold between them."""
 
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import pydantic
@@ -16,6 +17,13 @@ from distil_jax.config.environments import (
   name_own_environment,
 )
 from distil_jax.config.mesh import MeshConfig
+from distil_jax.config.mixture import (
+  DataSetConfig,
+  Mixture,
+  check_names,
+  check_shares,
+  fill_in,
+)
 from distil_jax.config.model import ModelConfig
 from distil_jax.config.objectives import (
   DistilConfig,
@@ -41,6 +49,7 @@ class Config(Section):
   model: ModelConfig = ModelConfig()
   data: DataConfig = DataConfig()
   environment: EnvironmentConfig = CalculatorConfig()
+  mixture: Mixture = pydantic.Field(default={})
   rollout: RolloutConfig = RolloutConfig()
   judging: JudgingConfig = JudgingConfig()
   sandbox: SandboxConfig = SandboxConfig()
@@ -58,6 +67,19 @@ class Config(Section):
   def run_directory(self) -> pathlib.Path:
     """The run's folder."""
     return pathlib.Path(self.train.run_directory or f"runs/{self.name}")
+
+  @property
+  def data_sets(self) -> Mapping[str, DataSetConfig]:
+    """The data sets by name; without a mixture there is one, without a name."""
+    if self.mixture:
+      return self.mixture
+    return {
+      "": DataSetConfig(
+        data=self.data,
+        environment=self.environment,
+        evaluation=self.evaluation,
+      )
+    }
 
   @property
   def num_sequences(self) -> int:
@@ -79,6 +101,8 @@ class Config(Section):
         filled[name] = {"kind": kind, **filled[name]}
     if isinstance(section := filled.get("environment"), dict):
       filled["environment"] = name_own_environment(section)
+    if "mixture" in filled:
+      filled["mixture"] = fill_in(filled["mixture"], filled.get("evaluation"))
     if isinstance(section := filled.get("tools"), dict):
       filled["tools"] = with_kind(section)
     return filled
@@ -91,8 +115,25 @@ class Config(Section):
     checks.check_groups(self.objective, self.rollout)
     check_teacher(self.objective, self.teacher)
     checks.check_teacher_prompt(self.objective, self.teacher, self.rollout)
-    checks.check_data(self.data, self.environment)
+    checks.check_refill(self.rollout, self.objective, self.environment)
     checks.check_critiques(self.environment, self.objective, self.teacher)
     checks.check_tools(self.tools, self.rollout, self.evaluation, self.teacher)
-    checks.check_deadlines(self.environment, self.judging)
+    self._check_data_sets()
     return self
+
+  def _check_data_sets(self) -> None:
+    if self.mixture:
+      for name in ("data", "environment"):
+        if getattr(self, name) != type(self).model_fields[name].default:
+          raise ValueError(
+            f"{name} and mixture are both set, but the sets of a mixture have "
+            f"their own; move {name} into mixture.NAME.{name}"
+          )
+    check_names(self.mixture)
+    check_shares(self.mixture)
+    for name, section in self.data_sets.items():
+      where = f"mixture.{name}." if name else ""
+      checks.check_data(section, where)
+      checks.check_deadlines(section.environment, self.judging, where)
+      if name:
+        checks.check_limits(section, where, self.rollout, self.tools)

@@ -27,19 +27,15 @@ class TrainConfig(Section):
   what is learned, such as `optimizer.learning_rate`; `--allow` sets it."""
 
 
-class EvaluationConfig(SamplingConfig):
-  """Evaluates on held-out problems: avg@num_samples, and pass@k for each k."""
+class EvaluationSetConfig(SamplingConfig):
+  """Sampling on held-out problems: avg@num_samples, and pass@k for each k."""
 
-  every: NonNegative = 0
-  """Steps between evaluations; 0 evaluates only before and after the run."""
   num_samples: Positive = 4
   """Completions of each problem."""
   pass_at: tuple[Positive, ...] = (1, 4)
   """The values of k of pass@k."""
-  num_problems: Positive = 64
-  """Problems in one batch of rollouts."""
   max_completion_length: Positive | None = None
-  """Tokens; null: `rollout.max_completion_length`."""
+  """Tokens; null: as in training."""
 
   @pydantic.model_validator(mode="after")
   def _pass_at(self):
@@ -52,6 +48,15 @@ class EvaluationConfig(SamplingConfig):
           "pass@k needs at least k samples"
         )
     return self
+
+
+class EvaluationConfig(EvaluationSetConfig):
+  """Evaluates on held-out problems: avg@num_samples, and pass@k for each k."""
+
+  every: NonNegative = 0
+  """Steps between evaluations; 0 evaluates only before and after the run."""
+  num_problems: Positive = 64
+  """Problems in one batch of rollouts."""
 
   def is_due(self, step: int) -> bool:
     """Returns True if a run evaluates after this step."""

@@ -1,4 +1,4 @@
-"""Reads data and puts its rows into batches.
+"""Reads data as rows and as problems.
 
 A row that cannot be used is an error that names file, line and field; with
 `malformed="skip"` it is skipped and counted.
@@ -8,9 +8,7 @@ import dataclasses
 import difflib
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, TypeVar
-
-import grain
+from typing import Any, Literal
 
 from distil_jax.config.data import DataSource, HubDatasetConfig
 from distil_jax.data import data_files, hub_datasets
@@ -18,7 +16,6 @@ from distil_jax.data.data_files import DataError
 from distil_jax.envs import conversations
 from distil_jax.types import Problem
 
-T = TypeVar("T")
 Malformed = Literal["error", "skip"]
 # Fields that may be other than texts, where the environment reads them.
 _ANY_TYPE = ("answer",)
@@ -162,80 +159,6 @@ def load_problems(
       "were skipped"
     )
   return problems[:limit], num_skipped
-
-
-def make_batches(
-  items: Sequence[T],
-  *,
-  batch_size: int,
-  seed: int,
-  num_epochs: int | None,
-  start: int = 0,
-  process_index: int = 0,
-  process_count: int = 1,
-) -> grain.DatasetIterator[list[T]]:
-  """Shuffles the items in each epoch and distributes them in batches.
-
-  The epochs form one long sequence, which is split into global batches of
-  `batch_size * process_count` items. Process i takes the i-th part of each,
-  `batch_size` consecutive items. Therefore:
-
-  * within an epoch every item appears once, in one process;
-  * a batch may extend from one epoch into the next. It can hold an item twice
-    if it does, or if it is larger than the number of items;
-  * a global batch holds the same items in the same order for any number of
-    processes;
-  * all processes have equally many batches. Items at the end of the last epoch
-    that do not fill a global batch are left out.
-
-  The items are not copied. The position is one number, that of global batches,
-  and the same in every process: with `start`, any number of processes goes on
-  where any other number of them stopped.
-
-  Args:
-    items: anything but None.
-    batch_size: items in a batch of one process.
-    seed: seed of the order, 0 to 2^32 - 1. Epoch e of seed s has the order of
-      epoch 0 of seed s + e.
-    num_epochs: None repeats without end.
-    start: number of global batches that were used before.
-    process_index: number of this process, from 0.
-    process_count: number of processes that share the items.
-
-  Raises:
-    DataError: the items of all epochs do not fill one global batch.
-    ValueError: an argument is out of its range.
-  """
-  if batch_size < 1:
-    raise ValueError(f"batch_size={batch_size} must be positive")
-  if not 0 <= process_index < process_count:
-    raise ValueError(
-      f"process_index={process_index} must be at least 0 and less than "
-      f"process_count={process_count}"
-    )
-  if start < 0:
-    raise ValueError(f"start={start} must not be negative")
-  if len(items) == 0:
-    raise DataError("there are no items to make batches of")
-  # Shuffled before it is repeated: every epoch then has an order of its own,
-  # and each item once.
-  sequence = grain.MapDataset.source(items).shuffle(seed).repeat(num_epochs)
-  global_size = batch_size * process_count
-  # Cut into global batches first and into shares then, so that the items of a
-  # batch do not depend on the number of processes.
-  whole = sequence.batch(global_size, drop_remainder=True, batch_fn=list)
-  if not len(whole):
-    raise DataError(
-      f"{len(items)} items in {num_epochs} epochs do not fill a batch of "
-      f"{batch_size} at each of {process_count} processes; take a smaller "
-      "batch, more items or more epochs"
-    )
-  mine = slice(process_index * batch_size, (process_index + 1) * batch_size)
-  # A slice reads nothing, so that a resumed run begins at once.
-  share = whole[start:].map(lambda batch: batch[mine])
-  # The items are in memory, so that reading ahead in threads saves nothing.
-  options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-  return iter(share.to_iter_dataset(options))
 
 
 def _raw_rows(

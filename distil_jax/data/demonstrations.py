@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from distil_jax.config.base import ConfigError
-from distil_jax.config.data import DataConfig
+from distil_jax.config.mixture import DataSetConfig
 from distil_jax.config.rollout import RolloutConfig
 from distil_jax.data.tokenizer import Tokenizer
 from distil_jax.types import Demonstration
@@ -27,21 +27,33 @@ def encode(
 def drop_long(
   demonstrations: Sequence[Demonstration],
   tokenizer: Tokenizer,
-  data: DataConfig,
-  limits: RolloutConfig,
+  section: DataSetConfig,
+  rollout: RolloutConfig,
+  where: str = "",
 ) -> tuple[list[Demonstration], int]:
   """Returns the demonstrations that fit, and the number of the others.
+
+  Args:
+    demonstrations: of one data set.
+    tokenizer: of the policy.
+    section: of the data set.
+    rollout: the section.
+    where: path of the data set's sections, with a point at its end.
 
   Raises:
     ConfigError: one is too long and the config does not say to drop it, or
       none fits.
   """
-  kept = [x for x in demonstrations if _fits(x, tokenizer, data, limits)]
+  settings = (section, rollout, where)
+  kept = [x for x in demonstrations if _fits(x, tokenizer, *settings)]
   if not kept:
+    limits = [
+      "{}={}".format(*section.length_limit(kind, rollout, where))
+      for kind in ("prompt", "completion")
+    ]
     raise ConfigError(
-      f"data.train: none of the {len(demonstrations)} demonstrations fits "
-      f"rollout.max_prompt_length={limits.max_prompt_length} and "
-      f"rollout.max_completion_length={limits.max_completion_length}"
+      f"{where}data.train: none of the {len(demonstrations)} demonstrations "
+      f"fits {' and '.join(limits)}"
     )
   return kept, len(demonstrations) - len(kept)
 
@@ -49,16 +61,18 @@ def drop_long(
 def _fits(
   demonstration: Demonstration,
   tokenizer: Tokenizer,
-  data: DataConfig,
-  limits: RolloutConfig,
+  section: DataSetConfig,
+  rollout: RolloutConfig,
+  where: str,
 ) -> bool:
   """Returns True if a demonstration is short enough, False if it is dropped."""
   rows = encode(demonstration, tokenizer)
   allowed = (
-    ("prompt", limits.max_prompt_length, data.long_prompts),
-    ("completion", limits.max_completion_length, data.long_solutions),
+    ("prompt", section.data.long_prompts),
+    ("completion", section.data.long_solutions),
   )
-  for (name, limit, action), row in zip(allowed, rows, strict=True):
+  for (name, action), row in zip(allowed, rows, strict=True):
+    path, limit = section.length_limit(name, rollout, where)
     if len(row) <= limit:
       continue
     if action == "drop":
@@ -68,8 +82,8 @@ def _fits(
       "solution and its end token have" if name != "prompt" else "prompt has"
     )
     raise ConfigError(
-      f"data.train: row {demonstration.index + 1} is too long: its {what} "
-      f"{len(row)} tokens, more than rollout.max_{name}_length={limit}; raise "
-      f"it, or set data.{setting}=drop"
+      f"{where}data.train: row {demonstration.index + 1} is too long: its "
+      f"{what} {len(row)} tokens, more than {path}={limit}; raise it, or set "
+      f"{where}data.{setting}=drop"
     )
   return True

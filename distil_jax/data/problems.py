@@ -2,18 +2,25 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Generic, Literal, TypeVar
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Generic, Literal, TypeVar
 
-import grain
 import jax
 
 from distil_jax.config.base import ConfigError
+from distil_jax.config.mixture import DataSetConfig
 from distil_jax.config.schema import Config
-from distil_jax.data import datasets, demonstrations, teacher_prompts
+from distil_jax.data import (
+  datasets,
+  demonstrations,
+  problem_stream,
+  teacher_prompts,
+)
 from distil_jax.data import tokenizer as tokenizers
 from distil_jax.data.data_files import DataError
 from distil_jax.envs.base import Environment, Generator
+from distil_jax.envs.mixture import environment_of
 from distil_jax.types import Demonstration, Message, Problem
 
 T = TypeVar("T")
@@ -46,14 +53,16 @@ class Generated(Sequence[T], Generic[T]):
 class Problems:
   """Holds the problems of a run, read or generated.
 
+  Each data set has its problems by its name, which is empty without a mixture.
+
   Attributes:
-    train: the problems to train on.
-    evaluation: held-out problems.
+    train: the problems to train on, of each set that is trained on.
+    evaluation: held-out problems, of each set that is evaluated.
     num_skipped: number of malformed rows that were left out.
   """
 
-  train: Sequence[Problem]
-  evaluation: Sequence[Problem]
+  train: Mapping[str, Sequence[Problem]]
+  evaluation: Mapping[str, Sequence[Problem]]
   num_skipped: int
 
 
@@ -62,17 +71,23 @@ class Data:
   """Holds what a run reads, after the checks that need the tokenizer.
 
   Attributes:
-    train: problems, or demonstrations for a supervised run.
-    evaluation: held-out problems.
+    train: problems, or demonstrations for a supervised run, by data set.
+    evaluation: held-out problems, by data set.
     num_skipped: number of malformed rows that were left out.
     num_dropped: number of problems whose prompt was too long, and of
       demonstrations that were.
   """
 
-  train: Sequence[Problem] | Sequence[Demonstration]
-  evaluation: Sequence[Problem]
+  train: Mapping[str, Sequence[Problem] | Sequence[Demonstration]]
+  evaluation: Mapping[str, Sequence[Problem]]
   num_skipped: int
   num_dropped: int
+
+  @property
+  def held_out(self) -> list[Problem]:
+    """All held-out problems; those of several data sets alternate."""
+    alternating = itertools.zip_longest(*self.evaluation.values())
+    return [x for some in alternating for x in some if x is not None]
 
 
 def load_problems(config: Config, environment: Environment) -> Problems:
@@ -82,11 +97,18 @@ def load_problems(config: Config, environment: Environment) -> Problems:
     DataError: see `datasets.load_problems`.
     ConfigError: the environment makes no problems, but is to generate them.
   """
-  train, skipped = _load_split(config, environment, "train")
-  held_out, also_skipped = _load_split(config, environment, "evaluation")
-  return Problems(
-    train=train, evaluation=held_out, num_skipped=skipped + also_skipped
-  )
+  train, held_out, num_skipped = {}, {}, 0
+  for name, section in config.data_sets.items():
+    load = functools.partial(
+      _load_split, name, section, environment_of(environment, name)
+    )
+    if section.is_trained_on:
+      train[name], skipped = load("train")
+      num_skipped += skipped
+    if section.evaluation is not None:
+      held_out[name], skipped = load("evaluation")
+      num_skipped += skipped
+  return Problems(train=train, evaluation=held_out, num_skipped=num_skipped)
 
 
 def build_data(
@@ -102,42 +124,54 @@ def build_data(
       the config does not say to drop it; or a supervised run's problems have no
       solutions.
   """
-  train, num_dropped = problems.train, 0
-  if not config.objective.uses_rollouts:
-    train = _demonstrations(config, environment, train)
-    limits = (config.data, config.rollout)
-    if not isinstance(train, Generated):
-      train = [
-        dataclasses.replace(x, messages=_escaped(tokenizer, x.messages))
-        for x in train
-      ]
-      train, num_dropped = demonstrations.drop_long(train, tokenizer, *limits)
-    else:
+  drop = functools.partial(_drop_long_prompts, config, tokenizer=tokenizer)
+  train, held_out, num_dropped = {}, {}, 0
+  for name, found in problems.train.items():
+    if config.objective.uses_rollouts:
+      train[name], dropped = drop(name, found, split="train")
+      num_dropped += dropped
+      continue
+    made = _demonstrations(config, name, environment, found)
+    check = functools.partial(
+      demonstrations.drop_long,
+      tokenizer=tokenizer,
+      section=config.data_sets[name],
+      rollout=config.rollout,
+      where=path_of(name),
+    )
+    if isinstance(made, Generated):
       # There may be more than can be made now; the first show whether the
       # limits are right.
-      demonstrations.drop_long(train[:_NUM_CHECKED], tokenizer, *limits)
-  else:
-    train, num_dropped = _drop_long_prompts(config, train, tokenizer, "train")
-  held_out, dropped = _drop_long_prompts(
-    config, problems.evaluation, tokenizer, "evaluation"
-  )
+      check([x for _, x in zip(range(_NUM_CHECKED), made, strict=False)])
+      train[name] = made
+      continue
+    train[name], dropped = check(
+      [
+        dataclasses.replace(x, messages=_escaped(tokenizer, x.messages))
+        for x in made
+      ]
+    )
+    num_dropped += dropped
+  for name, found in problems.evaluation.items():
+    held_out[name], dropped = drop(name, found, split="evaluation")
+    num_dropped += dropped
   return Data(
     train=train,
     evaluation=held_out,
     num_skipped=problems.num_skipped,
-    num_dropped=num_dropped + dropped,
+    num_dropped=num_dropped,
   )
 
 
-def build_batches(
-  config: Config, data: Data, start: int = 0
-) -> grain.DatasetIterator:
-  """Returns this process's training batches, from a step on.
+def build_stream(
+  config: Config, data: Data, position: int = 0
+) -> problem_stream.ProblemStream[Any]:
+  """Returns this process's training problems, from a position on.
 
   Args:
     config: the run's settings.
     data: the run's data.
-    start: training steps that are done.
+    position: number of problems that all processes have drawn before.
 
   Raises:
     ConfigError: the batch is not a multiple of the number of processes.
@@ -149,23 +183,47 @@ def build_batches(
       f"rollout.num_problems={config.rollout.num_problems} is not a multiple "
       f"of the {count} processes; choose a multiple"
     )
-  return datasets.make_batches(
-    data.train,
+  sections = [config.data_sets[name] for name in data.train]
+  sequences = [
+    problem_stream.shuffled(
+      items, seed=section.data.seed, num_epochs=section.data.num_epochs
+    )
+    for items, section in zip(data.train.values(), sections, strict=True)
+  ]
+  return problem_stream.ProblemStream(
+    problem_stream.mixed(sequences, [section.weight for section in sections]),
     batch_size=config.rollout.num_problems // count,
-    seed=config.data.seed,
-    num_epochs=config.data.num_epochs,
-    start=start,
+    position=position,
     process_index=jax.process_index(),
     process_count=count,
   )
 
 
 def tokenizer_texts(
-  config: Config, environment: Environment, problems: Sequence[Problem]
+  config: Config,
+  environment: Environment,
+  problems: Mapping[str, Sequence[Problem]],
 ) -> Iterator[str]:
-  """Yields the texts that a new tokenizer is trained on."""
+  """Yields the texts that a new tokenizer is trained on.
+
+  Those of several data sets alternate, because only the first ones are used.
+  """
+  texts = [
+    _texts(config, name, environment, found) for name, found in problems.items()
+  ]
+  for some in itertools.zip_longest(*texts):
+    yield from (text for text in some if text is not None)
+
+
+def _texts(
+  config: Config,
+  name: str,
+  environment: Environment,
+  problems: Sequence[Problem],
+) -> Iterator[str]:
+  """Yields the texts of one data set."""
   if not config.objective.uses_rollouts:
-    for d in _demonstrations(config, environment, problems):
+    for d in _demonstrations(config, name, environment, problems):
       yield from (message["content"] for message in d.messages)
       yield d.prefix + d.solution
     return
@@ -179,55 +237,73 @@ def tokenizer_texts(
 
 
 def _load_split(
-  config: Config,
+  name: str,
+  section: DataSetConfig,
   environment: Environment,
   split: Literal["train", "evaluation"],
 ) -> tuple[Sequence[Problem], int]:
   """Returns the problems of a split and the number of skipped rows."""
-  source = getattr(config.data, split)
-  limit = getattr(config.data, f"num_{split}")
+  source = getattr(section.data, split)
+  limit = getattr(section.data, f"num_{split}")
   if source == "generated":
     # Problems are made when they are needed: there may be more than fit in
     # memory.
-    make = functools.partial(_generator(environment).generate, split=split)
+    generate = _generator(environment).generate
+    make = _with_source(functools.partial(generate, split=split), name)
     return Generated(make, limit or NUM_GENERATED[split]), 0
   try:
     return datasets.load_problems(
       source,
-      environment.problem,
-      fields=config.data.fields,
-      malformed=config.data.malformed_rows,
+      _with_source(environment.problem, name),
+      fields=section.data.fields,
+      malformed=section.data.malformed_rows,
       limit=limit,
       required=getattr(environment, "required_fields", ()),
     )
   except DataError as error:
-    raise DataError(f"data.{split}: {error}") from error
+    raise DataError(f"{path_of(name)}data.{split}: {error}") from error
+
+
+def path_of(name: str) -> str:
+  """Returns the path of a data set's sections, with a point at its end."""
+  return f"mixture.{name}." if name else ""
+
+
+def _with_source(make: Callable[..., Any], name: str) -> Callable[..., Any]:
+  """Returns a function whose problems carry the name of their data set."""
+  if not name:
+    return make
+  return lambda *args: dataclasses.replace(make(*args), source=name)
 
 
 def _demonstrations(
-  config: Config, environment: Environment, problems: Sequence[Problem]
+  config: Config,
+  name: str,
+  environment: Environment,
+  problems: Sequence[Problem],
 ) -> Sequence[Demonstration]:
   """Returns the problems with the solutions that a supervised run reads."""
-  if config.data.train == "generated":
+  source = config.data_sets[name].data.train
+  if source == "generated":
     make = functools.partial(
-      _generator(environment).demonstration,
+      _generator(environment_of(environment, name)).demonstration,
       teacher_prompt=teacher_prompts.teacher_prompt,
     )
-    return Generated(make, len(problems))
+    return Generated(_with_source(make, name), len(problems))
   made = []
   for problem in problems:
     if not problem.solution:
       raise ConfigError(
         f"objective.kind={config.objective.kind} learns from solutions, but "
-        f"row {problem.index + 1} of {datasets.named(config.data.train)} has "
-        "none; name its "
-        "field with data.fields.solution"
+        f"row {problem.index + 1} of {datasets.named(source)} has none; name "
+        f"its field with {path_of(name)}data.fields.solution"
       )
     made.append(
       Demonstration(
         index=problem.index,
         messages=problem.messages,
         solution=problem.solution,
+        source=name,
       )
     )
   return made
@@ -252,12 +328,15 @@ def _escaped(
 
 def _drop_long_prompts(
   config: Config,
+  name: str,
   problems: Sequence[Problem],
+  *,
   tokenizer: tokenizers.Tokenizer,
   split: str,
 ) -> tuple[Sequence[Problem], int]:
   """Returns the problems whose prompt fits and the number of the others."""
-  limit = config.rollout.max_prompt_length
+  section, where = config.data_sets[name], path_of(name)
+  setting, limit = section.length_limit("prompt", config.rollout, where)
   kept, num_dropped, checked_roles = [], 0, set()
   for problem in problems:
     # A template treats the same roles alike, so each order of them is checked
@@ -273,17 +352,17 @@ def _drop_long_prompts(
     length = len(tokenizer.encode_messages(problem.messages))
     if length <= limit:
       kept.append(problem)
-    elif config.data.long_prompts == "drop":
+    elif section.data.long_prompts == "drop":
       num_dropped += 1
     else:
       raise ConfigError(
-        f"data.{split}: the prompt of row {problem.index + 1} has {length} "
-        f"tokens, more than rollout.max_prompt_length={limit}; raise it, or "
-        "set data.long_prompts=drop"
+        f"{where}data.{split}: the prompt of row {problem.index + 1} has "
+        f"{length} tokens, more than {setting}={limit}; raise it, or set "
+        f"{where}data.long_prompts=drop"
       )
   if not kept:
     raise ConfigError(
-      f"data.{split}: none of the {len(problems)} prompts fits "
-      f"rollout.max_prompt_length={limit}"
+      f"{where}data.{split}: none of the {len(problems)} prompts fits "
+      f"{setting}={limit}"
     )
   return kept, num_dropped

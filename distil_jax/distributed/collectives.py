@@ -43,6 +43,14 @@ def global_maxima(values: Sequence[int]) -> list[int]:
   return np.max(rows.reshape(-1, len(values)), axis=0).tolist()
 
 
+def gathered(value: int) -> list[int]:
+  """Returns the values of all processes, in the order of the processes."""
+  if jax.process_count() == 1:
+    return [value]
+  values = multihost_utils.process_allgather(np.int32(value))
+  return np.asarray(values).reshape(-1).tolist()
+
+
 def wait_for_all(reason: str) -> None:
   """Waits until every process has called this with the same reason."""
   if jax.process_count() > 1:

@@ -40,3 +40,18 @@ class Usage:
     """Share of the slots' steps that gave a token that counts."""
     # A rollout without a step has used nothing, and wasted nothing.
     return self.num_tokens / max(self.num_slot_steps, 1)
+
+  def add(self, later: "Usage", *, num_stand_ins: int = 0) -> "Usage":
+    """Returns what this rollout and a later one took together.
+
+    Args:
+      later: Usage of the later one.
+      num_stand_ins: Its rows that count for nothing, each of one token.
+    """
+    return Usage(
+      num_tokens=self.num_tokens + later.num_tokens - num_stand_ins,
+      num_steps=self.num_steps + later.num_steps,
+      num_slot_steps=self.num_slot_steps + later.num_slot_steps,
+      cache_bytes=max(self.cache_bytes, later.cache_bytes),
+      num_programs=later.num_programs,
+    )

@@ -82,13 +82,17 @@ def prepare(
     The batch with `loss_weights`, `advantages` and `failure_weights`.
   """
   rewards = batch.rewards
+  loss_weights = masking.aggregation_weights(
+    batch.student_tokens if everyone_counts else teacher_mask(batch),
+    None,
+    aggregation=aggregation,
+  )
+  if batch.sample_weights is not None:
+    # After the average: what one sequence weighs must not change the others.
+    loss_weights *= batch.sample_weights[:, None]
   return dataclasses.replace(
     batch,
-    loss_weights=masking.aggregation_weights(
-      batch.student_tokens if everyone_counts else teacher_mask(batch),
-      None,
-      aggregation=aggregation,
-    ),
+    loss_weights=loss_weights,
     advantages=None if advantage_fn is None else advantage_fn(rewards),
     failure_weights=None if failure_fn is None else failure_fn(rewards),
   )

@@ -1,7 +1,7 @@
 """Builds the batch of a training step from experience or demonstrations."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ class BatchBuilder:
     max_completion_length: T.
     ask: `(step, batch, stats) -> (batch, stats)`: asks a teacher that runs
       elsewhere for its lists; None without one.
+    loss_weights: factor of the loss of each data set's samples; None means 1.
   """
 
   tokenizer: Tokenizer
@@ -39,6 +40,7 @@ class BatchBuilder:
   max_prompt_length: int
   max_completion_length: int
   ask: Callable[..., tuple[TrainBatch, BatchStats]] | None = None
+  loss_weights: Mapping[str, float] | None = None
 
   def __call__(
     self, problems: Sequence[Any], experience: Experience | None, step: int = 0
@@ -50,6 +52,20 @@ class BatchBuilder:
       experience: their completions and verdicts; None for demonstrations.
       step: the training steps done before.
     """
+    batch, stats = self._build(problems, experience, step)
+    if self.loss_weights is None:
+      return batch, stats
+    if experience is not None:
+      problems = experience.problems
+    weights = [self.loss_weights[problem.source] for problem in problems]
+    group_size = len(batch.sample_mask) // len(problems)
+    weights = np.repeat(np.asarray(weights, np.float32), group_size)
+    return dataclasses.replace(batch, sample_weights=weights), stats
+
+  def _build(
+    self, problems: Sequence[Any], experience: Experience | None, step: int
+  ) -> tuple[TrainBatch, BatchStats]:
+    """Returns the batch without the weights of its samples."""
     if experience is None:
       return from_demonstrations(
         problems,

@@ -7,6 +7,7 @@ checkpoint holds, or which data comes next.
 
 import json
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -44,6 +45,8 @@ _FREE = (
   "logging",
   "mesh",
 )
+# How a data set of a mixture is evaluated is as free as `evaluation`.
+_OF_EVALUATION = re.compile(r"mixture\.[^.]*\.evaluation(\.|$)")
 # Those that may change on purpose: the checkpoint fits whatever they are.
 _ON_PURPOSE = (
   "train.num_steps",
@@ -85,11 +88,15 @@ def changes(
     new: settings now.
     num_steps_is_free: false if the schedule depends on the number of steps.
   """
-  free = set(_FREE) - (set() if num_steps_is_free else {"train.num_steps"})
+  free: set[str] = set(_FREE)
+  if not num_steps_is_free:
+    free.remove("train.num_steps")
   return {
     key: (old.get(key), new.get(key))
     for key in {**old, **new}
-    if old.get(key) != new.get(key) and not _is_in(key, free)
+    if old.get(key) != new.get(key)
+    and not _is_in(key, free)
+    and not _OF_EVALUATION.match(key)
   }
 
 

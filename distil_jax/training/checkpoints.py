@@ -1,7 +1,4 @@
-"""Checkpoints: the state of a step and notes about it, saved as one.
-
-The position in the data is not saved: the step determines it.
-"""
+"""Checkpoints: the state of a step and notes about it, saved as one."""
 
 import contextlib
 import pathlib

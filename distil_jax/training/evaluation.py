@@ -3,12 +3,14 @@
 import collections
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 
-from distil_jax.distributed import collectives
+from distil_jax.config.schema import Config
+from distil_jax.distributed import collectives, process_group
 from distil_jax.models import decoder
+from distil_jax.training.logging.progress import Progress
 from distil_jax.training.rollouts.rollout_worker import RolloutWorker
 from distil_jax.training.rollouts.self_critique import SelfCritic
 from distil_jax.types import Problem
@@ -94,6 +96,82 @@ def evaluate(
     for verdict in experience.verdicts[is_real]:
       totals[f"verdict/{verdict.status}"] += 1
   return _averages(collectives.global_sums(totals), group_size, pass_at)
+
+
+def evaluate_data_sets(
+  config: Config,
+  workers: Mapping[str, RolloutWorker | SelfCritic],
+  params: decoder.Params,
+  problems: Mapping[str, Sequence[Problem]],
+  key: jax.Array,
+  *,
+  progress: Progress,
+  text: str,
+) -> dict[str, float]:
+  """Evaluates a policy on each data set, with the set's own sampling.
+
+  Args:
+    config: the run's settings.
+    workers: sample and judge, by data set.
+    params: the policy's parameters.
+    problems: held-out problems by data set.
+    key: the same key gives the same noise.
+    progress: shows how many problems are done.
+    text: what the progress line says.
+
+  Returns:
+    What `evaluate` returns. Of a mixture it is the mean over the sets, each of
+    which counts the same, and each set's own numbers follow as `NAME/…`.
+  """
+  found = {}
+  for name, held_out in problems.items():
+    sampling = config.data_sets[name].evaluation
+    assert sampling is not None, "a set that is not evaluated has no problems"
+    shown = f"{text}: {name}" if name else text
+    with progress.stage(shown, len(held_out)) as report:
+      found[name] = evaluate(
+        workers[name],
+        params,
+        held_out,
+        key,
+        num_problems=config.evaluation.num_problems,
+        pass_at=sampling.pass_at,
+        success_threshold=config.teacher.success_threshold,
+        report=process_group.checked(report),
+      )
+  if not config.mixture:
+    return found[""]
+  values = mean_of_data_sets(found, config.evaluation.num_samples)
+  for name, of_set in found.items():
+    values |= {f"{name}/{metric}": x for metric, x in of_set.items()}
+  return values
+
+
+def mean_of_data_sets(
+  found: Mapping[str, Mapping[str, float]], num_samples: int
+) -> dict[str, float]:
+  """Returns the mean over data sets of what `evaluate` says of each.
+
+  Args:
+    found: the numbers of each data set, at least one.
+    num_samples: `avg@num_samples` is the name of the mean reward, for any
+      number of samples estimates the same. `pass@k` is there if all sets have
+      it.
+  """
+  named = [
+    {
+      f"avg@{num_samples}" if name.startswith("avg@") else name: value
+      for name, value in values.items()
+    }
+    for values in found.values()
+  ]
+  # A set of which no completion had some status lacks that share: it is 0.
+  return {
+    name: sum(values.get(name, 0.0) for values in named) / len(named)
+    for name in dict.fromkeys(name for values in named for name in values)
+    if name.startswith(("tools/", "verdict/"))
+    or all(name in values for values in named)
+  }
 
 
 def _report(

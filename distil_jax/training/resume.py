@@ -26,20 +26,31 @@ from distil_jax.training.setup.teacher_models import (
   check_resumed_teacher,
 )
 
-# Keys of a checkpoint's notes: about a teacher that is another model, and the
-# widths of prompts that the next step goes on with.
+# The key of a checkpoint's notes about a teacher that is another model.
 _TEACHER = "teacher_model"
-_WIDTHS = "prompt_widths"
+
+
+@dataclasses.dataclass(frozen=True)
+class RunNotes:
+  """Holds what a run goes on with besides its state.
+
+  Attributes:
+    seconds: time that the run has taken so far.
+    position: problems that the run has drawn from its data.
+    prompt_widths: widths of prompts, see `trimming.Trimmer`.
+  """
+
+  seconds: float
+  position: int
+  prompt_widths: Mapping[str, int]
 
 
 def save_state(
   config: Config,
   saved: checkpoints.Checkpoints,
   state: train_state.TrainState,
-  *,
-  seconds: float,
+  notes: RunNotes,
   teacher: TeacherModel | None = None,
-  widths: Mapping[str, int] | None = None,
 ) -> None:
   """Saves the state under its step, with the settings that led to it.
 
@@ -47,34 +58,30 @@ def save_state(
     config: the run's settings; a later start compares its own with them.
     saved: the run's checkpoints.
     state: the state after `state.step` steps.
-    seconds: time that the run has taken so far.
+    notes: what the run goes on with besides.
     teacher: the teacher, if it is another model.
-    widths: of prompts, see `trimming.Trimmer`.
   """
-  notes = {
+  found = {
     "config": config.model_dump(mode="json"),
-    "seconds": seconds,
-    _WIDTHS: dict(widths or {}),
+    **dataclasses.asdict(notes),
   }
   if teacher is not None:
-    notes[_TEACHER] = teacher.notes()
+    found[_TEACHER] = teacher.notes()
   if config.model.lora is not None:
-    notes[checkpoints.BASE] = base_digest(config)
+    found[checkpoints.BASE] = base_digest(config)
   # An interrupt waits until the checkpoint is handed over as a whole.
   with signals.deferred():
-    saved.save(int(state.step), _as_dict(state), notes)
+    saved.save(int(state.step), _as_dict(state), found)
 
 
 def save_interrupted(
   config: Config,
   saved: checkpoints.Checkpoints,
   state: train_state.TrainState,
+  notes: RunNotes,
   progress: Progress,
   error: BaseException,
-  *,
-  seconds: float,
   teacher: TeacherModel | None = None,
-  widths: Mapping[str, int] | None = None,
 ) -> None:
   """Saves the steps since the last checkpoint of a run that is ending early.
 
@@ -85,11 +92,10 @@ def save_interrupted(
     config: see `save_state`.
     saved: see `save_state`.
     state: see `save_state`.
+    notes: see `save_state`.
     progress: shows what is saved.
     error: what ended the run.
-    seconds: see `save_state`.
     teacher: see `save_state`.
-    widths: see `save_state`.
   """
   is_interrupted = isinstance(error, KeyboardInterrupt)
   why = "interrupted" if is_interrupted else f"ended by {type(error).__name__}"
@@ -112,9 +118,7 @@ def save_interrupted(
     step = int(state.step)
     if step == 0:
       return
-    save_state(
-      config, saved, state, seconds=seconds, teacher=teacher, widths=widths
-    )
+    save_state(config, saved, state, notes, teacher)
     saved.wait()
   except Exception as second:  # whatever orbax raises, such as a full disk
     which = "its last steps" if step is None else f"step {step}"
@@ -165,8 +169,8 @@ def restore_state(
   template: train_state.TrainState,
   progress: Progress,
   base_params: Any = None,
-) -> tuple[train_state.TrainState, float]:
-  """Restores a checkpoint; its step is also the position in the data.
+) -> tuple[train_state.TrainState, RunNotes]:
+  """Restores a checkpoint.
 
   Args:
     config: the run's settings.
@@ -178,12 +182,14 @@ def restore_state(
       adapters.
 
   Returns:
-    The state, and the seconds that the run took to reach it.
+    The state, and what the run goes on with besides.
 
   Raises:
     CheckpointError: the checkpoint cannot be read.
   """
-  seconds = saved.notes(step)["seconds"]
+  notes = saved.notes(step)
+  # Older checkpoints have no widths, and no position: each step drew one batch.
+  position = notes.get("position", step * config.rollout.num_problems)
   with progress.stage("restoring"):
     restored = saved.restore(step, _as_dict(template))
   num_steps = config.train.num_steps
@@ -193,12 +199,10 @@ def restore_state(
     else f"step {step} of {num_steps} is done: raise train.num_steps to go on"
   )
   state = train_state.TrainState(**restored)
-  return dataclasses.replace(state, base_params=base_params), seconds
-
-
-def saved_widths(saved: checkpoints.Checkpoints, step: int) -> dict[str, int]:
-  """Returns the widths of prompts in a checkpoint; none in an older one."""
-  return saved.notes(step).get(_WIDTHS, {})
+  return (
+    dataclasses.replace(state, base_params=base_params),
+    RunNotes(notes["seconds"], position, notes.get("prompt_widths", {})),
+  )
 
 
 def _as_dict(state: train_state.TrainState) -> dict[str, Any]:

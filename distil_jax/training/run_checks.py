@@ -120,17 +120,21 @@ def check_same_data(config: Config, problems: data_problems.Problems) -> None:
   found: dict[str, Any] = {
     "devices of a process": jax.local_device_count(),
     "kind of device": jax.local_devices()[0].device_kind,
-    "training problems": len(problems.train),
-    "held-out problems": len(problems.evaluation),
     "malformed rows": problems.num_skipped,
   }
-  for split in ("train", "evaluation"):
-    source = getattr(config.data, split)
-    # The rows of a data set of the Hub are fixed by its settings, which are
-    # compared before.
-    if source != "generated" and not isinstance(source, HubDatasetConfig):
-      name = f"content of data.{split}={datasets.named(source)}"
-      found[name] = _digest(data_files.find(source))
+  for split, kind, used in (
+    ("train", "training", problems.train),
+    ("evaluation", "held-out", problems.evaluation),
+  ):
+    for name, of_set in used.items():
+      found[f"{kind} problems{name and f' of {name}'}"] = len(of_set)
+      source = getattr(config.data_sets[name].data, split)
+      # The rows of a data set of the Hub are fixed by its settings, which are
+      # compared before.
+      if source != "generated" and not isinstance(source, HubDatasetConfig):
+        path = f"{data_problems.path_of(name)}data.{split}"
+        key = f"content of {path}={datasets.named(source)}"
+        found[key] = _digest(data_files.find(source))
   found |= _of_folder(config.model.directory, model_directory(config))
   teacher, folder = config.teacher.model, teacher_directory(config)
   if teacher is not None and folder is not None:

@@ -55,7 +55,7 @@ class TeacherProbe:
     arrays = (
       stats.teacher_prompt_ids[filled],
       stats.teacher_prompt_mask[filled],
-      random_keys.identities([problem.index for problem in problems]),
+      random_keys.identities([problem.identity for problem in problems]),
     )
     sampled, _ = self.worker.sample(teacher_params, *arrays, key)
     texts = self.policy.texts(sampled.completion_ids, sampled.completion_mask)

@@ -82,6 +82,17 @@ def teach_turns(
   return found
 
 
+def has_content(
+  experience: Experience, i: int, settings: TeacherSettings
+) -> bool:
+  """Returns True if the teacher of any turn of a sample has a prompt."""
+  solution, _ = _solution(experience, i, settings)
+  return any(
+    solution or _feedback(verdict, solution, settings)
+    for _, verdict in experience.turns_of(i)
+  )
+
+
 def _teach(
   experience: Experience,
   i: int,

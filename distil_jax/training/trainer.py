@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from distil_jax.config.schema import Config
+from distil_jax.data import problem_stream
 from distil_jax.data import problems as data_problems
 from distil_jax.distributed import process_group, signals
 from distil_jax.models import decoder
@@ -26,13 +28,14 @@ from distil_jax.training import (
 from distil_jax.training.logging import step_metrics
 from distil_jax.training.logging.progress import Progress
 from distil_jax.training.logging.reporter import Reporter
+from distil_jax.training.rollouts import refill
 from distil_jax.training.rollouts.experience import Experience
 from distil_jax.training.setup import (
   environments,
   meshes,
   policies,
+  preflight,
   teacher_models,
-  teacher_servers,
   train_steps,
   workers,
 )
@@ -58,6 +61,7 @@ class Trainer:
   progress: Progress
   reporter: Reporter
   saved: checkpoints.Checkpoints
+  stream: problem_stream.ProblemStream[Any]
 
   def __init__(self, config: Config):
     """Builds the parts of the run; writes nothing but a model it creates.
@@ -88,7 +92,8 @@ class Trainer:
     built = workers.build_worker_set(
       config, self.environment, self.policy, self.mesh
     )
-    self.rollout_worker, self.evaluation_worker, self.teacher_probe = built
+    self.rollout_worker, self.evaluation_workers, self.teacher_probe = built
+    self.refill = workers.build_refill(config, self.build_batch.teacher)
     self.optimizer, self.schedule = setup_step.build_optimizer(
       config, self.policy.params
     )
@@ -111,20 +116,19 @@ class Trainer:
         are saved. A process that is alone raises KeyboardInterrupt.
     """
     config = self.config
-    self._check_before_writing()
+    preflight.check_before_writing(config, self.data, self.build_batch.ask)
     with self._opened():
-      batches = self._start()
+      self._start()
       try:
         for step in range(int(self.state.step), config.train.num_steps):
-          problems = next(batches, None)
+          problems = next(self.stream, None)
           if problems is None:
             self.progress.message(
-              f"step {step}: all data.num_epochs={config.data.num_epochs} "
-              "epochs are done"
+              f"step {step}: all epochs that num_epochs asks for are done"
             )
             break
           started = time.monotonic()
-          experience = self.sample_and_judge(step, problems)
+          experience = self.sample_and_judge(step, problems, self.stream.draw)
           sampled = time.monotonic()
           batch, stats = self.build_batch(problems, experience, step)
           guard = self.probe_teacher(step, experience, batch, stats)
@@ -133,6 +137,7 @@ class Trainer:
             metrics = self.update(step, batch, guard)
             times = step_metrics.StepTimes(started, sampled, time.monotonic())
             self.check_finite(step, metrics)
+            self.stream.keep()
             self.report(step, metrics, experience, batch, stats, times)
           if config.evaluation.is_due(step + 1):
             self._evaluate_and_report(step + 1)
@@ -141,23 +146,41 @@ class Trainer:
           process_group.check()
       except BaseException as error:
         resume.save_interrupted(
-          config, self.saved, self.state, self.progress, error, **self._notes
+          config,
+          self.saved,
+          self.state,
+          self._notes,
+          self.progress,
+          error,
+          self.teacher_model,
         )
         raise
       return self._finish()
 
   def sample_and_judge(
-    self, step: int, problems: Sequence[Any]
+    self,
+    step: int,
+    problems: Sequence[Any],
+    draw: refill.DrawFn | None = None,
   ) -> Experience | None:
-    """Samples completions and judges them; None for demonstrations."""
+    """Samples completions and judges them; None for demonstrations.
+
+    With `draw` groups without signal are replaced, see `refill.Refill`.
+    """
     if not self.config.objective.uses_rollouts:
       return None
-    key = jax.random.fold_in(jax.random.wrap_key_data(self.state.key), step)
-    report = process_group.checked(
-      self.progress.sampling(self.config.num_sequences)
+    return refill.sample_step(
+      self.rollout_worker,
+      self.state.student_params,
+      problems,
+      jax.random.fold_in(jax.random.wrap_key_data(self.state.key), step),
+      make_report=lambda: process_group.checked(
+        self.progress.sampling(self.config.num_sequences)
+      ),
+      limit_fn=functools.partial(workers.completion_limits, self.config),
+      refill=draw and self.refill,
+      draw=draw,
     )
-    params = self.state.student_params
-    return self.rollout_worker(params, problems, key, report=report)
 
   def probe_teacher(
     self,
@@ -251,7 +274,7 @@ class Trainer:
   def evaluate(
     self, params: decoder.Params, progress: Progress, text: str
   ) -> dict[str, float]:
-    """Returns `evaluation.evaluate` of a policy on the held-out problems.
+    """Returns `evaluation.evaluate_data_sets` of a policy.
 
     Every call draws the same noise, so that the results of two policies can be
     compared.
@@ -261,18 +284,15 @@ class Trainer:
       progress: shows how many problems are done.
       text: what the progress line says.
     """
-    config = self.config
-    with progress.stage(text, len(self.data.evaluation)) as report:
-      return evaluation.evaluate(
-        self.evaluation_worker,
-        params,
-        self.data.evaluation,
-        jax.random.fold_in(self.key, _EVALUATION),
-        num_problems=config.evaluation.num_problems,
-        pass_at=config.evaluation.pass_at,
-        success_threshold=config.teacher.success_threshold,
-        report=process_group.checked(report),
-      )
+    return evaluation.evaluate_data_sets(
+      self.config,
+      self.evaluation_workers,
+      params,
+      self.data.evaluation,
+      jax.random.fold_in(self.key, _EVALUATION),
+      progress=progress,
+      text=text,
+    )
 
   def trained_params(self) -> tuple[int, decoder.Params]:
     """Returns the step and the parameters of the run's last checkpoint.
@@ -281,16 +301,6 @@ class Trainer:
     """
     step, params = setup_step.trained_params(self.config, self.policy.params)
     return step or 0, params
-
-  def _check_before_writing(self) -> None:
-    """Refuses a run that would fail after its first files are written."""
-    config = self.config
-    run_checks.check_directory(
-      "train.run_directory", config.run_directory, "checkpoints"
-    )
-    data_problems.build_batches(config, self.data)  # too few problems raise
-    teacher_servers.check_server(config, self.build_batch.ask)
-    run_checks.check_shared_directory(config)
 
   @contextlib.contextmanager
   def _opened(self) -> Iterator[None]:
@@ -311,17 +321,13 @@ class Trainer:
     ):
       yield
 
-  def _start(self) -> Iterator[Any]:
-    """Makes or restores the state; evaluates the base model.
-
-    Returns:
-      The batches of problems from the state's step on.
-    """
+  def _start(self) -> None:
+    """Makes or restores state and stream; evaluates the base model."""
     config = self.config
     latest = self.saved.latest_step
     if latest is not None:
       resume.check_resumable(config, self.saved, latest, self.teacher_model)
-    self._seconds_before, self._started = 0.0, time.monotonic()
+    before, self._started = resume.RunNotes(0.0, 0, {}), time.monotonic()
     params, optimizer = self.policy.params, self.optimizer
     template = setup_step.build_state_template(
       config, params, optimizer, self.mesh
@@ -343,11 +349,12 @@ class Trainer:
         base_values = self.evaluate(params, self.progress, _BASE_TEXT)
       base, params = setup_step.split_params(config, params)[0], None
       self._release_params()
-      self.state, self._seconds_before = resume.restore_state(
+      self.state, before = resume.restore_state(
         config, self.saved, latest, template, self.progress, base
       )
-      self._step_fn.trimmer.widths = resume.saved_widths(self.saved, latest)
-    batches = data_problems.build_batches(config, self.data, start=latest or 0)
+    self._step_fn.trimmer.widths = dict(before.prompt_widths)
+    self._seconds_before = before.seconds
+    self.stream = data_problems.build_stream(config, self.data, before.position)
     self.reporter.start(latest, self.data, self.policy.tokenizer.end_texts)
     if latest is None:
       self._evaluate_and_report(0)
@@ -360,7 +367,6 @@ class Trainer:
     ):
       # The run was interrupted between this step and its evaluation.
       self._evaluate_and_report(latest)
-    return batches
 
   def _release_params(self) -> None:
     """Drops the base model's parameters, once the state has its own."""
@@ -372,21 +378,16 @@ class Trainer:
     self.reporter.evaluation(step, values)
 
   def _save(self) -> None:
-    resume.save_state(self.config, self.saved, self.state, **self._notes)
+    resume.save_state(
+      self.config, self.saved, self.state, self._notes, self.teacher_model
+    )
 
   @property
-  def _notes(self) -> dict[str, Any]:
+  def _notes(self) -> resume.RunNotes:
     """Returns what a checkpoint says beside state and settings."""
-    return {
-      "seconds": self._seconds,
-      "teacher": self.teacher_model,
-      "widths": self._step_fn.trimmer.widths,
-    }
-
-  @property
-  def _seconds(self) -> float:
-    """Seconds that the run has taken, its earlier parts included."""
-    return self._seconds_before + time.monotonic() - self._started
+    seconds = self._seconds_before + time.monotonic() - self._started
+    widths = self._step_fn.trimmer.widths
+    return resume.RunNotes(seconds, self.stream.position, widths)
 
   def _finish(self) -> dict[str, Any]:
     """Saves and evaluates the last step; returns the summary."""
@@ -394,4 +395,4 @@ class Trainer:
     self._save()
     if not self.reporter.is_evaluated(step):
       self._evaluate_and_report(step)
-    return self.reporter.finish(step, self._seconds)
+    return self.reporter.finish(step, self._notes.seconds)

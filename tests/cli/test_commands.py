@@ -475,7 +475,7 @@ def test_export_of_student_and_teacher(tiny, tmp_path, model_directory, capsys):
 
 def test_epochs_that_fill_no_batch_are_refused(tiny, tmp_path, capsys):
   err = refusal(capsys, "train", tiny, "data.num_train=4", "data.num_epochs=1")
-  assert "4 items in 1 epochs" in err
+  assert "4 items in all epochs" in err
   assert not (tmp_path / "run").exists()
 
 

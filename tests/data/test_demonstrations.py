@@ -32,8 +32,8 @@ def build(tokenizer, solutions, *, prompt="why?", environment=None, **data):
     }
   )
   split = problems.Problems(
-    train=made,
-    evaluation=[Problem(0, ({"role": "user", "content": "why?"},), "")],
+    train={"": made},
+    evaluation={"": [Problem(0, ({"role": "user", "content": "why?"},), "")]},
     num_skipped=0,
   )
   return problems.build_data(settings, environment, split, tokenizer)
@@ -66,7 +66,7 @@ def test_a_demonstration_ends_as_the_template_does(tokenizer):
 
 def test_long_rows_are_dropped_and_counted(tokenizer):
   data = build(tokenizer, [LONG, SHORT, LONG, SHORT], long_solutions="drop")
-  assert [x.index for x in data.train] == [1, 3]
+  assert [x.index for x in data.train[""]] == [1, 3]
   assert data.num_dropped == 2
   with pytest.raises(config.ConfigError, match="none of the 1 demonstrations"):
     build(tokenizer, [LONG], long_solutions="drop")

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from distil_jax.training.logging import step_metrics
 from distil_jax.training.rollouts import self_critique
 from distil_jax.types import Status
 from docs import generate
@@ -18,6 +19,7 @@ _EMITTERS = (
   "distil_jax.training.logging.step_metrics",
   "distil_jax.training.trainer",
   "distil_jax.training.host_step",
+  "distil_jax.training.rollouts.refill",
   "distil_jax.models.experts",
   "distil_jax.objectives.losses",
   "distil_jax.ops.sampler_mismatch",
@@ -76,12 +78,13 @@ def test_every_metric_is_listed_and_no_other():
   emitted |= {f"critique/{kind}" for kind in kinds}
   emitted |= {f"tools/{n}" for n in ("turns", "calls", "failed", "tokens")}
   emitted |= {f"conversation/{n}" for n in ("turns", "first_reward", "tokens")}
+  emitted |= {f"{n}/NAME" for n in step_metrics.OF_DATA_SETS}
   # Names with a folder are metrics wherever they stand in an emitter.
   emitted |= {
     name
     for name in literal_names()
     if re.fullmatch(
-      r"(experts|mismatch|rollout|signal|teacher|time|update)/\w+", name
+      r"(experts|groups|mismatch|rollout|signal|teacher|time|update)/\w+", name
     )
   }
   normal = {re.sub(r"^(avg@G|pass@k)$", lambda m: m[0][:-1], n) for n in listed}

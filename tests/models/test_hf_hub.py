@@ -138,7 +138,7 @@ def test_a_run_loads_a_model_of_the_hub(hub):
   found = policies.build_policy(
     config,
     environments.build_environment(config),
-    Problems(train=(), evaluation=(), num_skipped=0),
+    Problems(train={}, evaluation={}, num_skipped=0),
     mesh,
   )
   expected = load_policy("embedded:calculator")

@@ -249,8 +249,9 @@ def saved_after(tmp_path, capsys):
       checkpoints.Checkpoints(tmp_path, keep=2) as saved,
       progress.Progress(4) as line,
     ):
+      notes = resume.RunNotes(1.0, position=32, prompt_widths={})
       resume.save_interrupted(
-        config.parse({}), saved, state, line, error, seconds=1.0
+        config.parse({}), saved, state, notes, line, error
       )
       return saved.latest_step, capsys.readouterr().err
 

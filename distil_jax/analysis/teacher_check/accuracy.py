@@ -54,7 +54,7 @@ def measure(run: Run, teacher: tuple[Any, Any], num_answers: int) -> Answers:
     num_answers: answers of the teacher, at least, if there are enough problems.
   """
   trainer = run.trainer
-  size, held_out = trainer.config.rollout.num_problems, trainer.data.evaluation
+  size, held_out = trainer.config.rollout.num_problems, trainer.data.held_out
   ask = _asker(run, *teacher)
   found: list[tuple[int, bool, bool]] = []
   num_samples = 0
@@ -100,7 +100,7 @@ def _asker(run: Run, graphdef: Any, params: Any) -> Any:
       for problem in experience.problems
       for _ in range(experience.group_size)
     ]
-    names = random_keys.identities([problem.index for problem in problems])
+    names = random_keys.identities([problem.identity for problem in problems])
     sampled, _ = worker.sample(
       params, stats.teacher_prompt_ids, stats.teacher_prompt_mask, names, key
     )

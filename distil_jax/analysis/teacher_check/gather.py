@@ -104,8 +104,9 @@ def _load_state(trainer: Any, template: Any, progress: Any) -> tuple[int, Any]:
 def gather(run: Run) -> Gathered:
   """Samples completions of a step's problems and builds its batch."""
   trainer = run.trainer
+  position = run.step * trainer.config.rollout.num_problems
   problems = next(
-    data_problems.build_batches(trainer.config, trainer.data, run.step)
+    data_problems.build_stream(trainer.config, trainer.data, position)
   )
   experience = trainer.sample_and_judge(run.step, problems)
   assert experience is not None, "every objective with a teacher samples"

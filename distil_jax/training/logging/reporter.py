@@ -125,8 +125,14 @@ class Reporter:
     self._folder.evaluation(step, values)
     if is_shown:
       accuracy = f"avg@{self._config.evaluation.num_samples}"
+      parts = [
+        f"{name.replace('/', ' ')} {100 * value:.1f} %"
+        for name, value in values.items()
+        if "/avg@" in name
+      ]
       self._progress.message(
         f"step {step}: held-out {accuracy} {100 * values[accuracy]:.1f} %"
+        + (f" ({', '.join(parts)})" if parts else "")
       )
 
   def is_evaluated(self, step: int) -> bool:

@@ -48,7 +48,7 @@ def render_page(step: int, samples: Sequence[Sample]) -> str:
     stop_reason = types.StopReason(int(sample.stop_reason))
     parts.append(
       f"## Sample {number} of {len(samples)}\n\n"
-      f"- problem: {sample.problem.index}\n"
+      f"- problem: {sample.problem.index}{_of_set(sample.problem)}\n"
       f"- reward: {float(verdict.reward):g}\n"
       f"- status: {verdict.status}\n"
       f"- stop reason: {stop_reason.name.lower()}\n"
@@ -82,6 +82,10 @@ def _judged(turn: int, verdict: types.Verdict | None) -> list[str]:
     f"### Turn {turn + 1}: feedback ({status}, reward {reward:g})\n",
     _fenced(verdict.feedback),
   ]
+
+
+def _of_set(problem: types.Problem) -> str:
+  return f" of {problem.source}" if problem.source else ""
 
 
 def _fenced(text: str) -> str:

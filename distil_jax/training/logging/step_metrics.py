@@ -13,6 +13,15 @@ from distil_jax.training.rollouts.experience import Experience
 from distil_jax.training.teacher_guard import GuardState
 from distil_jax.types import BatchStats, Status, StopReason, TrainBatch
 
+# Metrics of each data set of a mixture, as `reward/NAME`.
+OF_DATA_SETS = (
+  "reward",
+  "completion_length",
+  "cut_off",
+  "signal_fraction",
+  "problems",
+)
+
 # These counts about critiques are divided by all completions, the others by
 # the critiques.
 _SHARES_OF_COMPLETIONS = ("asked", "no_room")
@@ -169,12 +178,13 @@ def experience_metrics(
     sums["frac_reward_zero_std"] = is_flat.sum() * experience.group_size
 
   # One exchange for all metrics: each waits for every process.
-  sums = collectives.global_sums(sums | counts)
-  count = sums.pop("count")
-  values = {
-    name: float(total) if name in counts else total / count
-    for name, total in sums.items()
-  }
+  of_sets = _data_set_sums(experience, batch)
+  found = collectives.global_sums(sums | counts | of_sets)
+  count = found["count"]
+  values = {name: found[name] / count for name in sums if name != "count"}
+  values |= {name: float(found[name]) for name in counts}
+  values |= _data_set_metrics(found, experience.group_size)
+  values |= experience.refills or {}
   # All processes wait for the slowest, so it is the one to report.
   waited = collectives.global_max(round(1000 * experience.judging_seconds))
   values["time/judging_seconds"] = waited / 1000
@@ -187,6 +197,43 @@ def experience_metrics(
     "rollout/programs": float(usage.num_programs),
     "rollout/cache_megabytes": usage.cache_bytes / 1e6,
   }
+
+
+def _data_set_sums(
+  experience: Experience, batch: TrainBatch
+) -> dict[str, float]:
+  """Returns sums over this process's completions of each data set."""
+  size = experience.group_size
+  of_rows = {
+    "reward": experience.rewards.reshape(-1),
+    "completion_length": experience.lengths,
+    "cut_off": experience.is_cut_off,
+    "signal_fraction": batch.sample_mask,
+  }
+  sums = collections.defaultdict(float)
+  for i, problem in enumerate(experience.problems):
+    if problem.source:
+      sums[f"problems/{problem.source}"] += 1
+      for name, values in of_rows.items():
+        total = values[i * size : (i + 1) * size].sum()
+        sums[f"{name}/{problem.source}"] += float(total)
+  return sums
+
+
+def _data_set_metrics(
+  sums: Mapping[str, float], group_size: int
+) -> dict[str, float]:
+  """Returns means over completions, and the problems, of each data set."""
+  values = {}
+  for name, num_problems in sums.items():
+    kind, _, source = name.partition("/")
+    if kind != "problems":
+      continue
+    values[name] = num_problems
+    for metric in OF_DATA_SETS[:-1]:
+      key = f"{metric}/{source}"
+      values[key] = sums[key] / (num_problems * group_size)
+  return values
 
 
 def critique_metrics(experience: Experience) -> dict[str, float]:

@@ -2,8 +2,12 @@
 
 import math
 import operator
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+# The name of a share, perhaps behind that of a data set.
+_SHARE = re.compile(r"(^|/)(cut_off$|avg@|pass@|verdict/)")
 
 
 class ReportError(ValueError):
@@ -50,11 +54,11 @@ def evaluation_table(values: Mapping[str, Any]) -> str:
 
 
 def _is_share(name: str) -> bool:
-  return name == "cut_off" or name.startswith(("avg@", "pass@", "verdict/"))
+  return _SHARE.search(name) is not None
 
 
 def _title(name: str) -> str:
-  return name.removeprefix("verdict/").replace("_", " ")
+  return name.replace("verdict/", "").replace("_", " ")
 
 
 def _scaled(name: str, value: Any) -> float:

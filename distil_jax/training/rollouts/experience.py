@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -36,6 +37,8 @@ class Experience:
     earlier_verdicts: What the environment says of the turns before the last
       one, None for a turn that it does not judge; None means that it does not
       reply to turns. Length B.
+    refills: Counts of groups that were replaced, of all processes, see
+      `refill.Refill`; None means that none are looked for.
   """
 
   problems: Sequence[Problem]
@@ -48,6 +51,7 @@ class Experience:
   critiques: Mapping[str, int] | None = None
   earlier: Sequence[Sequence[Message]] | None = None
   earlier_verdicts: Sequence[Sequence[Verdict | None]] | None = None
+  refills: Mapping[str, int] | None = None
 
   @property
   def rewards(self) -> np.ndarray:
@@ -118,6 +122,64 @@ class Experience:
       "tokens": self.rollout.completion_mask.sum(axis=1) - self.lengths,
     }
     return {f"tools/{name}": np.asarray(x) for name, x in counts.items()}
+
+
+def replace_groups(
+  experience: Experience,
+  groups: Sequence[int],
+  later: Experience,
+  *,
+  num_stand_ins: int,
+) -> Experience:
+  """Returns an experience in which some groups are those of a later one.
+
+  Args:
+    experience: All groups.
+    groups: Numbers of the groups to replace, n of them.
+    later: Its first n groups take their places.
+    num_stand_ins: Rows of all processes that were sampled besides these, each
+      of one token.
+  """
+  group_size = experience.group_size
+  # For each group and each row of the result its place in the two, one after
+  # the other.
+  places = np.arange(len(experience.problems))
+  places[list(groups)] = len(places) + np.arange(len(groups))
+  rows = (places[:, None] * group_size + np.arange(group_size)).reshape(-1)
+
+  def choose(which: np.ndarray, one: Any, other: Any) -> Any:
+    if one is None or other is None:
+      return None
+    if isinstance(one, np.ndarray):
+      return np.concatenate([one, other])[which]
+    both = [*one, *other]
+    return [both[i] for i in which]
+
+  fields = dataclasses.fields(experience.rollout)
+  rollout = {
+    field.name: choose(
+      places if field.name.startswith("prompt_") else rows,
+      getattr(experience.rollout, field.name),
+      getattr(later.rollout, field.name),
+    )
+    for field in fields
+  }
+  usage = experience.usage
+  if usage is not None and later.usage is not None:
+    usage = usage.add(later.usage, num_stand_ins=num_stand_ins)
+  return dataclasses.replace(
+    experience,
+    problems=choose(places, experience.problems, later.problems),
+    rollout=Rollout(**rollout),
+    completions=choose(rows, experience.completions, later.completions),
+    verdicts=choose(rows, experience.verdicts, later.verdicts),
+    earlier=choose(rows, experience.earlier, later.earlier),
+    earlier_verdicts=choose(
+      rows, experience.earlier_verdicts, later.earlier_verdicts
+    ),
+    usage=usage,
+    judging_seconds=experience.judging_seconds + later.judging_seconds,
+  )
 
 
 # Shown in place of the output of a tool that has failed.

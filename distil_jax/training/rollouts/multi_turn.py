@@ -333,7 +333,7 @@ def play(
       on_finished=episodes.on_finished(rows),
     )
     episodes.add_turns(rows, sampled)
-    usage = _add_usage(usage, more, num_stand_ins)
+    usage = usage.add(more, num_stand_ins=num_stand_ins)
     waiting = left + episodes.add_replies()
   report(usage.num_tokens, num_rows)
   return usage
@@ -371,13 +371,3 @@ def _size(num_rows: int, most: int, multiple: int) -> int:
     return 0
   fitting = [x for x in shared_prefixes.prompt_widths(most) if x >= longest]
   return -(-min(fitting, default=most) // multiple) * multiple
-
-
-def _add_usage(before: Usage, more: Usage, num_stand_ins: int) -> Usage:
-  return Usage(
-    num_tokens=before.num_tokens + more.num_tokens - num_stand_ins,
-    num_steps=before.num_steps + more.num_steps,
-    num_slot_steps=before.num_slot_steps + more.num_slot_steps,
-    cache_bytes=max(before.cache_bytes, more.cache_bytes),
-    num_programs=more.num_programs,
-  )

@@ -133,6 +133,7 @@ class RolloutWorker:
     key: jax.Array,
     *,
     report: Report = no_report,
+    max_lengths: np.ndarray | None = None,
   ) -> Experience:
     """Samples G completions of each problem and judges them.
 
@@ -141,13 +142,14 @@ class RolloutWorker:
       problems: This process's problems; the same number on every call.
       key: Another one for every step.
       report: As for `sample`.
+      max_lengths: As for `sample`; with a tool all episodes have T tokens.
     """
     ids, mask = padding.pad_left(
       [self._tokenizer.encode_messages(p.messages) for p in problems],
       self._max_prompt_length,
       self._tokenizer.pad_id,
     )
-    names = random_keys.identities([p.index for p in problems])
+    names = random_keys.identities([p.identity for p in problems])
     completions = [""] * (len(problems) * self.group_size)
     pending: dict[int, Future[Verdict]] = {}
 
@@ -168,7 +170,14 @@ class RolloutWorker:
     with deadline_pool.cancelled_on_failure(pending):
       if episodes is None:
         sampled, usage = self.sample(
-          params, ids, mask, names, key, report=report, on_finished=judge_ids
+          params,
+          ids,
+          mask,
+          names,
+          key,
+          report=report,
+          on_finished=judge_ids,
+          max_lengths=max_lengths,
         )
       else:
         usage = self._play(params, episodes, names, key, report)

@@ -51,6 +51,7 @@ class ExperienceFn(Protocol):
     key: jax.Array,
     *,
     report: Report,
+    max_lengths: np.ndarray | None = None,
   ) -> Experience: ...
 
 
@@ -113,6 +114,7 @@ class SelfCritic:
     key: jax.Array,
     *,
     report: Report = no_report,
+    max_lengths: np.ndarray | None = None,
   ) -> Experience:
     """Returns an experience whose verdicts are made by the critiques.
 
@@ -121,9 +123,11 @@ class SelfCritic:
     group: not on the other critiques.
 
     Args:
-      params, problems, key, report: As for `RolloutWorker`.
+      params, problems, key, report, max_lengths: As for `RolloutWorker`.
     """
-    experience = self._student(params, problems, key, report=report)
+    experience = self._student(
+      params, problems, key, report=report, max_lengths=max_lengths
+    )
     requests, counts = self._requests(experience)
     verdicts = list(experience.verdicts)
     # Sampling is a program of all devices: if one process asks, all take part.
@@ -200,7 +204,7 @@ class SelfCritic:
     # Each sample of a group gets an identity of its own, so that equal
     # completions get different critiques.
     names = random_keys.identities(
-      [p.index for p in experience.problems for _ in range(self.group_size)]
+      [p.identity for p in experience.problems for _ in range(self.group_size)]
     )
     is_requested = np.isin(np.arange(num_rows), list(requests))
     sampled, _ = self._critic.sample(

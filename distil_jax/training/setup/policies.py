@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -216,7 +216,7 @@ def _create(
   config: Config,
   create: CreateModelConfig,
   environment: Environment,
-  problems: Sequence[Problem],
+  problems: Mapping[str, Sequence[Problem]],
 ) -> None:
   """Creates a random model and trains its tokenizer on the training data."""
   if jax.process_index() == 0:

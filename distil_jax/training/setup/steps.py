@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -58,6 +58,7 @@ def build_batch_builder(
     batch_builder.BatchBuilder,
     config.rollout,
     ask=build_remote_teacher(config, policy),
+    loss_weights=_loss_weights(config),
     tokenizer=policy.tokenizer,
     teacher_tokenizer=teacher.tokenizer if teacher else policy.tokenizer,
     teacher=build_teacher_settings(
@@ -68,6 +69,12 @@ def build_batch_builder(
       num_turns=max_turns(environment),
     ),
   )
+
+
+def _loss_weights(config: Config) -> Mapping[str, float] | None:
+  """Returns the weight of each data set's loss; None if all weigh 1."""
+  weights = {name: x.loss_weight for name, x in config.data_sets.items()}
+  return None if set(weights.values()) == {1.0} else weights
 
 
 def build_teacher_settings(

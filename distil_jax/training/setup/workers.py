@@ -2,9 +2,11 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
 from distil_jax.config.base import ConfigError, SamplingConfig
 from distil_jax.config.schema import Config
@@ -16,8 +18,9 @@ from distil_jax.generation.engine import Engine
 from distil_jax.generation.engine_config import EngineConfig
 from distil_jax.generation.policy import Policy
 from distil_jax.generation.sampling_params import SamplingParams
-from distil_jax.training import teacher_probe
+from distil_jax.training import teacher_probe, teaching
 from distil_jax.training.logging import progress
+from distil_jax.training.rollouts import refill
 from distil_jax.training.rollouts.between_turns import Partner
 from distil_jax.training.rollouts.reply_pool import ReplyPool
 from distil_jax.training.rollouts.rollout_worker import RolloutWorker
@@ -25,6 +28,7 @@ from distil_jax.training.rollouts.self_critique import SelfCritic
 from distil_jax.training.rollouts.tool_pool import ToolPool
 from distil_jax.training.setup.meshes import build_rollout_mesh
 from distil_jax.training.setup.sandboxes import build_sandbox
+from distil_jax.types import Problem
 
 
 def build_tool_pool(config: Config, policy: Policy) -> ToolPool | None:
@@ -162,28 +166,42 @@ def build_rollout_worker(
   )
 
 
-def build_evaluation_worker(
+def build_evaluation_workers(
   config: Config,
   policy: Policy,
   judges: judge_pool.JudgePool,
   mesh: jax.sharding.Mesh,
   partner: Partner | None = None,
-) -> RolloutWorker:
-  """Builds the worker that samples for evaluation."""
-  return RolloutWorker(
-    build_engine(config, policy),
-    policy.tokenizer,
-    judges,
-    mesh,
-    build_sampling_params(
-      config.evaluation,
+) -> dict[str, RolloutWorker]:
+  """Builds the workers that sample for evaluation, by data set.
+
+  Sets that sample in the same way share one, and so its compiled programs.
+  """
+  built, found = {}, {}
+  for name, section in config.data_sets.items():
+    evaluation = section.evaluation
+    if evaluation is None:
+      continue
+    sampling = build_sampling_params(
+      evaluation,
       config,
-      max_tokens=config.evaluation.max_completion_length,
-    ),
-    group_size=config.evaluation.num_samples,
-    max_prompt_length=config.rollout.max_prompt_length,
-    partner=partner,
-  )
+      max_tokens=evaluation.max_completion_length
+      or section.max_completion_length,
+    )
+    key = (sampling, evaluation.num_samples)
+    if key not in built:
+      built[key] = RolloutWorker(
+        build_engine(config, policy),
+        policy.tokenizer,
+        judges,
+        mesh,
+        sampling,
+        group_size=evaluation.num_samples,
+        max_prompt_length=config.rollout.max_prompt_length,
+        partner=partner,
+      )
+    found[name] = built[key]
+  return found
 
 
 def add_self_critique(
@@ -264,17 +282,64 @@ def build_teacher_probe(
   )
 
 
+def build_refill(
+  config: Config, teacher: teaching.TeacherSettings | None
+) -> refill.Refill | None:
+  """Builds what replaces groups without signal; None without `refill`.
+
+  Args:
+    config: Config of the run.
+    teacher: Says what stands in the teacher's prompt.
+  """
+  section = config.rollout.refill
+  if section is None:
+    return None
+  rule = refill.SignalRule(
+    learns_from_rewards=config.objective.learns_from_rewards,
+    weighs_failures=config.objective.weighs_failures,
+    teacher=teacher,
+  )
+  return refill.Refill(rule, section.max_rounds)
+
+
+def completion_limits(
+  config: Config, problems: Sequence[Problem], num_real: int | None = None
+) -> np.ndarray | None:
+  """Returns the most tokens of each problem's completions in training.
+
+  Args:
+    config: Config of the run.
+    problems: P problems.
+    num_real: Problems from this one on stand in; None means none do.
+
+  Returns:
+    Shape `[P]`; None if all have `rollout.max_completion_length`.
+  """
+  longest = config.rollout.max_completion_length
+  limits = {
+    name: section.length_limit("completion", config.rollout, "")[1]
+    for name, section in config.data_sets.items()
+  }
+  # With a refill they are given at every step: without them it would be
+  # another program.
+  if config.rollout.refill is None and set(limits.values()) == {longest}:
+    return None
+  found = np.asarray([limits[problem.source] for problem in problems])
+  found[num_real if num_real is not None else len(found) :] = 1
+  return found
+
+
 class WorkerSet(NamedTuple):
   """Holds what samples completions in a run.
 
   Attributes:
     rollout: samples and judges what is learned from.
-    evaluation: samples and judges held-out problems.
+    evaluation: samples and judges held-out problems, by data set.
     teacher_probe: asks a guarded teacher; None without a guard.
   """
 
   rollout: RolloutWorker | SelfCritic
-  evaluation: RolloutWorker | SelfCritic
+  evaluation: Mapping[str, RolloutWorker | SelfCritic]
   teacher_probe: teacher_probe.TeacherProbe | None
 
 
@@ -295,10 +360,11 @@ def build_worker_set(
     worker=build_rollout_worker(*parts, partner),
     environment=environment,
   )
-  evaluation = build_evaluation_worker(*parts, partner)
+  evaluation = build_evaluation_workers(*parts, partner)
   # Held-out rewards come from the same critic where no other judge gives any.
   if getattr(environment, "is_rewarded_by_critique", False):
-    evaluation = add_self_critique(
-      *parts, worker=evaluation, environment=environment
-    )
+    evaluation = {
+      name: add_self_critique(*parts, worker=worker, environment=environment)
+      for name, worker in evaluation.items()
+    }
   return WorkerSet(rollout, evaluation, build_teacher_probe(*parts))

@@ -369,7 +369,7 @@ def folder(tmp_path, monkeypatch):
 def test_a_policy_that_rewards_itself_goes_through_all_stations(folder, capsys):
   made = trainer.Trainer(config.load("own.yaml"))
   # There is no other reward to evaluate by.
-  assert isinstance(made.evaluation_worker, self_critique.SelfCritic)
+  assert isinstance(made.evaluation_workers[""], self_critique.SelfCritic)
   made.train()
   assert "the policy rewards itself" in capsys.readouterr().err
   metrics = json.loads((folder / "run/metrics.jsonl").read_text())
@@ -396,4 +396,4 @@ def test_what_does_not_go_together_is_refused():
   made = trainer.Trainer(loaded)
   assert isinstance(made.rollout_worker, self_critique.SelfCritic)
   # Evaluation needs no critique: nobody would read it.
-  assert isinstance(made.evaluation_worker, rollout_worker.RolloutWorker)
+  assert isinstance(made.evaluation_workers[""], rollout_worker.RolloutWorker)
