@@ -1,5 +1,6 @@
 """Runs whose teacher is behind a server: ours, in this process."""
 
+import dataclasses
 import json
 
 import jax
@@ -271,6 +272,41 @@ def test_some_states_are_drawn_and_weighted(student, server):
     drawn[question.places] += 3.5
   # Each token's weight is 1 on average, as if all had been asked.
   np.testing.assert_allclose(drawn[own[0] == 1] / 400, 1, atol=0.25)
+
+
+def test_each_turn_is_asked_with_its_own_prompt(student, server):
+  """The second sample's second turn is one whose teacher is told nothing."""
+  ask = asked(student, server)
+  batch, stats = batch_of(ask)
+  other = batch.teacher_prompt_ids[:, ::-1]
+  numbers = np.zeros((3, 8), np.int32)
+  numbers[0, 3:] = 1
+  numbers[1, 1:] = -1
+  found, counted = ask(
+    3,
+    batch.replace(
+      turn_numbers=numbers,
+      later_prompt_ids=other[:, None],
+      later_prompt_mask=np.ones_like(other)[:, None],
+    ),
+    stats,
+  )
+  assert counted.server_counts["requests"] == 3
+  first, _ = ask(3, batch, stats)
+  second, _ = ask(
+    3, batch, dataclasses.replace(stats, teacher_prompt_ids=other)
+  )
+  own = np.asarray(batch.student_tokens) == 1
+  for number, expected in ((0, first), (1, second)):
+    is_its = own & (numbers == number)
+    np.testing.assert_array_equal(
+      found.teacher_candidate_ids[is_its],
+      expected.teacher_candidate_ids[is_its],
+    )
+  assert (
+    first.teacher_candidate_ids[0, 3:] != second.teacher_candidate_ids[0, 3:]
+  ).any()
+  assert not found.teacher_candidate_log_probs[numbers == -1].any()
 
 
 def test_samples_come_from_the_teacher(student, server):
