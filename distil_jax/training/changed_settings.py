@@ -8,7 +8,7 @@ checkpoint holds, or which data comes next.
 import json
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 NAME = "changes.jsonl"
@@ -157,5 +157,5 @@ def _may_change(key: str, change: Change) -> bool:
   return _is_in(key, _ON_PURPOSE)
 
 
-def _is_in(key: str, names: Sequence[str] | set[str]) -> bool:
+def _is_in(key: str, names: Collection[str]) -> bool:
   return any(key == name or key.startswith(f"{name}.") for name in names)
