@@ -7,8 +7,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from distil_jax.generation.serving.fields import Limits
 from distil_jax.generation.serving.http_server import Server
-from distil_jax.generation.serving.requests import Limits
 from distil_jax.generation.serving.routes import Service
 from distil_jax.generation.serving.worker import Worker
 
@@ -32,7 +32,7 @@ class SpoiledServer(Server):
   def answer(self, *request: Any) -> tuple[int, Any]:
     _, path, data, _ = request
     body = None
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, RecursionError):
       body = json.loads(data)
       self.bodies.append(body)
     instead = self.spoil(path, body) if self.spoil else None

@@ -120,8 +120,8 @@ def _serve(arguments: argparse.Namespace, worker, api_key, message) -> None:
   """Answers requests until an interrupt, and then those under way."""
   import time
 
+  from distil_jax.generation.serving.fields import Limits
   from distil_jax.generation.serving.http_server import Server
-  from distil_jax.generation.serving.requests import Limits
   from distil_jax.generation.serving.routes import Service
 
   tokenizer = worker.policy.tokenizer
@@ -138,6 +138,9 @@ def _serve(arguments: argparse.Namespace, worker, api_key, message) -> None:
       server.serve_forever()
     except KeyboardInterrupt:
       message("stopping: answering the requests under way")
+      # Nobody accepts connections any more, and a client that makes one would
+      # wait in vain; now it is refused.
+      server.server_close()
       server.finish_requests()
 
 

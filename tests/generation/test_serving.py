@@ -231,6 +231,13 @@ def test_many_clients_get_their_own_answers(send, policy):
     ({"prompt": "a", "stream": True}, "stream", "stream is not supported"),
     ({"prompt": "a", "temprature": 1}, "temprature", "is not supported"),
     ({"prompt": ["a"] * 2, "n": 1024}, "n", "more than the 1024 completions"),
+    ({"prompt": ["a"] * 1025}, "prompt", "1025 prompts are more than"),
+    ({"prompt": "a", "temperature": 10**400}, "temperature", "must be a numb"),
+    ({"prompt": "a", "temperature": float("nan")}, "temperature", "=nan must"),
+    ({"prompt": "a", "n": "9" * 999}, "n", "^.{,150}$"),
+    ({"prompt": "a", "add_special_tokens": "no"}, "add_special_tokens", "true"),
+    ({"prompt": "a\ud800"}, "prompt", "half of a surrogate pair at char.* 1"),
+    ({"prompt": "a", "stop": ["\ud800"]}, "stop", "half of a surrogate pair"),
   ],
 )
 def test_what_is_wrong_with_a_request_is_said(send, body, param, text):
@@ -253,6 +260,7 @@ def test_what_asks_for_nothing_is_ignored(send):
     ("/v1/completions", {"prompt": [5] * 64}, 400, "longer than the 64"),
     ("/v1/completions", "{", 400, "the body is no JSON"),
     ("/v1/completions", "[1]", 400, "must be a JSON object"),
+    ("/v1/completions", "[" * 100_000, 400, "the body is no JSON"),
     ("/v1/completions", None, 405, "GET /v1/completions is not served"),
     ("/v1/embeddings", {}, 404, "POST /v1/embeddings is not served"),
     ("/v1/chat/completions", {}, 400, "messages must be a list"),
@@ -283,11 +291,21 @@ def test_statuses_tell_mistakes_apart(send, path, body, status, text):
   assert text in answer["error"]["message"]
 
 
-def test_a_body_without_a_length_or_too_long_is_not_read(send):
-  large = {"Content-Length": str(2**40)}
-  assert send("/v1/completions", None, large, "POST")[0] == 413
-  chunked = {"Transfer-Encoding": "chunked", "Content-Length": "0"}
-  assert send("/v1/completions", None, chunked, "POST")[0] == 411
+@pytest.mark.parametrize(
+  ("settings", "text"),
+  [
+    (False, "must be an object"),
+    ({"chat_template": "{{ 1 }}"}, "which chat_template is not; leave it out"),
+    ({"tokenize": False}, "which tokenize is not; leave it out"),
+    ({"tools": 5}, "the chat template cannot render these messages"),
+    ({"continue_final_message": True}, "cannot render these messages"),
+  ],
+)
+def test_only_variables_of_the_chat_template_are_set(send, settings, text):
+  body = {"messages": QUESTION, "chat_template_kwargs": settings}
+  status, found = send("/v1/chat/completions", body)
+  assert status == 400, found
+  assert text in found["error"]["message"]
 
 
 def test_a_key_is_asked_for(worker):

@@ -6,7 +6,7 @@ import threading
 import urllib.parse
 from typing import Any
 
-from distil_jax.generation.serving.routes import Service, error_json
+from distil_jax.generation.serving.routes import Answer, Service, error_json
 
 # Prompts of a batch fit well; a larger body is a mistake or an attack.
 _MAX_BODY_BYTES = 64 * 2**20
@@ -24,8 +24,18 @@ class Server(http.server.ThreadingHTTPServer):
   request_queue_size = 128
 
   def __init__(self, host: str, port: int, service: Service):
-    """Binds the address; port 0 takes a free one."""
-    super().__init__((host, port), _Handler)
+    """Binds the address; port 0 takes a free one.
+
+    Raises:
+      OSError: the address cannot be bound.
+    """
+    try:
+      super().__init__((host, port), _Handler)
+    except OSError as error:
+      raise OSError(
+        f"cannot listen on {host}:{port}: {error}; choose another --port or "
+        "--host, or stop what listens there"
+      ) from error
     self.service = service
     self._num_requests = 0
     self._changed = threading.Condition()
@@ -43,7 +53,7 @@ class Server(http.server.ThreadingHTTPServer):
       self._is_stopping = True
       self._changed.wait_for(lambda: self._num_requests == 0, timeout)
 
-  def answer(self, *request: Any) -> tuple[int, dict[str, Any]]:
+  def answer(self, *request: Any) -> Answer:
     """Returns what the service answers, or that the server is stopping."""
     if self._is_stopping:
       return 503, error_json("the server is stopping", kind="server_error")
@@ -74,31 +84,60 @@ class _Handler(http.server.BaseHTTPRequestHandler):
   def do_POST(self) -> None:
     self._serve()
 
+  def handle_expect_100(self) -> bool:
+    """Tells a client that waits with its body, as curl does, to send it."""
+    is_right = super().handle_expect_100()
+    self.wfile.flush()
+    return is_right
+
+  def send_error(
+    self, code: int, message: str | None = None, explain: str | None = None
+  ) -> None:
+    """Answers what is no HTTP or another method, as other errors."""
+    self.close_connection = True
+    # Where the version was not understood, the answer still needs its status.
+    self.request_version = self.protocol_version
+    self._send(code, error_json(message or self.responses[code][0]))
+
   def log_message(self, format: str, *arguments: Any) -> None:
     """Writes nothing: a request is no event."""
 
   def _serve(self) -> None:
+    body = self._body()
+    # From here on the client waits for the server and no longer the reverse:
+    # one that stalls in its body does not keep a server from stopping.
     self.server.count_request(1)
     try:
-      self._send(*self._answer())
+      self._send(*self._answer(body))
     finally:
       self.server.count_request(-1)
 
-  def _answer(self) -> tuple[int, dict[str, Any]]:
+  def _body(self) -> bytes | Answer:
+    """Returns the body, or the answer to one that is refused unread."""
     length = self.headers.get("Content-Length", "0")
     if not length.isdecimal() or "Transfer-Encoding" in self.headers:
       self.close_connection = True
       return 411, error_json("the body needs a Content-Length")
-    if int(length) > _MAX_BODY_BYTES:
+    # Python refuses to read a number of thousands of digits.
+    if len(length) > 20 or int(length) > _MAX_BODY_BYTES:
       self.close_connection = True  # the body is not read
       return 413, error_json(
-        f"the body has {length} bytes, more than {_MAX_BODY_BYTES}; send fewer "
-        "prompts at once"
+        f"the body has {length[:20]} bytes, more than {_MAX_BODY_BYTES}; send "
+        "fewer prompts at once"
       )
     body = self.rfile.read(int(length))
-    path = urllib.parse.urlsplit(self.path).path
+    if len(body) < int(length):
+      self.close_connection = True
+      return 400, error_json(
+        f"the body ended after {len(body)} of {length} bytes"
+      )
+    return body
+
+  def _answer(self, body: bytes | Answer) -> Answer:
+    if not isinstance(body, bytes):
+      return body
     return self.server.answer(
-      self.command, path, body, self.headers.get("Authorization")
+      self.command, _path(self.path), body, self.headers.get("Authorization")
     )
 
   def _send(self, status: int, content: dict[str, Any]) -> None:
@@ -109,5 +148,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     if self.close_connection:
       self.send_header("Connection", "close")
     self.end_headers()
-    self.wfile.write(data)
+    if self.command != "HEAD":
+      self.wfile.write(data)
     self.wfile.flush()
+
+
+def _path(target: str) -> str:
+  """Returns the path of a request, which may also name a host and a query."""
+  try:
+    return urllib.parse.urlsplit(target).path
+  except ValueError:
+    return target  # no route is called so

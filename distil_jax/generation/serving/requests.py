@@ -1,37 +1,19 @@
 """Reads the bodies of requests, and says what is wrong with them."""
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distil_jax.data.tokenizer import Tokenizer, TokenizerError
+from distil_jax.generation.serving.fields import (
+  Fields,
+  Limits,
+  RequestError,
+  encodable,
+)
 from distil_jax.generation.serving.jobs import SampleJob
 
 _MAX_SEED = 2**32
-# Fields that ask for what this server does not do, and the values with which
-# they ask for nothing.
-_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-  "stream": (False,),
-  "suffix": ("",),
-  "best_of": (1,),
-  "presence_penalty": (0,),
-  "frequency_penalty": (0,),
-  "repetition_penalty": (1,),
-  "logit_bias": ({},),
-  "tools": ([],),
-  "response_format": ({"type": "text"},),
-}
-# Fields that change nothing in the answer.
-_IGNORED = {
-  "user",
-  "metadata",
-  "store",
-  "stream_options",
-  "service_tier",
-  # Of llama.cpp's server.
-  "cache_prompt",
-}
 _SHARED = {
   *("model", "n", "max_tokens", "temperature", "top_p", "top_k", "min_p"),
   *("seed", "stop", "logprobs", "prompt_logprobs", "return_token_ids"),
@@ -43,46 +25,13 @@ _CHAT = {
   *("messages", "max_completion_tokens", "top_logprobs"),
   "chat_template_kwargs",
 }
-
-
-class RequestError(ValueError):
-  """Says what is wrong with a request.
-
-  Attributes:
-    status: of HTTP.
-    param: the field at fault, if there is one.
-    code: a word for programs, if there is one.
-  """
-
-  def __init__(
-    self,
-    message: str,
-    param: str | None = None,
-    *,
-    status: int = 400,
-    code: str | None = None,
-  ):
-    super().__init__(message)
-    self.status, self.param, self.code = status, param, code
-
-
-@dataclasses.dataclass(frozen=True)
-class Limits:
-  """Holds what a server can do.
-
-  Attributes:
-    model: the name under which it answers.
-    vocab_size: tokens have ids below it.
-    max_length: tokens of prompt and completion together.
-    max_logprobs: most probable tokens that are named at each place.
-    max_completions: completions of a request, of all its prompts.
-  """
-
-  model: str
-  vocab_size: int
-  max_length: int
-  max_logprobs: int
-  max_completions: int = 1024
+# Settings of the tokenizer, and no variables of its chat template. A template
+# of the client's own could also compute for ever.
+_NO_VARIABLES = {
+  *("self", "messages", "conversation", "chat_template", "tokenize"),
+  *("padding", "truncation", "max_length", "return_tensors", "return_dict"),
+  *("return_assistant_tokens_mask", "tokenizer_kwargs"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +64,7 @@ def read_completion(body: Any, tokenizer: Tokenizer, limits: Limits) -> Request:
   Raises:
     RequestError: a field is missing, unknown or has a wrong value.
   """
-  fields = _Fields(body, _COMPLETION, limits)
+  fields = Fields(body, _COMPLETION, limits)
   prompts = _prompts(fields, tokenizer)
   echoes = fields.flag("echo")
   top = fields.whole("logprobs", 0, limits.max_logprobs)
@@ -143,17 +92,18 @@ def read_chat(body: Any, tokenizer: Tokenizer, limits: Limits) -> Request:
   Raises:
     RequestError: as for `read_completion`.
   """
-  fields = _Fields(body, _CHAT, limits)
+  fields = Fields(body, _CHAT, limits)
   messages = _messages(fields.value("messages"))
-  settings = fields.value("chat_template_kwargs") or {}
-  if not isinstance(settings, Mapping):
-    raise RequestError(
-      "chat_template_kwargs must be an object", "chat_template_kwargs"
-    )
+  settings = _template_settings(fields.value("chat_template_kwargs"))
   try:
     prompt = tokenizer.encode_messages(messages, **settings)
-  except (TokenizerError, TypeError) as error:
+  except TokenizerError as error:
     raise RequestError(str(error), "messages") from error
+  # A template may do anything with the variables that it is given.
+  except Exception as error:
+    raise RequestError(
+      f"the chat template cannot render these messages: {error}", "messages"
+    ) from error
   top = fields.whole("top_logprobs", 0, limits.max_logprobs)
   if fields.flag("logprobs"):
     top = top or 0
@@ -178,7 +128,7 @@ def _with_jobs(
   request: Request,
   prompts: Sequence[tuple[int, ...]],
   max_tokens: int,
-  fields: "_Fields",
+  fields: Fields,
 ) -> Request:
   limits = fields.limits
   for prompt in prompts:
@@ -221,63 +171,7 @@ def _with_jobs(
   return dataclasses.replace(request, jobs=jobs)
 
 
-class _Fields:
-  """Gives the fields of a body, checked for their types."""
-
-  def __init__(self, body: Any, known: set[str], limits: Limits):
-    if not isinstance(body, Mapping):
-      raise RequestError("the body must be a JSON object")
-    self._body, self.limits = body, limits
-    for name, value in body.items():
-      if value is None or name in known or name in _IGNORED:
-        continue
-      if name in _NEUTRAL and value in _NEUTRAL[name]:
-        continue
-      raise RequestError(
-        f"{name} is not supported by this server; leave it out", name
-      )
-    model = body.get("model")
-    if model is not None and model != limits.model:
-      raise RequestError(
-        f"there is no model {model!r} here; this server has {limits.model!r}",
-        "model",
-        status=404,
-        code="model_not_found",
-      )
-
-  def value(self, name: str) -> Any:
-    return self._body.get(name)
-
-  def flag(self, name: str) -> bool:
-    value = self.value(name)
-    if value is not None and not isinstance(value, bool):
-      raise RequestError(f"{name}={value!r} must be true or false", name)
-    return bool(value)
-
-  def whole(self, name: str, least: int, most: int) -> int | None:
-    value = self.value(name)
-    if value is None:
-      return None
-    is_whole = isinstance(value, int) and not isinstance(value, bool)
-    if not is_whole or not least <= value <= most:
-      raise RequestError(
-        f"{name}={value!r} must be a whole number from {least} to {most}", name
-      )
-    return value
-
-  def number(self, name: str, least: float, most: float) -> float | None:
-    value = self.value(name)
-    if value is None:
-      return None
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or math.isnan(value) or not least <= value <= most:
-      raise RequestError(
-        f"{name}={value!r} must be a number from {least:g} to {most:g}", name
-      )
-    return float(value)
-
-
-def _prompts(fields: _Fields, tokenizer: Tokenizer) -> list[tuple[int, ...]]:
+def _prompts(fields: Fields, tokenizer: Tokenizer) -> list[tuple[int, ...]]:
   given = fields.value("prompt")
   if isinstance(given, str) or _is_ids(given):
     given = [given]
@@ -286,13 +180,20 @@ def _prompts(fields: _Fields, tokenizer: Tokenizer) -> list[tuple[int, ...]]:
       "prompt must be a text, a list of token ids, or a list of these",
       "prompt",
     )
-  special = fields.value("add_special_tokens")
+  most = fields.limits.max_completions
+  if len(given) > most:
+    raise RequestError(
+      f"{len(given)} prompts are more than the {most} completions of a "
+      "request; send several",
+      "prompt",
+    )
+  adds_special = fields.flag("add_special_tokens", default=True)
   found = []
   for prompt in given:
     if isinstance(prompt, str):
       # As other servers do: the text of a special token is that token.
       ids = tokenizer.backend.encode(
-        prompt, add_special_tokens=True if special is None else bool(special)
+        encodable(prompt, "prompt"), add_special_tokens=adds_special
       )
     elif _is_ids(prompt):
       ids = prompt
@@ -340,9 +241,24 @@ def _messages(given: Any) -> list[dict[str, str]]:
   return found
 
 
+def _template_settings(given: Any) -> Mapping[str, Any]:
+  name = "chat_template_kwargs"
+  if given is None:
+    return {}
+  if not isinstance(given, Mapping):
+    raise RequestError(f"{name} must be an object", name)
+  if wrong := sorted(_NO_VARIABLES.intersection(given)):
+    raise RequestError(
+      f"{name} holds variables of the chat template, which {wrong[0]} is not; "
+      "leave it out",
+      name,
+    )
+  return given
+
+
 def _content(given: Any) -> str:
   if isinstance(given, str):
-    return given
+    return encodable(given, "messages")
   parts = given if isinstance(given, Sequence) else [None]
   texts = [
     part.get("text") if isinstance(part, Mapping) else None for part in parts
@@ -351,7 +267,7 @@ def _content(given: Any) -> str:
     raise RequestError(
       "content must be a text, or a list of parts with a text", "messages"
     )
-  return "".join(str(text) for text in texts)
+  return encodable("".join(str(text) for text in texts), "messages")
 
 
 def _stop(given: Any) -> tuple[str, ...]:
@@ -361,8 +277,10 @@ def _stop(given: Any) -> tuple[str, ...]:
   if not isinstance(texts, Sequence) or not all(
     isinstance(text, str) and text for text in texts
   ):
-    raise RequestError("stop must be a text, or a list of texts", "stop")
-  return tuple(texts)
+    raise RequestError(
+      "stop must be a text that is not empty, or a list of these", "stop"
+    )
+  return tuple(encodable(text, "stop") for text in texts)
 
 
 def _at_least_one(top_k: int | None) -> int | None:

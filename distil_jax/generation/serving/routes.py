@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from distil_jax.data.tokenizer import Tokenizer
 from distil_jax.generation.serving import answers, requests
+from distil_jax.generation.serving.fields import Limits, RequestError
 from distil_jax.generation.serving.jobs import (
   Closed,
   Job,
@@ -17,11 +18,7 @@ from distil_jax.generation.serving.jobs import (
   Scored,
   ScoreJob,
 )
-from distil_jax.generation.serving.requests import (
-  Limits,
-  Request,
-  RequestError,
-)
+from distil_jax.generation.serving.requests import Request
 from distil_jax.types import StopReason
 
 Answer = tuple[int, dict[str, Any]]
@@ -186,5 +183,6 @@ def error_json(
 def _parsed(body: bytes) -> Any:
   try:
     return json.loads(body)
-  except ValueError as error:
+  # The parser descends by a call for each bracket.
+  except (ValueError, RecursionError) as error:
     raise RequestError(f"the body is no JSON: {error}") from error
