@@ -133,15 +133,17 @@ def _teacher_params(config: configs.Config, loaded):
       "--teacher to export the student"
     )
   directory = config.run_directory / "checkpoints"
-  if directory.is_dir():
-    with checkpoints.Checkpoints(directory) as saved:
-      step = saved.latest_step
-      if step is not None:
-        saved_base = saved.notes(step).get(checkpoints.BASE)
-        check_same_base(config, saved_base, str(directory))
-        params = saved.read_params(step, template, "teacher_params")
-        base, _ = steps.split_params(config, loaded.policy.params)
-        return step, lora.join(base, params)
+  step, params = checkpoints.last_params(
+    directory,
+    template,
+    name="teacher_params",
+    check=lambda notes: check_same_base(
+      config, notes.get(checkpoints.BASE), str(directory)
+    ),
+  )
+  if step is not None:
+    base, _ = steps.split_params(config, loaded.policy.params)
+    return step, lora.join(base, params)
   raise configs.ConfigError(
     f"no checkpoint in {config.run_directory}: the teacher is still the base "
     "model; train first"

@@ -1,12 +1,18 @@
 """Checkpoints: the state of a step and notes about it, saved as one."""
 
 import contextlib
+import hashlib
+import json
 import pathlib
-from collections.abc import Iterator
-from typing import Any
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
+
+from distil_jax.distributed import collectives
+from distil_jax.training import checksums
 
 # Names and nesting of a checkpoint's arrays and notes. Raise it with every
 # change that older code could not read, and let `restore` read all versions
@@ -15,10 +21,23 @@ LAYOUT_VERSION = 1
 _LAYOUT = "layout_version"
 # The note that names the frozen weights beside which adapters were trained.
 BASE = "base_digest"
+# The notes that tell whether arrays and notes are as they were saved.
+_CHECKSUMS = "checksums"
+_DIGEST = "notes_digest"
+# Failures of the machine, after which the same files may well be read.
+_PASSING = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE")
+# Damaged checkpoints of a run are moved here, beside the good ones' folder.
+DAMAGED = "damaged_checkpoints"
+
+T = TypeVar("T")
 
 
 class CheckpointError(RuntimeError):
   """The error of a checkpoint that cannot be read; names it and the cure."""
+
+
+class DamagedError(CheckpointError):
+  """The error of a checkpoint whose files are incomplete or altered."""
 
 
 class Checkpoints:
@@ -37,10 +56,11 @@ class Checkpoints:
       keep: number of latest checkpoints to keep; None only reads, which is
         safe while another process writes.
     """
+    self._is_read_only = keep is None
     self._manager = ocp.CheckpointManager(
       pathlib.Path(directory).absolute(),
       options=ocp.CheckpointManagerOptions(
-        max_to_keep=keep, read_only=keep is None
+        max_to_keep=keep, read_only=self._is_read_only
       ),
     )
 
@@ -59,6 +79,11 @@ class Checkpoints:
     """The step of the latest checkpoint; None if there is none."""
     return self._manager.latest_step()
 
+  @property
+  def steps(self) -> list[int]:
+    """The steps of all checkpoints, in their order."""
+    return sorted(self._manager.all_steps())
+
   def save(
     self,
     step: int,
@@ -75,11 +100,16 @@ class Checkpoints:
     # orbax raises if a step is saved twice, even if it is told to overwrite.
     if self.latest_step == step:
       return
+    noted = {
+      **notes,
+      _LAYOUT: LAYOUT_VERSION,
+      _CHECKSUMS: checksums.checksums(state),
+    }
     self._manager.save(
       step,
       args=ocp.args.Composite(
         state=ocp.args.StandardSave(state),
-        notes=ocp.args.JsonSave({**notes, _LAYOUT: LAYOUT_VERSION}),
+        notes=ocp.args.JsonSave({**noted, _DIGEST: _digest(noted)}),
       ),
     )
 
@@ -95,11 +125,12 @@ class Checkpoints:
       CheckpointError: the checkpoint is damaged, does not fit the template, or
         was written by a newer version of this package.
     """
-    self.notes(step)  # refuses a newer layout
+    expected = self._all_notes(step)[_CHECKSUMS]
     with self._reading(step):
       restored = self._manager.restore(
         step, args=ocp.args.Composite(state=ocp.args.StandardRestore(template))
       )
+    self._check_arrays(step, expected, restored["state"])
     return restored["state"]
 
   def read_params(
@@ -115,7 +146,7 @@ class Checkpoints:
     Raises:
       CheckpointError: see `restore`.
     """
-    self.notes(step)  # refuses a newer layout
+    expected = self._all_notes(step)[_CHECKSUMS]
     path = self._manager.directory / str(step) / "state"
     with self._reading(step), ocp.PyTreeCheckpointer() as reader:
       tree = {name: template}
@@ -133,19 +164,98 @@ class Checkpoints:
         raise ValueError(
           "it lacks some of these parameters: is model.lora that of the run?"
         )
+    self._check_arrays(step, expected, restored)
     return restored[name]
 
   def notes(self, step: int) -> dict[str, Any]:
-    """Returns the notes of a step, without the version of the layout.
+    """Returns the notes of a step as they were given to `save`.
 
     Raises:
       CheckpointError: see `restore`.
     """
+    notes = self._all_notes(step)
+    del notes[_CHECKSUMS]
+    return notes
+
+  def read_newest(self, read: Callable[[int], T]) -> tuple[int, T] | None:
+    """Reads the newest checkpoint that is not damaged.
+
+    A warning names those that were skipped, and why. A folder that is open for
+    saving moves them into `damaged_checkpoints` beside it, because their steps
+    will be saved again. With several processes all must call this.
+
+    Args:
+      read: takes a step and returns what it reads of that checkpoint.
+
+    Returns:
+      The step and what was read; None if there are no checkpoints.
+
+    Raises:
+      CheckpointError: all checkpoints are damaged, or `read` refuses one that
+        is not.
+    """
+    reasons: dict[int, DamagedError] = {}
+    for step in reversed(self.steps):
+      found: list[T] = []
+      error = None
+      try:
+        found.append(read(step))
+      except DamagedError as damage:
+        # Its frames hold the arrays that were read, which may fill a device.
+        error = damage.with_traceback(None)
+      # A process may be the only one to read a damaged part.
+      if collectives.global_max(int(error is not None)):
+        path = self._manager.directory / str(step)
+        reasons[step] = error or DamagedError(
+          f"{path} cannot be read by another process"
+        )
+        continue
+      self._leave(reasons, step)
+      return step, found[0]
+    if not reasons:
+      return None
+    if len(reasons) == 1:
+      raise next(iter(reasons.values()))
+    listed = "\n".join(f"* {error}" for error in reasons.values())
+    raise CheckpointError(f"no checkpoint can be read:\n{listed}")
+
+  def _leave(self, reasons: Mapping[int, DamagedError], used: int) -> None:
+    """Says which checkpoints are skipped, and moves them aside if it may."""
+    if not reasons:
+      return
+    directory = pathlib.Path(self._manager.directory)
+    aside = None if self._is_read_only else directory.with_name(DAMAGED)
+    collectives.wait_for_all("all have read the checkpoints")
+    for step, error in reasons.items():
+      moved = "" if aside is None else f"; it is kept in {aside}"
+      warnings.warn(
+        f"skipped the checkpoint of step {step}, using step {used}{moved}: "
+        + " ".join(str(error).split())[:400],
+        stacklevel=3,
+      )
+      if aside is not None and jax.process_index() == 0:
+        aside.mkdir(exist_ok=True)
+        number = sum(1 for _ in aside.glob(f"{step}.*"))
+        (directory / str(step)).rename(aside / f"{step}.{number}")
+    if aside is not None:
+      collectives.wait_for_all("damaged checkpoints are moved aside")
+      self._manager.reload()
+
+  def _all_notes(self, step: int) -> dict[str, Any]:
+    """Returns notes and checksums, which older checkpoints lack."""
     with self._reading(step):
       restored = self._manager.restore(
         step, args=ocp.args.Composite(notes=ocp.args.JsonRestore())
       )
     notes = dict(restored["notes"])
+    digest = notes.pop(_DIGEST, None)
+    # Both are written at once: one without the other is an altered name.
+    if (digest is None) != (_CHECKSUMS not in notes) or digest not in (
+      None,
+      _digest(notes),
+    ):
+      raise self._damaged(step, "its notes are not those that were saved")
+    notes.setdefault(_CHECKSUMS, {})
     version = notes.pop(_LAYOUT, 1)
     if version > LAYOUT_VERSION:
       raise CheckpointError(
@@ -171,43 +281,77 @@ class Checkpoints:
       yield
     # The kind of exception depends on the damage; orbax raises even Exception.
     except Exception as error:
-      raise CheckpointError(
-        f"{self._manager.directory / str(step)} was made with another model, "
-        "or is damaged. If model.directory has changed, set it back; if not, "
-        "remove this folder to go on from the checkpoint before it.\n"
-        f"{error}"
-      ) from error
+      if isinstance(error, (MemoryError, PermissionError, TimeoutError)) or any(
+        status in str(error) for status in _PASSING
+      ):
+        path = self._manager.directory / str(step)
+        raise CheckpointError(f"{path} cannot be read now: {error}") from error
+      raise self._damaged(step, f"\n{error}") from error
+
+  def _check_arrays(
+    self, step: int, expected: Mapping[str, str], tree: Any
+  ) -> None:
+    if names := checksums.changed(expected, tree):
+      raise self._damaged(
+        step, f"the numbers have changed of {', '.join(names[:3])}"
+      )
+
+  def _damaged(self, step: int, reason: str) -> DamagedError:
+    return DamagedError(
+      f"{self._manager.directory / str(step)} was made with another model, "
+      f"or is damaged; if model.directory has changed, set it back: {reason}"
+    )
 
 
-def last_notes(directory: pathlib.Path) -> dict[str, Any]:
-  """Returns the notes of a folder's last checkpoint; empty if it has none."""
-  if not directory.is_dir():
-    return {}
-  with Checkpoints(directory) as saved:
-    step = saved.latest_step
-    return {} if step is None else saved.notes(step)
+def _digest(notes: Mapping[str, Any]) -> str:
+  """Returns a hash of notes; their order, and tuple or list, is the same."""
+  text = json.dumps(notes, sort_keys=True)
+  return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def last_params(directory: pathlib.Path, base: Any) -> tuple[int | None, Any]:
-  """Returns step and student's parameters of a folder's last checkpoint.
+def last_params(
+  directory: pathlib.Path,
+  base: Any,
+  *,
+  name: str = "params",
+  step: int | None = None,
+  check: Callable[[dict[str, Any]], None] = lambda notes: None,
+) -> tuple[int | None, Any]:
+  """Returns step and parameters of a folder's last undamaged checkpoint.
 
   Args:
     directory: the folder of checkpoints; it need not exist.
-    base: the parameters of the base model.
+    base: the parameters of the base model, or their template.
+    name: see `Checkpoints.read_params`.
+    step: reads this step and no other; None takes the last.
+    check: takes the notes of the checkpoint and raises if it does not suit.
 
   Returns:
-    Step and parameters; None and the base model's if there is no checkpoint.
+    Step and parameters; None and `base` if there is no checkpoint.
 
   Raises:
-    CheckpointError: the checkpoint cannot be read.
+    CheckpointError: no checkpoint can be read, or there is none of that step.
   """
-  if not directory.is_dir():
-    return None, base
-  with Checkpoints(directory) as saved:
-    step = saved.latest_step
-    if step is None:
-      return None, base
-    return step, saved.read_params(step, template(base))
+
+  def read(chosen: int) -> dict[str, Any]:
+    check(saved.notes(chosen))
+    return saved.read_params(chosen, template(base), name)
+
+  found = None
+  if directory.is_dir():
+    with Checkpoints(directory) as saved:
+      if step in saved.steps:
+        return step, read(step)
+      there = saved.steps
+      found = saved.read_newest(read) if step is None else None
+  else:
+    there = []
+  if step is not None:
+    listed = ", ".join(map(str, there)) or "none"
+    raise CheckpointError(
+      f"{directory} has no checkpoint of step {step}; there are: {listed}"
+    )
+  return found or (None, base)
 
 
 def template(state: Any) -> Any:

@@ -135,31 +135,93 @@ def save_interrupted(
 def check_resumable(
   config: Config,
   saved: checkpoints.Checkpoints,
-  step: int,
   teacher: TeacherModel | None = None,
-) -> None:
-  """Refuses a checkpoint that this run must not go on from.
+) -> int | None:
+  """Refuses checkpoints that this run must not go on from.
 
-  Changes of settings that are allowed are noted in the run's folder.
+  Returns:
+    The step of the last checkpoint whose notes can be read; None if there is
+    no checkpoint.
 
   Raises:
     ConfigError: `checkpoint.resume` is false, or the checkpoint was made with
       other settings or another teacher.
-    CheckpointError: the checkpoint cannot be read.
+    CheckpointError: no checkpoint can be read.
   """
-  if not config.checkpoint.resume:
+  step = saved.latest_step
+  if step is not None and not config.checkpoint.resume:
     raise ConfigError(
       f"{config.run_directory} has a checkpoint of step {step}, but "
       "checkpoint.resume=false; set another train.run_directory, or remove "
       "that folder"
     )
+  found = saved.read_newest(
+    lambda step: _checked_notes(config, saved, step, teacher)
+  )
+  return found and found[0]
+
+
+def _checked_notes(
+  config: Config,
+  saved: checkpoints.Checkpoints,
+  step: int,
+  teacher: TeacherModel | None,
+) -> tuple[dict[str, Any], Mapping[str, changed_settings.Change]]:
+  """Returns a checkpoint's notes and the changes of settings since then."""
   notes = saved.notes(step)
   changes = run_checks.check_same_settings(notes["config"], config, step)
   check_resumed_teacher(config, notes.get(_TEACHER), teacher, step)
   where = f"{config.run_directory} has a checkpoint of step {step} that"
   check_same_base(config, notes.get(checkpoints.BASE), where)
+  return notes, changes
+
+
+def resume_state(
+  config: Config,
+  saved: checkpoints.Checkpoints,
+  template: train_state.TrainState,
+  progress: Progress,
+  base_params: Any = None,
+  teacher: TeacherModel | None = None,
+) -> tuple[train_state.TrainState, RunNotes]:
+  """Restores the last checkpoint that is not damaged, to go on from it.
+
+  Changes of settings that are allowed are noted in the run's folder.
+
+  Args:
+    config: the run's settings.
+    saved: the run's checkpoints, at least one.
+    template: shape, dtype and sharding of each array of the state.
+    progress: shows where the run goes on.
+    base_params: what the adapters of the checkpoint stand beside; None without
+      adapters.
+    teacher: the teacher, if it is another model.
+
+  Returns:
+    The state, and what the run goes on with besides.
+
+  Raises:
+    ConfigError: see `check_resumable`.
+    CheckpointError: no checkpoint can be read.
+  """
+
+  def read(step: int):
+    _, changes = _checked_notes(config, saved, step, teacher)
+    with progress.stage("restoring"):
+      return changes, restore_state(config, saved, step, template, base_params)
+
+  found = saved.read_newest(read)
+  assert found is not None, "there is a checkpoint to go on from"
+  step, (changes, (state, notes)) = found
   if jax.process_index() == 0:
     changed_settings.note(config.run_directory, step, changes)
+  num_steps = config.train.num_steps
+  progress.message(
+    f"going on from step {step}"
+    if step < num_steps
+    else f"step {step} of {num_steps} is done: raise train.num_steps to go on"
+  )
+  return state, notes
 
 
 def restore_state(
@@ -167,22 +229,13 @@ def restore_state(
   saved: checkpoints.Checkpoints,
   step: int,
   template: train_state.TrainState,
-  progress: Progress,
   base_params: Any = None,
 ) -> tuple[train_state.TrainState, RunNotes]:
   """Restores a checkpoint.
 
   Args:
-    config: the run's settings.
-    saved: the run's checkpoints.
+    config, saved, template, base_params: see `resume_state`.
     step: the step to restore.
-    template: shape, dtype and sharding of each array of the state.
-    progress: shows where the run goes on.
-    base_params: what the adapters of the checkpoint stand beside; None without
-      adapters.
-
-  Returns:
-    The state, and what the run goes on with besides.
 
   Raises:
     CheckpointError: the checkpoint cannot be read.
@@ -190,14 +243,7 @@ def restore_state(
   notes = saved.notes(step)
   # Older checkpoints have no widths, and no position: each step drew one batch.
   position = notes.get("position", step * config.rollout.num_problems)
-  with progress.stage("restoring"):
-    restored = saved.restore(step, _as_dict(template))
-  num_steps = config.train.num_steps
-  progress.message(
-    f"going on from step {step}"
-    if step < num_steps
-    else f"step {step} of {num_steps} is done: raise train.num_steps to go on"
-  )
+  restored = saved.restore(step, _as_dict(template))
   state = train_state.TrainState(**restored)
   return (
     dataclasses.replace(state, base_params=base_params),

@@ -324,9 +324,7 @@ class Trainer:
   def _start(self) -> None:
     """Makes or restores state and stream; evaluates the base model."""
     config = self.config
-    latest = self.saved.latest_step
-    if latest is not None:
-      resume.check_resumable(config, self.saved, latest, self.teacher_model)
+    latest = resume.check_resumable(config, self.saved, self.teacher_model)
     before, self._started = resume.RunNotes(0.0, 0, {}), time.monotonic()
     params, optimizer = self.policy.params, self.optimizer
     template = setup_step.build_state_template(
@@ -349,9 +347,10 @@ class Trainer:
         base_values = self.evaluate(params, self.progress, _BASE_TEXT)
       base, params = setup_step.split_params(config, params)[0], None
       self._release_params()
-      self.state, before = resume.restore_state(
-        config, self.saved, latest, template, self.progress, base
+      self.state, before = resume.resume_state(
+        config, self.saved, template, self.progress, base, self.teacher_model
       )
+      latest = int(self.state.step)
     self._step_fn.trimmer.widths = dict(before.prompt_widths)
     self._seconds_before = before.seconds
     self.stream = data_problems.build_stream(config, self.data, before.position)

@@ -17,6 +17,100 @@ def directory(tmp_path):
   return tmp_path
 
 
+@pytest.fixture
+def two_steps(tmp_path):
+  """Returns the folder of checkpoints of steps 3 and 4, in a run's folder."""
+  folder = tmp_path / "run" / "checkpoints"
+  with checkpoints.Checkpoints(folder, keep=2) as saved:
+    for step in (3, 4):
+      state = {"params": {"w": jnp.full(600, step) + jnp.arange(600.0)}}
+      saved.save(step, state, {"note": step})
+  return folder
+
+
+def largest_file(folder):
+  files = [path for path in folder.rglob("*") if path.is_file()]
+  return max(files, key=lambda path: path.stat().st_size)
+
+
+def truncate(folder):
+  path = largest_file(folder)
+  path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip_in(path):
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 1
+  path.write_bytes(content)
+
+
+def flip_number(folder):
+  flip_in(largest_file(folder))
+
+
+def flip_note(folder):
+  path = folder / "notes" / "metadata"
+  path.write_text(path.read_text().replace('"note": 4', '"note": 5'))
+
+
+def flip_manifest(folder):
+  flip_in(folder / "state" / "manifest.ocdbt")
+
+
+def remove_arrays(folder):
+  shutil.rmtree(folder / "state")
+
+
+DAMAGES = (truncate, flip_number, flip_note, flip_manifest, remove_arrays)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_newest_checkpoint_is_named_and_skipped(two_steps, damage):
+  base = {"w": jnp.zeros(600)}
+  assert checkpoints.last_params(two_steps, base)[0] == 4
+  damage(two_steps / "4")
+  with pytest.warns(UserWarning, match="skipped the checkpoint of step 4, us"):
+    step, params = checkpoints.last_params(two_steps, base)
+  assert step == 3
+  np.testing.assert_array_equal(params["w"], 3 + np.arange(600.0))
+  # Who only reads moves nothing.
+  assert (two_steps / "4").is_dir()
+  damage_again = pytest.warns(UserWarning, match="it is kept in .*damaged_che")
+  with damage_again, checkpoints.Checkpoints(two_steps, keep=2) as saved:
+    template = checkpoints.template({"params": base})
+    found = saved.read_newest(
+      lambda step: (saved.notes(step), saved.restore(step, template))
+    )
+    assert found[0] == 3
+    assert saved.steps == [3]
+    # The step is made again, and can be saved.
+    saved.save(4, {"params": base}, {})
+  assert (two_steps.parent / checkpoints.DAMAGED / "4.0").is_dir()
+  assert checkpoints.last_params(two_steps, base)[0] == 4
+
+
+def test_error_lists_all_damaged_checkpoints(two_steps):
+  for step in ("3", "4"):
+    truncate(two_steps / step)
+  with pytest.raises(checkpoints.CheckpointError) as caught:
+    checkpoints.last_params(two_steps, {"w": jnp.zeros(600)})
+  assert f"{two_steps}/3" in str(caught.value)
+  assert f"{two_steps}/4" in str(caught.value)
+
+
+def test_a_full_device_is_no_damage(two_steps):
+  """A run that went on from an older step would lose those after it."""
+  with checkpoints.Checkpoints(two_steps, keep=2) as saved:
+
+    def read(step):
+      with saved._reading(step):
+        raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+    with pytest.raises(checkpoints.CheckpointError, match="4 cannot be read n"):
+      saved.read_newest(read)
+    assert saved.steps == [3, 4]
+
+
 def read(directory, size):
   template = checkpoints.template({"w": jnp.zeros(size)})
   with checkpoints.Checkpoints(directory) as saved:
@@ -46,8 +140,7 @@ def test_parameters_of_another_model_are_refused(directory):
 
 
 def test_truncated_arrays_are_named(directory):
-  files = [p for p in (directory / "3" / "state").rglob("*") if p.is_file()]
-  largest = max(files, key=lambda path: path.stat().st_size)
+  largest = largest_file(directory / "3" / "state")
   largest.write_bytes(largest.read_bytes()[:-20])
   with pytest.raises(checkpoints.CheckpointError, match="is damaged"):
     read(directory, 6)

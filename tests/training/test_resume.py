@@ -178,14 +178,19 @@ def test_run_interrupted_while_sampling_repeats_the_uninterrupted_one(
 def test_evaluation_that_an_interruption_prevented_is_made_up_for(
   folder, uninterrupted
 ):
+  """After the last checkpoint turns out to be damaged."""
   # As if the run had been interrupted after it saved step 6.
   shutil.copytree(uninterrupted, folder / "unevaluated")
-  shutil.rmtree(folder / "unevaluated/checkpoints/8")
+  (folder / "unevaluated/checkpoints/8/state/manifest.ocdbt").unlink()
   path = folder / "unevaluated/evaluations.jsonl"
   lines = path.read_text().splitlines(keepends=True)
   assert [json.loads(line)["step"] for line in lines] == [0, 2, 4, 6, 8]
   path.write_text("".join(lines[:-2]))
-  train(folder, "unevaluated")
+  done = train(folder, "unevaluated")
+  assert "skipped the checkpoint of step 8, using step 6" in done.stderr
+  assert "going on from step 6" in done.stderr
+  assert (folder / "unevaluated/damaged_checkpoints/8.0").is_dir()
+  assert (folder / "unevaluated/checkpoints/8").is_dir()
   assert numbers(path) == numbers(uninterrupted / "evaluations.jsonl")
 
 

@@ -90,13 +90,15 @@ def _load_state(trainer: Any, template: Any, progress: Any) -> tuple[int, Any]:
   directory = config.run_directory / "checkpoints"
   if directory.is_dir():
     with checkpoints.Checkpoints(directory) as saved:
-      step = saved.latest_step
-      if step is not None:
-        base, _ = steps.split_params(config, params)
-        state, _ = resume.restore_state(
-          config, saved, step, template, progress, base
+      base, _ = steps.split_params(config, params)
+      with progress.stage("restoring"):
+        found = saved.read_newest(
+          lambda step: resume.restore_state(
+            config, saved, step, template, base
+          )[0]
         )
-        return step, state
+      if found is not None:
+        return found
   state = steps.build_first_state(config, params, trainer.optimizer, template)
   return 0, state
 

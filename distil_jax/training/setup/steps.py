@@ -231,24 +231,32 @@ def split_params(
 
 
 def trained_params(
-  config: Config, params: decoder.Params
+  config: Config, params: decoder.Params, step: int | None = None
 ) -> tuple[int | None, decoder.Params]:
-  """Returns the step and the parameters of the run's last checkpoint.
+  """Returns the step and the parameters of a checkpoint of the run.
 
   Args:
     config: the run's settings.
     params: the base model's, with new adapters if the run has any.
+    step: the checkpoint's step; None takes the last that is not damaged.
 
   Returns:
     None and `params` if there is no checkpoint.
+
+  Raises:
+    CheckpointError: see `checkpoints.last_params`.
   """
   base, trained = split_params(config, params)
   directory = config.run_directory / "checkpoints"
-  if base is not None:
-    notes = checkpoints.last_notes(directory)
-    check_same_base(config, notes.get(checkpoints.BASE), str(directory))
-  step, found = checkpoints.last_params(directory, trained)
-  return step, lora.join(base, found)
+  found_step, found = checkpoints.last_params(
+    directory,
+    trained,
+    step=step,
+    check=lambda notes: check_same_base(
+      config, notes.get(checkpoints.BASE), str(directory)
+    ),
+  )
+  return found_step, lora.join(base, found)
 
 
 def build_train_state(
