@@ -3,22 +3,23 @@
 import argparse
 
 from distil_jax import config as configs
-from distil_jax.cli.options import add_run_command
+from distil_jax.cli.options import add_run_command, add_step
 
 
 def add_parser(commands) -> None:
   """Adds the command to the parser."""
-  add_run_command(
+  command = add_run_command(
     commands,
     "evaluate",
-    "print the held-out accuracy of the last checkpoint",
+    "print the held-out accuracy of a checkpoint",
     run,
-    example="configs/calculator/quickstart.yaml",
+    example="configs/calculator/quickstart.yaml --step 50",
   )
+  add_step(command)
 
 
 def run(arguments: argparse.Namespace) -> int:
-  """Evaluates the last checkpoint and prints a table."""
+  """Evaluates a checkpoint and prints a table."""
   config = configs.load(arguments.config, arguments.overrides)
   # These imports take seconds; a mistake in the config shows before them.
   import jax
@@ -27,12 +28,12 @@ def run(arguments: argparse.Namespace) -> int:
   from distil_jax.training.logging import tables
   from distil_jax.training.logging.progress import Progress
 
-  run_checks.check_same_command("evaluate", config)
+  run_checks.check_same_command(f"evaluate {arguments.step}", config)
   loaded = trainer.Trainer(config)
   is_shown = jax.process_index() == 0
   progress = Progress(None, is_shown=is_shown)
   with jax.set_mesh(loaded.mesh), progress:
-    step, params = loaded.trained_params()
+    step, params = loaded.trained_params(arguments.step)
     if step == 0:
       progress.message(
         f"no checkpoint in {config.run_directory}: evaluating the base model"

@@ -4,7 +4,7 @@ import argparse
 import pathlib
 
 from distil_jax import config as configs
-from distil_jax.cli.options import add_run_command
+from distil_jax.cli.options import add_run_command, add_step
 
 
 def add_parser(commands) -> None:
@@ -12,11 +12,12 @@ def add_parser(commands) -> None:
   command = add_run_command(
     commands,
     "export",
-    "write the last checkpoint as a Hugging Face folder",
+    "write a checkpoint as a Hugging Face folder",
     run,
     example="configs/calculator/quickstart.yaml exported --dtype bfloat16",
     directory="the folder to write",
   )
+  add_step(command)
   command.add_argument(
     "--dtype",
     choices=("float32", "bfloat16"),
@@ -37,7 +38,7 @@ def add_parser(commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-  """Writes the policy of the last checkpoint in the Hugging Face format."""
+  """Writes the policy of a checkpoint in the Hugging Face format."""
   config = configs.load(arguments.config, arguments.overrides)
   import dataclasses
 
@@ -55,6 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
   command = f"export to {arguments.directory}"
   command += f" {arguments.dtype} {arguments.teacher} {arguments.adapter}"
+  command += f" {arguments.step}"
   run_checks.check_same_command(command, config)
   # The run still reads its base model, for a frozen teacher as an example.
   target = pathlib.Path(arguments.directory).resolve()
@@ -72,9 +74,9 @@ def run(arguments: argparse.Namespace) -> int:
   loaded = trainer.Trainer(config)
   with jax.set_mesh(loaded.mesh):
     step, params = (
-      _teacher_params(config, loaded)
+      _teacher_params(config, loaded, arguments.step)
       if arguments.teacher
-      else loaded.trained_params()
+      else loaded.trained_params(arguments.step)
     )
     # Without adapters there is none to store, which is said below.
     if step == 0 and (config.model.lora or not arguments.adapter):
@@ -100,8 +102,8 @@ def run(arguments: argparse.Namespace) -> int:
   return 0
 
 
-def _teacher_params(config: configs.Config, loaded):
-  """Returns step and teacher's parameters of the last checkpoint.
+def _teacher_params(config: configs.Config, loaded, step: int | None):
+  """Returns step and teacher's parameters of a checkpoint.
 
   Raises:
     ConfigError: the teacher has no parameters of its own, or there is no
@@ -137,6 +139,7 @@ def _teacher_params(config: configs.Config, loaded):
     directory,
     template,
     name="teacher_params",
+    step=step,
     check=lambda notes: check_same_base(
       config, notes.get(checkpoints.BASE), str(directory)
     ),

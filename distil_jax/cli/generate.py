@@ -9,6 +9,7 @@ from distil_jax.cli.options import (
   CONFIG_HELP,
   add_command,
   add_common,
+  add_step,
   positive,
   seed,
 )
@@ -19,7 +20,7 @@ def add_parser(commands) -> None:
   command = add_command(
     commands,
     "generate",
-    "ask the last checkpoint",
+    "ask a checkpoint",
     "configs/calculator/quickstart.yaml 'Compute 3 + 4 * 2.'",
   )
   command.epilog = (
@@ -35,7 +36,9 @@ def add_parser(commands) -> None:
     metavar="STRING",
     help="ends a completion that contains it; may be repeated",
   )
-  command.add_argument(
+  source = command.add_mutually_exclusive_group()
+  add_step(source)
+  source.add_argument(
     "--base", action="store_true", help="ask the base model, not a checkpoint"
   )
   command.add_argument(
@@ -113,7 +116,9 @@ def run(arguments: argparse.Namespace) -> int:
     policy = trained_policy.base_policy(config, arguments.config, mesh)
     prompt_files.check_prompts(policy, asked, sampling.max_tokens)
     if not arguments.base:
-      policy, source = trained_policy.last_policy(config, policy)
+      policy, source = trained_policy.saved_policy(
+        config, policy, arguments.step
+      )
     else:
       source = f"base model {config.model.directory}"
     progress.message(source)

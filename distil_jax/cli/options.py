@@ -62,6 +62,16 @@ def add_run_command(
   return command
 
 
+def add_step(command: argparse._ActionsContainer) -> None:
+  """Adds the option that chooses a checkpoint."""
+  command.add_argument(
+    "--step",
+    type=positive,
+    metavar="N",
+    help="the checkpoint of step N (default: the last)",
+  )
+
+
 def add_common(
   command: argparse.ArgumentParser,
   run: Callable[[argparse.Namespace], int],

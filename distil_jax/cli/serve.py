@@ -9,6 +9,7 @@ from distil_jax.cli.options import (
   OVERRIDES_HELP,
   add_command,
   add_common,
+  add_step,
   positive,
   seed,
   whole,
@@ -28,7 +29,7 @@ def add_parser(commands) -> None:
   command.add_argument(
     "config",
     metavar="CONFIG_OR_MODEL",
-    help="the settings of a run, a YAML file, whose last checkpoint answers; "
+    help="the settings of a run, a YAML file, whose checkpoint answers; "
     "or a model: a folder, OWNER/NAME of the Hub, or embedded:calculator",
   )
   for name, kind, default, metavar, help_text in _OPTIONS:
@@ -40,7 +41,9 @@ def add_parser(commands) -> None:
     choices=("float32", "bfloat16"),
     help="type of the weights of a model (default: float32); a run has its own",
   )
-  command.add_argument(
+  source = command.add_mutually_exclusive_group()
+  add_step(source)
+  source.add_argument(
     "--base", action="store_true", help="serve a run's base model"
   )
   add_common(command, run, OVERRIDES_HELP)
@@ -161,7 +164,7 @@ def _load(arguments: argparse.Namespace, config: configs.Config | None):
     policy = trained_policy.base_policy(config, arguments.config, mesh)
     if arguments.base:
       return policy, mesh, f"base model {config.model.directory}"
-    policy, source = trained_policy.last_policy(config, policy)
+    policy, source = trained_policy.saved_policy(config, policy, arguments.step)
   return policy, mesh, source
 
 
@@ -191,10 +194,12 @@ def _check(
       f"{arguments.overrides[0]} is a setting of a run, but {arguments.config} "
       "is a model; a run is a file that ends in .yaml"
     )
-  if config is None and arguments.base:
-    raise configs.ConfigError(
-      f"--base is for a run, but {arguments.config} is a model; leave it out"
-    )
+  for option in ("base", "step"):
+    if config is None and getattr(arguments, option):
+      raise configs.ConfigError(
+        f"--{option} is for a run, but {arguments.config} is a model; leave it "
+        "out"
+      )
   if config is not None and arguments.dtype:
     raise configs.ConfigError(
       f"--dtype={arguments.dtype} is for a model; a run has "

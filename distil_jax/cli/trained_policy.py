@@ -37,14 +37,20 @@ def base_policy(config: Config, path: str, mesh: jax.sharding.Mesh) -> Policy:
   )
 
 
-def last_policy(config: Config, policy: Policy) -> tuple[Policy, str]:
-  """Returns the policy of the run's last checkpoint, and where it is from.
+def saved_policy(
+  config: Config, policy: Policy, step: int | None = None
+) -> tuple[Policy, str]:
+  """Returns the policy of a checkpoint of the run, and where it is from.
 
   Args:
     config: The run.
     policy: Its base model, which is returned if there is no checkpoint.
+    step: The checkpoint's step; None takes the last.
+
+  Raises:
+    CheckpointError: No checkpoint can be read, or there is none of that step.
   """
-  step, params = steps.trained_params(config, policy.params)
+  step, params = steps.trained_params(config, policy.params, step)
   policy = dataclasses.replace(policy, params=params)
   run = config.run_directory
   if step is None:

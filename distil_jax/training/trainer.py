@@ -294,13 +294,16 @@ class Trainer:
       text=text,
     )
 
-  def trained_params(self) -> tuple[int, decoder.Params]:
-    """Returns the step and the parameters of the run's last checkpoint.
+  def trained_params(
+    self, step: int | None = None
+  ) -> tuple[int, decoder.Params]:
+    """Returns step and parameters of a checkpoint; None takes the last one.
 
     Before the first checkpoint these are step 0 and the base model.
     """
-    step, params = setup_step.trained_params(self.config, self.policy.params)
-    return step or 0, params
+    params = self.policy.params
+    found, params = setup_step.trained_params(self.config, params, step)
+    return found or 0, params
 
   @contextlib.contextmanager
   def _opened(self) -> Iterator[None]:

@@ -215,7 +215,7 @@ def test_trained_run_resumes_evaluates_and_exports(trained, smoke, folder):
   summary = json.loads((directory / "summary.json").read_text())
   assert summary["steps"] == 4
 
-  judged = smoke("evaluate")
+  judged = smoke("evaluate", "--step", "4")
   assert f"{directory}, step 4" in judged.stdout
   assert "pass@2" in judged.stdout
   evaluations = (directory / "evaluations.jsonl").read_text()

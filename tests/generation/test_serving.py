@@ -351,6 +351,7 @@ def test_a_closed_worker_refuses_what_waits(policy):
   [
     (["embedded:calculator", "train.seed=1"], "is a setting of a run"),
     (["embedded:calculator", "--base"], "--base is for a run"),
+    (["embedded:calculator", "--step", "1"], "--step is for a run"),
     (["configs/science/smoke.yaml", "--dtype", "bfloat16"], "is for a model"),
     (["embedded:calculator", "--api-key-variable", "NO_KEY_HERE"], "no such"),
   ],

@@ -89,6 +89,20 @@ def test_damaged_newest_checkpoint_is_named_and_skipped(two_steps, damage):
   assert checkpoints.last_params(two_steps, base)[0] == 4
 
 
+def test_a_chosen_step_is_read_or_refused(two_steps):
+  base = {"w": jnp.zeros(600)}
+  step, params = checkpoints.last_params(two_steps, base, step=3)
+  assert (step, float(params["w"][0])) == (3, 3.0)
+  with pytest.raises(checkpoints.CheckpointError, match=r"there are: 3, 4$"):
+    checkpoints.last_params(two_steps, base, step=2)
+  with pytest.raises(checkpoints.CheckpointError, match=r"there are: none$"):
+    checkpoints.last_params(two_steps / "nowhere", base, step=2)
+  # It is not what was asked for, so no other is used.
+  flip_number(two_steps / "4")
+  with pytest.raises(checkpoints.DamagedError, match="4 was made"):
+    checkpoints.last_params(two_steps, base, step=4)
+
+
 def test_error_lists_all_damaged_checkpoints(two_steps):
   for step in ("3", "4"):
     truncate(two_steps / step)

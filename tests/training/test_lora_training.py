@@ -131,10 +131,14 @@ def test_a_person_asks_the_trained_adapters(trained, tmp_path, capsys):
   path = tmp_path / "ask.yaml"
   path.write_text(json.dumps(whole.config.model_dump(mode="json")))
   options = ["--max-tokens", "2", "--temperature", "0", "--json"]
-  assert main.main(["generate", str(path), "12 + 5 =", *options]) == 0
+  ask = ["generate", str(path), "12 + 5 =", *options]
+  assert main.main([*ask, "--step", "2"]) == 0
   out, err = capsys.readouterr()
-  assert f"step 3 of {folder / 'whole'}" in err
+  assert f"step 2 of {folder / 'whole'}" in err
   assert json.loads(out)["num_tokens"] > 0
+  assert main.main([*ask, "--step", "1"]) == 1
+  err = capsys.readouterr().err
+  assert "has no checkpoint of step 1; there are: 2, 3" in err
 
 
 @pytest.fixture(scope="module")
