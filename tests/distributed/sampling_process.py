@@ -104,8 +104,8 @@ class Attempts:
       return Verdict(0.0, "no", Status.WRONG)
     return Verdict(1.0, "", Status.CORRECT)
 
-  def __call__(self, params, problems, key, *, report):
-    del params, key, report
+  def __call__(self, params, problems, key, *, report, max_lengths=None):
+    del params, key, report, max_lengths
     completions = [f"{p.index} {i}" for p in problems for i in range(2)]
     verdicts = [
       self.judge(problems[row // 2], completion)

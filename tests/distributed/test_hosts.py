@@ -22,8 +22,8 @@ data: {train: generated, evaluation: generated, num_train: 64,
        num_evaluation: 3}
 environment: {kind: calculator, num_steps: [3, 3]}
 rollout: {num_problems: 2, group_size: 2, max_prompt_length: 32,
-          max_completion_length: 48}
-teacher: {max_prompt_length: 128}
+          max_completion_length: 48, refill: {max_rounds: 2}}
+teacher: {max_prompt_length: 128, solution: sibling, feedback: never}
 objective: {baseline: leave_one_out}
 optimizer: {learning_rate: 1e-4}
 evaluation: {every: 4, num_samples: 2, pass_at: [1, 2], num_problems: 2}
@@ -137,6 +137,7 @@ def alone(folder):
   assert done.returncode == 0, done.stderr
   expected = numbers(folder / "alone")
   assert 0 < sum(line["reward"] for line in expected) < len(expected)
+  assert sum(line["groups/refilled"] for line in expected) > 0
   return folder / "alone"
 
 
