@@ -37,7 +37,13 @@ HOWS = {
   "states move": ("copies", "vocab_by_all"),
   "weights move": ("batch", "vocab_by_context"),
 }
-CASES = [(mesh, how) for mesh in MESHES for how in HOWS]
+# Both ways where parameters are cut along two axes; one of each elsewhere.
+CASES = [
+  ("tensor_8", "states move"),
+  *(("fsdp_2_tensor_4", how) for how in HOWS),
+  ("data_2_fsdp_2_tensor_2", "weights move"),
+  *(("fsdp_2_context_2_tensor_2", how) for how in HOWS),
+]
 CREDIT = {"baseline": "leave_one_out", "group_size": GROUP_SIZE}
 
 
