@@ -102,7 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
   return 0
 
 
-def _teacher_params(config: configs.Config, loaded, step: int | None):
+def _teacher_params(config: configs.Config, loaded, step):
   """Returns step and teacher's parameters of a checkpoint.
 
   Raises:

@@ -63,6 +63,9 @@ def _status(argv: Sequence[str] | None) -> int:
   arguments = parse_arguments(argv)
   # orbax logs details below an error that do not help the user of a command.
   logging.getLogger("absl").setLevel(logging.ERROR)
+  # Of the arrays of a damaged checkpoint the first error is raised, and asyncio
+  # shows tracebacks of the others.
+  logging.getLogger("asyncio").setLevel(logging.CRITICAL)
   warnings.showwarning = _show_warning
   try:
     with signals.raised():

@@ -66,9 +66,10 @@ def add_step(command: argparse._ActionsContainer) -> None:
   """Adds the option that chooses a checkpoint."""
   command.add_argument(
     "--step",
-    type=positive,
+    type=_step,
     metavar="N",
-    help="the checkpoint of step N (default: the last)",
+    help="the checkpoint of step N, or best: the one with the highest held-out "
+    "accuracy of those that the run has evaluated (default: the last)",
   )
 
 
@@ -137,6 +138,10 @@ def add_launch(command: argparse.ArgumentParser) -> None:
 def positive(text: str) -> int:
   """Parses a whole number of at least 1."""
   return whole(text, 1, 2**31 - 1)
+
+
+def _step(text: str) -> int | str:
+  return text if text == "best" else positive(text)
 
 
 def not_negative(text: str) -> int:

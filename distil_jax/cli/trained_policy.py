@@ -9,6 +9,7 @@ from distil_jax.config.schema import Config
 from distil_jax.data import problems
 from distil_jax.generation.policy import Policy
 from distil_jax.models import hf_directory
+from distil_jax.training import checkpoints
 from distil_jax.training.setup import environments, policies, steps
 from distil_jax.training.setup.model_directory import model_directory
 
@@ -38,7 +39,7 @@ def base_policy(config: Config, path: str, mesh: jax.sharding.Mesh) -> Policy:
 
 
 def saved_policy(
-  config: Config, policy: Policy, step: int | None = None
+  config: Config, policy: Policy, step: checkpoints.Step | None = None
 ) -> tuple[Policy, str]:
   """Returns the policy of a checkpoint of the run, and where it is from.
 

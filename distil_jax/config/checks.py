@@ -14,7 +14,11 @@ from distil_jax.config.optimizers import OptimizerConfig
 from distil_jax.config.rollout import RolloutConfig
 from distil_jax.config.teacher import TeacherConfig
 from distil_jax.config.tools import PythonToolConfig, ToolConfig
-from distil_jax.config.training import EvaluationConfig, TrainConfig
+from distil_jax.config.training import (
+  CheckpointConfig,
+  EvaluationConfig,
+  TrainConfig,
+)
 
 
 def check_batch_sizes(
@@ -48,6 +52,29 @@ def check_schedule(optimizer: OptimizerConfig, train: TrainConfig) -> None:
       f"optimizer.warmup_steps={optimizer.warmup_steps} and "
       f"optimizer.decay_steps={optimizer.decay_steps} are more than "
       f"train.num_steps={train.num_steps}; lower them, or train for longer"
+    )
+
+
+def check_retention(
+  checkpoint: CheckpointConfig, evaluation: EvaluationConfig
+) -> None:
+  """Checks that the steps to keep are saved at all."""
+  every = checkpoint.every
+  if checkpoint.keep_every is not None and checkpoint.keep_every % every:
+    raise ValueError(
+      f"checkpoint.keep_every={checkpoint.keep_every} must be a multiple of "
+      f"checkpoint.every={every}: no other steps are saved"
+    )
+  if checkpoint.keep_best and not evaluation.every:
+    raise ValueError(
+      f"checkpoint.keep_best={checkpoint.keep_best} compares evaluations, but "
+      "evaluation.every=0; set it to a multiple of checkpoint.every"
+    )
+  if checkpoint.keep_best and evaluation.every % every:
+    raise ValueError(
+      f"checkpoint.keep_best={checkpoint.keep_best} needs a checkpoint of each "
+      f"step that is evaluated: evaluation.every={evaluation.every} must be a "
+      f"multiple of checkpoint.every={every}"
     )
 
 

@@ -111,6 +111,7 @@ class Config(Section):
   def _check_sections(self):
     checks.check_batch_sizes(self.rollout, self.optimizer)
     checks.check_schedule(self.optimizer, self.train)
+    checks.check_retention(self.checkpoint, self.evaluation)
     checks.check_rounding(self.optimizer, self.model)
     checks.check_groups(self.objective, self.rollout)
     check_teacher(self.objective, self.teacher)

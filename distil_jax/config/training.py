@@ -70,6 +70,11 @@ class CheckpointConfig(Section):
   """Steps between checkpoints; the last step is always saved."""
   keep: Positive = 2
   """Latest checkpoints to keep."""
+  keep_best: NonNegative = 0
+  """Checkpoints with the highest held-out accuracy to keep besides; needs
+  `evaluation.every`."""
+  keep_every: Positive | None = None
+  """Steps between checkpoints that are kept for good; null: none are."""
   resume: bool = True
   """false: refuse to start if the run folder has a checkpoint."""
 

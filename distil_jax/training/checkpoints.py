@@ -5,14 +5,14 @@ import hashlib
 import json
 import pathlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
 
 from distil_jax.distributed import collectives
-from distil_jax.training import checksums
+from distil_jax.training import checksums, retention
 
 # Names and nesting of a checkpoint's arrays and notes. Raise it with every
 # change that older code could not read, and let `restore` read all versions
@@ -30,6 +30,8 @@ _PASSING = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE")
 DAMAGED = "damaged_checkpoints"
 
 T = TypeVar("T")
+# The step of a checkpoint, or the one with the highest held-out accuracy.
+Step = int | Literal["best"]
 
 
 class CheckpointError(RuntimeError):
@@ -48,19 +50,39 @@ class Checkpoints:
   all make the same calls, on the same folder.
   """
 
-  def __init__(self, directory: str | pathlib.Path, *, keep: int | None = None):
+  def __init__(
+    self,
+    directory: str | pathlib.Path,
+    *,
+    keep: int | None = None,
+    keep_every: int | None = None,
+    keep_best: int = 0,
+    accuracies: Callable[[], Mapping[int, float]] = dict,
+  ):
     """Opens a folder of checkpoints.
 
     Args:
       directory: the folder; it is made unless `keep` is None.
       keep: number of latest checkpoints to keep; None only reads, which is
         safe while another process writes.
+      keep_every: steps that are multiples of it are kept too; None keeps none.
+      keep_best: number of checkpoints with the highest accuracy to keep too.
+      accuracies: returns the accuracy by step; called at each save if
+        `keep_best` is not 0.
     """
     self._is_read_only = keep is None
+    self._keeps_best = bool(keep_best)
+    self._read_accuracies = accuracies
+    self._accuracies: dict[int, float] = {}
+    policy = None
+    if keep is not None:
+      policy = retention.build_policy(
+        keep, keep_every, keep_best, self._accuracies
+      )
     self._manager = ocp.CheckpointManager(
       pathlib.Path(directory).absolute(),
       options=ocp.CheckpointManagerOptions(
-        max_to_keep=keep, read_only=self._is_read_only
+        preservation_policy=policy, read_only=self._is_read_only
       ),
     )
 
@@ -100,6 +122,8 @@ class Checkpoints:
     # orbax raises if a step is saved twice, even if it is told to overwrite.
     if self.latest_step == step:
       return
+    if self._keeps_best:
+      self._accuracies.update(self._read_accuracies())
     noted = {
       **notes,
       _LAYOUT: LAYOUT_VERSION,
@@ -314,7 +338,7 @@ def last_params(
   base: Any,
   *,
   name: str = "params",
-  step: int | None = None,
+  step: Step | None = None,
   check: Callable[[dict[str, Any]], None] = lambda notes: None,
 ) -> tuple[int | None, Any]:
   """Returns step and parameters of a folder's last undamaged checkpoint.
@@ -323,7 +347,8 @@ def last_params(
     directory: the folder of checkpoints; it need not exist.
     base: the parameters of the base model, or their template.
     name: see `Checkpoints.read_params`.
-    step: reads this step and no other; None takes the last.
+    step: reads this step and no other, or the one with the highest held-out
+      accuracy; None takes the last.
     check: takes the notes of the checkpoint and raises if it does not suit.
 
   Returns:
@@ -340,6 +365,8 @@ def last_params(
   found = None
   if directory.is_dir():
     with Checkpoints(directory) as saved:
+      if step == "best":
+        step = _best_step(directory, saved.steps)
       if step in saved.steps:
         return step, read(step)
       there = saved.steps
@@ -352,6 +379,18 @@ def last_params(
       f"{directory} has no checkpoint of step {step}; there are: {listed}"
     )
   return found or (None, base)
+
+
+def _best_step(directory: pathlib.Path, steps: Sequence[int]) -> int:
+  """Returns the step with the highest held-out accuracy."""
+  accuracies = retention.read_accuracies(directory.parent)
+  if best := retention.by_accuracy(steps, accuracies):
+    return best[0]
+  raise CheckpointError(
+    f"no checkpoint in {directory} has been evaluated, so none is known to be "
+    "the best; set evaluation.every to a multiple of checkpoint.every, or "
+    "choose one with --step N"
+  )
 
 
 def template(state: Any) -> Any:

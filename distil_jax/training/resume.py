@@ -1,7 +1,7 @@
 """Saves a run, and finds, checks and restores what it goes on from."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -43,6 +43,25 @@ class RunNotes:
   seconds: float
   position: int
   prompt_widths: Mapping[str, int]
+
+
+def open_folder(
+  config: Config, accuracies: Callable[[], Mapping[int, float]]
+) -> checkpoints.Checkpoints:
+  """Opens the run's folder of checkpoints for saving.
+
+  Args:
+    config: the run's settings.
+    accuracies: returns the held-out accuracy by step, in all processes.
+  """
+  section = config.checkpoint
+  return checkpoints.Checkpoints(
+    config.run_directory / "checkpoints",
+    keep=section.keep,
+    keep_every=section.keep_every,
+    keep_best=section.keep_best,
+    accuracies=accuracies,
+  )
 
 
 def save_state(

@@ -295,7 +295,7 @@ class Trainer:
     )
 
   def trained_params(
-    self, step: int | None = None
+    self, step: checkpoints.Step | None = None
   ) -> tuple[int, decoder.Params]:
     """Returns step and parameters of a checkpoint; None takes the last one.
 
@@ -315,9 +315,7 @@ class Trainer:
     with (
       self.progress,
       run_lock.held(config.run_directory),
-      checkpoints.Checkpoints(
-        config.run_directory / "checkpoints", keep=config.checkpoint.keep
-      ) as self.saved,
+      resume.open_folder(config, self.reporter.accuracies) as self.saved,
       process_group.stopping_together(),
       jax.set_mesh(self.mesh),
       contextlib.closing(self.reporter),

@@ -103,6 +103,21 @@ def test_a_chosen_step_is_read_or_refused(two_steps):
     checkpoints.last_params(two_steps, base, step=4)
 
 
+def test_the_best_step_is_that_with_the_highest_accuracy(two_steps):
+  base = {"w": jnp.zeros(600)}
+  with pytest.raises(checkpoints.CheckpointError, match="has been evaluated"):
+    checkpoints.last_params(two_steps, base, step="best")
+  # There is no checkpoint of step 2 any more, and none of the base model.
+  (two_steps.parent / "evaluations.jsonl").write_text(
+    """{"step": 0, "avg@4": 0.9}
+{"step": 2, "avg@4": 0.8}
+{"step": 3, "avg@4": 0.7}
+{"step": 4, "avg@2": 0.5}
+"""
+  )
+  assert checkpoints.last_params(two_steps, base, step="best")[0] == 3
+
+
 def test_error_lists_all_damaged_checkpoints(two_steps):
   for step in ("3", "4"):
     truncate(two_steps / step)

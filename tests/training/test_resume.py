@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import pytest
 
 from distil_jax import config
-from distil_jax.training import checkpoints, resume, train_state
+from distil_jax.training import checkpoints, resume, retention, train_state
 from distil_jax.training.logging import progress
 from tests.commands import ROOT, run, start
 
@@ -29,7 +29,7 @@ rollout: {num_problems: 4, group_size: 2, max_prompt_length: 80,
 teacher: {max_prompt_length: 160}
 optimizer: {learning_rate: 1e-2, tokens_per_micro_batch: 700}
 evaluation: {every: 2, num_samples: 2, pass_at: [1, 2], num_problems: 4}
-checkpoint: {every: 2}
+checkpoint: {every: 2, keep: 2, keep_best: 1, keep_every: 4}
 logging: {rollouts_every: 3, tensorboard: false}
 train: {num_steps: 8}
 """
@@ -62,6 +62,17 @@ def train(folder, name, *overrides):
 def uninterrupted(folder):
   train(folder, "uninterrupted")
   return folder / "uninterrupted"
+
+
+def saved_steps(run_folder):
+  return {int(x.name) for x in (run_folder / "checkpoints").iterdir()}
+
+
+def test_last_best_and_every_fourth_checkpoint_are_kept(uninterrupted):
+  accuracies = retention.read_accuracies(uninterrupted)
+  assert sorted(accuracies) == [0, 2, 4, 6, 8]
+  best = max((2, 4, 6, 8), key=lambda step: (accuracies[step], step))
+  assert saved_steps(uninterrupted) == {4, 6, 8, best}
 
 
 def numbers(path):
@@ -106,6 +117,8 @@ def test_killed_run_repeats_the_uninterrupted_one(folder, uninterrupted):
     expected = numbers(uninterrupted / name)
     assert numbers(killed / name) == expected
     assert expected[-1]["step"] == 8
+  # The best one so far is not forgotten.
+  assert saved_steps(killed) == saved_steps(uninterrupted)
   pages = [
     sorted((run_folder / "rollouts").iterdir())
     for run_folder in (killed, uninterrupted)
@@ -120,7 +133,12 @@ def test_interrupted_run_loses_no_step(folder):
   name = "stopped"
   stopped = folder / name
   # Only the interruption itself can save.
-  overrides = ("train.num_steps=100000", "checkpoint.every=100000")
+  overrides = (
+    "train.num_steps=100000",
+    "checkpoint.every=100000",
+    "checkpoint.keep_best=0",
+    "checkpoint.keep_every=null",
+  )
   with start(
     arguments(folder, name, *overrides), folder / "compiled"
   ) as process:
@@ -188,6 +206,7 @@ def test_evaluation_that_an_interruption_prevented_is_made_up_for(
   path.write_text("".join(lines[:-2]))
   done = train(folder, "unevaluated")
   assert "skipped the checkpoint of step 8, using step 6" in done.stderr
+  assert "Traceback" not in done.stderr
   assert "going on from step 6" in done.stderr
   assert (folder / "unevaluated/damaged_checkpoints/8.0").is_dir()
   assert (folder / "unevaluated/checkpoints/8").is_dir()

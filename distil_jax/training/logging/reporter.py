@@ -9,7 +9,7 @@ import yaml
 from distil_jax.config.schema import Config
 from distil_jax.data.problems import Data
 from distil_jax.distributed import collectives
-from distil_jax.training import run_checks
+from distil_jax.training import retention, run_checks
 from distil_jax.training.logging import (
   plots,
   run_folder,
@@ -145,6 +145,18 @@ class Reporter:
       line["step"] == step for line in self._folder.evaluations()
     )
     return collectives.global_sums({"found": float(is_found)})["found"] > 0
+
+  def accuracies(self) -> dict[int, float]:
+    """Returns the held-out accuracy of each step that is evaluated.
+
+    All processes go by what the writer finds.
+    """
+    is_writer = jax.process_index() == 0
+    found = (
+      retention.read_accuracies(self._folder.directory) if is_writer else {}
+    )
+    sums = collectives.global_sums({str(k): x for k, x in found.items()})
+    return {int(step): accuracy for step, accuracy in sums.items()}
 
   def finish(self, step: int, seconds: float) -> dict[str, Any]:
     """Writes the summary and the plot.

@@ -231,7 +231,7 @@ def split_params(
 
 
 def trained_params(
-  config: Config, params: decoder.Params, step: int | None = None
+  config: Config, params: decoder.Params, step: checkpoints.Step | None = None
 ) -> tuple[int | None, decoder.Params]:
   """Returns the step and the parameters of a checkpoint of the run.
 
