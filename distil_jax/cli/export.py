@@ -102,7 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
   return 0
 
 
-def _teacher_params(config: configs.Config, loaded, step):
+def _teacher_params(config: configs.Config, loaded, step=None):
   """Returns step and teacher's parameters of a checkpoint.
 
   Raises:

@@ -38,7 +38,7 @@ def load_as(
   """
   path = pathlib.Path(path)
   if not path.is_file():
-    raise ConfigError(f"no config file at {path}")
+    raise ConfigError(f"no config file at {path.absolute()}")
   try:
     tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
   except (yaml.YAMLError, UnicodeDecodeError) as error:

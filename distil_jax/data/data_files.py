@@ -74,7 +74,9 @@ def _find_one(source: str) -> list[pathlib.Path]:
     return [path]
   matches = sorted(pathlib.Path(p) for p in glob.glob(source, recursive=True))
   if not matches:
-    raise DataError(f"no file matches the pattern {source}")
+    raise DataError(
+      f"no file matches the pattern {pathlib.Path(source).absolute()}"
+    )
   return matches
 
 
@@ -100,7 +102,7 @@ def read(path: pathlib.Path) -> tuple[str, RawRows]:
     DataError: the file is missing, unreadable or of an unknown kind.
   """
   if not path.exists():
-    raise DataError(f"there is no data file {path}")
+    raise DataError(f"there is no data file {path.absolute()}")
   if not path.is_file():
     raise DataError(f"{path} is not a file; name one of the files in it")
   kind = kind_of(path)

@@ -43,7 +43,7 @@ def existing(directory: str | os.PathLike[str]) -> pathlib.Path:
   """
   directory = pathlib.Path(directory)
   if not directory.is_dir():
-    raise WeightsError(f"no model directory at {directory}")
+    raise WeightsError(f"no model directory at {directory.absolute()}")
   return directory
 
 

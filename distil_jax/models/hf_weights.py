@@ -6,9 +6,10 @@ each layer has tensors of its own; here a projection is `[inputs, outputs]` with
 heads apart, and layers are stacked on a leading axis.
 """
 
+import collections
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import safetensors
@@ -62,7 +63,7 @@ def load(
 
   Raises:
     WeightsError: A file is missing or damaged, or tensors are missing, unknown
-      or mis-shaped; all of them are listed.
+      or mis-shaped; all of them are listed, or a prefix that explains most.
   """
   directory = existing(directory)
   leaves = traverse_util.flatten_dict(dict(template))
@@ -141,11 +142,13 @@ def _check_tensors(
     for name, tensor in tensors.items()
     if not name.endswith("rotary_emb.inv_freq")  # follows from the config
   }
-  problems = [
-    f"missing {name}: expected {shape}"
-    for name, shape in expected.items()
-    if name not in found
-  ]
+  missing = [name for name in expected if name not in found]
+  # A model that is part of another one differs in all of its names.
+  if guess := _guess(
+    missing, [x for x in found if x not in expected and x != _HEAD]
+  ):
+    raise WeightsError(f"{directory} does not fit its {CONFIG}: {guess}")
+  problems = [f"missing {x}: expected {expected[x]}" for x in missing]
   for name, shape in found.items():
     dtype = tensors[name].dtype
     if name == _HEAD and config.tie_embeddings:
@@ -169,6 +172,52 @@ def _check_tensors(
     raise WeightsError(
       "\n  ".join([f"{directory} does not fit its {CONFIG}:", *problems])
     )
+
+
+def _guess(missing: Sequence[str], extra: Sequence[str]) -> str:
+  """Returns what prefix tells the names apart; empty if none does.
+
+  Args:
+    missing: the names that the model needs and the files lack.
+    extra: the names in the files that it does not need.
+  """
+  ends = collections.defaultdict(list)
+  for name in missing:
+    for prefix, end in _cuts(name):
+      ends[end].append(prefix)
+  pairs = collections.Counter(
+    (theirs, ours)
+    for name in extra
+    for theirs, end in _cuts(name)
+    for ours in ends[end]
+  )
+  if not pairs:
+    return ""
+  # The shortest of those that explain as many.
+  (theirs, ours), count = max(
+    pairs.items(), key=lambda pair: (pair[1], -len(pair[0][0]))
+  )
+  if count < 2 or 2 * count < len(missing):
+    return ""
+  return (
+    f"names in the files begin with {theirs!r} where {ours!r} is expected\n"
+    f"  expected: {_some(missing)}\n"
+    f"  found: {_some(extra)}\n"
+    "  The model is probably part of another one: load that one in the library "
+    "that wrote it, save the language model alone, and use that folder"
+  )
+
+
+def _cuts(name: str) -> Iterator[tuple[str, str]]:
+  """Yields beginnings of up to two parts of a name, each with the rest."""
+  parts = name.split(".")
+  for cut in range(min(3, len(parts))):
+    yield "".join(f"{x}." for x in parts[:cut]), ".".join(parts[cut:])
+
+
+def _some(names: Sequence[str]) -> str:
+  more = f", ... ({len(names)} in all)" if len(names) > 3 else ""
+  return ", ".join(names[:3]) + more
 
 
 def _is_embedding(

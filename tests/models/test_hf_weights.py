@@ -309,6 +309,31 @@ def test_lists_every_tensor_that_does_not_fit(saved):
   ]
 
 
+@pytest.mark.parametrize(
+  ("old", "new", "said"),
+  [
+    ("", "language_model.", "begin with 'language_model.' where '' is expec"),
+    ("model.", "", "begin with '' where 'model.' is expected"),
+    ("model.", "backbone.", "begin with 'backbone.' where 'model.' is expec"),
+  ],
+)
+def test_another_prefix_is_guessed(saved, old, new, said):
+  def change(tensors):
+    for name in list(tensors):
+      tensors[new + name.removeprefix(old)] = tensors.pop(name)
+
+  rewrite(saved, change)
+  with pytest.raises(hf_directory.WeightsError) as caught:
+    hf_weights.load(saved, template(), network())
+  message = str(caught.value)
+  assert said in message
+  expected, found = message.splitlines()[1:3]
+  assert "model.layers.0." in expected
+  assert new + "model.embed_tokens.weight".removeprefix(old) in found
+  assert found.count("weight") == 3
+  assert "in all)" in found
+
+
 def test_transposed_projection_is_mis_shaped(saved):
   name = "model.layers.0.mlp.gate_proj.weight"
   rewrite(

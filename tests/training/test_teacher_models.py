@@ -223,7 +223,7 @@ def test_settings_that_do_not_go_together_are_refused(changed, said):
     (
       {"directory": "nowhere"},
       {},
-      r"teacher\.model\.directory=nowhere: no model directory at nowhere",
+      r"teacher\.model\.directory=nowhere: no model directory at /.*nowhere",
     ),
     (
       {"directory": "embedded:none"},
