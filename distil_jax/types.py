@@ -40,6 +40,7 @@ class Problem:
     solution: a worked reference solution, if the data has one.
     details: anything else that the environment needs to judge.
     source: name of the data set in a mixture; empty without a mixture.
+    teacher: the name of its teacher; None if there are not several.
   """
 
   index: int
@@ -48,6 +49,7 @@ class Problem:
   solution: str | None = None
   details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   source: str = ""
+  teacher: str | None = None
 
   @property
   def identity(self) -> int:
@@ -195,6 +197,8 @@ class TrainBatch:
     teacher_weights: of each token's comparison with its list, if only some
       tokens' lists are known: 1 / the probability that a token's is, and 0
       where it is not. None means 1. `[B, T]`, float32.
+    teacher_index: which of several teachers the sequence has; None if there is
+      one. `[B]`.
     teacher_prefix_ids, teacher_prefix_mask: a common beginning of the teacher's
       prompts, left-padded, each of n sequences in a row; None means that
       nothing is split off. `[B / n, S0]`.
@@ -230,6 +234,7 @@ class TrainBatch:
   teacher_candidate_log_probs: Array = None
   teacher_log_probs: Array = None
   teacher_weights: Array = None
+  teacher_index: Array = None
   teacher_prefix_ids: Array = None
   teacher_prefix_mask: Array = None
   student_mask: Array = None

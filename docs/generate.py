@@ -64,7 +64,7 @@ def config_page() -> str:
     if _is_optional(field.annotation):
       lines += [f"`{name}: null` (the default) leaves the section out.", ""]
     default = getattr(field.default, "kind", None)
-    path = f"{name}.NAME" if _is_by_name(field.annotation) else name
+    path = _path(name, field.annotation)
     for member in members:
       lines += _section(path, member, default if len(members) > 1 else None)
   return "\n".join(lines).rstrip() + "\n"
@@ -91,7 +91,7 @@ def _section(
     # What is described elsewhere is not repeated.
     is_told = f"see `{name}`" in (field.description or "")
     if len(nested) == 1 and not is_told:
-      inner.append((f"{path}.{name}", nested[0]))
+      inner.append((_path(f"{path}.{name}", field.annotation), nested[0]))
     cells = (
       f"`{path}.{name}`",
       _type(field.annotation, field.metadata),
@@ -121,8 +121,10 @@ def _sections(annotation: typing.Any) -> list[type[pydantic.BaseModel]]:
   return [section for part in arguments for section in _sections(part)]
 
 
-def _is_by_name(annotation: typing.Any) -> bool:
-  return typing.get_origin(annotation) is dict
+def _path(path: str, annotation: typing.Any) -> str:
+  """Returns the path of a section, or of one of several by name."""
+  is_by_name = typing.get_origin(annotation) is dict
+  return f"{path}.NAME" if is_by_name else path
 
 
 def _is_optional(annotation: typing.Any) -> bool:
@@ -140,6 +142,8 @@ def _type(annotation: typing.Any, metadata: typing.Sequence[object]) -> str:
   nested = _sections(annotation)
   if nested and origin is tuple:
     return "list of sections"
+  if nested and origin is dict:
+    return "sections by name"
   if nested:
     is_optional = " or null" if _is_optional(annotation) else ""
     return f"section{is_optional}"

@@ -78,11 +78,21 @@ def run(arguments: argparse.Namespace) -> int:
         found = evidence.collect(checked, gathered)
     results = checks.all_checks(gathered, found)
     if arguments.num_answers and gathered.num_turns > 1:
-      results.append(accuracy.not_measured())
+      results.append(
+        accuracy.not_measured("the teacher would answer in one turn")
+      )
+    elif arguments.num_answers and config.teacher.models:
+      results.append(
+        accuracy.not_measured(
+          "held-out problems name none of the teachers "
+          f"{', '.join(config.teacher.models)}; check each alone as "
+          "teacher.model"
+        )
+      )
     elif arguments.num_answers:
       with progress.stage("asking student and teacher"):
         # Of a trust region the part that is not the student's.
-        _, graphdef, params = evidence.networks(checked).teacher[0]
+        _, graphdef, params = evidence.networks(checked).teachers[0][0]
         answers = accuracy.measure(
           checked, (graphdef, params), arguments.num_answers
         )

@@ -120,6 +120,19 @@ def check_teacher_prompt(
     )
 
 
+def check_several_teachers(
+  teacher: TeacherConfig, optimizer: OptimizerConfig
+) -> None:
+  """Checks that micro-batches are cut by teacher, not by length."""
+  if teacher.models and optimizer.tokens_per_micro_batch:
+    raise ValueError(
+      f"optimizer.tokens_per_micro_batch={optimizer.tokens_per_micro_batch} "
+      "sorts sequences by length, and those of several teachers "
+      f"(teacher.models={', '.join(teacher.models)}) are sorted by teacher; "
+      "set it to null, and optimizer.micro_batch_size"
+    )
+
+
 def check_data(data_set: DataSetConfig, where: str = "") -> None:
   """Checks that an environment that makes no problems has files of them.
 

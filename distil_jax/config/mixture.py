@@ -33,6 +33,9 @@ class DataSetConfig(Section):
   """Its problems; see `data`."""
   environment: EnvironmentConfig
   """Judges its completions; see `environment`."""
+  teacher: str | None = None
+  """With `teacher.models`: the teacher of its problems, whatever their rows
+  name; null: as `teacher.routing_key` says."""
   max_prompt_length: Positive | None = None
   """Tokens of its prompts, at most; null: `rollout.max_prompt_length`, which it
   cannot exceed."""

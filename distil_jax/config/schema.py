@@ -116,6 +116,7 @@ class Config(Section):
     checks.check_groups(self.objective, self.rollout)
     check_teacher(self.objective, self.teacher)
     checks.check_teacher_prompt(self.objective, self.teacher, self.rollout)
+    checks.check_several_teachers(self.teacher, self.optimizer)
     checks.check_refill(self.rollout, self.objective, self.environment)
     checks.check_critiques(self.environment, self.objective, self.teacher)
     checks.check_tools(self.tools, self.rollout, self.evaluation, self.teacher)
@@ -136,5 +137,7 @@ class Config(Section):
       where = f"mixture.{name}." if name else ""
       checks.check_data(section, where)
       checks.check_deadlines(section.environment, self.judging, where)
+      if section.teacher is not None:
+        self.teacher.check_name(f"{where}teacher", section.teacher)
       if name:
         checks.check_limits(section, where, self.rollout, self.tools)

@@ -102,6 +102,9 @@ class TeacherServerConfig(Section):
     return value.rstrip("/")
 
 
+Name = Annotated[str, pydantic.Field(pattern=r"^[\w.-]+$")]
+
+
 class TeacherConfig(Section):
   """Whose weights the teacher has and what stands in its prompt."""
 
@@ -109,6 +112,15 @@ class TeacherConfig(Section):
   """null: the teacher is the student's own network."""
   server: TeacherServerConfig | None = None
   """null: the teacher runs within the training step."""
+  models: dict[Name, TeacherModelConfig | None] = pydantic.Field(default={})
+  """Several teachers by name, each described as `model`, of which a problem has
+  one; null in place of a model: the student's own network, as `parameters`
+  says. Empty: one teacher for all problems."""
+  routing_key: Annotated[str, pydantic.Field(min_length=1)] = "data_source"
+  """With `models`: the field of a row that names its teacher; a point leads
+  into a nested field."""
+  default_model: str | None = None
+  """With `models`: the teacher of problems that name none; null: each must."""
   parameters: Literal["ema", "frozen", "current", "trust_region"] = "frozen"
   """Moving average, initial weights, the student's own, or logits between the
   last two. SDPO and DistIL as published: a moving average."""
@@ -173,8 +185,21 @@ class TeacherConfig(Section):
 
   @property
   def is_other_model(self) -> bool:
-    """Returns True if the teacher has weights of its own."""
+    """Returns True if no teacher has the student's own network."""
+    if self.models:
+      return None not in self.models.values()
     return self.model is not None or self.server is not None
+
+  @property
+  def other_models(self) -> dict[str, TeacherModelConfig]:
+    """Returns the teachers that are other models, by their keys' paths."""
+    if self.model is not None:
+      return {"teacher.model": self.model}
+    return {
+      f"teacher.models.{name}": section
+      for name, section in self.models.items()
+      if section is not None
+    }
 
   @property
   def list_size(self) -> int:
@@ -206,6 +231,61 @@ class TeacherConfig(Section):
       raise ValueError(
         f"guard.action={self.guard.action} watches a moving average of the "
         f"student, but {other} does not move; set guard=null, or {key}=null"
+      )
+    return self
+
+  def check_name(self, setting: str, name: str) -> None:
+    """Checks that one of several teachers has a name.
+
+    Args:
+      setting: path of the setting that names it, for messages.
+      name: its value.
+    """
+    if not self.models:
+      raise ValueError(
+        f"{setting}={name} chooses one of several teachers, but teacher.models "
+        f"is empty; name them there, or drop {setting}"
+      )
+    if name not in self.models:
+      near = difflib.get_close_matches(name, self.models, n=1)
+      guess = f"did you mean {near[0]}? " if near else ""
+      raise ValueError(
+        f"{setting}={name} is none of teacher.models; {guess}they are "
+        f"{', '.join(self.models)}"
+      )
+
+  @pydantic.model_validator(mode="after")
+  def _models(self):
+    if not self.models:
+      fields = type(self).model_fields
+      for name in ("routing_key", "default_model"):
+        value = getattr(self, name)
+        if value != fields[name].default:
+          raise ValueError(
+            f"{name}={value} chooses one of several teachers, but models is "
+            f"empty; name them in models, or drop {name}"
+          )
+      return self
+    names = ", ".join(self.models)
+    for key in ("model", "server"):
+      if getattr(self, key) is not None:
+        raise ValueError(
+          f"{key} is one teacher for all problems, and models={names} are "
+          f"several; set {key}=null"
+          + (" and give each a model" if key == "server" else ", or models={}")
+        )
+    if self.default_model is not None:
+      self.check_name("default_model", self.default_model)
+    if self.guard:
+      raise ValueError(
+        f"guard.action={self.guard.action} watches one teacher, and "
+        f"models={names} are several; set guard=null"
+      )
+    if self.is_other_model and self.parameters != "frozen":
+      raise ValueError(
+        f"parameters={self.parameters} makes a teacher from the student's "
+        f"weights, but each of models={names} has weights of its own; set "
+        "parameters=frozen, or null in place of one"
       )
     return self
 

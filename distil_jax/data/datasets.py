@@ -8,7 +8,7 @@ import dataclasses
 import difflib
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from distil_jax.config.data import DataSource, HubDatasetConfig
 from distil_jax.data import data_files, hub_datasets
@@ -106,6 +106,14 @@ def read_rows(
   return Rows(rows=rows, num_skipped=num_skipped)
 
 
+class Routing(Protocol):
+  """Gives each problem its teacher, see `teacher_routing.TeacherRouting`."""
+
+  @property
+  def key(self) -> str: ...
+  def assign(self, problem: Problem, value: Any, place: str) -> Problem: ...
+
+
 def load_problems(
   source: DataSource | pathlib.Path,
   to_problem: Callable[[dict[str, Any], int], Problem],
@@ -114,6 +122,7 @@ def load_problems(
   malformed: Malformed,
   limit: int | None = None,
   required: Sequence[str] = ("prompt", "answer"),
+  routing: Routing | None = None,
 ) -> tuple[list[Problem], int]:
   """Reads data as problems.
 
@@ -126,12 +135,14 @@ def load_problems(
     malformed: see `read_rows`.
     limit: the largest number of problems, from the start.
     required: see `read_rows`.
+    routing: gives each problem its teacher; None if there are not several.
 
   Returns:
     The problems in the order of the files, and the number of skipped rows.
 
   Raises:
-    DataError: see `read_rows`; or `to_problem` raised anything else.
+    DataError: see `read_rows`; `to_problem` raised anything else; or a row
+      names no teacher that there is, which is never skipped.
     ValueError: the limit is not positive.
   """
   if limit is not None and limit < 1:
@@ -142,17 +153,23 @@ def load_problems(
   problems, num_skipped = [], data.num_skipped
   for row in data.rows:
     try:
-      problems.append(to_problem(row.fields, row.index))
+      problem = to_problem(row.fields, row.index)
     except ValueError as error:
       if malformed == "error":
         raise DataError(f"{row.place}: {error}") from error
       num_skipped += 1
+      continue
     except Exception as error:
       raise DataError(
         f"{row.place}: the environment raised "
         f"{type(error).__name__}: {error}; for a row that it cannot read it "
         "should raise a ValueError"
       ) from error
+    if routing is not None:
+      value = _lookup(row.fields, routing.key)
+      named_teacher = None if value is _MISSING else value
+      problem = routing.assign(problem, named_teacher, row.place)
+    problems.append(problem)
   if not problems:
     raise DataError(
       f"{named(source)} holds no usable rows; {num_skipped} malformed rows "

@@ -4,7 +4,7 @@ Which problem stands at a position depends on the settings alone, so that the
 position is all that a checkpoint needs.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 import grain
@@ -85,6 +85,7 @@ class ProblemStream(Iterator[list[T]], Generic[T]):
     position: int = 0,
     process_index: int = 0,
     process_count: int = 1,
+    arrange_fn: Callable[[Sequence[T]], list[T]] | None = None,
   ):
     """Begins at a position; reads nothing.
 
@@ -94,6 +95,8 @@ class ProblemStream(Iterator[list[T]], Generic[T]):
       position: number of items that were drawn before.
       process_index: number of this process, from 0.
       process_count: number of processes that share the items.
+      arrange_fn: orders the items of a batch of one process; None leaves them
+        as they are drawn.
 
     Raises:
       DataError: all items do not fill one global batch.
@@ -120,13 +123,14 @@ class ProblemStream(Iterator[list[T]], Generic[T]):
     self._batch_size = batch_size
     self._process_index = process_index
     self._process_count = process_count
+    self._arrange_fn = arrange_fn or list
 
   def __next__(self) -> list[T]:
     """Returns this process's part of the next global batch."""
     batch = self.draw([self._batch_size] * self._process_count)
     if batch is None:
       raise StopIteration
-    return batch
+    return self._arrange_fn(batch)
 
   def draw(self, counts: Sequence[int]) -> list[T] | None:
     """Returns this process's part of the next items.

@@ -9,13 +9,13 @@ from typing import Any, Generic, Literal, TypeVar
 import jax
 
 from distil_jax.config.base import ConfigError
-from distil_jax.config.mixture import DataSetConfig
 from distil_jax.config.schema import Config
 from distil_jax.data import (
   datasets,
   demonstrations,
   problem_stream,
   teacher_prompts,
+  teacher_routing,
 )
 from distil_jax.data import tokenizer as tokenizers
 from distil_jax.data.data_files import DataError
@@ -41,7 +41,7 @@ class Generated(Sequence[T], Generic[T]):
   def __len__(self) -> int:
     return self._size
 
-  def __getitem__(self, index):
+  def __getitem__(self, index: Any) -> Any:
     if isinstance(index, slice):
       return [self._make(i) for i in range(*index.indices(self._size))]
     if not -self._size <= index < self._size:
@@ -100,7 +100,7 @@ def load_problems(config: Config, environment: Environment) -> Problems:
   train, held_out, num_skipped = {}, {}, 0
   for name, section in config.data_sets.items():
     load = functools.partial(
-      _load_split, name, section, environment_of(environment, name)
+      _load_split, config, name, environment_of(environment, name)
     )
     if section.is_trained_on:
       train[name], skipped = load("train")
@@ -168,6 +168,8 @@ def build_stream(
 ) -> problem_stream.ProblemStream[Any]:
   """Returns this process's training problems, from a position on.
 
+  With several teachers the problems of one are side by side.
+
   Args:
     config: the run's settings.
     data: the run's data.
@@ -190,12 +192,18 @@ def build_stream(
     )
     for items, section in zip(data.train.values(), sections, strict=True)
   ]
+  arrange_fn = None
+  if config.objective.needs_teacher:
+    arrange_fn = teacher_routing.build_sort(
+      config.teacher, config.rollout, config.optimizer, count
+    )
   return problem_stream.ProblemStream(
     problem_stream.mixed(sequences, [section.weight for section in sections]),
     batch_size=config.rollout.num_problems // count,
     position=position,
     process_index=jax.process_index(),
     process_count=count,
+    arrange_fn=arrange_fn,
   )
 
 
@@ -237,19 +245,26 @@ def _texts(
 
 
 def _load_split(
+  config: Config,
   name: str,
-  section: DataSetConfig,
   environment: Environment,
   split: Literal["train", "evaluation"],
 ) -> tuple[Sequence[Problem], int]:
   """Returns the problems of a split and the number of skipped rows."""
+  section = config.data_sets[name]
   source = getattr(section.data, split)
   limit = getattr(section.data, f"num_{split}")
+  routing = None
+  # Nobody teaches held-out problems.
+  if split == "train" and config.objective.needs_teacher:
+    routing = teacher_routing.build_routing(config.teacher, section.teacher)
   if source == "generated":
     # Problems are made when they are needed: there may be more than fit in
     # memory.
     generate = _generator(environment).generate
     make = _with_source(functools.partial(generate, split=split), name)
+    if routing is not None:
+      make = functools.partial(_routed, make, routing)
     return Generated(make, limit or NUM_GENERATED[split]), 0
   try:
     return datasets.load_problems(
@@ -259,6 +274,7 @@ def _load_split(
       malformed=section.data.malformed_rows,
       limit=limit,
       required=getattr(environment, "required_fields", ()),
+      routing=routing,
     )
   except DataError as error:
     raise DataError(f"{path_of(name)}data.{split}: {error}") from error
@@ -274,6 +290,15 @@ def _with_source(make: Callable[..., Any], name: str) -> Callable[..., Any]:
   if not name:
     return make
   return lambda *args: dataclasses.replace(make(*args), source=name)
+
+
+def _routed(
+  make: Callable[[int], Problem],
+  routing: teacher_routing.TeacherRouting,
+  index: int,
+) -> Problem:
+  """Returns a problem that is made, with its teacher."""
+  return routing.assign(make(index), None, f"generated problem {index}")
 
 
 def _demonstrations(

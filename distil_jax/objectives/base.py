@@ -108,11 +108,14 @@ class ForwardPasses:
     compare_fn: `(params, teacher_params, batch, divergence=...)`: the student
       beside its teacher.
     ask_fn: as in `Objective`.
+    teacher_names: of several teachers, in the order of `teacher_index`; empty
+      if there is one.
   """
 
   own_fn: Callable[..., Any]
   compare_fn: Callable[..., Any]
   ask_fn: Callable[..., TeacherLists] | None = None
+  teacher_names: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

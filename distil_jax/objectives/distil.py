@@ -102,6 +102,7 @@ def build(
     reward_weight=read.reward_weight,
     importance_clip=read.importance_clip,
     is_off_policy=layout.is_off_policy,
+    teacher_names=forward.teacher_names,
   )
   credit_fn = None
   # Credit found ahead of the loss takes one more pass through both networks, so

@@ -8,7 +8,7 @@ group, baselines, averages) was found over the whole batch by `prepare` and
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -51,6 +51,7 @@ class FeedbackSettings:
     reward_weight: weight of the batch's advantages; 0 if there are none.
     importance_clip: largest off-policy ratio; None means no limit.
     is_off_policy: whether the tokens may come from older parameters.
+    teacher_names: see `ForwardPasses`.
   """
 
   compare_fn: CompareFn
@@ -59,6 +60,7 @@ class FeedbackSettings:
   reward_weight: float = 0.0
   importance_clip: float | None = None
   is_off_policy: bool = False
+  teacher_names: tuple[str, ...] = ()
 
 
 def prepare(
@@ -149,6 +151,7 @@ def feedback_loss(
   )
   ratios = {k: reports.pop(k) for k in _RATIOS if k in reports}
   sums = metric_sums(taught, **reports) | metric_sums(learned, **ratios)
+  sums |= teacher_sums(batch, reports["cost"], settings.teacher_names)
   return value, LossAux(sums | sequence_sums(batch), mismatch, source.loads)
 
 
@@ -216,6 +219,7 @@ def build_local_objective(
     costs_fn=local_costs,
     importance_clip=settings.importance_clip,
     is_off_policy=layout.is_off_policy,
+    teacher_names=forward.teacher_names,
   )
   return Objective(
     prepare_fn=functools.partial(prepare, aggregation=settings.aggregation),
@@ -276,6 +280,25 @@ def sequence_sums(batch: TrainBatch) -> MetricSums:
   if batch.failure_weights is not None:
     values["failure_weight"] = batch.failure_weights
   return metric_sums(jnp.ones(batch.completion_ids.shape[0]), **values)
+
+
+def teacher_sums(
+  batch: TrainBatch, costs: jax.Array, names: Sequence[str]
+) -> MetricSums:
+  """Returns the sums of metrics of each of several teachers.
+
+  Args:
+    batch: a slice.
+    costs: of each token, nats. Shape `[b, T]`.
+    names: of the teachers; empty gives nothing.
+  """
+  found, everyone = {}, jnp.ones(costs.shape[0])
+  for number, name in enumerate(names):
+    is_own = (batch.teacher_index == number).astype(jnp.float32)
+    found |= metric_sums(everyone, **{f"teacher/share/{name}": is_own})
+    taught = teacher_mask(batch) * is_own[:, None]
+    found |= metric_sums(taught, **{f"teacher/cost/{name}": costs})
+  return found
 
 
 def ratio_reports(ratio: jax.Array, clipped: jax.Array) -> dict[str, jax.Array]:

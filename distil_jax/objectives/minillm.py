@@ -51,6 +51,7 @@ def build(
     ),
     importance_clip=read.importance_clip,
     is_off_policy=layout.is_off_policy,
+    teacher_names=forward.teacher_names,
   )
   return base.Objective(
     prepare_fn=functools.partial(losses.prepare, aggregation=read.aggregation),

@@ -6,17 +6,17 @@ student's; the list of an outside teacher takes the same place.
 
 import dataclasses
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
-from distil_jax.models import decoder, experts, layers, sharding
-from distil_jax.objectives import scoring, teacher_turns
+from distil_jax.models import decoder, experts
+from distil_jax.objectives import logits_layout, scoring, teacher_turns
 from distil_jax.objectives.base import ForwardPasses, teacher_mask
 from distil_jax.ops import fused_statistics, teacher_candidates
-from distil_jax.ops.chunking import Layout
-from distil_jax.ops.divergences import Divergence, TopKFn
+from distil_jax.ops.divergences import Divergence
 from distil_jax.ops.fused_linear import FusedStatistics
 from distil_jax.ops.token_statistics import (
   DenseTeacher,
@@ -42,13 +42,19 @@ class OtherNetwork:
   vocab_size: int | None = None
 
 
+# One teacher, or several; None is the student's own network.
+TeacherNetwork = OtherNetwork | tuple[OtherNetwork | None, ...] | None
+
+
 @dataclasses.dataclass(frozen=True)
 class Network:
   """The networks of student and teacher, mostly one, and how they are run.
 
   Attributes:
     graphdef: the student's, from `decoder.make`.
-    teacher: the teacher's, if that is another model; None means the same.
+    teacher: the teacher's, if that is another model; None means the same. Of
+      a tuple `TrainBatch.teacher_index` chooses one for each sequence, and the
+      teachers' parameters are a tuple too.
     chunk_size: columns of time whose logits are in memory at once; None
       chooses by memory.
     trust_region_rate: makes the teacher's logits (1 − rate) times those of the
@@ -57,14 +63,18 @@ class Network:
   """
 
   graphdef: nnx.GraphDef
-  teacher: "OtherNetwork | None" = None
+  teacher: TeacherNetwork = None
   chunk_size: int | None = None
   trust_region_rate: float | None = None
 
   @property
   def vocab_size(self) -> int | None:
     """Tokens that student and teacher know; None means all entries."""
-    return self.teacher and self.teacher.vocab_size
+    one = self.teacher
+    if isinstance(one, tuple):
+      # All have the student's tokenizer, so that they know the same tokens.
+      one = next((x for x in one if x is not None), None)
+    return one and one.vocab_size
 
 
 def forward_passes(
@@ -72,6 +82,7 @@ def forward_passes(
   *,
   access: Literal["probabilities", "samples", "top_k"] = "probabilities",
   list_size: int = 0,
+  teacher_names: tuple[str, ...] = (),
 ) -> ForwardPasses:
   """Binds the network, and how the teacher is asked.
 
@@ -80,12 +91,14 @@ def forward_passes(
     access: what the teacher gives: its distribution, or lists of samples or of
       its most probable tokens.
     list_size: C, the length of such a list.
+    teacher_names: of several teachers.
   """
   own_fn = functools.partial(own_statistics, network=network)
   if access == "probabilities":
     return ForwardPasses(
       own_fn=own_fn,
       compare_fn=functools.partial(dense_statistics, network=network),
+      teacher_names=teacher_names,
     )
   return ForwardPasses(
     own_fn=own_fn,
@@ -95,6 +108,7 @@ def forward_passes(
     ask_fn=functools.partial(
       ask_teacher, network=network, kind=access, size=list_size
     ),
+    teacher_names=teacher_names,
   )
 
 
@@ -116,7 +130,7 @@ def dense_statistics(
     divergence: the cost, and what it is taken on.
   """
   hidden, loads = student_states(params, batch, network=network)
-  weights = _sharded_unembedding(params, batch)
+  weights = logits_layout.sharded_unembedding(params, batch)
   source = fused_statistics.compared(
     hidden,
     weights,
@@ -124,9 +138,11 @@ def dense_statistics(
     batch.completion_ids,
     dataclasses.replace(divergence, vocab_size=network.vocab_size),
     teacher_mask(batch),
-    top_k_fn=_top_k_fn(params, batch),
+    top_k_fn=logits_layout.top_k_fn(params, batch),
   )
-  source = source.tiled(network.chunk_size, layout(hidden, weights))
+  source = source.tiled(
+    network.chunk_size, logits_layout.layout(hidden, weights)
+  )
   return source._replace(loads=loads)
 
 
@@ -151,7 +167,7 @@ def sparse_statistics(
   """
   del teacher_params
   hidden, loads = student_states(params, batch, network=network)
-  weights = _sharded_unembedding(params, batch)
+  weights = logits_layout.sharded_unembedding(params, batch)
   teacher = SparseTeacher(
     batch.teacher_candidate_ids,
     batch.teacher_candidate_log_probs,
@@ -167,7 +183,9 @@ def sparse_statistics(
     teacher_mask(batch),
     batch.teacher_weights,
   )
-  source = source.tiled(network.chunk_size, layout(hidden, weights))
+  source = source.tiled(
+    network.chunk_size, logits_layout.layout(hidden, weights)
+  )
   return source._replace(loads=loads)
 
 
@@ -176,9 +194,11 @@ def own_statistics(
 ) -> FusedStatistics:
   """Reads a policy on the student's prompts and tokens, without a teacher."""
   hidden, loads = student_states(params, batch, network=network)
-  weights = _sharded_unembedding(params, batch)
+  weights = logits_layout.sharded_unembedding(params, batch)
   source = fused_statistics.alone(hidden, weights, batch.completion_ids)
-  source = source.tiled(network.chunk_size, layout(hidden, weights))
+  source = source.tiled(
+    network.chunk_size, logits_layout.layout(hidden, weights)
+  )
   return source._replace(loads=loads)
 
 
@@ -210,7 +230,7 @@ def ask_teacher(
   teacher = _dense_teacher(params, teacher_params, batch, network)
   settings = {
     "chunk_size": network.chunk_size,
-    "layout": layout(teacher.hidden[0], teacher.unembedding[0]),
+    "layout": logits_layout.layout(teacher.hidden[0], teacher.unembedding[0]),
     "vocab_size": network.vocab_size,
   }
   if kind == "top_k":
@@ -218,7 +238,7 @@ def ask_teacher(
       teacher,
       batch.completion_ids,
       size=size,
-      top_k_fn=_top_k_fn(params, batch),
+      top_k_fn=logits_layout.top_k_fn(params, batch),
       **settings,
     )
   shape = (batch.completion_ids.shape[1], size)
@@ -249,112 +269,111 @@ def student_states(
   )
   if isinstance(hidden, tuple):
     hidden, loads = hidden
-  return _shard_states(hidden), loads
+  return logits_layout.shard_states(hidden), loads
 
 
 def _dense_teacher(
   params: decoder.Params,
-  teacher_params: decoder.Params,
+  teacher_params: Any,
   batch: TrainBatch,
   network: Network,
 ) -> DenseTeacher:
   """Returns hidden states and unembeddings whose products make the logits."""
+  if not isinstance(network.teacher, tuple):
+    hidden, unembeddings, _ = _parts(
+      params, teacher_params, batch, network, network.teacher
+    )
+    return DenseTeacher(hidden, unembeddings)
+  # The logits of several parts are summed, and in the rows of another teacher
+  # they are 0.
+  parts = [
+    _parts(
+      params, own_params, batch, network, other, batch.teacher_index == number
+    )
+    for number, (own_params, other) in enumerate(
+      zip(teacher_params, network.teacher, strict=True)
+    )
+  ]
+  return DenseTeacher(*(sum(x, ()) for x in zip(*parts, strict=True)))
+
+
+def _parts(
+  params: decoder.Params,
+  teacher_params: decoder.Params,
+  batch: TrainBatch,
+  network: Network,
+  other: OtherNetwork | None,
+  is_own: jax.Array | None = None,
+) -> tuple[tuple[jax.Array, ...], ...]:
+  """Returns what `DenseTeacher` has of one teacher.
+
+  Its hidden states are 0 but where `is_own`, `[b]`, is True; None means that
+  all rows are its own.
+  """
+  graphdef = network.graphdef if other is None else other.graphdef
+  assert graphdef is not None, "a teacher elsewhere gives lists"
+  passes, rate = [(teacher_params, graphdef, 1.0)], network.trust_region_rate
+  if rate is not None and other is None:
+    # The student's share of its own teacher is a label like the rest of it.
+    # Logits are linear in the hidden states, and so is their mixture.
+    own = jax.lax.stop_gradient(params)
+    passes = [(teacher_params, graphdef, 1 - rate)]
+    passes.append((own, network.graphdef, rate))
+
+  def states():
+    found = (
+      _teacher_states(params, batch, graphdef, share)
+      for params, graphdef, share in passes
+    )
+    if is_own is None:
+      return tuple(found)
+    # Chosen, not weighed: what it says of other rows may be NaN.
+    counts = is_own[:, None, None]
+    return tuple(jnp.where(counts, x, jnp.zeros_like(x)) for x in found)
+
+  weights = tuple(
+    logits_layout.sharded_unembedding(params, batch) for params, *_ in passes
+  )
+  if is_own is None:
+    return states(), weights, ()
+  shapes = jax.eval_shape(states)
+  # A teacher that no sequence here asks makes no pass.
+  is_asked = jnp.any(is_own & (batch.sample_mask > 0))
+  hidden = jax.lax.cond(is_asked, states, functools.partial(_zeros, shapes))
+  return hidden, weights, (is_asked,) * len(passes)
+
+
+def _zeros(shapes):
+  """Returns hidden states whose logits are 0."""
+  return tuple(
+    logits_layout.shard_states(jnp.zeros(x.shape, x.dtype)) for x in shapes
+  )
+
+
+def _teacher_states(
+  params: decoder.Params,
+  batch: TrainBatch,
+  graphdef: nnx.GraphDef,
+  share: float,
+) -> jax.Array:
+  """Returns hidden states on the teacher's prompts times a share of logits."""
   prefix = None
   if batch.teacher_prefix_ids is not None:
     prefix = (batch.teacher_prefix_ids, batch.teacher_prefix_mask)
 
-  def run(params, graphdef):
-    def score(prompt_ids, prompt_mask, prefix=None):
-      return scoring.completion_hidden_states(
-        params,
-        prompt_ids,
-        prompt_mask,
-        batch.completion_ids,
-        batch.completion_mask,
-        graphdef=graphdef,
-        prefix=prefix,
-      )
+  def score(prompt_ids, prompt_mask, prefix=None):
+    return scoring.completion_hidden_states(
+      params,
+      prompt_ids,
+      prompt_mask,
+      batch.completion_ids,
+      batch.completion_mask,
+      graphdef=graphdef,
+      prefix=prefix,
+    )
 
-    hidden = score(batch.teacher_prompt_ids, batch.teacher_prompt_mask, prefix)
-    if batch.turn_numbers is not None:
-      hidden = teacher_turns.states_by_turn(hidden, batch, score)
-    return _shard_states(hidden), _sharded_unembedding(params, batch)
-
-  other = network.teacher
-  graphdef = network.graphdef if other is None else other.graphdef
-  assert graphdef is not None, "a teacher elsewhere gives lists"
-  hidden, weights = run(teacher_params, graphdef)
-  rate = network.trust_region_rate
-  if rate is None:
-    return DenseTeacher((hidden,), (weights,))
-  # The student's share of its own teacher is a label like the rest of it.
-  own_hidden, own_weights = run(jax.lax.stop_gradient(params), network.graphdef)
-  # Logits are linear in the hidden states, and so is their mixture.
-  return DenseTeacher(
-    ((1 - rate) * hidden, rate * own_hidden), (weights, own_weights)
-  )
-
-
-def _top_k_fn(params: decoder.Params, batch: TrainBatch) -> TopKFn:
-  rows, columns = _logits_axes(batch.completion_ids, layers.unembedding(params))
-  # XLA would gather all logits to find the largest. Here each device finds
-  # those of its own part, and only these are exchanged.
-  return functools.partial(sharding.top_k, batch=rows, vocab=columns)
-
-
-def layout(hidden: jax.Array, weights: jax.Array) -> Layout:
-  """Returns how logits are sharded on the mesh in use.
-
-  Args:
-    hidden: the states that they are made from. Shape `[b, T, D]`.
-    weights: the unembedding. Shape `[D, V]`.
-  """
-  batch, vocab = _logits_axes(hidden, weights)
-  return _layout(
-    batch, vocab, sharding.num_shards(batch), sharding.num_shards(vocab)
-  )
-
-
-@functools.cache
-def _layout(
-  batch: str, vocab: str, num_shards: int, num_vocab_shards: int
-) -> Layout:
-  # Cached, because functions are compared by identity and the layout is a
-  # static argument: another object would compile the step again.
-  def shard_chunk(chunk):
-    others = (None,) * (chunk.ndim - 2)
-    return sharding.constrain(chunk, None, batch, *others)
-
-  return Layout(
-    num_shards=num_shards,
-    num_vocab_shards=num_vocab_shards,
-    shard_sums=lambda sums: sharding.constrain(sums, batch, None, vocab),
-    shard_chunk=shard_chunk,
-    shard_states=_shard_states,
-  )
-
-
-def _shard_states(hidden: jax.Array) -> jax.Array:
-  """Gives each device a part of the width of all tokens.
-
-  So a chunk of time is a slice on every device, and nothing is moved for it.
-  """
-  return sharding.constrain(hidden, "batch", None, "embed_by_context")
-
-
-def _sharded_unembedding(
-  params: decoder.Params, batch: TrainBatch
-) -> jax.Array:
-  """Returns the unembedding with whole columns on each device.
-
-  So it is moved once, and not again for every chunk of time.
-  """
-  weights = layers.unembedding(params)
-  _, vocab = _logits_axes(batch.completion_ids, weights)
-  return sharding.constrain(weights, None, vocab)
-
-
-def _logits_axes(tokens: jax.Array, weights: jax.Array) -> tuple[str, str]:
-  """Returns the logical axes of the logits' batch and vocabulary."""
-  batch_size, length = tokens.shape[:2]
-  return sharding.for_logits(batch_size, length, weights.shape[-1])
+  hidden = score(batch.teacher_prompt_ids, batch.teacher_prompt_mask, prefix)
+  if batch.turn_numbers is not None:
+    hidden = teacher_turns.states_by_turn(hidden, batch, score)
+  hidden = logits_layout.shard_states(hidden)
+  return hidden if share == 1 else share * hidden

@@ -68,7 +68,7 @@ def compared(
     ),
     hidden,
     unembedding,
-    tuple(teacher.unembedding),
+    (tuple(teacher.unembedding), teacher.is_used),
     rows,
   )
 
@@ -174,16 +174,32 @@ def _checked(hidden: jax.Array, token_ids: jax.Array) -> jax.Array:
   return token_ids.astype(jnp.int32)
 
 
-def _teacher_logits(unembeddings, rows):
+def _teacher_logits(constants, rows):
   """Returns a tile of the teacher's logits and the ids, for `compared`."""
-  states = rows["teacher"]
+  (unembeddings, is_used), states = constants, rows["teacher"]
   if "teacher_mask" in rows:
     # A weight of 0 does not undo NaN, which may stand at padding.
     counts = rows["teacher_mask"].astype(bool)[..., None]
     states = tuple(jnp.where(counts, x, 0) for x in states)
-  # Several summands are a trust region, which mixes the logits of two networks.
-  summands = map(fused_linear.logits, states, unembeddings)
+  # Several summands are a trust region, which mixes the logits of two networks,
+  # or several teachers, of which each row has one.
+  if is_used is None:
+    summands = map(fused_linear.logits, states, unembeddings)
+  else:
+    summands = map(_logits_if, is_used, states, unembeddings)
   return functools.reduce(jnp.add, summands), rows["ids"]
+
+
+def _logits_if(is_used, states, unembedding):
+  """Returns logits; 0, without the product, unless they are used."""
+  shape = jax.eval_shape(fused_linear.logits, states, unembedding)
+  return jax.lax.cond(
+    is_used,
+    fused_linear.logits,
+    lambda *_: jnp.zeros(shape.shape, shape.dtype),
+    states,
+    unembedding,
+  )
 
 
 def _read_compared(divergence: Divergence, top_k_fn, logits, tile):

@@ -60,10 +60,13 @@ class DenseTeacher(NamedTuple):
     hidden: hidden states, shape `[B, T, E]` each; the logits of several are
       summed.
     unembedding: shape `[E, V]` each.
+    is_used: False for a summand that is 0 everywhere and need not be computed,
+      scalars; None means that all are needed.
   """
 
   hidden: Sequence[jax.Array]
   unembedding: Sequence[jax.Array]
+  is_used: Sequence[jax.Array] | None = None
 
 
 class TeacherLists(NamedTuple):

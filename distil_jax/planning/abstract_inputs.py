@@ -55,6 +55,7 @@ def batch(
   has_tools: bool = False,
   num_turns: int = 1,
   list_size: int = 0,
+  has_teachers: bool = False,
 ) -> TrainBatch:
   """Returns the batch of a training step, with whole prompts of the teacher.
 
@@ -67,6 +68,7 @@ def batch(
     has_tools: True if completions contain the output of tools.
     num_turns: K, turns whose teachers have prompts of their own.
     list_size: C, of lists that come with the batch. 0 means none do.
+    has_teachers: True if each sequence has one of several teachers.
   """
   by_row = sharding.sharding(mesh, "batch")
 
@@ -102,6 +104,7 @@ def batch(
     sample_mask=rows(),
     rewards=rows(dtype=jnp.float32),
     old_log_probs=rows(completion_length, dtype=jnp.float32),
+    teacher_index=rows() if has_teachers else None,
   )
 
 

@@ -91,19 +91,27 @@ def _ranked(
     lambda params: setup_step.build_train_state(config, params, optimizer),
     shapes,
   )
-  teacher = teacher_models.teacher_network(
+  teachers = teacher_models.teacher_networks(
     config, network.vocab_size, only_config=True
   )
-  teacher_shapes = decoder.make(teacher)[1] if teacher else {}
+  shapes_of = {key: decoder.make(one)[1] for key, one in teachers.items()}
+  # Of several teachers each sequence has one; the largest is counted.
+  largest = max(
+    shapes_of,
+    key=lambda key: abstract_inputs.num_params(shapes_of[key]),
+    default=None,
+  )
   step = estimates.Step(
     network=network,
     run=build_workload(config, hardware, network),
     num_params=abstract_inputs.num_params(shapes),
-    state_bytes=memory.tree_bytes((state, teacher_shapes)),
+    state_bytes=memory.tree_bytes((state, shapes_of)),
     batch_sizes=list(meshes.sampled_sizes(config).values()),
     mini_batch_size=config.optimizer.mini_batch_size or config.num_sequences,
-    teacher=teacher,
-    num_teacher_params=abstract_inputs.num_params(teacher_shapes),
+    teacher=None if largest is None else teachers[largest],
+    num_teacher_params=abstract_inputs.num_params(
+      {} if largest is None else shapes_of[largest]
+    ),
   )
   # Thousands of meshes are estimated in the time in which one is compiled.
   found = estimates.estimate_all(

@@ -11,12 +11,17 @@ import jax.numpy as jnp
 from flax import nnx
 
 from distil_jax.config.schema import Config
-from distil_jax.models import decoder, sharding
+from distil_jax.models import sharding
 from distil_jax.objectives.base import Objective, with_lists
-from distil_jax.objectives.teachers import OtherNetwork
+from distil_jax.objectives.teachers import TeacherNetwork
 from distil_jax.planning import abstract_inputs, memory
 from distil_jax.planning.workload import Workload
-from distil_jax.training import build_step, length_step, train_state
+from distil_jax.training import (
+  build_step,
+  length_step,
+  train_state,
+  train_step,
+)
 from distil_jax.types import TrainBatch
 
 GRADIENT = "gradient"
@@ -56,8 +61,8 @@ class Inputs:
   step_fn: Callable[..., Any]
   graphdef: nnx.GraphDef
   state: train_state.TrainState
-  teacher: OtherNetwork | None
-  teacher_params: decoder.Params | None
+  teacher: TeacherNetwork
+  teacher_params: train_step.TeacherParams
   run: Workload
   mesh: jax.sharding.Mesh
 
@@ -73,6 +78,7 @@ class Inputs:
       has_tools=self.config.tools is not None,
       num_turns=self.config.environment.max_turns,
       list_size=teacher.list_size if teacher.server else 0,
+      has_teachers=bool(teacher.models),
     )
 
 

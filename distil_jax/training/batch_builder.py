@@ -116,8 +116,15 @@ def from_experience(
   has_signal = has_prompt.any(axis=1).astype(np.int32)
   has_signal *= _is_known(experience, settings.vocab_size)
   batch = _batch(experience, teacher_ids[:, 0], teacher_mask[:, 0], has_signal)
+  if settings.names:
+    batch = dataclasses.replace(
+      batch, teacher_index=_teacher_index(experience, settings.names)
+    )
   stats = BatchStats(
-    teacher_prompts=[_as_text(row, tokenizer) for row in rows],
+    teacher_prompts=[
+      _as_text(row, teaching.writer(experience, i, tokenizer, settings))
+      for i, row in enumerate(rows)
+    ],
     num_truncated=teaching.count(told, "was_truncated"),
     num_without_room=teaching.count(told, "is_without_room"),
     num_feedback=teaching.count(told, "has_feedback"),
@@ -250,6 +257,12 @@ def _batch(
     old_log_probs=np.asarray(rollout.log_probs, np.float32),
     student_mask=own if own is None else own * is_judged,
   )
+
+
+def _teacher_index(experience: Experience, names: Sequence[str]) -> np.ndarray:
+  """Returns the number of each sample's teacher. Shape `[B]`."""
+  numbers = [names.index(problem.teacher) for problem in experience.problems]
+  return np.repeat(np.asarray(numbers, np.int32), experience.group_size)
 
 
 def _is_known(experience: Experience, vocab_size: int | None) -> np.ndarray:

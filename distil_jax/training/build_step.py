@@ -26,7 +26,7 @@ def train_step(
   teacher: TeacherConfig,
   *,
   graphdef: nnx.GraphDef,
-  teacher_network: teachers.OtherNetwork | None = None,
+  teacher_network: teachers.TeacherNetwork = None,
   optimizer: optax.GradientTransformation,
   group_size: int,
   num_sequences: int,
@@ -38,7 +38,7 @@ def train_step(
   Args:
     objective, teacher: sections of a config.
     graphdef: from `decoder.make`.
-    teacher_network: the teacher's, if that is another model.
+    teacher_network: the teacher's, if that is another model, or several.
     optimizer: from `make_optimizer`; called once for each mini-batch.
     group_size: G.
     num_sequences: B.
@@ -86,7 +86,7 @@ def objective_by_length(
   teacher: TeacherConfig,
   *,
   graphdef: nnx.GraphDef,
-  teacher_network: teachers.OtherNetwork | None = None,
+  teacher_network: teachers.TeacherNetwork = None,
   group_size: int,
   is_off_policy: bool,
 ) -> Objective:
@@ -128,7 +128,7 @@ def gradients(
   teacher: TeacherConfig,
   *,
   graphdef: nnx.GraphDef,
-  teacher_network: teachers.OtherNetwork | None = None,
+  teacher_network: teachers.TeacherNetwork = None,
   group_size: int,
   num_sequences: int,
   micro_batch_size: int | None = None,
@@ -166,7 +166,7 @@ def _forward_passes(
   objective: ObjectiveConfig,
   teacher: TeacherConfig,
   graphdef: nnx.GraphDef,
-  teacher_network: teachers.OtherNetwork | None,
+  teacher_network: teachers.TeacherNetwork,
 ) -> ForwardPasses:
   """Returns the passes through the network that the sections ask for."""
   rate = teacher.trust_region_rate
@@ -177,7 +177,10 @@ def _forward_passes(
     trust_region_rate=rate if teacher.parameters == "trust_region" else None,
   )
   return teachers.forward_passes(
-    network, access=teacher.access, list_size=teacher.list_size
+    network,
+    access=teacher.access,
+    list_size=teacher.list_size,
+    teacher_names=tuple(teacher.models),
   )
 
 

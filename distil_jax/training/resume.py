@@ -22,7 +22,7 @@ from distil_jax.training.setup.model_directory import (
   check_same_base,
 )
 from distil_jax.training.setup.teacher_models import (
-  TeacherModel,
+  Teachers,
   check_resumed_teacher,
 )
 
@@ -69,7 +69,7 @@ def save_state(
   saved: checkpoints.Checkpoints,
   state: train_state.TrainState,
   notes: RunNotes,
-  teacher: TeacherModel | None = None,
+  teacher: Teachers | None = None,
 ) -> None:
   """Saves the state under its step, with the settings that led to it.
 
@@ -100,7 +100,7 @@ def save_interrupted(
   notes: RunNotes,
   progress: Progress,
   error: BaseException,
-  teacher: TeacherModel | None = None,
+  teacher: Teachers | None = None,
 ) -> None:
   """Saves the steps since the last checkpoint of a run that is ending early.
 
@@ -154,7 +154,7 @@ def save_interrupted(
 def check_resumable(
   config: Config,
   saved: checkpoints.Checkpoints,
-  teacher: TeacherModel | None = None,
+  teacher: Teachers | None = None,
 ) -> int | None:
   """Refuses checkpoints that this run must not go on from.
 
@@ -184,7 +184,7 @@ def _checked_notes(
   config: Config,
   saved: checkpoints.Checkpoints,
   step: int,
-  teacher: TeacherModel | None,
+  teacher: Teachers | None,
 ) -> tuple[dict[str, Any], Mapping[str, changed_settings.Change]]:
   """Returns a checkpoint's notes and the changes of settings since then."""
   notes = saved.notes(step)
@@ -201,7 +201,7 @@ def resume_state(
   template: train_state.TrainState,
   progress: Progress,
   base_params: Any = None,
-  teacher: TeacherModel | None = None,
+  teacher: Teachers | None = None,
 ) -> tuple[train_state.TrainState, RunNotes]:
   """Restores the last checkpoint that is not damaged, to go on from it.
 

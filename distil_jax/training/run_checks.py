@@ -20,7 +20,7 @@ from distil_jax.training import changed_settings
 from distil_jax.training.logging import run_info
 from distil_jax.training.setup.model_directory import (
   model_directory,
-  teacher_directory,
+  teacher_directories,
 )
 
 
@@ -136,9 +136,9 @@ def check_same_data(config: Config, problems: data_problems.Problems) -> None:
         key = f"content of {path}={datasets.named(source)}"
         found[key] = _digest(data_files.find(source))
   found |= _of_folder(config.model.directory, model_directory(config))
-  teacher, folder = config.teacher.model, teacher_directory(config)
-  if teacher is not None and folder is not None:
-    found |= _of_folder(teacher.directory, folder)
+  teachers = config.teacher.other_models
+  for key, folder in teacher_directories(config).items():
+    found |= _of_folder(teachers[key].directory, folder)
   process_group.compare(
     "data, model or devices", found, "give all processes the same"
   )

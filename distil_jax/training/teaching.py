@@ -1,7 +1,7 @@
 """Finds what the teacher of each turn is told: solutions and feedback."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from distil_jax.data import teacher_prompts, teacher_templates
@@ -27,6 +27,9 @@ class TeacherSettings:
     num_sharing: prompts in a row whose common prefix is split off; 1 splits
       nothing.
     max_prefix_length: tokens of such a prefix.
+    names: of several teachers, in the order of their numbers; empty if there is
+      one.
+    tokenizers: of those by name that write their prompts themselves.
     vocab_size: the number of tokens that the teacher knows; a sample with
       another, of a student's padded vocabulary, has no signal. None means
       that it knows all.
@@ -41,6 +44,8 @@ class TeacherSettings:
   template: Template = teacher_templates.block
   num_sharing: int = 1
   max_prefix_length: int = 0
+  names: tuple[str, ...] = ()
+  tokenizers: Mapping[str, Tokenizer] = dataclasses.field(default_factory=dict)
   vocab_size: int | None = None
   num_turns: int = 1
 
@@ -64,6 +69,17 @@ class Teaching:
   has_reference: bool = False
 
 
+def writer(
+  experience: Experience,
+  i: int,
+  tokenizer: Tokenizer,
+  settings: TeacherSettings,
+) -> Tokenizer:
+  """Returns the tokenizer that writes the teacher's prompt of a sample."""
+  teacher = experience.problems[i // experience.group_size].teacher
+  return settings.tokenizers.get(teacher or "", tokenizer)
+
+
 def teach_turns(
   experience: Experience,
   i: int,
@@ -72,6 +88,7 @@ def teach_turns(
 ) -> list[Teaching]:
   """Returns what the teacher of each turn of a sample is told."""
   turns = experience.turns_of(i)
+  tokenizer = writer(experience, i, tokenizer, settings)
   found = [Teaching()] * settings.num_turns
   if not experience.is_judged[i]:
     return found

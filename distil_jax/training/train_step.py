@@ -17,6 +17,7 @@ from distil_jax.types import TrainBatch
 Metrics = dict[str, jax.Array]
 # Loss, gradient norm and report, of an update or of a step.
 Numbers = tuple[jax.Array, jax.Array, LossAux]
+TeacherParams = decoder.Params | tuple[decoder.Params | None, ...] | None
 
 # Folded into the run's key: a teacher's samples must be independent of the
 # student's.
@@ -26,7 +27,7 @@ _TEACHER_KEY = 2**31 + 2
 def train_step(
   state: TrainState,
   batch: TrainBatch,
-  teacher_params: decoder.Params | None = None,
+  teacher_params: TeacherParams = None,
   *,
   objective: Objective,
   optimizer: optax.GradientTransformation,
@@ -41,7 +42,8 @@ def train_step(
       gradient is not finite.
     batch: the whole batch of this step.
     teacher_params: a teacher's that is another model, which no step changes;
-      None means that the teacher is in the state, or that there is none.
+      None means that the teacher is in the state, or that there is none. Of
+      several teachers a tuple of these.
     objective: from `build_objective`.
     optimizer: from `make_optimizer`.
     num_mini_batches: number of updates, each on another part of the batch.
@@ -53,9 +55,10 @@ def train_step(
   Returns:
     The next state, and scalars to log.
   """
-  # Another model has all its parameters, and the state may hold adapters.
-  if teacher_params is None and state.teacher_params is not None:
-    teacher_params = state.whole(state.teacher_params)
+  if state.teacher_params is not None:
+    # Another model has all its parameters, and the state may hold adapters.
+    own = state.whole(state.teacher_params)
+    teacher_params = _with_own(teacher_params, own)
   batch = _with_teacher_lists(
     state.student_params,
     teacher_params,
@@ -194,7 +197,7 @@ def finish(
 
 def gradients(
   params: decoder.Params,
-  teacher_params: decoder.Params | None,
+  teacher_params: TeacherParams,
   batch: TrainBatch,
   key: jax.Array,
   *,
@@ -246,9 +249,9 @@ def _gradients(
     num_micro_batches: see `train_step`.
     whole: maps `params` to the parameters of the student's network.
   """
-  if teacher_params is None:
-    # The current student is a label here: its teacher must not follow it.
-    teacher_params = jax.lax.stop_gradient(whole(params))
+  # The current student is a label here: its teacher must not follow it.
+  own = jax.lax.stop_gradient(whole(params))
+  teacher_params = _with_own(teacher_params, own)
   prepared = objective.prepare_fn(batch)
   if objective.credit_fn is not None:
     slices = _cut(batch, num_micro_batches)
@@ -263,6 +266,16 @@ def _gradients(
     return objective.loss_fn(whole(params), teacher_params, batch)
 
   return _accumulate(loss, params, slices, num_micro_batches)
+
+
+def _with_own(teacher_params, own):
+  """Returns the teacher's parameters, `own` wherever they are None.
+
+  Of several teachers there is a tuple.
+  """
+  if isinstance(teacher_params, tuple):
+    return tuple(own if one is None else one for one in teacher_params)
+  return own if teacher_params is None else teacher_params
 
 
 def _with_teacher_lists(
@@ -281,9 +294,8 @@ def _with_teacher_lists(
     return batch
   if ask_fn is None:
     return batch
-  if teacher_params is None:
-    # Nothing is differentiated here, so no gradient has to be stopped.
-    teacher_params = params
+  # Nothing is differentiated here, so no gradient has to be stopped.
+  teacher_params = _with_own(teacher_params, params)
   keys = row_keys(key, jnp.arange(batch.completion_ids.shape[0]))
   # In the slices of the update, so that asking needs no more memory than that.
   lists = jax.lax.map(

@@ -10,7 +10,7 @@ import pytest
 
 from distil_jax import objectives
 from distil_jax.models import sharding
-from distil_jax.objectives import teachers
+from distil_jax.objectives import logits_layout
 from distil_jax.ops import chunking, credit, fused_statistics, token_statistics
 from distil_jax.ops.divergences import Divergence
 from tests import references
@@ -102,7 +102,7 @@ def gradients(x):
 
   def total(name, h, w, is_streamed):
     source = sources(x, h, w)[name]
-    settings = {"chunk_size": 4, "layout": teachers.layout(h, w)}
+    settings = {"chunk_size": 4, "layout": logits_layout.layout(h, w)}
     later = credit.nothing_later(B)
     if is_streamed:
       return source.tiled(**settings).fused_loss(surrogate, x["mask"], later)

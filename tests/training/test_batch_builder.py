@@ -317,6 +317,32 @@ def test_teacher_prompts_in_the_batch(tokenizer):
       )
 
 
+def test_each_of_several_teachers_writes_its_own_prompts(tokenizer):
+  other = tokenizers.train(["entirely other words"], vocab_size=300)
+  experience = make_experience(tokenizer)
+  problems = [
+    dataclasses.replace(problem, teacher=name)
+    for problem, name in zip(
+      experience.problems, ("first", "second"), strict=True
+    )
+  ]
+  batch, stats = teach(
+    tokenizer,
+    dataclasses.replace(experience, problems=problems),
+    names=("second", "first"),
+    tokenizers={"second": other},
+  )
+  assert batch.teacher_index.tolist() == [1, 1, 1, 0, 0, 0]
+  assert stats.teacher_prompts == teach(tokenizer)[1].teacher_prompts
+  for row, text in enumerate(stats.teacher_prompts):
+    writer = tokenizer if row < GROUP_SIZE else other
+    mask = batch.teacher_prompt_mask[row] == 1
+    ids = batch.teacher_prompt_ids[row][mask].tolist()
+    if text is not None:
+      assert writer.decode(ids, skip_special=False) == text
+  assert teach(tokenizer)[0].teacher_index is None
+
+
 def test_long_feedback_is_cut_and_counted(tokenizer):
   samples = (("bad", 0.0, "no " * 100), *SAMPLES[3:5])
   experience = make_experience(tokenizer, samples, solutions=(None,))

@@ -295,7 +295,7 @@ def test_objectives_without_a_teacher_read_none(student):
   mesh = jax.make_mesh((1, 1, 1, 1), ("data", "fsdp", "context", "tensor"))
   policy = load_policy(student)
   assert teacher_models.build_teacher_model(trial, policy, mesh) is None
-  assert teacher_models.teacher_network(trial, 416) is None
+  assert not teacher_models.teacher_networks(trial, 416)
 
 
 def test_a_plan_counts_the_teacher(student, tmp_path, tokenizer):
@@ -308,8 +308,9 @@ def test_a_plan_counts_the_teacher(student, tmp_path, tokenizer):
   planned = planner.Planner(trial, found, network, Progress(None))
   phase = planned.training_phase()
   by_hand = phase.memory.by_hand[planner.TEACHER_MODEL]
-  teacher = teacher_models.teacher_network(trial, network.vocab_size)
-  assert teacher is not None
+  (teacher,) = teacher_models.teacher_networks(
+    trial, network.vocab_size
+  ).values()
   assert (teacher.width, teacher.vocab_size) == (64, 416)
   shapes = decoder.make(teacher)[1]
   # All but the norms is cut over the eight devices.

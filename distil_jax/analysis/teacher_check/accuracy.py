@@ -116,11 +116,9 @@ def _asker(run: Run, graphdef: Any, params: Any) -> Any:
   return ask
 
 
-def not_measured() -> Check:
-  """Returns the check of a conversation, which has no answer of one turn."""
-  return Check(
-    _NAME, None, "not measured, because the teacher would answer in one turn"
-  )
+def not_measured(why: str) -> Check:
+  """Returns the check of teachers that are not asked."""
+  return Check(_NAME, None, f"not measured, because {why}")
 
 
 def check(answers: Answers) -> Check:

@@ -149,12 +149,15 @@ def direction(gathered: Gathered, evidence: Evidence) -> Check:
 def teacher_rate(moved: Movement | None, gathered: Gathered) -> Check:
   """Checks how far the teacher followed the student in a step."""
   section = gathered.config.teacher
-  if moved is None and section.model is not None:
+  if moved is None and section.other_models:
+    named = ", ".join(
+      f"{key}.directory={model.directory}"
+      for key, model in section.other_models.items()
+    )
     return Check(
       "teacher's rate",
       None,
-      f"teacher.model.directory={section.model.directory} is no part of the "
-      "training state, which a step could move",
+      f"{named}: no part of the training state, which a step could move",
     )
   if moved is None:
     return Check(
@@ -276,7 +279,7 @@ def _limit(gathered: Gathered) -> float:
   config = gathered.config
   sections = [
     config.model,
-    *([config.teacher.model] if config.teacher.model else []),
+    *config.teacher.other_models.values(),
   ]
   return max(_ROUNDING[section.compute_dtype] for section in sections)
 

@@ -37,17 +37,20 @@ class Networks:
 
   Attributes:
     student: graph definition and parameters.
-    teacher: for each part of the teacher's logits its share, graph definition
-      and parameters.
+    teachers: for each part of a teacher's logits its share, graph definition
+      and parameters; of several teachers in the order of `teacher_index`.
+    is_several: whether a batch says which teacher a sequence has.
   """
 
   student: tuple[Any, Any]
-  teacher: Sequence[tuple[float, Any, Any]]
+  teachers: Sequence[Sequence[tuple[float, Any, Any]]]
+  is_several: bool = False
 
   @property
   def params(self) -> tuple[Any, Any]:
     """Parameters of student and teacher, as an objective takes them."""
-    return self.student[1], self.teacher[0][2]
+    found = tuple(parts[0][2] for parts in self.teachers)
+    return self.student[1], found if self.is_several else found[0]
 
 
 def collect(run: Run, gathered: Gathered) -> Evidence:
@@ -122,18 +125,29 @@ def networks(run: Run) -> Networks:
   trainer, state = run.trainer, run.state
   graphdef, other = trainer.policy.graphdef, trainer.teacher_model
   student = (graphdef, state.student_params)
-  if other is not None:
-    # The step was bound to the weights when they were read.
-    params = run.step_fn.keywords["teacher_params"]
-    return Networks(student, [(1.0, other.network.graphdef, params)])
-  teacher = student[1]
+  own = student[1]
   if state.teacher_params is not None:
-    teacher = state.whole(state.teacher_params)
-  section = trainer.config.teacher
-  if section.parameters != "trust_region":
-    return Networks(student, [(1.0, graphdef, teacher)])
-  rate = section.trust_region_rate
-  return Networks(student, [(1 - rate, graphdef, teacher), (rate, *student)])
+    own = state.whole(state.teacher_params)
+  section, parts = trainer.config.teacher, [(1.0, graphdef, own)]
+  if section.parameters == "trust_region":
+    rate = section.trust_region_rate
+    parts = [(1 - rate, graphdef, own), (rate, *student)]
+  if other is None:
+    return Networks(student, [parts])
+  # The step was bound to the weights when they were read.
+  params, network = run.step_fn.keywords["teacher_params"], other.network
+  is_several = isinstance(network, tuple)
+  networks, params = (
+    (network, params) if is_several else ((network,), (params,))
+  )
+  return Networks(
+    student,
+    [
+      parts if one is None else [(1.0, one.graphdef, its_params)]
+      for one, its_params in zip(networks, params, strict=True)
+    ],
+    is_several,
+  )
 
 
 @functools.partial(jax.jit, static_argnames="objective")
@@ -192,13 +206,23 @@ def dense_tokens(
   at_once = config.optimizer.micro_batch_size or count
   run = functools.partial(_hidden_rows, width=width, at_once=at_once)
   own_hidden = run(*read.student, own_rows)
-  parts = []
-  for share, graphdef, params in read.teacher:
-    by_turn = [
-      _completion_states(run(graphdef, params, rows), rows, length)
-      for rows in teacher_rows
+  teachers = [
+    [
+      (
+        share,
+        params,
+        _states_of_turns(
+          [
+            _completion_states(run(graphdef, params, rows), rows, length)
+            for rows in teacher_rows
+          ],
+          gathered,
+        ),
+      )
+      for share, graphdef, params in parts
     ]
-    parts.append((share, params, _states_of_turns(by_turn, gathered)))
+    for parts in read.teachers
+  ]
   formulas = (
     expected.local_formula(config.objective),
     expected.carried_formula(config.objective),
@@ -208,6 +232,9 @@ def dense_tokens(
     stretches = []
     ids = np.asarray(own_rows[row][1])
     begin = len(own_rows[row][0])
+    parts = teachers[
+      gathered.batch.teacher_index[row] if read.is_several else 0
+    ]
     for part in token_numbers.stretches(len(ids), gathered.vocab_size):
       own = _logits(read.student[1], own_hidden[row], begin, part, 0)
       theirs = np.sum(

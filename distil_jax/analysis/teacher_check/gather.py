@@ -120,7 +120,8 @@ def gather(run: Run) -> Gathered:
     batch=jax.tree.map(np.asarray, batch),
     stats=stats,
     tokenizer=policy.tokenizer,
-    teacher_tokenizer=policy.tokenizer if other is None else other.tokenizer,
+    teacher_tokenizer=trainer.build_batch.teacher_tokenizer,
+    teacher_tokenizers=trainer.build_batch.teacher.tokenizers,
     vocab_size=policy.config.vocab_size,
     num_shared_tokens=other and other.vocab_size,
   )

@@ -26,7 +26,7 @@ def tokenizer(gathered: Gathered) -> Check:
     completion = gathered.completion(row)
     prompts = [(own, gathered.student_prompt(row))]
     if gathered.batch.sample_mask[row]:
-      prompts.append((theirs, gathered.teacher_prompt(row)))
+      prompts.append((gathered.writer(row), gathered.teacher_prompt(row)))
     for encoder, prompt in prompts:
       ids = prompt + completion
       if max(ids) >= size:
@@ -151,7 +151,7 @@ def is_feedback_due(gathered: Gathered, row: int) -> bool:
 def held_feedback(gathered: Gathered, row: int) -> str:
   """Returns how much of the feedback a prompt holds: whole, cut or none."""
   prompt = gathered.stats.teacher_prompts[row] or ""
-  encoder = gathered.teacher_tokenizer
+  encoder = gathered.writer(row)
   text = encoder.escape_special_tokens(
     gathered.experience.verdicts[row].feedback
   ).strip()
@@ -180,7 +180,7 @@ def _has_solution(gathered: Gathered, row: int) -> bool:
   prompt = " ".join((gathered.stats.teacher_prompts[row] or "").split())
   for text in texts:
     plain = completion_text.without_thought(text)
-    plain = gathered.teacher_tokenizer.escape_special_tokens(plain)
+    plain = gathered.writer(row).escape_special_tokens(plain)
     beginning = " ".join(plain.split())[:_BEGINNING]
     if beginning and beginning in prompt:
       return True

@@ -1,6 +1,7 @@
 """Defines the records of a check: what was sampled, measured and found."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,7 @@ class Gathered:
     stats: how they came about.
     tokenizer: of the student.
     teacher_tokenizer: writes the teacher's prompts.
+    teacher_tokenizers: of several teachers those by name that write others.
     vocab_size: entries of the student's logits.
     num_shared_tokens: the first of these are tokens that both models know, and
       costs compare on them; None means all.
@@ -55,6 +57,9 @@ class Gathered:
   teacher_tokenizer: Tokenizer
   vocab_size: int
   num_shared_tokens: int | None = None
+  teacher_tokenizers: Mapping[str, Tokenizer] = dataclasses.field(
+    default_factory=dict
+  )
 
   @property
   def teacher_mask(self) -> np.ndarray:
@@ -69,6 +74,16 @@ class Gathered:
     """Number of the teacher's prompts for each sample."""
     later = self.batch.later_prompt_ids
     return 1 if later is None else 1 + later.shape[1]
+
+  def teacher_name(self, row: int) -> str | None:
+    """Returns the name of a sample's teacher; None if there is one teacher."""
+    experience = self.experience
+    return experience.problems[row // experience.group_size].teacher
+
+  def writer(self, row: int) -> Tokenizer:
+    """Returns the tokenizer that wrote the teacher's prompt of a sample."""
+    name = self.teacher_name(row) or ""
+    return self.teacher_tokenizers.get(name, self.teacher_tokenizer)
 
   def teacher_prompt(self, row: int, turn: int = 0) -> list[int]:
     """Returns the ids of a teacher's whole prompt."""

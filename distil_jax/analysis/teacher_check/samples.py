@@ -82,6 +82,7 @@ def all_samples(gathered: Gathered, evidence: Evidence | None) -> list[Sample]:
     problem, member = divmod(row, experience.group_size)
     reason = StopReason(int(experience.rollout.stop_reasons[row]))
     decode = gathered.tokenizer.decode
+    teacher = gathered.teacher_name(row)
     has_teacher = evidence is not None and gathered.teacher_mask[row].any()
     found.append(
       Sample(
@@ -89,7 +90,8 @@ def all_samples(gathered: Gathered, evidence: Evidence | None) -> list[Sample]:
         f"sample {member + 1} of {experience.group_size}",
         facts=f"{verdict.status.value}, reward {verdict.reward:g}, "
         f"{len(gathered.completion(row))} tokens, ended by "
-        f"{reason.name.lower().replace('_', ' ')}",
+        f"{reason.name.lower().replace('_', ' ')}"
+        + ("" if teacher is None else f", teacher {teacher}"),
         student_prompt=decode(gathered.student_prompt(row), skip_special=False),
         teacher_prompt=gathered.stats.teacher_prompts[row],
         completion=decode(gathered.completion(row), skip_special=False),

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from distil_jax.models import decoder, layers, sharding
-from distil_jax.objectives import teachers
+from distil_jax.objectives import logits_layout
 from distil_jax.ops.token_scores import TokenScores, token_scores
 
 
@@ -45,7 +45,7 @@ def score(
     # The state of a column predicts the token in the next one.
     jnp.roll(ids, -1, axis=1),
     size=size,
-    layout=teachers.layout(hidden, weights),
+    layout=logits_layout.layout(hidden, weights),
     vocab_size=vocab_size,
     top_k_fn=functools.partial(sharding.top_k, batch=rows, vocab=columns),
   )

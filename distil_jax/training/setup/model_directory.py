@@ -5,6 +5,7 @@ import pathlib
 
 from distil_jax.config.base import ConfigError
 from distil_jax.config.schema import Config
+from distil_jax.config.teacher import TeacherModelConfig
 from distil_jax.generation.policy_directory import resolve_directory
 from distil_jax.models import hf_directory
 from distil_jax.models.hf_hub import HubError
@@ -70,37 +71,45 @@ def check_same_base(config: Config, saved: str | None, where: str) -> None:
   )
 
 
-def teacher_directory(
+def teacher_directories(
   config: Config, *, only_config: bool = False
-) -> pathlib.Path | None:
-  """Returns the folder of a teacher that is another model.
+) -> dict[str, pathlib.Path]:
+  """Returns the folders of teachers that are other models.
 
-  It is downloaded if it is of the Hub. With several processes all must call
-  this.
+  They are downloaded if they are of the Hub. With several processes all must
+  call this.
 
   Args:
     config: the run's settings.
     only_config: download `config.json` alone.
 
   Returns:
-    The folder; None if the student's own network is the teacher, or the
-    objective has no teacher.
+    Folders by the keys of `TeacherConfig.other_models`; empty if the student's
+    own network is the only teacher, or the objective has no teacher.
 
   Raises:
     ConfigError: directory and revision do not go together.
     HubError: the model cannot be downloaded.
   """
-  section = config.teacher.model
-  if section is None or not config.objective.needs_teacher:
-    return None
+  if not config.objective.needs_teacher:
+    return {}
+  return {
+    key: _teacher_directory(key, section, only_config)
+    for key, section in config.teacher.other_models.items()
+  }
+
+
+def _teacher_directory(
+  key: str, section: TeacherModelConfig, only_config: bool
+) -> pathlib.Path:
   try:
     return resolve_directory(
       section.directory,
       section.revision,
       only_config=only_config,
-      section="teacher.model",
+      section=key,
     )
   except HubError as error:
-    raise HubError(f"teacher.model: {error}") from error
+    raise HubError(f"{key}: {error}") from error
   except ValueError as error:
     raise ConfigError(str(error)) from error

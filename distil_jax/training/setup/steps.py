@@ -2,6 +2,7 @@
 
 import functools
 import math
+import types
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
@@ -17,6 +18,7 @@ from distil_jax.config.optimizers import (
 )
 from distil_jax.config.schema import Config
 from distil_jax.data import teacher_templates
+from distil_jax.data.tokenizer import Tokenizer
 from distil_jax.envs.base import Environment, max_turns
 from distil_jax.generation.policy import Policy
 from distil_jax.models import decoder, lora, sharding
@@ -31,7 +33,10 @@ from distil_jax.training import (
 )
 from distil_jax.training.setup.model_directory import check_same_base
 from distil_jax.training.setup.records import record_of
-from distil_jax.training.setup.teacher_models import TeacherModel
+from distil_jax.training.setup.teacher_models import (
+  TeacherModel,
+  Teachers,
+)
 from distil_jax.training.setup.teacher_servers import (
   build_remote_teacher,
   server_vocab_size,
@@ -41,7 +46,7 @@ from distil_jax.training.setup.teacher_servers import (
 def build_batch_builder(
   config: Config,
   policy: Policy,
-  teacher: TeacherModel | None,
+  teacher: Teachers | None,
   environment: Environment,
 ) -> batch_builder.BatchBuilder:
   """Returns what builds the batches of a run.
@@ -51,18 +56,24 @@ def build_batch_builder(
   Args:
     config: the run's settings.
     policy: the student.
-    teacher: the teacher, if it is another model.
+    teacher: the teacher, if it is another model, or several.
     environment: whose replies its prompts quote.
   """
+  writer, writers = policy.tokenizer, {}
+  if isinstance(teacher, TeacherModel):
+    writer = teacher.tokenizer
+  elif teacher is not None:
+    writers = teacher.tokenizers
   return record_of(
     batch_builder.BatchBuilder,
     config.rollout,
     ask=build_remote_teacher(config, policy),
     loss_weights=_loss_weights(config),
     tokenizer=policy.tokenizer,
-    teacher_tokenizer=teacher.tokenizer if teacher else policy.tokenizer,
+    teacher_tokenizer=writer,
     teacher=build_teacher_settings(
       config,
+      tokenizers=writers,
       vocab_size=teacher.vocab_size
       if teacher
       else server_vocab_size(config, policy),
@@ -78,7 +89,11 @@ def _loss_weights(config: Config) -> Mapping[str, float] | None:
 
 
 def build_teacher_settings(
-  config: Config, *, vocab_size: int | None = None, num_turns: int = 1
+  config: Config,
+  *,
+  vocab_size: int | None = None,
+  tokenizers: Mapping[str, Tokenizer] = types.MappingProxyType({}),
+  num_turns: int = 1,
 ) -> batch_builder.TeacherSettings | None:
   """Returns what stands in the teacher's prompt; None without a teacher.
 
@@ -86,7 +101,7 @@ def build_teacher_settings(
 
   Args:
     config: the run's settings.
-    vocab_size, num_turns: see `teaching.TeacherSettings`.
+    vocab_size, tokenizers, num_turns: see `teaching.TeacherSettings`.
   """
   if not config.objective.needs_teacher:
     return None
@@ -101,6 +116,8 @@ def build_teacher_settings(
     # Turns have prompts of their own, of which none is split.
     num_sharing=_num_sharing(config) if num_turns == 1 else 1,
     max_prefix_length=config.rollout.max_prompt_length,
+    names=tuple(config.teacher.models),
+    tokenizers=tokenizers,
     vocab_size=vocab_size,
     num_turns=num_turns,
   )

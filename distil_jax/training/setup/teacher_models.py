@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ from distil_jax.models.decoder_config import DecoderConfig
 from distil_jax.models.kernels import sequence_attention
 from distil_jax.objectives.teachers import OtherNetwork
 from distil_jax.training.logging import progress
-from distil_jax.training.setup.model_directory import teacher_directory
+from distil_jax.training.setup.model_directory import teacher_directories
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +27,7 @@ class TeacherModel:
   """Holds what a run knows of its teacher before it reads the weights.
 
   Attributes:
+    key: Path of its section in the config.
     section: Names the model.
     path: Folder of the model.
     digest: Hash of config and weights when the run began.
@@ -34,6 +36,7 @@ class TeacherModel:
     tokenizer: Writes the teacher's prompts.
   """
 
+  key: str
   section: TeacherModelConfig
   path: pathlib.Path
   digest: str
@@ -65,7 +68,7 @@ class TeacherModel:
           report=report,
         )
     except ValueError as error:
-      raise _config_error(self.section, error) from error
+      raise _config_error(self.key, self.section, error) from error
     return _with_vocabulary(loaded.params, self.config.vocab_size, mesh)
 
   def notes(self) -> dict[str, Any]:
@@ -76,10 +79,54 @@ class TeacherModel:
     }
 
 
+@dataclasses.dataclass(frozen=True)
+class TeacherModels:
+  """Holds several teachers, of which each problem has one.
+
+  Attributes:
+    models: By name; None is the student's own network.
+  """
+
+  models: Mapping[str, TeacherModel | None]
+
+  @property
+  def network(self) -> tuple[OtherNetwork | None, ...]:
+    """Returns the networks in the form that the training step takes."""
+    return tuple(one and one.network for one in self.models.values())
+
+  @property
+  def vocab_size(self) -> int | None:
+    """Tokens that all know; None means all entries of the logits."""
+    return next((one.vocab_size for one in self.models.values() if one), None)
+
+  @property
+  def tokenizers(self) -> dict[str, Tokenizer]:
+    """The tokenizers that write prompts of teachers with their own."""
+    return {name: one.tokenizer for name, one in self.models.items() if one}
+
+  def load_params(
+    self, mesh: jax.sharding.Mesh
+  ) -> tuple[decoder.Params | None, ...]:
+    """Reads the weights onto the mesh; None for the student's own network.
+
+    Raises:
+      ConfigError: See `TeacherModel.load_params`.
+    """
+    return tuple(one and one.load_params(mesh) for one in self.models.values())
+
+  def notes(self) -> dict[str, Any]:
+    """Returns what a checkpoint keeps, to know the teachers again."""
+    return {name: one.notes() for name, one in self.models.items() if one}
+
+
+# One teacher for all problems, or several.
+Teachers = TeacherModel | TeacherModels
+
+
 def build_teacher_model(
   config: Config, policy: Policy, mesh: jax.sharding.Mesh
-) -> TeacherModel | None:
-  """Builds the teacher if it is another model; reads no weights.
+) -> Teachers | None:
+  """Builds the teachers that are other models; reads no weights.
 
   Args:
     config: The run's settings.
@@ -90,15 +137,31 @@ def build_teacher_model(
     None if the student's own network is the teacher, or nobody is.
 
   Raises:
-    ConfigError: The model cannot be used, has another tokenizer than the
+    ConfigError: A model cannot be used, has another tokenizer than the
       student, or fewer positions than its sequences have tokens.
-    HubError: The model cannot be downloaded.
+    HubError: A model cannot be downloaded.
   """
-  section, path = config.teacher.model, teacher_directory(config)
-  if section is None or path is None:
-    return None
-  network = teacher_network(config, policy.config.vocab_size)
-  assert network is not None
+  found = {
+    key: _build_model(config, key, path, policy, mesh)
+    for key, path in teacher_directories(config).items()
+  }
+  section = config.teacher
+  if section.models and config.objective.needs_teacher:
+    return TeacherModels(
+      {name: found.get(f"teacher.models.{name}") for name in section.models}
+    )
+  return found.get("teacher.model")
+
+
+def _build_model(
+  config: Config,
+  key: str,
+  path: pathlib.Path,
+  policy: Policy,
+  mesh: jax.sharding.Mesh,
+) -> TeacherModel:
+  section = config.teacher.other_models[key]
+  network = _network(config, key, path, policy.config.vocab_size)
   platform = mesh.devices.flat[0].platform
   try:
     sequence_attention.check_platform(section.attention, platform)
@@ -106,27 +169,28 @@ def build_teacher_model(
       path, template_kwargs=config.model.chat_template_kwargs
     )
   except ValueError as error:
-    raise _config_error(section, error) from error
+    raise _config_error(key, section, error) from error
   student = policy.tokenizer
   difference = tokenizer_match.difference(student, tokenizer)
   if difference:
     raise ConfigError(
-      f"teacher.model.directory={section.directory} has another tokenizer than "
+      f"{key}.directory={section.directory} has another tokenizer than "
       f"model.directory={config.model.directory}: {difference}; a teacher "
       "scores the student's own tokens, so take a model with the same "
-      "vocabulary, or teacher.model=null"
+      f"vocabulary, or {key}=null"
     )
   _check_access(config, student.vocab_size)
   if tokenizer_match.is_template_shared(student, tokenizer):
     tokenizer = student
   elif jax.process_index() == 0:
     progress.warn(
-      "the chat template of teacher.model.directory="
+      f"the chat template of {key}.directory="
       f"{section.directory} is not the student's: the teacher's prompt is "
       "written with the teacher's own"
     )
   is_padded = student.vocab_size < policy.config.vocab_size
   return TeacherModel(
+    key,
     section,
     path,
     hf_directory.digest(path),
@@ -136,28 +200,34 @@ def build_teacher_model(
   )
 
 
-def teacher_network(
+def teacher_networks(
   config: Config, vocab_size: int, *, only_config: bool = False
-) -> DecoderConfig | None:
-  """Returns the sizes of a teacher that is another model.
+) -> dict[str, DecoderConfig]:
+  """Returns the sizes of teachers that are other models.
 
   Args:
     config: The run's settings.
-    vocab_size: V of the student. The teacher's logits are cut or padded to it.
-    only_config: Download `config.json` of a model of the Hub alone.
+    vocab_size: V of the student. Their logits are cut or padded to it.
+    only_config: Download `config.json` of models of the Hub alone.
 
   Returns:
-    The sizes; None if the student's own network is the teacher, or nobody is.
+    Sizes by the keys of `TeacherConfig.other_models`.
 
   Raises:
-    ConfigError: The model cannot be used, or has fewer positions than its
+    ConfigError: A model cannot be used, or has fewer positions than its
       sequences have tokens.
-    HubError: The model cannot be downloaded.
+    HubError: A model cannot be downloaded.
   """
-  section = config.teacher.model
-  path = teacher_directory(config, only_config=only_config)
-  if section is None or path is None:
-    return None
+  paths = teacher_directories(config, only_config=only_config)
+  return {
+    key: _network(config, key, path, vocab_size) for key, path in paths.items()
+  }
+
+
+def _network(
+  config: Config, key: str, path: pathlib.Path, vocab_size: int
+) -> DecoderConfig:
+  section = config.teacher.other_models[key]
   try:
     network = hf_config.from_hugging_face(
       hf_directory.read_config(path),
@@ -173,47 +243,56 @@ def teacher_network(
       dtype=network.compute_dtype,
     )
   except ValueError as error:
-    raise _config_error(section, error) from error
+    raise _config_error(key, section, error) from error
   prompt = config.teacher.max_prompt_length
   completion = config.rollout.max_completion_length
   if prompt + completion > network.max_positions:
     raise ConfigError(
       f"teacher.max_prompt_length={prompt} and rollout.max_completion_length="
       f"{completion} are longer than the {network.max_positions} positions of "
-      f"teacher.model.directory={section.directory} "
+      f"{key}.directory={section.directory} "
       "(max_position_embeddings); lower one of them"
     )
   return dataclasses.replace(network, vocab_size=vocab_size)
 
 
 def check_resumed_teacher(
-  config: Config, saved: Any, teacher: TeacherModel | None, step: int
+  config: Config,
+  saved: Any,
+  teacher: Teachers | None,
+  step: int,
 ) -> None:
   """Refuses to go on from a checkpoint with another teacher.
 
   Args:
     config: The run's settings.
-    saved: What the checkpoint says of its teacher, from `TeacherModel.notes`.
-    teacher: The teacher now.
+    saved: What the checkpoint says of its teacher, from its `notes`.
+    teacher: The teacher now, or several.
     step: The checkpoint's step.
 
   Raises:
-    ConfigError: The folder of the teacher holds another model than before.
+    ConfigError: The folder of a teacher holds another model than before.
   """
   if teacher is None or saved is None:
     return  # a setting has changed, which `check_same_settings` refuses
+  if isinstance(teacher, TeacherModels):
+    for name, one in teacher.models.items():
+      check_resumed_teacher(config, saved.get(name), one, step)
+    return
   now = teacher.notes()
   if saved["digest"] != now["digest"]:
     raise ConfigError(
       f"{config.run_directory} has a checkpoint of step {step} whose teacher "
-      f"had digest {saved['digest']}, but teacher.model.directory="
+      f"had digest {saved['digest']}, but {teacher.key}.directory="
       f"{teacher.section.directory} now has {now['digest']}: its config or "
       "weights have changed; restore them, or set another train.run_directory"
     )
 
 
-def _config_error(section: TeacherModelConfig, error: Exception) -> ConfigError:
-  return ConfigError(f"teacher.model.directory={section.directory}: {error}")
+def _config_error(
+  key: str, section: TeacherModelConfig, error: Exception
+) -> ConfigError:
+  return ConfigError(f"{key}.directory={section.directory}: {error}")
 
 
 def _check_access(config: Config, num_tokens: int) -> None:

@@ -9,11 +9,11 @@ from distil_jax.config.base import ConfigError
 from distil_jax.config.schema import Config
 from distil_jax.generation.policy import Policy
 from distil_jax.models import sharding
-from distil_jax.objectives.teachers import OtherNetwork
+from distil_jax.objectives.teachers import OtherNetwork, TeacherNetwork
 from distil_jax.training import build_step, host_step
 from distil_jax.training.length_step import LengthStep
 from distil_jax.training.setup.micro_batch_sizes import build_sizes
-from distil_jax.training.setup.teacher_models import TeacherModel
+from distil_jax.training.setup.teacher_models import Teachers
 from distil_jax.training.setup.teacher_servers import server_vocab_size
 from distil_jax.training.train_state import TrainState
 
@@ -23,7 +23,7 @@ def build_host_step(
   policy: Policy,
   optimizer: optax.GradientTransformation,
   template: TrainState,
-  teacher: TeacherModel | None = None,
+  teacher: Teachers | None = None,
 ) -> host_step.HostStep:
   """Returns the training step of a run.
 
@@ -34,7 +34,7 @@ def build_host_step(
     policy: the student.
     optimizer: from `build_optimizer`.
     template: shape, dtype and sharding of each array of the state.
-    teacher: the teacher, if it is another model.
+    teacher: the teacher, if it is another model, or several.
 
   Raises:
     ConfigError: several processes would have to share mini-batches.
@@ -57,7 +57,7 @@ def build_length_step(
   policy: Policy,
   optimizer: optax.GradientTransformation,
   template: TrainState,
-  teacher: TeacherModel | None = None,
+  teacher: Teachers | None = None,
 ) -> LengthStep:
   """Returns the training step for sequences that are sorted by length.
 
@@ -97,7 +97,7 @@ def compile_train_step(
   policy: Policy,
   optimizer: optax.GradientTransformation,
   template: TrainState,
-  teacher: TeacherModel | None = None,
+  teacher: Teachers | None = None,
 ) -> build_step.StepFn:
   """Returns the training step under jit; it donates the state.
 
@@ -121,7 +121,7 @@ def build_train_step(
   config: Config,
   policy: Policy,
   optimizer: optax.GradientTransformation,
-  teacher_network: OtherNetwork | None = None,
+  teacher_network: TeacherNetwork = None,
 ) -> build_step.StepFn:
   """Returns the training step of the config's objective, to be compiled."""
   return build_step.train_step(
@@ -138,8 +138,8 @@ def build_train_step(
 
 
 def teacher_network(
-  config: Config, policy: Policy, teacher: TeacherModel | None
-) -> OtherNetwork | None:
+  config: Config, policy: Policy, teacher: Teachers | None
+) -> TeacherNetwork:
   """Returns the teacher's network; None if it is the student's."""
   if config.teacher.server is not None:
     return OtherNetwork(None, server_vocab_size(config, policy))

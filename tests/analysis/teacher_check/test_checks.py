@@ -197,6 +197,39 @@ def test_another_model_with_padding_passes(checked):
   assert np.abs(tokens["teacher_log_probs"] - other)[mask].max() > 1e-3
 
 
+def test_several_teachers_pass(checked):
+  """The first problem has another model, the second the student's network."""
+  student = checked.run.state.params
+  params = jax.tree.map(lambda x: 1.05 * x, student)
+  graphdef = checked.run.trainer.policy.graphdef
+  model = types.SimpleNamespace(network=(teachers.OtherNetwork(graphdef), None))
+  fields = vars(checked.run.trainer) | {"teacher_model": model}
+  run = dataclasses.replace(
+    checked.run,
+    trainer=types.SimpleNamespace(**fields),
+    step_fn=functools.partial(print, teacher_params=(params, None)),
+  )
+  index = np.asarray([0, 0, 1, 1], np.int32)
+  batch, host_batch = (
+    dataclasses.replace(x, teacher_index=index)
+    for x in (checked.batch, checked.gathered.batch)
+  )
+  gathered = changed_gathered(checked, batch=host_batch)
+  tokens = evidence.dense_tokens(evidence.networks(run), gathered, batch)
+  signal = evidence.objective_signal(run, batch)
+  mask = gathered.teacher_mask
+  for name in ("costs", "carried"):
+    np.testing.assert_allclose(
+      signal[name][mask], tokens[name][mask], atol=1e-5
+    )
+  own = checked.evidence.tokens["teacher_log_probs"]
+  gaps = np.where(mask, np.abs(tokens["teacher_log_probs"] - own), 0)
+  assert gaps[:2].max() > 1e-3
+  assert gaps[2:].max() < 1e-5
+  assert mask[:2].any()
+  assert mask[2:].any()
+
+
 def test_a_shift_by_one_fails(checked, monkeypatch):
   right = scoring.completion_hidden_states
 
