@@ -1,8 +1,6 @@
 """Checkpoints: the state of a step and notes about it, saved as one."""
 
 import contextlib
-import hashlib
-import json
 import pathlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +10,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from distil_jax.distributed import collectives
-from distil_jax.training import checksums, retention
+from distil_jax.training import checksums, quiet_reads, retention
 
 # Names and nesting of a checkpoint's arrays and notes. Raise it with every
 # change that older code could not read, and let `restore` read all versions
@@ -133,7 +131,7 @@ class Checkpoints:
       step,
       args=ocp.args.Composite(
         state=ocp.args.StandardSave(state),
-        notes=ocp.args.JsonSave({**noted, _DIGEST: _digest(noted)}),
+        notes=ocp.args.JsonSave({**noted, _DIGEST: checksums.digest(noted)}),
       ),
     )
 
@@ -218,6 +216,10 @@ class Checkpoints:
       CheckpointError: all checkpoints are damaged, or `read` refuses one that
         is not.
     """
+    with quiet_reads.without_late_answers():
+      return self._read_newest(read)
+
+  def _read_newest(self, read: Callable[[int], T]) -> tuple[int, T] | None:
     reasons: dict[int, DamagedError] = {}
     for step in reversed(self.steps):
       found: list[T] = []
@@ -276,7 +278,7 @@ class Checkpoints:
     # Both are written at once: one without the other is an altered name.
     if (digest is None) != (_CHECKSUMS not in notes) or digest not in (
       None,
-      _digest(notes),
+      checksums.digest(notes),
     ):
       raise self._damaged(step, "its notes are not those that were saved")
     notes.setdefault(_CHECKSUMS, {})
@@ -325,12 +327,6 @@ class Checkpoints:
       f"{self._manager.directory / str(step)} was made with another model, "
       f"or is damaged; if model.directory has changed, set it back: {reason}"
     )
-
-
-def _digest(notes: Mapping[str, Any]) -> str:
-  """Returns a hash of notes; their order, and tuple or list, is the same."""
-  text = json.dumps(notes, sort_keys=True)
-  return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def last_params(

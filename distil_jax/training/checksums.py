@@ -1,5 +1,7 @@
 """Checksums of arrays: the same on every mesh and number of processes."""
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -66,3 +68,13 @@ def _checksum(x: jax.Array) -> jax.Array:
     weights += along * lax.full(bits.shape, stride, jnp.uint32)
   weighted = lax.convert_element_type(bits, jnp.uint32) * weights
   return lax.reduce(weighted, np.uint32(0), lax.add, range(bits.ndim))
+
+
+def digest(notes: Mapping[str, Any]) -> str:
+  """Returns a hash of JSON values; their order, and tuple or list, is the same.
+
+  Args:
+    notes: of a checkpoint.
+  """
+  text = json.dumps(notes, sort_keys=True)
+  return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
