@@ -1,5 +1,6 @@
 """The base class and the number types of the schema's sections."""
 
+import json
 import os
 from typing import Annotated, Any, Literal
 
@@ -44,6 +45,12 @@ class Section(pydantic.BaseModel):
     allow_inf_nan=False,
     use_attribute_docstrings=True,
   )
+
+  # A section is a static argument of compiled programs, and pydantic's own hash
+  # fails for a section that holds a dictionary.
+  def __hash__(self) -> int:
+    fields = self.model_dump(mode="json")
+    return hash((type(self), json.dumps(fields, sort_keys=True)))
 
 
 class SamplingConfig(Section):

@@ -89,6 +89,20 @@ def test_override_opens_a_section_that_is_null(tmp_path):
   assert config.model.create.width == 32
 
 
+def test_equal_sections_have_one_hash():
+  """Dictionaries in them too, in whatever order."""
+  one, same, other = (
+    configs.parse({"data": {"fields": fields}})
+    for fields in (
+      {"prompt": "q", "answer": "a"},
+      {"answer": "a", "prompt": "q"},
+      {"prompt": "q"},
+    )
+  )
+  assert len({one, same, other}) == 2
+  assert len({one.teacher, other.teacher}) == 1
+
+
 def test_kind_chooses_the_section(tmp_path):
   config = load(tmp_path, "objective: {kind: sft}")
   assert isinstance(config.objective, configs.SFTConfig)
