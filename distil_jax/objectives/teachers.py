@@ -312,7 +312,7 @@ def _parts(
   """
   graphdef = network.graphdef if other is None else other.graphdef
   assert graphdef is not None, "a teacher elsewhere gives lists"
-  passes, rate = [(teacher_params, graphdef, 1.0)], network.trust_region_rate
+  passes, rate = [(teacher_params, graphdef, None)], network.trust_region_rate
   if rate is not None and other is None:
     # The student's share of its own teacher is a label like the rest of it.
     # Logits are linear in the hidden states, and so is their mixture.
@@ -354,9 +354,12 @@ def _teacher_states(
   params: decoder.Params,
   batch: TrainBatch,
   graphdef: nnx.GraphDef,
-  share: float,
+  share: jax.Array | float | None,
 ) -> jax.Array:
-  """Returns hidden states on the teacher's prompts times a share of logits."""
+  """Returns hidden states on the teacher's prompts times a share of logits.
+
+  The share may be traced; None means all.
+  """
   prefix = None
   if batch.teacher_prefix_ids is not None:
     prefix = (batch.teacher_prefix_ids, batch.teacher_prefix_mask)
@@ -376,4 +379,4 @@ def _teacher_states(
   if batch.turn_numbers is not None:
     hidden = teacher_turns.states_by_turn(hidden, batch, score)
   hidden = logits_layout.shard_states(hidden)
-  return hidden if share == 1 else share * hidden
+  return hidden if share is None else share * hidden
