@@ -157,11 +157,15 @@ def test_rewards_alone_teach_without_a_teacher(tmp_path, capsys):
   assert metrics["signal_fraction"] == 1
   assert "teacher/accuracy" not in metrics
   assert "teacher_entropy" not in metrics
-  for line in map(json.loads, text):
+  lines = list(map(json.loads, text))
+  for line in lines:
     mean, largest = line["mismatch/mean"], line["mismatch/max"]
-    assert 0 < mean <= largest < 1e-4
+    assert 0 <= mean <= largest < 1e-4
     assert abs(line["mismatch/kl"]) < 1e-8
-  assert "step 1: the log-probabilities that the" in capsys.readouterr().err
+  # In a single step sampler and scorer may round alike.
+  steps = [line["step"] for line in lines if line["mismatch/mean"] > 0]
+  text = f"step {steps[0]}: the log-probabilities that the"
+  assert text in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
