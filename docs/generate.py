@@ -187,10 +187,19 @@ def _default(field: pydantic.fields.FieldInfo) -> str:
     return "`null`"
   if isinstance(value, bool):
     return f"`{str(value).lower()}`"
+  is_nested = isinstance(value, dict)
   if isinstance(value, tuple):
-    value = list(value)
-  if isinstance(value, dict):
-    value = yaml.safe_dump(value, default_flow_style=True).strip()
+    is_nested = any(isinstance(x, pydantic.BaseModel) for x in value)
+    value = [
+      x.model_dump(exclude_defaults=True)
+      if isinstance(x, pydantic.BaseModel)
+      else x
+      for x in value
+    ]
+  if is_nested:
+    value = yaml.safe_dump(
+      value, default_flow_style=True, sort_keys=False, width=1000
+    ).strip()
   return f"`{value}`" if value != "" else '`""`'
 
 

@@ -1,5 +1,7 @@
 """Config sections of training loop, evaluation, checkpoints and logging."""
 
+from typing import Literal
+
 import pydantic
 
 from distil_jax.config.base import (
@@ -79,6 +81,48 @@ class CheckpointConfig(Section):
   """false: refuse to start if the run folder has a checkpoint."""
 
 
+class MonitorConfig(Section):
+  """A metric and its limits; a run warns, or stops, beyond them."""
+
+  metric: str
+  """A name of `metrics.jsonl`, `evaluation/` and one of `evaluations.jsonl`, or
+  `evaluation/accuracy`, which is held-out avg@`evaluation.num_samples`."""
+  above: float | None = None
+  """Acts if the metric is above it; null: no upper limit."""
+  below: float | None = None
+  """Acts if the metric is below it; null: no lower limit."""
+  relative_to: Literal["start", "highest", "lowest"] | None = None
+  """What the limits are multiples of: the first mean, the highest or the lowest
+  so far; null: they are in the metric's own unit."""
+  window: Positive = 1
+  """Latest values whose mean is compared."""
+  action: Literal["warn", "stop"] = "warn"
+  """`warn` says it once, until the metric has been back; `stop` saves and ends
+  the run."""
+
+  @pydantic.model_validator(mode="after")
+  def _limits(self):
+    if self.above is None and self.below is None:
+      raise ValueError(
+        f"metric={self.metric} has no limit; set above, below, or both"
+      )
+    return self
+
+
+_MONITORS = (
+  MonitorConfig(
+    metric="evaluation/accuracy", below=0.85, relative_to="highest"
+  ),
+  MonitorConfig(
+    metric="completion_length",
+    below=0.5,
+    above=2.0,
+    relative_to="start",
+    window=10,
+  ),
+)
+
+
 class LoggingConfig(Section):
   """Settings of what a run writes into its folder."""
 
@@ -95,3 +139,6 @@ class LoggingConfig(Section):
   under the same parameters; null: never. Rounding explains about 1e-6 if
   network and cache are float32, and 1e-2 if one is bfloat16; at 0.05 every
   probability is 5 % off."""
+  monitors: tuple[MonitorConfig, ...] = _MONITORS
+  """Metrics that a run watches, see docs/guides/failing_runs.md.
+  A list in a config takes the place of these; `[]` watches nothing."""

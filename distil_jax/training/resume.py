@@ -15,6 +15,7 @@ from distil_jax.training import (
   run_checks,
   train_state,
 )
+from distil_jax.training.logging.monitors import MonitorStop
 from distil_jax.training.logging.progress import Progress
 from distil_jax.training.remote_teacher.asking import TeacherServerError
 from distil_jax.training.setup.model_directory import (
@@ -28,6 +29,8 @@ from distil_jax.training.setup.teacher_models import (
 
 # The key of a checkpoint's notes about a teacher that is another model.
 _TEACHER = "teacher_model"
+# Errors on which all processes agree, so that they can save together.
+_AGREED = (KeyboardInterrupt, TeacherServerError, MonitorStop)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,8 +122,7 @@ def save_interrupted(
   is_interrupted = isinstance(error, KeyboardInterrupt)
   why = "interrupted" if is_interrupted else f"ended by {type(error).__name__}"
   if jax.process_count() > 1 and not (
-    process_group.is_joined()
-    and isinstance(error, (KeyboardInterrupt, TeacherServerError))
+    process_group.is_joined() and isinstance(error, _AGREED)
   ):
     # The processes have not agreed where to stop, and saving needs them all.
     progress.message(f"{why}: the run can go on from its last checkpoint")

@@ -9,6 +9,7 @@ import pytest
 from distil_jax import config
 from distil_jax.generation import engine
 from distil_jax.training import run_checks, run_lock, trainer
+from distil_jax.training.logging.monitors import MonitorStop
 
 TINY = {
   "vocab_size": 300,
@@ -224,3 +225,25 @@ def test_further_steps_compile_nothing(tmp_path, compilations):
     counts[num_steps] = len(compilations)
   assert counts[2] > 0
   assert counts[5] == counts[2]
+
+
+def test_a_monitor_stops_a_run_whose_last_step_is_saved(tmp_path, capsys):
+  cfg = settings(tmp_path, 4)
+  cfg = cfg.model_dump() | {
+    "logging": {
+      "tensorboard": False,
+      "monitors": [
+        {"metric": "completion_length", "below": 1000, "action": "stop"},
+        {"metric": "rewrd", "below": 0},
+      ],
+    }
+  }
+  cfg["evaluation"] |= {"num_samples": 1, "pass_at": [1]}
+  for step in (1, 2):  # it goes on, and stops again
+    with pytest.raises(MonitorStop, match=f"step {step}: completion_length is"):
+      trainer.Trainer(config.parse(cfg)).train()
+    folder = tmp_path / "run_4"
+    assert (folder / "checkpoints" / str(step)).is_dir()
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == step
+  assert "did you mean reward?" in capsys.readouterr().err

@@ -11,6 +11,7 @@ from distil_jax.data.problems import Data
 from distil_jax.distributed import collectives
 from distil_jax.training import retention, run_checks
 from distil_jax.training.logging import (
+  monitors,
   plots,
   run_folder,
   step_metrics,
@@ -50,6 +51,10 @@ class Reporter:
       compares_group=bool(config.objective.group_settings),
     )
     self._mismatch = step_metrics.MismatchWatch(config.logging.mismatch_limit)
+    self._monitors = monitors.Monitors(
+      config.logging.monitors,
+      accuracy=f"avg@{config.evaluation.num_samples}",
+    )
 
   def start(
     self, resume_step: int | None, data: Data, end_tokens: Sequence[str] = ()
@@ -68,6 +73,10 @@ class Reporter:
       device_kind=jax.devices()[0].device_kind,
       num_devices=jax.device_count(),
     )
+    if jax.process_index() == 0:
+      self._monitors.replay(
+        self._folder.step_metrics(), self._folder.evaluations()
+      )
     is_sampled = self._config.objective.uses_rollouts
     long_row = "long prompt" if is_sampled else "long row"
     for count, noun, participle in (
@@ -81,19 +90,25 @@ class Reporter:
       self._progress.message(warning)
 
   def step(self, step: int, metrics: Mapping[str, float]) -> None:
-    """Reports a step's metrics; warns if the sampler is far from training.
+    """Reports a step's metrics; warns of what is not as it should be.
 
     Args:
       step: the training step, counted from 1.
       metrics: numbers by name.
+
+    Raises:
+      MonitorStop: a metric is beyond a limit that stops the run.
     """
-    if step % self._config.logging.every == 0:
+    is_logged = step % self._config.logging.every == 0
+    if is_logged:
       self._folder.metrics(step, metrics)
     self._progress.step(step, metrics)
     if warning := self._mismatch.warning(step, metrics):
       self._progress.message(warning)
     for warning in self._step_warnings.of_step(step, metrics):
       self._progress.message(warning)
+    if is_logged:  # as a resumed run reads them
+      self._act(*self._monitors.of_step(step, metrics))
 
   def rollouts(
     self, step: int, experience: Experience, stats: BatchStats
@@ -121,7 +136,11 @@ class Reporter:
   def evaluation(
     self, step: int, values: Mapping[str, float], *, is_shown: bool = True
   ) -> None:
-    """Writes an evaluation and, if it is to be shown, says the accuracy."""
+    """Writes an evaluation and, if it is to be shown, says the accuracy.
+
+    Raises:
+      MonitorStop: a number is beyond a limit that stops the run.
+    """
     self._folder.evaluation(step, values)
     if is_shown:
       accuracy = f"avg@{self._config.evaluation.num_samples}"
@@ -133,6 +152,22 @@ class Reporter:
       self._progress.message(
         f"step {step}: held-out {accuracy} {100 * values[accuracy]:.1f} %"
         + (f" ({', '.join(parts)})" if parts else "")
+      )
+    self._act(*self._monitors.of_evaluation(step, values))
+
+  def _act(self, warnings: Sequence[str], reasons: Sequence[str]) -> None:
+    """Shows what monitors say; raises MonitorStop if there is a reason."""
+    for warning in warnings:
+      self._progress.message(warning)
+    watches = self._config.logging.monitors
+    if not any(monitor.action == "stop" for monitor in watches):
+      return
+    # Metrics are the same everywhere, but only the writer surely has those from
+    # before a resume. All processes must stop, or none.
+    is_due = float(jax.process_index() == 0 and bool(reasons))
+    if collectives.global_sums({"stop": is_due})["stop"] > 0:
+      raise monitors.MonitorStop(
+        "; ".join(reasons) or "a monitor stops the run, see its first process"
       )
 
   def is_evaluated(self, step: int) -> bool:

@@ -156,6 +156,10 @@ class RunFolder:
     """Returns all evaluations, oldest first, also those before a resume."""
     return read_lines(self.directory / EVALUATIONS)
 
+  def step_metrics(self) -> list[dict[str, Any]]:
+    """Returns the metrics of all logged steps, also those before a resume."""
+    return read_lines(self.directory / METRICS)
+
   def rollouts(self, step: int, samples: Sequence[Sample]) -> None:
     """Writes `rollouts/step_000010.md`, a page with samples of one step."""
     if not self._is_writer:
