@@ -139,7 +139,12 @@ def _apply(schema: type[Section], tree: dict[str, Any], override: str) -> None:
     # Read as in a file, so that lists, null and nested sections can be given.
     value = yaml.load(text, Loader=_Loader)
   except yaml.YAMLError as error:
-    raise ConfigError(f"setting {override!r}: {error}") from error
+    # Whoever writes a template here gets the answer of its section.
+    if "{{" not in text and "{%" not in text:
+      raise ConfigError(
+        f"setting {override!r} is not valid YAML; put a text in quotes: {error}"
+      ) from error
+    value = text
   if leaf == "kind" and parents:
     _switch_kind(functools.reduce(_type_at, parents, schema), section, override)
   section[leaf] = value

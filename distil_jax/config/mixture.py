@@ -1,9 +1,8 @@
 """Config section of a mixture of data sets and environments."""
 
+import re
 from collections.abc import Mapping
-from typing import Annotated, Any
-
-import pydantic
+from typing import Any
 
 from distil_jax.config.base import Positive, Section, Weight
 from distil_jax.config.data import DataConfig
@@ -72,8 +71,8 @@ class DataSetConfig(Section):
 
 
 # The name is a part of paths of settings and of metrics.
-_Name = Annotated[str, pydantic.Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
-Mixture = dict[_Name, DataSetConfig]
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+Mixture = dict[str, DataSetConfig]
 
 
 def fill_in(mixture: Any, evaluation: Any) -> Any:
@@ -84,6 +83,9 @@ def fill_in(mixture: Any, evaluation: Any) -> Any:
   Args:
     mixture: sections by name, as in a file.
     evaluation: the run's section of this name.
+
+  Raises:
+    ValueError: a name is no word.
   """
   if not isinstance(mixture, Mapping):
     return mixture
@@ -94,6 +96,12 @@ def fill_in(mixture: Any, evaluation: Any) -> Any:
   filled = {}
   # Sorted, because the order decides which problems a step has.
   for name, section in sorted(mixture.items(), key=lambda item: str(item[0])):
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+      raise ValueError(
+        f"mixture: a data set is named {name!r}, but names are parts of "
+        "settings and metrics; use letters, digits, - and _, in quotes if it "
+        "is a number"
+      )
     if isinstance(section, Mapping):
       section = dict(section)
       own = section.get("evaluation", {})
@@ -123,6 +131,11 @@ def check_shares(mixture: Mapping[str, DataSetConfig]) -> None:
     raise ValueError(
       "mixture: every weight is 0, so that there is nothing to train on; give "
       "one of them a weight above 0"
+    )
+  if not any(x.is_trained_on and x.loss_weight for x in mixture.values()):
+    raise ValueError(
+      "mixture: every loss_weight of what is trained on is 0, so that nothing "
+      "would be learned; give one of them a loss_weight above 0"
     )
   if all(x.evaluation is None for x in mixture.values()):
     raise ValueError(

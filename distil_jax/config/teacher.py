@@ -160,6 +160,11 @@ class TeacherConfig(Section):
   def _template(cls, value: str) -> str:
     if value in TEMPLATE_FORMS or value.endswith(_TEMPLATE_ENDINGS):
       return value
+    if "{{" in value or "{%" in value:
+      raise ValueError(
+        "a template of your own is a file: write it into one whose name ends "
+        f"in {_TEMPLATE_ENDINGS[0]}, and give the path"
+      )
     near = difflib.get_close_matches(value, TEMPLATE_FORMS, n=1)
     guess = f"did you mean {near[0]}? " if near else ""
     raise ValueError(

@@ -6,12 +6,14 @@ on which the teacher is scored.
 """
 
 import dataclasses
+import itertools
 import pathlib
 from collections.abc import Callable, Sequence
 
 import jinja2
 import jinja2.meta
-from jinja2 import sandbox
+import jinja2.nodes
+from jinja2 import exceptions, sandbox
 
 from distil_jax.types import Message, Problem
 
@@ -23,6 +25,9 @@ _INSTRUCTION = "\n\nCorrectly solve the original question."
 _VERDICT = "That is not right.\n\n{}"
 _VARIABLES = frozenset(["problem", "solution", "feedback", "attempt"])
 _VARIABLES_TEXT = "the variables are problem, solution, feedback and attempt"
+# Steps of all loops in one prompt, and the name of what counts them.
+_MAX_STEPS = 100_000
+_STEP = "step_of_loop"
 _AGAIN = "\n\nHere is the question again.\n\n{}"
 
 
@@ -101,6 +106,38 @@ def critique(problem: Problem, told: Told) -> list[Message]:
   return [*messages[:last], *criticism, *messages[last + 1 :]]
 
 
+class _Environment(sandbox.ImmutableSandboxedEnvironment):
+  """Jinja's sandbox, which forbids much, but lets loops run for hours."""
+
+  intercepted_binops = frozenset(["**"])
+
+  def call_binop(self, context, operator, left, right):
+    """Refuses powers, which may have as many digits as there is memory."""
+    del context, left, right
+    raise exceptions.SecurityError(f"{operator} is not possible here")
+
+  def _generate(self, source, *arguments, **more):
+    """Compiles a template whose loops and macros count their steps."""
+    for node in source.find_all((jinja2.nodes.For, jinja2.nodes.Macro)):
+      step = jinja2.nodes.Name(_STEP, "load", lineno=node.lineno)
+      call = jinja2.nodes.Call(step, [], [], None, None, lineno=node.lineno)
+      node.body.insert(0, jinja2.nodes.ExprStmt(call, lineno=node.lineno))
+    return super()._generate(source, *arguments, **more)
+
+
+def _count_steps() -> Callable[[], None]:
+  """Returns a function that raises when it is called too often."""
+  steps = itertools.count(1)
+
+  def step() -> None:
+    if next(steps) > _MAX_STEPS:
+      raise jinja2.TemplateRuntimeError(
+        f"its loops take more than {_MAX_STEPS} steps"
+      )
+
+  return step
+
+
 FORMS: dict[str, Template] = {
   "block": block,
   "turn": turn,
@@ -131,7 +168,7 @@ def load(name: str) -> Template:
       f"{path} cannot be read: {error}; name a file, or one of "
       f"{', '.join(FORMS)}"
     ) from error
-  environment = sandbox.ImmutableSandboxedEnvironment(
+  environment = _Environment(
     undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
   )
   try:
@@ -147,7 +184,10 @@ def load(name: str) -> Template:
     variables = dataclasses.asdict(told)
     try:
       return _with_question(
-        problem, lambda text: template.render(problem=text, **variables)
+        problem,
+        lambda text: template.render(
+          problem=text, **variables, **{_STEP: _count_steps()}
+        ),
       )
     except jinja2.TemplateError as error:
       raise ValueError(f"{path}: {error}; {_VARIABLES_TEXT}") from error

@@ -18,7 +18,12 @@ from typing import Any
 from distil_jax.config import environments as sections
 from distil_jax.config.base import Section
 from distil_jax.envs import sandbox, user_functions
-from distil_jax.envs.base import Environment, Generator, SelfJudged
+from distil_jax.envs.base import (
+  Environment,
+  Generator,
+  SelfJudged,
+  max_turns,
+)
 from distil_jax.envs.calculator import Calculator
 from distil_jax.envs.code import Code
 from distil_jax.envs.constrained_writing import ConstrainedWriting
@@ -90,7 +95,13 @@ def build_environment(
   if isinstance(config, sections.CodeConfig):
     return environment(config, make_sandbox())
   if isinstance(config, sections.SelfEvaluationConfig) and config.of:
-    return environment(config, build_environment(config.of, make_sandbox))
+    inner = build_environment(config.of, make_sandbox)
+    if max_turns(inner) > 1:
+      raise ValueError(
+        f"environment.of: {type(inner).__name__} speaks between turns, but a "
+        "critic judges one answer; let it have one turn"
+      )
+    return environment(config, inner)
   return environment(config)
 
 
@@ -116,4 +127,8 @@ def _call_own(config: sections.OwnEnvironmentConfig) -> Environment:
         f"environment {kind} made a {type(made).__name__}, which has no method "
         f"{method!r}"
       )
+  try:
+    max_turns(made)
+  except ValueError as error:
+    raise ValueError(f"environment {kind}: {error}") from None
   return made

@@ -98,9 +98,29 @@ class Conversational(Environment, Protocol):
 
 
 def max_turns(environment: Environment) -> int:
-  """Returns the most turns of one episode; 1 if nobody replies."""
-  is_speaking = isinstance(environment, Conversational)
-  return environment.max_turns if is_speaking else 1
+  """Returns the most turns of one episode; 1 if nobody replies.
+
+  Raises:
+    ValueError: The environment has a number of turns and no method `reply`, the
+      method and no number, or no positive whole number.
+  """
+  number = getattr(environment, "max_turns", None)
+  is_speaking = callable(getattr(environment, "reply", None))
+  if not is_speaking and number in (None, 1):
+    return 1
+  # Nobody would notice that a misspelt method is never called.
+  name = type(environment).__name__
+  if not is_speaking:
+    raise ValueError(
+      f"{name} has max_turns={number!r}, but no method reply, which speaks "
+      "between turns; add it, or drop max_turns"
+    )
+  if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+    raise ValueError(
+      f"{name} has a method reply and max_turns={number!r}; it must be the "
+      "most turns of the student in one episode, such as 3"
+    )
+  return number
 
 
 class Tool(Protocol):

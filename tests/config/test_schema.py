@@ -370,12 +370,26 @@ def test_an_environment_inside_another_may_be_ones_own(tmp_path):
     ("=3", "not of the form key=value"),
     ("name.first=3", "name is not a section"),
     ("train.num_steps=[", "train.num_steps=["),
+    ("data.train=[a", "is not valid YAML; put a text in quotes"),
   ],
 )
 def test_wrong_override_is_named(tmp_path, override, expected):
   message = refusal(tmp_path, "name: trial", override)
   assert repr(override) in message
   assert expected in message
+
+
+@pytest.mark.parametrize(
+  "template",
+  ["{{ problem }} {{ solution }}", "Solve: {{ problem }}", "{% if 1 %}"],
+)
+def test_a_template_is_a_file(tmp_path, template):
+  said = "teacher.template: a template of your own is a file: write it into"
+  for text, overrides in (
+    ("name: trial", [f"teacher.template={template}"]),
+    (f"teacher: {{template: '{template}'}}", []),
+  ):
+    assert said in refusal(tmp_path, text, *overrides)
 
 
 @pytest.mark.parametrize(

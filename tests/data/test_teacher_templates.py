@@ -162,16 +162,38 @@ def test_a_template_of_ones_own(own):
     ("{{ problem + 1 }}{{ solution }}", "cannot be rendered: TypeError"),
     ("{{ problem }}{{ solution }}{{ 1 / 0 }}", "rendered: ZeroDivision"),
     ("{% include 'x' %}", "cannot be rendered"),
-    ("{{ problem }}{{ range(10**9) }}", "cannot be rendered: Overflow"),
+    ("{{ problem }}{{ range(1000000000) }}", "cannot be rendered: Overflow"),
     (
       "{% macro f() %}{{ f() }}{% endmacro %}{{ problem }}{{ f() }}",
       "cannot be rendered: RecursionError",
     ),
+    # These would run for hours.
+    (
+      "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}"
+      "{% endfor %}{{ problem }}{{ solution }}",
+      "its loops take more than 100000 steps",
+    ),
+    (
+      "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}"
+      "{% endmacro %}{{ problem }}{{ f(99) }}",
+      "its loops take more than 100000 steps",
+    ),
+    ("{{ problem }}{{ 9 ** 9 ** 9 }}", r"\*\* is not possible"),
   ],
 )
 def test_templates_that_cannot_be_used(own, text, message):
   with pytest.raises(ValueError, match=message):
     teacher_templates.load(own(text))
+
+
+def test_a_template_may_have_loops(own):
+  path = own(
+    "{{ problem }}{% for line in feedback.splitlines() if line %}\n"
+    "{{ loop.index }}. {{ line }}\n{% else %}{{ solution }}{% endfor %}"
+  )
+  for _ in range(2):  # steps are counted anew
+    found = written(path, feedback="No.\n\nNot 5.")[1]["content"]
+    assert found == f"{QUESTION['content']}1. No.\n2. Not 5.\n"
 
 
 def test_a_template_that_is_not_there():

@@ -160,6 +160,36 @@ class TestGuessNumber:
       game.problem(row)
 
 
+@pytest.mark.parametrize("number", [0, -1, None, "2", 2.5, True])
+def test_a_number_of_turns_that_is_none_is_refused(number):
+  class Speaking:
+    max_turns = number
+    problem = judge = reply = staticmethod(print)
+
+  with pytest.raises(ValueError, match="Speaking has a method reply and max_"):
+    base.max_turns(Speaking())
+
+
+class Misspelt:
+  """Has turns, and a method that nobody calls."""
+
+  max_turns = 2
+  problem = judge = replies = staticmethod(print)
+
+
+class Speaking(Misspelt):
+  reply = staticmethod(print)
+
+
+def test_turns_without_a_reply_are_refused():
+  with pytest.raises(ValueError, match=r"Misspelt: .*no method reply"):
+    envs.make_environment(f"{__name__}:Misspelt")
+  with pytest.raises(ValueError, match=r"of: Speaking speaks between turns"):
+    envs.make_environment(
+      "self_evaluation", of={"kind": f"{__name__}:Speaking"}
+    )
+
+
 class Wrong:
   """Speaks, and breaks a promise."""
 
