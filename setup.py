@@ -74,6 +74,7 @@ setuptools.setup(
       "pytest>=8",
       "pytest-xdist>=3.7",
       "hypothesis>=6.100",
+      "jsonschema>=4",
       "ruff>=0.14",
       "basedpyright>=1.29",
       "datasets>=4",  # with pyarrow

@@ -14,6 +14,7 @@ from distil_jax import __version__
 from distil_jax.cli import (
   check_teacher,
   compare,
+  config,
   evaluate,
   export,
   generate,
@@ -35,6 +36,7 @@ _COMMANDS = (
   check_teacher,
   plan,
   compare,
+  config,
   sandbox,
 )
 # These do not run as one of several processes.
@@ -96,7 +98,7 @@ def _show_warning(message, category, filename, *position, **more) -> None:
 
 def _find_process(arguments: argparse.Namespace) -> launch.ProcessSpec | None:
   """Returns which of several processes this is; None if it is alone."""
-  if arguments.run is sandbox.run:
+  if arguments.run in (sandbox.run, config.run):
     return None
   process = launch.find(
     os.environ,
