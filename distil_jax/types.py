@@ -210,6 +210,8 @@ class TrainBatch:
     later_prompt_ids, later_prompt_mask: the teacher's prompts of turns 1 to
       K - 1, left-padded; those of turn 0 are `teacher_prompt_*`. None likewise.
       `[B, K - 1, S']`.
+    taught_mask: 1 at the tokens that a teacher may judge, 0 at those that are
+      left to rewards; None means all of the student's. `[B, T]`.
     sample_weights: factor of each sequence's loss; None means 1. `[B]`,
       float32.
     loss_weights: weight of each token's loss in the average. `[B, T]`.
@@ -241,6 +243,7 @@ class TrainBatch:
   turn_numbers: Array = None
   later_prompt_ids: Array = None
   later_prompt_mask: Array = None
+  taught_mask: Array = None
   sample_weights: Array = None
   loss_weights: Array = None
   advantages: Array = None

@@ -84,13 +84,24 @@ class _FeedbackConfig(_BaseConfig):
 
   importance_clip: Above | None = 2.0
   """Largest off-policy ratio; used with `optimizer.mini_batch_size`."""
+  max_teacher_entropy: Above | None = None
+  """Nats; where the teacher is less sure of the next token, its cost counts 0,
+  also in the future costs of earlier tokens. null: no limit."""
 
   @property
   def probability_settings(self) -> dict[str, str]:
     cure = (
       "kind=distil with local_cost=forward_cross_entropy and cost=cross_entropy"
     )
-    return {f"kind={getattr(self, 'kind', None)}": cure}
+    found = {f"kind={getattr(self, 'kind', None)}": cure}
+    return found | self._entropy_settings
+
+  @property
+  def _entropy_settings(self) -> dict[str, str]:
+    if self.max_teacher_entropy is None:
+      return {}
+    limit = f"max_teacher_entropy={self.max_teacher_entropy}"
+    return {limit: "max_teacher_entropy=null"}
 
   def keeps_teacher(self, teacher: TeacherConfig) -> bool:
     return teacher.parameters != "current" and not teacher.is_other_model
@@ -160,7 +171,7 @@ class DistilConfig(_FeedbackConfig):
       )
     if self.cost == "kl":
       found["cost=kl"] = "cost=cross_entropy"
-    return found
+    return found | self._entropy_settings
 
   @property
   def has_score_function(self) -> bool:

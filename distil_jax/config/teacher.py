@@ -149,6 +149,15 @@ class TeacherConfig(Section):
   that the user criticises), or the path of a Jinja template."""
   success_threshold: Fraction = 1.0
   """A reward from here on is a success."""
+  learn_from: Literal["all", "failures"] = "all"
+  """Completions that the teacher judges; `failures`: those below
+  `success_threshold`, so that successes are left to rewards."""
+  first_tokens: Positive | None = None
+  """Tokens of a completion that the teacher judges, from its first; null: all.
+  The others are left to rewards."""
+  skip: tuple[Literal["thoughts", "special_tokens"], ...] = ()
+  """Tokens that the teacher does not judge: those between `<think>` and
+  `</think>`, and end tokens and other special ones."""
   max_prompt_length: Positive = 512
   """Tokens of the teacher's prompt, at most."""
   share_prefix: bool = True

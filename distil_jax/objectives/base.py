@@ -157,9 +157,12 @@ def teacher_mask(batch: TrainBatch) -> jax.Array:
 
   These are the student's own. A sequence without teacher signal has none: its
   costs mean nothing, so they must not stand in its group's baseline either. The
-  same holds for a turn whose teacher is told nothing.
+  same holds for a turn whose teacher is told nothing, and for tokens that the
+  config leaves out.
   """
   mask = masking.counted_tokens(batch.student_tokens, batch.sample_mask)
+  if batch.taught_mask is not None:
+    mask = mask * batch.taught_mask.astype(mask.dtype)
   if batch.turn_numbers is None:
     return mask
   return mask * (batch.turn_numbers >= 0).astype(mask.dtype)

@@ -103,6 +103,7 @@ def build(
     importance_clip=read.importance_clip,
     is_off_policy=layout.is_off_policy,
     teacher_names=forward.teacher_names,
+    max_teacher_entropy=section.max_teacher_entropy,
   )
   credit_fn = None
   # Credit found ahead of the loss takes one more pass through both networks, so

@@ -52,6 +52,8 @@ class FeedbackSettings:
     importance_clip: largest off-policy ratio; None means no limit.
     is_off_policy: whether the tokens may come from older parameters.
     teacher_names: see `ForwardPasses`.
+    max_teacher_entropy: nats, above which a token's costs are 0; None means no
+      limit.
   """
 
   compare_fn: CompareFn
@@ -61,6 +63,14 @@ class FeedbackSettings:
   importance_clip: float | None = None
   is_off_policy: bool = False
   teacher_names: tuple[str, ...] = ()
+  max_teacher_entropy: float | None = None
+
+  def gated(self, costs: jax.Array, statistics: TokenStatistics) -> jax.Array:
+    """Returns costs, 0 where the teacher is too unsure. Shape `[b, t]`."""
+    limit = self.max_teacher_entropy
+    if limit is None:
+      return costs
+    return jnp.where(statistics.teacher_entropies > limit, 0.0, costs)
 
 
 def prepare(
@@ -162,7 +172,7 @@ def _feedback_token_losses(settings: FeedbackSettings, carry, statistics, rows):
   scores, future = rows["score_weights"], rows["future_costs"]
   if scores is None and settings.score_fn is not None:
     scores, future, later = settings.score_fn(
-      costs, rows["teacher_mask"], later
+      settings.gated(costs, statistics), rows["teacher_mask"], later
     )
   reports = {
     "cost": costs,
@@ -170,6 +180,12 @@ def _feedback_token_losses(settings: FeedbackSettings, carry, statistics, rows):
     "teacher_entropy": statistics.teacher_entropies,
     "log_probs": statistics.log_probs,
   }
+  if settings.max_teacher_entropy is not None:
+    open_gates = settings.gated(jnp.ones_like(costs), statistics)
+    reports["teacher/gated"] = 1.0 - open_gates
+    statistics = dataclasses.replace(
+      statistics, costs=settings.gated(statistics.costs, statistics)
+    )
   if scores is not None:
     reports["future_cost"] = future
     reports["score_weight"] = jnp.abs(scores)
@@ -203,7 +219,11 @@ def local_costs(statistics: TokenStatistics, mask: jax.Array) -> jax.Array:
 
 
 def build_local_objective(
-  settings: Any, forward: ForwardPasses, layout: BatchLayout
+  settings: Any,
+  forward: ForwardPasses,
+  layout: BatchLayout,
+  *,
+  max_teacher_entropy: float | None,
 ) -> Objective:
   """Builds an objective that is a divergence alone, without future credit.
 
@@ -211,6 +231,7 @@ def build_local_objective(
     settings: of the objective, see `dense.LocalSettings`.
     forward: passes through the networks.
     layout: how a step cuts its batch.
+    max_teacher_entropy: see `FeedbackSettings`.
   """
   feedback = FeedbackSettings(
     compare_fn=functools.partial(
@@ -220,6 +241,7 @@ def build_local_objective(
     importance_clip=settings.importance_clip,
     is_off_policy=layout.is_off_policy,
     teacher_names=forward.teacher_names,
+    max_teacher_entropy=max_teacher_entropy,
   )
   return Objective(
     prepare_fn=functools.partial(prepare, aggregation=settings.aggregation),
@@ -237,7 +259,9 @@ def costs_of_slice(
 ) -> jax.Array:
   """Returns the costs that credit carries, see `BatchCredit`. `[b, T]`."""
   source = settings.compare_fn(params, teacher_params, batch)
-  return settings.costs_fn(source.statistics(), teacher_mask(batch))
+  statistics = source.statistics()
+  costs = settings.costs_fn(statistics, teacher_mask(batch))
+  return settings.gated(costs, statistics)
 
 
 def merge(one: LossAux, other: LossAux) -> LossAux:

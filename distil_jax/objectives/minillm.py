@@ -52,6 +52,7 @@ def build(
     importance_clip=read.importance_clip,
     is_off_policy=layout.is_off_policy,
     teacher_names=forward.teacher_names,
+    max_teacher_entropy=section.max_teacher_entropy,
   )
   return base.Objective(
     prepare_fn=functools.partial(losses.prepare, aggregation=read.aggregation),

@@ -52,7 +52,12 @@ def build(
 ) -> base.Objective:
   """Builds the objective from its section of a config."""
   settings = base.read_settings(OPSDSettings, section)
-  return losses.build_local_objective(settings, forward, layout)
+  return losses.build_local_objective(
+    settings,
+    forward,
+    layout,
+    max_teacher_entropy=section.max_teacher_entropy,
+  )
 
 
 def opsd(

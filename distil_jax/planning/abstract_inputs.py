@@ -56,6 +56,7 @@ def batch(
   num_turns: int = 1,
   list_size: int = 0,
   has_teachers: bool = False,
+  has_taught_mask: bool = False,
 ) -> TrainBatch:
   """Returns the batch of a training step, with whole prompts of the teacher.
 
@@ -69,6 +70,7 @@ def batch(
     num_turns: K, turns whose teachers have prompts of their own.
     list_size: C, of lists that come with the batch. 0 means none do.
     has_teachers: True if each sequence has one of several teachers.
+    has_taught_mask: True if the teacher judges only some tokens.
   """
   by_row = sharding.sharding(mesh, "batch")
 
@@ -77,6 +79,8 @@ def batch(
     return jax.ShapeDtypeStruct(shape, dtype, sharding=by_row)
 
   more = {}
+  if has_taught_mask:
+    more["taught_mask"] = rows(completion_length)
   if has_tools or num_turns > 1:
     more["student_mask"] = rows(completion_length)
   if num_turns > 1 and teacher_prompt_length:

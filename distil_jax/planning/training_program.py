@@ -79,6 +79,7 @@ class Inputs:
       num_turns=self.config.environment.max_turns,
       list_size=teacher.list_size if teacher.server else 0,
       has_teachers=bool(teacher.models),
+      has_taught_mask=bool(teacher.first_tokens or teacher.skip),
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from distil_jax.data import demonstrations as data_demonstrations
 from distil_jax.data import padding, shared_prefixes
 from distil_jax.data.tokenizer import Tokenizer
-from distil_jax.training import teaching
+from distil_jax.training import taught_tokens, teaching
 from distil_jax.training.rollouts.experience import Experience
 from distil_jax.training.teaching import TeacherSettings
 from distil_jax.types import (
@@ -116,6 +116,14 @@ def from_experience(
   has_signal = has_prompt.any(axis=1).astype(np.int32)
   has_signal *= _is_known(experience, settings.vocab_size)
   batch = _batch(experience, teacher_ids[:, 0], teacher_mask[:, 0], has_signal)
+  taught_mask = taught_tokens.find_taught_tokens(
+    batch.completion_ids,
+    batch.student_tokens,
+    tokenizer,
+    first_tokens=settings.first_tokens,
+    skip=settings.skip,
+  )
+  batch = dataclasses.replace(batch, taught_mask=taught_mask)
   if settings.names:
     batch = dataclasses.replace(
       batch, teacher_index=_teacher_index(experience, settings.names)

@@ -70,6 +70,10 @@ _ON_PURPOSE = (
   "teacher.solution",
   "teacher.feedback",
   "teacher.success_threshold",
+  "teacher.learn_from",
+  "teacher.first_tokens",
+  "teacher.skip",
+  "objective.max_teacher_entropy",
 )
 
 Change = tuple[Any, Any]

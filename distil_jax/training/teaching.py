@@ -7,9 +7,11 @@ from typing import Literal
 from distil_jax.data import teacher_prompts, teacher_templates
 from distil_jax.data.teacher_templates import Template
 from distil_jax.data.tokenizer import Tokenizer
+from distil_jax.training import taught_tokens
 from distil_jax.training.rollouts.experience import Experience
 from distil_jax.types import Status, Verdict
 
+LearnFrom = Literal["all", "failures"]
 SolutionSource = Literal["sibling", "reference", "sibling_or_reference", "none"]
 FeedbackUse = Literal["when_no_solution", "always", "never"]
 
@@ -33,6 +35,9 @@ class TeacherSettings:
     vocab_size: the number of tokens that the teacher knows; a sample with
       another, of a student's padded vocabulary, has no signal. None means
       that it knows all.
+    learn_from: the turns that a teacher judges: all, or those whose reward is
+      below the threshold of success.
+    first_tokens, skip: the tokens that it judges, see `taught_tokens`.
     num_turns: K, the most turns whose teachers have a prompt of their own; 1
       means that one prompt serves all turns.
   """
@@ -47,6 +52,9 @@ class TeacherSettings:
   names: tuple[str, ...] = ()
   tokenizers: Mapping[str, Tokenizer] = dataclasses.field(default_factory=dict)
   vocab_size: int | None = None
+  learn_from: LearnFrom = "all"
+  first_tokens: int | None = None
+  skip: tuple[taught_tokens.Skipped, ...] = ()
   num_turns: int = 1
 
 
@@ -93,6 +101,8 @@ def teach_turns(
   if not experience.is_judged[i]:
     return found
   for number, (attempt, verdict) in enumerate(turns):
+    if _is_left_out(verdict, settings):
+      continue
     found[number] = _teach(
       experience, i, attempt, verdict, tokenizer=tokenizer, settings=settings
     )
@@ -105,9 +115,17 @@ def has_content(
   """Returns True if the teacher of any turn of a sample has a prompt."""
   solution, _ = _solution(experience, i, settings)
   return any(
-    solution or _feedback(verdict, solution, settings)
+    not _is_left_out(verdict, settings)
+    and (solution or _feedback(verdict, solution, settings))
     for _, verdict in experience.turns_of(i)
   )
+
+
+def _is_left_out(verdict: Verdict | None, settings: TeacherSettings) -> bool:
+  """Returns True for a success of which the teacher is to say nothing."""
+  if settings.learn_from == "all" or verdict is None:
+    return False
+  return verdict.reward >= settings.success_threshold
 
 
 def _teach(

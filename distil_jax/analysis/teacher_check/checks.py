@@ -241,7 +241,7 @@ def credit(gathered: Gathered, evidence: Evidence) -> Check:
       f"objective.kind={config.objective.kind} has no future credit",
     )
   mask = gathered.teacher_mask
-  future, weights = reference.credit(signal["carried"], mask, settings)
+  future, weights = reference.credit(signal["charged"], mask, settings)
   gaps = {
     "future costs": _worst(signal["future_costs"], future, mask),
     "weights": _worst(signal["score_weights"], weights, mask),

@@ -161,11 +161,13 @@ def _signal(params, teacher_params, batch: TrainBatch, *, objective: Objective):
   statistics = source.statistics()
   mask = teacher_mask(prepared)
   carried = settings.costs_fn(statistics, mask)
+  charged = settings.gated(carried, statistics)
   found = {
     "log_probs": statistics.log_probs,
     "teacher_log_probs": statistics.teacher_log_probs,
     "costs": statistics.costs,
     "carried": carried,
+    "charged": charged,
   }
   scores = future = None
   if objective.credit_fn is not None:
@@ -173,7 +175,7 @@ def _signal(params, teacher_params, batch: TrainBatch, *, objective: Objective):
     scores, future = objective.credit_fn(params, teacher_params, slices)
   elif settings.score_fn is not None:
     nothing = credit_lib.nothing_later(mask.shape[0], carried.dtype)
-    scores, future, _ = settings.score_fn(carried, mask, nothing)
+    scores, future, _ = settings.score_fn(charged, mask, nothing)
   if scores is not None:
     found |= {"score_weights": scores, "future_costs": future}
   return found

@@ -66,6 +66,8 @@ class Gathered:
     """True at the tokens that the teacher judges. Shape `[B, T]`."""
     own = np.asarray(self.batch.student_tokens) == 1
     taught = own & (np.asarray(self.batch.sample_mask) == 1)[:, None]
+    if self.batch.taught_mask is not None:
+      taught &= np.asarray(self.batch.taught_mask) == 1
     numbers = self.batch.turn_numbers
     return taught if numbers is None else taught & (np.asarray(numbers) >= 0)
 
@@ -149,8 +151,9 @@ class Evidence:
     tokens: from plain passes over whole sequences, see
       `token_numbers.of_tokens`. Shape `[B, T, ...]` each.
     signal: what the objective computed: `log_probs`, `teacher_log_probs`,
-      `costs`, `carried`, and with credit `future_costs`, `score_weights`.
-      Shape `[B, T]` each.
+      `costs`, `carried`, `charged` (the same behind the gate of the teacher's
+      entropy), and with credit `future_costs`, `score_weights`. Shape `[B, T]`
+      each.
     metrics: of a training step on the batch.
     padding: what garbage at padding changed.
     teacher: how the teacher moved in a step; None if it has no parameters in

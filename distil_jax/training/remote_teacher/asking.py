@@ -165,6 +165,8 @@ class RemoteTeacher:
       is_prompt = np.asarray(batch.later_prompt_mask[row, turn - 1]) == 1
     is_token = np.asarray(batch.completion_mask[row]) == 1
     is_asked = np.asarray(batch.student_tokens[row]) == 1
+    if batch.taught_mask is not None:
+      is_asked &= np.asarray(batch.taught_mask[row]) == 1
     if batch.turn_numbers is not None:
       is_asked &= np.asarray(batch.turn_numbers[row]) == turn
     places = np.flatnonzero(is_asked)
