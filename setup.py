@@ -38,7 +38,9 @@ setuptools.setup(
   ],
   python_requires=">=3.11",
   packages=setuptools.find_packages(include=["distil_jax", "distil_jax.*"]),
-  package_data={"distil_jax": ["py.typed", "models/assets/*/*"]},
+  package_data={
+    "distil_jax": ["py.typed", "models/assets/*/*", "analysis/report/page.*"]
+  },
   install_requires=[
     f"jax{JAX_VERSIONS}",
     "flax>=0.12.8",

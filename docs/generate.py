@@ -19,6 +19,8 @@ from distil_jax.config import describe
 
 FOLDER = pathlib.Path(__file__).parent / "reference"
 _NOTE = "<!-- Written by `python -m docs.generate`; do not edit. -->"
+# How often an argument may be given, as a reader of a manual knows it.
+_SHOWN = {"*": "[{0} ...]", "+": "{0} [{0} ...]", "?": "[{0}]"}
 
 
 def pages() -> dict[pathlib.Path, str]:
@@ -122,8 +124,8 @@ def cli_page() -> str:
         continue
       if action.option_strings:
         options.append(action)
-      elif action.nargs == "*":
-        words.append(f"[{action.metavar} ...]")
+      elif action.nargs in _SHOWN:
+        words.append(_SHOWN[action.nargs].format(action.metavar))
       else:
         words.append(str(action.metavar or action.dest))
     lines += [f"## {name}", "", f"`{' '.join(words)} [options]`", ""]

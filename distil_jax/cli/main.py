@@ -19,9 +19,12 @@ from distil_jax.cli import (
   export,
   generate,
   plan,
+  report,
+  runs,
   sandbox,
   serve,
   train,
+  watch,
 )
 from distil_jax.cli.command_parser import CommandParser
 from distil_jax.distributed import launch, signals
@@ -33,6 +36,9 @@ _COMMANDS = (
   export,
   generate,
   serve,
+  runs,
+  report,
+  watch,
   check_teacher,
   plan,
   compare,
@@ -41,6 +47,8 @@ _COMMANDS = (
 )
 # These do not run as one of several processes.
 _ALONE = (generate.run, serve.run, compare.run, check_teacher.run)
+# These start nothing on a device, whatever launched them.
+_WITHOUT_DEVICES = (sandbox.run, config.run, runs.run, report.run, watch.run)
 
 _show_as_python_does = warnings.showwarning
 
@@ -98,7 +106,7 @@ def _show_warning(message, category, filename, *position, **more) -> None:
 
 def _find_process(arguments: argparse.Namespace) -> launch.ProcessSpec | None:
   """Returns which of several processes this is; None if it is alone."""
-  if arguments.run in (sandbox.run, config.run):
+  if arguments.run in _WITHOUT_DEVICES:
     return None
   process = launch.find(
     os.environ,

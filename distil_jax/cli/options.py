@@ -10,6 +10,11 @@ OVERRIDES_HELP = (
   "optimizer.learning_rate=1e-4"
 )
 
+RUNS_HELP = (
+  "run folders, or folders of run folders, such as runs/quickstart; runs "
+  "that differ in the seed alone are drawn together"
+)
+
 
 def add_command(
   commands, name: str, text: str, example: str

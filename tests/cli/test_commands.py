@@ -103,7 +103,7 @@ def test_train_leaves_a_complete_run_folder(trained, folder):
 
   assert (directory / "learning.png").read_bytes().startswith(b"\x89PNG")
   assert any((directory / "tensorboard").iterdir())
-  pages = sorted((directory / "rollouts").iterdir())
+  pages = sorted((directory / "rollouts").glob("*.md"))
   assert [page.name[5:11] for page in pages] == ["000001", "000002", "000003"]
   page = pages[0].read_text()
   for text in (

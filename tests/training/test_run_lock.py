@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from distil_jax import config
-from distil_jax.training import run_lock
+from distil_jax.training import lock_owner, run_lock
 from tests.commands import run
 
 
@@ -19,7 +19,7 @@ def write(directory, owner):
 
 
 def this_process(directory, **changed):
-  return dataclasses.replace(run_lock._this_process(directory), **changed)
+  return dataclasses.replace(lock_owner.this_process(directory), **changed)
 
 
 def refusal(directory):
@@ -53,7 +53,7 @@ def test_the_folder_is_free_after_every_end(tmp_path, error):
 # Takes the folder, and is killed.
 _KILLED = """
 import os, pathlib, signal, sys
-from distil_jax.training import run_lock
+from distil_jax.training import lock_owner, run_lock
 with run_lock.held(pathlib.Path(sys.argv[1])):
   os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -64,7 +64,7 @@ def test_a_killed_run_leaves_a_lock_that_the_next_one_takes(tmp_path):
   assert done.returncode == -signal.SIGKILL, done.stderr
   assert (tmp_path / run_lock.NAME).exists()
   with run_lock.held(tmp_path):
-    assert run_lock._read(tmp_path / run_lock.NAME).pid == os.getpid()
+    assert lock_owner.read(tmp_path / run_lock.NAME).pid == os.getpid()
 
 
 @pytest.mark.parametrize(

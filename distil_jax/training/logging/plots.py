@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,11 +10,10 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.backends import backend_agg
 
-from distil_jax.training.logging import run_folder, tables
+from distil_jax.training.logging import run_folder, series, tables
+from distil_jax.training.logging.series import Records
 
 PLOT = "learning.png"
-
-Records = Sequence[Mapping[str, Any]]
 
 # Okabe and Ito's colors, which color-blind readers can tell apart.
 _BLUE, _GREEN, _BROWN = "#0072B2", "#009E73", "#A66A00"
@@ -27,8 +25,6 @@ _ACCURACY_STYLES = (
   ("#000000", "v"),
 )
 _FEW = 40  # with at most this many points, each has a marker
-_LEAST_WINDOW = 5  # points; a shorter series has no running mean
-_WINDOWS = 25  # number of windows side by side in a long run
 
 
 def plot(run_directory: str | os.PathLike[str]) -> pathlib.Path:
@@ -80,7 +76,7 @@ def draw(
     A figure with an Agg canvas; None if neither panel has data.
   """
   score = "reward" if _has(metrics, "reward") else "loss"
-  accuracies = _accuracies(evaluations)
+  accuracies = series.accuracies(evaluations)
   panels = []
   if _has(metrics, score) or accuracies:
     panels.append(lambda axes: _draw_score(axes, metrics, score, evaluations))
@@ -101,7 +97,7 @@ def draw(
   steps = [record["step"] for record in (*metrics, *evaluations)]
   margin = 0.02 * (max(steps) - min(steps)) or 0.5
   stack[-1].set_xlim(min(steps) - margin, max(steps) + margin)
-  window = _window(len(metrics))
+  window = series.window(len(metrics))
   note = f"; thin: each logged step, thick: mean of {window}" if window else ""
   stack[-1].set_xlabel("training step" + note, size=11)
   stack[-1].xaxis.set_major_locator(
@@ -110,28 +106,10 @@ def draw(
   return figure
 
 
-def running_mean(values: np.ndarray, window: int) -> np.ndarray:
-  """Returns the mean of each value and its neighbors on both sides.
-
-  Args:
-    values: shape `[n]`.
-    window: number of values in a mean, odd; at both ends there are fewer.
-
-  Returns:
-    Shape `[n]`.
-  """
-  # Sums up to each point, so that the time does not depend on the window.
-  sums = np.concatenate([[0.0], np.cumsum(values)])
-  positions = np.arange(len(values))
-  begins = np.maximum(positions - window // 2, 0)
-  ends = np.minimum(positions + window // 2 + 1, len(values))
-  return (sums[ends] - sums[begins]) / (ends - begins)
-
-
 def _draw_score(
   axes: Axes, metrics: Records, score: str, evaluations: Records
 ) -> None:
-  names = _accuracies(evaluations)
+  names = series.accuracies(evaluations)
   has_score = _has(metrics, score)
   accuracy_axes = axes
   if has_score:
@@ -155,7 +133,7 @@ def _draw_score(
 def _draw_accuracy(
   axes: Axes, evaluations: Records, name: str, color: str, marker: str
 ) -> None:
-  steps, values = _series(evaluations, name)
+  steps, values = series.read(evaluations, name)
   ends = values if len(values) == 1 else values[[0, -1]]
   change = " → ".join(f"{100 * value:.1f}" for value in ends)
   axes.plot(
@@ -193,8 +171,8 @@ def _draw_series(
   axes: Axes, metrics: Records, name: str, label: str, color: str
 ) -> None:
   """Draws a thin line through every value and a thick one through the mean."""
-  steps, values = _series(metrics, name)
-  window = _window(len(metrics))
+  steps, values = series.read(metrics, name)
+  window = series.window(len(metrics))
   marker = "o" if len(steps) <= _FEW else None
   style: dict[str, Any] = {"color": color, "zorder": 3, "clip_on": False}
   if window is None:
@@ -202,17 +180,10 @@ def _draw_series(
   else:
     thin = {"alpha": 0.35, "linewidth": 0.8, "markersize": 3}
     axes.plot(steps, values, marker=marker, **style, **thin)
-    means = running_mean(values, window)
+    means = series.running_mean(values, window)
     axes.plot(steps, means, linewidth=2, label=label, **style)
   if values.min() >= 0:
     axes.set_ylim(bottom=0)
-
-
-def _window(num_points: int) -> int | None:
-  """Returns the odd size of a running mean; None if the series is too short."""
-  if num_points <= _LEAST_WINDOW:
-    return None
-  return max(_LEAST_WINDOW, num_points // _WINDOWS // 2 * 2 + 1)
 
 
 def _fit_unit_interval(axes: Axes) -> None:
@@ -249,23 +220,3 @@ def _finish(left: Axes, right: Axes) -> None:
 
 def _has(lines: Records, name: str) -> bool:
   return any(line.get(name) is not None for line in lines)
-
-
-def _series(lines: Records, name: str) -> tuple[np.ndarray, np.ndarray]:
-  """Returns steps and values of a name, without the steps that lack it."""
-  pairs = [(r["step"], r[name]) for r in lines if r.get(name) is not None]
-  steps, values = zip(*pairs, strict=True) if pairs else ((), ())
-  return np.array(steps, dtype=int), np.array(values, dtype=float)
-
-
-def _accuracies(evaluations: Records) -> list[str]:
-  """Returns the names of the accuracies: avg@n first, then pass@k by k."""
-  names = {
-    name
-    for line in evaluations
-    for name, value in line.items()
-    if name.startswith(("avg@", "pass@")) and value is not None
-  }
-  if any(name.startswith("avg@") for name in names):
-    names.discard("pass@1")  # it equals avg@n
-  return sorted(names, key=lambda name: (name[0], int(name.split("@")[1])))

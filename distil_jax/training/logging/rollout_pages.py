@@ -1,9 +1,11 @@
-"""Writes sampled completions as pages to read."""
+"""Writes sampled completions as pages to read, and as JSON for the report."""
 
 import dataclasses
+import json
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from distil_jax import types
 
@@ -22,6 +24,8 @@ class Sample:
       has no teacher signal.
     earlier: messages before the last turn, if there are several.
     earlier_verdicts: of the turns before the last one, if they are judged.
+    tokens: lists by name, an entry for each token of the completion, see
+      `token_values.rows`; empty if nothing is known of them.
   """
 
   problem: types.Problem
@@ -32,6 +36,7 @@ class Sample:
   teacher_prompt: str | None = None
   earlier: Sequence[types.Message] = ()
   earlier_verdicts: Sequence[types.Verdict | None] = ()
+  tokens: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
 
 
 def step_of_page(page: pathlib.Path) -> int:
@@ -73,6 +78,14 @@ def render_page(step: int, samples: Sequence[Sample]) -> str:
   return "\n".join(parts)
 
 
+def to_lines(samples: Sequence[Sample]) -> str:
+  """Returns a line of JSON for each sample, failures first."""
+  ordered = sorted(samples, key=lambda sample: float(sample.verdict.reward))
+  return "".join(
+    json.dumps(_record(x), allow_nan=False) + "\n" for x in ordered
+  )
+
+
 def _judged(turn: int, verdict: types.Verdict | None) -> list[str]:
   """Returns what is said of a turn before the last one."""
   if verdict is None:
@@ -97,3 +110,33 @@ def _fenced(text: str) -> str:
   fence = "`" * max(3, longest + 1)
   end = "" if text.endswith("\n") else "\n"
   return f"{fence}text\n{text}{end}{fence}\n"
+
+
+def _record(sample: Sample) -> dict[str, Any]:
+  problem = sample.problem
+  record = {
+    "problem": problem.index,
+    "source": problem.source,
+    "messages": [dict(message) for message in problem.messages],
+    "answer": str(problem.answer),
+    "earlier": [dict(message) for message in sample.earlier],
+    "earlier_verdicts": [
+      verdict and _verdict(verdict) for verdict in sample.earlier_verdicts
+    ],
+    "completion": sample.completion,
+    "num_tokens": int(sample.num_tokens),
+    "stop_reason": types.StopReason(int(sample.stop_reason)).name.lower(),
+    **_verdict(sample.verdict),
+    "teacher_prompt": sample.teacher_prompt,
+  }
+  if sample.tokens:
+    record["tokens"] = dict(sample.tokens)
+  return record
+
+
+def _verdict(verdict: types.Verdict) -> Mapping[str, Any]:
+  return {
+    "reward": float(verdict.reward),
+    "status": str(verdict.status),
+    "feedback": verdict.feedback,
+  }

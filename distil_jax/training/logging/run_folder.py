@@ -4,7 +4,7 @@ config.yaml         the resolved config
 environment.json    versions, source revision, devices
 metrics.jsonl       one line per logged step
 evaluations.jsonl   one line per evaluation
-rollouts/           samples as readable text
+rollouts/           samples as readable text, and as `.jsonl` for the report
 tensorboard/        the numbers of both `.jsonl` files
 summary.json        written last: it exists if the run has ended
 """
@@ -22,6 +22,7 @@ from distil_jax.training.logging.rollout_pages import (
   Sample,
   render_page,
   step_of_page,
+  to_lines,
 )
 from distil_jax.training.logging.run_info import environment
 from distil_jax.training.logging.tables import ReportError, format_number, plain
@@ -95,12 +96,12 @@ class RunFolder:
     last_step = -1 if resume_step is None else resume_step
     for name in (METRICS, EVALUATIONS):
       _keep_until(self.directory / name, last_step)
-    for page in self.directory.glob("rollouts/step_*.md"):
+    for page in self.directory.glob("rollouts/step_*.*"):
       if step_of_page(page) > last_step:
         page.unlink()
     # It says that a run has ended, which this one has not.
     (self.directory / SUMMARY).unlink(missing_ok=True)
-    _write_atomically(self.directory / "config.yaml", config_yaml)
+    write_atomically(self.directory / "config.yaml", config_yaml)
     _write_json(
       self.directory / "environment.json",
       environment(device_kind=device_kind, num_devices=num_devices),
@@ -149,7 +150,7 @@ class RunFolder:
     kept = [text for text, old in _lines(path) if old["step"] != step]
     # A run that was stopped between an evaluation and its end evaluates that
     # step again. Evaluations are few, so the whole file is written again.
-    _write_atomically(path, "".join([*kept, _json_line(record)]))
+    write_atomically(path, "".join([*kept, _json_line(record)]))
     self._to_tensorboard(record, prefix="evaluation/")
 
   def evaluations(self) -> list[dict[str, Any]]:
@@ -161,14 +162,14 @@ class RunFolder:
     return read_lines(self.directory / METRICS)
 
   def rollouts(self, step: int, samples: Sequence[Sample]) -> None:
-    """Writes `rollouts/step_000010.md`, a page with samples of one step."""
+    """Writes `rollouts/step_000010.md` and `.jsonl`, samples of one step."""
     if not self._is_writer:
       return
-    folder = self.directory / "rollouts"
-    folder.mkdir(exist_ok=True)
-    _write_atomically(
-      folder / f"step_{step:06d}.md", render_page(step, samples)
-    )
+    path = self.directory / "rollouts" / f"step_{step:06d}"
+    path.parent.mkdir(exist_ok=True)
+    write_atomically(path.with_suffix(".md"), render_page(step, samples))
+    lines = to_lines(samples)
+    write_atomically(path.with_suffix(".jsonl"), lines)
 
   def summary(self, values: Mapping[str, Any]) -> None:
     """Writes `summary.json`; `values` may be nested mappings of numbers."""
@@ -215,10 +216,10 @@ def _json_line(record: Mapping[str, Any]) -> str:
 
 def _write_json(path: pathlib.Path, values: Mapping[str, Any]) -> None:
   tree = plain(path.name, values)
-  _write_atomically(path, json.dumps(tree, indent=2, allow_nan=False) + "\n")
+  write_atomically(path, json.dumps(tree, indent=2, allow_nan=False) + "\n")
 
 
-def _write_atomically(path: pathlib.Path, text: str) -> None:
+def write_atomically(path: pathlib.Path, text: str) -> None:
   """Replaces a file so that a reader sees the old or the whole new one."""
   temporary = path.with_name(f".{path.name}.partial")
   # Feedback can hold half a surrogate pair; it is written as an escape.
@@ -256,4 +257,4 @@ def _keep_until(path: pathlib.Path, last_step: int) -> None:
   """Drops the lines after a step, and a last line that was cut off."""
   if path.exists():
     kept = [text for text, old in _lines(path) if old["step"] <= last_step]
-    _write_atomically(path, "".join(kept))
+    write_atomically(path, "".join(kept))

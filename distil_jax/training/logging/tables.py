@@ -3,7 +3,7 @@
 import math
 import operator
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 # The name of a share, perhaps behind that of a data set.
@@ -39,12 +39,12 @@ def comparison_table(
       points = " points" if _is_share(name) else ""
       change = f"{_scaled(name, new) - _scaled(name, old):+.1f}{points}"
     rows.append((_title(name), _cell(name, old), _cell(name, new), change))
-  return _aligned(rows)
+  return aligned(rows)
 
 
 def evaluation_table(values: Mapping[str, Any]) -> str:
   """Formats one evaluation, one number per line; see `comparison_table`."""
-  return _aligned(
+  return aligned(
     [
       (_title(name), _cell(name, value))
       for name, value in values.items()
@@ -71,18 +71,22 @@ def _cell(name: str, value: Any) -> str:
   return f"{_scaled(name, value):.1f}{' %' if _is_share(name) else ''}"
 
 
-def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
+def aligned(rows: Sequence[tuple[str, ...]], left: Collection[int] = ()) -> str:
+  """Aligns the cells of rows; all but the first column to the right.
+
+  Args:
+    rows: of equal length.
+    left: numbers of further columns that are aligned to the left.
+  """
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  return "\n".join(
-    "  ".join(
-      [row[0].ljust(widths[0])]
-      + [
-        cell.rjust(width)
-        for cell, width in zip(row[1:], widths[1:], strict=True)
-      ]
-    )
-    for row in rows
-  )
+  lines = []
+  for row in rows:
+    cells = [
+      cell.ljust(width) if i in (0, *left) else cell.rjust(width)
+      for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+    ]
+    lines.append("  ".join(cells).rstrip())
+  return "\n".join(lines)
 
 
 def format_number(name: str, value: Any) -> int | float | None:

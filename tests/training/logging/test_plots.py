@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib import image, pyplot
 
-from distil_jax.training.logging import plots, run_folder, tables
+from distil_jax.training.logging import plots, run_folder, series, tables
 
 
 def metrics(num_steps, names=("reward", "cost", "completion_length")):
@@ -103,7 +103,7 @@ def test_small_rewards_are_not_a_flat_line():
 def test_running_mean_by_hand():
   values = np.array([1.0, 2.0, 6.0, 4.0])
   np.testing.assert_allclose(
-    plots.running_mean(values, 3), [1.5, 3.0, 4.0, 5.0]
+    series.running_mean(values, 3), [1.5, 3.0, 4.0, 5.0]
   )
 
 

@@ -21,6 +21,8 @@ from distil_jax.training.logging import (
   tables,
 )
 
+_KINDS = ("jsonl", "md")  # of the files with the samples of a step
+
 
 def start(directory, resume_step=None, **settings):
   folder = run_folder.RunFolder(directory, **{"tensorboard": False, **settings})
@@ -157,7 +159,8 @@ def test_resume_drops_later_pages_and_evaluations(tmp_path):
   resumed = start(tmp_path, resume_step=10)
   assert [line["step"] for line in resumed.evaluations()] == [0, 10]
   pages = sorted(page.name for page in (tmp_path / "rollouts").iterdir())
-  assert pages == ["step_000000.md", "step_000010.md", "step_notes.md"]
+  kept = [f"step_0000{step}.{kind}" for step in ("00", "10") for kind in _KINDS]
+  assert pages == [*kept, "step_notes.md"]
 
 
 def test_a_broken_line_in_the_middle_is_an_error_and_stays(tmp_path):

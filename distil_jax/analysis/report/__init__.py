@@ -1,0 +1,1 @@
+"""Shows runs as a page to look at: curves, verdicts, time and rollouts."""
