@@ -1,4 +1,7 @@
-"""What teachers read, one page for each environment, to be read in review.
+"""What teachers read, to be read in review.
+
+There is one page for each environment, and one for each form of the prompt,
+with worked examples before the problem.
 
 python tests/teacher_prompts.py     # from the root; writes the pages anew
 """
@@ -6,11 +9,13 @@ python tests/teacher_prompts.py     # from the root; writes the pages anew
 import functools
 
 from distil_jax import envs
-from distil_jax.data import teacher_prompts
+from distil_jax.config.data import DataConfig
+from distil_jax.data import examples, teacher_prompts, teacher_templates
 from distil_jax.envs import base
 from tests.paths import GOLDEN
 
 FOLDER = GOLDEN / "teacher_prompts"
+FORMS_FOLDER = GOLDEN / "teacher_forms"
 # Of each environment a row, or the number of a problem that it makes; a
 # completion that fails; and one that does not.
 CASES = {
@@ -119,11 +124,40 @@ def pages() -> dict[str, str]:
   return found
 
 
+@functools.cache
+def form_pages() -> dict[str, str]:
+  """Text of each form's page, of the problem and the attempts of `math`."""
+  row, failure, solution = CASES["math"]
+  environment = envs.make_environment("math")
+  shown = {"prompt": "How much is 2 + 2?", "completion": "\\boxed{4}"}
+  problem = examples.place(
+    environment.problem({**row, "system": "Be brief."}),
+    examples.load(DataConfig.model_validate({"examples": [shown]})),
+  )
+  feedback = environment.judge(problem, failure).feedback
+  found = {}
+  for form, template in teacher_templates.FORMS.items():
+    parts = [
+      (what, teacher_prompts.teacher_prompt(problem, template=template, **told))
+      for what, told in (
+        ("with a solution", {"solution": solution}),
+        ("with feedback", {"feedback": feedback, "attempt": failure}),
+        (
+          "with both",
+          {"solution": solution, "feedback": feedback, "attempt": failure},
+        ),
+      )
+    ]
+    found[form] = "\n".join(f"==== {what}\n{_text(m)}\n" for what, m in parts)
+  return found
+
+
 def _text(messages) -> str:
   return "\n".join(f"-- {m['role']}\n{m['content']}" for m in messages)
 
 
 if __name__ == "__main__":
-  FOLDER.mkdir(exist_ok=True)
-  for name, page in pages().items():
-    (FOLDER / f"{name}.txt").write_text(page, encoding="utf-8")
+  for folder, written in ((FOLDER, pages()), (FORMS_FOLDER, form_pages())):
+    folder.mkdir(exist_ok=True)
+    for name, page in written.items():
+      (folder / f"{name}.txt").write_text(page, encoding="utf-8")

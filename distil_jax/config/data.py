@@ -26,6 +26,15 @@ File = Annotated[PathText, pydantic.Field(min_length=1)]
 DataSource = File | tuple[File, ...] | HubDatasetConfig
 
 
+class ExampleConfig(Section):
+  """A question and a good answer to it."""
+
+  prompt: Text
+  """The question, written as the environment writes a problem's."""
+  completion: Text
+  """The answer."""
+
+
 class DataConfig(Section):
   """The problems: files, or `generated` if the environment makes its own.
 
@@ -42,6 +51,10 @@ class DataConfig(Section):
   """Held-out problems."""
   fields: dict[str, str] = pydantic.Field(default={})
   """Our field names, and what the file calls them."""
+  examples: File | tuple[ExampleConfig, ...] = ()
+  """Worked examples that student and teacher read before each problem, as
+  earlier turns: a list of `{prompt: …, completion: …}`, or a file of such
+  rows."""
   malformed_rows: Literal["error", "skip"] = "error"
   """Stop at a row that cannot be used, or skip and count such rows."""
   long_prompts: Literal["error", "drop"] = "error"

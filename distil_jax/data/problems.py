@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import jax
 
@@ -13,40 +13,24 @@ from distil_jax.config.schema import Config
 from distil_jax.data import (
   datasets,
   demonstrations,
+  examples,
   problem_stream,
   teacher_prompts,
   teacher_routing,
 )
 from distil_jax.data import tokenizer as tokenizers
 from distil_jax.data.data_files import DataError
+from distil_jax.data.generated import Generated
 from distil_jax.envs.base import Environment, Generator
 from distil_jax.envs.mixture import environment_of
-from distil_jax.types import Demonstration, Message, Problem
+from distil_jax.types import Demonstration, Problem
 
-T = TypeVar("T")
+T = TypeVar("T", Problem, Demonstration)
 
 # Problems of `data.*=generated` if the config gives no number.
 NUM_GENERATED = {"train": 4096, "evaluation": 256}
 # Of generated demonstrations so many are checked before a run.
 _NUM_CHECKED = 256
-
-
-class Generated(Sequence[T], Generic[T]):
-  """A sequence whose items are made when they are indexed."""
-
-  def __init__(self, make: Callable[[int], T], size: int):
-    self._make = make
-    self._size = size
-
-  def __len__(self) -> int:
-    return self._size
-
-  def __getitem__(self, index: Any) -> Any:
-    if isinstance(index, slice):
-      return [self._make(i) for i in range(*index.indices(self._size))]
-    if not -self._size <= index < self._size:
-      raise IndexError(index)
-    return self._make(index % self._size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +115,9 @@ def build_data(
       train[name], dropped = drop(name, found, split="train")
       num_dropped += dropped
       continue
-    made = _demonstrations(config, name, environment, found)
+    made = _escaped_items(
+      tokenizer, _demonstrations(config, name, environment, found)
+    )
     check = functools.partial(
       demonstrations.drop_long,
       tokenizer=tokenizer,
@@ -145,12 +131,7 @@ def build_data(
       check([x for _, x in zip(range(_NUM_CHECKED), made, strict=False)])
       train[name] = made
       continue
-    train[name], dropped = check(
-      [
-        dataclasses.replace(x, messages=_escaped(tokenizer, x.messages))
-        for x in made
-      ]
-    )
+    train[name], dropped = check(made)
     num_dropped += dropped
   for name, found in problems.evaluation.items():
     held_out[name], dropped = drop(name, found, split="evaluation")
@@ -262,14 +243,15 @@ def _load_split(
     # Problems are made when they are needed: there may be more than fit in
     # memory.
     generate = _generator(environment).generate
-    make = _with_source(functools.partial(generate, split=split), name)
+    make = _in_set(config, name, functools.partial(generate, split=split))
     if routing is not None:
       make = functools.partial(_routed, make, routing)
     return Generated(make, limit or NUM_GENERATED[split]), 0
+  make = _in_set(config, name, environment.problem)
   try:
     return datasets.load_problems(
       source,
-      _with_source(environment.problem, name),
+      make,
       fields=section.data.fields,
       malformed=section.data.malformed_rows,
       limit=limit,
@@ -285,11 +267,22 @@ def path_of(name: str) -> str:
   return f"mixture.{name}." if name else ""
 
 
-def _with_source(make: Callable[..., Any], name: str) -> Callable[..., Any]:
-  """Returns a function whose problems carry the name of their data set."""
-  if not name:
+def _in_set(
+  config: Config, name: str, make: Callable[..., Any]
+) -> Callable[..., Any]:
+  """Returns a function that makes the items of a data set.
+
+  They carry the set's name, and its examples stand before their own messages.
+  """
+  try:
+    turns = examples.load(config.data_sets[name].data)
+  except DataError as error:
+    raise DataError(f"{path_of(name)}data.examples: {error}") from error
+  if not (name or turns):
     return make
-  return lambda *args: dataclasses.replace(make(*args), source=name)
+  return lambda *args: examples.place(
+    dataclasses.replace(make(*args), source=name), turns
+  )
 
 
 def _routed(
@@ -314,7 +307,7 @@ def _demonstrations(
       _generator(environment_of(environment, name)).demonstration,
       teacher_prompt=teacher_prompts.teacher_prompt,
     )
-    return Generated(_with_source(make, name), len(problems))
+    return Generated(_in_set(config, name, make), len(problems))
   made = []
   for problem in problems:
     if not problem.solution:
@@ -343,12 +336,26 @@ def _generator(environment: Environment) -> Generator:
   return environment
 
 
-def _escaped(
-  tokenizer: tokenizers.Tokenizer, messages: Sequence[Message]
-) -> tuple[Message, ...]:
-  """Returns messages whose texts spell no special token."""
+def _escaped_items(
+  tokenizer: tokenizers.Tokenizer, items: Sequence[T]
+) -> Sequence[T]:
+  """Returns problems or demonstrations whose texts spell no special token.
+
+  Text of a data row ends no turn, as text of a model does not.
+  """
   escape = tokenizer.escape_special_tokens
-  return tuple({**x, "content": escape(x["content"])} for x in messages)
+
+  def escaped(item: T) -> T:
+    messages = tuple(
+      {**x, "content": escape(x["content"])} for x in item.messages
+    )
+    if messages == item.messages:
+      return item
+    return dataclasses.replace(item, messages=messages)
+
+  if isinstance(items, Generated):
+    return Generated(lambda index: escaped(items[index]), len(items))
+  return [escaped(item) for item in items]
 
 
 def _drop_long_prompts(
@@ -363,17 +370,13 @@ def _drop_long_prompts(
   section, where = config.data_sets[name], path_of(name)
   setting, limit = section.length_limit("prompt", config.rollout, where)
   kept, num_dropped, checked_roles = [], 0, set()
-  for problem in problems:
+  for problem in _escaped_items(tokenizer, problems):
     # A template treats the same roles alike, so each order of them is checked
     # once.
     roles = tuple(message["role"] for message in problem.messages)
     if roles not in checked_roles:
       tokenizer.check_template(roles)
       checked_roles.add(roles)
-    # Text of a data row ends no turn, as text of a model does not.
-    messages = _escaped(tokenizer, problem.messages)
-    if messages != problem.messages:
-      problem = dataclasses.replace(problem, messages=messages)
     length = len(tokenizer.encode_messages(problem.messages))
     if length <= limit:
       kept.append(problem)
