@@ -13,6 +13,7 @@ import numpy as np
 
 from distil_jax.analysis.teacher_check.records import Check, Run
 from distil_jax.generation import random_keys
+from distil_jax.training.rollouts.experience import Experience
 from distil_jax.training.setup import workers
 from distil_jax.types import Status
 
@@ -26,11 +27,13 @@ _FEW = 16  # answers, below which nothing is said to be wrong
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-  """Holds who was right on the same held-out samples.
+  """Holds who was right on the same held-out problems.
 
   Attributes:
-    problem: number of each sample's problem. Length n.
-    student: True where the student's sample was right. Length n.
+    problem: number of each answer's problem. Length n.
+    student: share of the student's samples of that problem that were right,
+      those without a teacher included: which samples have one depends on how
+      they ended. Length n, float.
     teacher: True where the teacher's answer to its own prompt was right.
       Length n.
     num_samples: samples of the student, those without a teacher included.
@@ -56,7 +59,7 @@ def measure(run: Run, teacher: tuple[Any, Any], num_answers: int) -> Answers:
   trainer = run.trainer
   size, held_out = trainer.config.rollout.num_problems, trainer.data.held_out
   ask = _asker(run, *teacher)
-  found: list[tuple[int, bool, bool]] = []
+  found: list[tuple[Any, Any, Any]] = []
   num_samples = 0
   for start in range(0, len(held_out) - size + 1, size):
     problems = held_out[start : start + size]
@@ -65,20 +68,28 @@ def measure(run: Run, teacher: tuple[Any, Any], num_answers: int) -> Answers:
     num_samples += len(experience.completions)
     rows = np.flatnonzero(np.asarray(batch.sample_mask))
     if len(rows):
-      rewards = experience.rewards.reshape(-1)
-      threshold = trainer.config.teacher.success_threshold
+      shares = _shares(experience, trainer.config.teacher.success_threshold)
+      members = rows // experience.group_size
       answers = ask(experience, stats)
       found += [
-        (start + row // experience.group_size, rewards[row] >= threshold, right)
-        for row, right in zip(rows, answers[rows], strict=True)
+        (start + member, shares[member], right)
+        for member, right in zip(members, answers[rows], strict=True)
         if not np.isnan(right)
       ]
     if len(found) >= num_answers:
       break
   columns = np.asarray(found, float).reshape(-1, 3).T
   return Answers(
-    columns[0].astype(int), columns[1] == 1, columns[2] == 1, num_samples
+    columns[0].astype(int), columns[1], columns[2] == 1, num_samples
   )
+
+
+def _shares(experience: Experience, threshold: float) -> np.ndarray:
+  """Returns how often the student was right, by problem. Shape `[P]`."""
+  is_judged = experience.is_judged.reshape(experience.rewards.shape)
+  is_right = is_judged & (experience.rewards >= threshold)
+  # A problem without any judged sample has no teacher either.
+  return is_right.sum(axis=1) / np.maximum(is_judged.sum(axis=1), 1)
 
 
 def _asker(run: Run, graphdef: Any, params: Any) -> Any:

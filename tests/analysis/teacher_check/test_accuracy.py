@@ -1,16 +1,18 @@
-"""Student and teacher are compared on the same samples, problem by problem."""
+"""Student and teacher are compared on the same problems."""
 
 import numpy as np
 import pytest
 
 from distil_jax.analysis.teacher_check import accuracy
+from distil_jax.data import tokenizer as tokenizers
+from tests.training import test_batch_builder as built
 
 
 def answers(student, teacher, per_problem=2):
   count = len(student)
   return accuracy.Answers(
     problem=np.arange(count) // per_problem,
-    student=np.asarray(student) == 1,
+    student=np.asarray(student, float),
     teacher=np.asarray(teacher) == 1,
     num_samples=count + 3,
   )
@@ -59,3 +61,12 @@ def test_without_a_teacher_there_is_nothing_to_compare():
   check = accuracy.check(answers([], []))
   assert check.is_ok is None
   assert "none of 3 held-out samples" in check.numbers
+
+
+def test_the_student_counts_with_all_its_samples():
+  """Not with those alone that have a teacher, which failed more often."""
+  texts = [text for sample in built.SAMPLES for text in (sample[0], sample[2])]
+  tokenizer = tokenizers.train(texts, vocab_size=320)
+  experience = built.make_experience(tokenizer)
+  np.testing.assert_allclose(accuracy._shares(experience, 1.0), [2 / 3, 0])
+  np.testing.assert_allclose(accuracy._shares(experience, 0.0), [1, 1])
