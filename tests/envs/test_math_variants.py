@@ -397,9 +397,57 @@ y=2x+3 → y-2x-3=0
 \text{does not exist} → DNE
 25 → 25\,\frac{\text{miles}}{\text{hour}}
 1.5 hours → 1 hour and 30 minutes
+5 → 5 blue
+20 students → 20 people
+5 red → 5 red balls
+5 red balls → 5 balls
+\$5 → \$5 profit
+5 miles north → 5 miles
+5 boys and 3 girls → 3 girls and 5 boys
+3:30 → 3:30
+3:00 → 3
+3:2 → 6:4
+3:10 → 3/10
+2:3 → 10:15
+June 20th → June 20
+June 20th → 20 June
+June 20th → the 20th of June
+June 20th → June 20^{\text{th}}
+June 20th → Jun. 20
+June 20th → Saturday, June 20
+June 20th → June 20, 2020
+Saturday, June 20 → June 20th
+June 20 → \text{June 20th}
+June 20, 2020 → June 20th, 2020
+May 5 → 5 May
 """
 
 WRONG = r"""
+5 red → 5 blue
+5 apples → 5 oranges
+5 boys → 5 girls
+5 miles north → 5 miles south
+\$5 profit → \$5 loss
+5 minutes early → 5 minutes late
+5 more → 5 fewer
+5 gray → 5 blue
+3:30 → 1/10
+3:30 → 0.1
+3:30 → 1:10
+3:30 → 6:60
+3:30 → 3
+3:05 → 0.6
+June 20th → June 21
+June 20th → June 2
+June 20th → July 20
+June 20th → 20
+June 20th → June
+June 20th → Foo, June 20
+June 20, 2020 → June 20
+June 20, 2020 → June 20, 2021
+Saturday, June 20 → Sunday, June 20
+March 3 → Mars 3
+20 → June 20
 18 → 18.5
 18 → 1.8
 18 → 18..5

@@ -6,7 +6,13 @@ What needs algebra is left to the caller.
 import re
 from collections.abc import Callable, Sequence
 
-from distil_jax.envs.math_answers import notation, number_words, quantities
+from distil_jax.envs.math_answers import (
+  dates,
+  labels,
+  notation,
+  number_words,
+  quantities,
+)
 from distil_jax.envs.math_answers import spelling as math_spelling
 from distil_jax.envs.math_answers import units as math_units
 
@@ -117,6 +123,7 @@ def _compare(gold: str, answer: str, algebra: Algebra) -> bool | None:
   named = _named_values(gold, answer) or _same_name(gold, answer)
   gold, answer = named or (gold, answer)
   for is_same in (
+    dates.is_same_date,
     notation.is_same_time,
     notation.is_same_based,
     notation.is_same_ratio,
@@ -138,7 +145,9 @@ def _compare(gold: str, answer: str, algebra: Algebra) -> bool | None:
       if "=" not in rest:
         return _compare(gold, rest, algebra)
   if a is not None and b is not None:
-    return quantities.is_same_quantity(a, b)
+    return quantities.is_same_quantity(a, b) and not labels.are_opposed(
+      gold, answer
+    )
   words = _words(gold), _words(answer)
   if None not in words:
     return words[0] == words[1] or _is_product(gold, answer)

@@ -4,6 +4,7 @@ These are times of the day, numbers in another base, ratios of several parts,
 and options of a list of answers.
 """
 
+import math
 import re
 from fractions import Fraction
 from typing import NamedTuple
@@ -15,6 +16,7 @@ _TIME = re.compile(
   r"(\d{1,2})(?::(\d\d))?\s*(?:([ap])\.? ?m\.?|(o['’]clock))?",
   re.IGNORECASE,
 )
+_CLOCK = re.compile(r"(\d{1,2}):(\d\d)")
 _TIMES = {"noon": (12, "p"), "midnight": (12, "a")}
 _BASED = re.compile(
   r"\(?([0-9A-Za-z]+(?:\.[0-9A-Za-z]+)?)\)? ?_ ?"
@@ -62,9 +64,15 @@ class Based(NamedTuple):
 def is_same_time(gold: str, answer: str) -> bool | None:
   """Compares times of the day, or returns None if neither is one.
 
-  `3:30` is the same time as `3:30 PM`, and `15:30` is too.
+  `3:30` is the same time as `3:30 PM`, and `15:30` is too. It is no ratio, for
+  a ratio would be in lowest terms.
   """
   a, b = _time(gold), _time(answer)
+  clock = _CLOCK.fullmatch(gold.strip())
+  if a is not None and clock and _is_time(int(clock[1]), clock[2]):
+    if b is None and (":" in answer or quantities.quantity(answer) is not None):
+      return False
+    a = a._replace(is_sure=True)
   if a is None or b is None or not (a.is_sure or b.is_sure):
     return None
   if a.minute != b.minute:
@@ -87,6 +95,11 @@ def _time(text: str) -> _Time | None:
     return None
   half = (found[3] or "").lower()
   return _Time(hour, minute, half, is_sure=bool(half or found[4]))
+
+
+def _is_time(hour: int, minutes: str) -> bool:
+  """Returns True if digits with a colon between them are hardly a ratio."""
+  return minutes[0] == "0" or math.gcd(hour, int(minutes)) > 1
 
 
 def is_same_based(gold: str, answer: str) -> bool | None:
