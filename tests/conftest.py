@@ -6,7 +6,7 @@ import pathlib
 import signal
 import time
 
-from tests import xla_settings
+from tests import garbage, xla_settings
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join(
@@ -25,9 +25,11 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+xla_settings.share_lowering_contexts()
 
 
-# These take longest; where they begin first, no worker waits for another.
+# These take longest, or are long and would be among the last; where they begin
+# first, no worker waits for another.
 _FIRST = (
   "test_hosts",
   "test_commands",
@@ -36,6 +38,10 @@ _FIRST = (
   "test_golden_runs",
   "test_gradient_noise",
   "test_resume",
+  "test_shared_prefixes",
+  "test_student_tokens",
+  "test_teacher_models",
+  "test_train_step",
   "test_trainer",
   "test_two_processes",
 )
@@ -46,10 +52,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-  """Looks less often for garbage, of which tracing leaves little."""
-  gc.collect()
-  gc.freeze()
-  gc.set_threshold(50_000, 20, 20)
+  garbage.collect_rarely()
 
 
 @pytest.fixture
@@ -106,4 +109,5 @@ def _num_memory_maps() -> int:
 
 def _forget_programs() -> None:
   jax.clear_caches()
+  xla_settings.forget_lowering_context()
   gc.collect()

@@ -165,6 +165,9 @@ def _become(request: dict[str, Any]) -> None:
 
   import jax
 
+  from tests import xla_settings
+
+  xla_settings.share_lowering_contexts()
   warnings.resetwarnings()
   warnings.filters[:] = _filters
   signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -185,9 +188,12 @@ def _become(request: dict[str, Any]) -> None:
 if __name__ == "__main__":
   import warnings
 
+  from tests import garbage
+
   _filters = warnings.filters[:]
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   _import_everything()
+  garbage.collect_rarely()  # copies inherit it
   warnings.simplefilter("ignore")  # of a copy of many threads: it has but one
   request = _serve(socket.socket(fileno=int(sys.argv[1])))
   if request is not None:

@@ -6,7 +6,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Sequence
+from typing import Any
 
 _FLAGS = (
   "--xla_backend_optimization_level=0",
@@ -17,6 +19,7 @@ _FLAGS = (
   "--xla_cpu_parallel_codegen_split_count=1",
 )
 _KNOWN = "DISTIL_JAX_TEST_FLAGS"
+_lowering = threading.local()  # has the `context` of a thread
 
 
 def fast_compile_flags() -> str:
@@ -58,3 +61,26 @@ def shared_cache() -> dict[str, str]:
     folder = tempfile.mkdtemp(prefix="distil_jax_compiled_")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
   return {variable: folder, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+
+
+def share_lowering_contexts() -> None:
+  """Lowers all programs of a thread in one MLIR context.
+
+  JAX makes one for each program and loads all dialects into it, which is a
+  fifth of all that a program of a single operation takes.
+  """
+  from jax._src.interpreters import mlir
+
+  make_context = mlir.make_ir_context
+
+  def shared_context() -> Any:
+    if not hasattr(_lowering, "context"):
+      _lowering.context = make_context()
+    return _lowering.context
+
+  mlir.make_ir_context = shared_context
+
+
+def forget_lowering_context() -> None:
+  """Lets a context go, which keeps the constants of all its programs."""
+  _lowering.__dict__.clear()
