@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+import distil_jax
 from distil_jax.objectives import build
 from tests import measures
 from tests.paths import ROOT
@@ -120,6 +121,14 @@ def test_the_package_is_imported_without_any_extra():
       others = roots - base - sys.stdlib_module_names - {"distil_jax"}
       assert not others, name
     assert not NEED_AN_EXTRA & {measures.owner(x) for x in first}, name
+
+
+def test_the_face_of_the_package_imports_each_name_that_it_shows():
+  assert set(distil_jax.__all__) <= set(dir(distil_jax))
+  for name in distil_jax.__all__:
+    assert getattr(distil_jax, name).__name__ == name
+  with pytest.raises(AttributeError, match="no attribute 'generat'"):
+    _ = distil_jax.generat  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_theory_imports_ops_at_most():
