@@ -67,6 +67,7 @@ SMALL = (
   "model.create.head_size=8",
   "model.create.mlp_size=32",
   "rollout.num_problems=2",
+  "data.num_train=16",
   "data.num_evaluation=2",
   "evaluation.num_problems=2",
   "logging.tensorboard=false",

@@ -23,9 +23,11 @@ SETTINGS = [
   # It knows the calculator alone: a guess is the last number of a line.
   'rollout.stop=["\\n"]',
   "optimizer.micro_batch_size=4",
-  "data.num_evaluation=2",
-  "evaluation.num_problems=2",
-  "evaluation.num_samples=1",
+  "data.num_train=16",
+  "data.num_evaluation=4",
+  # As many samples as in training: the same programs.
+  "evaluation.num_problems=4",
+  "evaluation.num_samples=2",
   "evaluation.pass_at=[1]",
   "logging.rollouts_every=1",
   "train.num_steps=2",

@@ -34,9 +34,11 @@ SETTINGS = [
   "rollout.max_completion_length=96",
   'rollout.stop=["\\n"]',  # of short turns there are few programs
   "optimizer.micro_batch_size=2",
+  "data.num_train=16",
   "data.num_evaluation=2",
+  # As many samples as in training: the same programs.
   "evaluation.num_problems=2",
-  "evaluation.num_samples=1",
+  "evaluation.num_samples=2",
   "evaluation.pass_at=[1]",
   "logging.rollouts_every=1",
 ]

@@ -21,6 +21,7 @@ from distil_jax.training.setup import model_directory, policies, steps
 from tests import networks
 from tests.paths import ROOT
 
+pytestmark = pytest.mark.usefixtures("one_width")
 SETTINGS = {
   "data": {
     "train": "generated",
@@ -37,7 +38,8 @@ SETTINGS = {
   },
   "teacher": {"parameters": "ema", "ema_rate": 0.5, "max_prompt_length": 120},
   "optimizer": {"learning_rate": 1e-2},
-  "evaluation": {"num_samples": 1, "pass_at": [1], "num_problems": 8},
+  # As many samples as in training: the same programs.
+  "evaluation": {"num_samples": 2, "pass_at": [1], "num_problems": 8},
   "checkpoint": {"every": 1},
   "logging": {"rollouts_every": 0, "tensorboard": False},
 }

@@ -22,6 +22,7 @@ from tests import networks
 from tests.networks import assert_close
 from tests.training import test_teacher_models
 
+pytestmark = pytest.mark.usefixtures("one_width")
 NUM_TOKENS = 22
 # Another model, and the student's own network.
 NAMES = ("math", "own")

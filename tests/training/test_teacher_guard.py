@@ -273,7 +273,7 @@ rollout: {num_problems: 4, group_size: 2, max_prompt_length: 64,
 teacher: {max_prompt_length: 160, parameters: ema, ema_rate: 0.5,
           guard: {margin: 0.0, num_problems: 4, action: roll_back}}
 optimizer: {learning_rate: 1e-2}
-evaluation: {num_problems: 4, num_samples: 1, pass_at: [1]}
+evaluation: {num_problems: 4, num_samples: 2, pass_at: [1]}  # as in training
 checkpoint: {every: 8}
 logging: {tensorboard: false, rollouts_every: 0}
 train: {num_steps: 10}

@@ -18,6 +18,7 @@ from distil_jax.training.logging.progress import Progress
 from distil_jax.training.setup import policies, teacher_models
 from tests import networks
 
+pytestmark = pytest.mark.usefixtures("one_width")
 CALCULATOR = "embedded:calculator"
 # The calculator has 405 tokens and pads nothing.
 SMALL = {"width": 16, "num_layers": 1, "head_size": 8, "max_positions": 512}
@@ -68,7 +69,7 @@ def settings(student, teacher=CALCULATOR, **changed):
     "optimizer": {"learning_rate": 0.02},
     "evaluation": {
       "num_problems": 8,
-      "num_samples": 1,
+      "num_samples": 2,  # as in training: the same programs
       "pass_at": [1],
       "every": 0,
     },

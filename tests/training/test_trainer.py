@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from distil_jax import config
-from distil_jax.generation import engine
 from distil_jax.training import run_checks, run_lock, trainer
 from distil_jax.training.logging.monitors import MonitorStop
 
+pytestmark = pytest.mark.usefixtures("one_width")
 TINY = {
   "vocab_size": 300,
   "width": 16,
@@ -20,12 +20,6 @@ TINY = {
   "head_size": 8,
   "mlp_size": 32,
 }
-
-
-@pytest.fixture(autouse=True)
-def one_width(monkeypatch):
-  """So that slots are not given up: each number of them is a program."""
-  monkeypatch.setattr(engine, "ladder", lambda width: [width])
 
 
 def settings(tmp_path, num_steps):
@@ -51,7 +45,8 @@ def settings(tmp_path, num_steps):
         "num_steps": num_steps,
         "run_directory": str(tmp_path / f"run_{num_steps}"),
       },
-      "evaluation": {"num_problems": 4},
+      # As many samples as in training: the same programs.
+      "evaluation": {"num_problems": 4, "num_samples": 2, "pass_at": [1]},
       "logging": {"tensorboard": False},
     }
   )
@@ -68,7 +63,6 @@ def test_where_and_how_it_is_sampled_changes_nothing(tmp_path):
     trial["rollout"] |= changed
     trial["mesh"] |= mesh or {}
     trial["optimizer"]["tokens_per_micro_batch"] = num_tokens
-    trial["evaluation"] |= {"num_samples": 1, "pass_at": [1]}
     directory = tmp_path / f"run_{len(changed)}_{len(mesh or {})}"
     trial["train"]["run_directory"] = str(directory)
     trainer.Trainer(config.parse(trial)).train()
@@ -147,7 +141,6 @@ def test_rewards_alone_teach_without_a_teacher(tmp_path, capsys):
   # Too short for any teacher's prompt: none is made.
   trial["teacher"] |= {"parameters": "frozen", "max_prompt_length": 1}
   trial["optimizer"]["mini_batch_size"] = 4
-  trial["evaluation"] |= {"num_samples": 1, "pass_at": [1]}
   trial["logging"]["mismatch_limit"] = 1e-12
   summary = trainer.Trainer(config.parse(trial)).train()
   assert summary["steps"] == 2
@@ -238,7 +231,6 @@ def test_a_monitor_stops_a_run_whose_last_step_is_saved(tmp_path, capsys):
       ],
     }
   }
-  cfg["evaluation"] |= {"num_samples": 1, "pass_at": [1]}
   for step in (1, 2):  # it goes on, and stops again
     with pytest.raises(MonitorStop, match=f"step {step}: completion_length is"):
       trainer.Trainer(config.parse(cfg)).train()

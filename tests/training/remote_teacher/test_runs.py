@@ -19,6 +19,7 @@ from tests import networks
 from tests.served import MODEL, served
 from tests.training import test_teacher_models
 
+pytestmark = pytest.mark.usefixtures("one_width")
 NUM_TOKENS = 405  # of the tokenizer; the student's vocabulary is padded
 OBJECTIVE = {"kind": "distil", **networks.PUBLISHED}
 KEY = "TEACHER_SERVER_KEY"
