@@ -18,11 +18,11 @@ from distil_jax.training.rollouts import experience, self_critique, tool_pool
 from distil_jax.types import Problem, Status, Verdict
 from tests import networks, rollout_workers
 
+# All but the last have the programs of the first.
 CASES = {
-  "plain": {},
   "few slots": {"num_slots": 4},
   "stop strings": {"num_slots": 4, "stop": ("a", "1")},
-  "truncated": {"temperature": 1.3, "top_k": 20, "top_p": 0.9},
+  "truncated": {"num_slots": 4, "temperature": 1.3, "top_k": 20, "top_p": 0.9},
   "another mesh": {"rollout_mesh": (4, 1, 1)},
 }
 NAMES = [4, 9, 4, 2, 7, 5, 6, 8]
