@@ -153,6 +153,7 @@ def fragments() -> list[str]:
   return found
 
 
+@functools.cache
 def measure() -> dict[str, tuple[int, str]]:
   """Returns each figure, and what it was found at."""
   rooms = graph_of_rooms()

@@ -93,7 +93,7 @@ def with_own_keys(grouped: Network) -> Network:
   spread = network(num_kv_heads=num_heads)
   layers = dict(grouped.params["layers"])
   for name in ("key", "value"):
-    layers[name] = jnp.repeat(layers[name], repeats, axis=2)
+    layers[name] = jnp.asarray(np.repeat(layers[name], repeats, axis=2))
   return Network(
     spread.config, spread.graphdef, {**grouped.params, "layers": layers}
   )
@@ -169,7 +169,9 @@ def assert_close(tree, expected, atol=1e-5):
 
 def distance(tree, other) -> float:
   """The largest difference of two entries."""
-  gaps = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), tree, other)
+  gaps = jax.tree.map(
+    lambda a, b: np.abs(np.asarray(a) - np.asarray(b)).max(), tree, other
+  )
   return float(max(jax.tree.leaves(gaps)))
 
 
@@ -180,8 +182,8 @@ def with_garbage(
   rng = np.random.default_rng(seed)
 
   def fill(ids, mask):
-    garbage = rng.integers(0, vocab_size, ids.shape)
-    return jnp.where(mask == 1, ids, jnp.asarray(garbage, ids.dtype))
+    garbage = rng.integers(0, vocab_size, ids.shape).astype(ids.dtype)
+    return jnp.asarray(np.where(np.asarray(mask) == 1, ids, garbage))
 
   return batch.replace(
     prompt_ids=fill(batch.prompt_ids, batch.prompt_mask),
@@ -189,7 +191,11 @@ def with_garbage(
       batch.teacher_prompt_ids, batch.teacher_prompt_mask
     ),
     completion_ids=fill(batch.completion_ids, batch.completion_mask),
-    old_log_probs=jnp.where(
-      batch.completion_mask == 1, batch.old_log_probs, jnp.nan
+    old_log_probs=jnp.asarray(
+      np.where(
+        np.asarray(batch.completion_mask) == 1,
+        batch.old_log_probs,
+        np.float32(np.nan),
+      )
     ),
   )

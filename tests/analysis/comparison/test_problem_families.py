@@ -17,6 +17,18 @@ from distil_jax.analysis.comparison.problem_families import (
   Route,
 )
 
+# One program in place of a program for each operation.
+judge, reference_completion, base_targets = (
+  jax.jit(function, static_argnames="family")
+  for function in (
+    problem_families.judge,
+    problem_families.reference_completion,
+    problem_families.base_targets,
+  )
+)
+make_problems = jax.jit(
+  problem_families.make_problems, static_argnames=("family", "num_problems")
+)
 CODE = [7, 4, 9, 0, 6, 2, 1, 8, 3, 5]
 WORK, GUESS = ROUTES
 TOTALS = Family(
@@ -41,7 +53,7 @@ def problems(digits, fresh=((0, 0, 0),)):
   return Problems(
     digits=jnp.asarray(digits),
     fresh=jnp.asarray(fresh),
-    index=jnp.arange(len(digits), dtype=jnp.uint32),
+    index=np.arange(len(digits), dtype=np.uint32),
   )
 
 
@@ -51,10 +63,8 @@ def judged(family, made, *tokens):
   for i, row in enumerate(tokens):
     rows[0, i, : len(row)] = row
     mask[0, i, : len(row)] = 1
-  rewards = problem_families.judge(
-    family, made, jnp.asarray(rows), jnp.asarray(mask)
-  )
-  return rewards[0].tolist()
+  rewards = judge(family, made, jnp.asarray(rows), jnp.asarray(mask))
+  return np.asarray(rewards)[0].tolist()
 
 
 def test_totals_are_judged_by_their_end():
@@ -112,39 +122,41 @@ def test_sibling_is_the_feedback_without_its_padding():
   ids, mask = problem_families.teacher_prompts(
     made, *problem_families.hints(family, made, sibling)
   )
-  assert ids[0, 1:7].tolist() == [GUESS, 0, EOS, PAD, PAD, PAD]
-  assert mask[0].tolist() == [1, 1, 1, 1, 0, 0, 0, 1, 1, 1, 1, 1]
+  assert np.asarray(ids)[0, 1:7].tolist() == [GUESS, 0, EOS, PAD, PAD, PAD]
+  assert np.asarray(mask)[0].tolist() == [1, 1, 1, 1, 0, 0, 0, 1, 1, 1, 1, 1]
 
 
 @pytest.mark.parametrize("name", builtin_families.FAMILIES)
 def test_reference_completions_are_right(name):
   family = builtin_families.FAMILIES[name]
-  made = problem_families.make_problems(family, jax.random.key(0), 16)
+  made = make_problems(family, jax.random.key(0), 16)
   for route in range(len(family.routes)):
-    ids, mask = problem_families.reference_completion(
-      family, made, jnp.full(16, route), jax.random.key(1)
+    ids, mask = reference_completion(
+      family, made, np.full(16, route), jax.random.key(1)
     )
-    rewards = problem_families.judge(family, made, ids[:, None], mask[:, None])
-    assert rewards.min() == 1, route
+    rewards = judge(
+      family, made, np.asarray(ids)[:, None], np.asarray(mask)[:, None]
+    )
+    assert np.min(rewards) == 1, route
 
 
 @pytest.mark.parametrize("name", builtin_families.FAMILIES)
 def test_base_targets_are_distributions(name):
   family = builtin_families.FAMILIES[name]
-  made = problem_families.make_problems(family, jax.random.key(0), 16)
-  route = jnp.arange(16) % len(family.routes)
-  ids, mask = problem_families.reference_completion(
-    family, made, route, jax.random.key(1)
-  )
+  made = make_problems(family, jax.random.key(0), 16)
+  route = np.arange(16) % len(family.routes)
+  ids, mask = reference_completion(family, made, route, jax.random.key(1))
   for has_feedback in (True, False):
-    targets = problem_families.base_targets(
-      family, made, route, ids, jnp.full(16, has_feedback), route
+    targets = base_targets(
+      family, made, route, ids, np.full(16, has_feedback), route
     )
-    sums = np.asarray(jnp.sum(targets, axis=-1))
+    sums = np.sum(targets, axis=-1)
     np.testing.assert_allclose(sums[np.asarray(mask) > 0], 1.0, rtol=1e-5)
     # What is right must be possible.
-    chances = jnp.take_along_axis(targets, ids[..., None], axis=-1)[..., 0]
-    assert np.asarray(chances)[np.asarray(mask) > 0].min() > 0
+    chances = np.take_along_axis(
+      np.asarray(targets), np.asarray(ids)[..., None], axis=-1
+    )[..., 0]
+    assert chances[np.asarray(mask) > 0].min() > 0
 
 
 def test_targets_without_and_with_feedback():
@@ -152,7 +164,7 @@ def test_targets_without_and_with_feedback():
   ids = jnp.asarray([[WORK, 2, 5, 4, EOS]])  # the first total is spoilt
 
   def targets(has_feedback):
-    found = problem_families.base_targets(
+    found = base_targets(
       TOTALS,
       made,
       jnp.asarray([0]),
@@ -160,7 +172,7 @@ def test_targets_without_and_with_feedback():
       jnp.asarray([has_feedback]),
       jnp.asarray([0]),
     )
-    return np.asarray(found[0])
+    return np.asarray(found)[0]
 
   alone, informed = targets(False), targets(True)
   np.testing.assert_allclose(alone[0, list(ROUTES)], [0.25, 0.75])
@@ -179,13 +191,11 @@ def test_known_digits_of_the_code():
   family = builtin_families.FAMILIES["mixed"]
   made = problems([[4, 5, 0, 9, 1, 8]], [[0] * 6])
   route = jnp.asarray([0])
-  ids, _ = problem_families.reference_completion(
-    family, made, route, jax.random.key(0)
-  )
-  found = problem_families.base_targets(
-    family, made, route, ids, jnp.asarray([False]), route
-  )
-  chances = jnp.take_along_axis(found, ids[..., None], axis=-1)[0, 1:7, 0]
+  ids, _ = reference_completion(family, made, route, jax.random.key(0))
+  found = base_targets(family, made, route, ids, jnp.asarray([False]), route)
+  chances = np.take_along_axis(
+    np.asarray(found), np.asarray(ids)[..., None], axis=-1
+  )[0, 1:7, 0]
   np.testing.assert_allclose(
     chances, [0.95, 0.1, 0.95, 0.1, 0.95, 0.1], rtol=1e-5
   )
@@ -195,11 +205,9 @@ def test_sibling_moves_the_teachers_choice():
   family = builtin_families.FAMILIES["partial"]
   made = problems([[1, 2, 3, 4]], [[0, 0, 0, 0]])
   route = jnp.asarray([0])
-  ids, _ = problem_families.reference_completion(
-    family, made, route, jax.random.key(0)
-  )
+  ids, _ = reference_completion(family, made, route, jax.random.key(0))
   for sibling_route in (0, 1):
-    found = problem_families.base_targets(
+    found = base_targets(
       family,
       made,
       route,
@@ -207,6 +215,6 @@ def test_sibling_moves_the_teachers_choice():
       jnp.asarray([True]),
       jnp.asarray([sibling_route]),
     )
-    first = np.asarray(found[0, 0])
+    first = np.asarray(found)[0, 0]
     np.testing.assert_allclose(first[ROUTES[sibling_route]], 0.6, rtol=1e-6)
     np.testing.assert_allclose(first[ROUTES[1 - sibling_route]], 0.4, rtol=1e-6)
