@@ -75,7 +75,7 @@ RUNS = {
     "rollout.group_size=1",
   ),
 }
-_CLOCK = ("seconds", "tokens_per_second")
+_CLOCK = ("time/", "memory/")
 
 
 def train(name: str, folder: pathlib.Path) -> dict:
@@ -139,7 +139,8 @@ def _command(*arguments: str) -> str:
 def _lines(path: pathlib.Path) -> list[dict]:
   lines = [json.loads(line) for line in path.read_text().splitlines()]
   return [
-    {k: v for k, v in line.items() if not k.endswith(_CLOCK)} for line in lines
+    {k: v for k, v in line.items() if not k.startswith(_CLOCK)}
+    for line in lines
   ]
 
 

@@ -77,11 +77,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 def train_or_none(config: configs.Config) -> Mapping[str, Any] | None:
   """Trains; returns the run's summary, or None if the run diverged."""
-  from distil_jax.training import trainer
+  from distil_jax.training import finiteness, trainer
 
   try:
     return trainer.Trainer(config).train()
-  except trainer.TrainingError:
+  except finiteness.TrainingError:
     return None
 
 

@@ -38,6 +38,7 @@ from distil_jax.config.training import (
   CheckpointConfig,
   EvaluationConfig,
   LoggingConfig,
+  ProfileConfig,
   TrainConfig,
 )
 
@@ -62,6 +63,7 @@ class Config(Section):
   evaluation: EvaluationConfig = EvaluationConfig()
   checkpoint: CheckpointConfig = CheckpointConfig()
   logging: LoggingConfig = LoggingConfig()
+  profile: ProfileConfig = ProfileConfig()
 
   @property
   def run_directory(self) -> pathlib.Path:

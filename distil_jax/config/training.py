@@ -123,6 +123,16 @@ _MONITORS = (
 )
 
 
+class ProfileConfig(Section):
+  """Which steps are traced by JAX's profiler, for TensorBoard or XProf."""
+
+  start_step: Positive | None = None
+  """First step of the trace, counted from 1; null: no trace. The first steps of
+  a run compile."""
+  num_steps: Positive = 3
+  """Steps in the trace, which is written to `profile/` in the run's folder."""
+
+
 class LoggingConfig(Section):
   """Settings of what a run writes into its folder."""
 

@@ -9,9 +9,9 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
+from distil_jax.distributed.chip_specs import Chip
 from distil_jax.models import remat
 from distil_jax.models.decoder_config import DecoderConfig
-from distil_jax.planning.chip_specs import Chip
 from distil_jax.planning.workload import Workload
 
 _BYTES = {"float32": 4, "bfloat16": 2}

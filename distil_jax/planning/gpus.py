@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from distil_jax.planning import chip_specs
+from distil_jax.distributed import chip_specs
 from distil_jax.planning.errors import PlanError
 
 _NAME = re.compile(r"(?:(\d+) ?x ?)?([a-z0-9]+?)(?:[:-](\d+))?", re.IGNORECASE)

@@ -2,7 +2,8 @@
 
 import jax
 
-from distil_jax.planning import chip_specs, gpus, topologies
+from distil_jax.distributed import chip_specs
+from distil_jax.planning import gpus, topologies
 from distil_jax.planning.results import Hardware
 
 

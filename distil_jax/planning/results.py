@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from distil_jax.planning.chip_specs import Chip
+from distil_jax.distributed.chip_specs import Chip
 from distil_jax.planning.costs import Costs
 from distil_jax.planning.estimates import Estimate
 from distil_jax.planning.memory import Memory

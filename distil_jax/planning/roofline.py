@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from distil_jax.distributed.chip_specs import Chip
 from distil_jax.planning import costs, topologies
-from distil_jax.planning.chip_specs import Chip
 
 
 @dataclasses.dataclass(frozen=True)

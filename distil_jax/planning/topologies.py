@@ -16,7 +16,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from distil_jax.planning import chip_specs
+from distil_jax.distributed import chip_specs
 from distil_jax.planning.errors import PlanError
 
 # The usual shapes: https://docs.cloud.google.com/tpu/docs/v5p (and v4, v6e).

@@ -43,6 +43,7 @@ _FREE = (
   "evaluation",
   "checkpoint",
   "logging",
+  "profile",
   "mesh",
 )
 # How a data set of a mixture is evaluated is as free as `evaluation`.

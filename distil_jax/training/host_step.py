@@ -1,7 +1,7 @@
 """Makes training steps from batches on the host, without their padding."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -9,6 +9,7 @@ import numpy as np
 
 from distil_jax.distributed import collectives
 from distil_jax.models import sharding
+from distil_jax.training.step_work import Work, WorkCounter
 from distil_jax.training.train_state import TrainState
 from distil_jax.training.trimming import Trimmer
 from distil_jax.types import TrainBatch
@@ -26,16 +27,26 @@ class HostStep:
 
   Attributes:
     trimmer: its widths belong into a checkpoint.
+    work: what the last step computed.
   """
 
-  def __init__(self, run_fn: RunFn, *, reads_teacher_prompts: bool):
+  def __init__(
+    self,
+    run_fn: RunFn,
+    *,
+    reads_teacher_prompts: bool,
+    count: WorkCounter | None = None,
+  ):
     """Takes the parts.
 
     Args:
       run_fn: makes the step; donates the state.
       reads_teacher_prompts: false if a teacher elsewhere has read them.
+      count: counts the operations of a step; None counts none.
     """
     self.trimmer = Trimmer()
+    self.work = Work()
+    self._count = count
     self._run_fn = run_fn
     self._reads_teacher_prompts = reads_teacher_prompts
 
@@ -52,7 +63,16 @@ class HostStep:
     if not self._reads_teacher_prompts:
       batch = without_teacher_prompts(batch)
     state, metrics, read = self._run_fn(state, batch)
-    return state, {**metrics, PADDING: padding_share(read)}
+    sums = _read_sums(read)
+    if self._count is not None:
+      sums |= self._count(batch, read)
+    sums = collectives.global_sums(sums)
+    self.work = Work(
+      sums["tokens"],
+      sums.get("rollout_flops", 0.0),
+      sums.get("update_flops", 0.0),
+    )
+    return state, {**metrics, PADDING: _padding_share(sums)}
 
 
 def whole_batch(
@@ -92,13 +112,21 @@ def padding_share(batches: list[TrainBatch]) -> float:
   Args:
     batches: this process's rows, on the host.
   """
+  return _padding_share(collectives.global_sums(_read_sums(batches)))
+
+
+def _padding_share(sums: Mapping[str, float]) -> float:
+  return 1 - sums["tokens"] / max(sums["columns"], 1.0)
+
+
+def _read_sums(batches: list[TrainBatch]) -> dict[str, float]:
+  """Returns the tokens and the columns that the networks read."""
   sums = {"tokens": 0.0, "columns": 0.0}
   for batch in batches:
     for mask in _read(batch):
       sums["tokens"] += float(np.sum(mask))
       sums["columns"] += float(mask.size)
-  sums = collectives.global_sums(sums)
-  return 1 - sums["tokens"] / max(sums["columns"], 1.0)
+  return sums
 
 
 def _read(batch: TrainBatch) -> list[np.ndarray]:

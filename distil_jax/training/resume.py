@@ -41,11 +41,15 @@ class RunNotes:
     seconds: time that the run has taken so far.
     position: problems that the run has drawn from its data.
     prompt_widths: widths of prompts, see `trimming.Trimmer`.
+    seconds_by_cause: what the time was spent on, see `run_clock.RunClock`.
   """
 
   seconds: float
   position: int
   prompt_widths: Mapping[str, int]
+  seconds_by_cause: Mapping[str, float] = dataclasses.field(
+    default_factory=dict
+  )
 
 
 def open_folder(
@@ -262,13 +266,19 @@ def restore_state(
     CheckpointError: the checkpoint cannot be read.
   """
   notes = saved.notes(step)
-  # Older checkpoints have no widths, and no position: each step drew one batch.
+  # Older checkpoints have no widths and causes, and no position: each step drew
+  # one batch.
   position = notes.get("position", step * config.rollout.num_problems)
   restored = saved.restore(step, _as_dict(template))
   state = train_state.TrainState(**restored)
   return (
     dataclasses.replace(state, base_params=base_params),
-    RunNotes(notes["seconds"], position, notes.get("prompt_widths", {})),
+    RunNotes(
+      notes["seconds"],
+      position,
+      notes.get("prompt_widths", {}),
+      notes.get("seconds_by_cause", {"unknown": notes["seconds"]}),
+    ),
   )
 
 

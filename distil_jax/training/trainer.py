@@ -3,9 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-import math
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +17,7 @@ from distil_jax.models import decoder
 from distil_jax.training import (
   checkpoints,
   evaluation,
+  finiteness,
   resume,
   run_checks,
   run_lock,
@@ -28,6 +27,7 @@ from distil_jax.training import (
 from distil_jax.training.logging import step_metrics
 from distil_jax.training.logging.progress import Progress
 from distil_jax.training.logging.reporter import Reporter
+from distil_jax.training.logging.run_clock import RunClock
 from distil_jax.training.rollouts import refill
 from distil_jax.training.rollouts.experience import Experience
 from distil_jax.training.setup import (
@@ -49,10 +49,6 @@ _GUARD = 2**31 + 1
 _BASE_TEXT = "evaluating the base model"
 
 
-class TrainingError(RuntimeError):
-  """The error of a run that cannot go on; its last good state is saved."""
-
-
 class Trainer:
   """Trains one run: `Trainer(config).train()`, once."""
 
@@ -60,6 +56,7 @@ class Trainer:
   state: train_state.TrainState
   progress: Progress
   reporter: Reporter
+  clock: RunClock
   saved: checkpoints.Checkpoints
   stream: problem_stream.ProblemStream[Any]
 
@@ -109,7 +106,7 @@ class Trainer:
     Raises:
       ConfigError: the checkpoint was made with other settings, or the run
         folder cannot be made.
-      TrainingError: loss or gradient are not finite.
+      TrainingError: loss or gradient are not finite, see `finiteness`.
       TeacherServerError: the teacher's server does not answer any more.
       ProcessError: the processes do not write to the same folder.
       Stopped: one of several processes was asked to stop; the finished steps
@@ -127,18 +124,7 @@ class Trainer:
               f"step {step}: all epochs that num_epochs asks for are done"
             )
             break
-          started = time.monotonic()
-          experience = self.sample_and_judge(step, problems, self.stream.draw)
-          sampled = time.monotonic()
-          batch, stats = self.build_batch(problems, experience, step)
-          guard = self.probe_teacher(step, experience, batch, stats)
-          # An interrupt in between would leave a step without its report.
-          with signals.deferred():
-            metrics = self.update(step, batch, guard)
-            times = step_metrics.StepTimes(started, sampled, time.monotonic())
-            self.check_finite(step, metrics)
-            self.stream.keep()
-            self.report(step, metrics, experience, batch, stats, times)
+          self._make_step(step, problems)
           if config.evaluation.is_due(step + 1):
             self._evaluate_and_report(step + 1)
           if (step + 1) % config.checkpoint.every == 0:
@@ -156,6 +142,25 @@ class Trainer:
         )
         raise
       return self._finish()
+
+  def _make_step(self, step: int, problems: Sequence[Any]) -> None:
+    """Samples, learns and reports."""
+    with self.clock.each_step(step + 1) as times:
+      with times.phase("rollout"):
+        experience = self.sample_and_judge(step, problems, self.stream.draw)
+      with times.phase("batch"):
+        batch, stats = self.build_batch(problems, experience, step)
+        guard = self.probe_teacher(step, experience, batch, stats)
+      # An interrupt in between would leave a step without its report.
+      with signals.deferred():
+        with times.phase("update"):
+          metrics = self.update(step, batch, guard)
+        times.stop()
+        finiteness.check_finite(
+          step, metrics, self.config.run_directory, self._save_and_wait
+        )
+        self.stream.keep()
+        self.report(step, metrics, experience, batch, stats)
 
   def sample_and_judge(
     self,
@@ -230,24 +235,6 @@ class Trainer:
       self.state = dataclasses.replace(self.state, guard=before)
     return metrics
 
-  def check_finite(self, step: int, metrics: Mapping[str, float]) -> None:
-    """Stops a run whose numbers have failed, after saving its last good state.
-
-    Raises:
-      TrainingError: loss or gradient norm are not finite.
-    """
-    loss, norm = metrics["loss"], metrics["gradient_norm"]
-    if math.isfinite(loss) and math.isfinite(norm):
-      return
-    self._save()
-    self.saved.wait()
-    raise TrainingError(
-      f"step {step + 1}: the loss is {loss} and the gradient norm {norm}; the "
-      "state before this step is saved in "
-      f"{self.config.run_directory}/checkpoints. Lower "
-      "optimizer.learning_rate, or look at the data of this step"
-    )
-
   def report(
     self,
     step: int,
@@ -255,7 +242,6 @@ class Trainer:
     experience: Experience | None,
     batch: TrainBatch,
     stats: BatchStats,
-    times: step_metrics.StepTimes,
   ) -> None:
     """Reports the metrics of a step and now and then samples to read."""
     # A constant schedule returns a Python float; the update sees float32.
@@ -263,9 +249,10 @@ class Trainer:
     metrics |= step_metrics.batch_metrics(
       experience, batch, stats, self.state.guard, self.config.num_sequences
     )
-    metrics |= times.metrics(
+    metrics |= self.clock.step_metrics(
+      self._step_fn.work,
       num_tokens=metrics["completion_length"] * self.config.num_sequences,
-      has_rollout=experience is not None,
+      judging_seconds=metrics.get("time/judging_seconds"),
     )
     self.reporter.step(step + 1, metrics)
     if experience is not None:
@@ -312,6 +299,7 @@ class Trainer:
     is_writer = jax.process_index() == 0
     self.progress = Progress(config.train.num_steps, is_shown=is_writer)
     self.reporter = Reporter(config, self.progress, is_writer=is_writer)
+    self.clock = RunClock(config.profile, config.run_directory / "profile")
     with (
       self.progress,
       run_lock.held(config.run_directory),
@@ -319,6 +307,7 @@ class Trainer:
       process_group.stopping_together(),
       jax.set_mesh(self.mesh),
       contextlib.closing(self.reporter),
+      contextlib.closing(self.clock),
     ):
       yield
 
@@ -326,7 +315,7 @@ class Trainer:
     """Makes or restores state and stream; evaluates the base model."""
     config = self.config
     latest = resume.check_resumable(config, self.saved, self.teacher_model)
-    before, self._started = resume.RunNotes(0.0, 0, {}), time.monotonic()
+    before = resume.RunNotes(0.0, 0, {})
     params, optimizer = self.policy.params, self.optimizer
     template = setup_step.build_state_template(
       config, params, optimizer, self.mesh
@@ -345,15 +334,17 @@ class Trainer:
       if not self.reporter.is_evaluated(0):
         # The summary needs the base model's accuracy, and only now are the
         # base model's parameters at hand.
-        base_values = self.evaluate(params, self.progress, _BASE_TEXT)
+        with self.clock.lost("evaluation"):
+          base_values = self.evaluate(params, self.progress, _BASE_TEXT)
       base, params = setup_step.split_params(config, params)[0], None
       self._release_params()
-      self.state, before = resume.resume_state(
-        config, self.saved, template, self.progress, base, self.teacher_model
-      )
+      with self.clock.lost("restore"):
+        self.state, before = resume.resume_state(
+          config, self.saved, template, self.progress, base, self.teacher_model
+        )
+      self.clock.resumed(before.seconds_by_cause)
       latest = int(self.state.step)
     self._step_fn.trimmer.widths = dict(before.prompt_widths)
-    self._seconds_before = before.seconds
     self.stream = data_problems.build_stream(config, self.data, before.position)
     self.reporter.start(latest, self.data, self.policy.tokenizer.end_texts)
     if latest is None:
@@ -374,20 +365,27 @@ class Trainer:
 
   def _evaluate_and_report(self, step: int) -> None:
     text = "evaluating" if step else _BASE_TEXT
-    values = self.evaluate(self.state.student_params, self.progress, text)
+    with self.clock.lost("evaluation"):
+      values = self.evaluate(self.state.student_params, self.progress, text)
     self.reporter.evaluation(step, values)
 
   def _save(self) -> None:
-    resume.save_state(
-      self.config, self.saved, self.state, self._notes, self.teacher_model
-    )
+    with self.clock.lost("checkpoint"):
+      resume.save_state(
+        self.config, self.saved, self.state, self._notes, self.teacher_model
+      )
+
+  def _save_and_wait(self) -> None:
+    self._save()
+    self.saved.wait()
 
   @property
   def _notes(self) -> resume.RunNotes:
     """Returns what a checkpoint says beside state and settings."""
-    seconds = self._seconds_before + time.monotonic() - self._started
-    widths = self._step_fn.trimmer.widths
-    return resume.RunNotes(seconds, self.stream.position, widths)
+    widths, seconds = self._step_fn.trimmer.widths, self.clock.seconds
+    return resume.RunNotes(
+      sum(seconds.values()), self.stream.position, widths, seconds
+    )
 
   def _finish(self) -> dict[str, Any]:
     """Saves and evaluates the last step; returns the summary."""
@@ -395,4 +393,4 @@ class Trainer:
     self._save()
     if not self.reporter.is_evaluated(step):
       self._evaluate_and_report(step)
-    return self.reporter.finish(step, self._notes.seconds)
+    return self.reporter.finish(step, self._notes.seconds, self.clock)

@@ -95,7 +95,9 @@ def test_train_leaves_a_complete_run_folder(trained, folder):
   assert [line["step"] for line in evaluations] == [0, 3]
 
   summary = json.loads((directory / "summary.json").read_text())
-  assert set(summary) == {"before", "after", "steps", "rollouts", "seconds"}
+  assert set(summary) == {
+    *("before", "after", "steps", "rollouts", "seconds", "seconds_by_cause")
+  }
   assert (summary["steps"], summary["rollouts"]) == (3, 3 * 4 * 2)
   for side in ("before", "after"):
     assert {"avg@2", "pass@1", "pass@2"} <= set(summary[side])

@@ -104,7 +104,7 @@ def numbers(run_directory, report="metrics.jsonl"):
     {
       key: value
       for key, value in json.loads(line).items()
-      if not key.startswith("time/") and key != "rollout/programs"
+      if not key.startswith(("time/", "memory/")) and key != "rollout/programs"
     }
     for line in lines
   ]

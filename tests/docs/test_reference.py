@@ -16,6 +16,7 @@ from tests.paths import GOLDEN, ROOT
 
 # Emitters whose names are literals there, for runs that the golden ones lack.
 _EMITTERS = (
+  "distil_jax.training.logging.speed_metrics",
   "distil_jax.training.logging.step_metrics",
   "distil_jax.training.trainer",
   "distil_jax.training.host_step",
@@ -84,7 +85,8 @@ def test_every_metric_is_listed_and_no_other():
     name
     for name in literal_names()
     if re.fullmatch(
-      r"(experts|groups|mismatch|rollout|signal|teacher|time|update)/\w+", name
+      r"(experts|groups|memory|mismatch|rollout|signal|teacher|time|update)/\w+",
+      name,
     )
   }
   # What follows stands for a number, or the name of one of several teachers.

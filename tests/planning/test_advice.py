@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from distil_jax.planning import advice, chip_specs, memory, results, roofline
+from distil_jax.distributed import chip_specs
+from distil_jax.planning import advice, memory, results, roofline
 from distil_jax.planning.results import SAMPLING, TRAINING
 from tests.planning.test_estimates import RUN
 

@@ -5,8 +5,9 @@ import math
 
 import pytest
 
+from distil_jax.distributed import chip_specs
 from distil_jax.models.decoder_config import DecoderConfig
-from distil_jax.planning import chip_specs, estimates
+from distil_jax.planning import estimates
 from distil_jax.planning.workload import Workload
 
 NETWORK = DecoderConfig(

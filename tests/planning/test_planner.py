@@ -10,11 +10,11 @@ import pytest
 
 from distil_jax import config
 from distil_jax.cli import main
+from distil_jax.distributed import chip_specs
 from distil_jax.generation import engine
 from distil_jax.planning import (
   abstract_inputs,
   advice,
-  chip_specs,
   mesh_search,
   report,
   results,

@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from distil_jax.planning import chip_specs, costs, roofline, topologies
+from distil_jax.distributed import chip_specs
+from distil_jax.planning import costs, roofline, topologies
 
 V5P = chip_specs.CHIPS["v5p"]
 LINK = V5P.link_bandwidth

@@ -61,7 +61,11 @@ def settings(folder: pathlib.Path, num_steps: int) -> configs.Config:
 def metrics(folder: pathlib.Path):
   lines = (folder / "metrics.jsonl").read_text().splitlines()
   return [
-    {k: v for k, v in json.loads(x).items() if not k.startswith("time/")}
+    {
+      k: v
+      for k, v in json.loads(x).items()
+      if not k.startswith(("time/", "memory/"))
+    }
     for x in lines
   ]
 

@@ -98,7 +98,11 @@ def lines(folder, name):
   """Returns all numbers but times and counts of what was compiled."""
   found = [json.loads(x) for x in (folder / name).read_text().splitlines()]
   return [
-    {k: v for k, v in line.items() if not k.startswith(("time/", "rollout/"))}
+    {
+      k: v
+      for k, v in line.items()
+      if not k.startswith(("time/", "memory/", "rollout/"))
+    }
     for line in found
   ]
 

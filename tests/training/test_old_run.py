@@ -29,7 +29,7 @@ def command(folder, *arguments):
 def lines(path: pathlib.Path):
   made = [json.loads(line) for line in path.read_text().splitlines()]
   return [
-    {k: v for k, v in line.items() if not k.startswith("time/")}
+    {k: v for k, v in line.items() if not k.startswith(("time/", "memory/"))}
     for line in made
   ]
 

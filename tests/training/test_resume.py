@@ -82,7 +82,11 @@ def numbers(path):
   # A line that is being written has no line break yet.
   lines = path.read_text().split("\n")[:-1]
   return [
-    {k: v for k, v in json.loads(line).items() if not k.startswith("time/")}
+    {
+      k: v
+      for k, v in json.loads(line).items()
+      if not k.startswith(("time/", "memory/"))
+    }
     for line in lines
   ]
 

@@ -286,7 +286,11 @@ def train(trial):
   trainer.Trainer(trial).train()
   path = trial.run_directory / "metrics.jsonl"
   return [
-    {k: v for k, v in json.loads(x).items() if not k.startswith("time/")}
+    {
+      k: v
+      for k, v in json.loads(x).items()
+      if not k.startswith(("time/", "memory/"))
+    }
     for x in path.read_text().splitlines()
   ]
 

@@ -298,7 +298,7 @@ def lines(path):
   text = (path / "metrics.jsonl").read_text().splitlines()
   made = [json.loads(line) for line in text]
   return [
-    {k: v for k, v in line.items() if not k.startswith("time/")}
+    {k: v for k, v in line.items() if not k.startswith(("time/", "memory/"))}
     for line in made
   ]
 

@@ -89,7 +89,11 @@ def train(directory, *arguments, **changed):
   trainer.Trainer(trial).train()
   lines = (directory / "metrics.jsonl").read_text().splitlines()
   return [
-    {k: v for k, v in json.loads(x).items() if not k.startswith("time/")}
+    {
+      k: v
+      for k, v in json.loads(x).items()
+      if not k.startswith(("time/", "memory/"))
+    }
     for x in lines
   ]
 

@@ -216,6 +216,16 @@ def test_further_steps_compile_nothing(tmp_path, compilations):
     summary = trainer.Trainer(settings(tmp_path, num_steps)).train()
     assert summary["steps"] == num_steps
     counts[num_steps] = len(compilations)
+    metrics = (tmp_path / f"run_{num_steps}/metrics.jsonl").read_text()
+    of_steps = [
+      line["time/compilations"]
+      for line in map(json.loads, metrics.splitlines())
+    ]
+    assert of_steps[0] > 0
+    assert sum(of_steps[1:]) == 0
+    causes = summary["seconds_by_cause"]
+    assert {"useful", "compile", "evaluation", "checkpoint"} <= set(causes)
+    assert sum(causes.values()) == pytest.approx(summary["seconds"], abs=1)
   assert counts[2] > 0
   assert counts[5] == counts[2]
 

@@ -13,6 +13,7 @@ from distil_jax.training import retention, run_checks
 from distil_jax.training.logging import (
   monitors,
   plots,
+  run_clock,
   run_folder,
   step_metrics,
   step_warnings,
@@ -193,12 +194,15 @@ class Reporter:
     sums = collectives.global_sums({str(k): x for k, x in found.items()})
     return {int(step): accuracy for step, accuracy in sums.items()}
 
-  def finish(self, step: int, seconds: float) -> dict[str, Any]:
-    """Writes the summary and the plot.
+  def finish(
+    self, step: int, seconds: float, clock: run_clock.RunClock
+  ) -> dict[str, Any]:
+    """Writes the summary and the plot, and says where the time went.
 
     Args:
       step: the last step; it and the base model are evaluated.
       seconds: time that the whole run has taken.
+      clock: knows what the time was spent on.
 
     Returns:
       The summary; empty in all processes but the writer.
@@ -213,9 +217,11 @@ class Reporter:
       "steps": step,
       "rollouts": step * self._config.num_sequences if uses_rollouts else 0,
       "seconds": round(seconds, 1),
+      "seconds_by_cause": {k: round(x, 1) for k, x in clock.seconds.items()},
     }
     self._folder.summary(summary)
     plots.plot(self._folder.directory)
+    self._progress.message(run_clock.sentence(clock.seconds, clock.compiled))
     return summary
 
   def close(self) -> None:

@@ -1,7 +1,6 @@
 """Metrics of a training step."""
 
 import collections
-import dataclasses
 import math
 from collections.abc import Mapping
 
@@ -25,37 +24,6 @@ OF_DATA_SETS = (
 # These counts about critiques are divided by all completions, the others by
 # the critiques.
 _SHARES_OF_COMPLETIONS = ("asked", "no_room")
-
-
-@dataclasses.dataclass(frozen=True)
-class StepTimes:
-  """Holds when the parts of a step were done, seconds of a monotonic clock.
-
-  Attributes:
-    started: the step began.
-    sampled: completions were sampled and judged.
-    updated: the update was done, and its metrics were on the host.
-  """
-
-  started: float
-  sampled: float
-  updated: float
-
-  def metrics(
-    self, *, num_tokens: float, has_rollout: bool
-  ) -> dict[str, float]:
-    """Returns seconds of each part, and tokens per second of the step.
-
-    Args:
-      num_tokens: tokens of all completions, of all processes.
-      has_rollout: false if the step learned from demonstrations.
-    """
-    seconds = self.updated - self.started
-    values = {"time/step_seconds": seconds}
-    if has_rollout:
-      values["time/rollout_seconds"] = self.sampled - self.started
-      values["time/update_seconds"] = self.updated - self.sampled
-    return values | {"time/tokens_per_second": num_tokens / seconds}
 
 
 class MismatchWatch:

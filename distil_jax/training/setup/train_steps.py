@@ -10,10 +10,14 @@ from distil_jax.config.schema import Config
 from distil_jax.generation.policy import Policy
 from distil_jax.models import sharding
 from distil_jax.objectives.teachers import OtherNetwork, TeacherNetwork
-from distil_jax.training import build_step, host_step
+from distil_jax.training import build_step, host_step, step_work
 from distil_jax.training.length_step import LengthStep
 from distil_jax.training.setup.micro_batch_sizes import build_sizes
-from distil_jax.training.setup.teacher_models import Teachers
+from distil_jax.training.setup.teacher_models import (
+  TeacherModel,
+  TeacherModels,
+  Teachers,
+)
 from distil_jax.training.setup.teacher_servers import server_vocab_size
 from distil_jax.training.train_state import TrainState
 
@@ -49,6 +53,36 @@ def build_host_step(
     run_fn,
     # A server has read them already.
     reads_teacher_prompts=config.teacher.server is None,
+    count=step_work.WorkCounter(
+      _networks(config, policy, teacher),
+      config.rollout.group_size if config.objective.uses_rollouts else None,
+    ),
+  )
+
+
+def _networks(
+  config: Config, policy: Policy, teacher: Teachers | None
+) -> step_work.Networks:
+  """Returns the networks that scoring and update run here."""
+  needs_teacher = config.objective.needs_teacher
+  match teacher:
+    case TeacherModel():
+      teachers = (teacher.config,)
+    case TeacherModels():
+      teachers = tuple(
+        policy.config if one is None else one.config
+        for one in teacher.models.values()
+      )
+    case None:
+      is_here = needs_teacher and config.teacher.server is None
+      teachers = (policy.config,) if is_here else ()
+  return step_work.Networks(
+    policy.config,
+    teachers,
+    # Both networks of a trust region read what the teacher reads.
+    num_teacher_passes=1 + (config.teacher.parameters == "trust_region"),
+    reads_reference=not needs_teacher
+    and config.objective.keeps_teacher(config.teacher),
   )
 
 
