@@ -153,7 +153,9 @@ def _load(arguments: argparse.Namespace, config: configs.Config | None):
 
   if config is None:
     from distil_jax.generation.policy import load_policy
+    from distil_jax.training.setup import compilation_cache
 
+    compilation_cache.enable(configs.CompilationConfig())
     policy = load_policy(arguments.config, arguments.dtype or "float32")
     return policy, None, f"model {arguments.config}"
   from distil_jax.cli import trained_policy

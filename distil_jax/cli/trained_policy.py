@@ -10,7 +10,12 @@ from distil_jax.data import problems
 from distil_jax.generation.policy import Policy
 from distil_jax.models import hf_directory
 from distil_jax.training import checkpoints
-from distil_jax.training.setup import environments, policies, steps
+from distil_jax.training.setup import (
+  compilation_cache,
+  environments,
+  policies,
+  steps,
+)
 from distil_jax.training.setup.model_directory import model_directory
 
 
@@ -25,6 +30,7 @@ def base_policy(config: Config, path: str, mesh: jax.sharding.Mesh) -> Policy:
   Raises:
     ConfigError: There is no model yet.
   """
+  compilation_cache.enable(config.compilation)
   directory = model_directory(config)
   if config.model.create and not (directory / hf_directory.CONFIG).is_file():
     raise ConfigError(

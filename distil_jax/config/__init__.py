@@ -47,6 +47,7 @@ from distil_jax.config.teacher import (
 from distil_jax.config.tools import OwnToolConfig, PythonToolConfig, ToolsConfig
 from distil_jax.config.training import (
   CheckpointConfig,
+  CompilationConfig,
   EvaluationConfig,
   EvaluationSetConfig,
   LoggingConfig,
@@ -58,6 +59,7 @@ __all__ = [
   "AdamWConfig",
   "CalculatorConfig",
   "CheckpointConfig",
+  "CompilationConfig",
   "Config",
   "ConfigError",
   "CreateModelConfig",

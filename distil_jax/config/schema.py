@@ -36,6 +36,7 @@ from distil_jax.config.teacher import TeacherConfig
 from distil_jax.config.tools import ToolConfig, with_kind
 from distil_jax.config.training import (
   CheckpointConfig,
+  CompilationConfig,
   EvaluationConfig,
   LoggingConfig,
   ProfileConfig,
@@ -63,6 +64,7 @@ class Config(Section):
   evaluation: EvaluationConfig = EvaluationConfig()
   checkpoint: CheckpointConfig = CheckpointConfig()
   logging: LoggingConfig = LoggingConfig()
+  compilation: CompilationConfig = CompilationConfig()
   profile: ProfileConfig = ProfileConfig()
 
   @property

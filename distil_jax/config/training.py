@@ -123,6 +123,17 @@ _MONITORS = (
 )
 
 
+class CompilationConfig(Section):
+  """The cache of compiled programs, from which a later start reads them."""
+
+  cache_directory: PathText | None = "auto"
+  """Folder of its own; `auto`: that of `JAX_COMPILATION_CACHE_DIR` if that is
+  set, else `~/.cache/distil_jax/compilation`; null: no cache."""
+  max_cache_gigabytes: Above = 10.0
+  """Size above which the programs that were not used for the longest time are
+  removed; not of a folder that `JAX_COMPILATION_CACHE_DIR` names."""
+
+
 class ProfileConfig(Section):
   """Which steps are traced by JAX's profiler, for TensorBoard or XProf."""
 

@@ -43,6 +43,7 @@ _FREE = (
   "evaluation",
   "checkpoint",
   "logging",
+  "compilation",
   "profile",
   "mesh",
 )

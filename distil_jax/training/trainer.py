@@ -31,6 +31,7 @@ from distil_jax.training.logging.run_clock import RunClock
 from distil_jax.training.rollouts import refill
 from distil_jax.training.rollouts.experience import Experience
 from distil_jax.training.setup import (
+  compilation_cache,
   environments,
   meshes,
   policies,
@@ -68,6 +69,7 @@ class Trainer:
       DataError: a data file is missing or malformed.
     """
     self.config = config
+    compilation_cache.enable(config.compilation)
     self.environment = environments.build_environment(config)
     self.mesh = meshes.build_mesh(config)
     # Missing or malformed data ends the run before anything is written.

@@ -13,6 +13,8 @@ from typing import Any, TextIO
 import tqdm
 
 from distil_jax.distributed import process_group
+from distil_jax.training.logging.compile_ticker import CompileTicker
+from distil_jax.training.logging.compile_watch import WATCH
 
 _STAGE_SECONDS = 2.0  # a shorter stage gets no line in a log file
 _RECENT_STEPS = 50  # the time left is estimated from these
@@ -51,6 +53,7 @@ class Progress:
     self._stream = stream or sys.stderr
     self._interval = interval
     self._bar: tqdm.tqdm | None = None
+    self._ticker: CompileTicker | None = None
     self._printed_at = -float("inf")
     self._steps_at: collections.deque[tuple[int, float]] = collections.deque(
       maxlen=_RECENT_STEPS
@@ -68,9 +71,14 @@ class Progress:
         bar_format="{desc}" if self._num_steps is None else "{desc}  {bar}",
         **_size(self._stream),
       )
+    if self._is_shown:
+      self._ticker = CompileTicker(self._line_of_compiler())
     return self
 
   def __exit__(self, *error: object) -> None:
+    if self._ticker is not None:
+      self._ticker.close()
+      self._ticker = None
     if self._bar is not None:
       self._bar.close()
       self._bar = None
@@ -149,11 +157,13 @@ class Progress:
     Returns:
       A function to call with the numbers of tokens and completions done.
     """
-    begun = time.monotonic()
+    begun, before = time.monotonic(), WATCH.now
     earlier = "" if self._bar is None else f"{self._bar.desc}  "
 
     def report(num_tokens: int, num_done: int) -> None:
       seconds = time.monotonic() - begun
+      # What is compiled meanwhile says nothing of the pace.
+      seconds = max(seconds - WATCH.now.since(before).seconds, 1e-3)
       if not self._is_shown or seconds < _STAGE_SECONDS:
         return
       pace = f"{num_tokens / seconds:,.0f} tokens/s"
@@ -164,6 +174,26 @@ class Progress:
         self._print_in_turn(text)
 
     return report
+
+  def _line_of_compiler(self) -> Callable[[str | None], None]:
+    """Returns what shows a text of the compiler; None takes it away."""
+    earlier = ours = ""
+
+    def show(text: str | None) -> None:
+      nonlocal earlier, ours
+      if self._bar is None:
+        if text is not None:
+          self._print_in_turn(text)
+        return
+      if self._bar.desc != ours:
+        # Something else is shown since then, and stays.
+        earlier = self._bar.desc
+        if text is None:
+          return
+      ours = earlier if text is None else f"{earlier}  {text}"
+      self._bar.set_description_str(ours)
+
+    return show
 
   def message(self, text: str) -> None:
     """Prints a line that stays, above the live one."""

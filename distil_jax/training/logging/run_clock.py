@@ -184,6 +184,6 @@ def sentence(seconds: Mapping[str, float], compiled: Compiled) -> str:
   return (
     f"goodput {goodput:.1f} % of {total:,.0f} s"
     + (f"; lost: {', '.join(lost)}" if lost else "")
-    + f"; {compiled.num_programs} programs compiled, "
-    f"{compiled.num_from_cache} of them from the cache"
+    + f"; programs: {compiled.num_programs}, of which "
+    f"{compiled.num_from_cache} were in the cache"
   )

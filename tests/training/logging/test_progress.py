@@ -16,7 +16,8 @@ import types
 import jax.numpy as jnp
 import pytest
 
-from distil_jax.training.logging import progress
+from distil_jax.training.logging import compile_ticker, progress
+from distil_jax.training.logging.compile_watch import Compiled
 
 VALUES = {
   "reward": jnp.float32(0.5),
@@ -104,6 +105,59 @@ def test_terminal_without_steps_shows_stages_only(terminal):
   assert "evaluating 12/64" in text
   assert "None" not in text
   assert "|" not in text
+
+
+@pytest.fixture
+def compiler(monkeypatch):
+  """A program whose compiling is said by hand; the ticker is fast."""
+  watch = types.SimpleNamespace(pending=None, now=Compiled())
+  for module in (compile_ticker, progress):
+    monkeypatch.setattr(module, "WATCH", watch)
+  monkeypatch.setattr(compile_ticker, "_INTERVAL", 0.01)
+  return watch
+
+
+def wait_for(condition):
+  for _ in range(1000):
+    if condition():
+      return True
+    time.sleep(0.01)
+  return False
+
+
+def test_terminal_shows_what_is_compiled_until_it_is(terminal, compiler):
+  stream, read = terminal
+  text = ""
+
+  def shows(words):
+    nonlocal text
+    text += read()
+    return words in text.split("\r")[-1]
+
+  with progress.Progress(10, stream=stream) as line, line.stage("evaluating"):
+    compiler.pending = ("jit(decode)", 12.3)
+    assert wait_for(lambda: shows("evaluating  compiling decode  12 s"))
+    compiler.pending = None
+    assert wait_for(lambda: not shows("compiling") and shows("evaluating"))
+
+
+def test_log_file_says_what_is_compiled(compiler):
+  stream = io.StringIO()
+  with progress.Progress(10, stream=stream, interval=60):
+    compiler.pending = ("jit(train_step)", 75.0)
+    assert wait_for(stream.getvalue)
+  assert stream.getvalue() == "compiling train_step  75 s\n"
+
+
+def test_the_pace_of_sampling_leaves_compiling_out(monkeypatch, compiler):
+  now = 100.0
+  clock = types.SimpleNamespace(monotonic=lambda: now)
+  monkeypatch.setattr(progress, "time", clock)
+  stream = io.StringIO()
+  report = progress.Progress(stream=stream).sampling(8)
+  now, compiler.now = 150.0, Compiled(seconds=46.0)
+  report(400, 3)
+  assert stream.getvalue() == "sampling 3/8  100 tokens/s\n"
 
 
 def test_log_file_gets_the_first_and_the_last_step_in_an_interval():

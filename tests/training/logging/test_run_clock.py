@@ -82,8 +82,8 @@ def test_all_seconds_have_one_cause(clock, tmp_path):
   text = run_clock.sentence(run.seconds, Compiled(14, 9, 4))
   assert text == (
     "goodput 22.9 % of 35 s; lost: compile 40.0 %, evaluation 20.0 %, "
-    "other 8.6 %, checkpoint 5.7 %, judge wait 2.9 %; 9 programs compiled, 4 "
-    "of them from the cache"
+    "other 8.6 %, checkpoint 5.7 %, judge wait 2.9 %; programs: 9, of "
+    "which 4 were in the cache"
   )
   # A later process goes on with what a checkpoint says, and restores first.
   later = run_clock.RunClock(NO_PROFILE, tmp_path)
