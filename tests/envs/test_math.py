@@ -1,10 +1,8 @@
 import contextlib
 import errno
 import os
-import pathlib
 import pickle
 import re
-import socket
 import threading
 import time
 
@@ -23,6 +21,7 @@ from tests.paths import ROOT
 ENVIRONMENT = maths.Math(MathConfig(seconds=60.0))  # of a loaded machine
 IMPATIENT = maths.Math(MathConfig(seconds=1.0))
 FAST = maths.Math(MathConfig(symbolic=False))
+WORKER = "tests.envs.answering_worker"
 
 
 def problem(answer="18", environment=ENVIRONMENT, **fields):
@@ -210,29 +209,6 @@ def test_what_may_hang_has_a_verdict_by_its_deadline(attack):
   assert verdict.status is not Status.CORRECT
 
 
-def answers(question):
-  """What a worker of these tests does."""
-  if question == "hang":
-    time.sleep(3600)
-  if question == "wait":
-    time.sleep(0.3)
-  if question == "die":
-    os._exit(3)
-  if question == "print":
-    print("not an answer", flush=True)
-  if question == "look":
-    home = str(pathlib.Path.home())
-    return [os.environ.get("SECRET"), os.path.exists(__file__), home]
-  if question == "reach":
-    with socket.socket() as made:
-      return made.connect_ex(("192.0.2.1", 80))
-  return [question, os.getpid()]
-
-
-if __name__ == "__main__":
-  process_pool.serve(answers, memory_bytes=2**33, seconds=60)
-
-
 @pytest.fixture
 def numbered(monkeypatch):
   """Without walls, behind which processes have other numbers than here."""
@@ -241,7 +217,7 @@ def numbered(monkeypatch):
 
 @pytest.fixture
 def worker(numbered):
-  made = process_pool.Worker("tests.envs.test_math")
+  made = process_pool.Worker(WORKER)
   yield made
   made.close()
 
@@ -295,7 +271,7 @@ def test_threads_share_a_worker(worker):
 
 def test_a_worker_sees_no_secret_and_no_network(monkeypatch):
   monkeypatch.setenv("SECRET", "x")
-  made = process_pool.Worker("tests.envs.test_math")
+  made = process_pool.Worker(WORKER)
   assert made.ask("look", 60) == [None, True, "/tmp"]
   assert made.ask("reach", 60) == errno.ENETUNREACH
   made.close()
@@ -303,7 +279,7 @@ def test_a_worker_sees_no_secret_and_no_network(monkeypatch):
 
 @pytest.fixture
 def pool(numbered):
-  made = process_pool.ProcessPool("tests.envs.test_math", 2)
+  made = process_pool.ProcessPool(WORKER, 2)
   yield made
   made.close()
 
