@@ -1,5 +1,6 @@
 """Slopes in closed form against autodiff, finite differences and by hand."""
 
+import functools
 import itertools
 
 import jax
@@ -99,36 +100,85 @@ def cotangents(size, seed=1):
   return [every, *alone]
 
 
-def by_tiles(student, teacher, ids, divergence, pulls, dtype=jnp.float32):
-  """Statistics, and slopes for each set of cotangents."""
-  student, teacher = (jnp.asarray(x, dtype) for x in (student, teacher))
-  tile = (student, teacher, jnp.asarray(ids), divergence)
+# Sets of cotangents, and rows: each operation is compiled for one shape.
+NUM_PULLS, NUM_ROWS = 4, 40
+
+
+def spread(student, teacher, ids, pulls, dtype):
+  """A tile for each set of cotangents, its rows repeated, and these stacked."""
+
+  def rows(x):
+    return np.resize(x, (NUM_PULLS, NUM_ROWS, *np.shape(x)[1:]))
+
+  assert len(pulls) <= NUM_PULLS
+  pulls = [*pulls, *cotangents(len(ids))][:NUM_PULLS]
+  arrays = {
+    name: np.stack([np.resize(x[name], NUM_ROWS) for x in pulls])
+    for name in PULLED
+  }
+  return (
+    jnp.asarray(rows(student), dtype),
+    jnp.asarray(rows(teacher), dtype),
+    jnp.asarray(rows(ids)),
+    {name: jnp.asarray(x, dtype) for name, x in arrays.items()},
+  )
+
+
+def gathered(found, slopes, num_rows, num_pulls):
+  """Statistics of a tile, and slopes for each set of cotangents."""
+  found = {name: np.asarray(x)[0, :num_rows] for name, x in found.items()}
+  return found, [*np.asarray(slopes)[:num_pulls, :num_rows]]
+
+
+def _by_tiles(student, teacher, ids, divergence, pulls):
+  tile = (student, teacher, ids, divergence)
   found, residuals = statistics_vjp.read(*tile)
-  slopes = [
-    statistics_vjp.vjp(
-      *tile,
-      residuals,
-      **{name: jnp.asarray(x, dtype) for name, x in pull.items()},
-    )
-    for pull in pulls
-  ]
-  assert {x.dtype for x in (*found.values(), *slopes)} == {jnp.dtype(dtype)}
-  return jax.tree.map(np.asarray, (found, slopes))
+  return found, statistics_vjp.vjp(*tile, residuals, **pulls)
+
+
+# For what few divergences have: to compile operations takes as long as to
+# compile some ten of these programs.
+_compiled_by_tiles = jax.jit(_by_tiles, static_argnums=3)
+
+
+def by_tiles(
+  student,
+  teacher,
+  ids,
+  divergence,
+  pulls,
+  dtype=jnp.float32,
+  is_compiled=False,
+):
+  """Statistics, and slopes for each set of cotangents."""
+  run = _compiled_by_tiles if is_compiled else _by_tiles
+  *tile, arrays = spread(student, teacher, ids, pulls, dtype)
+  found, slopes = run(*tile, divergence, arrays)
+  assert {x.dtype for x in (*found.values(), slopes)} == {jnp.dtype(dtype)}
+  return gathered(found, slopes, len(ids), len(pulls))
 
 
 def by_autodiff(student, teacher, ids, divergence, pulls):
   """The same by `from_logits`, in float64."""
-  student, teacher = (jnp.asarray(x, jnp.float64) for x in (student, teacher))
-  found, pull_back = jax.vjp(
-    lambda x: token_statistics.from_logits(x, teacher, ids, divergence), student
+  wide, teacher, places, arrays = spread(
+    student, teacher, ids, pulls, jnp.float64
   )
-  nothing = jax.tree.map(jnp.zeros_like, found)
-  slopes = [
-    pull_back(nothing.replace(**{k: jnp.asarray(x) for k, x in pull.items()}))
-    for pull in pulls
-  ]
+  found, pull_back = jax.vjp(
+    lambda x: token_statistics.from_logits(x, teacher, places, divergence), wide
+  )
+  nothing = jax.tree.map(np.zeros_like, found)
+  (slopes,) = pull_back(nothing.replace(**arrays))
   found = {name: getattr(found, name) for name in FIELDS}
-  return jax.tree.map(np.asarray, (found, [x for (x,) in slopes]))
+  return gathered(found, slopes, len(ids), len(pulls))
+
+
+@functools.cache
+def wide_by_tiles(divergence):
+  """Statistics and slopes of `tile` in float64."""
+  student, teacher, ids = tile()
+  pulls = cotangents(len(ids))
+  with jax.enable_x64(True):
+    return by_tiles(student, teacher, ids, divergence, pulls, jnp.float64)
 
 
 def assert_close(actual, expected, tolerance, note="", axis=None):
@@ -154,14 +204,13 @@ class TestAgainstAutodiff:
         expected, expected_slopes = by_autodiff(
           student, teacher, ids, divergence, pulls
         )
-        wide = by_tiles(student, teacher, ids, divergence, pulls, jnp.float64)
-      narrow = by_tiles(student, teacher, ids, divergence, pulls[:2])
+      wide = wide_by_tiles(divergence)
+      narrow = by_tiles(student, teacher, ids, divergence, pulls)
       for (found, slopes), tolerance in ((wide, 1e-10), (narrow, 1e-5)):
         assert set(found) == set(FIELDS)
         for name in FIELDS:
           assert_close(found[name], expected[name], tolerance, divergence)
-        references = expected_slopes[: len(slopes)]
-        for slope, reference in zip(slopes, references, strict=True):
+        for slope, reference in zip(slopes, expected_slopes, strict=True):
           assert_close(slope, reference, tolerance, divergence)
       for slope, reference in zip(wide[1], expected_slopes, strict=True):
         # Row by row, so that a large one hides no small one.
@@ -204,10 +253,7 @@ class TestAgainstNumPy:
     student, teacher, ids = tile()
     for support, temperature in PLACES:
       where = support | {"temperature": temperature}
-      with jax.enable_x64(True):
-        found, _ = by_tiles(
-          student, teacher, ids, Divergence(**kind, **where), (), jnp.float64
-        )
+      found, _ = wide_by_tiles(Divergence(**kind, **where))
       for row in range(len(ids)):
         s, t = (x[row].astype(np.float64) for x in (student, teacher))
         sides = formulas.support(s, t, **where)
@@ -241,7 +287,7 @@ class TestAgainstNumPy:
     # Two rows without equal logits, where a nudge does not change the support.
     student, teacher, ids = (x[:2] for x in tile())
     student, teacher = student.astype(np.float64), teacher.astype(np.float64)
-    pull = cotangents(2)[0]
+    pull = {name: x[:2] for name, x in cotangents(5)[0].items()}
     kind = {
       name: settings[name]
       for name in ("kind", "weight", "token_clip")
@@ -259,12 +305,9 @@ class TestAgainstNumPy:
         value += pull["entropies"][row] * formulas.entropy(own)
       return value
 
-    with jax.enable_x64(True):
-      _, (actual,) = by_tiles(
-        student, teacher, ids, Divergence(**settings), [pull], jnp.float64
-      )
+    _, (actual, *_) = wide_by_tiles(Divergence(**settings))
     expected = formulas.numerical_gradient(total, student)
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-8)
+    np.testing.assert_allclose(actual[:2], expected, rtol=0, atol=1e-8)
 
 
 class TestByHand:
@@ -279,7 +322,9 @@ class TestByHand:
       {name: np.array([float(name == only)]) for name in PULLED}
       for only in PULLED
     ]
-    found, slopes = by_tiles(student, teacher, [1], divergence, pulls)
+    found, slopes = by_tiles(
+      student, teacher, [1], divergence, pulls, is_compiled=True
+    )
     return found, [x[0] for x in slopes]
 
   def assert_all(self, actual, expected):
@@ -368,30 +413,54 @@ def extreme_tiles():
   yield "bfloat16", *rng.normal(0, 5, (2, *shape)).astype(ml_dtypes.bfloat16)
 
 
+@functools.cache
+def extremes():
+  """What float32 and float64 say of all extreme tiles, by divergence.
+
+  A list of tiles for each divergence, of which each has statistics and slopes,
+  computed and expected.
+  """
+  tiles = [case[1:] for case in extreme_tiles()]
+  # float64 has the same numbers to work with.
+  student, teacher = (
+    np.concatenate([np.asarray(x, np.float32) for x in side])
+    for side in zip(*tiles, strict=True)
+  )
+  ids = np.tile([0, 3, 6, 1, 5], len(tiles))
+  every, only_costs, *_ = cotangents(5)
+  pulls = [
+    {name: np.tile(x, len(tiles)) for name, x in pull.items()}
+    for pull in (every, only_costs)
+  ]
+  # ½ is a temperature whose quotients are exact.
+  supports = (
+    {},
+    {"top_k": 2},
+    {"top_k": 2, "top_k_of": "teacher", "temperature": 0.5},
+    {"top_k": 3, "tail": False},
+  )
+  results = {}
+  for kind, support in itertools.product(DISTINCT_KINDS, supports):
+    divergence = Divergence(**kind, **support)
+    both = [by_tiles(student, teacher, ids, divergence, pulls)]
+    with jax.enable_x64(True):
+      both.append(by_autodiff(student, teacher, ids, divergence, pulls))
+    results[divergence] = [
+      jax.tree.map(lambda x, i=i: x[5 * i : 5 * i + 5], both)
+      for i in range(len(tiles))
+    ]
+  return results
+
+
 class TestStability:
   @pytest.mark.parametrize(
-    "case", list(extreme_tiles()), ids=lambda case: case[0]
+    "index",
+    range(len(list(extreme_tiles()))),
+    ids=[name for name, *_ in extreme_tiles()],
   )
-  def test_float32_says_what_float64_does(self, case):
-    # float64 has the same numbers to work with; ½ is a temperature whose
-    # quotients are exact.
-    student, teacher = (np.asarray(x, np.float32) for x in case[1:])
-    ids = np.array([0, 3, 6, 1, 5])
-    every, only_costs, *_ = cotangents(5)
-    pulls = [every, only_costs]
-    supports = (
-      {},
-      {"top_k": 2},
-      {"top_k": 2, "top_k_of": "teacher", "temperature": 0.5},
-      {"top_k": 3, "tail": False},
-    )
-    for kind, support in itertools.product(DISTINCT_KINDS, supports):
-      divergence = Divergence(**kind, **support)
-      found, slopes = by_tiles(student, teacher, ids, divergence, pulls)
-      with jax.enable_x64(True):
-        expected, expected_slopes = by_autodiff(
-          student, teacher, ids, divergence, pulls
-        )
+  def test_float32_says_what_float64_does(self, index):
+    for divergence, tiles in extremes().items():
+      (found, slopes), (expected, expected_slopes) = tiles[index]
       for name in FIELDS:
         assert np.all(np.isfinite(found[name])), divergence
         assert_close(found[name], expected[name], 1e-5, (name, divergence))
@@ -404,7 +473,12 @@ class TestStability:
     student = np.array([[0.0, -1.0, -40.0, -41.0]])
     teacher = np.log([[0.4, 0.4, 0.1, 0.1]])
     found, (slope,) = by_tiles(
-      student, teacher, [0], Divergence(top_k=2), [{**NO_PULLS, "costs": [1]}]
+      student,
+      teacher,
+      [0],
+      Divergence(top_k=2),
+      [{**NO_PULLS, "costs": [1]}],
+      is_compiled=True,
     )
     tail = np.logaddexp(-40, -41) - np.logaddexp(0, -1)
     own = formulas.log_softmax(student[0])
@@ -448,12 +522,18 @@ class TestExcludedTokens:
   def test_what_one_excludes_costs_and_pulls_as_autodiff_says(self, where):
     student, teacher, ids = tile()
     excluding = np.where(np.arange(VOCAB_SIZE) == 2, -np.inf, 0)[None]
-    ids = np.where(ids == 2, 0, ids)
-    pulls = cotangents(5)
-    for kind, excluded_by in itertools.product(DISTINCT_KINDS, (0, 1)):
+    # Five rows where the student excludes a token, five where the teacher does.
+    pair = [
+      np.concatenate([student + excluding, student]),
+      np.concatenate([teacher, teacher + excluding]),
+    ]
+    ids = np.tile(np.where(ids == 2, 0, ids), 2)
+    pulls = [
+      {name: np.tile(x, 2) for name, x in pull.items()}
+      for pull in cotangents(5)
+    ]
+    for kind in DISTINCT_KINDS:
       divergence = Divergence(**kind, **where)
-      pair = [student, teacher]
-      pair[excluded_by] = pair[excluded_by] + excluding
       found, slopes = by_tiles(*pair, ids, divergence, pulls)
       with jax.enable_x64(True):
         expected, references = by_autodiff(*pair, ids, divergence, pulls)
@@ -469,8 +549,11 @@ class TestExcludedTokens:
       # infinite; otherwise it is not.
       is_infinite = np.isinf(found["costs"])
       if where == {}:
-        infinite = {0: "forward", 1: "reverse"}[excluded_by]
-        assert np.all(is_infinite == kind["kind"].startswith(infinite))
+        for rows, infinite in (
+          (is_infinite[:5], "forward"),
+          (is_infinite[5:], "reverse"),
+        ):
+          assert np.all(rows == kind["kind"].startswith(infinite))
       for slope, reference in zip(slopes, references, strict=True):
         assert not np.any(np.isnan(slope[~is_infinite])), divergence
         np.testing.assert_allclose(
@@ -495,36 +578,38 @@ class TestAlone:
     logits, _, ids = tile()
     logits[0, (ids[0] + 1) % VOCAB_SIZE] = -np.inf
 
+    @jax.jit
     def by_hand(logits, pull):
-      found, residuals = statistics_vjp.read_own(logits, jnp.asarray(ids))
-      slopes = statistics_vjp.own_vjp(
-        logits, jnp.asarray(ids), residuals, **pull
-      )
-      return jax.tree.map(np.asarray, (found, slopes))
+      found, residuals = statistics_vjp.read_own(logits, ids)
+      return found, statistics_vjp.own_vjp(logits, ids, residuals, **pull)
 
-    def dense(logits):
+    @jax.jit
+    def dense(logits, pull):
+      found, pull_back = jax.vjp(statistics, logits)
+      return found, pull_back((pull["log_probs"], pull["entropies"]))[0]
+
+    def statistics(logits):
       log_softmax = jax.nn.log_softmax(logits)
       of_excluded = jnp.where(logits == -jnp.inf, 0.0, log_softmax)
       entropies = -jnp.sum(jnp.exp(log_softmax) * of_excluded, axis=-1)
       return log_softmax[jnp.arange(5), ids], entropies
 
-    names = ["log_probs", "entropies"]
     for every in cotangents(5):
+      pull = {name: every[name] for name in ("log_probs", "entropies")}
       with jax.enable_x64(True):
-        wide = jnp.asarray(logits, jnp.float64)
-        expected, pull_back = jax.vjp(dense, wide)
-        pulls = tuple(jnp.asarray(every[k]) for k in ("log_probs", "entropies"))
-        reference = np.asarray(pull_back(pulls)[0])
-        found, slopes = by_hand(wide, {k: jnp.asarray(every[k]) for k in names})
+        expected, reference = dense(logits.astype(np.float64), pull)
+        found, slopes = by_hand(logits.astype(np.float64), pull)
       narrow, narrow_slopes = by_hand(
-        jnp.asarray(logits),
-        {k: jnp.asarray(every[k], jnp.float32) for k in names},
+        logits, {name: np.float32(x) for name, x in pull.items()}
       )
       assert narrow_slopes.dtype == np.float32
       for pair in zip(found, expected, strict=True):
         assert_close(*map(np.asarray, pair), 1e-10)
       for pair in zip(narrow, expected, strict=True):
         assert_close(*map(np.asarray, pair), 1e-5)
+      slopes, narrow_slopes, reference = map(
+        np.asarray, (slopes, narrow_slopes, reference)
+      )
       assert_close(slopes, reference, 1e-10, axis=-1)
       assert_close(narrow_slopes, reference, 1e-5)
       assert slopes[0, (ids[0] + 1) % VOCAB_SIZE] == 0
@@ -535,9 +620,7 @@ def test_a_word_outside_the_vocabulary_is_not_hidden():
   ids = np.array([-1, 0, VOCAB_SIZE - 1, VOCAB_SIZE, 10**6])
   outside = [True, False, False, True, True]
   found, _ = by_tiles(student, teacher, ids, Divergence(), ())
-  own, entropies = statistics_vjp.read_own(
-    jnp.asarray(student), jnp.asarray(ids)
-  )[0]
+  (own, entropies), _ = jax.jit(statistics_vjp.read_own)(student, ids)
   for log_probs in (found["log_probs"], found["teacher_log_probs"], own):
     np.testing.assert_array_equal(np.isnan(log_probs), outside)
   for finite in ("costs", "entropies", "cross_entropies", "teacher_entropies"):
@@ -545,16 +628,17 @@ def test_a_word_outside_the_vocabulary_is_not_hidden():
   assert np.all(np.isfinite(entropies))
 
 
-@pytest.mark.parametrize("token", [-1, 3])
-def test_a_word_that_is_not_there_pulls_on_nothing(token):
-  logits, ids = jnp.array([[0.3, -1.0, 2.0]]), jnp.array([token])
+@jax.jit
+def _slopes_of_words(logits, ids):
   own = {"log_probs": jnp.ones(1), "entropies": jnp.zeros(1)}
   pulls = {"costs": jnp.zeros(1), **own}
-  _, residuals = statistics_vjp.read(logits, logits, ids, Divergence())
-  slopes = statistics_vjp.vjp(
-    logits, logits, ids, Divergence(), residuals, **pulls
-  )
-  np.testing.assert_array_equal(slopes, 0.0)
+  _, slopes = _by_tiles(logits, logits, ids, Divergence(), pulls)
   _, residuals = statistics_vjp.read_own(logits, ids)
-  slopes = statistics_vjp.own_vjp(logits, ids, residuals, **own)
-  np.testing.assert_array_equal(slopes, 0.0)
+  return slopes, statistics_vjp.own_vjp(logits, ids, residuals, **own)
+
+
+@pytest.mark.parametrize("token", [-1, 3])
+def test_a_word_that_is_not_there_pulls_on_nothing(token):
+  logits = np.array([[0.3, -1.0, 2.0]], np.float32)
+  for slopes in _slopes_of_words(logits, np.array([token])):
+    np.testing.assert_array_equal(slopes, 0.0)
