@@ -1,5 +1,6 @@
 """Entries behind the tokens of two padded vocabularies count for nothing."""
 
+import functools
 import itertools
 
 import jax
@@ -111,14 +112,16 @@ def test_values_and_gradients_are_those_of_logits_cut_to_the_tokens(kind):
 
 def test_padding_matters_if_it_is_not_left_out():
   student, teacher, ids = tile()
+  read = jax.jit(statistics_vjp.read, static_argnums=3)
   cut, whole = (
-    statistics_vjp.read(
-      *map(jnp.asarray, (student, teacher, ids)),
-      Divergence("reverse_kl", vocab_size=size),
-    )[0]["costs"]
+    np.asarray(
+      read(student, teacher, ids, Divergence("reverse_kl", vocab_size=size))[0][
+        "costs"
+      ]
+    )
     for size in (NUM_TOKENS, None)
   )
-  assert np.abs(np.asarray(cut - whole)).min() > 1e-2
+  assert np.abs(cut - whole).min() > 1e-2
 
 
 def test_all_entries_are_the_same_array():
@@ -129,7 +132,7 @@ def test_all_entries_are_the_same_array():
 
 def hidden_of(logits):
   """Hidden states and an unembedding whose product is `[N, V]` logits."""
-  return jnp.asarray(logits, jnp.float32)[None], jnp.eye(VOCAB_SIZE)
+  return np.float32(logits)[None], np.eye(VOCAB_SIZE, dtype=np.float32)
 
 
 def test_a_list_names_no_padding():
@@ -139,9 +142,11 @@ def test_a_list_names_no_padding():
   expected = np.asarray(
     [formulas.log_softmax(row[:NUM_TOKENS]) for row in teacher]
   )
-  ids, log_probs, own = teacher_candidates.most_probable(
-    asked, tokens[None], size=NUM_TOKENS, vocab_size=NUM_TOKENS
-  )
+  ids, log_probs, own = jax.jit(
+    functools.partial(
+      teacher_candidates.most_probable, size=NUM_TOKENS, vocab_size=NUM_TOKENS
+    )
+  )(asked, tokens[None])
   own_expected = expected[np.arange(len(tokens)), tokens]
   np.testing.assert_allclose(own[0], own_expected, rtol=1e-5)
   order = np.argsort(-expected, axis=-1)
@@ -151,9 +156,12 @@ def test_a_list_names_no_padding():
   )
   # Evenly spread uniforms draw each token in proportion to its probability.
   count = 20_000
-  spread = (jnp.arange(count) + 0.5) / count
-  uniforms = jnp.broadcast_to(spread, (1, len(teacher), count))
-  ids, *_ = teacher_candidates.samples(asked, uniforms, vocab_size=NUM_TOKENS)
+  spread = np.float32((np.arange(count) + 0.5) / count)
+  uniforms = np.broadcast_to(spread, (1, len(teacher), count))
+  ids, *_ = jax.jit(
+    functools.partial(teacher_candidates.samples, vocab_size=NUM_TOKENS)
+  )(asked, uniforms)
+  ids = np.asarray(ids)
   for row, probs in enumerate(np.exp(expected)):
     shares = np.bincount(ids[0, row], minlength=VOCAB_SIZE) / count
     np.testing.assert_allclose(shares[:NUM_TOKENS], probs, atol=2 / count)
@@ -175,16 +183,20 @@ def test_costs_of_lists_leave_out_padding(kind, tail, size):
   log_probs = np.asarray([row[i] for row, i in zip(rows, listed, strict=True)])
   if kind == "samples":
     log_probs[:] = -np.log(size)
-  read = fused_statistics.compared_with_list(
-    *hidden_of(student),
-    SparseTeacher(
-      jnp.asarray(listed[None], jnp.int32),
-      jnp.asarray(log_probs[None], jnp.float32),
-      kind,
-    ),
-    jnp.asarray(ids)[None],
-    Divergence(tail=tail, vocab_size=NUM_TOKENS),
-  ).statistics()
+
+  @jax.jit
+  def run(hidden, matrix, listed, log_probs):
+    return fused_statistics.compared_with_list(
+      hidden,
+      matrix,
+      SparseTeacher(listed, log_probs, kind),
+      ids[None],
+      Divergence(tail=tail, vocab_size=NUM_TOKENS),
+    ).statistics()
+
+  read = run(
+    *hidden_of(student), np.int32(listed[None]), np.float32(log_probs[None])
+  )
   for row in range(len(ids)):
     known = formulas.log_softmax(student[row][:NUM_TOKENS])
     weights, values = np.exp(log_probs[row]), known[listed[row]]

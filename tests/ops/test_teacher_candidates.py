@@ -15,6 +15,13 @@ MATRIX = RNG.normal(size=(4, VOCAB_SIZE)).astype(np.float32)
 TEACHER = DenseTeacher((HIDDEN,), (MATRIX,))
 TOKENS = RNG.integers(0, VOCAB_SIZE, (2, LENGTH)).astype(np.int32)
 CHUNK_SIZES = (1, 2, LENGTH, None)
+most_probable = jax.jit(
+  teacher_candidates.most_probable,
+  static_argnames=("size", "chunk_size", "vocab_size"),
+)
+samples = jax.jit(
+  teacher_candidates.samples, static_argnames=("chunk_size", "vocab_size")
+)
 
 
 def test_most_probable():
@@ -22,7 +29,7 @@ def test_most_probable():
   log_softmax = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
   order = np.argsort(-log_softmax, -1)[..., :3]
   for chunk_size in CHUNK_SIZES:
-    ids, log_probs, own = teacher_candidates.most_probable(
+    ids, log_probs, own = most_probable(
       TEACHER, TOKENS, size=3, chunk_size=chunk_size
     )
     np.testing.assert_array_equal(ids, order)
@@ -39,36 +46,33 @@ def test_most_probable():
 def test_logits_of_several_are_summed():
   halves = DenseTeacher((HIDDEN / 2, HIDDEN / 2), (MATRIX, MATRIX))
   for chunk_size in CHUNK_SIZES:
-    actual = teacher_candidates.most_probable(
-      halves, TOKENS, size=3, chunk_size=chunk_size
-    )
-    whole = teacher_candidates.most_probable(TEACHER, TOKENS, size=3)
+    actual = most_probable(halves, TOKENS, size=3, chunk_size=chunk_size)
+    whole = most_probable(TEACHER, TOKENS, size=3)
     np.testing.assert_array_equal(actual[0], whole[0])
     np.testing.assert_allclose(actual[1], whole[1], rtol=1e-6)
 
 
 def test_samples():
   uniforms = RNG.uniform(size=(2, LENGTH, 3)).astype(np.float32)
-  logits = jnp.asarray(HIDDEN @ MATRIX)
+  logits = HIDDEN @ MATRIX
+  sample = jax.jit(token_sampling.sample)
   expected = np.stack(
-    [token_sampling.sample(logits, uniforms[..., c]) for c in range(3)], axis=-1
+    [sample(logits, uniforms[..., c]) for c in range(3)], axis=-1
   )
   for chunk_size in CHUNK_SIZES:
-    ids, log_probs, own = teacher_candidates.samples(
-      TEACHER, uniforms, chunk_size=chunk_size
-    )
+    ids, log_probs, own = samples(TEACHER, uniforms, chunk_size=chunk_size)
     np.testing.assert_array_equal(ids, expected)
     np.testing.assert_allclose(log_probs, np.full(ids.shape, -np.log(3)))
     assert own is None
 
 
 def test_a_list_has_one_to_all_tokens():
-  ids, *_ = teacher_candidates.most_probable(TEACHER, TOKENS, size=VOCAB_SIZE)
+  ids, *_ = most_probable(TEACHER, TOKENS, size=VOCAB_SIZE)
   np.testing.assert_array_equal(np.sort(ids, -1)[0, 0], np.arange(VOCAB_SIZE))
   with pytest.raises(ValueError, match=r"a list of 12 tokens .* has 11"):
-    teacher_candidates.most_probable(TEACHER, TOKENS, size=VOCAB_SIZE + 1)
+    most_probable(TEACHER, TOKENS, size=VOCAB_SIZE + 1)
   with pytest.raises(ValueError, match="a list of 0 tokens"):
-    teacher_candidates.most_probable(TEACHER, TOKENS, size=0)
+    most_probable(TEACHER, TOKENS, size=0)
 
 
 @pytest.mark.parametrize("access", ["most_probable", "samples"])
