@@ -215,12 +215,15 @@ def _after(
   """
   # A hole takes no time: there the discount is 1.
   rates = jnp.where(mask.astype(bool), discount, 1.0).astype(values.dtype)
-
-  def _body(accumulated, column):
-    value, rate = column
-    # The sum is handed out before the token's own value joins it, because the
-    # cost at t does not depend on the token chosen at t.
-    return value + rate * accumulated, accumulated
-
-  total, sums = jax.lax.scan(_body, start, (values.T, rates.T), reverse=True)
+  total, sums = jax.lax.scan(
+    _add_value, start, (values.T, rates.T), reverse=True
+  )
   return sums.T, total
+
+
+# JAX traces a scan anew for a body that is a new function at each call.
+def _add_value(accumulated, column):
+  value, rate = column
+  # The sum is handed out before the token's own value joins it, because the
+  # cost at t does not depend on the token chosen at t.
+  return value + rate * accumulated, accumulated
