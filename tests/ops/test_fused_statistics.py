@@ -6,6 +6,7 @@ import types
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -18,6 +19,15 @@ FIELDS = tuple(
 )
 LENGTH = 7
 CHUNK_SIZES = (1, 3, LENGTH, LENGTH + 5)
+# Compiled, for each operation alone takes as long to compile as such a program.
+dense_teacher_statistics = jax.jit(
+  references.token_statistics,
+  static_argnames=("divergence", "chunk_size", "layout"),
+)
+from_logits = jax.jit(token_statistics.from_logits, static_argnums=3)
+token_log_probs = jax.jit(
+  fused_statistics.token_log_probs, static_argnames="chunk_size"
+)
 
 
 def random_inputs(seed=0, size=2, length=LENGTH, width=6, vocab_size=37):
@@ -98,16 +108,15 @@ class TestTokenStatistics:
     weights = random_weights(inputs[-1].shape)
     values, gradients = dense_float64(inputs, weights)
 
-    @jax.jit
     def run(*arrays):
       statistics = references.token_statistics(
         *arrays, inputs[-1], chunk_size=chunk_size
       )
       return weighted(statistics, weights), statistics
 
-    actual_gradients, actual = jax.grad(run, (0, 1, 2, 3), has_aux=True)(
-      *inputs[:-1]
-    )
+    actual_gradients, actual = jax.jit(
+      jax.grad(run, (0, 1, 2, 3), has_aux=True)
+    )(*inputs[:-1])
     for name in FIELDS:
       assert getattr(actual, name).dtype == jnp.float32
       assert_close(getattr(actual, name), getattr(values, name))
@@ -122,26 +131,22 @@ class TestTokenStatistics:
   @pytest.mark.parametrize("chunk_size", [3, None])
   def test_equals_from_logits(self, chunk_size):
     student, matrix, teacher, teacher_matrix, ids = random_inputs(seed=1)
-    chunked = references.token_statistics(
+    chunked = dense_teacher_statistics(
       student, matrix, teacher, teacher_matrix, ids, chunk_size=chunk_size
     )
-    whole = token_statistics.from_logits(
-      jnp.asarray(student @ matrix),
-      jnp.asarray(teacher @ teacher_matrix),
-      ids,
-    )
+    whole = from_logits(student @ matrix, teacher @ teacher_matrix, ids)
     for name in FIELDS:
       assert_close(getattr(chunked, name), getattr(whole, name))
 
   def test_one_token_and_one_word(self):
     inputs = random_inputs(size=1, length=1, vocab_size=1)
-    statistics = references.token_statistics(*inputs, chunk_size=4)
+    statistics = dense_teacher_statistics(*inputs, chunk_size=4)
     for name in FIELDS:
       np.testing.assert_array_equal(getattr(statistics, name), 0.0)
 
   def test_a_student_equal_to_its_teacher(self):
     student, matrix, *_, ids = random_inputs(seed=2)
-    statistics = references.token_statistics(
+    statistics = dense_teacher_statistics(
       student, matrix, student, matrix, ids, chunk_size=2
     )
     assert_close(statistics.costs, statistics.entropies)
@@ -150,7 +155,7 @@ class TestTokenStatistics:
   def test_bfloat16_hidden_states(self):
     inputs = random_inputs(seed=3, width=32)
     weights = random_weights(inputs[-1].shape)
-    rounded = [jnp.asarray(x, jnp.bfloat16) for x in inputs[:-1]]
+    rounded = [x.astype(ml_dtypes.bfloat16) for x in inputs[:-1]]
     values, gradients = dense_float64((*rounded, inputs[-1]), weights)
 
     def run(student, matrix):
@@ -161,8 +166,8 @@ class TestTokenStatistics:
 
     # The matrix is float32, as parameters are: it is the product that is in
     # bfloat16, while sums and softmax are in float32.
-    actual_gradients, actual = jax.grad(run, (0, 1), has_aux=True)(
-      rounded[0], jnp.asarray(inputs[1])
+    actual_gradients, actual = jax.jit(jax.grad(run, (0, 1), has_aux=True))(
+      rounded[0], inputs[1]
     )
     for name in FIELDS:
       assert getattr(actual, name).dtype == jnp.float32
@@ -170,7 +175,7 @@ class TestTokenStatistics:
     assert actual_gradients[0].dtype == jnp.bfloat16
     assert actual_gradients[1].dtype == jnp.float32
     for gradient, expected in zip(actual_gradients, gradients[:2], strict=True):
-      assert_close(gradient.astype(jnp.float32), expected, tolerance=2e-2)
+      assert_close(np.float32(gradient), expected, tolerance=2e-2)
 
   @pytest.mark.parametrize("chunk_size", [2, None])
   def test_a_certain_teacher_and_extreme_logits(self, chunk_size):
@@ -192,9 +197,15 @@ class TestTokenStatistics:
         jnp.sum(getattr(statistics, name)) for name in names
       ), statistics
 
-    gradients, statistics = jax.grad(run, (0, 1), has_aux=True)(
-      hidden, student_matrix
-    )
+    @jax.jit
+    def both(*arrays):
+      costs = functools.partial(run, names=("costs",))
+      return (
+        *jax.grad(run, (0, 1), has_aux=True)(*arrays),
+        jax.grad(costs, 1, has_aux=True)(*arrays)[0],
+      )
+
+    gradients, statistics, slope = both(hidden, student_matrix)
     # The student is sure of the second word at t = 1; the teacher of the last.
     np.testing.assert_array_equal(statistics.costs, [[0, 2e4, 0]])
     np.testing.assert_array_equal(statistics.log_probs, [[0, -2e4, -2e4]])
@@ -203,9 +214,6 @@ class TestTokenStatistics:
     for gradient in gradients:
       assert np.all(np.isfinite(gradient))
     # d cost / d logits = student − teacher.
-    slope, _ = jax.grad(
-      functools.partial(run, names=("costs",)), 1, has_aux=True
-    )(hidden, student_matrix)
     expected = np.zeros((length, vocab_size))
     expected[1, 1], expected[1, 4] = 1, -1
     np.testing.assert_array_equal(slope, expected)
@@ -233,7 +241,7 @@ class TestTokenStatistics:
   @pytest.mark.parametrize(("size", "length"), [(2, 0), (0, 7)])
   def test_nothing_at_all(self, size, length):
     inputs = random_inputs(size=size, length=length)
-    statistics = references.token_statistics(*inputs)
+    statistics = dense_teacher_statistics(*inputs)
     assert statistics.costs.shape == (size, length)
 
   @pytest.mark.parametrize("chunk_size", [2, None])
@@ -326,11 +334,8 @@ class TestDivergences:
     student, teacher = rng.normal(0, 2, (2, 3, 6)).astype(np.float32)
     ids = np.array([5, 0, 2])
     where = {"top_k": 2, "top_k_of": "teacher", "temperature": 1.5}
-    statistics = token_statistics.from_logits(
-      jnp.asarray(student),
-      jnp.asarray(teacher),
-      ids,
-      Divergence("reverse_kl", **where),
+    statistics = from_logits(
+      student, teacher, ids, Divergence("reverse_kl", **where)
     )
     for row, (s, t, token) in enumerate(
       zip(student, teacher, ids, strict=True)
@@ -371,6 +376,9 @@ def listed_statistics(
   return source.tiled(chunk_size=chunk_size).statistics()
 
 
+compiled_listed_statistics = jax.jit(
+  listed_statistics, static_argnames=("kind", "divergence", "chunk_size")
+)
 SPARSE = (
   {"kind": "samples", "divergence": Divergence()},
   *(
@@ -439,9 +447,9 @@ def sparse_inputs(seed=0, vocab_size=6, size=2, length=5):
 
 class TestSparseTokenStatistics:
   def test_weights_scale_all_that_compares_with_a_list(self):
-    logits, _, candidates, log_probs, ids = map(jnp.asarray, sparse_inputs())
-    logits, matrix = logits.astype(jnp.float32), jnp.eye(logits.shape[-1])
-    weights = jnp.asarray(np.random.default_rng(1).integers(0, 3, ids.shape))
+    logits, _, candidates, log_probs, ids = sparse_inputs()
+    logits, matrix = np.float32(logits), np.eye(6, dtype=np.float32)
+    weights = np.random.default_rng(1).integers(0, 3, ids.shape)
 
     @jax.jit
     def run(logits, weights):
@@ -579,17 +587,17 @@ class TestSparseTokenStatistics:
 
   def test_a_reverse_kl_by_hand(self):
     # Student (1/2, 1/4, 1/8, 1/8), teacher (1/4, 1/2) and 1/4 for the others.
-    logits = jnp.log(jnp.array([[[0.5, 0.25, 0.125, 0.125]]]))
-    lists = jnp.array([[[0, 1]]]), jnp.log(jnp.array([[[0.25, 0.5]]]))
+    logits = np.log(np.float32([[[0.5, 0.25, 0.125, 0.125]]]))
+    lists = np.array([[[0, 1]]]), np.log(np.float32([[[0.25, 0.5]]]))
     found = [
-      listed_statistics(
+      compiled_listed_statistics(
         logits,
-        jnp.eye(4),
+        np.eye(4, dtype=np.float32),
         *lists,
-        jnp.array([[2]]),
+        np.array([[2]]),
         kind="top_k",
         divergence=Divergence("reverse_kl", tail=tail),
-        own=jnp.array([[-2.0]]),
+        own=np.float32([[-2.0]]),
       )
       for tail in (True, False)
     ]
@@ -600,7 +608,7 @@ class TestSparseTokenStatistics:
 
   def test_a_teacher_whose_list_has_all_its_mass_costs_no_infinity(self):
     # The student puts half of its mass where the teacher, rounded, has none.
-    logits = jnp.log(jnp.array([[[0.25, 0.25, 0.5]]]))
+    logits = np.log(np.float32([[[0.25, 0.25, 0.5]]]))
 
     @jax.jit
     def run(logits):
@@ -647,7 +655,7 @@ class TestSparseTokenStatistics:
       return jnp.sum(chances * statistics.costs[0])
 
     with jax.enable_x64(True):
-      value, gradient = jax.value_and_grad(mean)(jnp.asarray(logits))
+      value, gradient = jax.jit(jax.value_and_grad(mean))(logits)
     log_softmax = formulas.log_softmax(logits)
     np.testing.assert_allclose(value, -np.sum(teacher * log_softmax), rtol=1e-7)
     np.testing.assert_allclose(
@@ -675,7 +683,7 @@ class TestSparseTokenStatistics:
         )
         return jnp.sum(jnp.where(mask, statistics.costs, 0.0)), statistics
 
-      return jax.grad(total, has_aux=True)(jnp.asarray(logits, jnp.float32))
+      return jax.grad(total, has_aux=True)(np.float32(logits))
 
     own = np.where(mask, -1.0, 0.0)
     gradient, clean = run(candidates, log_probs, own)
@@ -706,7 +714,7 @@ class TestSparseTokenStatistics:
         for settings in SPARSE
       ]
 
-    for costs in run(jnp.asarray(logits, jnp.float32)):
+    for costs in run(np.float32(logits)):
       assert np.all(np.isnan(costs))
 
   @pytest.mark.parametrize(
@@ -739,7 +747,6 @@ class TestTokenLogProbs:
       (student, matrix, teacher, teacher_matrix, ids), weights
     )
 
-    @jax.jit
     def run(student, matrix):
       log_probs, entropies = fused_statistics.token_log_probs(
         student, matrix, ids, chunk_size=chunk_size
@@ -747,7 +754,7 @@ class TestTokenLogProbs:
       actual = types.SimpleNamespace(log_probs=log_probs, entropies=entropies)
       return weighted(actual, weights), vars(actual)
 
-    actual_gradients, actual = jax.grad(run, (0, 1), has_aux=True)(
+    actual_gradients, actual = jax.jit(jax.grad(run, (0, 1), has_aux=True))(
       student, matrix
     )
     actual = types.SimpleNamespace(**actual)
@@ -760,18 +767,15 @@ class TestTokenLogProbs:
   def test_last_word_of_the_vocabulary(self):
     student, matrix, *_ = random_inputs(seed=5)
     ids = np.full((2, LENGTH), matrix.shape[1] - 1, np.int32)
-    log_probs, _ = fused_statistics.token_log_probs(
-      student, matrix, ids, chunk_size=3
-    )
-    expected = jax.nn.log_softmax(jnp.asarray(student @ matrix))[..., -1]
+    log_probs, _ = token_log_probs(student, matrix, ids, chunk_size=3)
+    logits = np.float64(student) @ matrix
+    expected = [[formulas.log_softmax(x)[-1] for x in row] for row in logits]
     assert_close(log_probs, expected)
 
   def test_a_word_that_is_not_in_the_vocabulary_is_not_hidden(self):
     student, matrix, *_ = random_inputs(seed=5)
     ids = np.array([[0, 36, 37, -1, 10**6, 1, 2]] * 2, np.int32)
-    log_probs, entropies = fused_statistics.token_log_probs(
-      student, matrix, ids
-    )
+    log_probs, entropies = token_log_probs(student, matrix, ids)
     np.testing.assert_array_equal(np.isnan(log_probs), (ids < 0) | (ids > 36))
     assert np.all(np.isfinite(entropies))
 
@@ -779,10 +783,10 @@ class TestTokenLogProbs:
 class TestFromLogits:
   def test_by_hand(self):
     # Student (1/2, 1/4, 1/4), teacher (0, 1/2, 1/2); the second was sampled.
-    statistics = token_statistics.from_logits(
-      jnp.log(jnp.array([[0.5, 0.25, 0.25]])) + 3.0,
-      jnp.array([[-jnp.inf, 2.0, 2.0]]),
-      jnp.array([1]),
+    statistics = from_logits(
+      np.log(np.float32([[0.5, 0.25, 0.25]])) + 3,
+      np.float32([[-np.inf, 2.0, 2.0]]),
+      np.array([1]),
     )
     log_two = np.log(2)
     np.testing.assert_allclose(statistics.costs, [2 * log_two], rtol=1e-6)
@@ -797,7 +801,7 @@ class TestFromLogits:
     np.testing.assert_array_equal(statistics.cross_entropies, statistics.costs)
 
   def test_words_that_both_exclude_cost_nothing(self):
-    teacher_logits = jnp.log(jnp.array([[0.25, 0.75, 0.0]]))
+    teacher_logits = np.float32([[np.log(0.25), np.log(0.75), -np.inf]])
 
     def total(logits, names=FIELDS):
       statistics = token_statistics.from_logits(
@@ -805,25 +809,24 @@ class TestFromLogits:
       )
       return sum(jnp.sum(getattr(statistics, name)) for name in names)
 
-    excluding = jnp.array([[0.3, -0.2, -jnp.inf]])
-    value, gradient = jax.value_and_grad(total)(excluding)
-    without, expected = jax.value_and_grad(
-      lambda logits: total(jnp.append(logits, -1e9)[None])
+    excluding = np.float32([[0.3, -0.2, -np.inf]])
+    value, gradient = jax.jit(jax.value_and_grad(total))(excluding)
+    without, expected = jax.jit(
+      jax.value_and_grad(lambda logits: total(jnp.append(logits, -1e9)[None]))
     )(excluding[0, :2])
     np.testing.assert_allclose(value, without, rtol=1e-6)
     np.testing.assert_allclose(gradient[0, :2], expected, rtol=1e-5)
     np.testing.assert_array_equal(gradient[0, 2], 0.0)
 
   def test_a_word_that_only_the_student_excludes_costs_infinitely(self):
-    statistics = token_statistics.from_logits(
-      jnp.array([[0.0, -jnp.inf]]), jnp.zeros((1, 2)), jnp.array([0])
+    statistics = from_logits(
+      np.float32([[0.0, -np.inf]]), np.zeros((1, 2), np.float32), np.array([0])
     )
     np.testing.assert_array_equal(statistics.costs, jnp.inf)
 
   def test_a_broken_teacher_is_not_hidden(self):
-    statistics = token_statistics.from_logits(
-      jnp.zeros((1, 2)), jnp.full((1, 2), jnp.nan), jnp.array([0])
-    )
+    zeros = np.zeros((1, 2), np.float32)
+    statistics = from_logits(zeros, zeros + np.nan, np.array([0]))
     assert np.all(np.isnan(statistics.costs))
 
 
