@@ -30,7 +30,7 @@ def made_up(shape_of_heads=(4, 2), *, batch=2, length=5, size=8, seed=0):
   rng = np.random.default_rng(seed)
   heads, kv_heads = shape_of_heads
   return [
-    jnp.asarray(rng.normal(size=(batch, length, n, size)), jnp.float32)
+    rng.normal(size=(batch, length, n, size)).astype(np.float32)
     for n in (heads, kv_heads, kv_heads, heads)
   ]
 
@@ -83,25 +83,28 @@ def test_a_window_is_that_of_a_loop(window):
 @pytest.mark.parametrize("window", [1, 100, 600, 2000])
 def test_a_window_over_long_rows_is_that_of_one_mask(window):
   """Blocks of queries that read the keys of their window alone."""
-  length = 2100
-  *arrays, direction = made_up((2, 1), batch=1, length=length, size=4)
+  arrays = made_up((2, 1), batch=1, length=2100, size=4)
 
   def in_blocks(*arrays):
     return attention.causal(*arrays, window=window, implementation="xla")
 
-  def with_mask(*arrays):
+  attended, gradients = with_gradient(in_blocks)(*arrays)
+  expected, expected_gradients = _one_mask(window, *arrays)
+  np.testing.assert_allclose(attended, expected, atol=2e-6)
+  for part, gradient in zip(gradients, expected_gradients, strict=True):
+    np.testing.assert_allclose(part, gradient, atol=3e-5)
+
+
+@jax.jit
+def _one_mask(window, *arrays):
+  """The same for any window, in one program."""
+  length = arrays[0].shape[1]
+
+  def attend(*arrays):
     mask = attention_blocks.is_readable(0, length, length, window)
     return jax.nn.dot_product_attention(*arrays, mask=mask[None, None])
 
-  np.testing.assert_allclose(
-    jax.jit(in_blocks)(*arrays), jax.jit(with_mask)(*arrays), atol=2e-6
-  )
-  for part, gradient in zip(
-    gradient_of(in_blocks)(*arrays, direction),
-    gradient_of(with_mask)(*arrays, direction),
-    strict=True,
-  ):
-    np.testing.assert_allclose(part, gradient, atol=3e-5)
+  return with_gradient(attend)(*arrays)
 
 
 @pytest.mark.parametrize("window", [1, 3, 6, 50])
@@ -109,9 +112,8 @@ def test_a_window_reaches_into_what_rows_share(window):
   query, key, value, _ = made_up((4, 2), batch=6, length=7, size=6)
   shared = made_up((4, 2), batch=3, length=5, size=6, seed=1)[1:3]
   lengths = np.asarray([5, 0, 2])
-  prefixes = prefix_attention.Shared(*shared, lengths)
-  attended = prefix_attention.after_shared(
-    query, key, value, prefixes, window=window
+  attended = jax.jit(functools.partial(after_shared, window=window))(
+    query, key, value, *shared, lengths
   )
   expected = after_shared_by_hand(
     query, key, value, *shared, lengths, window=window
@@ -124,6 +126,12 @@ def gradient_of(attend):
     return jnp.sum(attend(query, key, value) * direction)
 
   return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
+
+
+def with_gradient(attend):
+  """What is attended, and the gradients, in one program."""
+  gradient = gradient_of(attend)
+  return jax.jit(lambda *arrays: (attend(*arrays[:3]), gradient(*arrays)))
 
 
 @pytest.mark.parametrize("length", [37, 300])
@@ -166,16 +174,16 @@ def test_devices_share_the_queries_of_a_sequence(kernel, length, batch):
   """A batch of 3 is cut nowhere; 600 tokens are no multiple of lanes."""
   size = LANES if kernel is splash else 8
   arrays = made_up(batch=batch, length=length, size=size)
-  expected = gradient_of(attention.xla)(*arrays)
-  attended = attention.xla(*arrays[:3])
-  with jax.set_mesh(sharding.make_mesh(1, 2, 2, context=2)):
-    found = gradient_of(kernel)(*arrays)
-    actual = jax.jit(kernel)(*arrays[:3])
-    text = jax.jit(kernel).lower(*arrays[:3]).compile().as_text()
+  attended, expected = with_gradient(attention.xla)(*arrays)
+  mesh = sharding.make_mesh(1, 2, 2, context=2)
+  with jax.set_mesh(mesh):
+    actual, found = with_gradient(kernel)(*arrays)
   np.testing.assert_allclose(actual, attended, atol=1e-5)
   for part, gradient in zip(found, expected, strict=True):
     np.testing.assert_allclose(part, gradient, atol=3e-5)
   if kernel is attention.xla:
+    with jax.set_mesh(mesh):
+      text = jax.jit(kernel).lower(*arrays[:3]).compile().as_text()
     # Each device has the logits of its own queries alone.
     local = batch // 2 if batch % 2 == 0 else batch
     shapes = {tuple(map(int, x.split(","))) for x in SHAPE.findall(text)}
@@ -190,9 +198,12 @@ def test_a_long_row_is_read_some_queries_at_a_time(length):
   def whole(query, key, value):
     return jax.nn.dot_product_attention(query, key, value, is_causal=True)
 
-  compiled = jax.jit(attention.xla).lower(*arrays[:3]).compile()
+  in_blocks, at_once = (
+    jax.jit(attend).lower(*arrays[:3]).compile()
+    for attend in (attention.xla, whole)
+  )
   np.testing.assert_allclose(
-    compiled(*arrays[:3]), whole(*arrays[:3]), atol=1e-5
+    in_blocks(*arrays[:3]), at_once(*arrays[:3]), atol=1e-5
   )
   for part, gradient in zip(
     gradient_of(attention.xla)(*arrays),
@@ -201,29 +212,24 @@ def test_a_long_row_is_read_some_queries_at_a_time(length):
   ):
     np.testing.assert_allclose(part, gradient, atol=3e-5)
   logits = 4 * 2 * length**2
-  assert compiled.memory_analysis().temp_size_in_bytes < logits
-  assert (
-    jax.jit(whole)
-    .lower(*arrays[:3])
-    .compile()
-    .memory_analysis()
-    .temp_size_in_bytes
-    >= logits
-  )
+  assert in_blocks.memory_analysis().temp_size_in_bytes < logits
+  assert at_once.memory_analysis().temp_size_in_bytes >= logits
 
 
 def test_bfloat16_in_the_kernel_of_tpus_stays_near_float32():
   exact = made_up(length=40, size=LANES)[:3]
-  half = splash(*(x.astype(jnp.bfloat16) for x in exact))
+  half = jax.jit(splash)(*(x.astype(jnp.bfloat16) for x in exact))
   assert half.dtype == jnp.bfloat16
   np.testing.assert_allclose(
     np.asarray(half, np.float32), by_hand(*exact), atol=0.05
   )
 
 
-def after_shared(query, key, value, shared_key, shared_value, lengths):
+def after_shared(
+  query, key, value, shared_key, shared_value, lengths, **settings
+):
   shared = prefix_attention.Shared(shared_key, shared_value, lengths)
-  return prefix_attention.after_shared(query, key, value, shared)
+  return prefix_attention.after_shared(query, key, value, shared, **settings)
 
 
 def after_shared_by_hand(
@@ -256,13 +262,14 @@ def test_what_rows_share_is_as_if_each_had_it(heads, length):
   query, key, value, _ = made_up(heads, batch=6, length=length, size=6)
   shared = made_up(heads, batch=3, length=5, size=6, seed=1)[1:3]
   lengths = np.asarray([5, 0, 2])
-  attended = jax.jit(after_shared)(query, key, value, *shared, lengths)
+  run = jax.jit(after_shared)
+  attended = run(query, key, value, *shared, lengths)
   expected = after_shared_by_hand(query, key, value, *shared, lengths)
   np.testing.assert_allclose(attended, expected, atol=2e-6)
   # What stands at the prefixes' padding changes nothing.
-  counted = jnp.arange(5)[None, :, None, None] < lengths[:, None, None, None]
-  dirty = [jnp.where(counted, x, 1e4) for x in shared]
-  again = jax.jit(after_shared)(query, key, value, *dirty, lengths)
+  counted = np.arange(5)[None, :, None, None] < lengths[:, None, None, None]
+  dirty = [np.where(counted, x, np.float32(1e4)) for x in shared]
+  again = run(query, key, value, *dirty, lengths)
   np.testing.assert_array_equal(again, attended)
 
 
@@ -280,7 +287,7 @@ def test_parts_merge_to_the_whole():
   ]
   # A part without keys.
   parts.append((np.full((2, 3), 1e3), np.full(2, -1e38)))
-  merged = prefix_attention.merge_parts(*zip(*parts, strict=True))
+  merged = jax.jit(prefix_attention.merge_parts)(*zip(*parts, strict=True))
   whole = (weights[..., None] * values).sum(1) / weights.sum(1)[:, None]
   np.testing.assert_allclose(merged, whole, rtol=1e-5)
 
