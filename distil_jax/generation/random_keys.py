@@ -44,7 +44,7 @@ def sample_keys_on_mesh(
   with jax.set_mesh(mesh):
     impl = jax.random.key_impl(key)
     key = jax.random.wrap_key_data(jnp.asarray(data), impl=impl)
-    return _sample_keys(key, identities, group_size)
+    return sample_keys(key, identities, group_size)
 
 
 class TurnKeys:
@@ -115,6 +115,8 @@ def identities(names: Sequence[int]) -> np.ndarray:
   return np.asarray(rows, np.uint32).reshape(-1, 2)
 
 
+# One program, where JAX would compile each operation for every new shape.
+@functools.partial(jax.jit, static_argnums=2)
 def sample_keys(
   key: jax.Array, identities: Array, group_size: int
 ) -> jax.Array:
@@ -143,6 +145,3 @@ def sample_keys(
     return jax.vmap(lambda g: fold(problem_key, g))(jnp.arange(group_size))
 
   return jax.vmap(of_problem)(identities)
-
-
-_sample_keys = jax.jit(sample_keys, static_argnums=2)

@@ -1,6 +1,8 @@
 """Sampling: what is stored, where it stops, and what its noise hangs on."""
 
 import functools
+import types
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -21,11 +23,16 @@ NAMES = [40, 7, 19]
 DEFAULTS = {"eos_ids": EOS, "pad_id": PAD}
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "max_tokens")
 
-_generate = jax.jit(
-  sampler.generate,
-  static_argnames=("sampling", "graphdef", "eos_ids", "pad_id"),
+
+@functools.partial(
+  jax.jit, static_argnames=("max_tokens", "graphdef", "eos_ids", "pad_id")
 )
-_sample_keys = jax.jit(random_keys.sample_keys, static_argnums=2)
+def _generate(params, ids, mask, keys, numbers, *, max_tokens, **fixed):
+  """One program for all temperatures, top-k, top-p and min-p."""
+  sampling = types.SimpleNamespace(
+    stop=(), max_tokens=max_tokens, arrays=lambda: numbers
+  )
+  return sampler.generate(params, ids, mask, keys, cast(Any, sampling), **fixed)
 
 
 @pytest.fixture(scope="module")
@@ -41,16 +48,18 @@ def prompts():
 
 def sample(network, prompts, names=NAMES, group_size=4, seed=0, **settings):
   ids, mask = (jnp.asarray(x) for x in prompts)
-  keys = _sample_keys(
+  keys = random_keys.sample_keys(
     jax.random.key(seed), random_keys.identities(names), group_size
   )
-  sampling = {k: settings.pop(k) for k in SAMPLING if k in settings}
+  chosen = {k: settings.pop(k) for k in SAMPLING if k in settings}
+  sampling = SamplingParams(**{"max_tokens": LENGTH, **chosen})
   return _generate(
     network.params,
     ids,
     mask,
     keys,
-    SamplingParams(**{"max_tokens": LENGTH, **sampling}),
+    sampling.arrays(),
+    max_tokens=sampling.max_tokens,
     graphdef=network.graphdef,
     **{**DEFAULTS, **settings},
   )
@@ -260,7 +269,7 @@ def test_identities_count_what_came_before():
 
 
 def test_keys_of_all_samples_differ():
-  keys = _sample_keys(
+  keys = random_keys.sample_keys(
     jax.random.key(0), random_keys.identities([0, 1, 1, 2**32 - 1]), 8
   )
   data = np.asarray(jax.random.key_data(keys)).reshape(32, -1)
