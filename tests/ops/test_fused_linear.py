@@ -20,7 +20,7 @@ from distil_jax.ops import (
   token_statistics,
 )
 from distil_jax.ops.divergences import Divergence
-from tests import references
+from tests import formulas, references
 
 SIZE, LENGTH, WIDTH, VOCAB_SIZE = 6, 7, 16, 11
 LENGTHS = np.array([7, 3, 1, 0, 6, 4])
@@ -415,12 +415,13 @@ class TestCredit:
       reports = {"order": columns, "time": rows["time"]}
       return 0 * statistics.log_probs, (carry + 1, reports)
 
+    @jax.jit
+    def run(time):
+      source = fused_statistics.alone(student, matrix, ids)
+      return source.tiled(chunk_size=2).fused_loss(loss, {"time": time}, 0)
+
     time = np.broadcast_to(np.arange(LENGTH), (SIZE, LENGTH))
-    _, reports = (
-      fused_statistics.alone(student, matrix, ids)
-      .tiled(chunk_size=2)
-      .fused_loss(loss, {"time": time}, 0)
-    )
+    _, reports = run(time)
     np.testing.assert_array_equal(reports["time"], time)
     # Four chunks; the last has one column that is not there.
     np.testing.assert_array_equal(
@@ -467,9 +468,13 @@ class TestStretches:
         np.testing.assert_allclose(later.counts, MASK @ powers, rtol=1e-13)
 
   def test_what_is_followed_in_stretches_is_so_in_the_whole(self):
-    with_holes = MASK * (np.arange(LENGTH) % 3 != 1)
+    with_holes = MASK * (np.arange(LENGTH, dtype=np.int32) % 3 != 1)
+    is_followed = jax.jit(credit.is_followed)
+    before = jax.jit(
+      functools.partial(credit.future_costs_before, discount=0.1)
+    )
     for counts in (MASK, with_holes):
-      whole = credit.is_followed(jnp.asarray(counts))
+      whole = np.asarray(is_followed(counts))
       # All but the last token, and of holes those that lie before it.
       np.testing.assert_array_equal(
         np.sum(counts * (1 - whole), 1), counts.any(axis=1)
@@ -477,13 +482,11 @@ class TestStretches:
       for size in (1, 3, LENGTH):
         later = credit.nothing_later(SIZE)
         for start in reversed(range(0, LENGTH, size)):
-          mask = jnp.asarray(counts[:, start : start + size])
+          mask = counts[:, start : start + size]
           np.testing.assert_array_equal(
-            credit.is_followed(mask, later), whole[:, start : start + size]
+            is_followed(mask, later), whole[:, start : start + size]
           )
-          _, later = credit.future_costs_before(
-            jnp.zeros(mask.shape), mask, later, discount=0.1
-          )
+          _, later = before(np.zeros(mask.shape, np.float32), mask, later)
 
 
 def masked_loss(carry, statistics, rows):
@@ -582,8 +585,9 @@ class TestWhatGradientsSee:
       )
       return total + jnp.sum(found.statistics().log_probs)
 
-    value, gradients = jax.value_and_grad(value, (0, 1))(
-      jnp.zeros((size, length, WIDTH)), jnp.ones((WIDTH, VOCAB_SIZE))
+    value, gradients = jax.jit(jax.value_and_grad(value, (0, 1)))(
+      np.zeros((size, length, WIDTH), np.float32),
+      np.ones((WIDTH, VOCAB_SIZE), np.float32),
     )
     assert value == 0
     assert [x.shape for x in gradients] == [
@@ -631,9 +635,7 @@ class TestPrecision:
     for value, (of_hidden, of_matrix) in run(hidden, matrix):
       assert value.dtype == jnp.float32
       assert (of_hidden.dtype, of_matrix.dtype) == (jnp.bfloat16, dtype)
-      np.testing.assert_array_equal(
-        of_matrix.astype(jnp.float32), [[1.5, -1.5]]
-      )
+      np.testing.assert_array_equal(np.float32(of_matrix), [[1.5, -1.5]])
     # In bfloat16 all but the first are lost.
     total = ml_dtypes.bfloat16(0)
     for weight in weights[0, ::-1]:
@@ -659,7 +661,7 @@ class TestPrecision:
 
   def test_hidden_states_in_bfloat16_and_weights_in_float32(self):
     *arrays, ids = random_inputs(dtype=np.float32)
-    rounded = [jnp.asarray(x, jnp.bfloat16) for x in arrays]
+    rounded = [x.astype(ml_dtypes.bfloat16) for x in arrays]
 
     @functools.partial(jax.jit, static_argnums=4)
     def run(student, matrix, teacher, teacher_matrix, chunk_size):
@@ -672,18 +674,18 @@ class TestPrecision:
       )(student, matrix)
 
     (value, reports), gradients = run(
-      rounded[0], rounded[1].astype(jnp.float32), *rounded[2:], 3
+      rounded[0], rounded[1].astype(np.float32), *rounded[2:], 3
     )
     assert value.dtype == reports["costs"].dtype == jnp.float32
     assert [x.dtype for x in gradients] == [jnp.bfloat16, jnp.float32]
     (expected, expected_reports), references = run(
-      *(x.astype(jnp.float32) for x in rounded), None
+      *(x.astype(np.float32) for x in rounded), None
     )
     # Products of rounded numbers are exact in float32; slopes are rounded.
     assert_close(value, expected, 1e-5)
     assert_close(reports, expected_reports, 1e-5)
     for pair in zip(gradients, references, strict=True):
-      assert_close(*(x.astype(jnp.float32) for x in pair), 1e-2)
+      assert_close(*map(np.float32, pair), 1e-2)
 
 
 class TestLayout:
@@ -947,9 +949,13 @@ def test_columns_that_are_not_there_have_no_loss(chunk_size):
       lambda carry, found, _: (-found.log_probs, (carry, ())), ()
     )[0]
 
-  value, gradient = jax.value_and_grad(total)(jnp.zeros((1, 7, 2)))
+  @jax.jit
+  def run(hidden):
+    return *jax.value_and_grad(total)(hidden), total(hidden)
+
+  value, gradient, only_value = run(np.zeros((1, 7, 2), np.float32))
   np.testing.assert_allclose(value, 7 * np.log(4), rtol=1e-6)
-  np.testing.assert_allclose(total(jnp.zeros((1, 7, 2))), value, rtol=1e-6)
+  np.testing.assert_allclose(only_value, value, rtol=1e-6)
   assert gradient.shape == (1, 7, 2)
 
 
@@ -987,8 +993,11 @@ def test_what_is_not_a_teacher_is_refused():
 def test_narrow_ids_are_widened():
   logits = np.random.default_rng(0).normal(size=(1, 3, 256)).astype("f4")
   ids = np.array([[0, 200, 255]], np.uint8)
-  found = fused_statistics.token_log_probs(
-    jnp.asarray(logits), jnp.eye(256), ids
+  found = jax.jit(fused_statistics.token_log_probs)(
+    logits, np.eye(256, dtype=np.float32), ids
   )
-  expected = jax.nn.log_softmax(jnp.asarray(logits))[0, np.arange(3), ids[0]]
+  expected = [
+    formulas.log_softmax(x.astype(np.float64))[i]
+    for x, i in zip(logits[0], ids[0], strict=True)
+  ]
   np.testing.assert_allclose(found.log_probs[0], expected, rtol=1e-5)

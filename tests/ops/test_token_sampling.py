@@ -48,8 +48,8 @@ class TestSampleDistribution:
   @pytest.mark.parametrize("kind", ["normal", "falling", "rising"])
   def test_chi_square(self, vocab_size, kind):
     logits = distribution(vocab_size, kind)
-    num_draws = 50_000
-    uniforms = jax.random.uniform(jax.random.key(7), (num_draws,))
+    num_draws = 20_000
+    uniforms = np.random.default_rng(7).random(num_draws, np.float32)
     counts = np.bincount(draw(logits, uniforms), minlength=vocab_size)
     assert counts.size == vocab_size
     expected = num_draws * softmax(logits)
@@ -79,7 +79,7 @@ class TestSampleDistribution:
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 2, (3, 4, 700)).astype(np.float32)
     uniforms = rng.random((3, 4), np.float32)
-    together = token_sampling.sample(jnp.asarray(logits), jnp.asarray(uniforms))
+    together = jax.jit(token_sampling.sample)(logits, uniforms)
     assert together.shape == (3, 4)
     assert together.dtype == jnp.int32
     for index in np.ndindex(3, 4):
@@ -351,6 +351,20 @@ def random_logits(rng, kind, shape):
   return logits.astype(np.float32)
 
 
+@jax.jit
+def _floor_of(logits, settings):
+  blocks, _ = token_sampling._in_blocks(logits)
+  peaks = jnp.max(blocks, -1)
+  return token_sampling._floor(
+    blocks,
+    peaks,
+    jnp.max(peaks, -1),
+    jnp.ones(1),
+    jnp.zeros(1, bool),
+    settings,
+  )
+
+
 class TestChooseAgainstSorting:
   @pytest.mark.parametrize("vocab_size", [5, 64, 300, 512, 1001])
   @pytest.mark.parametrize("kind", ["normal", "ties", "excluded", "shifted"])
@@ -383,16 +397,7 @@ class TestChooseAgainstSorting:
   def test_top_k_of_probabilities_that_underflow(self, top_k):
     # Weights are 0 from 104 below the largest on, and order is all there is.
     logits = np.random.default_rng(1).permutation(1000) * np.float32(-300)
-    blocks, _ = token_sampling._in_blocks(jnp.asarray(logits)[None])
-    peaks = jnp.max(blocks, -1)
-    floor = token_sampling._floor(
-      blocks,
-      peaks,
-      jnp.max(peaks, -1),
-      jnp.ones(1),
-      jnp.zeros(1, bool),
-      arrays_of(1, top_k=top_k),
-    )
+    floor = _floor_of(logits[None], arrays_of(1, top_k=top_k))
     assert np.sum(logits >= np.asarray(floor)) == top_k
 
   def test_top_p_keeps_what_it_says_of_a_large_flat_vocabulary(self):
@@ -420,10 +425,8 @@ class TestChooseDistribution:
   def test_chi_square(self, settings):
     logits = distribution(300, "normal")
     num_draws = 20_000
-    uniforms = jax.random.uniform(jax.random.key(3), (num_draws,))
-    ids, _, _ = choose(
-      np.tile(logits, (num_draws, 1)), np.asarray(uniforms), **settings
-    )
+    uniforms = np.random.default_rng(3).random(num_draws, np.float32)
+    ids, _, _ = choose(np.tile(logits, (num_draws, 1)), uniforms, **settings)
     settings = {"temperature": 1, "top_k": 0, "top_p": 1, "min_p": 0} | settings
     expected = num_draws * reference(logits, **settings)
     counts = np.bincount(ids, minlength=300)
@@ -542,11 +545,15 @@ class TestChooseProgram:
         (logits, uniforms, arrays_of((8, 3), **settings)),
         (place("vocab" if is_cut else None), place(), place()),
       )
-      run = jax.jit(
-        functools.partial(token_sampling.choose, num_vocab_shards=num_shards)
+      run = (
+        jax.jit(
+          functools.partial(token_sampling.choose, num_vocab_shards=num_shards)
+        )
+        .lower(*arguments)
+        .compile()
       )
       found = run(*arguments)
-      compiled = run.lower(*arguments).compile().as_text()
+      compiled = run.as_text()
     np.testing.assert_array_equal(found[0], expected[0])
     for one, other in zip(found[1:], expected[1:], strict=True):
       np.testing.assert_allclose(one, other, rtol=1e-5, atol=2e-6)
