@@ -19,6 +19,9 @@ ALL = tuple(lora.TARGETS.values())
 MOE = ("query", "key", "value", "output")
 
 
+merge = jax.jit(lora.merge, static_argnums=(1, 2))
+
+
 def with_adapters(config, params, *, targets=ALL, rank=3, seed=0):
   """Graph definition and parameters with random A and B."""
   config = dataclasses.replace(config, lora=LoRA(rank, 2.0 * rank, targets))
@@ -38,7 +41,7 @@ def hidden_states(graphdef, params, ids, mask):
 
 def batch():
   rng = np.random.default_rng(0)
-  return [jnp.asarray(x) for x in networks.random_prompts(rng, [4, 9], 9)]
+  return networks.random_prompts(rng, [4, 9], 9)
 
 
 @pytest.mark.parametrize(
@@ -49,12 +52,17 @@ def test_what_is_applied_is_what_is_merged(name):
   config, base_graph, base = test_families.load(name)
   targets = MOE if config.num_experts else ALL
   config, graphdef, params = with_adapters(config, base, targets=targets)
-  merged = lora.merge(params, config.lora)
+  merged = merge(params, config.lora)
   assert jax.tree.structure(merged) == jax.tree.structure(base)
   ids, mask = batch()
-  applied = hidden_states(graphdef, params, ids, mask)
-  expected = hidden_states(base_graph, merged, ids, mask)
-  unchanged = hidden_states(base_graph, base, ids, mask)
+  applied, expected, unchanged = (
+    np.asarray(hidden_states(*network, ids, mask))
+    for network in (
+      (graphdef, params),
+      (base_graph, merged),
+      (base_graph, base),
+    )
+  )
   counted = np.asarray(mask) == 1
   np.testing.assert_allclose(
     applied[counted], expected[counted], atol=2e-5, rtol=1e-4
@@ -66,7 +74,7 @@ def test_by_hand():
   """One entry of a merged matrix: W + alpha / r times a row of A and B."""
   small = networks.network(num_layers=2)
   config, _, params = with_adapters(small.config, small.params)
-  merged = lora.merge(params, config.lora)["layers"]
+  merged = merge(params, config.lora)["layers"]
   mine = {k: np.asarray(v, np.float64) for k, v in params["layers"].items()}
   layer, d, n, h, f = 1, 5, 3, 2, 11
   product = (
@@ -88,13 +96,16 @@ def test_a_wider_type_keeps_what_bfloat16_rounds_away():
   small = networks.network()
   config, _, params = with_adapters(small.config, small.params)
   base, adapter = lora.split(params)
+  base, adapter = jax.tree.map(np.asarray, (base, adapter))
   short = jax.tree.map(lambda x: x.astype(jnp.bfloat16), base)
-  young = lora.join(short, jax.tree.map(lambda x: x * 1e-3, adapter))
-  found = lora.merge(young, config.lora, "float32")["layers"]["query"]
+  young = lora.join(
+    short, jax.tree.map(lambda x: x * np.float32(1e-3), adapter)
+  )
+  found = np.asarray(merge(young, config.lora, "float32")["layers"]["query"])
   weights = short["layers"]["query"]
   assert found.dtype == jnp.float32
-  assert np.abs(found - weights.astype(jnp.float32)).max() > 0
-  rounded = lora.merge(young, config.lora)["layers"]["query"]
+  assert np.abs(found - weights.astype(np.float32)).max() > 0
+  rounded = merge(young, config.lora)["layers"]["query"]
   np.testing.assert_array_equal(rounded, found.astype(jnp.bfloat16))
 
 
@@ -103,7 +114,9 @@ def test_a_new_adapter_changes_nothing():
   small = networks.network()
   config = dataclasses.replace(small.config, lora=LoRA(4, 8.0, ALL))
   graphdef, template = decoder.make(config)
-  adapter = lora.init(lora.split(template)[1], jax.random.key(0))
+  init = functools.partial(lora.init, lora.split(template)[1])
+  adapter = jax.jit(init)(jax.random.key(0))
+  adapter = jax.tree.map(np.asarray, adapter)
   params = lora.join(small.params, adapter)
   ids, mask = batch()
   np.testing.assert_array_equal(
@@ -148,7 +161,7 @@ def test_the_gradient_is_that_of_the_merged_weights():
   gradient = jax.jit(jax.grad(cost), static_argnums=2)
 
   def merged_cost(adapter):
-    merged = lora.merge(lora.join(base, adapter), config.lora)
+    merged = merge(lora.join(base, adapter), config.lora)
     return cost({"layers": {}}, merged, small.graphdef, ids, mask)
 
   networks.assert_close(
@@ -164,7 +177,7 @@ def test_the_gradient_is_that_of_the_merged_weights():
 def test_devices_change_nothing(sizes):
   small = networks.network()
   _, graphdef, params = with_adapters(small.config, small.params, rank=2)
-  ids, mask = (jnp.repeat(x, 2, axis=0)[:, :8] for x in batch())
+  ids, mask = (np.repeat(x, 2, axis=0)[:, :8] for x in batch())
   gradient = jax.jit(jax.grad(cost), static_argnums=2)
   base, adapter = lora.split(params)
   expected = gradient(adapter, base, graphdef, ids, mask)
@@ -204,9 +217,7 @@ def test_no_gradient_of_a_whole_matrix_is_made():
 def test_the_sampler_reads_merged_weights():
   small = networks.network()
   config, _, params = with_adapters(small.config, small.params)
-  weights = cached_forward.by_layer(
-    small.graphdef, lora.merge(params, config.lora)
-  )
+  weights = cached_forward.by_layer(small.graphdef, merge(params, config.lora))
   assert weights["layers"][0].keys() == small.params["layers"].keys()
 
 
@@ -222,7 +233,7 @@ def test_bfloat16_weights_do_not_round_adapters_away_in_the_sampler():
     policy, ["What is it?"], jax.random.key(0), max_completion_length=4
   )
   ids, mask = (
-    jnp.concatenate(parts, axis=1)
+    np.concatenate(parts, axis=1)
     for parts in (
       (sampled.prompt_ids, sampled.completion_ids),
       (sampled.prompt_mask, sampled.completion_mask),
@@ -231,8 +242,10 @@ def test_bfloat16_weights_do_not_round_adapters_away_in_the_sampler():
   # Activations are float32, so the two differ by their rounding alone.
   scored = networks.full_log_probs(params, ids, mask, graphdef=graphdef)
   length = sampled.prompt_ids.shape[1]
-  expected = jnp.take_along_axis(
-    scored[:, length - 1 : -1], sampled.completion_ids[..., None], axis=-1
+  expected = np.take_along_axis(
+    np.asarray(scored)[:, length - 1 : -1],
+    np.asarray(sampled.completion_ids)[..., None],
+    axis=-1,
   )[..., 0]
   np.testing.assert_allclose(
     sampled.log_probs, expected * sampled.completion_mask, atol=1e-4
