@@ -93,7 +93,7 @@ def with_own_keys(grouped: Network) -> Network:
   spread = network(num_kv_heads=num_heads)
   layers = dict(grouped.params["layers"])
   for name in ("key", "value"):
-    layers[name] = jnp.asarray(np.repeat(layers[name], repeats, axis=2))
+    layers[name] = jnp.repeat(layers[name], repeats, axis=2)
   return Network(
     spread.config, spread.graphdef, {**grouped.params, "layers": layers}
   )
@@ -182,8 +182,8 @@ def with_garbage(
   rng = np.random.default_rng(seed)
 
   def fill(ids, mask):
-    garbage = rng.integers(0, vocab_size, ids.shape).astype(ids.dtype)
-    return jnp.asarray(np.where(np.asarray(mask) == 1, ids, garbage))
+    garbage = rng.integers(0, vocab_size, ids.shape)
+    return jnp.where(mask == 1, ids, jnp.asarray(garbage, ids.dtype))
 
   return batch.replace(
     prompt_ids=fill(batch.prompt_ids, batch.prompt_mask),
@@ -191,11 +191,7 @@ def with_garbage(
       batch.teacher_prompt_ids, batch.teacher_prompt_mask
     ),
     completion_ids=fill(batch.completion_ids, batch.completion_mask),
-    old_log_probs=jnp.asarray(
-      np.where(
-        np.asarray(batch.completion_mask) == 1,
-        batch.old_log_probs,
-        np.float32(np.nan),
-      )
+    old_log_probs=jnp.where(
+      batch.completion_mask == 1, batch.old_log_probs, jnp.nan
     ),
   )

@@ -227,7 +227,15 @@ def forward(network, batch):
 def reference_gradient(forward, params, loss):
   """Value and gradient of a loss of the student's dense logits."""
   value, by_logits = jax.jit(jax.value_and_grad(loss))(forward.score(params))
-  return value, forward.pull_back(params, by_logits)
+  gradient = forward.pull_back(params, by_logits)
+  return value, jax.tree.map(np.asarray, gradient)
+
+
+def descended(params, gradient):
+  """Parameters after a step of plain gradient descent."""
+  return jax.tree.map(
+    lambda p, g: np.asarray(p) - np.float32(RATE) * g, params, gradient
+  )
 
 
 @pytest.fixture(scope="module")
@@ -256,9 +264,8 @@ def test_each_objective_learns_as_its_reference_form(
     state, metrics = step(jax.device_put(start, places), placed)
     further, later_metrics = step(state, placed)
   np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
-  assert min(jnp.abs(g).max() for g in jax.tree.leaves(gradient)) > 1e-3
-  expected = jax.tree.map(lambda p, g: p - RATE * g, network.params, gradient)
-  assert_close(state.params, expected)
+  assert min(np.abs(g).max() for g in jax.tree.leaves(gradient)) > 1e-3
+  assert_close(state.params, descended(network.params, gradient))
   assert (int(state.step), int(further.step)) == (1, 2)
   assert all(np.isfinite(x) for x in later_metrics.values())
   assert metrics.keys() == later_metrics.keys()
@@ -289,7 +296,7 @@ def test_mini_batches_are_updates_one_after_the_other(
       _, gradient = reference_gradient(
         forward, params, lambda x, h=half: value_of(x[h], batch, h)
       )
-      params = jax.tree.map(lambda p, g: p - RATE * g, params, gradient)
+      params = descended(params, gradient)
     return params
 
   step = jax.jit(
@@ -309,7 +316,9 @@ def test_mini_batches_are_updates_one_after_the_other(
     assert int(state.step) == 1
     if kind == "rewarded":  # the teacher moves once, to the last of the two
       moved = jax.tree.map(
-        lambda t, p: 0.75 * t + 0.25 * p, teacher, state.params
+        lambda t, p: 0.75 * np.asarray(t) + 0.25 * np.asarray(p),
+        teacher,
+        state.params,
       )
       assert_close(state.teacher_params, moved, atol=1e-6)
     assert abs(float(metrics["importance"]) - 1) > 1e-3
@@ -336,10 +345,11 @@ def test_a_rate_counts_training_steps():
     rate, weight_decay=0.0, updates_per_step=3
   )
   assert [float(rate(n)) for n in range(3)] == pytest.approx([0.2, 0.4, 0.4])
-  param, moves = {"w": jnp.float32(0)}, []
+  param, moves = {"w": np.float32(0)}, []
   state = optimizer.init(param)
+  update = jax.jit(optimizer.update)
   for _ in range(6):
-    updates, state = optimizer.update({"w": jnp.float32(1)}, state, param)
+    updates, state = update({"w": np.float32(1)}, state, param)
     moves.append(-float(updates["w"]))
   np.testing.assert_allclose(moves, [0.2] * 3 + [0.4] * 3, rtol=1e-4)
 
@@ -447,8 +457,11 @@ def test_samples_of_a_teacher_come_close_to_its_distribution(
     return sample
 
   def error_of(gradient):
-    error = optax.tree.norm(optax.tree.sub(gradient, expected))
-    return float(error / optax.tree.norm(expected))
+    def norm(tree):
+      return np.sqrt(sum(np.sum(x**2) for x in jax.tree.leaves(tree)))
+
+    error = jax.tree.map(lambda x, y: np.asarray(x) - y, gradient, expected)
+    return norm(error) / norm(expected)
 
   sample = sampler(2, 8)
   few, _ = sample()
@@ -572,7 +585,7 @@ def test_a_teacher_that_has_no_say_may_be_broken(
   same, also, metrics = learn(network.params, broken, batch, key)
   np.testing.assert_array_equal(also, value)
   assert_close((same, also), (gradient, value), atol=0)
-  assert np.isfinite(optax.tree.norm(same))
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(same))
   assert all(np.isfinite(x) for x in metrics.values())
 
 

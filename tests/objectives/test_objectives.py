@@ -437,15 +437,26 @@ def ragged(seed=0, vocab_size=4):
 # ----------------------------------------------------- padding and the rest
 
 
-def value_and_gradient(student, teacher, ids, mask, **settings):
+@functools.partial(jax.jit, static_argnums=0)
+def _distilled(settings, student, teacher, ids, mask, arrays):
   def value(student):
-    loss = references.distil(student, teacher, ids, mask, **settings)
+    loss = references.distil(
+      student, teacher, ids, mask, **arrays, **dict(settings)
+    )
     return loss.value, loss
 
-  (_, loss), gradient = jax.jit(jax.value_and_grad(value, has_aux=True))(
-    jnp.asarray(student, jnp.float32)
-  )
+  (_, loss), gradient = jax.value_and_grad(value, has_aux=True)(student)
   return loss, gradient
+
+
+def value_and_gradient(student, teacher, ids, mask, **settings):
+  """One program for all numbers in arrays, which is all that some change."""
+  arrays = {k: x for k, x in settings.items() if isinstance(x, np.ndarray)}
+  others = tuple((k, x) for k, x in settings.items() if k not in arrays)
+  found = _distilled(
+    others, student.astype(np.float32), teacher, ids, mask, arrays
+  )
+  return jax.tree.map(np.asarray, found)
 
 
 @pytest.mark.parametrize(
@@ -566,8 +577,8 @@ def test_without_future_it_is_the_local_loss(aggregation):
       return jnp.sum(sums) / sum(LENGTHS)
     return jnp.mean(sums / np.maximum(LENGTHS, 1))
 
-  expected, expected_gradient = jax.value_and_grad(local)(
-    jnp.asarray(student, jnp.float32)
+  expected, expected_gradient = jax.jit(jax.value_and_grad(local))(
+    student.astype(np.float32)
   )
   np.testing.assert_allclose(loss.value, expected, rtol=1e-6)
   np.testing.assert_allclose(gradient, expected_gradient, atol=1e-7)
@@ -822,16 +833,10 @@ class TestScoreWeights:
   ids=str,
 )
 def test_unusable_settings(settings, message):
+  run = jax.jit(functools.partial(references.distil, **settings))
   student, teacher, ids, mask = ragged()
   with pytest.raises(ValueError, match=message):
-    references.distil(
-      jnp.asarray(student),
-      jnp.asarray(teacher),
-      ids,
-      mask,
-      old_log_probs=np.zeros(mask.shape),
-      **settings,
-    )
+    run(student, teacher, ids, mask, old_log_probs=np.zeros(mask.shape))
 
 
 def test_the_chunked_path_equals_the_logits():
