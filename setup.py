@@ -39,7 +39,12 @@ setuptools.setup(
   python_requires=">=3.11",
   packages=setuptools.find_packages(include=["distil_jax", "distil_jax.*"]),
   package_data={
-    "distil_jax": ["py.typed", "models/assets/*/*", "analysis/report/page.*"]
+    "distil_jax": [
+      "py.typed",
+      "models/assets/*/*",
+      "analysis/report/page.*",
+      "cli/starter/*.yaml",
+    ]
   },
   install_requires=[
     f"jax{JAX_VERSIONS}",

@@ -97,7 +97,9 @@ def run(arguments: argparse.Namespace) -> int:
           checked, (graphdef, params), arguments.num_answers
         )
       results.append(accuracy.check(answers))
-  shown = samples.all_samples(gathered, found)
+  shown = samples.all_samples(
+    gathered, found and found.tokens, found and found.signal
+  )
   colours = report.has_colours(sys.stdout, os.environ)
   print(report.to_text(shown, results, colours=colours))
   if arguments.html:

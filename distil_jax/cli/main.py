@@ -12,12 +12,14 @@ from collections.abc import Sequence
 
 from distil_jax import __version__
 from distil_jax.cli import (
+  check,
   check_teacher,
   compare,
   config,
   evaluate,
   export,
   generate,
+  init,
   plan,
   report,
   runs,
@@ -31,6 +33,8 @@ from distil_jax.distributed import launch, signals
 
 # The help lists them in this order.
 _COMMANDS = (
+  init,
+  check,
   train,
   evaluate,
   export,
@@ -46,9 +50,16 @@ _COMMANDS = (
   sandbox,
 )
 # These do not run as one of several processes.
-_ALONE = (generate.run, serve.run, compare.run, check_teacher.run)
+_ALONE = (generate.run, serve.run, compare.run, check_teacher.run, check.run)
 # These start nothing on a device, whatever launched them.
-_WITHOUT_DEVICES = (sandbox.run, config.run, runs.run, report.run, watch.run)
+_WITHOUT_DEVICES = (
+  sandbox.run,
+  config.run,
+  init.run,
+  runs.run,
+  report.run,
+  watch.run,
+)
 
 _show_as_python_does = warnings.showwarning
 

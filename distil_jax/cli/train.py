@@ -24,6 +24,11 @@ def add_parser(commands) -> None:
     help="settings that may differ from those of the checkpoint on purpose, "
     "such as optimizer.learning_rate",
   )
+  command.add_argument(
+    "--quiet",
+    action="store_true",
+    help="show warnings and the result, and no progress",
+  )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -37,6 +42,8 @@ def run(arguments: argparse.Namespace) -> int:
       *(x for x in arguments.allow if "=" in x),
       f"train.allow_changes=[{', '.join(keys)}]",
     ]
+  if arguments.quiet:
+    overrides = [*overrides, "logging.quiet=true"]
   config = configs.load(arguments.config, overrides)
   # These imports take seconds; a mistake in the config shows before them.
   from distil_jax.training import run_checks, trainer

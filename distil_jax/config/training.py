@@ -155,6 +155,8 @@ class LoggingConfig(Section):
   """Completions on a page."""
   tensorboard: bool = True
   """Write TensorBoard files too."""
+  quiet: bool = False
+  """Show warnings and errors alone, and no progress; `--quiet` sets it."""
   mismatch_limit: Above | None = 0.05
   """A run warns if sampler and training step differ by more nats per token
   under the same parameters; null: never. Rounding explains about 1e-6 if

@@ -15,6 +15,9 @@ from distil_jax.training.rollouts.rollout_worker import RolloutWorker
 from distil_jax.training.rollouts.self_critique import SelfCritic
 from distil_jax.types import Problem
 
+# Shown while step 0 is evaluated.
+BASE = "evaluating the base model"
+
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
   """Returns an unbiased estimate that at least one of k samples is right.

@@ -13,6 +13,7 @@ from distil_jax.config.schema import Config
 from distil_jax.data import problem_stream
 from distil_jax.data import problems as data_problems
 from distil_jax.distributed import process_group, signals
+from distil_jax.envs.base import Environment
 from distil_jax.models import decoder
 from distil_jax.training import (
   checkpoints,
@@ -26,7 +27,7 @@ from distil_jax.training import (
 )
 from distil_jax.training.logging import step_metrics
 from distil_jax.training.logging.progress import Progress
-from distil_jax.training.logging.reporter import Reporter
+from distil_jax.training.logging.reporter import Reporter, build_progress
 from distil_jax.training.logging.run_clock import RunClock
 from distil_jax.training.rollouts import refill
 from distil_jax.training.rollouts.experience import Experience
@@ -41,13 +42,13 @@ from distil_jax.training.setup import (
   workers,
 )
 from distil_jax.training.setup import steps as setup_step
+from distil_jax.training.step_result import OnStep, StepResult
 from distil_jax.types import BatchStats, TrainBatch
 
 # Folded into the run's key, so that evaluation and the guard draw other noise
 # than training step 0, 1, ... does. (`train_step` has one more such number.)
 _EVALUATION = 2**31
 _GUARD = 2**31 + 1
-_BASE_TEXT = "evaluating the base model"
 
 
 class Trainer:
@@ -60,9 +61,12 @@ class Trainer:
   clock: RunClock
   saved: checkpoints.Checkpoints
   stream: problem_stream.ProblemStream[Any]
+  on_step: OnStep | None = None  # called after each step
 
-  def __init__(self, config: Config):
+  def __init__(self, config: Config, environment: Environment | None = None):
     """Builds the parts of the run; writes nothing but a model it creates.
+
+    An environment that is given replaces the one that the config names.
 
     Raises:
       ConfigError: a setting does not suit the data, the model or the devices.
@@ -70,7 +74,7 @@ class Trainer:
     """
     self.config = config
     compilation_cache.enable(config.compilation)
-    self.environment = environments.build_environment(config)
+    self.environment = environment or environments.build_environment(config)
     self.mesh = meshes.build_mesh(config)
     # Missing or malformed data ends the run before anything is written.
     problems = data_problems.load_problems(config, self.environment)
@@ -256,17 +260,16 @@ class Trainer:
       num_tokens=metrics["completion_length"] * self.config.num_sequences,
       judging_seconds=metrics.get("time/judging_seconds"),
     )
-    self.reporter.step(step + 1, metrics)
-    if experience is not None:
-      self.reporter.rollouts(step + 1, experience, stats)
+    self.reporter.step(step + 1, metrics, experience, stats)
+    if self.on_step is not None:
+      self.on_step(StepResult(step + 1, metrics, experience))
 
   def evaluate(
     self, params: decoder.Params, progress: Progress, text: str
   ) -> dict[str, float]:
     """Returns `evaluation.evaluate_data_sets` of a policy.
 
-    Every call draws the same noise, so that the results of two policies can be
-    compared.
+    Every call draws the same noise, so that two policies can be compared.
 
     Args:
       params: the policy's parameters.
@@ -299,7 +302,7 @@ class Trainer:
     """Opens progress line, reports and checkpoints for the time of a run."""
     config = self.config
     is_writer = jax.process_index() == 0
-    self.progress = Progress(config.train.num_steps, is_shown=is_writer)
+    self.progress = build_progress(config, is_shown=is_writer)
     self.reporter = Reporter(config, self.progress, is_writer=is_writer)
     self.clock = RunClock(config.profile, config.run_directory / "profile")
     with (
@@ -334,10 +337,9 @@ class Trainer:
       self._release_params()
     else:
       if not self.reporter.is_evaluated(0):
-        # The summary needs the base model's accuracy, and only now are the
-        # base model's parameters at hand.
+        # The summary needs it, and only now are the parameters at hand.
         with self.clock.lost("evaluation"):
-          base_values = self.evaluate(params, self.progress, _BASE_TEXT)
+          base_values = self.evaluate(params, self.progress, evaluation.BASE)
       base, params = setup_step.split_params(config, params)[0], None
       self._release_params()
       with self.clock.lost("restore"):
@@ -366,7 +368,7 @@ class Trainer:
     self.policy = dataclasses.replace(self.policy, params={})
 
   def _evaluate_and_report(self, step: int) -> None:
-    text = "evaluating" if step else _BASE_TEXT
+    text = "evaluating" if step else evaluation.BASE
     with self.clock.lost("evaluation"):
       values = self.evaluate(self.state.student_params, self.progress, text)
     self.reporter.evaluation(step, values)

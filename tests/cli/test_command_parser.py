@@ -37,4 +37,4 @@ def test_a_command_far_from_all_is_told_the_commands(capsys):
     main.main(["xyzzy"])
   said = capsys.readouterr().err
   assert "did you mean" not in said
-  assert "the commands are train, evaluate, export" in said
+  assert "the commands are init, check, train" in said

@@ -85,10 +85,15 @@ def put_batch(run: Run, gathered: Gathered) -> TrainBatch:
 
 def objective_signal(run: Run, batch: TrainBatch) -> Numbers:
   """Returns what the run's objective makes of the batch. `[B, T]` each."""
-  signal = _signal(
-    *networks(run).params, batch, objective=_objective(run.trainer)
-  )
-  return jax.tree.map(lambda x: np.asarray(x, np.float64), signal)
+  return signal_of(networks(run), batch, _objective(run.trainer))
+
+
+def signal_of(
+  read: Networks, batch: TrainBatch, objective: Objective
+) -> Numbers:
+  """Returns what an objective makes of the batch. `[B, T]` each."""
+  found = _signal(*read.params, batch, objective=objective)
+  return jax.tree.map(lambda x: np.asarray(x, np.float64), found)
 
 
 def try_step(

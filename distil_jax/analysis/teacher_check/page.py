@@ -12,28 +12,32 @@ from distil_jax.analysis.teacher_check.samples import (
 )
 
 _STYLE = """
-:root { color-scheme: light dark; --heat: 220, 50, 30; }
+:root { color-scheme: light dark; }
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto;
   max-width: 78rem; padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.5rem; }
+h1 { font-size: 1.5rem; }
+th { position: sticky; top: 0; background: Canvas; }
+.checks td { white-space: normal; text-align: left; vertical-align: top; }
+.ok { color: #1a7f37; } .FAIL { color: #d1242f; font-weight: bold; }
+.none { color: #9a6700; }
+@media (prefers-color-scheme: dark) { .ok { color: #3fb950; }
+  .FAIL { color: #ff7b72; } .none { color: #d29922; } }
+"""
+# Also stands in notebooks, whose own colours and fonts it leaves alone.
+_TOKEN_STYLE = """
+h2 { font-size: 1.15rem; margin-top: 2.5rem; }
 code, pre, td, .stream { font-family: ui-monospace, monospace; }
 pre { white-space: pre-wrap; border-left: 3px solid #8886; margin: .3rem 0;
   padding: .2rem .8rem; }
 table { border-collapse: collapse; font-size: 13px; }
 th, td { padding: .1rem .6rem; text-align: right; white-space: pre; }
-th { position: sticky; top: 0; background: Canvas;
-  border-bottom: 1px solid #8888; }
+th { border-bottom: 1px solid #8888; }
 td.text, th.text { text-align: left; }
 tr:hover td { outline: 1px solid #8886; }
 .wide { overflow-x: auto; }
 .stream { line-height: 2; overflow-wrap: anywhere; }
 .stream span { padding: .15rem 0; border-radius: .2rem; }
 .tool { opacity: .5; }
-.checks td { white-space: normal; text-align: left; vertical-align: top; }
-.ok { color: #1a7f37; } .FAIL { color: #d1242f; font-weight: bold; }
-.none { color: #9a6700; }
-@media (prefers-color-scheme: dark) { .ok { color: #3fb950; }
-  .FAIL { color: #ff7b72; } .none { color: #d29922; } }
 """
 _COLUMNS = (
   ("", False),
@@ -71,9 +75,17 @@ def to_page(
   return (
     '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
     '<meta name="viewport" content="width=device-width">\n'
-    f"<title>{_text(title)}</title>\n<style>{_STYLE}</style>\n"
+    f"<title>{_text(title)}</title>\n<style>{_STYLE}{_TOKEN_STYLE}</style>\n"
     + "\n".join(body)
     + "\n</html>\n"
+  )
+
+
+def fragment(sample: Sample) -> str:
+  """Returns a sample as HTML for the output of a notebook's cell."""
+  return (
+    f'<div class="distil-jax"><style>.distil-jax {{ {_TOKEN_STYLE} }}</style>'
+    f"<p>{_LEGEND}</p>\n{_sample(sample)}</div>"
   )
 
 
@@ -175,7 +187,7 @@ def _text_cell(text: str) -> str:
 
 def _heat(cost: float) -> str:
   share = min(max(cost / HIGH_COST, 0.0), 1.0)
-  return f"background: rgba(var(--heat), {0.75 * share:.2f})"
+  return f"background: rgba(220, 50, 30, {0.75 * share:.2f})"
 
 
 def _text(text: str) -> str:

@@ -1,7 +1,7 @@
 """Defines the records of a check: what was sampled, measured and found."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -187,6 +187,21 @@ class Check:
   def label(self) -> str:
     """The first word of the check's line."""
     return {True: "ok", False: "FAIL", None: "--"}[self.is_ok]
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+  """Holds what one part of the check found.
+
+  Attributes:
+    name: of the part.
+    lines: what was found; of a failure what is wrong, and its cure.
+    is_ok: False if the run would fail; None if it may go wrong.
+  """
+
+  name: str
+  lines: Sequence[str]
+  is_ok: bool | None = True
 
 
 def _counted(ids: Any, mask: Any) -> list[int]:

@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TextIO
 
-from distil_jax.analysis.teacher_check.records import Check
+from distil_jax.analysis.teacher_check.records import Check, Finding
 from distil_jax.analysis.teacher_check.samples import (
   HIGH_COST,
   Choice,
@@ -69,6 +69,13 @@ def checks_text(checks: Sequence[Check], *, colours: bool) -> str:
     if check.is_ok is False:
       lines.append(f"      cure: {check.cure}")
   return "\n".join(lines)
+
+
+def finding_text(finding: Finding, *, colours: bool) -> str:
+  """Returns a finding of a check before a run: its label, name and lines."""
+  label = {True: "ok", False: "FAIL", None: "--"}[finding.is_ok]
+  lines = [f"{_paint(f'{label:4}', _COLOURS[label], colours)}  {finding.name}"]
+  return "\n".join([*lines, *(f"        {line}" for line in finding.lines)])
 
 
 def _token_line(token: Token, colours: bool) -> str:

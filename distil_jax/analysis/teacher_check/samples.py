@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from distil_jax.analysis.teacher_check.records import Evidence, Gathered
+from distil_jax.analysis.teacher_check.records import Gathered, Numbers
 from distil_jax.data.tokenizer import Tokenizer
 from distil_jax.types import StopReason
 
@@ -74,8 +74,16 @@ class Sample:
   tokens: Sequence[Token]
 
 
-def all_samples(gathered: Gathered, evidence: Evidence | None) -> list[Sample]:
-  """Returns every sample of the batch."""
+def all_samples(
+  gathered: Gathered, numbers: Numbers | None, signal: Numbers | None
+) -> list[Sample]:
+  """Returns every sample of the batch.
+
+  Args:
+    gathered: the batch.
+    numbers: of its tokens, see `Evidence`; None if no sample has a teacher.
+    signal: what the objective computed; None likewise.
+  """
   experience = gathered.experience
   found = []
   for row, verdict in enumerate(experience.verdicts):
@@ -83,7 +91,7 @@ def all_samples(gathered: Gathered, evidence: Evidence | None) -> list[Sample]:
     reason = StopReason(int(experience.rollout.stop_reasons[row]))
     decode = gathered.tokenizer.decode
     teacher = gathered.teacher_name(row)
-    has_teacher = evidence is not None and gathered.teacher_mask[row].any()
+    has_teacher = gathered.teacher_mask[row].any()
     found.append(
       Sample(
         title=f"problem {experience.problems[problem].index}, "
@@ -96,8 +104,8 @@ def all_samples(gathered: Gathered, evidence: Evidence | None) -> list[Sample]:
         teacher_prompt=gathered.stats.teacher_prompts[row],
         completion=decode(gathered.completion(row), skip_special=False),
         feedback=verdict.feedback,
-        tokens=_tokens(gathered, evidence, row)
-        if evidence is not None and has_teacher
+        tokens=_tokens(gathered, numbers, signal, row)
+        if numbers is not None and signal is not None and has_teacher
         else [],
       )
     )
@@ -112,8 +120,9 @@ def visible(text: str) -> str:
   return "".join(x if x.isprintable() else "�" for x in text)
 
 
-def _tokens(gathered: Gathered, evidence: Evidence, row: int) -> list[Token]:
-  found, signal = evidence.tokens, evidence.signal
+def _tokens(
+  gathered: Gathered, found: Numbers, signal: Numbers, row: int
+) -> list[Token]:
   tokenizer = gathered.tokenizer
 
   def number(name: str, t: int) -> float | None:

@@ -37,6 +37,7 @@ class Progress:
     num_steps: int | None = None,
     *,
     is_shown: bool = True,
+    is_quiet: bool = False,
     stream: TextIO | None = None,
     interval: float = 10.0,
   ):
@@ -45,11 +46,13 @@ class Progress:
     Args:
       num_steps: steps of the whole run; None if there are only stages.
       is_shown: true in one process only.
+      is_quiet: show warnings alone.
       stream: where to write; None means stderr.
       interval: smallest time between two plain lines, seconds.
     """
     self._num_steps = num_steps
-    self._is_shown = is_shown
+    self._is_shown = is_shown and not is_quiet
+    self._is_warning = is_shown
     self._stream = stream or sys.stderr
     self._interval = interval
     self._bar: tqdm.tqdm | None = None
@@ -200,6 +203,13 @@ class Progress:
     if self._bar is not None:
       self._bar.write(text, file=self._stream)
     elif self._is_shown:
+      self._print(text)
+
+  def warning(self, text: str) -> None:
+    """Prints a line as `message` does, also if the run is quiet."""
+    if self._is_shown:
+      self.message(text)
+    elif self._is_warning:
       self._print(text)
 
   def _time_left(self) -> list[str]:

@@ -24,6 +24,18 @@ from distil_jax.training.teacher_guard import GuardState
 from distil_jax.types import BatchStats
 
 
+def build_progress(config: Config, *, is_shown: bool) -> Progress:
+  """Returns the line on the screen of a run.
+
+  Args:
+    config: the run's settings.
+    is_shown: true in one process only.
+  """
+  return Progress(
+    config.train.num_steps, is_shown=is_shown, is_quiet=config.logging.quiet
+  )
+
+
 class Reporter:
   """Writes the run folder and the lines on the screen.
 
@@ -88,14 +100,22 @@ class Reporter:
         plural = "" if count == 1 else "s"
         self._progress.message(f"{count} {noun}{plural} {participle}")
     for warning in run_checks.warnings(self._config):
-      self._progress.message(warning)
+      self._progress.warning(warning)
 
-  def step(self, step: int, metrics: Mapping[str, float]) -> None:
+  def step(
+    self,
+    step: int,
+    metrics: Mapping[str, float],
+    experience: Experience | None = None,
+    stats: BatchStats | None = None,
+  ) -> None:
     """Reports a step's metrics; warns of what is not as it should be.
 
     Args:
       step: the training step, counted from 1.
       metrics: numbers by name.
+      experience: samples to read now and then, if there are any.
+      stats: how the step's batch came about.
 
     Raises:
       MonitorStop: a metric is beyond a limit that stops the run.
@@ -103,15 +123,17 @@ class Reporter:
     is_logged = step % self._config.logging.every == 0
     if is_logged:
       self._folder.metrics(step, metrics)
+    if experience is not None and stats is not None:
+      self._rollouts(step, experience, stats)
     self._progress.step(step, metrics)
     if warning := self._mismatch.warning(step, metrics):
-      self._progress.message(warning)
+      self._progress.warning(warning)
     for warning in self._step_warnings.of_step(step, metrics):
-      self._progress.message(warning)
+      self._progress.warning(warning)
     if is_logged:  # as a resumed run reads them
       self._act(*self._monitors.of_step(step, metrics))
 
-  def rollouts(
+  def _rollouts(
     self, step: int, experience: Experience, stats: BatchStats
   ) -> None:
     """Writes samples of the first step and of every `rollouts_every`th."""
@@ -159,7 +181,7 @@ class Reporter:
   def _act(self, warnings: Sequence[str], reasons: Sequence[str]) -> None:
     """Shows what monitors say; raises MonitorStop if there is a reason."""
     for warning in warnings:
-      self._progress.message(warning)
+      self._progress.warning(warning)
     watches = self._config.logging.monitors
     if not any(monitor.action == "stop" for monitor in watches):
       return

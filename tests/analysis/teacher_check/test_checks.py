@@ -363,7 +363,7 @@ def test_no_signal_fails_and_says_the_cure(checked):
   results = checks.failures(checks.all_checks(gathered, None))
   assert "--num-problems" in results[-1].cure
   text = report.to_text(
-    samples.all_samples(gathered, None), results, colours=False
+    samples.all_samples(gathered, None, None), results, colours=False
   )
   assert "FAIL  signal" in text
 
@@ -382,7 +382,9 @@ def test_a_failure_is_the_exit_status(checked, monkeypatch, capsys):
 def test_text_and_page_show_every_token(checked):
   results = checks.all_checks(checked.gathered, checked.evidence)
   results.append(checked.accuracy)
-  shown = samples.all_samples(checked.gathered, checked.evidence)
+  shown = samples.all_samples(
+    checked.gathered, checked.evidence.tokens, checked.evidence.signal
+  )
   plain = report.to_text(shown, results, colours=False)
   coloured = report.to_text(shown, results, colours=True)
   assert "\x1b" not in plain

@@ -288,3 +288,11 @@ def test_terminal_shows_a_bar_of_what_is_loaded(terminal, monkeypatch):
   with progress.loading("weights", stream=stream, is_shown=False) as report:
     report(1, 2)
   assert read() == ""
+
+
+def test_a_quiet_run_shows_warnings_alone(capsys):
+  with progress.Progress(3, is_quiet=True) as shown:
+    shown.message("step 1: held-out avg@4 50.0 %")
+    shown.step(1, {"reward": 0.5})
+    shown.warning("a warning")
+  assert capsys.readouterr().err == "a warning\n"

@@ -1,0 +1,1 @@
+"""Holds the files that `distil-jax init` writes."""
