@@ -270,7 +270,7 @@ class Code:
       "." not in name
     ):
       name = f"Solution.{name}"
-    call = Call(name, test.arguments)
+    call = Call(name, test.arguments, test.changes_argument)
     return Job(program, call=call, limits=self._limits())
 
   def _limits(self) -> Limits:

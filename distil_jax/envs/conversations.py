@@ -24,12 +24,13 @@ def as_texts(row: Mapping[str, Any]) -> dict[str, Any]:
   a first one of the system becomes `system`; the others become
   `earlier_messages`. An assistant's message at the end is the reference: it
   becomes `solution`, if the row has none. A `solution` that is a list of one
-  message becomes its text. Any other row is returned as it is.
+  message becomes its text. Alpaca's `instruction` with its `input` becomes
+  `prompt`, and `output` the `solution`. Any other row is returned as it is.
 
   Raises:
     ValueError: the list is no conversation that ends with a question.
   """
-  row = dict(row)
+  row = _without_input(row)
   if isinstance(row.get("solution"), list):
     row["solution"] = _only_text(row["solution"])
   prompt = _decoded(row.get("prompt"))
@@ -54,6 +55,24 @@ def as_texts(row: Mapping[str, Any]) -> dict[str, Any]:
   row["prompt"] = messages.pop()["content"]
   if messages:
     row[EARLIER] = messages
+  return row
+
+
+def _without_input(row: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns a copy of a row; of Alpaca's, with the whole question as prompt."""
+  row = dict(row)
+  instruction, given = row.get("instruction"), row.get("input")
+  # `data.fields` may have named the instruction as the prompt already.
+  is_alpaca = isinstance(instruction, str) and (
+    row.get("prompt") in (None, instruction)
+  )
+  if not is_alpaca:
+    return row
+  row["prompt"] = instruction
+  if isinstance(given, str) and given.strip():
+    row["prompt"] = f"{instruction}\n\n{given}"
+  if row.get("solution") is None and isinstance(row.get("output"), str):
+    row["solution"] = row["output"]
   return row
 
 

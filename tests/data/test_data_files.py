@@ -10,6 +10,7 @@ import pytest
 from distil_jax import config as configs
 from distil_jax.data import data_files, datasets
 from distil_jax.data.data_files import DataError
+from distil_jax.envs import conversations
 from distil_jax.envs.math import Math
 from distil_jax.envs.multiple_choice import MultipleChoice
 
@@ -243,6 +244,21 @@ def test_conversations(tmp_path, row, roles, solution):
   assert [message["role"] for message in problem.messages] == roles
   assert problem.messages[-1]["content"] in (USER["content"], "Sure?")
   assert problem.solution == solution
+
+
+@pytest.mark.parametrize("fields", [{}, {"prompt": "instruction"}])
+@pytest.mark.parametrize(
+  ("given", "asked"),
+  [("7, 3", "Sort these.\n\n7, 3"), ("", "Sort these."), (None, "Sort these.")],
+)
+def test_rows_of_alpaca(tmp_path, fields, given, asked):
+  row = {"instruction": "Sort these.", "input": given, "output": "3, 7"}
+  path = write(tmp_path / "x.jsonl", [row | {"answer": "B"}])
+  (found,) = datasets.read_rows(path, fields=fields, malformed="error").rows
+  assert found.fields["prompt"] == asked
+  assert found.fields["solution"] == "3, 7"
+  named = {"prompt": "question", "instruction": "x", "input": "y"}
+  assert conversations.as_texts(named) == named
 
 
 @pytest.mark.parametrize(

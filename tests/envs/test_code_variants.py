@@ -94,6 +94,44 @@ def test_names_that_leetcode_supplies(code):
     assert judged(code, other, program).status is Status.WRONG, program
 
 
+IN_PLACE = [
+  ([[2, 1]], [1, 2], method("x: List[int]) -> None", "x.sort()")),
+  ([[2, 1]], [1, 2], method("x)", "x.sort()")),
+  ([[2, 1]], [1, 2], "def s(x): x.sort()"),
+  ([[2, 1]], [1, 2], "def s(x):\n  x.sort()\n  return x"),
+  ([[1, 2, 3], 1], [3, 1, 2], method("x, k)", "x[:] = x[-k:] + x[:-k]")),
+  ([[[1, 2], [3, 4]]], [[3, 1], [4, 2]], method(
+    "m)", "m[:] = [list(r) for r in zip(*m[::-1])]")),
+  ([[1, 2, 3]], [1, 3], method(
+    "head: Optional[ListNode]) -> None", "head.next = head.next.next")),
+  ([[1, 2]], [1], method("root: Optional[TreeNode]) -> None",
+                         "root.left = None")),
+  ([[]], [], method("head: Optional[ListNode]) -> None", "pass")),
+]  # fmt: skip
+ASKED = {"prompt": "Sort the list in-place."}
+STARTED = {
+  "starter_code": "class Solution:\n  def s(self, x: List[int]) -> None:\n"
+}
+
+
+def test_functions_that_change_their_argument(code):
+  for inputs, output, program in IN_PLACE:
+    for asked in (ASKED, STARTED):
+      row = call(inputs, output) | asked
+      assert judged(code, row, program).reward == 1.0, program
+      wrong = call(inputs, [9]) | asked
+      assert judged(code, wrong, program).status is Status.WRONG, program
+  # Whoever is to return a value must do so.
+  for asked in ({}, {"starter_code": "def s(x: List[int]) -> List[int]:"}):
+    row = call([[2, 1]], [1, 2]) | asked
+    assert judged(code, row, "def s(x): x.sort()").status is Status.WRONG
+  forgotten = call([[2, 1]], [1, 2]) | ASKED
+  for program in ("def s(x): x = sorted(x)", "def s(x): return 3"):
+    assert judged(code, forgotten, program).status is Status.WRONG
+  asked = code.problem(forgotten).messages[-1]["content"]
+  assert "`s([2, 1])` changes its argument to `[1, 2]`" in asked
+
+
 def test_names_that_nobody_supplies_are_missing(code):
   for row, program in (
     (call([1], 1), "def s(x): return no_such_name"),
@@ -374,6 +412,31 @@ def check(input, output, expected):
 """
 BIG = "9" * 6000
 # The row, a right program, a wrong one, and how many tests there are.
+FIXTURES = """
+import pytest
+from solution import add
+
+@pytest.fixture
+def one():
+  return 1
+
+@pytest.fixture(scope="module")
+def pair(one):
+  values = [one, 2]
+  yield values
+  values.clear()
+
+def test_add(one):
+  assert add(one, 2) == 3
+
+def test_pair(pair):
+  pair.append(3)
+  assert add(*pair[:2]) == 3
+
+@pytest.mark.parametrize("x", [4, 5])
+def test_several(one, x, pair):
+  assert len(pair) == 2 and add(one, x) == x + 1
+"""
 LAYOUTS = {
   "APPS": (
     {
@@ -381,6 +444,10 @@ LAYOUTS = {
       '"outputs": [[7]]}'
     },
     ADD, SUBTRACT, 1,
+  ),
+  "pytest, fixtures": (
+    {"test": FIXTURES},
+    ADD, SUBTRACT, 4,
   ),
   "APPS, a list": (
     {"input_output": {"fn_name": "f", "inputs": [[3]], "outputs": [[4]]}},
@@ -568,7 +635,11 @@ def test_reference_solutions_are_programs_that_pass(code, row, solution):
       {"tests": [{"input": "", "output": "1"}], "checker": "def f(): pass"},
       r"must define check\(input, output, expected\)",
     ),
-    ({"test": "def test_f(tmp_path):\n  assert f(1)"}, "needs fixtures"),
+    ({"test": "def test_f(tmp_path):\n  assert f(1)"}, "fixture tmp_path, wh"),
+    (
+      {"test": "@pytest.fixture\ndef a(a): pass\ndef test_f(a): assert f(a)"},
+      "fixture a, which",
+    ),
     (
       {"tests": [{"input": "", "output": "1"}], "solutions": "{"},
       "solutions is no JSON",

@@ -61,7 +61,8 @@ def _asked_by_call(test: Case) -> str:
     what = f"a class `{owner}` with a method `{method}`"
   asked = f"{_BLOCK} It defines {what}, which is called"
   arguments = ", ".join(x for x in test.input.split("\n") if x.strip())
-  example = f"`{method}({arguments})` returns `{test.output.strip()}`"
+  does = "changes its argument to" if test.changes_argument else "returns"
+  example = f"`{method}({arguments})` {does} `{test.output.strip()}`"
   if test.is_hidden or len(example) > _MAX_EXAMPLE:
     count = len(test.arguments)
     return f"{asked} with {count} argument{'s' if count != 1 else ''}."

@@ -24,6 +24,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distil_jax.envs import rows
+from distil_jax.envs.program_tests import in_place
 from distil_jax.envs.program_tests import json_values as code_json
 from distil_jax.envs.program_tests import styles as code_test_styles
 
@@ -44,6 +45,8 @@ class Case:
       the program runs as a script.
     is_hidden: If True, feedback must not show the test's content.
     others: Other right outputs, in the form of the first one.
+    changes_argument: If True, the expected value is the first argument as a
+      function leaves it that returns nothing.
     checker: Python that defines `check(input, output, expected)`, which returns
       True if an output is right; empty if outputs are compared.
   """
@@ -54,6 +57,7 @@ class Case:
   is_hidden: bool = False
   others: tuple[str, ...] = ()
   checker: str = ""
+  changes_argument: bool = False
 
   @property
   def arguments(self) -> tuple[Any, ...]:
@@ -92,6 +96,9 @@ def read(row: Mapping[str, Any]) -> list[Case | Asserts]:
   """
   found: list[Case | Asserts] = []
   name, checker = _function_name(row), _checker(row)
+  changes_argument = in_place.is_asked(
+    rows.text(row, "starter_code") or "", row.get("prompt")
+  )
   for field, is_hidden in (
     ("tests", False),
     ("input_output", False),
@@ -106,7 +113,12 @@ def read(row: Mapping[str, Any]) -> list[Case | Asserts]:
       continue
     cases = _cases(value, field, name)
     found += [
-      dataclasses.replace(case, is_hidden=is_hidden, checker=checker)
+      dataclasses.replace(
+        case,
+        is_hidden=is_hidden,
+        checker=checker,
+        changes_argument=changes_argument and case.function is not None,
+      )
       for case in cases
     ]
   for field, is_hidden in (("test", False), ("hidden_test", True)):

@@ -6,7 +6,9 @@ has no pytest, and methods such as `assertEqual` are no assertions to it.
 
 import ast
 import builtins
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+from distil_jax.envs.program_tests import fixtures as test_fixtures
 
 # Modules that stand for the program in data sets.
 _PROGRAMS = frozenset({"solution", "main", "program", "submission", "code"})
@@ -82,8 +84,11 @@ def plain(source: str) -> tuple[str, tuple[str, ...]]:
     tree = ast.parse(source)
   except (SyntaxError, ValueError, RecursionError, MemoryError):
     return source, ()
+  fixtures = test_fixtures.take(tree.body)
   functions = [
-    x for x in tree.body if isinstance(x, ast.FunctionDef) and _is_test(x)
+    x
+    for x in tree.body
+    if isinstance(x, ast.FunctionDef) and _is_test(x) and x.name not in fixtures
   ]
   classes = [x for x in tree.body if isinstance(x, ast.ClassDef) and _tests(x)]
   if not functions and not classes:
@@ -100,9 +105,9 @@ def plain(source: str) -> tuple[str, tuple[str, ...]]:
   for function in functions:
     # A file that calls its tests itself needs no other call.
     if function.name not in called:
-      drivers += _driver(function, function.name)
+      drivers += _driver(function, function.name, fixtures)
   for found in classes:
-    drivers += _class_drivers(found)
+    drivers += _class_drivers(found, fixtures)
   body = [x for x in tree.body if not _is_main(x)]
   tree = ast.Module([*body, *drivers], [])
   tree = ast.fix_missing_locations(rewriter.visit(tree))
@@ -170,9 +175,12 @@ def _is_main(node: ast.stmt) -> bool:
   return text.startswith(("unittest.main(", "pytest.main("))
 
 
-def _driver(function: ast.FunctionDef, called: str) -> list[ast.stmt]:
+def _driver(
+  function: ast.FunctionDef,
+  called: str,
+  fixtures: Mapping[str, ast.FunctionDef],
+) -> list[ast.stmt]:
   """Returns statements that call a test, once for each of its parameters."""
-  text = f"{called}()"
   cases = []
   for decorator in function.decorator_list:
     if not isinstance(decorator, ast.Call) or not ast.unparse(
@@ -183,15 +191,14 @@ def _driver(function: ast.FunctionDef, called: str) -> list[ast.stmt]:
   names = [x.arg for x in function.args.args if x.arg != "self"]
   num_defaults = len(function.args.defaults)
   given = [_parameters(x) for x in cases]
-  is_given = {*names} <= {name for fields in given for name in fields}
-  if len(names) > num_defaults and not is_given:
-    raise ValueError(
-      f"the test {function.name} needs fixtures, which are not known here; "
-      "write its values into it"
-    )
+  values = {name: name for fields in given for name in fields}
+  needed = names[: len(names) - num_defaults]
+  values |= {
+    x: test_fixtures.value(x, fixtures) for x in needed if x not in values
+  }
+  text = ", ".join(f"{name}={value}" for name, value in values.items())
+  text = f"{called}({text})"
   if cases:
-    passed = ", ".join(f"{x}={x}" for fields in given for x in fields)
-    text = f"{called}({passed})"
     for fields, case in zip(given, cases, strict=True):
       values = ast.unparse(_Parameters().visit(case.args[1]))
       lines = text.replace("\n", "\n  ")
@@ -221,7 +228,9 @@ class _Parameters(ast.NodeTransformer):
     return node.args[0] if is_one else ast.Tuple(node.args, ast.Load())
 
 
-def _class_drivers(found: ast.ClassDef) -> list[ast.stmt]:
+def _class_drivers(
+  found: ast.ClassDef, fixtures: Mapping[str, ast.FunctionDef]
+) -> list[ast.stmt]:
   methods = {x.name: x for x in found.body if isinstance(x, ast.FunctionDef)}
   is_case = any("TestCase" in ast.unparse(x) for x in found.bases)
   drivers: list[ast.stmt] = []
@@ -237,7 +246,7 @@ def _class_drivers(found: ast.ClassDef) -> list[ast.stmt]:
       if x in methods
     ]
     drivers += ast.parse("\n".join(lines)).body
-    drivers += _driver(test, f"_tests.{test.name}")
+    drivers += _driver(test, f"_tests.{test.name}", fixtures)
   return drivers
 
 

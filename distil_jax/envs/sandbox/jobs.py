@@ -50,10 +50,13 @@ class Call:
   Attributes:
     name: Name of the function; `A.f` is a method of a new `A()`.
     args: Its arguments, plain values as in `guest.values`.
+    changes_argument: If True, a function that returns None stands for its first
+      argument as it is after the call.
   """
 
   name: str
   args: tuple[Any, ...] = ()
+  changes_argument: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

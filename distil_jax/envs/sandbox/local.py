@@ -215,6 +215,7 @@ def _messages(job: Job) -> list[bytes]:
     program["call"] = {
       "name": job.call.name,
       "args": [values.encode(x) for x in job.call.args],
+      "changes_argument": job.call.changes_argument,
     }
   messages = [program]
   if job.tests is not None:

@@ -45,7 +45,12 @@ def job_from_json(content: Mapping[str, Any]) -> Job:
       stdin=content["stdin"],
       call=None
       if call is None
-      else Call(call["name"], tuple(values.decode(x) for x in call["args"])),
+      else Call(
+        call["name"],
+        tuple(values.decode(x) for x in call["args"]),
+        # A client of an older version does not say.
+        bool(call.get("changes_argument")),
+      ),
       tests=None
       if tests is None
       else Tests(tests["source"], tests["prelude"], tuple(tests["names"])),

@@ -61,19 +61,31 @@ def builtin_names() -> dict[str, Any]:
   return found | vars(builtins)
 
 
-def call(function: Any, args: list[Any], namespace: dict[str, Any]) -> Any:
+def call(
+  function: Any,
+  args: list[Any],
+  namespace: dict[str, Any],
+  *,
+  changes_argument: bool = False,
+) -> Any:
   """Calls a function; its annotations say which lists are nodes.
 
   Args:
     function: A function, or a method of an object.
     args: Its arguments, where nodes are lists as on LeetCode.
     namespace: Names of the program, which may have node classes of its own.
+    changes_argument: If True, the first argument is the result of a function
+      that returns None.
   """
   kinds, returned = _annotations(function)
   kinds += [""] * (len(args) - len(kinds))
   pairs = zip(args, kinds, strict=False)  # Extra defaults have no argument.
   built = [_built(x, kind, namespace) for x, kind in pairs]
   value = function(*built)
+  if value is None and changes_argument and built:
+    # An empty list or tree has no node.
+    is_empty = built[0] is None and args[0] == []
+    return [] if is_empty else _unbuilt(built[0])
   # What changes its argument returns nothing, and has no list to show.
   is_node = "ListNode" in returned or "TreeNode" in returned
   if value is None and is_node and not _is_list(returned):

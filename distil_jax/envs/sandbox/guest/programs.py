@@ -82,13 +82,17 @@ def value_of(program: str, call: dict[str, Any]) -> dict[str, Any]:
 
   Args:
     program: Source of the program.
-    call: `name`, where `A.f` is a method of a new `A()`, and `args`, encoded.
+    call: `name`, where `A.f` is a method of a new `A()`, `args`, encoded, and
+      `changes_argument`.
   """
   try:
     namespace = _loaded(program, leetcode.builtin_names())
     function = _function(namespace, call["name"])
     args = [values.decode(x) for x in call["args"]]
-    return _encoded(leetcode.call(function, args, namespace))
+    changes = call.get("changes_argument", False)
+    return _encoded(
+      leetcode.call(function, args, namespace, changes_argument=changes)
+    )
   except BaseException as error:
     return {"raised": fault(error)}
 
