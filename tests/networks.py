@@ -109,7 +109,8 @@ def random_params(template: decoder.Params, seed: int) -> decoder.Params:
       values = 1 + 0.2 * rng.normal(size=leaf.shape)
     else:
       values = 0.4 * rng.normal(size=leaf.shape)
-    return jnp.asarray(values, leaf.dtype)
+    # JAX would compile the conversion for each shape.
+    return jax.device_put(values.astype(leaf.dtype))
 
   return jax.tree_util.tree_map_with_path(draw, template)
 
@@ -141,8 +142,7 @@ def random_batch(seed: int = 0, vocab_size: int = VOCAB_SIZE) -> TrainBatch:
   completion_ids, completion_mask = padding.pad_right(completions, 5, PAD)
   rewards = np.asarray([1, 0, 0, 1, 0, 0, 0.5, 0], np.float32)
   old_log_probs = -rng.uniform(0.5, 6.0, completion_mask.shape)
-  return jax.tree.map(
-    jnp.asarray,
+  return jax.device_put(
     TrainBatch(
       prompt_ids=prompt_ids,
       prompt_mask=prompt_mask,
