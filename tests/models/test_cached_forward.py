@@ -167,17 +167,18 @@ def test_a_cache_in_bfloat16_is_less_exact_only(network, case):
 
 
 def test_who_is_not_alive_takes_no_column():
-  prompt_index = jnp.asarray([[1, 0, 1, 1, 0], [2, 2, 2, 0, 2]])
-  is_alive = jnp.asarray(
-    [[True, True, False, True, True], [True, False, True, False, False]]
-  )
-  found = kv_cache.assign_prompts(
-    prompt_index, is_alive, num_prompts=3, num_columns=2
-  )
+  prompt_index = np.array([[1, 0, 1, 1, 0], [2, 2, 2, 0, 2]])
+  is_alive = np.array([[1, 1, 0, 1, 1], [1, 0, 1, 0, 0]], bool)
+  found = jax.jit(
+    functools.partial(kv_cache.assign_prompts, num_prompts=3, num_columns=2)
+  )(prompt_index, is_alive)
   np.testing.assert_array_equal(found.table_index[0], [2, 0, 6, 3, 1])
   np.testing.assert_array_equal(found.samples[0, :4], [1, 4, 0, 3])
   np.testing.assert_array_equal(found.table_index[1], [4, 6, 5, 6, 6])
   np.testing.assert_array_equal(found.samples[1, 4:], [0, 2])
+
+
+resize_cache = jax.jit(kv_cache.resize_cache, static_argnums=2)
 
 
 @pytest.mark.parametrize("length", [3, 4, 5, 9])
@@ -185,17 +186,17 @@ def test_who_is_not_alive_takes_no_column():
 def test_a_cache_keeps_its_newest_columns(length, column):
   """Column j holds the age of what was written there: 0 the newest."""
   positions = (column - 1 - np.arange(5)) % 5
-  buffer = jnp.asarray(
+  buffer = np.float32(
     np.broadcast_to(positions[:, None], (2, 1, 5, 1))
-    + 10.0 * np.arange(2)[:, None, None, None]
+    + 10 * np.arange(2)[:, None, None, None]
   )
   cache = kv_cache.KVCache(
     cache=kv_cache.LayerCaches(keys=(buffer,), values=(buffer,)),
-    write_index=jnp.int32(column),
+    write_index=np.int32(column),
     length=5,
     windows=(None,),
   )
-  resized = kv_cache.resize_cache(cache, jnp.asarray([[1]]), length)
+  resized = resize_cache(cache, np.array([[1]]), length)
   kept = np.asarray(resized.cache.keys[0])[0, 0, :, 0]
   count = min(length, 5)
   newest = int(resized.write_index) - 1
