@@ -190,8 +190,11 @@ def choose(logits, uniforms, **settings):
   return jax.tree.map(np.asarray, _choose(logits, uniforms, arrays))
 
 
-def drawn(logits, num_draws=4000, **settings):
-  """What a row gives at evenly spaced numbers: ids and both log-probs."""
+def drawn(logits, num_draws=500, **settings):
+  """What a row gives at evenly spaced numbers: ids and both log-probs.
+
+  A token with a probability above 1 / `num_draws` is among them.
+  """
   uniforms = (np.arange(num_draws) + 0.5) / num_draws
   logits = np.asarray(logits, np.float32)
   return choose(np.tile(logits, (num_draws, 1)), uniforms, **settings)
