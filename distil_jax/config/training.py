@@ -1,6 +1,6 @@
 """Config sections of training loop, evaluation, checkpoints and logging."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import pydantic
 
@@ -144,6 +144,22 @@ class ProfileConfig(Section):
   """Steps in the trace, which is written to `profile/` in the run's folder."""
 
 
+class TrackerConfig(Section):
+  """A run at trackio, which keeps it on this machine."""
+
+  project: Annotated[str, pydantic.Field(min_length=1)] = "distil_jax"
+  """Groups runs."""
+  name: str | None = None
+  """Of the run there; null: that of the config."""
+
+
+class WandbConfig(TrackerConfig):
+  """A run at Weights & Biases."""
+
+  mode: Literal["online", "offline"] = "online"
+  """`offline` writes into the run's folder; `wandb sync` sends it later."""
+
+
 class LoggingConfig(Section):
   """Settings of what a run writes into its folder."""
 
@@ -155,6 +171,10 @@ class LoggingConfig(Section):
   """Completions on a page."""
   tensorboard: bool = True
   """Write TensorBoard files too."""
+  wandb: WandbConfig | None = None
+  """Send metrics and samples to Weights & Biases; needs the extra `wandb`."""
+  trackio: TrackerConfig | None = None
+  """Keep metrics and samples in trackio; needs the extra `trackio`."""
   quiet: bool = False
   """Show warnings and errors alone, and no progress; `--quiet` sets it."""
   mismatch_limit: Above | None = 0.05

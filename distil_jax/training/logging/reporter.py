@@ -17,6 +17,7 @@ from distil_jax.training.logging import (
   run_folder,
   step_metrics,
   step_warnings,
+  trackers,
 )
 from distil_jax.training.logging.progress import Progress
 from distil_jax.training.rollouts.experience import Experience
@@ -58,6 +59,7 @@ class Reporter:
       is_writer=is_writer,
       tensorboard=config.logging.tensorboard,
     )
+    self._trackers = trackers.Trackers(config, is_writer=is_writer)
     self._step_warnings = step_warnings.StepWarnings(
       max_completion_length=config.rollout.max_completion_length,
       needs_teacher=config.objective.needs_teacher,
@@ -86,6 +88,7 @@ class Reporter:
       device_kind=jax.devices()[0].device_kind,
       num_devices=jax.device_count(),
     )
+    self._trackers.start()
     if jax.process_index() == 0:
       self._monitors.replay(
         self._folder.step_metrics(), self._folder.evaluations()
@@ -123,6 +126,7 @@ class Reporter:
     is_logged = step % self._config.logging.every == 0
     if is_logged:
       self._folder.metrics(step, metrics)
+      self._trackers.log(step, metrics)
     if experience is not None and stats is not None:
       self._rollouts(step, experience, stats)
     self._progress.step(step, metrics)
@@ -142,6 +146,7 @@ class Reporter:
     if every and (step == 1 or step % every == 0):
       samples = step_metrics.samples(experience, stats, logging.num_rollouts)
       self._folder.rollouts(step, samples)
+      self._trackers.samples(step, samples)
 
   def guard(self, step: int, before: GuardState, after: GuardState) -> None:
     """Says if the guard has begun to hold the teacher, or has let it go."""
@@ -165,6 +170,7 @@ class Reporter:
       MonitorStop: a number is beyond a limit that stops the run.
     """
     self._folder.evaluation(step, values)
+    self._trackers.log(step, values, prefix="evaluation/")
     if is_shown:
       accuracy = f"avg@{self._config.evaluation.num_samples}"
       parts = [
@@ -249,3 +255,4 @@ class Reporter:
   def close(self) -> None:
     """Ends the writing; a second call does nothing."""
     self._folder.close()
+    self._trackers.close()
