@@ -245,7 +245,8 @@ def _config(
       f"objective.kind={objective.kind} asks no teacher, so there is nothing "
       "to compare with; take distil, sdpo, opsd or minillm"
     )
-  update = {k: x for k, x in _ALONE.items() if k in objective.group_settings}
+  compared = {name.partition("=")[0] for name in objective.group_settings}
+  update = {k: x for k, x in _ALONE.items() if k in compared}
   prompt = len(policy.tokenizer.encode_messages(problem.messages))
   told = len(policy.tokenizer.encode(feedback + (problem.solution or "")))
   # Room for the headings of the teacher's prompt, and for the problem, which

@@ -9,6 +9,7 @@ import pytest
 
 import distil_jax as dj
 from distil_jax import config
+from distil_jax.analysis import token_view
 from distil_jax.analysis.teacher_check import report
 
 PROMPT = "Compute 47 + 8 - 3."
@@ -55,6 +56,23 @@ def test_future_costs_are_means_of_what_comes(view):
   means = [costs[t + 1 :].mean() for t in range(len(costs) - 1)]
   np.testing.assert_allclose(table["future_cost"][:-1], means, atol=1e-5)
   assert table["future_cost"][-1] == 0
+
+
+def test_an_objective_of_a_run_is_taken_without_what_compares_a_group(policy):
+  objective = config.DistilConfig()  # its baseline and rewards need a group
+  settings = token_view._config(
+    policy,
+    dj.Problem(0, ({"role": "user", "content": PROMPT},), ""),
+    9,
+    "",
+    objective,
+  )
+  changed = {
+    name
+    for name, value in settings.objective
+    if value != getattr(objective, name)
+  }
+  assert changed == {"baseline", "reward_weight", "failure_weighted"}
 
 
 def test_the_teacher_finds_the_wrong_digit(view):
