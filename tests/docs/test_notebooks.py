@@ -46,6 +46,11 @@ def test_there_are_notebooks():
   assert {path.stem for path in NOTEBOOKS} >= {
     "1_future_credit_by_hand",
     "2_why_forward_cross_entropy",
+    "3_one_training_step",
+    "4_reading_a_run",
+    "5_your_own_environment",
+    "6_on_gpu_or_tpu",
+    "7_a_real_model",
     "inspect_losses",
   }
 
