@@ -56,11 +56,13 @@ def _date(text: str) -> _Date | None:
     return None
   month = _number(found["month1"] or found["month2"], _NAMES)
   day = int(found["day1"] or found["day2"])
-  weekday = found["weekday"] and _number(found["weekday"], _DAYS)
-  if month is None or not 1 <= day <= 31 or weekday is None is not found[1]:
+  if month is None or not 1 <= day <= 31:
     return None
-  year = found["year"] and int(found["year"])
-  return _Date(month, day, year or None, weekday or None)
+  year = int(found["year"]) if found["year"] else None
+  if not found["weekday"]:
+    return _Date(month, day, year, None)
+  weekday = _number(found["weekday"], _DAYS)
+  return None if weekday is None else _Date(month, day, year, weekday)
 
 
 def _number(name: str, names: list[str]) -> int | None:
