@@ -16,7 +16,7 @@ from distil_jax.generation.sampler_state import (
   requests_of_rows,
 )
 from distil_jax.models import cached_forward, layers, sharding
-from distil_jax.ops import fused_linear, token_sampling
+from distil_jax.ops import fused_linear, token_sampling, vocabulary
 from distil_jax.types import StopReason
 
 # Tokens of the vocabulary in one block of the logits.
@@ -96,7 +96,7 @@ def decode_step(
   # A token's randomness depends on its row's key and its position alone, so it
   # does not matter which slot samples it or when.
   ids, log_probs, behavior_log_probs = token_sampling.choose(
-    _logits(weights, hidden),
+    _logits(weights, hidden, cached_forward.num_tokens(graphdef, weights)),
     jax.vmap(jax.vmap(_uniform))(slots.keys, slots.lengths),
     slots.sampling,
     num_vocab_shards=sharding.num_shards("vocab"),
@@ -129,22 +129,26 @@ def decode_step(
   return state, entry
 
 
-def _logits(weights: cached_forward.Weights, hidden: jax.Array) -> jax.Array:
+def _logits(
+  weights: cached_forward.Weights, hidden: jax.Array, num_tokens: int | None
+) -> jax.Array:
   """Returns the logits of the next token of each sample.
 
   Args:
     weights: From `cached_forward.by_layer`.
     hidden: Shape `[D, W, D']`.
+    num_tokens: See `DecoderConfig`.
 
   Returns:
-    float32, shape `[D, W, V]`.
+    float32, −inf where an entry stands for no token. Shape `[D, W, V]`.
   """
   rows = hidden.shape[:-1]
   embedding = weights["embedding"]
   vocab_size = embedding.shape[0]
   block = _LOGITS_BLOCK * sharding.num_shards("vocab")
   if "unembedding" in weights or vocab_size % block:
-    return fused_linear.logits(hidden, layers.unembedding(weights))
+    logits = fused_linear.logits(hidden, layers.unembedding(weights))
+    return vocabulary.only_tokens(logits, num_tokens)
   # A tied embedding is read block by block in the layout that it has: a product
   # that transposes it is slower by a quarter on a CPU.
   blocks = embedding.reshape(-1, _LOGITS_BLOCK, embedding.shape[-1])
@@ -152,6 +156,7 @@ def _logits(weights: cached_forward.Weights, hidden: jax.Array) -> jax.Array:
     "dwe,nve->ndwv", hidden, blocks, preferred_element_type=jnp.float32
   )
   logits = jnp.moveaxis(products, 0, 2).reshape(*rows, vocab_size)
+  logits = vocabulary.only_tokens(logits, num_tokens)
   # Transpose the logits once. Otherwise XLA would do so again for each pass
   # over them, which takes a seventh of a step.
   in_order = layout.Layout(tuple(range(logits.ndim)))

@@ -159,6 +159,8 @@ def load_policy(
     path, template_kwargs=chat_template_kwargs or {}
   )
   _check_tokenizer(path, tokenizer, config.vocab_size)
+  if tokenizer.vocab_size < config.vocab_size:
+    config = dataclasses.replace(config, num_tokens=tokenizer.vocab_size)
   graphdef, template = decoder.make(config)
   if mesh is not None:
     # With shardings in the template no device ever holds the whole model.
@@ -178,7 +180,8 @@ def load_policy(
 def logits(policy: Policy, token_ids: jax.Array, mask: jax.Array) -> jax.Array:
   """Returns the logits of whole sequences, for inspection.
 
-  All of `[B, S, V]` is held in memory.
+  All of `[B, S, V]` is held in memory. Entries that pad the vocabulary have the
+  network's own logits here, although no token is drawn or scored with them.
 
   Args:
     policy: From `load_policy`.

@@ -249,6 +249,11 @@ def _allowed_of_prompts(
   return counted[:, None] & is_near
 
 
+def num_tokens(graphdef: nnx.GraphDef, weights: Weights) -> int | None:
+  """Returns `DecoderConfig.num_tokens` of a network."""
+  return _merge_weights(graphdef, weights)[0].config.num_tokens
+
+
 def _merge_weights(graphdef: nnx.GraphDef, weights: Weights):
   """Returns the network and the graph of one layer.
 

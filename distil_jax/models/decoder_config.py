@@ -69,6 +69,10 @@ class DecoderConfig:
   """Holds the sizes of the network, its family's traits and how it computes.
 
   Attributes:
+    vocab_size: V, rows of the embedding and entries of the logits.
+    num_tokens: Entries that stand for tokens of the tokenizer. The others pad
+      the vocabulary, and no token is drawn or scored with them. None means
+      that all entries are tokens.
     sliding_window: Number of tokens, its own included, that a token reads in
       the layers with a window; None means that no layer has one.
     sliding_layers: True for each layer with a window; empty means no layer.
@@ -116,6 +120,7 @@ class DecoderConfig:
   num_experts_per_token: int = 0
   normalizes_experts: bool = False
   lora: LoRA | None = None
+  num_tokens: int | None = None
 
   def window(self, layer: int) -> int | None:
     """Returns the number of tokens that a layer reads; None means all."""

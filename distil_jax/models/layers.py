@@ -347,6 +347,11 @@ def pack(ids: jax.Array, mask: jax.Array) -> jax.Array:
   return jnp.where(counted, jnp.take_along_axis(ids, order, axis=-1), 0)
 
 
+def num_tokens(graphdef: nnx.GraphDef, params: Params) -> int | None:
+  """Returns `DecoderConfig.num_tokens` of a network."""
+  return merge(graphdef, params).config.num_tokens
+
+
 def merge(graphdef: nnx.GraphDef, params: Params) -> Decoder:
   """Returns the module with its parameters in it."""
   return nnx.merge(graphdef, nnx.State(params))

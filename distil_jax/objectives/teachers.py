@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from distil_jax.models import decoder, experts
+from distil_jax.models import decoder, experts, layers
 from distil_jax.objectives import logits_layout, scoring, teacher_turns
 from distil_jax.objectives.base import ForwardPasses, teacher_mask
 from distil_jax.ops import fused_statistics, teacher_candidates
@@ -33,13 +33,11 @@ class OtherNetwork:
 
   Attributes:
     graphdef: from `decoder.make`. Its logits have as many entries as the
-      student's. None if it runs elsewhere and its lists are in the batch.
-    vocab_size: the number of tokens that both know, see `Divergence`; None
-      means all entries of the logits.
+      student's, and as many of these are tokens. None if it runs elsewhere and
+      its lists are in the batch.
   """
 
   graphdef: nnx.GraphDef | None
-  vocab_size: int | None = None
 
 
 # One teacher, or several; None is the student's own network.
@@ -67,14 +65,15 @@ class Network:
   chunk_size: int | None = None
   trust_region_rate: float | None = None
 
-  @property
-  def vocab_size(self) -> int | None:
-    """Tokens that student and teacher know; None means all entries."""
-    one = self.teacher
-    if isinstance(one, tuple):
-      # All have the student's tokenizer, so that they know the same tokens.
-      one = next((x for x in one if x is not None), None)
-    return one and one.vocab_size
+  def num_tokens(self, params: decoder.Params) -> int | None:
+    """Returns the entries of the logits that are tokens; None means all.
+
+    Every teacher has the student's tokenizer, so that it knows the same ones.
+
+    Args:
+      params: the student's.
+    """
+    return layers.num_tokens(self.graphdef, params)
 
 
 def forward_passes(
@@ -136,7 +135,7 @@ def dense_statistics(
     weights,
     _dense_teacher(params, teacher_params, batch, network),
     batch.completion_ids,
-    dataclasses.replace(divergence, vocab_size=network.vocab_size),
+    dataclasses.replace(divergence, vocab_size=network.num_tokens(params)),
     teacher_mask(batch),
     top_k_fn=logits_layout.top_k_fn(params, batch),
   )
@@ -179,7 +178,7 @@ def sparse_statistics(
     weights,
     teacher,
     batch.completion_ids,
-    dataclasses.replace(divergence, vocab_size=network.vocab_size),
+    dataclasses.replace(divergence, vocab_size=network.num_tokens(params)),
     teacher_mask(batch),
     batch.teacher_weights,
   )
@@ -195,7 +194,9 @@ def own_statistics(
   """Reads a policy on the student's prompts and tokens, without a teacher."""
   hidden, loads = student_states(params, batch, network=network)
   weights = logits_layout.sharded_unembedding(params, batch)
-  source = fused_statistics.alone(hidden, weights, batch.completion_ids)
+  source = fused_statistics.alone(
+    hidden, weights, batch.completion_ids, network.num_tokens(params)
+  )
   source = source.tiled(
     network.chunk_size, logits_layout.layout(hidden, weights)
   )
@@ -231,7 +232,7 @@ def ask_teacher(
   settings = {
     "chunk_size": network.chunk_size,
     "layout": logits_layout.layout(teacher.hidden[0], teacher.unembedding[0]),
-    "vocab_size": network.vocab_size,
+    "vocab_size": network.num_tokens(params),
   }
   if kind == "top_k":
     return teacher_candidates.most_probable(

@@ -126,19 +126,26 @@ def compared_with_list(
 
 
 def alone(
-  hidden: jax.Array, unembedding: jax.Array, token_ids: jax.Array
+  hidden: jax.Array,
+  unembedding: jax.Array,
+  token_ids: jax.Array,
+  vocab_size: int | None = None,
 ) -> FusedStatistics:
   """Reads a policy by itself, without a teacher.
 
   Args:
     hidden, unembedding: of the policy. Shape `[B, T, D]` and `[D, V]`.
     token_ids: shape `[B, T]`.
+    vocab_size: see `Divergence`.
 
   Returns:
     What is read: `OwnStatistics`.
   """
   token_ids = _checked(hidden, token_ids)
-  reader = Reader(_read_own, _vjp_own)
+  reader = Reader(
+    functools.partial(_read_own, vocab_size),
+    functools.partial(_vjp_own, vocab_size),
+  )
   return FusedStatistics(reader, hidden, unembedding, None, token_ids)
 
 
@@ -147,6 +154,7 @@ def token_log_probs(
   unembedding: jax.Array,
   token_ids: jax.Array,
   *,
+  vocab_size: int | None = None,
   chunk_size: int | None = None,
   layout: Layout = Layout(),  # noqa: B008 (frozen)
 ) -> OwnStatistics:
@@ -156,6 +164,7 @@ def token_log_probs(
     hidden: shape `[B, T, D]`.
     unembedding: shape `[D, V]`.
     token_ids: shape `[B, T]`.
+    vocab_size: see `Divergence`.
     chunk_size: columns of time at once; None chooses by memory. Any T works.
     layout: how arrays are sharded.
 
@@ -163,7 +172,7 @@ def token_log_probs(
     Log-probabilities (NaN for an id outside the vocabulary) and entropies,
     nats, float32, `[B, T]` each.
   """
-  source = alone(hidden, unembedding, token_ids)
+  source = alone(hidden, unembedding, token_ids, vocab_size)
   return source.tiled(chunk_size, layout).statistics()
 
 
@@ -228,13 +237,15 @@ def _vjp_compared(
   )
 
 
-def _read_own(logits, ids):
-  found, residuals = statistics_vjp.read_own(logits, ids)
+def _read_own(vocab_size, logits, ids):
+  found, residuals = statistics_vjp.read_own(logits, ids, vocab_size)
   return OwnStatistics(*found), residuals
 
 
-def _vjp_own(logits, ids, residuals, cotangents: OwnStatistics):
-  return statistics_vjp.own_vjp(logits, ids, residuals, **cotangents._asdict())
+def _vjp_own(vocab_size, logits, ids, residuals, cotangents: OwnStatistics):
+  return statistics_vjp.own_vjp(
+    logits, ids, residuals, vocab_size, **cotangents._asdict()
+  )
 
 
 def _read_list(logits, tile, *, kind: ListKind, divergence: Divergence):

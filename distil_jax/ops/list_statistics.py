@@ -84,7 +84,7 @@ def read(
   if weights is not None:
     found = [values * weights for values in found]
   costs, cross_entropies, entropies = found
-  log_softmax = jax.nn.log_softmax(logits, axis=-1)
+  log_softmax = jax.nn.log_softmax(known, axis=-1)
   return {
     "costs": costs,
     # Carried as credit, which is a constant weight of the score function.

@@ -86,8 +86,11 @@ def read(
   Returns:
     The statistics, nats, `[...]` each, and the residuals.
   """
+  student_logits, teacher_logits = _of_tokens(
+    divergence, student_logits, teacher_logits
+  )
   student_scaled, teacher_scaled = _scaled(
-    student_logits, teacher_logits, divergence
+    divergence, student_logits, teacher_logits
   )
   threshold = _threshold(student_scaled, teacher_scaled, divergence, top_k_fn)
   kept = _kept(student_scaled, teacher_scaled, threshold, divergence)
@@ -96,13 +99,9 @@ def read(
   # If nothing is left out at temperature 1, the support's norm is already that
   # of the whole vocabulary, and a second pass over V is saved.
   whole, teacher_whole = student.norm, teacher.norm
-  teacher_logits = vocabulary.only_tokens(teacher_logits, divergence.vocab_size)
   is_renormalised = kept is not None and not divergence.tail
   if is_renormalised or divergence.temperature != 1:
     whole, teacher_whole = _norm(student_logits), _norm(teacher_logits)
-  elif divergence.vocab_size is not None:
-    # The sampler may draw padding, so the student's own norm covers it.
-    whole = _norm(student_logits)
   log_student = student.norm.log_probs(student_scaled)
   log_teacher = teacher.norm.log_probs(teacher_scaled)
 
@@ -168,8 +167,11 @@ def vjp(
   costs = costs[..., None]
   # Scaled logits and who is kept are made again, because they are as large as
   # the tile; the residuals are a few numbers for each token.
+  student_logits, teacher_logits = _of_tokens(
+    divergence, student_logits, teacher_logits
+  )
   student_scaled, teacher_scaled = _scaled(
-    student_logits, teacher_logits, divergence
+    divergence, student_logits, teacher_logits
   )
   # The threshold decides again who is kept, so that the search for the k
   # largest runs in the forward pass only.
@@ -214,17 +216,19 @@ def _tail_gradients(r: Residuals, scaled, divergence: Divergence):
 
 
 def read_own(
-  logits: jax.Array, token_ids: jax.Array
+  logits: jax.Array, token_ids: jax.Array, vocab_size: int | None = None
 ) -> tuple[tuple[jax.Array, jax.Array], Any]:
   """Returns each token's log-probability and the entropy, without a teacher.
 
   Args:
     logits: shape `[..., V]`.
     token_ids: shape `[...]`.
+    vocab_size: see `Divergence`.
 
   Returns:
     Nats, `[...]` each, and what `own_vjp` needs.
   """
+  logits = vocabulary.only_tokens(logits, vocab_size)
   norm = _norm(logits)
   log_softmax = norm.log_probs(logits)
   entropies = divergences.entropy(log_softmax)
@@ -236,11 +240,13 @@ def own_vjp(
   logits: jax.Array,
   token_ids: jax.Array,
   residuals: Any,
+  vocab_size: int | None = None,
   *,
   log_probs: jax.Array,
   entropies: jax.Array,
 ) -> jax.Array:
   """Returns the gradient with respect to the logits, `[..., V]`; see `vjp`."""
+  logits = vocabulary.only_tokens(logits, vocab_size)
   norm, own_entropies = residuals
   return _own_gradients(
     norm.log_probs(logits), token_ids, own_entropies, log_probs, entropies
@@ -267,12 +273,13 @@ def _own_gradients(log_softmax, token_ids, own_entropies, log_probs, entropies):
   )
 
 
-def _scaled(student, teacher, divergence: Divergence):
-  """Returns both logits at the divergence's temperature, without padding."""
-  student, teacher = (
-    vocabulary.only_tokens(logits, divergence.vocab_size)
-    for logits in (student, teacher)
-  )
+def _of_tokens(divergence: Divergence, *logits: jax.Array):
+  """Returns each of the logits without padding of the vocabulary."""
+  return (vocabulary.only_tokens(x, divergence.vocab_size) for x in logits)
+
+
+def _scaled(divergence: Divergence, student, teacher):
+  """Returns both logits at the divergence's temperature."""
   if divergence.temperature == 1:
     return student, teacher
   return student / divergence.temperature, teacher / divergence.temperature

@@ -25,12 +25,11 @@ class TokenStatistics:
       divergence's support and at its temperature.
     teacher_entropies: the teacher's entropy there.
     log_probs: the student's log-probability of the token that was sampled, in
-      the whole vocabulary, padding included, at temperature 1; NaN for an id
-      outside it, which the student cannot have sampled.
+      the whole vocabulary at temperature 1; −inf for padding of it and NaN for
+      an id outside it, which the student cannot have sampled.
     entropies: the student's entropy, in the whole vocabulary at temperature 1.
-    teacher_log_probs: the teacher's log-probability of that token, likewise,
-      but without the padding that the divergence leaves out. None if the
-      teacher is known by lists that do not tell it.
+    teacher_log_probs: the teacher's log-probability of that token, likewise.
+      None if the teacher is known by lists that do not tell it.
   """
 
   costs: jax.Array
@@ -137,12 +136,12 @@ def from_logits(
   """
   # The teacher's distribution is a label: the student must not move it.
   teacher_logits = jax.lax.stop_gradient(teacher_logits)
-  known, teacher_logits = (
+  student_logits, teacher_logits = (
     vocabulary.only_tokens(logits, divergence.vocab_size)
     for logits in (student_logits, teacher_logits)
   )
   student, teacher = divergences.log_probs_on_support(
-    known, teacher_logits, divergence
+    student_logits, teacher_logits, divergence
   )
   log_softmax = jax.nn.log_softmax(student_logits, axis=-1)
   return TokenStatistics(

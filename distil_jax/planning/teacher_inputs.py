@@ -39,9 +39,7 @@ def teacher_inputs(
       params = abstract_inputs.params(shapes, mesh)
     except ValueError as error:
       raise ConfigError(f"{key}: {error}") from None
-    # Without tokenizers it is not known how many entries are tokens. That the
-    # rest is left out takes no memory.
-    found[key] = (OtherNetwork(graphdef, vocab_size), params)
+    found[key] = (OtherNetwork(graphdef), params)
   nobody = (None, None)
   names = config.teacher.models
   if names and config.objective.needs_teacher:

@@ -113,8 +113,7 @@ def from_experience(
   teacher_ids = teacher_ids.reshape(shape)
   teacher_mask = teacher_mask.reshape(shape)
   has_prompt = np.asarray([[ids is not None for ids in row] for row in rows])
-  has_signal = has_prompt.any(axis=1).astype(np.int32)
-  has_signal *= _is_known(experience, settings.vocab_size)
+  has_signal = np.asarray(has_prompt.any(axis=1), np.int32)
   batch = _batch(experience, teacher_ids[:, 0], teacher_mask[:, 0], has_signal)
   taught_mask = taught_tokens.find_taught_tokens(
     batch.completion_ids,
@@ -271,14 +270,6 @@ def _teacher_index(experience: Experience, names: Sequence[str]) -> np.ndarray:
   """Returns the number of each sample's teacher. Shape `[B]`."""
   numbers = [names.index(problem.teacher) for problem in experience.problems]
   return np.repeat(np.asarray(numbers, np.int32), experience.group_size)
-
-
-def _is_known(experience: Experience, vocab_size: int | None) -> np.ndarray:
-  """Returns 1 for samples whose tokens the teacher knows. Shape `[B]`."""
-  rollout = experience.rollout
-  ids = np.where(rollout.completion_mask == 1, rollout.completion_ids, 0)
-  limit = np.inf if vocab_size is None else vocab_size
-  return np.asarray((ids < limit).all(axis=1), np.int32)
 
 
 def _rewards(experience: Experience) -> np.ndarray:

@@ -32,9 +32,6 @@ class TeacherSettings:
     names: of several teachers, in the order of their numbers; empty if there is
       one.
     tokenizers: of those by name that write their prompts themselves.
-    vocab_size: the number of tokens that the teacher knows; a sample with
-      another, of a student's padded vocabulary, has no signal. None means
-      that it knows all.
     learn_from: the turns that a teacher judges: all, or those whose reward is
       below the threshold of success.
     first_tokens, skip: the tokens that it judges, see `taught_tokens`.
@@ -51,7 +48,6 @@ class TeacherSettings:
   max_prefix_length: int = 0
   names: tuple[str, ...] = ()
   tokenizers: Mapping[str, Tokenizer] = dataclasses.field(default_factory=dict)
-  vocab_size: int | None = None
   learn_from: LearnFrom = "all"
   first_tokens: int | None = None
   skip: tuple[taught_tokens.Skipped, ...] = ()

@@ -224,6 +224,22 @@ def test_more_words_than_rows_are_refused(made, tmp_path):
     dj.load_policy(tmp_path)
 
 
+def test_rows_beyond_the_tokenizer_are_padding_and_added_tokens_are_not(
+  made, policy, tmp_path
+):
+  assert policy.config.num_tokens is None
+  count = made.tokenizer.vocab_size
+  made.tokenizer.save(tmp_path / "tokenizer")
+  tokenizer = tokenizers.Tokenizer.load(tmp_path / "tokenizer")
+  assert tokenizer.backend.add_tokens(["<|look|>"]) == 1
+  wide = networks.network(vocab_size=count + 8)
+  dj.Policy(wide.config, wide.graphdef, wide.params, tokenizer).save(tmp_path)
+  loaded = dj.load_policy(tmp_path)
+  assert loaded.tokenizer.encode("<|look|>") == [count]
+  assert loaded.config.vocab_size == count + 8
+  assert loaded.config.num_tokens == count + 1
+
+
 def test_an_unknown_embedded_model_names_the_known():
   with pytest.raises(ValueError, match=r"embedded:abacus is not embedded"):
     dj.load_policy("embedded:abacus")

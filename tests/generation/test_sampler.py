@@ -82,7 +82,10 @@ def scored(params, rolled, *, graphdef, group_size):
     graphdef=graphdef,
   )
   return fused_statistics.token_log_probs(
-    hidden, layers.unembedding(params), rolled.completion_ids
+    hidden,
+    layers.unembedding(params),
+    rolled.completion_ids,
+    vocab_size=layers.num_tokens(graphdef, params),
   )[0]
 
 
@@ -107,6 +110,25 @@ def test_sampler_is_scorer(network, prompts, settings):
   np.testing.assert_allclose(
     np.asarray(rolled.log_probs)[counts], np.asarray(again)[counts], atol=1e-4
   )
+
+
+def test_padding_of_the_vocabulary_is_neither_drawn_nor_scored(prompts):
+  """Near temperature 50 each of the entries would come as often as any."""
+  padded = networks.network(seed=2, num_tokens=20)
+  assert padded.config.vocab_size == 24
+  rolled = sample(padded, prompts, temperature=50.0)
+  counts = np.asarray(rolled.completion_mask, bool)
+  ids = np.asarray(rolled.completion_ids)[counts]
+  assert ids.max() < 20
+  assert len(set(ids)) > 10
+  again = scored(padded.params, rolled, graphdef=padded.graphdef, group_size=4)
+  np.testing.assert_allclose(
+    np.asarray(rolled.log_probs)[counts], np.asarray(again)[counts], atol=1e-4
+  )
+  # The network itself gives the padding some mass.
+  whole = networks.network(seed=2)
+  other = scored(whole.params, rolled, graphdef=whole.graphdef, group_size=4)
+  assert (np.asarray(again - other)[counts] > 1e-3).any()
 
 
 @pytest.mark.parametrize("settings", SETTINGS[:2], ids=str)

@@ -53,8 +53,7 @@ def by_formula(s, t, token, where, kind):
     where = {"temperature": where["temperature"]}
   known, teacher = s[:NUM_TOKENS], t[:NUM_TOKENS]
   sides = formulas.support(known, teacher, **where)
-  # What the sampler draws from is the whole of the student's vocabulary.
-  own = formulas.log_softmax(s)
+  own = formulas.log_softmax(known)
   return {
     "costs": formulas.divergence(*sides, **kind),
     "cross_entropies": formulas.divergence(*sides, "forward_cross_entropy"),
@@ -122,6 +121,34 @@ def test_padding_matters_if_it_is_not_left_out():
     for size in (NUM_TOKENS, None)
   )
   assert np.abs(cut - whole).min() > 1e-2
+
+
+def test_a_policy_alone_is_read_without_padding():
+  student, _, ids = tile()
+  known = np.asarray([formulas.log_softmax(x[:NUM_TOKENS]) for x in student])
+  hidden, identity = hidden_of(student)
+
+  def total(hidden):
+    read = fused_statistics.token_log_probs(
+      hidden, identity, jnp.asarray(ids)[None], vocab_size=NUM_TOKENS
+    )
+    return jnp.sum(read.log_probs) + 2 * jnp.sum(read.entropies), read
+
+  (_, read), gradient = jax.value_and_grad(total, has_aux=True)(hidden)
+  own = known[np.arange(len(ids)), ids]
+  entropies = [formulas.entropy(row) for row in known]
+  np.testing.assert_allclose(read.log_probs[0], own, rtol=1e-5)
+  np.testing.assert_allclose(read.entropies[0], entropies, rtol=1e-5)
+  expected = formulas.numerical_gradient(
+    lambda x: sum(
+      formulas.log_softmax(row[:NUM_TOKENS])[token]
+      + 2 * formulas.entropy(formulas.log_softmax(row[:NUM_TOKENS]))
+      for row, token in zip(x, ids, strict=True)
+    ),
+    student,
+  )
+  np.testing.assert_allclose(gradient[0], expected, atol=1e-5)
+  assert not np.asarray(gradient)[..., NUM_TOKENS:].any()
 
 
 def test_all_entries_are_the_same_array():
@@ -207,5 +234,5 @@ def test_costs_of_lists_leave_out_padding(kind, tail, size):
       rest = 1 - np.exp(values).sum()
       expected -= (1 - weights.sum()) * np.log(rest)
     np.testing.assert_allclose(read.costs[0, row], expected, rtol=1e-5)
-    own = formulas.log_softmax(student[row])
-    np.testing.assert_allclose(read.log_probs[0, row], own[ids[row]], rtol=1e-5)
+    own = known[ids[row]]
+    np.testing.assert_allclose(read.log_probs[0, row], own, rtol=1e-5)

@@ -30,7 +30,7 @@ NAMES = ("math", "own")
 
 @pytest.fixture(scope="module")
 def student():
-  return networks.network(seed=3, num_layers=1)
+  return networks.network(seed=3, num_layers=1, num_tokens=NUM_TOKENS)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def gradients(student, objective, network, section, **settings):
 
 
 def several(other):
-  return (teachers.OtherNetwork(other.graphdef, NUM_TOKENS), None)
+  return (teachers.OtherNetwork(other.graphdef), None)
 
 
 def section(**settings):
@@ -99,7 +99,7 @@ def test_each_sequence_learns_as_with_its_teacher_alone(
     learn = gradients(
       student,
       objective,
-      teachers.OtherNetwork(network.graphdef, NUM_TOKENS),
+      teachers.OtherNetwork(network.graphdef),
       config.TeacherConfig(**access),
     )
     quiet = batch.replace(

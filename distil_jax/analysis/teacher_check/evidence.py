@@ -261,7 +261,7 @@ def dense_tokens(
           *formulas,
           lists,
           config.teacher.access,
-          gathered.num_shared_tokens,
+          gathered.num_tokens,
         )
       )
     found.append(token_numbers.joined(stretches, length))

@@ -113,7 +113,7 @@ def gather(run: Run) -> Gathered:
   experience = trainer.sample_and_judge(run.step, problems)
   assert experience is not None, "every objective with a teacher samples"
   batch, stats = trainer.build_batch(problems, experience, run.step)
-  policy, other = trainer.policy, trainer.teacher_model
+  policy = trainer.policy
   return Gathered(
     config=trainer.config,
     experience=experience,
@@ -123,5 +123,5 @@ def gather(run: Run) -> Gathered:
     teacher_tokenizer=trainer.build_batch.teacher_tokenizer,
     teacher_tokenizers=trainer.build_batch.teacher.tokenizers,
     vocab_size=policy.config.vocab_size,
-    num_shared_tokens=other and other.vocab_size,
+    num_tokens=policy.config.num_tokens,
   )

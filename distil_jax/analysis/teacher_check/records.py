@@ -45,8 +45,7 @@ class Gathered:
     teacher_tokenizer: writes the teacher's prompts.
     teacher_tokenizers: of several teachers those by name that write others.
     vocab_size: entries of the student's logits.
-    num_shared_tokens: the first of these are tokens that both models know, and
-      costs compare on them; None means all.
+    num_tokens: the first of these are tokens; None means that all are.
   """
 
   config: Config
@@ -56,7 +55,7 @@ class Gathered:
   tokenizer: Tokenizer
   teacher_tokenizer: Tokenizer
   vocab_size: int
-  num_shared_tokens: int | None = None
+  num_tokens: int | None = None
   teacher_tokenizers: Mapping[str, Tokenizer] = dataclasses.field(
     default_factory=dict
   )

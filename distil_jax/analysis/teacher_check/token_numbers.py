@@ -36,16 +36,15 @@ def of_tokens(
     carried: the cost that is charged to the tokens before it.
     lists: ids and log-probabilities that the teacher gave. `[T, C]` each.
     kind: `teacher.access`.
-    num_tokens: costs compare on the first of these entries; None means all.
+    num_tokens: the first of the entries are tokens; None means that all are.
 
   Returns:
     Arrays whose first axis is T: log-probabilities and first choices of both,
     the costs, what they would be by rival formulas (`rival/...`), and the
     likelihood of the tokens one state too early and one too late.
   """
-  # The score function has the whole softmax of what sampled.
-  student_log_probs = reference.log_softmax(student_logits)
   student_logits = student_logits[:, :num_tokens]
+  student_log_probs = reference.log_softmax(student_logits)
   teacher_logits = teacher_logits[:, :num_tokens]
   teacher = teacher_logits[1:-1]
   around = reference.log_softmax(teacher_logits)

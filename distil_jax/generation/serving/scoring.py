@@ -11,7 +11,7 @@ from distil_jax.objectives import logits_layout
 from distil_jax.ops.token_scores import TokenScores, token_scores
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "size", "vocab_size"))
+@functools.partial(jax.jit, static_argnames=("graphdef", "size"))
 def score(
   params: layers.Params,
   ids: jax.Array,
@@ -19,7 +19,6 @@ def score(
   *,
   graphdef: nnx.GraphDef,
   size: int,
-  vocab_size: int | None,
 ) -> TokenScores:
   """Returns the scores of each token but the first, in the row before it.
 
@@ -29,7 +28,6 @@ def score(
     mask: 1 where the token counts. Shape `[B, S]`.
     graphdef: from `decoder.make`.
     size: C, most probable tokens at each place.
-    vocab_size: entries of the logits that stand for tokens; None means all.
 
   Returns:
     Rows of padding, and the last of each sequence, mean nothing. `[B, S]` and
@@ -46,6 +44,6 @@ def score(
     jnp.roll(ids, -1, axis=1),
     size=size,
     layout=logits_layout.layout(hidden, weights),
-    vocab_size=vocab_size,
+    vocab_size=layers.num_tokens(graphdef, params),
     top_k_fn=functools.partial(sharding.top_k, batch=rows, vocab=columns),
   )

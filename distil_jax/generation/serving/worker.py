@@ -171,14 +171,14 @@ class Worker:
       [job.ids for job in jobs], padding.pad_right, len(jobs)
     )
     policy = self.policy
-    num_tokens = policy.tokenizer.vocab_size
     found = scoring.score(
       policy.params,
       ids,
       mask,
       graphdef=policy.graphdef,
-      size=min(size_for(max(job.size for job in jobs)), num_tokens),
-      vocab_size=num_tokens,
+      size=min(
+        size_for(max(job.size for job in jobs)), policy.tokenizer.vocab_size
+      ),
     )
     found = [np.asarray(x) for x in found]
     scored = []

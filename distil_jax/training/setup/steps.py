@@ -39,7 +39,6 @@ from distil_jax.training.setup.teacher_models import (
 )
 from distil_jax.training.setup.teacher_servers import (
   build_remote_teacher,
-  server_vocab_size,
 )
 
 
@@ -74,9 +73,6 @@ def build_batch_builder(
     teacher=build_teacher_settings(
       config,
       tokenizers=writers,
-      vocab_size=teacher.vocab_size
-      if teacher
-      else server_vocab_size(config, policy),
       num_turns=max_turns(environment),
     ),
   )
@@ -91,7 +87,6 @@ def _loss_weights(config: Config) -> Mapping[str, float] | None:
 def build_teacher_settings(
   config: Config,
   *,
-  vocab_size: int | None = None,
   tokenizers: Mapping[str, Tokenizer] = types.MappingProxyType({}),
   num_turns: int = 1,
 ) -> batch_builder.TeacherSettings | None:
@@ -101,7 +96,7 @@ def build_teacher_settings(
 
   Args:
     config: the run's settings.
-    vocab_size, tokenizers, num_turns: see `teaching.TeacherSettings`.
+    tokenizers, num_turns: see `teaching.TeacherSettings`.
   """
   if not config.objective.needs_teacher:
     return None
@@ -118,7 +113,6 @@ def build_teacher_settings(
     max_prefix_length=config.rollout.max_prompt_length,
     names=tuple(config.teacher.models),
     tokenizers=tokenizers,
-    vocab_size=vocab_size,
     num_turns=num_turns,
   )
 

@@ -32,7 +32,6 @@ class TeacherModel:
     path: Folder of the model.
     digest: Hash of config and weights when the run began.
     config: Sizes of the network, with as many logits as the student's.
-    vocab_size: Tokens that both know; None means all entries of the logits.
     tokenizer: Writes the teacher's prompts.
   """
 
@@ -41,13 +40,12 @@ class TeacherModel:
   path: pathlib.Path
   digest: str
   config: DecoderConfig
-  vocab_size: int | None
   tokenizer: Tokenizer
 
   @property
   def network(self) -> OtherNetwork:
     """Returns the network in the form that the training step takes."""
-    return OtherNetwork(decoder.make(self.config)[0], self.vocab_size)
+    return OtherNetwork(decoder.make(self.config)[0])
 
   def load_params(self, mesh: jax.sharding.Mesh) -> decoder.Params:
     """Reads the weights onto the mesh.
@@ -93,11 +91,6 @@ class TeacherModels:
   def network(self) -> tuple[OtherNetwork | None, ...]:
     """Returns the networks in the form that the training step takes."""
     return tuple(one and one.network for one in self.models.values())
-
-  @property
-  def vocab_size(self) -> int | None:
-    """Tokens that all know; None means all entries of the logits."""
-    return next((one.vocab_size for one in self.models.values() if one), None)
 
   @property
   def tokenizers(self) -> dict[str, Tokenizer]:
@@ -188,14 +181,12 @@ def _build_model(
       f"{section.directory} is not the student's: the teacher's prompt is "
       "written with the teacher's own"
     )
-  is_padded = student.vocab_size < policy.config.vocab_size
   return TeacherModel(
     key,
     section,
     path,
     hf_directory.digest(path),
     network,
-    student.vocab_size if is_padded else None,
     tokenizer,
   )
 

@@ -33,14 +33,6 @@ _QUESTION = ({"role": "user", "content": "What is 1 + 1?"},)
 _ANSWER = "It is 2."
 
 
-def server_vocab_size(config: Config, policy: Policy) -> int | None:
-  """Returns the tokens that student and server know; None means all logits."""
-  if config.teacher.server is None:
-    return None
-  num_tokens = policy.tokenizer.vocab_size
-  return num_tokens if num_tokens < policy.config.vocab_size else None
-
-
 def build_remote_teacher(
   config: Config, policy: Policy, **others: Any
 ) -> RemoteTeacher | None:

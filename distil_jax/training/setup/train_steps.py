@@ -18,7 +18,6 @@ from distil_jax.training.setup.teacher_models import (
   TeacherModels,
   Teachers,
 )
-from distil_jax.training.setup.teacher_servers import server_vocab_size
 from distil_jax.training.train_state import TrainState
 
 
@@ -113,7 +112,7 @@ def build_length_step(
       config.objective,
       config.teacher,
       graphdef=policy.graphdef,
-      teacher_network=teacher_network(config, policy, teacher),
+      teacher_network=teacher_network(config, teacher),
       group_size=config.rollout.group_size,
       is_off_policy=num_mini_batches > 1,
     ),
@@ -137,7 +136,7 @@ def compile_train_step(
 
   The weights of a teacher that is another model are read here.
   """
-  network = teacher_network(config, policy, teacher)
+  network = teacher_network(config, teacher)
   # XLA might choose other shardings for the result, with which the next step
   # would have to be compiled again.
   step_fn = jax.jit(
@@ -171,12 +170,10 @@ def build_train_step(
   )
 
 
-def teacher_network(
-  config: Config, policy: Policy, teacher: Teachers | None
-) -> TeacherNetwork:
+def teacher_network(config: Config, teacher: Teachers | None) -> TeacherNetwork:
   """Returns the teacher's network; None if it is the student's."""
   if config.teacher.server is not None:
-    return OtherNetwork(None, server_vocab_size(config, policy))
+    return OtherNetwork(None)
   return None if teacher is None else teacher.network
 
 

@@ -25,7 +25,7 @@ from distil_jax.analysis.teacher_check import (
   samples,
 )
 from distil_jax.cli import main
-from distil_jax.models import sharding
+from distil_jax.models import decoder, sharding
 from distil_jax.objectives import scoring, teachers
 from distil_jax.training import train_step
 from distil_jax.training.setup import meshes
@@ -166,18 +166,24 @@ def test_other_objectives_and_teachers_pass(checked, sections):
 
 
 def test_another_model_with_padding_passes(checked):
-  """A teacher with weights of its own, which knows fewer tokens."""
+  """A teacher with weights of its own; some entries are no tokens."""
   student = checked.run.state.params
   params = jax.tree.map(lambda x: 1.05 * x, student)
-  graphdef = checked.run.trainer.policy.graphdef
-  model = types.SimpleNamespace(network=teachers.OtherNetwork(graphdef, 400))
-  fields = vars(checked.run.trainer) | {"teacher_model": model}
+  policy = checked.run.trainer.policy
+  network = dataclasses.replace(policy.config, num_tokens=400)
+  graphdef, _ = decoder.make(network)
+  policy = dataclasses.replace(policy, config=network, graphdef=graphdef)
+  model = types.SimpleNamespace(network=teachers.OtherNetwork(graphdef))
+  fields = vars(checked.run.trainer) | {
+    "teacher_model": model,
+    "policy": policy,
+  }
   run = dataclasses.replace(
     checked.run,
     trainer=types.SimpleNamespace(**fields),
     step_fn=functools.partial(print, teacher_params=params),
   )
-  gathered = changed_gathered(checked, num_shared_tokens=400)
+  gathered = changed_gathered(checked, num_tokens=400)
   tokens = evidence.dense_tokens(
     evidence.networks(run), gathered, checked.batch
   )
