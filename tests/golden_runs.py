@@ -39,6 +39,8 @@ SMALL = (
   "checkpoint.every=100",
   "logging.rollouts_every=0",
   "logging.tensorboard=false",
+  # As was the default when the numbers were written.
+  "optimizer.decay=all",
 )
 DEFAULT = ("configs/calculator/small_batches.yaml", "objective={kind: distil}")
 RUNS = {

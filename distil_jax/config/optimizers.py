@@ -149,11 +149,6 @@ class AdamWConfig(_BaseConfig):
   """Decay of the gradient's square."""
   epsilon: Above = 1e-8
   """Added to the root of that square."""
-  # Runs from before this setting decayed all parameters; they must go on with
-  # the same numbers.
-  decay: Literal["matrices", "all"] = "all"
-  """Parameters that decay: `matrices`, which is recommended, leaves out norms,
-  biases and embeddings."""
 
 
 class AdafactorConfig(_BaseConfig):

@@ -58,6 +58,7 @@ _ON_PURPOSE = (
   "optimizer.decay_steps",
   "optimizer.final_learning_rate",
   "optimizer.weight_decay",
+  "optimizer.decay",
   "optimizer.max_gradient_norm",
   "data.num_epochs",
   "rollout.max_prompt_length",

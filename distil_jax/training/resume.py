@@ -71,6 +71,34 @@ def open_folder(
   )
 
 
+def with_settings_of_run(config: Config) -> Config:
+  """Returns the config with what the run has where a default has changed.
+
+  A run that began before goes on as it was, unless its config names another
+  value.
+
+  Args:
+    config: the settings of a run that may have checkpoints.
+  """
+  folder = config.run_directory / "checkpoints"
+  if "decay" in config.optimizer.model_fields_set or not folder.is_dir():
+    return config
+  decay = config.optimizer.decay
+  with checkpoints.Checkpoints(folder) as saved:
+    for step in reversed(saved.steps):
+      try:
+        notes = saved.notes(step)
+      except checkpoints.CheckpointError:
+        continue  # whoever reads the checkpoint says so
+      tree = run_checks.with_defaults(notes["config"])
+      decay = tree["optimizer"].get("decay", decay)
+      break
+  if decay == config.optimizer.decay:
+    return config
+  optimizer = config.optimizer.model_copy(update={"decay": decay})
+  return config.model_copy(update={"optimizer": optimizer})
+
+
 def save_state(
   config: Config,
   saved: checkpoints.Checkpoints,

@@ -62,7 +62,7 @@ def check_same_settings(
     ConfigError: lists every other difference.
   """
   found = changed_settings.changes(
-    _flat(_with_defaults(saved)),
+    _flat(with_defaults(saved)),
     _flat(config.model_dump(mode="json")),
     num_steps_is_free=not config.optimizer.falls_until_last_step,
   )
@@ -75,14 +75,18 @@ def check_same_settings(
   return found
 
 
-def _with_defaults(saved: Mapping[str, Any]) -> Mapping[str, Any]:
+def with_defaults(saved: Mapping[str, Any]) -> Mapping[str, Any]:
   """Returns settings with what older code did where they name nothing."""
   tree = dict(saved)
   optimizer = dict(tree.get("optimizer", {}))
   is_short = tree.get("model", {}).get("param_dtype") == "bfloat16"
   if is_short and "master_dtype" not in optimizer:
     # Runs from before this setting updated the rounded parameters.
-    tree["optimizer"] = optimizer | {"master_dtype": None}
+    optimizer["master_dtype"] = None
+  if optimizer.get("kind", "adamw") == "adamw":
+    # Runs from before this setting decayed all parameters.
+    optimizer.setdefault("decay", "all")
+  tree["optimizer"] = optimizer
   try:
     return Config.model_validate(tree).model_dump(mode="json")
   except pydantic.ValidationError:

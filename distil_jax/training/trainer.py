@@ -72,7 +72,7 @@ class Trainer:
       ConfigError: a setting does not suit the data, the model or the devices.
       DataError: a data file is missing or malformed.
     """
-    self.config = config
+    self.config = config = resume.with_settings_of_run(config)
     compilation_cache.enable(config.compilation)
     self.environment = environment or environments.build_environment(config)
     self.mesh = meshes.build_mesh(config)

@@ -2,11 +2,17 @@
 
 import json
 
+import jax.numpy as jnp
 import pytest
 
 from distil_jax import config
 from distil_jax.cli import main
-from distil_jax.training import changed_settings, run_checks
+from distil_jax.training import (
+  changed_settings,
+  checkpoints,
+  resume,
+  run_checks,
+)
 
 LINEAR = {"schedule": "linear"}
 
@@ -43,6 +49,41 @@ def test_what_changes_learning_needs_a_word():
   assert check({}, slower | allowed) == {
     "optimizer.learning_rate": (1e-5, 1e-7)
   }
+
+
+@pytest.mark.parametrize(
+  ("began", "now", "decay"),
+  [
+    # From before the setting, with the default of then, and with that of now.
+    ({}, {}, "all"),
+    ({"decay": "all"}, {}, "all"),
+    ({"decay": "matrices"}, {}, "matrices"),
+    ({"kind": "lion"}, {"kind": "lion"}, "matrices"),
+    ({"decay": "all"}, {"decay": "matrices"}, "matrices"),
+  ],
+)
+def test_a_run_goes_on_with_the_decay_that_it_began_with(
+  tmp_path, began, now, decay
+):
+  with checkpoints.Checkpoints(tmp_path / "checkpoints", keep=1) as saved:
+    notes = {"config": {"optimizer": began}}
+    saved.save(1, {"x": jnp.zeros(1)}, notes)
+  settings = config.parse(
+    {"optimizer": now, "train": {"run_directory": str(tmp_path)}}
+  )
+  found = resume.with_settings_of_run(settings)
+  assert found.optimizer.decay == decay
+  unchanged = found.model_copy(update={"optimizer": settings.optimizer})
+  assert unchanged == settings
+
+
+def test_another_decay_needs_a_word():
+  old, new = {"decay": "all"}, {"optimizer": {"decay": "matrices"}}
+  with pytest.raises(config.ConfigError, match=r"--allow optimizer\.decay"):
+    check({"optimizer": old}, new)
+  # A checkpoint from before the setting says nothing of it.
+  with pytest.raises(config.ConfigError, match=r"--allow optimizer\.decay"):
+    run_checks.check_same_settings({}, config.parse(new), 3)
 
 
 def test_the_end_of_a_schedule_may_move_on_purpose():
