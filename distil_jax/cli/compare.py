@@ -77,11 +77,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 def train_or_none(config: configs.Config) -> Mapping[str, Any] | None:
   """Trains; returns the run's summary, or None if the run diverged."""
-  from distil_jax.training import finiteness, trainer
+  from distil_jax.training import skipped_updates, trainer
 
   try:
     return trainer.Trainer(config).train()
-  except finiteness.TrainingError:
+  except skipped_updates.TrainingError:
     return None
 
 

@@ -21,6 +21,7 @@ from distil_jax.cli import (
   generate,
   init,
   plan,
+  replay,
   report,
   runs,
   sandbox,
@@ -44,13 +45,21 @@ _COMMANDS = (
   report,
   watch,
   check_teacher,
+  replay,
   plan,
   compare,
   config,
   sandbox,
 )
 # These do not run as one of several processes.
-_ALONE = (generate.run, serve.run, compare.run, check_teacher.run, check.run)
+_ALONE = (
+  generate.run,
+  serve.run,
+  compare.run,
+  check_teacher.run,
+  check.run,
+  replay.run,
+)
 # These start nothing on a device, whatever launched them.
 _WITHOUT_DEVICES = (
   sandbox.run,

@@ -24,6 +24,9 @@ class TrainConfig(Section):
   """Seed of all samples."""
   run_directory: PathText | None = None
   """null: `runs/` and the name of the config file."""
+  max_skipped_updates: NonNegative = 3
+  """Updates in a row that are skipped because their loss or gradient is not
+  finite; the next one ends the run. 0 ends it at the first."""
   allow_changes: tuple[str, ...] = ()
   """Settings that may differ from those of the checkpoint although they change
   what is learned, such as `optimizer.learning_rate`; `--allow` sets it."""
@@ -169,6 +172,9 @@ class LoggingConfig(Section):
   """Steps between pages of sampled completions; 0: never."""
   num_rollouts: Positive = 4
   """Completions on a page."""
+  kept_batches: NonNegative = 0
+  """Latest training steps whose batches are kept as arrays in `batches/`, for
+  `distil-jax replay`; those of skipped updates are kept in any case."""
   tensorboard: bool = True
   """Write TensorBoard files too."""
   wandb: WandbConfig | None = None

@@ -19,6 +19,7 @@ _FREE = (
   "train.num_steps",
   "train.run_directory",
   "train.allow_changes",
+  "train.max_skipped_updates",
   "model.attention",
   "model.remat",
   "objective.chunk_size",

@@ -1,7 +1,7 @@
 """Saves a run, and finds, checks and restores what it goes on from."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,11 +26,12 @@ from distil_jax.training.setup.teacher_models import (
   Teachers,
   check_resumed_teacher,
 )
+from distil_jax.training.skipped_updates import TrainingError
 
 # The key of a checkpoint's notes about a teacher that is another model.
 _TEACHER = "teacher_model"
 # Errors on which all processes agree, so that they can save together.
-_AGREED = (KeyboardInterrupt, TeacherServerError, MonitorStop)
+_AGREED = (KeyboardInterrupt, TeacherServerError, MonitorStop, TrainingError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,14 +43,16 @@ class RunNotes:
     position: problems that the run has drawn from its data.
     prompt_widths: widths of prompts, see `trimming.Trimmer`.
     seconds_by_cause: what the time was spent on, see `run_clock.RunClock`.
+    skipped: updates that were skipped, all of the run and the last in a row.
   """
 
-  seconds: float
-  position: int
-  prompt_widths: Mapping[str, int]
+  seconds: float = 0.0
+  position: int = 0
+  prompt_widths: Mapping[str, int] = dataclasses.field(default_factory=dict)
   seconds_by_cause: Mapping[str, float] = dataclasses.field(
     default_factory=dict
   )
+  skipped: Sequence[int] = (0, 0)
 
 
 def open_folder(
@@ -306,6 +309,7 @@ def restore_state(
       position,
       notes.get("prompt_widths", {}),
       notes.get("seconds_by_cause", {"unknown": notes["seconds"]}),
+      notes.get("skipped", (0, 0)),
     ),
   )
 

@@ -18,10 +18,11 @@ from distil_jax.models import decoder
 from distil_jax.training import (
   checkpoints,
   evaluation,
-  finiteness,
+  recorded_steps,
   resume,
   run_checks,
   run_lock,
+  skipped_updates,
   teacher_guard,
   train_state,
 )
@@ -60,6 +61,7 @@ class Trainer:
   reporter: Reporter
   clock: RunClock
   saved: checkpoints.Checkpoints
+  skipped: skipped_updates.SkippedUpdates
   stream: problem_stream.ProblemStream[Any]
   on_step: OnStep | None = None  # called after each step
 
@@ -112,7 +114,7 @@ class Trainer:
     Raises:
       ConfigError: the checkpoint was made with other settings, or the run
         folder cannot be made.
-      TrainingError: loss or gradient are not finite, see `finiteness`.
+      TrainingError: loss or gradient are not finite again and again.
       TeacherServerError: the teacher's server does not answer any more.
       ProcessError: the processes do not write to the same folder.
       Stopped: one of several processes was asked to stop; the finished steps
@@ -162,9 +164,6 @@ class Trainer:
         with times.phase("update"):
           metrics = self.update(step, batch, guard)
         times.stop()
-        finiteness.check_finite(
-          step, metrics, self.config.run_directory, self._save_and_wait
-        )
         self.stream.keep()
         self.report(step, metrics, experience, batch, stats)
 
@@ -230,16 +229,29 @@ class Trainer:
       step: the training steps done before.
       batch: this process's part of the batch, on the host.
       guard: the guard's new state; None keeps the old one.
+
+    Raises:
+      TrainingError: too many updates in a row are not finite.
     """
     before = self.state.guard
     if guard is not None:
       self.state = dataclasses.replace(self.state, guard=guard)
     self.state, values = self._step_fn(self.state, batch)
     metrics = {name: float(x) for name, x in values.items()}
-    if guard is not None and int(self.state.step) == step:
-      # The step failed and will be repeated, and so will the look.
-      self.state = dataclasses.replace(self.state, guard=before)
-    return metrics
+    # The devices leave a state as it is, if its update is not finite.
+    is_failed = int(self.state.step) == step
+    path = recorded_steps.save_if_asked(
+      self.config, step + 1, batch, self.state.guard, metrics, is_failed
+    )
+    if path is None or not is_failed:
+      self.skipped.passed()
+    else:
+      state = self.state
+      # If the run ends here the step will be repeated, and so will the look.
+      self.state = dataclasses.replace(state, guard=before)
+      self.progress.message(self.skipped.failed(step + 1, metrics, path))
+      self.state = skipped_updates.with_step_done(state)
+    return metrics | self.skipped.metrics()
 
   def report(
     self,
@@ -320,7 +332,7 @@ class Trainer:
     """Makes or restores state and stream; evaluates the base model."""
     config = self.config
     latest = resume.check_resumable(config, self.saved, self.teacher_model)
-    before = resume.RunNotes(0.0, 0, {})
+    before = resume.RunNotes()
     params, optimizer = self.policy.params, self.optimizer
     template = setup_step.build_state_template(
       config, params, optimizer, self.mesh
@@ -349,6 +361,9 @@ class Trainer:
       self.clock.resumed(before.seconds_by_cause)
       latest = int(self.state.step)
     self._step_fn.trimmer.widths = dict(before.prompt_widths)
+    self.skipped = skipped_updates.SkippedUpdates(
+      config.train.max_skipped_updates, *before.skipped
+    )
     self.stream = data_problems.build_stream(config, self.data, before.position)
     self.reporter.start(latest, self.data, self.policy.tokenizer.end_texts)
     if latest is None:
@@ -379,16 +394,16 @@ class Trainer:
         self.config, self.saved, self.state, self._notes, self.teacher_model
       )
 
-  def _save_and_wait(self) -> None:
-    self._save()
-    self.saved.wait()
-
   @property
   def _notes(self) -> resume.RunNotes:
     """Returns what a checkpoint says beside state and settings."""
     widths, seconds = self._step_fn.trimmer.widths, self.clock.seconds
     return resume.RunNotes(
-      sum(seconds.values()), self.stream.position, widths, seconds
+      sum(seconds.values()),
+      self.stream.position,
+      widths,
+      seconds,
+      (self.skipped.total, self.skipped.in_a_row),
     )
 
   def _finish(self) -> dict[str, Any]:

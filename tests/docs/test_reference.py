@@ -19,6 +19,7 @@ _EMITTERS = (
   "distil_jax.training.logging.speed_metrics",
   "distil_jax.training.logging.step_metrics",
   "distil_jax.training.trainer",
+  "distil_jax.training.skipped_updates",
   "distil_jax.training.host_step",
   "distil_jax.training.rollouts.refill",
   "distil_jax.models.experts",

@@ -2,6 +2,7 @@
 
 import collections
 import difflib
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -151,9 +152,11 @@ class Monitors:
   ) -> tuple[list[str], list[str]]:
     said = {"warn": [], "stop": []}
     for monitor in self._monitors:
-      # A number that is not finite is null in the files.
       value = values.get(monitor.config.metric)
-      if value is not None and (text := monitor.see(step, float(value))):
+      # A number that is not finite is null in the files, and tells no trend.
+      if value is None or not math.isfinite(value):
+        continue
+      if text := monitor.see(step, float(value)):
         said[monitor.config.action].append(text)
     return said["warn"], said["stop"]
 
