@@ -68,7 +68,8 @@ class DataConfig(Section):
   num_evaluation: Positive | None = None
   """The same for held-out problems."""
   num_epochs: Positive | None = None
-  """Stop after so many passes over the data; null: repeat without end."""
+  """Stop after so many passes over the data, if `train.num_steps` does not end
+  the run before; null: repeat without end."""
   seed: Seed = 0
   """Seed of the order of the problems."""
 

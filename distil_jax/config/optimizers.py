@@ -53,7 +53,7 @@ class _BaseConfig(Section):
   run."""
   decay_steps: Positive | None = None
   """Training steps over which the rate falls. `linear`, `cosine`: after the
-  warm-up; null: until `train.num_steps`. `wsd`: the last ones, and needed."""
+  warm-up; null: until the end of the run. `wsd`: the last ones, and needed."""
   final_learning_rate: Weight = 0.0
   """The rate at the end of the fall, and after it."""
   weight_decay: Weight = 0.01

@@ -62,6 +62,8 @@ _ON_PURPOSE = (
   "optimizer.decay",
   "optimizer.max_gradient_norm",
   "data.num_epochs",
+  "data.train",
+  "data.evaluation",
   "rollout.max_prompt_length",
   "rollout.max_completion_length",
   "rollout.temperature",
@@ -106,6 +108,35 @@ def changes(
     and not _is_in(key, free)
     and not _OF_EVALUATION.match(key)
   }
+
+
+def by_content(
+  found: Mapping[str, Change],
+  before: Mapping[str, str],
+  now: Mapping[str, str],
+) -> dict[str, Change]:
+  """Returns changed settings by what their paths lead to.
+
+  Another path to the same is no change, and the same path to other data is one.
+
+  Args:
+    found: settings that differ, by their keys.
+    before: from `content.digests`, of the checkpoint.
+    now: from `content.digests`.
+  """
+  kept = {
+    key: change
+    for key, change in found.items()
+    if key not in before or before[key] != now.get(key)
+  }
+  # Weights may be stored anew in other files; rows have their order.
+  edited = {
+    key: (f"content {digest}", f"content {now[key]}")
+    for key, digest in before.items()
+    if ".directory" not in key and key not in found and key in now
+    if digest != now[key]
+  }
+  return kept | edited
 
 
 def refusal(found: Mapping[str, Change], allowed: Sequence[str]) -> str | None:

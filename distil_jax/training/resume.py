@@ -12,6 +12,7 @@ from distil_jax.distributed import process_group, signals
 from distil_jax.training import (
   changed_settings,
   checkpoints,
+  content,
   run_checks,
   train_state,
 )
@@ -30,6 +31,8 @@ from distil_jax.training.skipped_updates import TrainingError
 
 # The key of a checkpoint's notes about a teacher that is another model.
 _TEACHER = "teacher_model"
+# And of what is read from the paths in its settings.
+_CONTENT = "content"
 # Errors on which all processes agree, so that they can save together.
 _AGREED = (KeyboardInterrupt, TeacherServerError, MonitorStop, TrainingError)
 
@@ -121,6 +124,7 @@ def save_state(
   found = {
     "config": config.model_dump(mode="json"),
     **dataclasses.asdict(notes),
+    _CONTENT: content.digests(config),
   }
   if teacher is not None:
     found[_TEACHER] = teacher.notes()
@@ -225,7 +229,13 @@ def _checked_notes(
 ) -> tuple[dict[str, Any], Mapping[str, changed_settings.Change]]:
   """Returns a checkpoint's notes and the changes of settings since then."""
   notes = saved.notes(step)
-  changes = run_checks.check_same_settings(notes["config"], config, step)
+  before = notes.get(_CONTENT)
+  changes = run_checks.check_same_settings(
+    notes["config"],
+    config,
+    step,
+    before and (before, content.digests(config)),
+  )
   check_resumed_teacher(config, notes.get(_TEACHER), teacher, step)
   where = f"{config.run_directory} has a checkpoint of step {step} that"
   check_same_base(config, notes.get(checkpoints.BASE), where)

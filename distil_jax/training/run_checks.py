@@ -46,7 +46,10 @@ def check_directory(
 
 
 def check_same_settings(
-  saved: Mapping[str, Any], config: Config, step: int
+  saved: Mapping[str, Any],
+  config: Config,
+  step: int,
+  content: tuple[Mapping[str, str], Mapping[str, str]] | None = None,
 ) -> dict[str, changed_settings.Change]:
   """Refuses to go on from a checkpoint with settings of another run.
 
@@ -54,6 +57,8 @@ def check_same_settings(
     saved: the settings in the checkpoint.
     config: the settings now.
     step: the checkpoint's step.
+    content: what the paths led to and what they lead to now, from
+      `content.digests`; None means that it is not known.
 
   Returns:
     The changes that `train.allow_changes` allows.
@@ -66,6 +71,8 @@ def check_same_settings(
     _flat(config.model_dump(mode="json")),
     num_steps_is_free=not config.optimizer.falls_until_last_step,
   )
+  if content:
+    found = changed_settings.by_content(found, *content)
   said = changed_settings.refusal(found, config.train.allow_changes)
   if said:
     raise ConfigError(

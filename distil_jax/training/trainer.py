@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from distil_jax.config.schema import Config
-from distil_jax.data import problem_stream
+from distil_jax.data import problem_stream, training_stream
 from distil_jax.data import problems as data_problems
 from distil_jax.distributed import process_group, signals
 from distil_jax.envs.base import Environment
@@ -38,6 +38,7 @@ from distil_jax.training.setup import (
   meshes,
   policies,
   preflight,
+  run_length,
   teacher_models,
   train_steps,
   workers,
@@ -99,8 +100,9 @@ class Trainer:
     )
     self.rollout_worker, self.evaluation_workers, self.teacher_probe = built
     self.refill = workers.build_refill(config, self.build_batch.teacher)
+    self.num_steps = run_length.find_num_steps(config, self.data)
     self.optimizer, self.schedule = setup_step.build_optimizer(
-      config, self.policy.params
+      config, self.policy.params, self.num_steps
     )
     self.key = jax.random.key(config.train.seed)
 
@@ -125,7 +127,7 @@ class Trainer:
     with self._opened():
       self._start()
       try:
-        for step in range(int(self.state.step), config.train.num_steps):
+        for step in range(int(self.state.step), self.num_steps):
           problems = next(self.stream, None)
           if problems is None:
             self.progress.message(
@@ -364,8 +366,12 @@ class Trainer:
     self.skipped = skipped_updates.SkippedUpdates(
       config.train.max_skipped_updates, *before.skipped
     )
-    self.stream = data_problems.build_stream(config, self.data, before.position)
+    self.stream = training_stream.build_stream(
+      config, self.data, before.position
+    )
     self.reporter.start(latest, self.data, self.policy.tokenizer.end_texts)
+    if said := run_length.describe(config, self.data):
+      self.progress.message(said)
     if latest is None:
       self._evaluate_and_report(0)
     elif base_values:

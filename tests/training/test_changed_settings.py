@@ -1,6 +1,7 @@
 """Going on with settings that differ from those of the checkpoint."""
 
 import json
+import shutil
 
 import jax.numpy as jnp
 import pytest
@@ -10,6 +11,7 @@ from distil_jax.cli import main
 from distil_jax.training import (
   changed_settings,
   checkpoints,
+  content,
   resume,
   run_checks,
 )
@@ -84,6 +86,48 @@ def test_another_decay_needs_a_word():
   # A checkpoint from before the setting says nothing of it.
   with pytest.raises(config.ConfigError, match=r"--allow optimizer\.decay"):
     run_checks.check_same_settings({}, config.parse(new), 3)
+
+
+def test_paths_are_compared_by_what_they_lead_to(tmp_path):
+  rows = tmp_path / "rows.jsonl"
+  rows.write_text('{"prompt": "a", "answer": "b"}\n')
+  (tmp_path / "copies").mkdir()
+  copied = tmp_path / "copies/other.jsonl"
+  shutil.copy(rows, copied)
+
+  def settings(path, **train):
+    return config.parse(
+      {
+        "data": {"train": str(path), "evaluation": str(rows)},
+        "environment": {"kind": "math"},
+        "model": {"directory": "embedded:calculator"},
+        "train": train,
+      }
+    )
+
+  old = settings(rows)
+  saved, noted = old.model_dump(mode="json"), content.digests(old)
+  assert set(noted) == {"data.train", "data.evaluation", "model.directory"}
+
+  def check_with(new, before):
+    pair = before, content.digests(new)
+    return run_checks.check_same_settings(saved, new, 3, pair)
+
+  for path in (copied, tmp_path / "copies/../rows.jsonl"):
+    new = settings(path)
+    assert check_with(new, noted) == {}
+    # An older checkpoint knows the path alone.
+    with pytest.raises(config.ConfigError, match=r"--allow data\.train"):
+      run_checks.check_same_settings(saved, new, 3)
+  other = tmp_path / "other.jsonl"
+  other.write_text(rows.read_text() * 2)
+  for path, text in ((other, "other.jsonl' now"), (rows, "'content ")):
+    changed = noted if path == other else noted | {"data.train": "0123"}
+    with pytest.raises(config.ConfigError, match=text):
+      check_with(settings(path), changed)
+    allowed = settings(path, allow_changes=["data.train"])
+    found = check_with(allowed, changed)
+    assert set(found) == {"data.train"}
 
 
 def test_the_end_of_a_schedule_may_move_on_purpose():

@@ -10,6 +10,7 @@ import pytest
 
 from distil_jax import config
 from distil_jax.data import problems as data_problems
+from distil_jax.data import training_stream
 from distil_jax.data.data_files import DataError
 from distil_jax.data.teacher_routing import TeacherRouting
 from distil_jax.generation.policy import load_policy
@@ -347,7 +348,7 @@ def test_a_data_set_names_the_teacher_of_its_problems(run):
 
   # A step's problems are sorted within its two updates; further ones are not.
   data = data_problems.Data(found.train, found.evaluation, 0, 0)
-  stream = data_problems.build_stream(trial, data)
+  stream = training_stream.build_stream(trial, data)
   updates = ["math", "math", "other", "other"] * 2
   assert [x.teacher for x in next(stream)] == updates
   further = [x.teacher for x in stream.draw([4])]

@@ -164,7 +164,5 @@ def test_records_come_back_bit_for_bit_and_old_ones_go(tmp_path):
 def test_a_damaged_record_is_named(tmp_path):
   path = record(tmp_path, 1)
   path.write_bytes(path.read_bytes()[:100])
-  with pytest.raises(
-    recorded_steps.RecordError, match="be read"
-  ):
+  with pytest.raises(recorded_steps.RecordError, match="be read"):
     recorded_steps.read(tmp_path, 1)

@@ -10,7 +10,7 @@ import numpy as np
 from distil_jax.analysis.teacher_check.records import Gathered, Run
 from distil_jax.config.base import ConfigError
 from distil_jax.config.schema import Config
-from distil_jax.data import problems as data_problems
+from distil_jax.data import training_stream
 from distil_jax.training import checkpoints, resume
 from distil_jax.training.setup import steps, train_steps
 
@@ -108,7 +108,7 @@ def gather(run: Run) -> Gathered:
   trainer = run.trainer
   position = run.step * trainer.config.rollout.num_problems
   problems = next(
-    data_problems.build_stream(trainer.config, trainer.data, position)
+    training_stream.build_stream(trainer.config, trainer.data, position)
   )
   experience = trainer.sample_and_judge(run.step, problems)
   assert experience is not None, "every objective with a teacher samples"

@@ -4,6 +4,7 @@ from typing import Any
 
 from distil_jax.config.schema import Config
 from distil_jax.data import problems as data_problems
+from distil_jax.data import training_stream
 from distil_jax.training import run_checks
 from distil_jax.training.setup import teacher_servers
 
@@ -24,6 +25,6 @@ def check_before_writing(
   run_checks.check_directory(
     "train.run_directory", config.run_directory, "checkpoints"
   )
-  data_problems.build_stream(config, data)  # too few problems raise
+  training_stream.build_stream(config, data)  # too few problems raise
   teacher_servers.check_server(config, ask)
   run_checks.check_shared_directory(config)

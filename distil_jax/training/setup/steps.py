@@ -141,13 +141,14 @@ def _num_sharing(config: Config) -> int:
 
 
 def build_optimizer(
-  config: Config, params: decoder.Params
+  config: Config, params: decoder.Params, num_steps: int | None = None
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
   """Returns the optimizer, and the learning rate at each training step.
 
   Args:
     config: the run's settings.
     params: the student's parameters, or their shapes.
+    num_steps: at which the run ends; None means `train.num_steps`.
 
   Raises:
     ConfigError: `optimizer.groups` names parameters that do not exist.
@@ -158,7 +159,7 @@ def build_optimizer(
     learning_rate=section.learning_rate,
     warmup_steps=section.warmup_steps,
     schedule=section.schedule,
-    num_steps=config.train.num_steps,
+    num_steps=num_steps or config.train.num_steps,
     decay_steps=section.decay_steps,
     final_learning_rate=section.final_learning_rate,
   )
