@@ -27,14 +27,18 @@ def run(arguments: argparse.Namespace) -> int:
   from distil_jax.training import run_checks, trainer
   from distil_jax.training.logging import tables
   from distil_jax.training.logging.progress import Progress
+  from distil_jax.training.setup import steps
 
   run_checks.check_same_command(f"evaluate {arguments.step}", config)
   loaded = trainer.Trainer(config)
   is_shown = jax.process_index() == 0
   progress = Progress(None, is_shown=is_shown)
   with jax.set_mesh(loaded.mesh), progress:
-    step, params = loaded.trained_params(arguments.step)
-    if step == 0:
+    found, params = steps.trained_params(
+      config, loaded.policy.params, arguments.step
+    )
+    step = found or 0
+    if not found:
       progress.message(
         f"no checkpoint in {config.run_directory}: evaluating the base model"
       )

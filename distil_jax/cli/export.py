@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
   import jax
 
   from distil_jax.training import run_checks, trainer
-  from distil_jax.training.setup import stored_adapters
+  from distil_jax.training.setup import steps, stored_adapters
   from distil_jax.training.setup.model_directory import model_directory
 
   # A setting in the place of the folder would become its name.
@@ -76,10 +76,10 @@ def run(arguments: argparse.Namespace) -> int:
     step, params = (
       _teacher_params(config, loaded, arguments.step)
       if arguments.teacher
-      else loaded.trained_params(arguments.step)
+      else steps.trained_params(config, loaded.policy.params, arguments.step)
     )
     # Without adapters there is none to store, which is said below.
-    if step == 0 and (config.model.lora or not arguments.adapter):
+    if not step and (config.model.lora or not arguments.adapter):
       raise configs.ConfigError(
         f"no checkpoint in {config.run_directory.absolute()}: there is nothing "
         "to export yet; train first, or use the base model's folder as it is"

@@ -30,6 +30,11 @@ class SkippedUpdates:
   total: int = 0
   in_a_row: int = 0
 
+  @property
+  def counts(self) -> tuple[int, int]:
+    """Returns what a checkpoint keeps: those of the run, and in a row."""
+    return self.total, self.in_a_row
+
   def passed(self) -> None:
     """Notes a step whose numbers are finite."""
     self.in_a_row = 0

@@ -16,7 +16,6 @@ from distil_jax.distributed import process_group, signals
 from distil_jax.envs.base import Environment
 from distil_jax.models import decoder
 from distil_jax.training import (
-  checkpoints,
   evaluation,
   recorded_steps,
   resume,
@@ -25,6 +24,7 @@ from distil_jax.training import (
   skipped_updates,
   teacher_guard,
   train_state,
+  watchdog,
 )
 from distil_jax.training.logging import step_metrics
 from distil_jax.training.logging.progress import Progress
@@ -58,11 +58,6 @@ class Trainer:
 
   # These exist while `train` is under way.
   state: train_state.TrainState
-  progress: Progress
-  reporter: Reporter
-  clock: RunClock
-  saved: checkpoints.Checkpoints
-  skipped: skipped_updates.SkippedUpdates
   stream: problem_stream.ProblemStream[Any]
   on_step: OnStep | None = None  # called after each step
 
@@ -130,9 +125,7 @@ class Trainer:
         for step in range(int(self.state.step), self.num_steps):
           problems = next(self.stream, None)
           if problems is None:
-            self.progress.message(
-              f"step {step}: all epochs that num_epochs asks for are done"
-            )
+            self.progress.message(f"step {step}: all epochs are done")
             break
           self._make_step(step, problems)
           if config.evaluation.is_due(step + 1):
@@ -155,7 +148,7 @@ class Trainer:
 
   def _make_step(self, step: int, problems: Sequence[Any]) -> None:
     """Samples, learns and reports."""
-    with self.clock.each_step(step + 1) as times:
+    with self.watchdog.watch(step + 1), self.clock.each_step(step + 1) as times:
       with times.phase("rollout"):
         experience = self.sample_and_judge(step, problems, self.stream.draw)
       with times.phase("batch"):
@@ -300,17 +293,6 @@ class Trainer:
       text=text,
     )
 
-  def trained_params(
-    self, step: checkpoints.Step | None = None
-  ) -> tuple[int, decoder.Params]:
-    """Returns step and parameters of a checkpoint; None takes the last one.
-
-    Before the first checkpoint these are step 0 and the base model.
-    """
-    params = self.policy.params
-    found, params = setup_step.trained_params(self.config, params, step)
-    return found or 0, params
-
   @contextlib.contextmanager
   def _opened(self) -> Iterator[None]:
     """Opens progress line, reports and checkpoints for the time of a run."""
@@ -318,6 +300,7 @@ class Trainer:
     is_writer = jax.process_index() == 0
     self.progress = build_progress(config, is_shown=is_writer)
     self.reporter = Reporter(config, self.progress, is_writer=is_writer)
+    self.watchdog = watchdog.Watchdog(self.progress.message)
     self.clock = RunClock(config.profile, config.run_directory / "profile")
     with (
       self.progress,
@@ -370,8 +353,7 @@ class Trainer:
       config, self.data, before.position
     )
     self.reporter.start(latest, self.data, self.policy.tokenizer.end_texts)
-    if said := run_length.describe(config, self.data):
-      self.progress.message(said)
+    run_length.say(config, self.data, self.progress.message)
     if latest is None:
       self._evaluate_and_report(0)
     elif base_values:
@@ -404,12 +386,9 @@ class Trainer:
   def _notes(self) -> resume.RunNotes:
     """Returns what a checkpoint says beside state and settings."""
     widths, seconds = self._step_fn.trimmer.widths, self.clock.seconds
+    total, position = sum(seconds.values()), self.stream.position
     return resume.RunNotes(
-      sum(seconds.values()),
-      self.stream.position,
-      widths,
-      seconds,
-      (self.skipped.total, self.skipped.in_a_row),
+      total, position, widths, seconds, self.skipped.counts
     )
 
   def _finish(self) -> dict[str, Any]:

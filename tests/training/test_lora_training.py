@@ -124,7 +124,7 @@ def test_a_checkpoint_holds_no_weights_of_the_base(trained):
 def test_the_exported_model_computes_what_was_trained(trained, tmp_path):
   folder, whole, _ = trained
   again = trainer.Trainer(settings(folder / "whole", 3))
-  step, params = again.trained_params()
+  step, params = steps.trained_params(again.config, again.policy.params)
   assert step == 3
   dataclasses.replace(again.policy, params=params).save(tmp_path)
   exported = load_policy(tmp_path)
@@ -260,7 +260,7 @@ def test_adapters_are_not_taken_for_all_weights(trained):
   model = config.model.model_copy(update={"lora": None})
   plain = trainer.Trainer(config.model_copy(update={"model": model}))
   with pytest.raises(checkpoints.CheckpointError, match=r"is model\.lora that"):
-    plain.trained_params()
+    steps.trained_params(plain.config, plain.policy.params)
 
 
 def test_adapters_do_not_join_other_weights(trained):
@@ -274,8 +274,9 @@ def test_adapters_do_not_join_other_weights(trained):
   try:
     with pytest.raises(configs.ConfigError, match="config or weights have ch"):
       trainer.Trainer(config).train()
+    changed = trainer.Trainer(config).policy.params
     with pytest.raises(configs.ConfigError, match=r"set model\.revision to a"):
-      trainer.Trainer(config).trained_params()
+      steps.trained_params(config, changed)
   finally:
     shutil.rmtree(folder / "model")
     shutil.copytree(resolve_directory("embedded:calculator"), folder / "model")

@@ -1,5 +1,7 @@
 """Finds the last step of a run, by its settings and its data."""
 
+from collections.abc import Callable
+
 from distil_jax.config import checks
 from distil_jax.config.base import ConfigError
 from distil_jax.config.schema import Config
@@ -30,6 +32,14 @@ def find_num_steps(config: Config, data: data_problems.Data) -> int:
     except ValueError as error:
       raise ConfigError(f"num_epochs ends the run earlier: {error}") from error
   return num_steps
+
+
+def say(
+  config: Config, data: data_problems.Data, say_fn: Callable[[str], None]
+) -> None:
+  """Says which of the two ends the run, unless its data has no end."""
+  if text := describe(config, data):
+    say_fn(text)
 
 
 def describe(config: Config, data: data_problems.Data) -> str | None:
