@@ -41,7 +41,8 @@ def load_as(
     raise ConfigError(f"no config file at {path.absolute()}")
   try:
     tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-  except (yaml.YAMLError, UnicodeDecodeError) as error:
+  # Of a date or a number that cannot be, YAML raises a plain ValueError.
+  except (yaml.YAMLError, ValueError, RecursionError) as error:
     raise ConfigError(f"{path} is not valid YAML: {error}") from error
   if tree is None:
     tree = {}
@@ -138,7 +139,7 @@ def _apply(schema: type[Section], tree: dict[str, Any], override: str) -> None:
   try:
     # Read as in a file, so that lists, null and nested sections can be given.
     value = yaml.load(text, Loader=_Loader)
-  except yaml.YAMLError as error:
+  except (yaml.YAMLError, ValueError, RecursionError) as error:
     # Whoever writes a template here gets the answer of its section.
     if "{{" not in text and "{%" not in text:
       raise ConfigError(
@@ -197,7 +198,7 @@ def _explain(schema: type[Section], detail) -> str:
   given = detail["input"]
   # The value of a whole section would bury the message.
   is_section = isinstance(given, dict | pydantic.BaseModel)
-  value = "" if is_section else f", got {given!r}"
+  value = "" if is_section else f", got {given!r:.200}"
   where = f"{_dotted(schema, path)}: " if path else ""
   return f"  {where}{message}{value}"
 

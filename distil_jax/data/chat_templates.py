@@ -5,6 +5,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jinja2
+
 from distil_jax.types import Message
 
 # ChatML: each turn is `<|im_start|>role`, a line feed, the content,
@@ -22,6 +24,18 @@ CHATML = """\
 {%- endif -%}
 """
 
+# What a template computes can fail as any program can.
+FAILURES = (
+  jinja2.TemplateError,
+  SyntaxError,
+  ArithmeticError,
+  TypeError,
+  LookupError,
+  RuntimeError,
+  AttributeError,
+  ValueError,
+  MemoryError,
+)
 # A setting of many families that the config sets for all.
 _COMMON = "enable_thinking"
 _CODE = re.compile(r"\{[{%].*?[%}]\}", re.DOTALL)

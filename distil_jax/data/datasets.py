@@ -278,4 +278,6 @@ def _check_text(name: str, value: str) -> None:
 
 def _nearest(name: str, known: Mapping[str, Any] | set[str]) -> str:
   near = difflib.get_close_matches(name, list(known), n=1)
-  return f"; did you mean {near[0]!r}?" if near else f"; it has {sorted(known)}"
+  if near:
+    return f"; did you mean {near[0]!r}?"
+  return f"; it has {', '.join(map('{!r:.80}'.format, sorted(known)))}"

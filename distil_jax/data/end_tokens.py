@@ -73,8 +73,21 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   """
   try:
     content = json.loads(path.read_text(encoding="utf-8"))
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, RecursionError) as error:
     raise TokenizerError(f"{path} cannot be read: {error}") from error
   if not isinstance(content, dict):
     raise TokenizerError(f"{path} must hold a JSON object")
   return content
+
+
+def check_longest(directory: pathlib.Path, longest: Any) -> None:
+  """Refuses a tokenizer whose longest length is no number.
+
+  Raises:
+    TokenizerError: names the file and the value.
+  """
+  if not isinstance(longest, int | float) or isinstance(longest, bool):
+    raise TokenizerError(
+      f"{directory}/tokenizer_config.json: model_max_length must be a number, "
+      f"got {longest!r:.200}"
+    )

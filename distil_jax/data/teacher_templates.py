@@ -174,8 +174,14 @@ def load(name: str) -> Template:
   try:
     template = environment.from_string(source)
     used = jinja2.meta.find_undeclared_variables(environment.parse(source))
-  except jinja2.TemplateError as error:
-    raise ValueError(f"{path} is no Jinja template: {error}") from error
+  # Jinja compiles to Python, whose own parser has limits of nesting.
+  except (
+    jinja2.TemplateError,
+    RecursionError,
+    MemoryError,
+    SyntaxError,
+  ) as error:
+    raise ValueError(f"{path} is no Jinja template: {error!r}") from error
   # Otherwise a misspelt name in a branch would end a run that has begun.
   for name in sorted(used - _VARIABLES - environment.globals.keys()):
     raise ValueError(f"{path}: {name!r} is undefined; {_VARIABLES_TEXT}")

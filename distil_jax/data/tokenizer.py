@@ -12,7 +12,6 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
-import jinja2
 import tokenizers
 import transformers
 from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -206,7 +205,7 @@ class Tokenizer:
         [dict(message) for message in messages],
         **{**_RENDERING, **self.template_kwargs, **settings},
       )
-    except jinja2.TemplateError as error:
+    except chat_templates.FAILURES as error:
       roles = ", ".join(str(message.get("role")) for message in messages)
       raise TokenizerError(
         f"the chat template cannot render messages of {roles}: {error!r}"
@@ -381,10 +380,17 @@ def _load_backend(
   try:
     # AutoTokenizer would take the class that tokenizer_config.json names, which
     # may split text in another way than tokenizer.json says.
-    return transformers.PreTrainedTokenizerFast.from_pretrained(
+    backend = transformers.PreTrainedTokenizerFast.from_pretrained(
       directory, local_files_only=True
     )
-  except Exception as error:  # the kind that tokenizers raises
+    # Some parts are first read when a text is encoded.
+    backend.decode(backend.encode("a 1"))
+  except (KeyboardInterrupt, SystemExit):
+    raise
+  # The kind that tokenizers raises; a panic of its Rust code is no Exception.
+  except BaseException as error:
     raise TokenizerError(
       f"{directory}/tokenizer.json cannot be read: {error!r}"
     ) from error
+  end_tokens.check_longest(directory, backend.model_max_length)
+  return backend

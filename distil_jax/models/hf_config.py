@@ -129,8 +129,8 @@ def _check(key: str, value: Any) -> None:
   if value is None and key in _OPTIONAL:
     return
   if key in _SIZES:
-    is_right = type(value) is int and value > 0
-    expected = "a positive integer"
+    is_right = type(value) is int and 0 < value < 2**31
+    expected = "a positive integer of 31 bits"
   elif key in _COUNTS:
     is_right = type(value) is int and value >= 0
     expected = "a whole number"

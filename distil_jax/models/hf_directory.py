@@ -55,7 +55,8 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   """
   try:
     tree = json.loads(path.read_text(encoding="utf-8"))
-  except ValueError as error:  # not JSON, or not UTF-8
+  # Not JSON, not UTF-8, or nested deeper than the parser goes.
+  except (ValueError, RecursionError) as error:
     raise WeightsError(f"{path} is not valid JSON: {error}") from error
   if not isinstance(tree, dict):
     raise WeightsError(f"{path} must hold a JSON object, not {tree!r:.40}")

@@ -1,0 +1,1 @@
+"""Gives readers of files what no writer would write."""
