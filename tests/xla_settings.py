@@ -71,7 +71,9 @@ def share_lowering_contexts() -> None:
   """
   from jax._src.interpreters import mlir
 
-  make_context = mlir.make_ir_context
+  make_context = getattr(mlir, "make_ir_context", None)
+  if make_context is None:  # private: another version may lack it
+    return
 
   def shared_context() -> Any:
     if not hasattr(_lowering, "context"):

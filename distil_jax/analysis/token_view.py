@@ -179,9 +179,9 @@ def _sample(
 ) -> samples.Sample:
   """Returns the sample with all numbers of its tokens."""
   network = None if teacher is policy else OtherNetwork(teacher.graphdef)
-  objective = _objective(
-    config.objective, config.teacher, policy.graphdef, network
-  )
+  # They are hashable, which type checkers do not see.
+  sections: Any = (config.objective, config.teacher)
+  objective = _objective(*sections, policy.graphdef, network)
   read = evidence.Networks(
     (policy.graphdef, policy.params),
     [[(1.0, teacher.graphdef, teacher.params)]],
