@@ -30,7 +30,7 @@ class SpoiledServer(Server):
     self.bodies: list[Any] = []
 
   def answer(self, *request: Any) -> tuple[int, Any]:
-    _, path, data, _ = request
+    _, path, data, *_ = request
     body = None
     with contextlib.suppress(ValueError, RecursionError):
       body = json.loads(data)

@@ -23,8 +23,8 @@ def add_parser(commands) -> None:
     commands, "serve", text, "configs/calculator/quickstart.yaml --port 8000"
   )
   command.epilog = (
-    "The server speaks OpenAI's API: GET /v1/models and /health, POST "
-    "/v1/completions and /v1/chat/completions."
+    "The server speaks OpenAI's API: GET /v1/models, /v1/models/NAME and "
+    "/health, POST /v1/completions and /v1/chat/completions."
   )
   command.add_argument(
     "config",

@@ -18,13 +18,25 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from distil_jax.generation import finished_rows, prefill, sampler
+from distil_jax.generation import (
+  finished_rows,
+  prefill,
+  sampler,
+  sampling_weights,
+)
 from distil_jax.generation.engine_config import EngineConfig
 from distil_jax.generation.sampler_state import SamplerSizes, SamplerState
 from distil_jax.generation.sampling_params import SamplingParams
 from distil_jax.generation.stop_strings import StopStringSearch
-from distil_jax.generation.usage import OnFinished, Report, Usage, no_report
-from distil_jax.models import cached_forward, layers, lora, sharding
+from distil_jax.generation.usage import (
+  Listener,
+  OnFinished,
+  Report,
+  Usage,
+  Watch,
+  no_report,
+)
+from distil_jax.models import cached_forward, layers, sharding
 from distil_jax.models.decoder_config import LoRA
 from distil_jax.types import Rollout
 
@@ -112,8 +124,7 @@ class Engine:
       keys,
       sampling,
       max_lengths,
-      report=report,
-      on_finished=on_finished,
+      listener=Listener(report, on_finished),
     )
 
   def sample(
@@ -125,15 +136,14 @@ class Engine:
     sampling: SamplingParams,
     max_lengths: Any = None,
     *,
-    report: Report = no_report,
-    on_finished: OnFinished | None = None,
+    listener: Listener | None = None,
   ) -> tuple[Rollout, Usage]:
     """Samples with weights that are prepared already; see `__call__`.
 
     Args:
       weights: From `weights`; they serve any number of calls.
-      prompt_ids, prompt_mask, keys, sampling, max_lengths, report, on_finished:
-        As for `__call__`.
+      prompt_ids, prompt_mask, keys, sampling, max_lengths: As for `__call__`.
+      listener: Who is told what; None means nobody.
 
     Returns:
       As `__call__`.
@@ -146,21 +156,16 @@ class Engine:
       state = self._start(
         weights, prompt_ids, prompt_mask, keys, sampling, max_lengths
       )
-      state, usage = self._sample(weights, state, sampling, report, on_finished)
+      state, usage = self._sample(
+        weights, state, sampling, listener or Listener()
+      )
       sampled = _finish(state, prompt_ids, prompt_mask, pad_id=self._pad_id)
     return sampled, usage
 
   def weights(self, params: layers.Params) -> cached_forward.Weights:
     """Returns the parameters as they are sampled from, on the engine's mesh."""
-    # jit would copy arrays that it returns unchanged, so they are left out.
-    unchanged = {k: v for k, v in params.items() if k != "layers"}
-    changed = _changed_weights(self._graphdef, params, adapters=self._adapters)
-    weights = {**unchanged, **changed}
-    mesh = self.config.mesh
-    if mesh is None:
-      return weights
-    return jax.tree.map(
-      _move_to_mesh, weights, cached_forward.shardings(mesh, weights)
+    return sampling_weights.prepare(
+      self._graphdef, params, adapters=self._adapters, mesh=self.config.mesh
     )
 
   def _mesh_context(self):
@@ -192,7 +197,8 @@ class Engine:
         num_slots=num_slots,
         cache_length=min(FIRST_CACHE_LENGTH, length),
         max_completion_length=length,
-        cache_dtype=self.config.cache_dtype or _default_cache_dtype(weights),
+        cache_dtype=self.config.cache_dtype
+        or sampling_weights.cache_dtype(weights),
       ),
     )
 
@@ -201,16 +207,20 @@ class Engine:
     weights: cached_forward.Weights,
     state: SamplerState,
     sampling: SamplingParams,
-    report: Report,
-    on_finished: OnFinished | None,
+    listener: Listener,
   ) -> tuple[SamplerState, Usage]:
     """Samples until all rows are done."""
     finished = search = None
-    if on_finished is not None:
-      finished = finished_rows.FinishedRows(on_finished, state)
+    if listener.on_finished is not None:
+      finished = finished_rows.FinishedRows(listener.on_finished, state)
     if sampling.stop:
       assert self._decode is not None
       search = StopStringSearch(sampling.stop, self._decode, self._special_ids)
+    watch = listener.watch
+    num_steps_at_once = min(
+      _STEPS_WITH_STOP if search else _STEPS,
+      watch.num_steps if watch else _STEPS,
+    )
     num_parts, width = state.slots.rows.shape
     widths = ladder(width)
     cache_length = state.cache_length
@@ -227,7 +237,7 @@ class Engine:
       state = _advance(
         weights,
         state,
-        np.int32(_STEPS_WITH_STOP if search else _STEPS),
+        np.int32(num_steps_at_once),
         np.int32(max(narrower, default=0)),
         graphdef=self._graphdef,
         eos_ids=self._eos_ids,
@@ -239,6 +249,8 @@ class Engine:
       # Rows are ended before the host counts, so that it counts them as ended.
       if search is not None:
         state = _end_at_stop_strings(state, search)
+      if watch is not None:
+        state = _end_watched(state, watch)
       # The host waits for the device here.
       by_part = {name: np.asarray(x) for name, x in _look(state).items()}
       # The device gathers before the next `_advance` takes the state's buffers.
@@ -247,7 +259,7 @@ class Engine:
       look = {name: int(x.sum()) for name, x in by_part.items()}
       num_slot_steps += (look["num_steps"] - num_steps) * num_parts * width
       num_steps = look["num_steps"]
-      report(look["num_tokens"], look["num_ended"])
+      listener.report(look["num_tokens"], look["num_ended"])
       if not look["num_alive"] and not look["num_waiting"]:
         break
       fitting = [w for w in narrower if w >= look["num_alive"]]
@@ -304,52 +316,18 @@ def _end_at_stop_strings(
   return _stop(state, ends) if (ends >= 0).any() else state
 
 
-def _default_cache_dtype(weights: cached_forward.Weights) -> str:
-  array = weights["embedding"]
-  platform = next(iter(array.sharding.device_set)).platform
-  return array.dtype.name if platform == "cpu" else "bfloat16"
+def _end_watched(state: SamplerState, watch: Watch) -> SamplerState:
+  """Ends the rows that whoever watches wants no more of."""
 
+  def read() -> tuple[np.ndarray, np.ndarray]:
+    ids, lengths = (np.asarray(x) for x in _tokens(state))
+    return ids.reshape(lengths.size, -1), lengths.reshape(-1)
 
-def _cast_or_split(
-  graphdef: nnx.GraphDef, params: layers.Params, *, adapters: LoRA | None
-) -> dict[str, Any]:
-  """Returns the weights that must be cast, split or merged before decoding."""
-  merged = lora.merge(params, adapters)
-  return {
-    name: value
-    for name, value in cached_forward.by_layer(graphdef, merged).items()
-    if name == "layers" or value.dtype != params[name].dtype
-  }
-
-
-def _move_to_mesh(
-  x: jax.Array, target: jax.sharding.NamedSharding
-) -> jax.Array:
-  """Lays an array out on another mesh; nothing passes through the host.
-
-  In some versions of JAX, `device_put` between meshes of the same devices
-  copies through the host. A program does in none.
-  """
-  source = x.sharding
-  if (
-    isinstance(source, jax.sharding.NamedSharding)
-    and _device_ids(source) == _device_ids(target)
-    # A program would copy an array that is in its place already.
-    and not source.is_equivalent_to(target, x.ndim)
-  ):
-    # A function of the module: jit would compile a new lambda at each call.
-    return jax.jit(_identity, out_shardings=target)(x)
-  return jax.device_put(x, target)
-
-
-def _device_ids(sharding: jax.sharding.NamedSharding) -> list[int]:
-  devices = sharding.mesh.devices
-  assert devices is not None  # only an abstract mesh has none
-  return [device.id for device in devices.flat]
-
-
-def _identity(x: jax.Array) -> jax.Array:
-  return x
+  ends = watch.look(read)
+  if ends is None:
+    return state
+  shape = state.completions.lengths.shape
+  return _stop(state, ends.astype(np.int32).reshape(shape))
 
 
 def _look_at(state: SamplerState) -> dict[str, jax.Array]:
@@ -382,9 +360,6 @@ def _replicate(x: jax.Array) -> jax.Array:
 
 # Compiled functions are shared by all engines, so that engines with equal
 # shapes share their programs.
-_changed_weights = jax.jit(
-  _cast_or_split, static_argnums=0, static_argnames="adapters"
-)
 _start = jax.jit(prefill.prefill, static_argnames=("graphdef", "sizes"))
 # A donated state is updated in place. Its KV cache is the largest array of a
 # rollout, and a second one would often not fit.

@@ -1,4 +1,4 @@
-"""Types of what an engine reports: progress, finished rows and usage."""
+"""Types of what an engine reports: progress, tokens, finished rows, usage."""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,11 +9,45 @@ import numpy as np
 Report = Callable[[int, int], None]
 # Called with a row of this process and the row's tokens.
 OnFinished = Callable[[int, np.ndarray], None]
+# Returns the tokens so far of all rows, `[R, T]`, and their numbers, `[R]`.
+ReadTokens = Callable[[], tuple[np.ndarray, np.ndarray]]
 
 
 def no_report(num_tokens: int, num_done: int) -> None:
   """Ignores the progress of a rollout."""
   del num_tokens, num_done
+
+
+@dataclasses.dataclass(frozen=True)
+class Watch:
+  """Follows the rows of a rollout in a single process, and may end some.
+
+  Attributes:
+    look: Called after each stretch of decode steps with a function that reads
+      the tokens. Returns how many tokens each row keeps, negative for rows that
+      go on, shape `[R]`; None ends none. A row that still waits for a slot
+      begins nonetheless, and ends at the look after.
+    num_steps: Decode steps between two looks, at most.
+  """
+
+  look: Callable[[ReadTokens], np.ndarray | None]
+  num_steps: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Listener:
+  """Says who is told what while an engine samples.
+
+  Attributes:
+    report: Called with the number of tokens and of completions that are done.
+    on_finished: Called once for each row of this process, while others are
+      still sampled: with its number among them, and its tokens.
+    watch: Follows all rows.
+  """
+
+  report: Report = no_report
+  on_finished: OnFinished | None = None
+  watch: Watch | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ class Echo(Service):
   def __init__(self):
     pass
 
-  def answer(self, method, path, body, authorization=None):
+  def answer(self, method, path, body, *_):
     return 200, {"path": path, "body": body.decode()}
 
 

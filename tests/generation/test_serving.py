@@ -59,6 +59,10 @@ def test_it_says_what_it_serves(send):
   assert status == 200
   assert [x["id"] for x in found["data"]] == [MODEL]
   assert found["data"][0]["max_model_len"] == LENGTH
+  for name in (MODEL, "t%69ny"):
+    assert send(f"/v1/models/{name}") == (200, found["data"][0])
+  status, found = send("/v1/models/other")
+  assert (status, found["error"]["code"]) == (404, "model_not_found")
 
 
 def test_prompts_are_scored_as_all_logits_say(send, policy):
@@ -228,7 +232,18 @@ def test_many_clients_get_their_own_answers(send, policy):
     ({"prompt": "a", "stop": [""]}, "stop", "stop must be a text"),
     ({"prompt": "a", "echo": 1}, "echo", "echo=1 must be true or false"),
     ({"prompt": "a", "logprobs": 9999}, "logprobs", "from 0 to"),
-    ({"prompt": "a", "stream": True}, "stream", "stream is not supported"),
+    ({"prompt": "a", "stream": 1}, "stream", "stream=1 must be true or false"),
+    ({"prompt": "a", "stream_options": {}}, "stream_options", "stream=true"),
+    (
+      {"prompt": "a", "stream": True, "stream_options": {"usage": True}},
+      "stream_options",
+      "has include_usage, not 'usage'",
+    ),
+    (
+      {"prompt": "a", "stream": True, "stream_options": {"include_usage": 1}},
+      "stream_options",
+      "include_usage=1 must be true or false",
+    ),
     ({"prompt": "a", "temprature": 1}, "temprature", "is not supported"),
     ({"prompt": ["a"] * 2, "n": 1024}, "n", "more than the 1024 completions"),
     ({"prompt": ["a"] * 1025}, "prompt", "1025 prompts are more than"),
@@ -249,7 +264,13 @@ def test_what_is_wrong_with_a_request_is_said(send, body, param, text):
 
 
 def test_what_asks_for_nothing_is_ignored(send):
-  neutral = {"stream": False, "logit_bias": {}, "suffix": None, "user": "me"}
+  neutral = {
+    "stream": False,
+    "tool_choice": "none",
+    "logit_bias": {},
+    "suffix": None,
+    "user": "me",
+  }
   complete(send, prompt=[5, 6], max_tokens=0, echo=True, **neutral)
 
 

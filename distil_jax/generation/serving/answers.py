@@ -35,15 +35,10 @@ def answer(
       num_completion_tokens += len(completion.ids)
       choice = _choice(request, job, completion, score, tokenizer)
       choices.append({"index": len(choices), **choice})
-  num_prompt_tokens = sum(len(job.prompt) for job in request.jobs)
   found: Json = {
     "object": "chat.completion" if request.is_chat else "text_completion",
     "choices": choices,
-    "usage": {
-      "prompt_tokens": num_prompt_tokens,
-      "completion_tokens": num_completion_tokens,
-      "total_tokens": num_prompt_tokens + num_completion_tokens,
-    },
+    "usage": usage(request, num_completion_tokens),
   }
   if request.is_chat:
     # vLLM has these in the answer, because a conversation is one prompt.
@@ -54,6 +49,21 @@ def answer(
   return found
 
 
+def usage(request: Request, num_completion_tokens: int) -> Json:
+  """Returns the numbers of tokens of an answer."""
+  num_prompt_tokens = sum(len(job.prompt) for job in request.jobs)
+  return {
+    "prompt_tokens": num_prompt_tokens,
+    "completion_tokens": num_completion_tokens,
+    "total_tokens": num_prompt_tokens + num_completion_tokens,
+  }
+
+
+def finish_reason(reason: StopReason) -> str:
+  """Returns why a completion ended, in the word of OpenAI's API."""
+  return "length" if reason == StopReason.LENGTH else "stop"
+
+
 def _choice(
   request: Request,
   job: SampleJob,
@@ -61,9 +71,8 @@ def _choice(
   score: Scored | None,
   tokenizer: Tokenizer,
 ) -> Json:
-  text = _text(completion, job, tokenizer)
-  is_cut = completion.reason == StopReason.LENGTH
-  found: Json = {"finish_reason": "length" if is_cut else "stop"}
+  text = completion_text(completion, job, tokenizer)
+  found: Json = {"finish_reason": finish_reason(completion.reason)}
   if request.is_chat:
     found["message"] = {"role": "assistant", "content": text}
   elif request.echoes:
@@ -87,7 +96,9 @@ def _choice(
   return found
 
 
-def _text(completion: Sampled, job: SampleJob, tokenizer: Tokenizer) -> str:
+def completion_text(
+  completion: Sampled, job: SampleJob, tokenizer: Tokenizer
+) -> str:
   """Returns a completion's text, up to the stop string that ended it."""
   text = tokenizer.decode(completion.ids)
   if completion.reason != StopReason.STOP_STRING:

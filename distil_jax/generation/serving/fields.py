@@ -7,7 +7,6 @@ from typing import Any
 # Fields that ask for what this server does not do, and the values with which
 # they ask for nothing.
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-  "stream": (False,),
   "suffix": ("",),
   "best_of": (1,),
   "presence_penalty": (0,),
@@ -15,6 +14,10 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
   "repetition_penalty": (1,),
   "logit_bias": ({},),
   "tools": ([],),
+  # Without tools there is nothing to choose.
+  "tool_choice": ("none", "auto"),
+  "parallel_tool_calls": (True, False),
+  "modalities": (["text"],),
   "response_format": ({"type": "text"},),
 }
 # Fields that change nothing in the answer.
@@ -22,8 +25,9 @@ _IGNORED = {
   "user",
   "metadata",
   "store",
-  "stream_options",
   "service_tier",
+  "safety_identifier",
+  "prompt_cache_key",
   # Of llama.cpp's server.
   "cache_prompt",
 }
@@ -68,6 +72,16 @@ class Limits:
   max_logprobs: int
   max_completions: int = 1024
 
+  def check_model(self, name: Any) -> None:
+    """Refuses a model that is not this server's."""
+    if name != self.model:
+      raise RequestError(
+        f"there is no model {name!r:.80} here; this server has {self.model!r}",
+        "model",
+        status=404,
+        code="model_not_found",
+      )
+
 
 class Fields:
   """Gives the fields of a body, checked for their types."""
@@ -84,15 +98,8 @@ class Fields:
       raise RequestError(
         f"{name:.80} is not supported by this server; leave it out", name[:80]
       )
-    model = body.get("model")
-    if model is not None and model != limits.model:
-      raise RequestError(
-        f"there is no model {model!r:.80} here; this server has "
-        f"{limits.model!r}",
-        "model",
-        status=404,
-        code="model_not_found",
-      )
+    if body.get("model") is not None:
+      limits.check_model(body["model"])
 
   def value(self, name: str) -> Any:
     """Returns what the body has under a name, None without."""

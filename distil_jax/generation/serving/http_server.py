@@ -1,12 +1,20 @@
 """Brings requests of HTTP to a service, one thread for each connection."""
 
+import contextlib
 import http.server
 import json
+import selectors
+import socket
 import threading
 import urllib.parse
 from typing import Any
 
-from distil_jax.generation.serving.routes import Answer, Service, error_json
+from distil_jax.generation.serving.routes import (
+  Answer,
+  Service,
+  Stream,
+  error_json,
+)
 
 # Prompts of a batch fit well; a larger body is a mistake or an attack.
 _MAX_BODY_BYTES = 64 * 2**20
@@ -137,10 +145,29 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     if not isinstance(body, bytes):
       return body
     return self.server.answer(
-      self.command, _path(self.path), body, self.headers.get("Authorization")
+      self.command,
+      _path(self.path),
+      body,
+      self.headers.get("Authorization"),
+      self._is_gone,
     )
 
-  def _send(self, status: int, content: dict[str, Any]) -> None:
+  def _is_gone(self) -> bool:
+    """Returns True if the client has closed the connection, or its side."""
+    with selectors.DefaultSelector() as selector:
+      selector.register(self.connection, selectors.EVENT_READ)
+      if not selector.select(0):
+        return False
+    try:
+      # A client may send its next request already, which stays to be read.
+      return not self.connection.recv(1, socket.MSG_PEEK)
+    except OSError:
+      return True
+
+  def _send(self, status: int, content: dict[str, Any] | Stream) -> None:
+    if not isinstance(content, dict):
+      self._send_events(content)
+      return
     data = json.dumps(content).encode()
     self.send_response(status)
     self.send_header("Content-Type", "application/json")
@@ -150,6 +177,39 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     self.end_headers()
     if self.command != "HEAD":
       self.wfile.write(data)
+    self.wfile.flush()
+
+  def _send_events(self, stream: Stream) -> None:
+    """Sends server-sent events, each as soon as it is there."""
+    # An old client knows the end by that of the connection.
+    is_chunked = self.request_version >= "HTTP/1.1"
+    self.close_connection |= not is_chunked
+    self.send_response(200)
+    self.send_header("Content-Type", "text/event-stream; charset=utf-8")
+    self.send_header("Cache-Control", "no-cache")
+    if is_chunked:
+      self.send_header("Transfer-Encoding", "chunked")
+    if self.close_connection:
+      self.send_header("Connection", "close")
+    self.end_headers()
+
+    def write(data: bytes) -> None:
+      if is_chunked:
+        data = b"%x\r\n%b\r\n" % (len(data), data)
+      self.wfile.write(data)
+      self.wfile.flush()
+
+    has_failed = False
+    # Closed when the client has hung up, which ends the sampling.
+    with contextlib.closing(stream):
+      for item in stream:
+        has_failed = "error" in item
+        write(b"data: %b\n\n" % json.dumps(item).encode())
+    # Who does not see this knows that something is missing.
+    if not has_failed:
+      write(b"data: [DONE]\n\n")
+    if is_chunked:
+      self.wfile.write(b"0\r\n\r\n")
     self.wfile.flush()
 
 

@@ -1,6 +1,7 @@
 """Defines what the server's worker is asked, and what it answers."""
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
@@ -77,6 +78,8 @@ class Scored:
 
 
 Job = SampleJob | ScoreJob
+# Is told the number of a job, that of a completion, and its new tokens.
+OnTokens = Callable[[int, int, tuple[int, ...]], None]
 
 
 class Closed(RuntimeError):

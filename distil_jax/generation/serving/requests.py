@@ -18,6 +18,7 @@ _SHARED = {
   *("model", "n", "max_tokens", "temperature", "top_p", "top_k", "min_p"),
   *("seed", "stop", "logprobs", "prompt_logprobs", "return_token_ids"),
   *("return_tokens_as_token_ids", "add_special_tokens"),
+  *("stream", "stream_options"),
 }
 _COMPLETION = {*_SHARED, "prompt", "echo"}
 _CHAT = {
@@ -47,6 +48,8 @@ class Request:
     echoes: the prompt is repeated in front of the completion.
     returns_ids: token ids are added to the answer.
     names_ids: tokens are named by their ids, not by their texts.
+    streams: the answer comes piece by piece.
+    includes_usage: its last piece has the numbers of tokens.
   """
 
   jobs: Sequence[SampleJob]
@@ -56,6 +59,13 @@ class Request:
   echoes: bool = False
   returns_ids: bool = False
   names_ids: bool = False
+  streams: bool = False
+  includes_usage: bool = False
+
+  @property
+  def score_sizes(self) -> list[int]:
+    """Returns how many tokens are named at each place; empty without scores."""
+    return [x for x in (self.top, self.prompt_top) if x is not None]
 
 
 def read_completion(body: Any, tokenizer: Tokenizer, limits: Limits) -> Request:
@@ -167,8 +177,35 @@ def _with_jobs(
     raise RequestError("temperature must be 0 or at least 1e-6", "temperature")
   if job.top_p == 0:
     raise RequestError("top_p must be above 0", "top_p")
-  jobs = [dataclasses.replace(job, prompt=prompt) for prompt in prompts]
-  return dataclasses.replace(request, jobs=jobs)
+  return dataclasses.replace(
+    request,
+    jobs=[dataclasses.replace(job, prompt=prompt) for prompt in prompts],
+    streams=fields.flag("stream"),
+    includes_usage=_includes_usage(fields),
+  )
+
+
+def _includes_usage(fields: Fields) -> bool:
+  name = "stream_options"
+  given = fields.value(name)
+  if given is None:
+    return False
+  if not fields.flag("stream"):
+    raise RequestError(f"{name} needs stream=true", name)
+  if not isinstance(given, Mapping):
+    raise RequestError(f"{name} must be an object", name)
+  # The other one asks for padding against those who listen to encrypted
+  # traffic, which this server has none of.
+  if unknown := set(given) - {"include_usage", "include_obfuscation"}:
+    raise RequestError(
+      f"{name} has include_usage, not {min(unknown)!r:.80}; leave it out", name
+    )
+  value = given.get("include_usage")
+  if not isinstance(value, bool | None):
+    raise RequestError(
+      f"{name}.include_usage={value!r:.80} must be true or false", name
+    )
+  return bool(value)
 
 
 def _prompts(fields: Fields, tokenizer: Tokenizer) -> list[tuple[int, ...]]:

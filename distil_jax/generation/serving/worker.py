@@ -8,10 +8,11 @@ compiled any more.
 
 import collections
 import contextlib
+import functools
 import threading
 import zlib
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from typing import Any
 
 import jax
@@ -27,11 +28,14 @@ from distil_jax.generation.serving import scoring
 from distil_jax.generation.serving.jobs import (
   Closed,
   Job,
+  OnTokens,
   Sampled,
   SampleJob,
   Scored,
   ScoreJob,
 )
+from distil_jax.generation.serving.watching import Waiting, watch
+from distil_jax.generation.usage import Listener
 from distil_jax.types import StopReason
 
 # Tokens, padding included, of the sequences that are scored at once.
@@ -74,7 +78,7 @@ class Worker:
       adapters=policy.config.merged_lora,
     )
     self._weights: Any = None
-    self._waiting: collections.deque[tuple[Job, Future]] = collections.deque()
+    self._waiting: collections.deque[Waiting] = collections.deque()
     self._changed = threading.Condition()
     self._is_closed = False
     self._thread = threading.Thread(target=self._run, name="serving")
@@ -90,57 +94,66 @@ class Worker:
     """Refuses jobs that wait, and returns when those under way are done."""
     with self._changed:
       self._is_closed = True
-      waiting = [future for _, future in self._waiting]
+      waiting = list(self._waiting)
       self._waiting.clear()
       self._changed.notify_all()
-    for future in waiting:
-      future.set_exception(Closed("the server is stopping"))
+    _fail(waiting, Closed("the server is stopping"))
     self._thread.join()
 
-  def submit(self, jobs: Sequence[Job]) -> list[Future]:
+  def submit(
+    self, jobs: Sequence[Job], on_tokens: OnTokens | None = None
+  ) -> list[Future]:
     """Returns the future answer of each job: `Scored`, or `Sampled` in a list.
 
     Jobs that are submitted together are seen together, so that the devices do
-    not begin with the first of them alone.
+    not begin with the first of them alone. One whose future is cancelled is
+    not begun, and no more of its tokens are sampled than up to the next look.
+
+    Args:
+      jobs: what is asked.
+      on_tokens: called in the worker's thread with the number of a job, that of
+        a completion, and its new tokens, before the job has its answer.
     """
-    futures: list[Future] = [Future() for _ in jobs]
+    waiting = [
+      Waiting(job, Future(), on_tokens and functools.partial(on_tokens, i))
+      for i, job in enumerate(jobs)
+    ]
     with self._changed:
-      if self._is_closed:
-        for future in futures:
-          future.set_exception(Closed("the server is stopping"))
-      else:
-        self._waiting.extend(zip(jobs, futures, strict=True))
+      if not self._is_closed:
+        self._waiting.extend(waiting)
         self._changed.notify()
-    return futures
+        return [x.future for x in waiting]
+    _fail(waiting, Closed("the server is stopping"))
+    return [x.future for x in waiting]
 
   def _run(self) -> None:
     mesh = self._mesh
     context = contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
     with context:
       while batch := self._next_batch():
-        jobs = [job for job, _ in batch]
         try:
-          answers: Sequence[Any] = self._answers(jobs)
+          answers: Sequence[Any] = self._answers(batch)
         # Whatever went wrong, the handlers wait, and the next batch may work.
         except Exception as error:
-          for _, future in batch:
-            future.set_exception(error)
+          _fail(batch, error)
           continue
-        for (_, future), answer in zip(batch, answers, strict=True):
-          future.set_result(answer)
+        for waiting, answer in zip(batch, answers, strict=True):
+          # Somebody may cancel a job at any time.
+          with contextlib.suppress(InvalidStateError):
+            waiting.future.set_result(answer)
 
-  def _next_batch(self) -> list[tuple[Job, Future]]:
+  def _next_batch(self) -> list[Waiting]:
     """Waits for jobs; returns those that run together, none at the end."""
     with self._changed:
-      while not self._waiting and not self._is_closed:
+      while not self._drop_cancelled() and not self._is_closed:
         self._changed.wait()
       if not self._waiting:
         return []
-      group = _group(self._waiting[0][0])
+      group = _group(self._waiting[0].job)
       chosen, kept, length = [], collections.deque(), 0
       while self._waiting:
         item = self._waiting.popleft()
-        job = item[0]
+        job = item.job
         longest = max(length, _length(job))
         is_fitting = (
           _group(job) == group
@@ -154,6 +167,12 @@ class Worker:
       self._waiting = kept
     return chosen
 
+  def _drop_cancelled(self) -> bool:
+    """Returns True if jobs are left that somebody waits for."""
+    kept = [x for x in self._waiting if not x.future.cancelled()]
+    self._waiting = collections.deque(kept)
+    return bool(kept)
+
   def _is_fitting(self, job: Job, count: int, length: int) -> bool:
     """Returns True if so many jobs like this one fit into a batch."""
     if isinstance(job, ScoreJob):
@@ -161,10 +180,12 @@ class Worker:
       return count <= self._max_batch and tokens <= _SCORED_TOKENS
     return count * size_for(job.count) <= self._max_batch
 
-  def _answers(self, jobs: Sequence[Any]) -> Sequence[Any]:
+  def _answers(self, batch: Sequence[Waiting]) -> Sequence[Any]:
+    jobs: Sequence[Any] = [x.job for x in batch]
     if isinstance(jobs[0], ScoreJob):
       return self._score(jobs)
-    return self._sample(jobs)
+    listener = Listener(watch=watch(batch, size_for(jobs[0].count)))
+    return self._sample(jobs, listener)
 
   def _score(self, jobs: Sequence[ScoreJob]) -> list[Scored]:
     ids, mask = self._padded(
@@ -188,7 +209,9 @@ class Worker:
       scored.append(Scored(own, ranks, top_ids[:, :size], top[:, :size]))
     return scored
 
-  def _sample(self, jobs: Sequence[SampleJob]) -> list[list[Sampled]]:
+  def _sample(
+    self, jobs: Sequence[SampleJob], listener: Listener
+  ) -> list[list[Sampled]]:
     group_size = size_for(jobs[0].count)
     rows = size_for(len(jobs))
     ids, mask = self._padded([job.prompt for job in jobs], padding.pad_left)
@@ -216,6 +239,7 @@ class Worker:
       self._keys(filled, group_size),
       sampling,
       limits,
+      listener=listener,
     )
     tokens, counts, reasons = (
       np.asarray(x)
@@ -256,6 +280,12 @@ class Worker:
     )
     filled = [*rows, *[(0,)] * (size_for(count or len(rows)) - len(rows))]
     return pad(filled, max(length, longest), tokenizer.pad_id)
+
+
+def _fail(waiting: Sequence[Waiting], error: Exception) -> None:
+  for x in waiting:
+    with contextlib.suppress(InvalidStateError):
+      x.future.set_exception(error)
 
 
 def size_for(count: int, smallest: int = 1) -> int:
