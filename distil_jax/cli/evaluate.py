@@ -1,6 +1,7 @@
 """The `evaluate` command."""
 
 import argparse
+from typing import Any
 
 from distil_jax import config as configs
 from distil_jax.cli.options import add_run_command, add_step
@@ -11,7 +12,7 @@ def add_parser(commands) -> None:
   command = add_run_command(
     commands,
     "evaluate",
-    "print the held-out accuracy of a checkpoint",
+    "print the held-out accuracy of a checkpoint, and write each sample",
     run,
     example="configs/calculator/quickstart.yaml --step 50",
   )
@@ -25,12 +26,17 @@ def run(arguments: argparse.Namespace) -> int:
   import jax
 
   from distil_jax.training import run_checks, trainer
-  from distil_jax.training.logging import tables
+  from distil_jax.training.logging import sample_recorder, tables
   from distil_jax.training.logging.progress import Progress
   from distil_jax.training.setup import steps
 
   run_checks.check_same_command(f"evaluate {arguments.step}", config)
   loaded = trainer.Trainer(config)
+  recorders: dict[str, Any] = {
+    name: sample_recorder.SampleRecorder(worker)
+    for name, worker in loaded.evaluation_workers.items()
+  }
+  loaded.evaluation_workers = recorders
   is_shown = jax.process_index() == 0
   progress = Progress(None, is_shown=is_shown)
   with jax.set_mesh(loaded.mesh), progress:
@@ -43,6 +49,12 @@ def run(arguments: argparse.Namespace) -> int:
         f"no checkpoint in {config.run_directory}: evaluating the base model"
       )
     values = loaded.evaluate(params, progress, f"evaluating step {step}")
+    samples = [x for recorder in recorders.values() for x in recorder.samples]
+    path = sample_recorder.write(config.run_directory, step, samples)
+    progress.message(
+      f"{path} has each sample, the worst first; distil-jax report "
+      f"{config.run_directory} shows them"
+    )
   if is_shown:
     print(f"{config.run_directory}, step {step}")
     print(tables.evaluation_table(values))

@@ -74,8 +74,8 @@ _GENERATE_OPTIONS = (
     str,
     "FILE",
     "file with more prompts: .txt with one a line; .jsonl with one object a "
-    "line that has prompt (a string) or messages; - reads the standard input, "
-    "one a line",
+    "line that has prompt (a string) or messages, and is judged if it has "
+    "prompt and answer; - reads the standard input, one a line",
   ),
   ("num-samples", positive, "N", "completions of each prompt (default: 1)"),
   ("max-tokens", positive, "T", "most tokens of a completion"),
@@ -103,12 +103,18 @@ def run(arguments: argparse.Namespace) -> int:
   from distil_jax.cli import prompt_files, trained_policy
   from distil_jax.generation.engine_config import EngineConfig
   from distil_jax.training.logging.progress import Progress
-  from distil_jax.training.setup import meshes
+  from distil_jax.training.setup import environments, meshes, workers
   from distil_jax.types import StopReason
 
-  asked = prompt_files.conversations(
-    [word for word in words if word not in settings], arguments.file
+  environment = None
+  if not config.mixture:  # nobody knows of which data set a row would be
+    environment = environments.build_environment(config)
+  prompts = prompt_files.prompts(
+    [word for word in words if word not in settings],
+    arguments.file,
+    environment,
   )
+  asked = [prompt.messages for prompt in prompts]
   # Made first: a bad setting is refused before the model is loaded.
   sampling = _sampling_params(arguments, config)
   mesh = meshes.build_mesh(config)
@@ -136,6 +142,11 @@ def run(arguments: argparse.Namespace) -> int:
         ),
         report=report,
       )
+    if any(prompt.problem for prompt in prompts):
+      assert environment is not None
+      judges = workers.build_judge_pool(config, environment)
+      with progress.stage("judging"):
+        found = prompt_files.judged(found, prompts, judges)
     num_cut_off = sum(a.stop_reason == StopReason.LENGTH for a in found)
     if num_cut_off:
       progress.message(

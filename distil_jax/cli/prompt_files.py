@@ -13,12 +13,14 @@ import numpy as np
 from distil_jax.data import data_files, datasets
 from distil_jax.data.data_files import DataError
 from distil_jax.envs import conversations as row_conversations
+from distil_jax.envs.base import Environment
+from distil_jax.envs.judge_pool import JudgePool
 from distil_jax.generation.engine_config import EngineConfig
 from distil_jax.generation.generate import sample_completions
 from distil_jax.generation.policy import Policy
 from distil_jax.generation.sampling_params import SamplingParams
 from distil_jax.generation.usage import Report
-from distil_jax.types import Message, StopReason
+from distil_jax.types import Message, Problem, StopReason, Verdict
 
 Conversation = tuple[Message, ...]
 
@@ -39,6 +41,7 @@ class Answer:
     num_tokens: Tokens of the completion, the end token included.
     log_prob: Log-probability of the completion under the policy's own softmax,
       before temperature and truncation, nats.
+    verdict: Judgement of the completion; None if nobody can judge it.
   """
 
   prompt: int
@@ -48,6 +51,70 @@ class Answer:
   stop_reason: StopReason
   num_tokens: int
   log_prob: float
+  verdict: Verdict | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+  """Holds what is asked.
+
+  Attributes:
+    messages: The conversation.
+    problem: What a completion is judged by; None if nothing is known of that.
+  """
+
+  messages: Conversation
+  problem: Problem | None = None
+
+
+def prompts(
+  texts: Sequence[str],
+  file: str | None = None,
+  environment: Environment | None = None,
+) -> list[Prompt]:
+  """Returns `conversations`, and the problems of rows that have an answer.
+
+  Args:
+    texts: See `conversations`.
+    file: See `conversations`.
+    environment: Reads rows with `prompt` and `answer` as in training; None
+      reads none.
+
+  Raises:
+    DataError: See `conversations`; or the environment refuses a row.
+  """
+  found = []
+  for place, row in _all_rows(texts, file):
+    messages = _conversation(row, place)
+    if environment is None or not {"prompt", "answer"} <= set(row):
+      found.append(Prompt(messages))
+      continue
+    try:
+      problem = environment.problem(row)
+    except ValueError as error:
+      raise DataError(
+        f"{place}: has an answer, but is no problem: {error}; leave the answer "
+        "out to ask without judging"
+      ) from error
+    found.append(Prompt(tuple(problem.messages), problem))
+  return found
+
+
+def judged(
+  found: Sequence[Answer], asked: Sequence[Prompt], judges: JudgePool
+) -> list[Answer]:
+  """Returns the answers, with a verdict if their prompt is a problem."""
+  pairs = [(answer, asked[answer.prompt - 1].problem) for answer in found]
+  waiting = [
+    problem and judges.submit(problem, answer.completion)
+    for answer, problem in pairs
+  ]
+  return [
+    answer
+    if verdict is None
+    else dataclasses.replace(answer, verdict=verdict.result())
+    for (answer, _), verdict in zip(pairs, waiting, strict=True)
+  ]
 
 
 def conversations(
@@ -66,18 +133,7 @@ def conversations(
     DataError: There is no prompt, a prompt is empty, or the file cannot be
       used.
   """
-  found: list[tuple[str, Mapping[str, Any]]] = [
-    (f"prompt {number}", {"prompt": text})
-    for number, text in enumerate(texts, start=1)
-  ]
-  if file is not None:
-    found += _rows(file)
-  if not found:
-    raise DataError(
-      "there is no prompt: give one after the config, or a file of them with "
-      "--file"
-    )
-  return [_conversation(row, place) for place, row in found]
+  return [_conversation(row, place) for place, row in _all_rows(texts, file)]
 
 
 def check_prompts(
@@ -165,22 +221,57 @@ def answers(
 def to_text(found: Sequence[Answer]) -> str:
   """Returns a lone completion, or each one below a line that names it."""
   if len(found) == 1:
-    return found[0].completion
+    return found[0].completion + _judgement(found[0])
   return "\n\n".join(
     f"--- prompt {a.prompt}, sample {a.sample}: "
     f"{a.stop_reason.name.lower()}, {a.num_tokens} tokens\n{a.completion}"
+    + _judgement(a)
     for a in found
   )
+
+
+def _judgement(answer: Answer) -> str:
+  verdict = answer.verdict
+  if verdict is None:
+    return ""
+  said = f"\n{verdict.feedback}" if verdict.feedback else ""
+  return f"\n--- {verdict.status}, reward {verdict.reward:g}{said}"
 
 
 def to_json(found: Sequence[Answer]) -> str:
   """Returns the answers as JSON, one object a line."""
-  return "\n".join(
-    json.dumps(
-      dataclasses.asdict(a) | {"stop_reason": a.stop_reason.name.lower()}
+  return "\n".join(json.dumps(_record(a)) for a in found)
+
+
+def _record(answer: Answer) -> dict[str, Any]:
+  verdict = answer.verdict
+  found = vars(answer) | {"stop_reason": answer.stop_reason.name.lower()}
+  del found["verdict"]
+  if verdict is None:
+    return found
+  return found | {
+    "reward": float(verdict.reward),
+    "status": str(verdict.status),
+    "feedback": verdict.feedback,
+  }
+
+
+def _all_rows(
+  texts: Sequence[str], file: str | None
+) -> list[tuple[str, Mapping[str, Any]]]:
+  """Returns each prompt's place, and its row."""
+  found: list[tuple[str, Mapping[str, Any]]] = [
+    (f"prompt {number}", {"prompt": text})
+    for number, text in enumerate(texts, start=1)
+  ]
+  if file is not None:
+    found += _rows(file)
+  if not found:
+    raise DataError(
+      "there is no prompt: give one after the config, or a file of them with "
+      "--file"
     )
-    for a in found
-  )
+  return found
 
 
 def _rows(file: str) -> Sequence[tuple[str, Mapping[str, Any]]]:

@@ -175,6 +175,10 @@ class LoggingConfig(Section):
   kept_batches: NonNegative = 0
   """Latest training steps whose batches are kept as arrays in `batches/`, for
   `distil-jax replay`; those of skipped updates are kept in any case."""
+  token_values: bool = True
+  """Write cost, future cost and score weight of each token beside the samples,
+  for `distil-jax report`. It takes a pass of student and teacher over the batch
+  of a step with a page, and one more compiled program."""
   tensorboard: bool = True
   """Write TensorBoard files too."""
   wandb: WandbConfig | None = None

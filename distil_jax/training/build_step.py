@@ -65,7 +65,7 @@ def train_step(
     objective=build_objective(
       objective,
       teacher,
-      forward=_forward_passes(objective, teacher, graphdef, teacher_network),
+      forward=forward_passes(objective, teacher, graphdef, teacher_network),
       layout=_layout(
         group_size,
         micro_batch_size,
@@ -103,7 +103,7 @@ def objective_by_length(
   return build_objective(
     objective,
     teacher,
-    forward=_forward_passes(objective, teacher, graphdef, teacher_network),
+    forward=forward_passes(objective, teacher, graphdef, teacher_network),
     layout=BatchLayout(
       group_size=group_size,
       is_cut=True,
@@ -153,7 +153,7 @@ def gradients(
     objective=build_objective(
       objective,
       teacher,
-      forward=_forward_passes(objective, teacher, graphdef, teacher_network),
+      forward=forward_passes(objective, teacher, graphdef, teacher_network),
       layout=_layout(
         group_size, micro_batch_size, num_sequences, is_off_policy=False
       ),
@@ -162,25 +162,34 @@ def gradients(
   )
 
 
-def _forward_passes(
+def forward_passes(
   objective: ObjectiveConfig,
   teacher: TeacherConfig,
   graphdef: nnx.GraphDef,
   teacher_network: teachers.TeacherNetwork,
 ) -> ForwardPasses:
   """Returns the passes through the network that the sections ask for."""
+  return teachers.forward_passes(
+    build_network(objective, teacher, graphdef, teacher_network),
+    access=teacher.access,
+    list_size=teacher.list_size,
+    teacher_names=tuple(teacher.models),
+  )
+
+
+def build_network(
+  objective: ObjectiveConfig,
+  teacher: TeacherConfig,
+  graphdef: nnx.GraphDef,
+  teacher_network: teachers.TeacherNetwork,
+) -> teachers.Network:
+  """Returns the networks of student and teacher as the sections run them."""
   rate = teacher.trust_region_rate
-  network = teachers.Network(
+  return teachers.Network(
     graphdef,
     teacher=teacher_network,
     chunk_size=objective.chunk_size,
     trust_region_rate=rate if teacher.parameters == "trust_region" else None,
-  )
-  return teachers.forward_passes(
-    network,
-    access=teacher.access,
-    list_size=teacher.list_size,
-    teacher_names=tuple(teacher.models),
   )
 
 

@@ -1,7 +1,7 @@
 """Makes training steps from batches on the host, without their padding."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,6 +20,8 @@ PADDING = "update/padding"
 # `(state, batch) -> (state, metrics, read)`: a trimmed batch on the host, and
 # what the networks read of it.
 RunFn = Callable[..., tuple[TrainState, dict[str, Any], list[TrainBatch]]]
+# `(state, batch, rows) -> records`, see `token_values.records`.
+ValuesFn = Callable[..., list[dict[str, list[Any]]]]
 
 
 class HostStep:
@@ -33,6 +35,7 @@ class HostStep:
   def __init__(
     self,
     run_fn: RunFn,
+    values_fn: ValuesFn | None = None,
     *,
     reads_teacher_prompts: bool,
     count: WorkCounter | None = None,
@@ -41,6 +44,7 @@ class HostStep:
 
     Args:
       run_fn: makes the step; donates the state.
+      values_fn: computes values of tokens; None computes none.
       reads_teacher_prompts: false if a teacher elsewhere has read them.
       count: counts the operations of a step; None counts none.
     """
@@ -48,6 +52,7 @@ class HostStep:
     self.work = Work()
     self._count = count
     self._run_fn = run_fn
+    self._values_fn = values_fn
     self._reads_teacher_prompts = reads_teacher_prompts
 
   def __call__(
@@ -59,9 +64,7 @@ class HostStep:
       state: is donated.
       batch: this process's rows, on the host.
     """
-    batch = self.trimmer(batch)
-    if not self._reads_teacher_prompts:
-      batch = without_teacher_prompts(batch)
+    batch = self._trimmed(batch)
     state, metrics, read = self._run_fn(state, batch)
     sums = _read_sums(read)
     if self._count is not None:
@@ -73,6 +76,32 @@ class HostStep:
       sums.get("update_flops", 0.0),
     )
     return state, {**metrics, PADDING: _padding_share(sums)}
+
+  def token_values(
+    self, state: TrainState, batch: TrainBatch, rows: Sequence[int]
+  ) -> list[dict[str, list[Any]]]:
+    """Returns values of the tokens of some rows before a step.
+
+    All processes call it, for it runs on all devices.
+
+    Args:
+      state: before the step; it is kept.
+      batch: this process's rows, on the host.
+      rows: numbers of the first process's rows.
+
+    Returns:
+      Lists by name, an entry for each token, see `token_values.records`; empty
+      without a teacher, or if nobody wants them.
+    """
+    if self._values_fn is None:
+      return []
+    return self._values_fn(state, self._trimmed(batch), rows)
+
+  def _trimmed(self, batch: TrainBatch) -> TrainBatch:
+    batch = self.trimmer(batch)
+    return (
+      batch if self._reads_teacher_prompts else without_teacher_prompts(batch)
+    )
 
 
 def whole_batch(

@@ -88,7 +88,7 @@ class LengthStep:
     self._objective = objective
     self._sizes = sizes
     self._num_mini_batches = num_mini_batches
-    self._teacher_params = teacher_params
+    self.teacher_params = teacher_params
     self._put = functools.partial(sharding.put_batch, mesh)
     self._totals = totals_shardings(shardings)
     bind = functools.partial(functools.partial, objective=objective)
@@ -205,7 +205,7 @@ class LengthStep:
         numbers = np.arange(first_row, first_row + max(micro.rows) + 1)
         numbers = micro_batches.take_rows(numbers, micro, is_zeroed=False)
         lists = self._ask_fn(
-          state, self._teacher_params, rows, self._put(numbers)
+          state, self.teacher_params, rows, self._put(numbers)
         )
         rows = with_lists(rows, lists)
       placed.append(rows)
@@ -213,7 +213,7 @@ class LengthStep:
 
   def _gradient(self, state: TrainState, params: Any, update: Update):
     """Returns gradient, loss and report of an update."""
-    others = (params, state, self._teacher_params)
+    others = (params, state, self.teacher_params)
     placed = update.placed
     if self._objective.credit_fn is not None:
       placed = self._with_credit(update, others)

@@ -58,8 +58,8 @@ def train_step(
   if state.teacher_params is not None:
     # Another model has all its parameters, and the state may hold adapters.
     own = state.whole(state.teacher_params)
-    teacher_params = _with_own(teacher_params, own)
-  batch = _with_teacher_lists(
+    teacher_params = with_own(teacher_params, own)
+  batch = with_teacher_lists(
     state.student_params,
     teacher_params,
     batch,
@@ -85,7 +85,7 @@ def train_step(
   if num_mini_batches == 1:
     carry, numbers = update(carry, batch)
   else:
-    slices = _cut(batch, num_mini_batches)
+    slices = cut(batch, num_mini_batches)
     carry, numbers = jax.lax.scan(update, carry, slices)
     numbers = over_updates(numbers)
   return finish(state, carry, numbers, ema_rate=ema_rate)
@@ -217,7 +217,7 @@ def gradients(
   Returns:
     The gradient (at least float32), the loss, and scalars to log.
   """
-  batch = _with_teacher_lists(
+  batch = with_teacher_lists(
     params,
     teacher_params,
     batch,
@@ -251,16 +251,16 @@ def _gradients(
   """
   # The current student is a label here: its teacher must not follow it.
   own = jax.lax.stop_gradient(whole(params))
-  teacher_params = _with_own(teacher_params, own)
+  teacher_params = with_own(teacher_params, own)
   prepared = objective.prepare_fn(batch)
   if objective.credit_fn is not None:
-    slices = _cut(batch, num_micro_batches)
+    slices = cut(batch, num_micro_batches)
     scores, future = objective.credit_fn(whole(params), teacher_params, slices)
     prepared = dataclasses.replace(
       prepared, score_weights=scores, future_costs=future
     )
   # Cut after `prepare_fn`, which needs whole groups and the whole batch.
-  slices = _cut(prepared, num_micro_batches)
+  slices = cut(prepared, num_micro_batches)
 
   def loss(params, batch):
     return objective.loss_fn(whole(params), teacher_params, batch)
@@ -268,7 +268,7 @@ def _gradients(
   return _accumulate(loss, params, slices, num_micro_batches)
 
 
-def _with_own(teacher_params, own):
+def with_own(teacher_params, own):
   """Returns the teacher's parameters, `own` wherever they are None.
 
   Of several teachers there is a tuple.
@@ -278,7 +278,7 @@ def _with_own(teacher_params, own):
   return own if teacher_params is None else teacher_params
 
 
-def _with_teacher_lists(
+def with_teacher_lists(
   params, teacher_params, batch, key, *, ask_fn, num_slices
 ):
   """Returns the batch with the teacher's lists, if it is known by lists.
@@ -295,18 +295,18 @@ def _with_teacher_lists(
   if ask_fn is None:
     return batch
   # Nothing is differentiated here, so no gradient has to be stopped.
-  teacher_params = _with_own(teacher_params, params)
+  teacher_params = with_own(teacher_params, params)
   keys = row_keys(key, jnp.arange(batch.completion_ids.shape[0]))
   # In the slices of the update, so that asking needs no more memory than that.
   lists = jax.lax.map(
     lambda rows: ask_fn(params, teacher_params, *rows),
-    _cut((batch, keys), num_slices),
+    cut((batch, keys), num_slices),
   )
   joined = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), lists)
   return with_lists(batch, joined)
 
 
-def _cut(tree, num_slices: int):
+def cut(tree, num_slices: int):
   """Cuts `[B, ...]` to `[n, B / n, ...]`, each slice over the batch axes."""
 
   def cut(x):

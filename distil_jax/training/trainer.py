@@ -154,6 +154,7 @@ class Trainer:
       with times.phase("batch"):
         batch, stats = self.build_batch(problems, experience, step)
         guard = self.probe_teacher(step, experience, batch, stats)
+        self.reporter.before_update(step + 1, self._step_fn, self.state, batch)
       # An interrupt in between would leave a step without its report.
       with signals.deferred():
         with times.phase("update"):
@@ -318,7 +319,7 @@ class Trainer:
     config = self.config
     latest = resume.check_resumable(config, self.saved, self.teacher_model)
     before = resume.RunNotes()
-    params, optimizer = self.policy.params, self.optimizer
+    params, optimizer, base_values = self.policy.params, self.optimizer, None
     template = setup_step.build_state_template(
       config, params, optimizer, self.mesh
     )
@@ -326,7 +327,6 @@ class Trainer:
       config, self.policy, optimizer, template, self.teacher_model
     )
     self._guard_fn = setup_step.compile_guard(config, self.mesh)
-    base_values = None
     if latest is None:
       self.state = setup_step.build_first_state(
         config, params, optimizer, template

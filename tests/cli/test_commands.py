@@ -41,6 +41,7 @@ def smoke(folder):
         f"model.directory={folder}/model",
         f"data.train={CHEMISTRY}/train.json",
         f"data.evaluation={CHEMISTRY}/test.json",
+        "logging.num_rollouts=8",
       ],
       folder / "compiled",
       **settings,
@@ -115,6 +116,19 @@ def test_train_leaves_a_complete_run_folder(trained, folder):
     "Correctly solve the original question.<|im_end|>\n<|im_start|>assistant",
   ):
     assert text in page
+  # All of the step's completions are on the page, so that the costs of their
+  # tokens have the mean of the step.
+  records = [read_lines(page.with_suffix(".jsonl")) for page in pages]
+  for line, samples in zip(metrics, records, strict=True):
+    assert len(samples) == 8
+    tokens = [sample["tokens"] for sample in samples]
+    for name in ("cost", "future_cost"):
+      values = [x for of_sample in tokens for x in of_sample[name]]
+      found = np.mean([x for x in values if x is not None])
+      assert found == pytest.approx(line[name], rel=2e-3)
+    for sample in samples:
+      sizes = {len(values) for values in sample["tokens"].values()}
+      assert sizes == {sample["num_tokens"]}
   resolved = yaml.safe_load((directory / "config.yaml").read_text())
   assert resolved["rollout"]["max_prompt_length"] == 512
   environment = json.loads((directory / "environment.json").read_text())
@@ -219,6 +233,9 @@ def test_trained_run_resumes_evaluates_and_exports(trained, smoke, folder):
   assert summary["steps"] == 4
 
   judged = smoke("evaluate", "--step", "4")
+  samples = read_lines(folder / "run/evaluation_samples/step_000004.jsonl")
+  assert len(samples) == 6 * 2  # each problem once, the last batch filled up
+  assert {"messages", "completion", "status", "feedback"} <= set(samples[0])
   assert f"{directory}, step 4" in judged.stdout
   assert "pass@2" in judged.stdout
   evaluations = (directory / "evaluations.jsonl").read_text()

@@ -30,6 +30,7 @@ SETTINGS = [
   "evaluation.num_samples=2",
   "evaluation.pass_at=[1]",
   "logging.rollouts_every=1",
+  "logging.token_values=false",
   "train.num_steps=2",
 ]
 

@@ -69,6 +69,24 @@ def lines(printed):
   return [json.loads(line) for line in printed.out.splitlines()]
 
 
+def test_rows_with_an_answer_are_judged(ask, tmp_path):
+  path = tmp_path / "problems.jsonl"
+  rows = [{"prompt": PROMPT, "answer": "52"}, {"prompt": PROMPT}]
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  judged, plain = lines(ask("--file", path, "--json", *GREEDY))
+  assert judged["completion"] == plain["completion"] == SLIPS
+  assert (judged["status"], judged["reward"]) == ("wrong", 0.0)
+  assert "it should be <answer>52</answer>" in judged["feedback"]
+  assert "status" not in plain
+
+
+def test_a_row_whose_answer_makes_no_problem_is_refused(refusal, tmp_path):
+  path = tmp_path / "problems.jsonl"
+  path.write_text(json.dumps({"prompt": PROMPT, "answer": ["5", "2"]}) + "\n")
+  said = refusal("--file", path)
+  assert "leave the answer out to ask without judging" in said
+
+
 def test_one_answer_is_printed_alone(ask, tmp_path):
   printed = ask(PROMPT, *GREEDY)
   assert printed.out == SLIPS + "\n"

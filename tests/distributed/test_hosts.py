@@ -28,7 +28,7 @@ objective: {baseline: leave_one_out}
 optimizer: {learning_rate: 1e-4}
 evaluation: {every: 4, num_samples: 2, pass_at: [1, 2], num_problems: 2}
 checkpoint: {every: 2}
-logging: {rollouts_every: 3, tensorboard: false}
+logging: {rollouts_every: 3, tensorboard: false, token_values: false}
 train: {num_steps: 8}
 """
 SECONDS = 60  # within which all end, when one does

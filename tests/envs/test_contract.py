@@ -190,7 +190,7 @@ model:
 rollout: {num_problems: 8, group_size: 2, max_completion_length: 4}
 train: {num_steps: 1, run_directory: run}
 evaluation: {num_samples: 1, pass_at: [1], num_problems: 8}
-logging: {tensorboard: false}
+logging: {tensorboard: false, token_values: false}
 """,
     encoding="utf-8",
   )

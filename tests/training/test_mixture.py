@@ -89,7 +89,7 @@ def settings(directory, name):
       "train": {"num_steps": STEPS, "run_directory": str(directory / name)},
       "evaluation": {"num_samples": 2, "pass_at": [1, 2], "num_problems": 8},
       "checkpoint": {"every": 2},
-      "logging": {"tensorboard": False},
+      "logging": {"tensorboard": False, "token_values": False},
     }
   )
 

@@ -74,7 +74,7 @@ def settings(student, teacher=CALCULATOR, **changed):
       "every": 0,
     },
     "checkpoint": {"every": 3},
-    "logging": {"tensorboard": False},
+    "logging": {"tensorboard": False, "token_values": False},
     "train": {"num_steps": 6},
   }
   for key, value in changed.items():

@@ -47,7 +47,7 @@ def settings(tmp_path, num_steps):
       },
       # As many samples as in training: the same programs.
       "evaluation": {"num_problems": 4, "num_samples": 2, "pass_at": [1]},
-      "logging": {"tensorboard": False},
+      "logging": {"tensorboard": False, "token_values": False},
     }
   )
 

@@ -3,6 +3,8 @@
 import html
 import json
 import re
+import statistics
+from collections.abc import Sequence
 from typing import Any
 
 # They would turn or hide the text around them.
@@ -51,6 +53,14 @@ def number(value: float | None, digits: int = 3) -> str:
 def percent(value: float | None) -> str:
   """Returns a share as a percentage."""
   return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def mean(values: Sequence[float]) -> str:
+  """Returns mean ± standard error in percent."""
+  if len(values) < 2:
+    return percent(values[0] if values else None)
+  error = statistics.stdev(values) / len(values) ** 0.5
+  return f"{100 * statistics.fmean(values):.1f} ± {100 * error:.1f} %"
 
 
 def duration(seconds: float) -> str:

@@ -8,6 +8,7 @@ from distil_jax.analysis.report.groups import Group, differing, shown
 from distil_jax.analysis.report.markup import (
   duration,
   escape,
+  mean,
   number,
   percent,
 )
@@ -114,14 +115,6 @@ def group_table(groups: Sequence[Group]) -> str:
     )
   head = ("", "settings", "runs", "last held-out", "best held-out")
   return _table(head, rows)
-
-
-def mean(values: Sequence[float]) -> str:
-  """Returns mean ± standard error in percent."""
-  if len(values) < 2:
-    return percent(values[0] if values else None)
-  error = statistics.stdev(values) / len(values) ** 0.5
-  return f"{100 * statistics.fmean(values):.1f} ± {100 * error:.1f} %"
 
 
 def time_bars(groups: Sequence[Group]) -> str:

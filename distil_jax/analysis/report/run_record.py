@@ -13,7 +13,7 @@ from distil_jax.training.logging import rollout_records, run_folder
 from distil_jax.training.logging.tables import ReportError
 
 CONFIG = "config.yaml"
-SAMPLES = "evaluation_samples"
+SAMPLES = "evaluation_samples"  # as `sample_recorder` calls it
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Sequence
 
 from distil_jax.analysis.report import groups
-from distil_jax.analysis.report.markup import percent
+from distil_jax.analysis.report.markup import mean, percent
 from distil_jax.analysis.report.run_record import (
   RunRecord,
   find_runs,
@@ -27,19 +27,42 @@ def table(folder: pathlib.Path) -> str:
     raise ReportError(
       f"there is no run folder in {folder}; distil-jax train CONFIG makes one"
     )
-  runs: list[RunRecord] = []
-  damaged = {}
-  for path in found:
-    try:
-      runs.append(read_run(path))
-    except (ReportError, OSError) as error:
-      damaged[path] = str(error)
+  runs, damaged = _read(found)
   rows = [_HEAD, *_rows(folder, runs)]
   rows += [
     (_name(folder, path), "damaged", "", "", "", why)
     for path, why in damaged.items()
   ]
   return tables.aligned(rows, left=(1, 5))
+
+
+def summary(folder: pathlib.Path) -> str:
+  """Returns a line for each group of runs, the mean over its seeds.
+
+  Damaged runs are left out.
+  """
+  runs, _ = _read(find_runs(folder))
+  rows = [("runs", "last held-out", "best held-out", "settings")]
+  for group in groups.group_runs(runs):
+    last = [run.last[1] for run in group.runs if run.last]
+    best = [run.best[1] for run in group.runs if run.best]
+    count = str(len(group.runs))
+    rows.append((count, mean(last), mean(best), group.label))
+  return tables.aligned(rows, left=(3,))
+
+
+def _read(
+  paths: Sequence[pathlib.Path],
+) -> tuple[list[RunRecord], dict[pathlib.Path, str]]:
+  """Returns the runs, and what is wrong with those that are damaged."""
+  runs: list[RunRecord] = []
+  damaged = {}
+  for path in paths:
+    try:
+      runs.append(read_run(path))
+    except (ReportError, OSError) as error:
+      damaged[path] = str(error)
+  return runs, damaged
 
 
 def _rows(

@@ -19,9 +19,8 @@ from distil_jax.analysis.teacher_check.records import (
   Run,
 )
 from distil_jax.models import decoder, layers, sharding
-from distil_jax.objectives.base import Objective, teacher_mask, with_lists
-from distil_jax.ops import credit as credit_lib
-from distil_jax.training import low_precision
+from distil_jax.objectives.base import Objective, with_lists
+from distil_jax.training import low_precision, token_values
 from distil_jax.training.setup import train_steps
 from distil_jax.types import TrainBatch
 
@@ -29,6 +28,7 @@ from distil_jax.types import TrainBatch
 # devices can share them.
 _LENGTH_MULTIPLE = 64
 _GARBAGE_SEED = 7
+_of_batch = jax.jit(token_values.of_batch, static_argnames="objective")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +92,7 @@ def signal_of(
   read: Networks, batch: TrainBatch, objective: Objective
 ) -> Numbers:
   """Returns what an objective makes of the batch. `[B, T]` each."""
-  found = _signal(*read.params, batch, objective=objective)
+  found = _of_batch(*read.params, batch, objective=objective)
   return jax.tree.map(lambda x: np.asarray(x, np.float64), found)
 
 
@@ -153,37 +153,6 @@ def networks(run: Run) -> Networks:
     ],
     is_several,
   )
-
-
-@functools.partial(jax.jit, static_argnames="objective")
-def _signal(params, teacher_params, batch: TrainBatch, *, objective: Objective):
-  """Returns what the objective makes of the batch. `[B, T]` each."""
-  prepared = objective.prepare_fn(batch)
-  # The loss is bound to these settings, and nothing else computes its costs.
-  loss_fn: Any = objective.loss_fn
-  settings = loss_fn.keywords["settings"]
-  source = settings.compare_fn(params, teacher_params, prepared)
-  statistics = source.statistics()
-  mask = teacher_mask(prepared)
-  carried = settings.costs_fn(statistics, mask)
-  charged = settings.gated(carried, statistics)
-  found = {
-    "log_probs": statistics.log_probs,
-    "teacher_log_probs": statistics.teacher_log_probs,
-    "costs": statistics.costs,
-    "carried": carried,
-    "charged": charged,
-  }
-  scores = future = None
-  if objective.credit_fn is not None:
-    slices = jax.tree.map(lambda x: x[None], batch)
-    scores, future = objective.credit_fn(params, teacher_params, slices)
-  elif settings.score_fn is not None:
-    nothing = credit_lib.nothing_later(mask.shape[0], carried.dtype)
-    scores, future, _ = settings.score_fn(charged, mask, nothing)
-  if scores is not None:
-    found |= {"score_weights": scores, "future_costs": future}
-  return found
 
 
 def dense_tokens(

@@ -10,6 +10,7 @@ from distil_jax.config.schema import Config
 from distil_jax.data.problems import Data
 from distil_jax.distributed import collectives
 from distil_jax.training import retention, run_checks
+from distil_jax.training.host_step import HostStep
 from distil_jax.training.logging import (
   monitors,
   plots,
@@ -22,7 +23,7 @@ from distil_jax.training.logging import (
 from distil_jax.training.logging.progress import Progress
 from distil_jax.training.rollouts.experience import Experience
 from distil_jax.training.teacher_guard import GuardState
-from distil_jax.types import BatchStats
+from distil_jax.types import BatchStats, TrainBatch
 
 
 def build_progress(config: Config, *, is_shown: bool) -> Progress:
@@ -65,6 +66,8 @@ class Reporter:
       needs_teacher=config.objective.needs_teacher,
       compares_group=bool(config.objective.group_settings),
     )
+    # Of the tokens of the samples on the next page.
+    self._tokens: list[dict[str, list[Any]]] = []
     self._mismatch = step_metrics.MismatchWatch(config.logging.mismatch_limit)
     self._monitors = monitors.Monitors(
       config.logging.monitors,
@@ -141,12 +144,33 @@ class Reporter:
     self, step: int, experience: Experience, stats: BatchStats
   ) -> None:
     """Writes samples of the first step and of every `rollouts_every`th."""
-    logging = self._config.logging
-    every = logging.rollouts_every
-    if every and (step == 1 or step % every == 0):
-      samples = step_metrics.samples(experience, stats, logging.num_rollouts)
+    if self._has_page(step):
+      samples = step_metrics.samples(
+        experience, stats, self._config.logging.num_rollouts, self._tokens
+      )
       self._folder.rollouts(step, samples)
       self._trackers.samples(step, samples)
+
+  def before_update(
+    self, step: int, step_fn: HostStep, state: Any, batch: TrainBatch
+  ) -> None:
+    """Finds values of tokens for the page of a step, if it has one.
+
+    Args:
+      step: the training step, counted from 1.
+      step_fn: makes the step.
+      state: before the step, whose update donates it.
+      batch: this process's rows, on the host.
+    """
+    if self._has_page(step):
+      rows = step_metrics.page_rows(
+        len(batch.completion_ids), self._config.logging.num_rollouts
+      )
+      self._tokens = step_fn.token_values(state, batch, rows)
+
+  def _has_page(self, step: int) -> bool:
+    every = self._config.logging.rollouts_every
+    return bool(every) and (step == 1 or step % every == 0)
 
   def guard(self, step: int, before: GuardState, after: GuardState) -> None:
     """Says if the guard has begun to hold the teacher, or has let it go."""

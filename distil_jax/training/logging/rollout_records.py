@@ -18,7 +18,8 @@ def read_folder(folder: pathlib.Path) -> Iterator[dict[str, Any]]:
     ReportError: another line is not a record.
   """
   for path in sorted(folder.glob("step_*.jsonl")):
-    step = step_of_page(path)
+    # A process of several has its number before the ending.
+    step = step_of_page(pathlib.Path(path.name.partition(".")[0]))
     if step < 0:
       continue  # somebody's notes
     # A line break inside a text is escaped, so only "\n" separates records.

@@ -2,7 +2,8 @@
 
 import collections
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -228,12 +229,29 @@ def critique_metrics(experience: Experience) -> dict[str, float]:
   return {f"critique/{name}": value for name, value in values.items()}
 
 
-def samples(
-  experience: Experience, stats: BatchStats, count: int
-) -> list[rollout_pages.Sample]:
-  """Returns a few completions to read, of as many problems as possible."""
-  num_rows = len(experience.completions)
+def page_rows(num_rows: int, count: int) -> list[int]:
+  """Returns the rows whose samples a page shows, at most `count`."""
   count = min(count, num_rows)
+  # Even steps through the batch, in which the members of a group are next to
+  # each other.
+  return [number * num_rows // count for number in range(count)]
+
+
+def samples(
+  experience: Experience,
+  stats: BatchStats,
+  count: int,
+  tokens: Sequence[Mapping[str, Sequence[Any]]] = (),
+) -> list[rollout_pages.Sample]:
+  """Returns a few completions to read, of as many problems as possible.
+
+  Args:
+    experience: judged completions.
+    stats: says how the batch came about.
+    count: completions at most.
+    tokens: values of the tokens of each of them; empty if nobody knows them.
+  """
+  rows = page_rows(len(experience.completions), count)
   return [
     rollout_pages.Sample(
       problem=experience.problems[i // experience.group_size],
@@ -246,8 +264,7 @@ def samples(
       earlier_verdicts=experience.earlier_verdicts[i]
       if experience.earlier_verdicts
       else (),
+      tokens=values,
     )
-    # Even steps through the batch, in which the members of a group are next to
-    # each other.
-    for i in (number * num_rows // count for number in range(count))
+    for i, values in zip(rows, tokens or [{}] * len(rows), strict=True)
   ]

@@ -1,16 +1,27 @@
 """Builds the training step: a program, and what runs it from the host."""
 
 import functools
+from collections.abc import Sequence
+from typing import Any
 
 import jax
+import numpy as np
 import optax
 
 from distil_jax.config.base import ConfigError
 from distil_jax.config.schema import Config
 from distil_jax.generation.policy import Policy
 from distil_jax.models import sharding
+from distil_jax.objectives import teachers
+from distil_jax.objectives.base import BatchLayout
+from distil_jax.objectives.build import build_objective
 from distil_jax.objectives.teachers import OtherNetwork, TeacherNetwork
-from distil_jax.training import build_step, host_step, step_work
+from distil_jax.training import (
+  build_step,
+  host_step,
+  step_work,
+  token_values,
+)
 from distil_jax.training.length_step import LengthStep
 from distil_jax.training.setup.micro_batch_sizes import build_sizes
 from distil_jax.training.setup.teacher_models import (
@@ -19,6 +30,7 @@ from distil_jax.training.setup.teacher_models import (
   Teachers,
 )
 from distil_jax.training.train_state import TrainState
+from distil_jax.types import TrainBatch
 
 
 def build_host_step(
@@ -46,10 +58,13 @@ def build_host_step(
   if config.optimizer.tokens_per_micro_batch is None:
     step_fn = compile_train_step(config, policy, optimizer, template, teacher)
     run_fn = host_step.whole_batch(step_fn, mesh)
+    params = teacher and step_fn.keywords["teacher_params"]
   else:
     run_fn = build_length_step(config, policy, optimizer, template, teacher)
+    params = run_fn.teacher_params
   return host_step.HostStep(
     run_fn,
+    build_values_fn(config, policy, mesh, teacher, params),
     # A server has read them already.
     reads_teacher_prompts=config.teacher.server is None,
     count=step_work.WorkCounter(
@@ -83,6 +98,71 @@ def _networks(
     reads_reference=not needs_teacher
     and config.objective.keeps_teacher(config.teacher),
   )
+
+
+def build_values_fn(
+  config: Config,
+  policy: Policy,
+  mesh: jax.sharding.Mesh,
+  teacher: Teachers | None,
+  teacher_params: Any,
+) -> host_step.ValuesFn | None:
+  """Returns what computes values of the tokens of some rows.
+
+  Args:
+    config: the run's settings.
+    policy: the student.
+    mesh: the mesh of the step.
+    teacher: the teacher, if it is another model, or several.
+    teacher_params: its weights.
+
+  Returns:
+    None if the objective has no teacher, or nobody wants the values.
+  """
+  logging = config.logging
+  is_wanted = logging.token_values and logging.rollouts_every
+  if not is_wanted or not config.objective.needs_teacher:
+    return None
+  whole = config.optimizer.mini_batch_size or config.num_sequences
+  sections = (config.objective, config.teacher)
+  networks = (policy.graphdef, teacher_network(config, teacher))
+  choose_fn = None
+  if config.teacher.access == "probabilities":
+    choose_fn = functools.partial(
+      teachers.ask_teacher,
+      network=build_step.build_network(*sections, *networks),
+      kind="top_k",
+      size=token_values.NUM_CHOICES,
+    )
+  of_step = functools.partial(
+    token_values.of_step,
+    objective=build_objective(
+      *sections,
+      forward=build_step.forward_passes(*sections, *networks),
+      layout=BatchLayout(group_size=config.rollout.group_size),
+    ),
+    num_mini_batches=config.num_sequences // whole,
+    num_micro_batches=whole // (_micro_batch_size(config) or whole),
+    choose_fn=choose_fn,
+  )
+  # The rows are few, and the process that writes them needs all.
+  everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  values_fn = jax.jit(of_step, out_shardings=everywhere)
+  decode = functools.partial(policy.tokenizer.decode, skip_special=False)
+
+  def run(state: TrainState, batch: TrainBatch, rows: Sequence[int]):
+    chosen = np.asarray(rows)
+    found = values_fn(
+      state, sharding.put_batch(mesh, batch), chosen, teacher_params
+    )
+    return token_values.records(
+      {name: np.asarray(x) for name, x in found.items()},
+      np.asarray(batch.completion_ids)[chosen],
+      np.asarray(batch.completion_mask)[chosen],
+      decode,
+    )
+
+  return run
 
 
 def build_length_step(

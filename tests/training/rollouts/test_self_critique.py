@@ -347,7 +347,7 @@ data: {train: rows.jsonl, evaluation: rows.jsonl}
 rollout: {num_problems: 8, group_size: 2, max_completion_length: 4}
 train: {num_steps: 1, run_directory: run}
 evaluation: {num_samples: 2, pass_at: [1], num_problems: 8}  # as in training
-logging: {tensorboard: false, rollouts_every: 1}
+logging: {tensorboard: false, rollouts_every: 1, token_values: false}
 environment:
   kind: self_evaluation
   rubric: "{problem} {completion} <verdict>correct</verdict>?"
