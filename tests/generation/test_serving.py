@@ -318,8 +318,8 @@ def test_statuses_tell_mistakes_apart(send, path, body, status, text):
     (False, "must be an object"),
     ({"chat_template": "{{ 1 }}"}, "which chat_template is not; leave it out"),
     ({"tokenize": False}, "which tokenize is not; leave it out"),
-    ({"tools": 5}, "the chat template cannot render these messages"),
-    ({"continue_final_message": True}, "cannot render these messages"),
+    ({"tools": 5}, "the chat template cannot render messages of user"),
+    ({"continue_final_message": True}, "the chat template cannot render"),
   ],
 )
 def test_only_variables_of_the_chat_template_are_set(send, settings, text):

@@ -7,6 +7,7 @@ import selectors
 import socket
 import threading
 import urllib.parse
+from collections.abc import Generator
 from typing import Any
 
 from distil_jax.generation.serving.routes import (
@@ -165,7 +166,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       return True
 
   def _send(self, status: int, content: dict[str, Any] | Stream) -> None:
-    if not isinstance(content, dict):
+    if isinstance(content, Generator):
       self._send_events(content)
       return
     data = json.dumps(content).encode()
