@@ -260,6 +260,20 @@ def put_batch(mesh: Mesh, tree: Any) -> Any:
   )
 
 
+def rows_of_process(x: jax.Array, process: int) -> np.ndarray:
+  """Returns the numbers of a process's rows of a batch, in its own order.
+
+  A mesh may have the devices in another order than the processes.
+  """
+  places = x.sharding.devices_indices_map(x.shape).items()
+  parts = {
+    index[0].indices(len(x))
+    for device, index in places
+    if device.process_index == process
+  }
+  return np.concatenate([np.arange(*part) for part in sorted(parts)])
+
+
 def local_rows(x: jax.Array) -> np.ndarray:
   """Returns this process's rows of a batch on the host; undoes `put_batch`."""
   # Several devices may hold the same rows; one copy of each is enough.

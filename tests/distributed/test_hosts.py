@@ -14,6 +14,7 @@ import pytest
 
 import distil_jax as dj
 from distil_jax.training import checkpoints
+from distil_jax.training.logging import rollout_records
 from tests.commands import WITH_FEW_PROGRAMS, free_port, run, start
 
 CONFIG = """
@@ -28,7 +29,7 @@ objective: {baseline: leave_one_out}
 optimizer: {learning_rate: 1e-4}
 evaluation: {every: 4, num_samples: 2, pass_at: [1, 2], num_problems: 2}
 checkpoint: {every: 2}
-logging: {rollouts_every: 3, tensorboard: false, token_values: false}
+logging: {rollouts_every: 3, tensorboard: false}
 train: {num_steps: 8}
 """
 SECONDS = 60  # within which all end, when one does
@@ -173,6 +174,13 @@ def test_killed_pair_goes_on_as_if_one_process_had_run(folder, alone, killed):
   assert json.loads((killed / "summary.json").read_text())["steps"] == 8
   for page in (alone / "rollouts").iterdir():
     assert (killed / "rollouts" / page.name).exists()
+  found, expected = (
+    list(rollout_records.read_folder(place / "rollouts"))
+    for place in (killed, alone)
+  )
+  # The first of two processes has half of the samples.
+  assert 0 < len(found) < len(expected)
+  assert all(sample in expected for sample in found)
   (step, ours), (other, theirs) = params(killed), params(alone)
   assert step == other == 8
   jax.tree.map(np.testing.assert_array_equal, ours, theirs)

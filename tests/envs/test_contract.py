@@ -160,7 +160,7 @@ def blocks(language):
 @pytest.fixture
 def guide(tmp_path, monkeypatch):
   """The folder that the guide describes."""
-  example, check, _ = blocks("python")
+  example, check, *_ = blocks("python")
   assert len(example.splitlines()) <= 35
   (tmp_path / "word_count.py").write_text(example, encoding="utf-8")
   rows = [{"topic": "rain", "words": n} for n in range(1, 9)]

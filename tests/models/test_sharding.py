@@ -115,6 +115,9 @@ def test_a_batch_goes_out_and_comes_back():
   placed = sharding.put_batch(mesh, {"ids": rows})["ids"]
   assert {shard.data.shape for shard in placed.addressable_shards} == {(2, 3)}
   np.testing.assert_array_equal(sharding.local_rows(placed), rows)
+  # All devices are this process's.
+  numbers = sharding.rows_of_process(placed, 0)
+  np.testing.assert_array_equal(numbers, np.arange(8))
 
 
 def test_context_joins_fsdp_without_moving_a_parameter():

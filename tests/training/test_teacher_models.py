@@ -141,7 +141,7 @@ def test_a_student_learns_and_an_interrupted_run_goes_on(
   with pytest.raises(config.ConfigError, match="whose teacher had digest"):
     train(tmp_path / "cut", student, teacher, train__num_steps=9)
   with pytest.raises(config.ConfigError, match=r"teacher\.model\.directory: "):
-    train(tmp_path / "cut", student, train__num_steps=9)
+    train(tmp_path / "cut", student, student, train__num_steps=9)
 
 
 def test_the_vocabulary_is_padded_or_cut_to_the_students(

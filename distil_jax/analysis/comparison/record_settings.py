@@ -95,6 +95,8 @@ def run_config(
     "num_steps": run.num_steps * arm.num_steps_factor,
     "seed": seed,
     "run_directory": directory,
+    # An arm that diverges at a rate has lost there, and is not helped on.
+    "max_skipped_updates": 0,
   }
   tree["evaluation"]["every"] = run.evaluate_every
   # The learning curve takes the metrics of the steps that are evaluated.

@@ -152,9 +152,11 @@ def build_values_fn(
 
   def run(state: TrainState, batch: TrainBatch, rows: Sequence[int]):
     chosen = np.asarray(rows)
-    found = values_fn(
-      state, sharding.put_batch(mesh, batch), chosen, teacher_params
-    )
+    placed = sharding.put_batch(mesh, batch)
+    numbers = sharding.rows_of_process(placed.sample_mask, 0)[chosen]
+    found = values_fn(state, placed, numbers, teacher_params)
+    if jax.process_index() != 0:
+      return []  # its own rows are others
     return token_values.records(
       {name: np.asarray(x) for name, x in found.items()},
       np.asarray(batch.completion_ids)[chosen],

@@ -51,6 +51,7 @@ def test_only_what_a_trial_decides_changes(original):
     "train.num_steps",
     "train.seed",
     "train.run_directory",
+    "train.max_skipped_updates",
     "evaluation.every",
   }
   assert config.objective == configs.GRPOConfig()
